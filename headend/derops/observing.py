@@ -1,0 +1,129 @@
+"""Logs and probes, the same in every program.
+
+Logs are structlog events rendered as JSON, or as text on a terminal; records of the standard
+library's logging go through the same renderer. The ops port serves /livez, /readyz and /metrics.
+"""
+
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import structlog
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
+
+
+def configure_logging(level: str = "INFO") -> None:
+    """Send all logs to stderr, one event per line."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer()
+        if sys.stderr.isatty()
+        else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                renderer,
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+
+
+class Readiness:
+    """What a program waits for. Each change is logged once; an empty list is ready."""
+
+    def __init__(self) -> None:
+        self._missing: dict[str, str] = {}
+        self._lock = threading.Lock()
+        self._log = structlog.get_logger("readiness")
+
+    def waiting(self, part: str, why: str) -> None:
+        """Say that ``part`` is missing and why; only a part that was there is logged."""
+        with self._lock:
+            known = part in self._missing
+            self._missing[part] = why
+        if not known:
+            self._log.warning("dependency.missing", part=part, why=why)
+
+    def found(self, part: str) -> None:
+        """Say that ``part`` is there."""
+        with self._lock:
+            why = self._missing.pop(part, None)
+        if why is not None:
+            self._log.info("dependency.found", part=part)
+
+    def report(self) -> tuple[bool, str]:
+        """Return whether all is there, and a line for each part that is not."""
+        with self._lock:
+            lines = [f"waiting for {part}: {why}" for part, why in sorted(self._missing.items())]
+        return not lines, "\n".join(lines) or "ok"
+
+
+class OpsServer:
+    """The ops port: /livez, /readyz, /metrics, served from its own thread."""
+
+    def __init__(
+        self, address: str, port: int, readiness: Readiness, alive: Callable[[], bool] | None = None
+    ) -> None:
+        """Bind the port; 0 takes a free one, see ``port``."""
+        alive = alive or (lambda: True)
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                path = self.path.partition("?")[0]
+                if path == "/metrics":
+                    self._answer(200, CONTENT_TYPE_LATEST, generate_latest(REGISTRY))
+                elif path == "/livez":
+                    good = alive()
+                    self._text(200 if good else 503, "ok" if good else "main loop is stuck")
+                elif path == "/readyz":
+                    ready, text = readiness.report()
+                    self._text(200 if ready else 503, text)
+                else:
+                    self._text(404, "try /livez, /readyz or /metrics")
+
+            def _text(self, status: int, text: str) -> None:
+                self._answer(status, "text/plain; charset=utf-8", (text + "\n").encode())
+
+            def _answer(self, status: int, kind: str, body: bytes) -> None:
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                """Probes are not worth a line."""
+
+        self._server = ThreadingHTTPServer((address, port), Handler)
+        self._server.daemon_threads = True
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, name="ops", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop answering and give the port back."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

@@ -1,0 +1,40 @@
+"""Loading of settings: one line for what is wrong, exit code 2, never a traceback."""
+
+import sys
+from typing import NoReturn, TypeVar
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings
+
+from derops.errors import SettingError
+
+EXIT_BAD_SETTING = 2
+"""Exit code of a program that was started with a missing or wrong setting."""
+
+Settings = TypeVar("Settings", bound=BaseSettings)
+
+
+def load_settings(kind: type[Settings]) -> Settings:
+    """Read ``kind`` from the environment, or end the program with one line on stderr."""
+    try:
+        return kind()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        prefix = str(kind.model_config.get("env_prefix", ""))
+        name = "_".join(str(part) for part in first["loc"])
+        refuse_to_start(
+            SettingError(prefix + name.upper(), "environment", _problem(first["type"], first))
+        )
+
+
+def refuse_to_start(error: SettingError) -> NoReturn:
+    """Print one line and end the program with exit code 2."""
+    sys.stderr.write(f"cannot start: setting {error}\n")
+    sys.exit(EXIT_BAD_SETTING)
+
+
+def _problem(kind: str, details: object) -> str:
+    facts = details if isinstance(details, dict) else {}
+    if kind == "missing":
+        return "is required and not set"
+    return f"{facts.get('msg', 'is not valid')}; got {facts.get('input')!r}"

@@ -1,0 +1,1 @@
+"""The wire format between the programs; one package for each version."""

@@ -1,0 +1,128 @@
+from derops.wire.v1 import agent_pb2 as _agent_pb2
+from derops.wire.v1 import dispatch_pb2 as _dispatch_pb2
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class OperatorMessage(_message.Message):
+    __slots__ = ("version", "snapshot_begin", "asset", "dispatch", "snapshot_end", "asset_removed", "dispatch_removed", "epoch_seen", "transition")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_BEGIN_FIELD_NUMBER: _ClassVar[int]
+    ASSET_FIELD_NUMBER: _ClassVar[int]
+    DISPATCH_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_END_FIELD_NUMBER: _ClassVar[int]
+    ASSET_REMOVED_FIELD_NUMBER: _ClassVar[int]
+    DISPATCH_REMOVED_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_SEEN_FIELD_NUMBER: _ClassVar[int]
+    TRANSITION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    snapshot_begin: SnapshotBegin
+    asset: _dispatch_pb2.Asset
+    dispatch: _dispatch_pb2.Dispatch
+    snapshot_end: SnapshotEnd
+    asset_removed: str
+    dispatch_removed: str
+    epoch_seen: EpochSeen
+    transition: HeadendTransition
+    def __init__(self, version: _Optional[int] = ..., snapshot_begin: _Optional[_Union[SnapshotBegin, _Mapping]] = ..., asset: _Optional[_Union[_dispatch_pb2.Asset, _Mapping]] = ..., dispatch: _Optional[_Union[_dispatch_pb2.Dispatch, _Mapping]] = ..., snapshot_end: _Optional[_Union[SnapshotEnd, _Mapping]] = ..., asset_removed: _Optional[str] = ..., dispatch_removed: _Optional[str] = ..., epoch_seen: _Optional[_Union[EpochSeen, _Mapping]] = ..., transition: _Optional[_Union[HeadendTransition, _Mapping]] = ...) -> None: ...
+
+class SnapshotBegin(_message.Message):
+    __slots__ = ("operator_start_ms",)
+    OPERATOR_START_MS_FIELD_NUMBER: _ClassVar[int]
+    operator_start_ms: int
+    def __init__(self, operator_start_ms: _Optional[int] = ...) -> None: ...
+
+class SnapshotEnd(_message.Message):
+    __slots__ = ("assets", "dispatches")
+    ASSETS_FIELD_NUMBER: _ClassVar[int]
+    DISPATCHES_FIELD_NUMBER: _ClassVar[int]
+    assets: int
+    dispatches: int
+    def __init__(self, assets: _Optional[int] = ..., dispatches: _Optional[int] = ...) -> None: ...
+
+class EpochSeen(_message.Message):
+    __slots__ = ("asset_uid", "epoch")
+    ASSET_UID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    asset_uid: str
+    epoch: int
+    def __init__(self, asset_uid: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class HeadendTransition(_message.Message):
+    __slots__ = ("asset", "dispatch_uid", "dispatch_name", "transition")
+    ASSET_FIELD_NUMBER: _ClassVar[int]
+    DISPATCH_UID_FIELD_NUMBER: _ClassVar[int]
+    DISPATCH_NAME_FIELD_NUMBER: _ClassVar[int]
+    TRANSITION_FIELD_NUMBER: _ClassVar[int]
+    asset: _dispatch_pb2.AssetId
+    dispatch_uid: str
+    dispatch_name: str
+    transition: _dispatch_pb2.Transition
+    def __init__(self, asset: _Optional[_Union[_dispatch_pb2.AssetId, _Mapping]] = ..., dispatch_uid: _Optional[str] = ..., dispatch_name: _Optional[str] = ..., transition: _Optional[_Union[_dispatch_pb2.Transition, _Mapping]] = ...) -> None: ...
+
+class ReplicaMessage(_message.Message):
+    __slots__ = ("hello", "accepted_version", "session", "delivery", "report")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    DELIVERY_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    hello: ReplicaHello
+    accepted_version: int
+    session: Session
+    delivery: Delivery
+    report: AgentReport
+    def __init__(self, hello: _Optional[_Union[ReplicaHello, _Mapping]] = ..., accepted_version: _Optional[int] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., delivery: _Optional[_Union[Delivery, _Mapping]] = ..., report: _Optional[_Union[AgentReport, _Mapping]] = ...) -> None: ...
+
+class ReplicaHello(_message.Message):
+    __slots__ = ("replica", "state_since_us")
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    STATE_SINCE_US_FIELD_NUMBER: _ClassVar[int]
+    replica: str
+    state_since_us: int
+    def __init__(self, replica: _Optional[str] = ..., state_since_us: _Optional[int] = ...) -> None: ...
+
+class Session(_message.Message):
+    __slots__ = ("asset_uid", "connected", "epoch", "since_us", "serial_number", "instance_id", "capability", "end_reason")
+    ASSET_UID_FIELD_NUMBER: _ClassVar[int]
+    CONNECTED_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SINCE_US_FIELD_NUMBER: _ClassVar[int]
+    SERIAL_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITY_FIELD_NUMBER: _ClassVar[int]
+    END_REASON_FIELD_NUMBER: _ClassVar[int]
+    asset_uid: str
+    connected: bool
+    epoch: int
+    since_us: int
+    serial_number: str
+    instance_id: str
+    capability: _agent_pb2.Capability
+    end_reason: str
+    def __init__(self, asset_uid: _Optional[str] = ..., connected: _Optional[bool] = ..., epoch: _Optional[int] = ..., since_us: _Optional[int] = ..., serial_number: _Optional[str] = ..., instance_id: _Optional[str] = ..., capability: _Optional[_Union[_agent_pb2.Capability, _Mapping]] = ..., end_reason: _Optional[str] = ...) -> None: ...
+
+class Delivery(_message.Message):
+    __slots__ = ("dispatch_uid", "generation", "written_us", "ledger_id")
+    DISPATCH_UID_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_US_FIELD_NUMBER: _ClassVar[int]
+    LEDGER_ID_FIELD_NUMBER: _ClassVar[int]
+    dispatch_uid: str
+    generation: int
+    written_us: int
+    ledger_id: str
+    def __init__(self, dispatch_uid: _Optional[str] = ..., generation: _Optional[int] = ..., written_us: _Optional[int] = ..., ledger_id: _Optional[str] = ...) -> None: ...
+
+class AgentReport(_message.Message):
+    __slots__ = ("asset_uid", "received_us", "report")
+    ASSET_UID_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_US_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    asset_uid: str
+    received_us: int
+    report: _dispatch_pb2.DispatchReport
+    def __init__(self, asset_uid: _Optional[str] = ..., received_us: _Optional[int] = ..., report: _Optional[_Union[_dispatch_pb2.DispatchReport, _Mapping]] = ...) -> None: ...
