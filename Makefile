@@ -1,0 +1,53 @@
+# Every target does all its own set-up; a second run starts from caches.
+.DEFAULT_GOAL := help
+.PHONY: help setup lint generate test e2e bench demo up down status clean
+
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/derops
+TOOLS := $(CACHE)/tools
+PYTHON := .venv/bin/python
+PROTOS := $(wildcard headend/derops/wire/v1/*.proto)
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.complete  ## Install what the other targets need, into .venv
+
+.venv/.complete: pyproject.toml uv.lock
+	@scripts/setup '$(TOOLS)'
+	@touch $@
+
+lint: setup  ## Check style, types and the direction of imports
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+generate: setup  ## Generate the wire format's Python code from the .proto files
+	$(PYTHON) -m grpc_tools.protoc -I headend --python_out=headend --pyi_out=headend \
+		--grpc_python_out=headend $(PROTOS)
+	rm -f headend/derops/wire/v1/dispatch_pb2_grpc.py headend/derops/wire/v1/log_pb2_grpc.py
+
+test: setup  ## Run all tests, on real parts
+	.venv/bin/pytest
+
+e2e: setup  ## Run the end-to-end tests only
+	.venv/bin/pytest tests/e2e
+
+bench: setup  ## Measure; prints JSON lines
+	$(PYTHON) -m tests.bench
+
+demo: setup  ## Run the examples on the whole product and watch
+	@$(PYTHON) -m tests.stack demo
+
+up: setup  ## Start the whole product in the background; see build/stack.json
+	@$(PYTHON) -m tests.stack up
+
+down: setup  ## End what "make up" started
+	@$(PYTHON) -m tests.stack down
+
+status: setup  ## Say what "make up" runs and how to use it
+	@$(PYTHON) -m tests.stack status
+
+clean:  ## Remove what was built here; the caches outside the tree stay
+	@if [ -x $(PYTHON) ] && [ -f build/stack.json ]; then $(PYTHON) -m tests.stack down; fi
+	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

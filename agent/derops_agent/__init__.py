@@ -1,0 +1,1 @@
+"""The agent: the device, and time."""

@@ -1,0 +1,57 @@
+"""The two clocks of the agent: the wall clock decides when a window starts, the other that it ends.
+
+The second one counts from the machine's boot, also while it sleeps, and cannot be set.
+"""
+
+import ctypes
+import time
+from pathlib import Path
+from typing import Protocol
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_TIME_ERROR = 5  # what adjtimex(2) returns while the kernel's clock is not synchronised
+
+
+class Clock(Protocol):
+    """What time it is."""
+
+    def now_us(self) -> int:
+        """Return microseconds since 1970 in UTC, by the wall clock."""
+        ...
+
+    def monotonic_us(self) -> int:
+        """Return microseconds on a clock that nobody can set."""
+        ...
+
+    def boot_id(self) -> str:
+        """Return what tells one run of the monotonic clock from the next."""
+        ...
+
+    def synchronised(self) -> bool:
+        """Tell whether the operating system has confirmed the wall clock."""
+        ...
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def __init__(self) -> None:
+        self._boot_id = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
+
+    def now_us(self) -> int:
+        """Return microseconds since 1970 in UTC."""
+        return time.time_ns() // 1000
+
+    def monotonic_us(self) -> int:
+        """Return microseconds since the machine's boot."""
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
+
+    def boot_id(self) -> str:
+        """Return the kernel's random id of this boot."""
+        return self._boot_id
+
+    def synchronised(self) -> bool:
+        """Ask the kernel whether NTP keeps the clock; False where it cannot be asked."""
+        state = ctypes.create_string_buffer(512)  # struct timex, modes = 0: read only
+        answer: int = ctypes.CDLL(None).adjtimex(state)
+        return 0 <= answer < _TIME_ERROR

@@ -1,0 +1,176 @@
+"""One execution of a dispatch: what was ordered, where it stands and what the device did."""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from derops.lifecycle import Phase
+from derops.schedules import Window
+
+LATE_REVERT_US = 10_000_000
+"""A device that held its setpoint longer than this past the end has not completed as planned."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """One instant on both clocks."""
+
+    wall_us: int
+    monotonic_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """A dispatch as it was received; the uid is the identity of the execution."""
+
+    uid: str
+    asset_uid: str
+    generation: int
+    mode: str
+    watts: int
+    start_us: int
+    duration_seconds: int
+    start_deadline_seconds: int
+    late_policy: str
+    randomize_start_seconds: int
+    primacy: int
+    verify_required: bool
+    cancelled: bool
+    cancel_reason: str
+    known_phase: str
+    created_us: int
+
+    @property
+    def strength(self) -> tuple[int, int, str]:
+        """Sort key: lower primacy, then newer, then larger uid; the greatest wins."""
+        return (-self.primacy, self.created_us, self.uid)
+
+
+class Stage(StrEnum):
+    """What the agent has to do next; finer than the phase, and never sent."""
+
+    WAITING = "Waiting"
+    """Accepted; its start has not come."""
+
+    APPLYING = "Applying"
+    """About to be written: from here on the device may hold it."""
+
+    HOLDING = "Holding"
+    """The device holds it."""
+
+    REVERTING = "Reverting"
+    """It is to end as ``ending`` says, as soon as the device has been reverted."""
+
+    DONE = "Done"
+    """The phase is terminal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A transition, with the time at which it happened."""
+
+    phase: Phase
+    reason: str
+    message: str
+    at_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """What samples showed while the device held the setpoint."""
+
+    last_sample_us: int = 0
+    within_us: int = 0
+    """Time within tolerance since the setpoint was applied."""
+
+    judged_us: int = 0
+    """Sampled time after settling."""
+
+    good_us: int = 0
+    """Of ``judged_us``, the part within tolerance."""
+
+    delivered_watt_hours: float | None = None
+    told: str = ""
+    """The verdict that was reported while the window was open; empty = none yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """All that is known; each change makes a new one."""
+
+    order: Order
+    phase: Phase
+    stage: Stage
+    reason: str
+    message: str = ""
+    steps: tuple[Step, ...] = ()
+    observed_generation: int = 0
+    accepted_us: int = 0
+    planned: Window | None = None
+    applied_us: int = 0
+    ended_us: int = 0
+    reverted_us: int = 0
+    verified_us: int = 0
+    target_watts: int = 0
+    """What is written: the ordered value within the limits."""
+
+    clamped_by: str = ""
+    held_since: Moment | None = None
+    """Start of the interval in which the device holds it; None = it does not."""
+
+    ends_monotonic_us: int = 0
+    active_us: int = 0
+    """Sum of the earlier intervals."""
+
+    interruptions: int = 0
+    last_error: str = ""
+    """Why the last write of this process failed: DeviceOffline or DeviceWriteFailed."""
+
+    evidence: str = ""
+    verified: str = "Unknown"
+    verified_reason: str = ""
+    effect: Effect = Effect()
+    ending: Step | None = None
+    superseded_by: str = ""
+    supersedes: tuple[str, ...] = ()
+
+    @property
+    def owns_device(self) -> bool:
+        """Whether its value belongs on the device."""
+        return self.stage in (Stage.APPLYING, Stage.HOLDING)
+
+    def step(self, phase: Phase, reason: str, message: str, at_us: int) -> "Execution":
+        """Return it in a phase, with the transition recorded. A terminal phase never changes."""
+        if self.phase.terminal:
+            return self
+        return replace(
+            self,
+            phase=phase,
+            reason=reason,
+            message=message,
+            stage=Stage.DONE if phase.terminal else self.stage,
+            steps=(*self.steps, Step(phase=phase, reason=reason, message=message, at_us=at_us)),
+        )
+
+    def begin_ending(self, phase: Phase, reason: str, message: str, at_us: int) -> "Execution":
+        """Return it on its way to a terminal phase, which it takes once the device is reverted."""
+        if self.stage in (Stage.REVERTING, Stage.DONE):
+            return self
+        ending = Step(phase=phase, reason=reason, message=message, at_us=at_us)
+        return replace(self, stage=Stage.REVERTING, ending=ending, ended_us=at_us)
+
+    def stop_holding(self, at: Moment) -> "Execution":
+        """Close the interval in which the device held it."""
+        if self.held_since is None:
+            return self
+        held_us = max(0, at.monotonic_us - self.held_since.monotonic_us)
+        return replace(self, held_since=None, active_us=self.active_us + held_us)
+
+    def rebase(self, now: Moment) -> "Execution":
+        """Return it with its monotonic instants on the clock of a new boot."""
+        ahead_us = now.monotonic_us - now.wall_us
+        held = self.held_since
+        return replace(
+            self,
+            held_since=held and Moment(wall_us=held.wall_us, monotonic_us=held.wall_us + ahead_us),
+            ends_monotonic_us=self.planned.end_us + ahead_us if self.planned else 0,
+        )

@@ -1,0 +1,369 @@
+"""The shell around the decisions for one asset: it stores, writes the device and reports.
+
+One task runs it, so that nothing happens between a decision and its commit. The order is always:
+intent on the disk, device, outcome on the disk, report.
+"""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import structlog
+
+from derops.errors import DeviceError, DeviceRefusedError
+from derops.ids import AssetName
+from derops.schedules import SECOND_US
+from derops.wire.v1 import agent_pb2, dispatch_pb2
+from derops_agent import metrics
+from derops_agent.clock import Clock
+from derops_agent.control import deciding, verifying
+from derops_agent.control.execution import Execution, Moment, Stage
+from derops_agent.control.judging import judge
+from derops_agent.control.site import LocalLimits, Site, bounded, wanted_setpoints
+from derops_agent.control.translating import read_asset, read_order
+from derops_agent.device import GuardedDevice
+from derops_agent.journal import Journal, Runner
+from derops_agent.ledger import Alive, Ledger
+from derops_agent.ports import Reading, Setpoints
+
+_ALIVE_EVERY_US = 10 * SECOND_US
+_FIRST_RETRY_US = 250_000
+_APPLY_RETRY_US = 1 * SECOND_US
+_REVERT_RETRY_US = 60 * SECOND_US
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Everything between SyncBegin and SyncEnd."""
+
+    revision: agent_pb2.Revision
+    asset: dispatch_pb2.Asset
+    dispatches: list[dispatch_pb2.Dispatch]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acknowledged:
+    """A report is durable at the gateway."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """The headend is done with a dispatch."""
+
+    uid: str
+
+
+Event = Snapshot | Acknowledged | Settled | Reading | dispatch_pb2.Asset | dispatch_pb2.Dispatch
+
+
+class Controller:
+    """One asset's dispatches. Events come in by ``take``; the journal reports what happened."""
+
+    def __init__(
+        self,
+        name: AssetName,
+        device: GuardedDevice,
+        ledger: Ledger,
+        clock: Clock,
+        run: Runner,
+        *,
+        local: LocalLimits,
+        max_clock_offset_milliseconds: int = 5000,
+        settle_us: int = 5 * SECOND_US,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self.journal = Journal(ledger, clock, run, str(name))
+        self.revision = ledger.revision
+        self._device, self._ledger, self._clock, self._run = device, ledger, clock, run
+        self._settle_us, self._draw = settle_us, draw
+        self._site = Site(
+            capability=device.capability,
+            local=local,
+            max_clock_offset_milliseconds=max_clock_offset_milliseconds,
+            settle_us=settle_us,
+        )
+        self._inbox: deque[Event] = deque()
+        self._wakeup = asyncio.Event()
+        self._written: Setpoints | None = None
+        self._failed: Setpoints | None = None
+        self._failures = 0
+        self._retry_at_us = 0
+        self._resumed = False
+        self._failsafe = False
+        self._contact_us = clock.monotonic_us()
+        self._log = structlog.get_logger("controller").bind(asset=str(name))
+
+    @property
+    def holding(self) -> bool:
+        """Whether a setpoint is to be verified."""
+        return any(e.stage is Stage.HOLDING for e in self.journal.values())
+
+    @property
+    def telemetry_interval_seconds(self) -> int:
+        """How often the asset wants a sample."""
+        return self._site.asset.telemetry_interval_seconds if self._site.asset else 10
+
+    def take(self, event: Event) -> None:
+        """Have an event handled in its turn."""
+        self._inbox.append(event)
+        self._wakeup.set()
+
+    def note_contact(self) -> None:
+        """Note that the gateway was heard."""
+        self._contact_us = self._clock.monotonic_us()
+
+    def measure_offset(self, milliseconds: int) -> None:
+        """Note by how much the gateway's clock is ahead of this one."""
+        self._site = replace(self._site, clock_offset_milliseconds=milliseconds)
+        self.journal.clock_offset_milliseconds = milliseconds
+        if not self._resumed:
+            self._wakeup.set()
+
+    async def boot(self) -> None:
+        """Load the ledger and put the device where it belongs."""
+        await self.journal.load()
+        self._rebase()
+        asset = await self._run(self._ledger.asset)
+        if asset is not None:
+            self._site = replace(self._site, asset=read_asset(asset))
+        else:
+            await self._release_stray()
+        await self.turn()
+
+    async def run(self) -> None:
+        """Do what is due, for ever."""
+        while True:
+            self._wakeup.clear()
+            await self.turn()
+            if self._inbox:
+                continue
+            try:
+                async with asyncio.timeout(self._delay_seconds()):
+                    await self._wakeup.wait()
+            except TimeoutError:
+                continue
+
+    async def turn(self) -> None:
+        """Handle all events that came, then do what the clock says."""
+        while self._inbox:
+            await self._handle(self._inbox.popleft())
+        if not self._resumed and not await self._resume():
+            reverting = {u: e for u, e in self.journal.items() if e.stage is Stage.REVERTING}
+            await self._write(reverting)
+            return
+        self._check_contact()
+        if self._failsafe:
+            await self.journal.commit(deciding.lose_contact(self.journal, self._moment()))
+        await self.journal.commit(
+            deciding.advance(self.journal, self._moment(), failsafe=self._failsafe)
+        )
+        await self._write(self.journal)
+        if self.holding and self.journal.idle_us > _ALIVE_EVERY_US:
+            await self.journal.save_progress()
+
+    async def _handle(self, event: Event) -> None:
+        match event:
+            case Snapshot():
+                await self._take_snapshot(event)
+            case Acknowledged():
+                await self.journal.acknowledge(event.sequence)
+            case Settled():
+                await self._drop({event.uid})
+            case Reading():
+                await self._observe(event)
+            case dispatch_pb2.Asset():
+                self._site = replace(self._site, asset=read_asset(event))
+                await self.journal.commit({}, asset=event)
+            case _:
+                await self._take_orders([event])
+
+    async def _take_snapshot(self, snapshot: Snapshot) -> None:
+        self._site = replace(self._site, asset=read_asset(snapshot.asset))
+        self.revision = snapshot.revision
+        self._failsafe = False
+        self.note_contact()
+        await self._take_orders(snapshot.dispatches, snapshot)
+        present = {order.uid for order in snapshot.dispatches}
+        await self._drop(self.journal.keys() - present)
+
+    async def _drop(self, uids: set[str]) -> None:
+        """End what the headend no longer has; it is forgotten once its last report arrived."""
+        known = uids & self.journal.keys()
+        now = self._moment()
+        self.journal.mark_absent(known)
+        await self.journal.commit({uid: deciding.cancel(self.journal[uid], now) for uid in known})
+        await self.journal.settle()
+
+    async def _take_orders(
+        self, messages: list[dispatch_pb2.Dispatch], snapshot: Snapshot | None = None
+    ) -> None:
+        result: dict[str, Execution] = {}
+        for message in messages:
+            order, now = read_order(message), self._moment()
+            if order.uid not in self.journal:
+                await self.journal.recall(order.uid)
+            known = self.journal.get(order.uid)
+            result[order.uid] = (
+                judge(order, self._site, now_us=now.wall_us, draw=self._draw())
+                if known is None
+                else deciding.order_again(known, order, now)
+            )
+        self.journal.mark_present(set(result))
+        await self.journal.commit(
+            result,
+            orders={message.uid: message for message in messages},
+            asset=snapshot.asset if snapshot else None,
+            revision=snapshot.revision if snapshot else None,
+        )
+
+    async def _observe(self, reading: Reading) -> None:
+        told = {}
+        for uid, before in list(self.journal.items()):
+            seen = verifying.observe(before, reading, self._settle_us)
+            self.journal.set_in_memory(seen)
+            after = verifying.tell_first_verdict(
+                seen, now_us=reading.at_us, settle_us=self._settle_us
+            )
+            if after is not seen:
+                told[uid] = after
+        await self.journal.commit(told)
+
+    async def _resume(self) -> bool:
+        """Take up what was stored, once the clock can be believed; return whether it is done."""
+        alive = self.journal.alive
+        pending = any(e.stage is not Stage.DONE for e in self.journal.values())
+        if pending and not self._clock_is_good(self._moment(), alive):
+            return False
+        if pending:
+            self._rebase()
+            held = await self._device.read_setpoints()
+            revert = self._site.asset is not None and self._site.asset.revert_on_restart
+            await self.journal.commit(
+                {
+                    uid: deciding.resume(
+                        execution,
+                        self._moment(),
+                        revert=revert,
+                        held=held,
+                        last_alive_us=alive.at_us,
+                    )
+                    for uid, execution in self.journal.items()
+                }
+            )
+        self._resumed, self._written = True, None
+        self.journal.believes_clock = True
+        return True
+
+    def _rebase(self) -> None:
+        """After a boot, count on this boot's monotonic clock."""
+        if self.journal.alive.boot_id != self._clock.boot_id():
+            now = self._moment()
+            for execution in list(self.journal.values()):
+                self.journal.set_in_memory(execution.rebase(now))
+
+    def _clock_is_good(self, now: Moment, alive: Alive) -> bool:
+        offset = self._site.clock_offset_milliseconds
+        confirmed = (
+            alive.boot_id == self._clock.boot_id()
+            or self._clock.synchronised()
+            or (offset is not None and abs(offset) <= self._site.max_clock_offset_milliseconds)
+        )
+        return confirmed and now.wall_us >= alive.at_us
+
+    def _check_contact(self) -> None:
+        asset = self._site.asset
+        if asset is None or not asset.revert_on_comms_loss or self._failsafe:
+            return
+        silent_us = self._clock.monotonic_us() - self._contact_us
+        if asset.failsafe_after_seconds and silent_us > asset.failsafe_after_seconds * SECOND_US:
+            self._failsafe = True
+            self._log.warning("failsafe.entered", silent_seconds=silent_us / SECOND_US)
+
+    async def _release_stray(self) -> None:
+        """Release a setpoint that no ledger owns.
+
+        Limits stay: without a configuration nothing tells what may be lifted.
+        """
+        held = await self._device.read_setpoints()
+        if held is None or held.active_power_watts is None:
+            return
+        try:
+            await self._device.write(
+                bounded(replace(held, active_power_watts=None), self._site.local)
+            )
+            self._log.warning("setpoint.stray_released", watts=held.active_power_watts)
+        except DeviceError as error:
+            self._log.warning("setpoint.stray_kept", error=str(error))
+
+    async def _write(self, scope: Mapping[str, Execution]) -> None:
+        if self._site.asset is None:
+            return
+        owners = deciding.owners(scope)
+        wanted = wanted_setpoints(owners, self._site.asset.fallback, self._site.local)
+        pending = any(e.stage is Stage.REVERTING for e in scope.values()) or any(
+            e.stage is Stage.APPLYING or e.held_since is None for e in owners.values()
+        )
+        if not pending and wanted == self._written:
+            return
+        if wanted == self._failed and self._clock.monotonic_us() < self._retry_at_us:
+            return
+        try:
+            await self._device.write(wanted)
+        except DeviceError as error:
+            await self._note_failure(scope, wanted, error)
+            return
+        now = self._moment()
+        metrics.DEVICE_WRITES.labels("ok").inc()
+        self._written, self._failed, self._failures = wanted, None, 0
+        after = deciding.written(scope, now, settle_us=self._settle_us)
+        fresh = [e for e in after.values() if e.applied_us == now.wall_us]
+        for execution in fresh:
+            start_us = execution.planned.start_us if execution.planned else now.wall_us
+            metrics.START_LATENESS.observe((now.wall_us - start_us) / SECOND_US)
+        if fresh:
+            after = deciding.read_back(after, await self._device.read_setpoints())
+        await self.journal.commit(after)
+        await self.journal.settle()
+
+    async def _note_failure(
+        self, scope: Mapping[str, Execution], wanted: Setpoints, error: DeviceError
+    ) -> None:
+        refused = isinstance(error, DeviceRefusedError)
+        now = self._moment()
+        reverting = [u for u, e in scope.items() if e.stage is Stage.REVERTING]
+        applying = any(e.stage is Stage.APPLYING for e in scope.values())
+        most_us = _APPLY_RETRY_US if applying else _REVERT_RETRY_US
+        delay_us = min(most_us, _FIRST_RETRY_US * 2 ** min(self._failures, 16))
+        # Whatever was on the device before, nobody knows what is there now.
+        self._written, self._failed = None, wanted
+        self._failures += 1
+        self._retry_at_us = now.monotonic_us + delay_us
+        metrics.DEVICE_WRITES.labels("refused" if refused else "timeout").inc()
+        event = "revert.failed" if reverting else "setpoint.write_failed"
+        if reverting:
+            metrics.REVERT_FAILURES.inc()
+        self._log.warning(
+            event, error=str(error), retry_seconds=delay_us / SECOND_US, dispatch_uids=reverting
+        )
+        await self.journal.commit(
+            deciding.write_failed(scope, now, refused=refused, message=str(error))
+        )
+
+    def _delay_seconds(self) -> float:
+        """Return how long nothing can be due; short, so that a step of the clock is seen."""
+        now = self._moment()
+        unfinished = [e for e in self.journal.values() if e.stage is not Stage.DONE]
+        wait_us = (1 if unfinished else 30) * SECOND_US
+        due_us = deciding.next_wakeup_us(unfinished, now)
+        if due_us is not None:
+            wait_us = min(wait_us, due_us)
+        if self._failed is not None:
+            wait_us = min(wait_us, self._retry_at_us - now.monotonic_us)
+        return max(0.001, wait_us / SECOND_US)
+
+    def _moment(self) -> Moment:
+        return Moment(wall_us=self._clock.now_us(), monotonic_us=self._clock.monotonic_us())

@@ -1,0 +1,74 @@
+"""Calls to a device: one at a time, bounded in time, and only the two device errors come out."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import structlog
+
+from derops.errors import DeviceError, DeviceTimeoutError
+from derops_agent import metrics
+from derops_agent.ports import Capability, Device, Reading, Setpoints
+
+APPLY_TIMEOUT_SECONDS = 5.0
+SAMPLE_TIMEOUT_SECONDS = 2.0
+
+_T = TypeVar("_T")
+
+
+class GuardedDevice:
+    """A device that cannot hang its caller, nor be asked two things at once."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._lock = asyncio.Lock()
+        self._log = structlog.get_logger("device")
+
+    @property
+    def capability(self) -> Capability:
+        """What the device can do."""
+        return self._device.capability
+
+    async def write(self, setpoints: Setpoints) -> None:
+        """Make the device hold ``setpoints``.
+
+        Raises:
+            DeviceError: It refused, or did not answer in time and may have acted.
+        """
+        with metrics.WRITE_SECONDS.time():
+            await self._bounded(lambda: self._device.write(setpoints), APPLY_TIMEOUT_SECONDS)
+
+    async def read_setpoints(self) -> Setpoints | None:
+        """Return what the device says that it holds; None if it does not say."""
+        try:
+            return await self._bounded(self._device.read_setpoints, APPLY_TIMEOUT_SECONDS)
+        except DeviceError as error:
+            self._log.warning("setpoints.read_failed", error=str(error))
+            return None
+
+    async def sample(self) -> Reading | None:
+        """Measure once; None if the device did not answer."""
+        try:
+            reading = await self._bounded(self._device.sample, SAMPLE_TIMEOUT_SECONDS)
+        except DeviceError:
+            metrics.SAMPLE_FAILURES.inc()
+            return None
+        metrics.SAMPLES.inc()
+        return reading
+
+    async def close(self) -> None:
+        """Give the connection back; the device keeps what it holds."""
+        await self._device.close()
+
+    async def _bounded(self, call: Callable[[], Awaitable[_T]], seconds: float) -> _T:
+        try:
+            async with self._lock, asyncio.timeout(seconds):
+                return await call()
+        except DeviceError:
+            raise
+        except TimeoutError as error:
+            raise DeviceTimeoutError(f"no answer within {seconds:g} s") from error
+        except Exception as error:
+            # A driver's own mistake must not stop the loop that will revert the device.
+            self._log.exception("driver.failed", error=str(error))
+            raise DeviceTimeoutError(f"the driver failed: {error}") from error

@@ -1,0 +1,193 @@
+"""Executions in memory, the same on the disk, and the reports of them.
+
+A change counts only once it is durable, and is reported only then.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import structlog
+
+from derops.schedules import SECOND_US
+from derops.wire.v1 import agent_pb2, dispatch_pb2
+from derops_agent import metrics
+from derops_agent.clock import Clock
+from derops_agent.control.execution import Execution, Stage
+from derops_agent.control.translating import write_report
+from derops_agent.ledger import Alive, Entry, Ledger
+
+TOMBSTONE_US = 24 * 3600 * SECOND_US
+
+
+class Runner(Protocol):
+    """Runs a blocking call, in a thread or in place."""
+
+    def __call__(self, call: Callable[..., Any], /, *arguments: Any) -> Awaitable[Any]:
+        """Return what ``call`` returns."""
+        ...
+
+
+class Journal(Mapping[str, Execution]):
+    """All executions that are not settled, by uid."""
+
+    def __init__(self, ledger: Ledger, clock: Clock, run: Runner, asset: str) -> None:
+        self.on_report: Callable[[dispatch_pb2.DispatchReport], None] = lambda _: None
+        self.clock_offset_milliseconds: int | None = None
+        self.believes_clock = False
+        """Whether the wall clock may become the last time that is known to be good."""
+        self.alive = Alive(at_us=0, boot_id="")
+        """When the agent last stored anything before this start."""
+        self._ledger, self._clock, self._run = ledger, clock, run
+        self._executions: dict[str, Execution] = {}
+        self._reports: dict[str, dispatch_pb2.DispatchReport] = {}
+        self._sequence = 0
+        self._acknowledged: set[str] = set()
+        self._absent: set[str] = set()
+        self._saved_us = 0
+        self._log = structlog.get_logger("journal").bind(asset=asset)
+
+    def __getitem__(self, uid: str) -> Execution:
+        return self._executions[uid]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._executions)
+
+    def __len__(self) -> int:
+        return len(self._executions)
+
+    @property
+    def idle_us(self) -> int:
+        """For how long nothing was stored."""
+        return self._clock.monotonic_us() - self._saved_us
+
+    async def load(self) -> None:
+        """Read the ledger."""
+        stored = await self._run(self._ledger.unsettled)
+        self.alive = await self._run(lambda: self._ledger.alive)
+        self._sequence = await self._run(lambda: self._ledger.report_sequence)
+        for entry in stored:
+            self._executions[entry.execution.order.uid] = entry.execution
+            self._reports[entry.execution.order.uid] = entry.report
+
+    def set_in_memory(self, execution: Execution) -> None:
+        """Take a state that may be lost: progress between two transitions."""
+        self._executions[execution.order.uid] = execution
+
+    def reports(self) -> list[dispatch_pb2.DispatchReport]:
+        """Return the latest report of each, oldest first."""
+        return sorted(self._reports.values(), key=lambda report: report.sequence)
+
+    async def recall(self, uid: str) -> None:
+        """Bring a settled execution back, if its tombstone is there: the headend asks again."""
+        stored = await self._run(self._ledger.tombstone, uid)
+        if stored is not None:
+            self._executions[uid] = stored.execution
+            self._reports[uid] = stored.report
+            self.on_report(stored.report)
+
+    async def commit(
+        self,
+        result: Mapping[str, Execution],
+        *,
+        orders: Mapping[str, dispatch_pb2.Dispatch] | None = None,
+        asset: dispatch_pb2.Asset | None = None,
+        revision: agent_pb2.Revision | None = None,
+    ) -> None:
+        """Store what differs, then let it count and report it."""
+        orders = orders or {}
+        entries = [
+            Entry(execution=execution, order=orders.get(uid), report=self._report(execution))
+            for uid, execution in result.items()
+            if uid in orders or execution != self._executions.get(uid)
+        ]
+        if not entries and asset is None and revision is None:
+            return
+        await self._save(entries, asset, revision)
+        for entry in entries:
+            self._tell(entry.execution)
+            if entry.report is not None:
+                self._reports[entry.report.dispatch_uid] = entry.report
+                self._acknowledged.discard(entry.report.dispatch_uid)
+                self.on_report(entry.report)
+
+    async def save_progress(self) -> None:
+        """Store all as they stand, without a report."""
+        await self._save([Entry(execution=execution) for execution in self.values()])
+
+    async def acknowledge(self, sequence: int) -> None:
+        """Note that a report is durable at the gateway."""
+        for uid, report in self._reports.items():
+            if report.sequence == sequence:
+                self._acknowledged.add(uid)
+        await self.settle()
+
+    def mark_present(self, uids: set[str]) -> None:
+        """Note that the headend has these, after all."""
+        self._absent -= uids
+
+    def mark_absent(self, uids: set[str]) -> None:
+        """Note that the headend no longer has these."""
+        self._absent |= uids
+
+    async def settle(self) -> None:
+        """Forget what is finished here, absent there, and whose last report has arrived."""
+        for uid in self._absent & self._acknowledged:
+            execution = self._executions[uid]
+            if execution.stage is not Stage.DONE:
+                continue
+            now_us = self._clock.now_us()
+            end_us = execution.planned.end_us if execution.planned else now_us
+            keep_until_us = max(end_us, now_us) + TOMBSTONE_US
+            await self._run(self._ledger.settle, uid, keep_until_us, now_us)
+            del self._executions[uid], self._reports[uid]
+            self._absent.discard(uid)
+            self._acknowledged.discard(uid)
+
+    async def _save(
+        self,
+        entries: list[Entry],
+        asset: dispatch_pb2.Asset | None = None,
+        revision: agent_pb2.Revision | None = None,
+    ) -> None:
+        alive = self.alive
+        if self.believes_clock:
+            alive = Alive(at_us=self._clock.now_us(), boot_id=self._clock.boot_id())
+        self._saved_us = self._clock.monotonic_us()
+        await self._run(
+            lambda: self._ledger.save(entries, alive=alive, asset=asset, revision=revision)
+        )
+
+    def _report(self, execution: Execution) -> dispatch_pb2.DispatchReport | None:
+        """Return a new report if it says something that the last one did not."""
+        last = self._reports.get(execution.order.uid)
+        offset = self.clock_offset_milliseconds
+        report = write_report(
+            execution,
+            sequence=last.sequence if last else 0,
+            ledger_id=self._ledger.ledger_id,
+            clock_offset_milliseconds=offset,
+        )
+        if last is not None:
+            known = dispatch_pb2.DispatchReport()
+            known.CopyFrom(last)
+            known.ClearField("clock_offset_milliseconds")
+            if offset is not None:
+                known.clock_offset_milliseconds = offset
+            if report == known:
+                return None
+        self._sequence += 1
+        report.sequence = self._sequence
+        return report
+
+    def _tell(self, execution: Execution) -> None:
+        before = self._executions.get(execution.order.uid)
+        self._executions[execution.order.uid] = execution
+        for step in execution.steps[len(before.steps) if before else 0 :]:
+            metrics.TRANSITIONS.labels(step.phase, step.reason).inc()
+            self._log.info(
+                "dispatch.moved",
+                dispatch_uid=execution.order.uid,
+                phase=step.phase,
+                reason=step.reason,
+                message=step.message,
+            )

@@ -1,0 +1,237 @@
+"""The ledger of one asset: what was ordered, what was done, and that nothing is done twice.
+
+A commit is on the disk when a method returns. The random ledger id is made with the file, so that
+the headend notices a lost disk.
+"""
+
+import secrets
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from derops.errors import SchemaTooNewError
+from derops.wire.v1 import agent_pb2, dispatch_pb2
+from derops_agent.control.execution import Execution
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE meta (
+  only INTEGER PRIMARY KEY CHECK (only = 1),
+  ledger_id TEXT NOT NULL,
+  epoch INTEGER NOT NULL DEFAULT 0,
+  revision_start_ms INTEGER NOT NULL DEFAULT 0,
+  revision_counter INTEGER NOT NULL DEFAULT 0,
+  asset BLOB,
+  report_sequence INTEGER NOT NULL DEFAULT 0,
+  alive_us INTEGER NOT NULL DEFAULT 0,
+  boot_id TEXT NOT NULL DEFAULT ''
+);
+-- A settled row is a tombstone: its uid is not executed again until keep_until_us.
+CREATE TABLE execution (
+  uid TEXT PRIMARY KEY,
+  order_wire BLOB NOT NULL,
+  report BLOB NOT NULL,
+  state TEXT NOT NULL,
+  settled INTEGER NOT NULL DEFAULT 0,
+  keep_until_us INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+"""
+_STATE = TypeAdapter(Execution)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One execution as it is to be stored; None keeps what is there."""
+
+    execution: Execution
+    order: dispatch_pb2.Dispatch | None = None
+    report: dispatch_pb2.DispatchReport | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alive:
+    """When the agent was last known to run, and in which boot."""
+
+    at_us: int
+    boot_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """An execution with the last report that was made of it."""
+
+    execution: Execution
+    report: dispatch_pb2.DispatchReport
+
+
+def open_database(path: Path, schema: str, version: int) -> sqlite3.Connection:
+    """Open a durable SQLite file and make its tables if it is new.
+
+    Raises:
+        SchemaTooNewError: A newer program wrote it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        (found,) = connection.execute("PRAGMA user_version").fetchone()
+        if found > version:
+            raise SchemaTooNewError(str(path), found, version)
+        if found == 0:
+            connection.executescript(
+                f"BEGIN IMMEDIATE;{schema};PRAGMA user_version={version};COMMIT;"
+            )
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+class Ledger:
+    """One file. Calls block, and may come from any thread."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make the file.
+
+        Raises:
+            SchemaTooNewError: A newer agent wrote it.
+        """
+        self._db = open_database(path, _SCHEMA, SCHEMA_VERSION)
+        self._lock = threading.Lock()  # a statement of one thread must not join another's commit
+        self._db.execute(
+            "INSERT OR IGNORE INTO meta (only, ledger_id) VALUES (1, ?)", [secrets.token_hex(16)]
+        )
+        self.ledger_id: str = self._meta("ledger_id")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    @property
+    def report_sequence(self) -> int:
+        """The sequence of the last report that was stored."""
+        return int(self._meta("report_sequence"))
+
+    @property
+    def alive(self) -> Alive:
+        """When the agent last stored anything; at_us is 0 in a new ledger."""
+        return Alive(at_us=int(self._meta("alive_us")), boot_id=str(self._meta("boot_id")))
+
+    @property
+    def revision(self) -> agent_pb2.Revision:
+        """The highest revision of desired state that was taken."""
+        return agent_pb2.Revision(
+            operator_start_ms=int(self._meta("revision_start_ms")),
+            counter=int(self._meta("revision_counter")),
+        )
+
+    def next_epoch(self, now_ms: int, *, above: int = 0) -> int:
+        """Choose and store the epoch of a connection, greater than all before and ``above``."""
+        with self._lock:
+            self._db.execute(
+                "UPDATE meta SET epoch = max(epoch + 1, ?, ?)", [now_ms, above + 1 if above else 0]
+            )
+            return int(self._meta("epoch"))
+
+    def asset(self) -> dispatch_pb2.Asset | None:
+        """Return the last configuration of the asset."""
+        wire = self._meta("asset")
+        return None if wire is None else dispatch_pb2.Asset.FromString(wire)
+
+    def unsettled(self) -> list[Stored]:
+        """Return all executions that the headend has not settled."""
+        rows = self._db.execute("SELECT state, report FROM execution WHERE settled = 0")
+        return [_stored(*row) for row in rows]
+
+    def tombstone(self, uid: str) -> Stored | None:
+        """Return the settled execution of ``uid``, if it is still remembered."""
+        row = self._db.execute(
+            "SELECT state, report FROM execution WHERE uid = ? AND settled = 1", [uid]
+        ).fetchone()
+        return None if row is None else _stored(*row)
+
+    def save(
+        self,
+        entries: Iterable[Entry],
+        *,
+        alive: Alive,
+        asset: dispatch_pb2.Asset | None = None,
+        revision: agent_pb2.Revision | None = None,
+    ) -> None:
+        """Store all of it or nothing; it is on the disk when this returns."""
+
+        def write() -> None:
+            for entry in entries:
+                self._put(entry)
+            self._db.execute(
+                "UPDATE meta SET alive_us = ?, boot_id = ?", [alive.at_us, alive.boot_id]
+            )
+            if asset is not None:
+                self._db.execute("UPDATE meta SET asset = ?", [asset.SerializeToString()])
+            if revision is not None:
+                self._db.execute(
+                    "UPDATE meta SET revision_start_ms = ?, revision_counter = ?",
+                    [revision.operator_start_ms, revision.counter],
+                )
+
+        self._transact(write)
+
+    def settle(self, uid: str, keep_until_us: int, now_us: int) -> None:
+        """Keep only a tombstone of ``uid``, and forget those that have been kept long enough."""
+
+        def write() -> None:
+            self._db.execute(
+                "UPDATE execution SET settled = 1, keep_until_us = ? WHERE uid = ?",
+                [keep_until_us, uid],
+            )
+            self._db.execute(
+                "DELETE FROM execution WHERE settled = 1 AND keep_until_us < ?", [now_us]
+            )
+
+        self._transact(write)
+
+    def _put(self, entry: Entry) -> None:
+        report, execution = entry.report, entry.execution
+        state = _STATE.dump_json(execution)
+        order_wire = None if entry.order is None else entry.order.SerializeToString()
+        report_wire = None if report is None else report.SerializeToString()
+        changed = self._db.execute(
+            "UPDATE execution SET state = ?, settled = 0, order_wire = coalesce(?, order_wire), "
+            "report = coalesce(?, report) WHERE uid = ?",
+            [state, order_wire, report_wire, execution.order.uid],
+        ).rowcount
+        if not changed:
+            self._db.execute(
+                "INSERT INTO execution (uid, order_wire, report, state) VALUES (?, ?, ?, ?)",
+                [execution.order.uid, order_wire, report_wire, state],
+            )
+        if report is not None:
+            self._db.execute("UPDATE meta SET report_sequence = ?", [report.sequence])
+
+    def _meta(self, column: str) -> Any:  # column: one of our own names
+        (value,) = self._db.execute(f"SELECT {column} FROM meta").fetchone()  # noqa: S608
+        return value
+
+    def _transact(self, write: Callable[[], None]) -> None:
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                write()
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+
+def _stored(state: bytes, report: bytes) -> Stored:
+    return Stored(
+        execution=_STATE.validate_json(state),
+        report=dispatch_pb2.DispatchReport.FromString(report),
+    )

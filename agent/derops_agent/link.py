@@ -1,0 +1,247 @@
+"""Keeping one asset connected: certificates, channels and back-off."""
+
+import asyncio
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc.aio
+import structlog
+
+from derops.ids import AssetName
+from derops.observing import Readiness
+from derops.wire.v1 import agent_pb2
+from derops_agent import metrics
+from derops_agent.clock import Clock
+from derops_agent.control.translating import write_capability
+from derops_agent.controller import Controller
+from derops_agent.device import GuardedDevice
+from derops_agent.journal import Runner
+from derops_agent.ledger import Ledger
+from derops_agent.outbox import Outbox
+from derops_agent.session import Session, StreamEndedError
+
+FIRST_RETRY_SECONDS = 1.0
+MAX_RETRY_SECONDS = 60.0
+CERTIFICATE_CHECK_SECONDS = 5.0
+_TAKEOVER_SECONDS = 30.0
+_CLOSE_SECONDS = 2.0
+_CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
+    # Channels to one address share connections otherwise, and a new certificate would not be seen.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.max_receive_message_length", 1 << 20),
+    # Retrying is this module's: a transparent retry would send Hello with a used epoch.
+    ("grpc.enable_retries", 0),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """What proves this asset, and whom it trusts, as the files had it."""
+
+    key: bytes
+    certificate: bytes
+    server_ca: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where to dial and whom to expect."""
+
+    gateways: tuple[str, ...]
+    server_name: str
+    server_ca_file: Path
+    certificate_directory: Path
+
+    def read_credentials(self) -> Credentials:
+        """Read the files; blocks.
+
+        Raises:
+            OSError: One is not there (yet).
+        """
+        return Credentials(
+            key=(self.certificate_directory / "tls.key").read_bytes(),
+            certificate=(self.certificate_directory / "tls.crt").read_bytes(),
+            server_ca=self.server_ca_file.read_bytes(),
+        )
+
+
+@dataclass(slots=True)
+class _Running:
+    session: Session
+    task: asyncio.Task[StreamEndedError]
+    credentials: Credentials
+
+
+class Link:
+    """Dials the gateways one after the other, for ever."""
+
+    def __init__(
+        self,
+        name: AssetName,
+        endpoint: Endpoint,
+        *,
+        controller: Controller,
+        device: GuardedDevice,
+        ledger: Ledger,
+        outbox: Outbox,
+        clock: Clock,
+        run_ledger: Runner,
+        run_outbox: Runner,
+        instance_id: str,
+        software_version: str,
+        readiness: Readiness,
+    ) -> None:
+        self._name, self._endpoint, self._readiness = name, endpoint, readiness
+        self._controller, self._device, self._ledger = controller, device, ledger
+        self._outbox, self._clock = outbox, clock
+        self._run_ledger, self._run_outbox = run_ledger, run_outbox
+        self._instance_id, self._software_version = instance_id, software_version
+        self._gateway = random.randrange(len(endpoint.gateways))
+        self._above_epoch = 0
+        self._failures = 0
+        self._started: list[_Running] = []
+        self._log = structlog.get_logger("link").bind(asset=str(name))
+
+    async def run(self) -> None:
+        """Keep a stream; ends by cancellation only, with a Bye."""
+        try:
+            while True:
+                credentials = await self._wait_for_credentials()
+                await self._after(await self._serve(await self._start(credentials)))
+        finally:
+            await self._close_all()
+
+    async def _serve(self, running: _Running) -> StreamEndedError:
+        """Wait until the stream ends; move to a new certificate meanwhile."""
+        while True:
+            if running.session.synchronised.is_set():
+                self._failures = 0
+            done, _ = await asyncio.wait({running.task}, timeout=CERTIFICATE_CHECK_SECONDS)
+            if done:
+                self._started.remove(running)
+                if running.session.synchronised.is_set():
+                    self._failures = 0
+                return running.task.result()
+            try:
+                fresh = await asyncio.to_thread(self._endpoint.read_credentials)
+            except OSError as error:
+                self._log.warning("certificate.unreadable", error=str(error))
+                continue
+            if fresh != running.credentials:
+                running = await self._renew(running, fresh)
+
+    async def _renew(self, old: _Running, fresh: Credentials) -> _Running:
+        """Open a stream with the new certificate first, and only then close the old one."""
+        new = await self._start(fresh)
+        synchronised = asyncio.create_task(new.session.synchronised.wait())
+        try:
+            await asyncio.wait(
+                {new.task, synchronised},
+                timeout=_TAKEOVER_SECONDS,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            synchronised.cancel()
+        if new.session.synchronised.is_set():
+            self._log.info("certificate.renewed")
+            await self._close(old, "CertificateRenewed")
+            return new
+        self._log.warning("certificate.not_accepted", hint="the old stream stays")
+        await self._close(new, "Withdrawn")
+        self._use(old.session)
+        old.session.report_all()
+        return old
+
+    async def _start(self, credentials: Credentials) -> _Running:
+        epoch = await self._run_ledger(
+            lambda: self._ledger.next_epoch(self._clock.now_us() // 1000, above=self._above_epoch)
+        )
+        self._above_epoch = 0
+        hello = agent_pb2.Hello(
+            protocol=1,
+            epoch=epoch,
+            instance_id=self._instance_id,
+            ledger_id=self._ledger.ledger_id,
+            outbox_id=self._outbox.outbox_id,
+            software_version=self._software_version,
+            capability=write_capability(self._device.capability),
+            highest_revision=self._controller.revision,
+        )
+        session = Session(
+            self._open_channel(credentials),
+            hello,
+            self._controller,
+            self._outbox,
+            self._clock,
+            self._run_outbox,
+        )
+        task = asyncio.create_task(session.run_until_end())
+        running = _Running(session, task, credentials)
+        self._started.append(running)
+        self._use(session)
+        return running
+
+    def _use(self, session: Session) -> None:
+        self._controller.journal.on_report = session.report
+        self._outbox.on_stored = session.telemetry_stored
+
+    def _open_channel(self, credentials: Credentials) -> grpc.aio.Channel:
+        target = self._endpoint.gateways[self._gateway % len(self._endpoint.gateways)]
+        return grpc.aio.secure_channel(
+            target,
+            grpc.ssl_channel_credentials(
+                credentials.server_ca, credentials.key, credentials.certificate
+            ),
+            options=[
+                *_CHANNEL_OPTIONS,
+                # Not to weaken the check but to say what it expects: the gateway's certificate
+                # carries a fixed name, and the address we dial is any host or a bare IP.
+                ("grpc.ssl_target_name_override", self._endpoint.server_name),
+            ],
+        )
+
+    async def _wait_for_credentials(self) -> Credentials:
+        part = f"certificate of {self._name}"
+        while True:
+            try:
+                credentials = await asyncio.to_thread(self._endpoint.read_credentials)
+            except OSError as error:
+                self._readiness.waiting(part, str(error))
+                await asyncio.sleep(1)
+                continue
+            self._readiness.found(part)
+            return credentials
+
+    async def _after(self, ended: StreamEndedError) -> None:
+        """Learn from the end of a stream, then wait: fast at first, spread over ever more."""
+        metrics.CONNECTIONS.labels(ended.reason[:40]).inc()
+        numbers = re.findall(r"\d+", ended.message)
+        if "epoch" in ended.reason.lower() and numbers:
+            self._above_epoch = min(max(map(int, numbers)), 2**62)
+        self._gateway += 1
+        most = min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(self._failures, 10))
+        self._failures += 1
+        delay = random.uniform(0, most)
+        self._log.info(
+            "stream.ended",
+            reason=ended.reason,
+            message=ended.message,
+            retry_seconds=round(delay, 2),
+        )
+        await asyncio.sleep(delay)
+
+    async def _close(self, running: _Running, reason: str) -> None:
+        running.session.close(reason)
+        _, pending = await asyncio.wait({running.task}, timeout=_CLOSE_SECONDS)
+        for task in pending:
+            task.cancel()
+            await asyncio.wait({task})
+        self._started.remove(running)
+
+    async def _close_all(self) -> None:
+        await asyncio.gather(*(self._close(running, "Shutdown") for running in [*self._started]))

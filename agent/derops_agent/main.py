@@ -1,0 +1,173 @@
+"""derops-agent: hosts any number of assets, each with its identity, ledger and stream."""
+
+import argparse
+import asyncio
+import secrets
+import signal
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import structlog
+
+from derops.errors import DeviceError, SettingError
+from derops.ids import AssetName
+from derops.observing import OpsServer, Readiness, configure_logging
+from derops.settings import refuse_to_start
+from derops_agent.clock import Clock, SystemClock
+from derops_agent.control.site import LocalLimits
+from derops_agent.controller import Controller
+from derops_agent.device import GuardedDevice
+from derops_agent.drivers import open_device
+from derops_agent.ledger import Ledger
+from derops_agent.link import Endpoint, Link
+from derops_agent.outbox import OutboxStore
+from derops_agent.sampling import sample_for_ever
+from derops_agent.settings import AgentSettings, AssetSettings, load
+from derops_agent.storage import Flusher, Threads
+
+_DEVICE_RETRY_SECONDS = 5
+
+
+def main() -> None:
+    """Run until SIGTERM."""
+    parser = argparse.ArgumentParser(prog="derops-agent", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="YAML file")
+    try:
+        settings = load(parser.parse_args().config)
+        configure_logging(settings.log_level)
+        asyncio.run(Host(settings, SystemClock()).run())
+    except SettingError as error:
+        refuse_to_start(error)
+    except ExceptionGroup as group:
+        wrong, _ = group.split(SettingError)
+        if wrong is None:
+            raise
+        refuse_to_start(_first(wrong))
+
+
+class Host:
+    """Everything in one process."""
+
+    def __init__(self, settings: AgentSettings, clock: Clock) -> None:
+        self._settings, self._clock = settings, clock
+        self._readiness = Readiness()
+        self._instance_id = secrets.token_hex(8)
+        self._version = _version()
+        self._threads = Threads()
+        self._log = structlog.get_logger("agent")
+
+    async def run(self) -> None:
+        """Serve all assets until a signal; devices keep what they hold then."""
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+        ops = self._start_ops()
+        store = OutboxStore(
+            self._settings.data_directory / "outbox.db",
+            max_batches=self._settings.outbox_max_batches,
+        )
+        flusher = Flusher(store, self._threads)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                running = [tasks.create_task(flusher.run())]
+                running += [
+                    tasks.create_task(self._serve(asset, store)) for asset in self._settings.assets
+                ]
+                self._log.info("agent.started", assets=len(self._settings.assets))
+                await stopping.wait()
+                for task in running:
+                    task.cancel()
+            await flusher.flush()
+            self._log.info("agent.stopped")
+        finally:
+            self._threads.close()
+            store.close()
+            if ops is not None:
+                ops.stop()
+
+    async def _serve(self, asset: AssetSettings, store: OutboxStore) -> None:
+        name = AssetName(asset.namespace, asset.name)
+        folder = self._settings.data_directory / f"{asset.namespace}_{asset.name}"
+        device = await self._open_device(asset, folder)
+        ledger = await self._threads.run_ledger(Ledger, folder / "ledger.db")
+        try:
+            controller = Controller(
+                name,
+                device,
+                ledger,
+                self._clock,
+                self._threads.run_ledger,
+                local=LocalLimits(
+                    max_injection_watts=asset.limits.max_injection_watts,
+                    max_absorption_watts=asset.limits.max_absorption_watts,
+                ),
+                max_clock_offset_milliseconds=self._settings.max_clock_offset_milliseconds,
+                settle_us=round(asset.settle_seconds * 1e6),
+            )
+            outbox = store.open(name)
+            link = Link(
+                name,
+                Endpoint(
+                    gateways=tuple(self._settings.gateways),
+                    server_name=self._settings.server_name,
+                    server_ca_file=self._settings.server_ca_file,
+                    certificate_directory=asset.certificate_directory,
+                ),
+                controller=controller,
+                device=device,
+                ledger=ledger,
+                outbox=outbox,
+                clock=self._clock,
+                run_ledger=self._threads.run_ledger,
+                run_outbox=self._threads.run_outbox,
+                instance_id=self._instance_id,
+                software_version=self._version,
+                readiness=self._readiness,
+            )
+            await controller.boot()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(controller.run())
+                tasks.create_task(sample_for_ever(device, controller, outbox, self._clock))
+                tasks.create_task(link.run())
+        finally:
+            await device.close()
+            ledger.close()
+
+    async def _open_device(self, asset: AssetSettings, folder: Path) -> GuardedDevice:
+        part = f"device of {asset.namespace}/{asset.name}"
+        await self._threads.run_ledger(lambda: folder.mkdir(parents=True, exist_ok=True))
+        while True:
+            try:
+                device = await open_device(asset.driver.options(), folder, self._clock)
+            except ValueError as error:
+                key = f"assets.{asset.name}.driver"
+                raise SettingError(key, "--config", " ".join(str(error).split())) from error
+            except DeviceError as error:
+                self._readiness.waiting(part, str(error))
+                await asyncio.sleep(_DEVICE_RETRY_SECONDS)
+                continue
+            self._readiness.found(part)
+            return GuardedDevice(device)
+
+    def _start_ops(self) -> OpsServer | None:
+        if not self._settings.ops_port:
+            return None
+        ops = OpsServer(self._settings.ops_address, self._settings.ops_port, self._readiness)
+        ops.start()
+        return ops
+
+
+def _first(group: BaseException) -> SettingError:
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    if not isinstance(group, SettingError):
+        raise group
+    return group
+
+
+def _version() -> str:
+    try:
+        return version("derops")
+    except PackageNotFoundError:
+        return "0"

@@ -1,0 +1,71 @@
+"""What the agent needs of a device; every driver implements it, the control loop knows no other.
+
+A device is told its whole wanted state each time, so that a repeated or resumed write is harmless.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capability:
+    """What a device can do, as the agent reports it to the headend."""
+
+    modes: frozenset[str]
+    driver: str
+    firmware: str
+    max_injection_watts: int
+    max_absorption_watts: int
+    can_measure: bool
+    """Whether ``sample`` contains the active power, so that an effect can be verified."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setpoints:
+    """Everything that shall hold at a device now; None = released to the device's own control."""
+
+    active_power_watts: int | None = None
+    """Signed: positive is injection."""
+
+    max_generation_watts: int | None = None
+    max_load_watts: int | None = None
+    energized: bool = True
+    """False = cease to energize; True permits service and overrides no trip of the device."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One sample of a device."""
+
+    at_us: int
+    values: dict[int, float]
+    """Keyed by the numbers of ``agent_pb2.Quantity``; an absent key was not measured."""
+
+
+class Device(Protocol):
+    """One device behind a driver.
+
+    Every method raises DeviceTimeoutError when it is not known whether the device acted, and
+    DeviceRefusedError when the device said no.
+    """
+
+    @property
+    def capability(self) -> Capability:
+        """What the device can do; fixed once it is open."""
+        ...
+
+    async def write(self, setpoints: Setpoints) -> None:
+        """Make the device hold ``setpoints``, all of them; writing the same again is harmless."""
+        ...
+
+    async def read_setpoints(self) -> Setpoints:
+        """Return what the device says that it holds."""
+        ...
+
+    async def sample(self) -> Reading:
+        """Measure once."""
+        ...
+
+    async def close(self) -> None:
+        """Give the connection back; the device keeps what it holds."""
+        ...

@@ -1,0 +1,282 @@
+"""One stream of one asset, from Hello to its end.
+
+A stream has one writer task: two would kill it. What is written first is Hello and all reports
+that are not settled; reports and heartbeats go before telemetry, which runs on credit.
+"""
+
+import asyncio
+import statistics
+from collections import deque
+from contextlib import suppress
+from typing import Any
+
+import grpc.aio
+import structlog
+
+from derops.wire.v1 import agent_pb2, agent_pb2_grpc, dispatch_pb2
+from derops_agent import metrics
+from derops_agent.clock import Clock
+from derops_agent.controller import Acknowledged, Controller, Settled, Snapshot
+from derops_agent.journal import Runner
+from derops_agent.outbox import Outbox
+
+WELCOME_SECONDS = 10.0
+SILENT_HEARTBEATS = 3
+_END: Any = vars(grpc.aio)["EOF"]  # the stubs do not know it
+_BYE_SECONDS = 1.0  # for the gateway to end its half
+_WINDOW_BATCHES = 64
+_OFFSETS = 5
+
+
+class StreamEndedError(Exception):
+    """The stream is over; ``reason`` is a CamelCase word, the gateway's if it said one."""
+
+    def __init__(self, reason: str, message: str = "") -> None:
+        super().__init__(f"{reason}: {message}" if message else reason)
+        self.reason = reason
+        self.message = message
+
+
+class Session:
+    """One call of AgentLink.Connect over a channel of its own."""
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        hello: agent_pb2.Hello,
+        controller: Controller,
+        outbox: Outbox,
+        clock: Clock,
+        run: Runner,
+    ) -> None:
+        self.synchronised = asyncio.Event()
+        """Set once a complete snapshot was taken."""
+        self._channel, self._hello = channel, hello
+        self._controller, self._outbox, self._clock, self._run = controller, outbox, clock, run
+        self._urgent: deque[agent_pb2.AgentMessage] = deque()
+        self._work = asyncio.Event()
+        self._closing = False
+        self._sent = self._allowed = self._acknowledged = 0
+        self._base_known = False
+        self._heard_us = clock.monotonic_us()
+        self._welcome: asyncio.Future[agent_pb2.Welcome] = asyncio.Future()
+        self._snapshot: tuple[agent_pb2.Revision, list[Any]] | None = None
+        self._offsets: deque[int] = deque(maxlen=_OFFSETS)
+        self._why = StreamEndedError("Closed")
+        self._log = structlog.get_logger("session")
+        self._send(agent_pb2.AgentMessage(hello=hello))
+        self.report_all()
+
+    async def run_until_end(self) -> StreamEndedError:
+        """Serve the stream; return why it ended. The channel is closed then."""
+        stub: Any = agent_pb2_grpc.AgentLinkStub  # generated without types
+        call = stub(self._channel).Connect()
+        ended: StreamEndedError | None = None
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._write(call))
+                tasks.create_task(self._read(call))
+                tasks.create_task(self._beat())
+        except* StreamEndedError as group:
+            ended = next(e for e in group.exceptions if isinstance(e, StreamEndedError))
+        except* (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            ended = ended or await self._refusal(call)
+        finally:
+            call.cancel()
+            await self._channel.close(None)
+            self._welcome.cancel()
+            if self.synchronised.is_set():
+                metrics.CONNECTED.dec()
+        return ended or self._why
+
+    def report_all(self) -> None:
+        """Send the latest report of every dispatch that is not settled."""
+        for report in self._controller.journal.reports():
+            self.report(report)
+
+    def report(self, report: dispatch_pb2.DispatchReport) -> None:
+        """Send a report."""
+        self._send(agent_pb2.AgentMessage(report=report))
+
+    def telemetry_stored(self) -> None:
+        """Note that the outbox has more."""
+        self._work.set()
+
+    def close(self, reason: str, message: str = "") -> None:
+        """Say why, then end the stream."""
+        self._send(agent_pb2.AgentMessage(bye=agent_pb2.Bye(reason=reason, message=message)))
+        self._closing = True
+        self._why = StreamEndedError(reason, message)
+        self._work.set()
+
+    def _send(self, message: agent_pb2.AgentMessage) -> None:
+        if not self._closing:
+            self._urgent.append(message)
+            self._work.set()
+
+    async def _write(self, call: Any) -> None:
+        while True:
+            self._work.clear()
+            while self._urgent:
+                await call.write(self._urgent.popleft())
+            if self._closing:
+                await call.done_writing()
+                await asyncio.sleep(_BYE_SECONDS)
+                raise self._why
+            for sequence, message in await self._telemetry():
+                await call.write(agent_pb2.AgentMessage.FromString(message))
+                metrics.BATCHES_SENT.inc()
+                self._sent = sequence
+                if self._urgent:
+                    break
+                self._work.set()
+            await self._work.wait()
+
+    async def _telemetry(self) -> list[tuple[int, bytes]]:
+        # The gateway's first credit may be open; what is unacknowledged has a bound of its own.
+        through = min(self._allowed, self._acknowledged + _WINDOW_BATCHES)
+        if self._base_known and self._sent < self._outbox.gap_sequence:
+            # A gap stands for what is no longer there, so no credit has to cover it.
+            through = max(through, self._outbox.gap_sequence)
+        elif not self._base_known:
+            through = self._allowed
+        if self._sent >= min(through, self._outbox.stored_sequence):
+            return []
+        rows = self._outbox.recent(self._sent, through)
+        if rows is None:
+            rows = await self._run(self._outbox.read, self._sent, through, _WINDOW_BATCHES)
+        if rows and not self._base_known:
+            self._base_known = True
+            self._acknowledged = max(self._acknowledged, rows[0][0] - 1)
+        return rows
+
+    async def _read(self, call: Any) -> None:
+        while True:
+            message = await call.read()
+            if message is _END:
+                raise await self._refusal(call)
+            if self._closing:
+                continue
+            self._heard_us = self._clock.monotonic_us()
+            self._controller.note_contact()
+            kind = message.WhichOneof("kind")
+            if kind is not None:  # None: a kind that a newer gateway knows
+                getattr(self, f"_on_{kind}")(getattr(message, kind))
+
+    async def _beat(self) -> None:
+        async with _deadline(WELCOME_SECONDS, "NoWelcome"):
+            welcome = await self._welcome
+        period = max(1, welcome.heartbeat_seconds)
+        while True:
+            sent_us = self._clock.now_us()
+            self._send(agent_pb2.AgentMessage(heartbeat=agent_pb2.Heartbeat(agent_sent_us=sent_us)))
+            await asyncio.sleep(period)
+            silent_us = self._clock.monotonic_us() - self._heard_us
+            if silent_us > SILENT_HEARTBEATS * period * 1_000_000:
+                raise StreamEndedError("GatewaySilent", f"nothing heard for {silent_us} us")
+
+    async def _refusal(self, call: Any) -> StreamEndedError:
+        """Return why the gateway or the network ended the call."""
+        if self._closing:
+            return self._why
+        with suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                code, details = await call.code(), await call.details()
+                if code is grpc.StatusCode.OK:
+                    return StreamEndedError("EndedWithoutBye")
+                reason, _, message = (details or "").partition(": ")
+                if reason.isidentifier():
+                    return StreamEndedError(reason, message)
+                return StreamEndedError(code.name.title().replace("_", ""), details or "")
+        return StreamEndedError("EndedWithoutStatus")
+
+    def _on_welcome(self, welcome: agent_pb2.Welcome) -> None:
+        if not self._welcome.done():
+            self._note_offset(welcome.now_us - self._clock.now_us())
+            self._offsets.clear()  # one way only: good enough until a heartbeat is answered
+            self._welcome.set_result(welcome)
+            self._log.info("stream.opened", replica=welcome.replica, epoch=self._hello.epoch)
+
+    def _on_sync_begin(self, begin: agent_pb2.SyncBegin) -> None:
+        if _order(begin.revision) < _order(self._controller.revision):
+            self.close("StaleReplica", "your desired state is older than one I have taken")
+        self._snapshot = (begin.revision, [])
+
+    def _on_asset(self, asset: dispatch_pb2.Asset) -> None:
+        self._receive(asset)
+
+    def _on_dispatch(self, dispatch: dispatch_pb2.Dispatch) -> None:
+        self._receive(dispatch)
+
+    def _receive(self, message: Any) -> None:
+        if self._snapshot is not None:
+            self._snapshot[1].append(message)
+        elif self.synchronised.is_set():
+            self._controller.take(message)
+
+    def _on_sync_end(self, end: agent_pb2.SyncEnd) -> None:
+        if self._snapshot is None:
+            self.close("BadSnapshot", "SyncEnd without SyncBegin")
+            return
+        revision, messages = self._snapshot
+        assets = [m for m in messages if isinstance(m, dispatch_pb2.Asset)]
+        orders = [m for m in messages if isinstance(m, dispatch_pb2.Dispatch)]
+        complete = len(assets) == 1 and len(orders) == end.count
+        if not complete or _order(end.revision) != _order(revision):
+            self.close(
+                "BadSnapshot", f"{len(assets)} assets and {len(orders)} of {end.count} dispatches"
+            )
+            return
+        self._snapshot = None
+        self._controller.take(Snapshot(revision=end.revision, asset=assets[0], dispatches=orders))
+        if not self.synchronised.is_set():
+            metrics.CONNECTED.inc()
+            self.synchronised.set()
+
+    def _on_credit(self, credit: agent_pb2.TelemetryCredit) -> None:
+        self._outbox.acknowledge(credit.acknowledged_through)
+        self._sent = max(self._sent, credit.acknowledged_through)
+        self._acknowledged = max(self._acknowledged, credit.acknowledged_through)
+        self._allowed = credit.send_through
+        self._work.set()
+
+    def _on_report_ack(self, ack: agent_pb2.ReportAck) -> None:
+        self._controller.take(Acknowledged(sequence=ack.sequence))
+
+    def _on_settled(self, settled: agent_pb2.Settled) -> None:
+        self._controller.take(Settled(uid=settled.dispatch_uid))
+
+    def _on_heartbeat_reply(self, reply: agent_pb2.HeartbeatReply) -> None:
+        there = reply.gateway_received_us - reply.agent_sent_us
+        back = reply.gateway_sent_us - self._clock.now_us()
+        self._note_offset((there + back) // 2)
+
+    def _note_offset(self, offset_us: int) -> None:
+        self._offsets.append(offset_us)
+        median_us = statistics.median(self._offsets)
+        metrics.CLOCK_OFFSET.set(median_us / 1e6)
+        self._controller.measure_offset(round(median_us / 1000))
+
+    def _on_bye(self, bye: agent_pb2.Bye) -> None:
+        raise StreamEndedError(bye.reason or "Bye", bye.message)
+
+
+class _deadline:  # noqa: N801  # used like asyncio.timeout
+    """Bound a wait; too late ends the stream."""
+
+    def __init__(self, seconds: float, reason: str) -> None:
+        self._timeout = asyncio.timeout(seconds)
+        self._reason = reason
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError as late:
+            raise StreamEndedError(self._reason) from late
+
+
+def _order(revision: agent_pb2.Revision) -> tuple[int, int]:
+    return revision.operator_start_ms, revision.counter

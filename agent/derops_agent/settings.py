@@ -1,0 +1,147 @@
+"""The agent's file: YAML with camelCase keys; the environment overrides its top-level scalars."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from derops.errors import SettingError
+from derops_agent.drivers import KINDS
+
+ENVIRONMENT_PREFIX = "DEROPS_AGENT_"
+_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+
+
+def _alias(name: str) -> str:
+    """Return the key in the file: camelCase, abbreviations in capitals as Kubernetes has them."""
+    return to_camel(name).replace("CaFile", "CAFile")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        alias_generator=_alias, populate_by_name=False, extra="forbid", frozen=True
+    )
+
+
+class LocalLimits(_Section):
+    """Hard limits of the site; they bind whoever asks. Absent = the device's own rating."""
+
+    max_injection_watts: int | None = Field(default=None, ge=0)
+    max_absorption_watts: int | None = Field(default=None, ge=0)
+
+
+class DriverSettings(BaseModel):
+    """Which driver; all other keys are the driver's own."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    kind: Literal["simulated"]
+
+    def options(self) -> dict[str, Any]:
+        """Return kind and options as they stand in the file."""
+        return {"kind": self.kind, **(self.model_extra or {})}
+
+
+class AssetSettings(_Section):
+    """One asset: its name, where its certificate lies, and its device."""
+
+    namespace: str = Field(pattern=_LABEL)
+    name: str = Field(pattern=_LABEL)
+    certificate_directory: Path
+    limits: LocalLimits = LocalLimits()
+    driver: DriverSettings
+    settle_seconds: float = Field(default=5, ge=0)
+
+
+class AgentSettings(_Section):
+    """The whole file."""
+
+    gateways: list[str] = Field(min_length=1)
+    server_name: str = "derops-gateway"
+    server_ca_file: Path
+    data_directory: Path
+    ops_address: str = "0.0.0.0"  # noqa: S104  # probes come from outside the pod
+    ops_port: int = Field(default=0, ge=0, le=65535)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    max_clock_offset_milliseconds: int = Field(default=5000, gt=0)
+    outbox_max_batches: int = Field(default=100_000, ge=10)
+    assets: list[AssetSettings] = Field(min_length=1)
+
+
+def load(file: Path, environment: Mapping[str, str] = os.environ) -> AgentSettings:
+    """Read the settings.
+
+    Raises:
+        SettingError: It names the file or the environment variable, the key and what is allowed.
+    """
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingError("--config", str(file), error.strerror or "cannot be read") from error
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise SettingError("--config", str(file), f"is not YAML: {problem}") from error
+    if not isinstance(document, dict):
+        raise SettingError("--config", str(file), "must be a mapping of keys to values")
+    overridden = _override(document, environment)
+    try:
+        settings = AgentSettings.model_validate(document)
+    except ValidationError as error:
+        # A misspelt key is the cause, what is missing for it only the consequence.
+        first = min(
+            error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden"
+        )
+        key = ".".join(str(part) for part in first["loc"])
+        source = overridden.get(str(first["loc"][0]), str(file)) if first["loc"] else str(file)
+        raise SettingError(key, source, _problem(first)) from error
+    _check(settings, str(file))
+    return settings
+
+
+def _override(document: dict[str, Any], environment: Mapping[str, str]) -> dict[str, str]:
+    """Put values of the environment into ``document``; return which key came from where."""
+    sources = {}
+    for name, field in AgentSettings.model_fields.items():
+        variable = ENVIRONMENT_PREFIX + name.upper()
+        if name == "assets" or variable not in environment:
+            continue
+        text = environment[variable]
+        key = field.alias or name
+        document[key] = text.split(",") if name == "gateways" else text
+        sources[key] = variable
+    return sources
+
+
+def _problem(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "is not a known key" + _allowed(error["loc"])
+    if error["type"] == "missing":
+        return "is required and not set"
+    if error["loc"][-1:] == ("kind",):
+        return f"must be one of {', '.join(KINDS)}; got {error['input']!r}"
+    return f"{error['msg']}; got {error['input']!r}"
+
+
+def _allowed(location: tuple[int | str, ...]) -> str:
+    section: type[BaseModel] = AgentSettings
+    if "limits" in location[:-1]:
+        section = LocalLimits
+    elif "assets" in location[:-1]:
+        section = AssetSettings
+    return "; allowed: " + ", ".join(str(f.alias) for f in section.model_fields.values())
+
+
+def _check(settings: AgentSettings, source: str) -> None:
+    seen: set[tuple[str, str]] = set()
+    for asset in settings.assets:
+        if (asset.namespace, asset.name) in seen:
+            name = f"{asset.namespace}/{asset.name}"
+            raise SettingError("assets", source, f"{name} is there twice; allowed: once")
+        seen.add((asset.namespace, asset.name))
+    for gateway in settings.gateways:
+        port = gateway.rpartition(":")[2]
+        if ":" not in gateway or not port.isdigit() or not 0 < int(port) < 65536:
+            raise SettingError("gateways", source, f"must be host:port; got {gateway!r}")

@@ -1,0 +1,86 @@
+"""Threads for SQLite, and the loop that makes telemetry durable once a second."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import structlog
+
+from derops_agent.outbox import OutboxStore
+
+FLUSH_SECONDS = 1.0
+_LEDGER_THREADS = 4
+
+
+class Threads:
+    """Where blocking calls run; shared by all assets of a process."""
+
+    def __init__(self) -> None:
+        self._ledgers = ThreadPoolExecutor(_LEDGER_THREADS, thread_name_prefix="ledger")
+        # One: the outbox is one connection, which a reader must not see in mid-commit.
+        self._outbox = ThreadPoolExecutor(1, thread_name_prefix="outbox")
+
+    async def run_ledger(self, call: Callable[..., Any], /, *arguments: Any) -> Any:
+        """Run a call of a ledger."""
+        return await _run(self._ledgers, call, arguments)
+
+    async def run_outbox(self, call: Callable[..., Any], /, *arguments: Any) -> Any:
+        """Run a call of the outbox."""
+        return await _run(self._outbox, call, arguments)
+
+    def close(self) -> None:
+        """Wait for what runs."""
+        self._ledgers.shutdown()
+        self._outbox.shutdown()
+
+
+class Flusher:
+    """Makes samples durable, at the latest a second after they were taken."""
+
+    def __init__(self, store: OutboxStore, threads: Threads) -> None:
+        self._store, self._threads = store, threads
+        self._full = asyncio.Event()
+        self._work: list[Any] = []
+        self._log = structlog.get_logger("outbox")
+        store.wake = self._full.set
+
+    async def run(self) -> None:
+        """Flush for ever; a disk that fails is tried again, with nothing lost meanwhile."""
+        while True:
+            try:
+                async with asyncio.timeout(FLUSH_SECONDS):
+                    await self._full.wait()
+            except TimeoutError:
+                pass
+            self._full.clear()
+            try:
+                await self.flush()
+            except sqlite3.Error as error:
+                self._log.warning("outbox.commit_failed", error=str(error))
+
+    async def flush(self) -> None:
+        """Commit what there is.
+
+        Raises:
+            sqlite3.Error: The disk did not take it; it is kept for the next time.
+        """
+        self._work += self._store.collect()
+        work = self._work
+        shortened = await self._threads.run_outbox(self._store.commit, work)
+        self._work = self._work[len(work) :]
+        self._store.finish(work, shortened)
+
+
+async def _run(
+    pool: ThreadPoolExecutor, call: Callable[..., Any], arguments: tuple[Any, ...]
+) -> Any:
+    future = asyncio.get_running_loop().run_in_executor(pool, partial(call, *arguments))
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        # The call goes on; whoever cancelled may close its file next.
+        await asyncio.wait({future})
+        raise

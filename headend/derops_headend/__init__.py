@@ -1,0 +1,1 @@
+"""The headend: gateway and writer, two processes of one package."""

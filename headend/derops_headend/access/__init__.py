@@ -1,0 +1,1 @@
+"""Who may open a stream: certificates, and the ledger of identities."""

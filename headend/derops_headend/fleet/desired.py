@@ -1,0 +1,246 @@
+"""Desired state: what the operator wants of the fleet, and what was written to whom.
+
+Pure and in memory. The last complete snapshot with the changes since is the whole truth; a partial
+one is never seen here, because it would revert a fleet.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from derops.errors import DeropsError
+from derops.ids import AssetName
+from derops.lifecycle import Phase
+from derops.wire.v1 import control_pb2, dispatch_pb2
+
+DELTA_KINDS = frozenset({"asset", "dispatch", "asset_removed", "dispatch_removed"})
+"""Kinds of OperatorMessage that change desired state."""
+
+
+class BadSyncError(DeropsError):
+    """The operator's stream makes no sense; ``reason`` is a CamelCase word."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Revision:
+    """Orders desired states over restarts of the operator."""
+
+    operator_start_ms: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A complete desired state."""
+
+    revision: Revision
+    assets: tuple[dispatch_pb2.Asset, ...]
+    dispatches: tuple[dispatch_pb2.Dispatch, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """The first write of a dispatch to a live stream by this replica."""
+
+    written_us: int
+    ledger_id: str
+
+
+NEVER = Written(written_us=0, ledger_id="")
+
+
+@dataclass(slots=True, kw_only=True)
+class Changes:
+    """What differs after a step; uids, removed dispatches with the uid of their asset."""
+
+    assets: set[str] = field(default_factory=set)
+    removed_assets: set[str] = field(default_factory=set)
+    dispatches: list[dispatch_pb2.Dispatch] = field(default_factory=list)
+    settled: list[dispatch_pb2.Dispatch] = field(default_factory=list)
+
+
+class SnapshotBuilder:
+    """Collects a snapshot until its end; thrown away where the stream ends earlier."""
+
+    def __init__(self, operator_start_ms: int) -> None:
+        self._operator_start_ms = operator_start_ms
+        self._assets: dict[str, dispatch_pb2.Asset] = {}
+        self._dispatches: dict[str, dispatch_pb2.Dispatch] = {}
+
+    def add(self, message: control_pb2.OperatorMessage) -> None:
+        """Take an asset or a dispatch.
+
+        Raises:
+            BadSyncError: It is neither.
+        """
+        kind = message.WhichOneof("kind")
+        if kind == "asset":
+            self._assets[message.asset.id.uid] = message.asset
+        elif kind == "dispatch":
+            self._dispatches[message.dispatch.uid] = message.dispatch
+        else:
+            raise BadSyncError("BadSnapshot", f"{kind} between SnapshotBegin and SnapshotEnd")
+
+    def finish(self, message: control_pb2.OperatorMessage) -> Snapshot:
+        """Return the snapshot that ``message``, its SnapshotEnd, closes.
+
+        Raises:
+            BadSyncError: Its counts say that something is missing.
+        """
+        end = message.snapshot_end
+        found = (len(self._assets), len(self._dispatches))
+        if found != (end.assets, end.dispatches):
+            raise BadSyncError(
+                "SnapshotIncomplete",
+                f"{found[0]} of {end.assets} assets, {found[1]} of {end.dispatches} dispatches",
+            )
+        return Snapshot(
+            revision=Revision(operator_start_ms=self._operator_start_ms, version=message.version),
+            assets=tuple(self._assets.values()),
+            dispatches=tuple(self._dispatches.values()),
+        )
+
+
+class DesiredState:
+    """The state that is served; ``revision`` is None until there is a complete one."""
+
+    def __init__(self) -> None:
+        self.revision: Revision | None = None
+        self._assets: dict[str, dispatch_pb2.Asset] = {}
+        self._by_name: dict[AssetName, str] = {}
+        self._dispatches: dict[str, dispatch_pb2.Dispatch] = {}
+        self._of_asset: dict[str, dict[str, dispatch_pb2.Dispatch]] = {}
+        self._written: dict[str, Written] = {}
+
+    def assets(self) -> Sequence[dispatch_pb2.Asset]:
+        """Return all assets."""
+        return list(self._assets.values())
+
+    def dispatches(self) -> Sequence[dispatch_pb2.Dispatch]:
+        """Return all unsettled dispatches."""
+        return list(self._dispatches.values())
+
+    def asset(self, uid: str) -> dispatch_pb2.Asset | None:
+        """Return an asset by uid."""
+        return self._assets.get(uid)
+
+    def asset_named(self, name: AssetName) -> dispatch_pb2.Asset | None:
+        """Return an asset by name."""
+        uid = self._by_name.get(name)
+        return self._assets.get(uid) if uid else None
+
+    def dispatch(self, uid: str) -> dispatch_pb2.Dispatch | None:
+        """Return an unsettled dispatch."""
+        return self._dispatches.get(uid)
+
+    def dispatches_of(self, asset_uid: str) -> Sequence[dispatch_pb2.Dispatch]:
+        """Return the unsettled dispatches of an asset."""
+        return list(self._of_asset.get(asset_uid, {}).values())
+
+    def written(self, dispatch_uid: str) -> Written:
+        """Return when this replica first wrote a dispatch to a stream."""
+        return self._written.get(dispatch_uid, NEVER)
+
+    def restore(self, snapshot: Snapshot, written: dict[str, Written]) -> None:
+        """Begin with what the disk holds."""
+        self._written = dict(written)
+        self.replace(snapshot)
+
+    def replace(self, snapshot: Snapshot) -> Changes:
+        """Put a complete snapshot in the place of all that was."""
+        old_assets, old_dispatches = self._assets, self._dispatches
+        self.revision = snapshot.revision
+        self._assets, self._by_name, self._dispatches, self._of_asset = {}, {}, {}, {}
+        for asset in snapshot.assets:
+            self._put_asset(asset)
+        for dispatch in snapshot.dispatches:
+            self._put_dispatch(dispatch)
+        self._written = {
+            uid: write for uid, write in self._written.items() if uid in self._dispatches
+        }
+        return Changes(
+            assets={uid for uid, asset in self._assets.items() if old_assets.get(uid) != asset},
+            removed_assets=old_assets.keys() - self._assets.keys(),
+            dispatches=[d for uid, d in self._dispatches.items() if old_dispatches.get(uid) != d],
+            settled=_missing(old_dispatches.values(), self._dispatches),
+        )
+
+    def apply(self, message: control_pb2.OperatorMessage) -> Changes:
+        """Take one change; see ``DELTA_KINDS``."""
+        kind, changes = message.WhichOneof("kind"), Changes()
+        if kind == "asset":
+            self._put_asset(message.asset)
+            changes.assets.add(message.asset.id.uid)
+        elif kind == "dispatch":
+            self._put_dispatch(message.dispatch)
+            changes.dispatches.append(message.dispatch)
+        elif kind == "asset_removed":
+            self._remove_asset(message.asset_removed)
+            changes.removed_assets.add(message.asset_removed)
+        elif kind == "dispatch_removed":
+            changes.settled += self._remove_dispatch(message.dispatch_removed)
+        if self.revision is not None:
+            self.revision = Revision(
+                operator_start_ms=self.revision.operator_start_ms,
+                version=max(self.revision.version, message.version),
+            )
+        return changes
+
+    def may_be_written(self, dispatch_uid: str) -> bool:
+        """Tell whether a dispatch is to go to a stream.
+
+        Not when it was cancelled before anybody wrote it: the operator may have told the requester
+        already that nothing was delivered.
+        """
+        dispatch = self._dispatches.get(dispatch_uid)
+        if dispatch is None:
+            return False
+        unheard = dispatch.known_phase in {"", Phase.SUBMITTED}
+        return not (dispatch.cancelled and unheard and self.written(dispatch_uid) is NEVER)
+
+    def mark_written(self, dispatch_uid: str, now_us: int, ledger_id: str) -> Written | None:
+        """Note a write before it happens; return it where it is the first.
+
+        In memory at once, so that no cancel that arrives while the note goes to the disk can be
+        answered with "never written". The first ledger stays: another's word proves nothing of it.
+        """
+        if dispatch_uid in self._written:
+            return None
+        self._written[dispatch_uid] = Written(written_us=now_us, ledger_id=ledger_id)
+        return self._written[dispatch_uid]
+
+    def _put_asset(self, asset: dispatch_pb2.Asset) -> None:
+        self._assets[asset.id.uid] = asset
+        self._by_name[AssetName(asset.id.namespace, asset.id.name)] = asset.id.uid
+
+    def _remove_asset(self, uid: str) -> None:
+        asset = self._assets.pop(uid, None)
+        if asset is None:
+            return
+        name = AssetName(asset.id.namespace, asset.id.name)
+        if self._by_name.get(name) == uid:  # a re-created asset may have the name already
+            del self._by_name[name]
+
+    def _put_dispatch(self, dispatch: dispatch_pb2.Dispatch) -> None:
+        self._dispatches[dispatch.uid] = dispatch
+        self._of_asset.setdefault(dispatch.asset_uid, {})[dispatch.uid] = dispatch
+
+    def _remove_dispatch(self, uid: str) -> list[dispatch_pb2.Dispatch]:
+        dispatch = self._dispatches.pop(uid, None)
+        self._written.pop(uid, None)
+        if dispatch is None:
+            return []
+        of_asset = self._of_asset[dispatch.asset_uid]
+        del of_asset[uid]
+        if not of_asset:
+            del self._of_asset[dispatch.asset_uid]
+        return [dispatch]
+
+
+def _missing(
+    old: Iterable[dispatch_pb2.Dispatch], new: dict[str, dispatch_pb2.Dispatch]
+) -> list[dispatch_pb2.Dispatch]:
+    return [dispatch for dispatch in old if dispatch.uid not in new]

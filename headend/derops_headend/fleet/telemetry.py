@@ -1,0 +1,132 @@
+"""Telemetry of one stream: checks of a batch, the order of the outbox, and credit. Pure.
+
+The gateway remembers no sequence over streams: an agent may have been served by another replica in
+between. So credit is open until the first message says where the outbox stands.
+"""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from derops.wire.v1 import agent_pb2
+
+MAX_SAMPLES = 1000
+MAX_COLUMNS = 64
+MAX_BATCH_BYTES = 65536
+MAX_COLUMN_NAME = 64
+CREDIT_BATCHES = 16
+OPENING_BATCHES = 256
+"""May be on their way before the agent hears its first real credit."""
+
+OPEN_CREDIT = 2**62
+"""Fits the signed 64 bit of an agent's database."""
+
+MAX_TIME_US = 4_102_444_800_000_000
+"""The year 2100: no device clock is that far off and still worth recording."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Violation:
+    """Why a message ends its stream."""
+
+    reason: str
+    message: str
+
+
+class Verdict(Enum):
+    """What to do with a message of the outbox."""
+
+    STORE = auto()
+    DUPLICATE = auto()
+    BEYOND_CREDIT = auto()
+
+
+def check_batch(batch: agent_pb2.TelemetryBatch) -> Violation | None:
+    """Check shape and times of a batch; values may be anything, NaN is absent."""
+    samples = len(batch.dt_us)
+    if not 1 <= samples <= MAX_SAMPLES:
+        return _bad(f"{samples} samples; 1 to {MAX_SAMPLES} are allowed")
+    if batch.ByteSize() > MAX_BATCH_BYTES:
+        return _bad(f"{batch.ByteSize()} bytes; up to {MAX_BATCH_BYTES} are allowed")
+    if not 1 <= len(batch.columns) <= MAX_COLUMNS:
+        return _bad(f"{len(batch.columns)} columns; 1 to {MAX_COLUMNS} are allowed")
+    for column in batch.columns:
+        if len(column.values) != samples:
+            return _bad(f"a column has {len(column.values)} values for {samples} samples")
+        if bool(column.quantity) == bool(column.name) or len(column.name) > MAX_COLUMN_NAME:
+            return _bad("a column has either a quantity or a name of up to 64 characters")
+    if batch.dt_us[0] != 0:
+        return _bad("the first dt_us is not 0")
+    first, last = batch.t0_us + min(batch.dt_us), batch.t0_us + max(batch.dt_us)
+    if first <= 0 or last >= MAX_TIME_US:
+        return _bad(f"times from {first} to {last} us are not between 1970 and 2100")
+    return None
+
+
+def check_gap(gap: agent_pb2.Gap) -> Violation | None:
+    """Check a gap."""
+    if not 0 <= gap.from_us <= gap.to_us < MAX_TIME_US or gap.samples > MAX_TIME_US:
+        return _bad(f"gap from {gap.from_us} to {gap.to_us} us")
+    if len(gap.reason) > MAX_COLUMN_NAME:
+        return _bad("the reason of a gap is too long")
+    return None
+
+
+class OutboxOrder:
+    """Where one outbox stands on one stream."""
+
+    def __init__(self, outbox_id: str) -> None:
+        self._outbox_id = outbox_id
+        self._base: int | None = None
+        self._received = 0
+        self._acknowledged = 0
+
+    @property
+    def placed(self) -> bool:
+        """Whether a message has said where the outbox stands."""
+        return self._base is not None
+
+    def take(self, sequence: int, outbox_id: str, *, gap: bool) -> Verdict | Violation:
+        """Place a message; a gap stands at the last of the sequences it replaces.
+
+        What is beyond the credit is dropped, and what follows a hole ends the stream: cumulative
+        acknowledgement would otherwise tell the agent to forget what was dropped.
+        """
+        if outbox_id != self._outbox_id or not 0 < sequence < OPEN_CREDIT:
+            return _bad(f"sequence {sequence} of outbox {outbox_id[:64]!r} is not of this outbox")
+        if self._base is None:
+            self._base = self._received = self._acknowledged = sequence - 1
+        if sequence <= self._received:
+            return Verdict.DUPLICATE
+        if gap:  # it stands for what the agent no longer has, so no credit could cover it
+            self._received = sequence
+            return Verdict.STORE
+        if sequence > self._limit():
+            return Verdict.BEYOND_CREDIT
+        if sequence != self._received + 1:
+            return Violation(
+                reason="TelemetryOutOfOrder",
+                message=f"batch {sequence} after {self._received}",
+            )
+        self._received = sequence
+        return Verdict.STORE
+
+    def stored(self, sequence: int) -> None:
+        """Note that all up to ``sequence`` are durable."""
+        self._acknowledged = max(self._acknowledged, sequence)
+
+    def credit(self) -> agent_pb2.TelemetryCredit:
+        """Return what the agent is to be told."""
+        if self._base is None:
+            return agent_pb2.TelemetryCredit(send_through=OPEN_CREDIT)
+        return agent_pb2.TelemetryCredit(
+            acknowledged_through=self._acknowledged,
+            send_through=self._acknowledged + CREDIT_BATCHES,
+        )
+
+    def _limit(self) -> int:
+        base = self._base or 0
+        return max(self._acknowledged + CREDIT_BATCHES, base + OPENING_BATCHES)
+
+
+def _bad(message: str) -> Violation:
+    return Violation(reason="BadTelemetry", message=message)

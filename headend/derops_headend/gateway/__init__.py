@@ -1,0 +1,1 @@
+"""The gateway process: agents on one port, the operator on another, and what lies between."""

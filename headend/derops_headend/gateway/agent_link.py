@@ -1,0 +1,152 @@
+"""AgentLink: the port that agents dial. Every stream is authenticated by itself.
+
+TLS has no say in who a peer is here: an old connection may carry new streams long after its
+certificate expired, so each stream is checked again from the certificate's bytes.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import NoReturn
+
+import grpc
+import structlog
+
+from derops.errors import IdentityRefusedError
+from derops.schedules import SECOND_US
+from derops.wire.v1 import agent_pb2, agent_pb2_grpc
+from derops_headend.access.certificates import AgentCertificate, authenticate_agent
+from derops_headend.fleet.sessions import MAX_EPOCH, CloneSuspectedError, EpochTooLowError
+from derops_headend.gateway import metrics
+from derops_headend.gateway.agent_stream import AgentStream
+from derops_headend.gateway.calls import EOF, Context, peer_certificate
+from derops_headend.gateway.exchange import Exchange, NotReadyError
+
+HELLO_SECONDS = 10.0
+PROTOCOL = 1
+_MAX_ID = 128
+_MAX_MODES = 16
+
+
+class AgentLink(agent_pb2_grpc.AgentLinkServicer):
+    """Admits streams and serves them."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        *,
+        trust_domain: str,
+        heartbeat_seconds: int,
+        monotonic_us: Callable[[], int],
+        hello_seconds: float = HELLO_SECONDS,
+    ) -> None:
+        self._exchange = exchange
+        self._trust_domain = trust_domain
+        self._heartbeat_seconds = heartbeat_seconds
+        self._monotonic_us = monotonic_us
+        self._hello_seconds = hello_seconds
+        self._log = structlog.get_logger("agent")
+
+    async def Connect(  # noqa: N802  # gRPC's name
+        self,
+        request_iterator: AsyncIterator[agent_pb2.AgentMessage],
+        context: Context,
+    ) -> None:
+        """Serve one agent."""
+        certificate = await self._authenticate(context)
+        hello = await self._read_hello(context, certificate)
+        try:
+            asset = self._exchange.admit(certificate)
+        except (IdentityRefusedError, NotReadyError) as error:
+            await self._refuse(context, error, certificate)
+        stream = AgentStream(
+            context=context,
+            exchange=self._exchange,
+            certificate=certificate,
+            asset=asset,
+            hello=hello,
+            heartbeat_seconds=self._heartbeat_seconds,
+            monotonic_us=self._monotonic_us,
+        )
+        try:
+            self._exchange.open(stream)
+        except EpochTooLowError as error:
+            refusal = IdentityRefusedError("EpochTooLow", str(error), transient=True)
+            await self._refuse(context, refusal, certificate)
+        except CloneSuspectedError as error:
+            clone = IdentityRefusedError("CloneSuspected", str(error))
+            await self._refuse(context, clone, certificate)
+        await stream.serve()
+
+    async def _authenticate(self, context: Context) -> AgentCertificate:
+        """Return what the certificate says; refuse before anything is read."""
+        certificate: AgentCertificate | None = None
+        try:
+            certificate = authenticate_agent(
+                peer_certificate(context), self._trust_domain, self._now()
+            )
+            self._exchange.admit(certificate)
+        except (IdentityRefusedError, NotReadyError) as error:
+            await self._refuse(context, error, certificate)
+        return certificate
+
+    async def _read_hello(self, context: Context, certificate: AgentCertificate) -> agent_pb2.Hello:
+        try:
+            async with asyncio.timeout(self._hello_seconds):
+                message = await context.read()
+        except TimeoutError:
+            error = IdentityRefusedError(
+                "HelloTimeout", f"no Hello within {self._hello_seconds:g} s", transient=True
+            )
+            await self._refuse(context, error, certificate)
+        if message is EOF or message.WhichOneof("kind") != "hello":
+            error = IdentityRefusedError("ProtocolViolation", "the first message is not Hello")
+            await self._refuse(context, error, certificate)
+        problem = _problem_of(message.hello)
+        if problem:
+            error = IdentityRefusedError("BadHello", problem)
+            await self._refuse(context, error, certificate)
+        hello: agent_pb2.Hello = message.hello
+        return hello
+
+    async def _refuse(
+        self,
+        context: Context,
+        error: IdentityRefusedError | NotReadyError,
+        certificate: AgentCertificate | None,
+    ) -> NoReturn:
+        """Count, log and record a refusal, then end the call with its reason."""
+        transient = isinstance(error, NotReadyError) or error.transient
+        reason = "NotReady" if isinstance(error, NotReadyError) else error.reason
+        message = str(error) if isinstance(error, NotReadyError) else error.message
+        metrics.REFUSED_STREAMS.labels(reason).inc()
+        self._log.warning(
+            "agent.refused",
+            reason=reason,
+            why=message,
+            peer=context.peer(),
+            asset=str(certificate.asset) if certificate else None,
+        )
+        if certificate is not None:
+            self._exchange.note_refusal(certificate, context.peer(), reason, message)
+        code = grpc.StatusCode.UNAVAILABLE if transient else grpc.StatusCode.UNAUTHENTICATED
+        await context.abort(code, f"{reason}: {message}")
+        raise AssertionError("abort returned")
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._exchange.now_us() / SECOND_US, UTC)
+
+
+def _problem_of(hello: agent_pb2.Hello) -> str:
+    if hello.protocol != PROTOCOL:
+        return f"protocol {hello.protocol} is not {PROTOCOL}"
+    if not 0 < hello.epoch <= MAX_EPOCH:
+        return f"epoch {hello.epoch} is not between 1 and {MAX_EPOCH}"
+    for field in ("instance_id", "ledger_id", "outbox_id"):
+        if not 0 < len(getattr(hello, field)) <= _MAX_ID:
+            return f"{field} must have 1 to {_MAX_ID} characters"
+    capability = hello.capability
+    texts = [*capability.modes, capability.driver, capability.firmware, hello.software_version]
+    if len(capability.modes) > _MAX_MODES or any(len(text) > _MAX_ID for text in texts):
+        return "capability or version is too long"
+    return ""

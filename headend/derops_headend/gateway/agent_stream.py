@@ -1,0 +1,316 @@
+"""One agent's stream from Hello to its end.
+
+Two tasks: one reads and never waits for a disk, one writes and is the only one that does. What
+arrives is acknowledged by callbacks of the log, in the order it came.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+import grpc
+import structlog
+
+from derops.schedules import SECOND_US
+from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2, log_pb2
+from derops_headend.access.certificates import AgentCertificate
+from derops_headend.fleet.sessions import Session
+from derops_headend.fleet.telemetry import OutboxOrder, Verdict, Violation, check_batch, check_gap
+from derops_headend.gateway import metrics
+from derops_headend.gateway.calls import EOF, Context
+from derops_headend.gateway.exchange import Exchange, without_identity
+from derops_headend.gateway.outgoing import Outgoing
+
+MAX_QUEUED = 1024
+"""Messages that wait for a slow agent before its stream is ended."""
+
+MAX_UNSTORED_REPORTS = 512
+MAX_DROPPED_BATCHES = 256
+"""Batches beyond the credit before the stream is ended."""
+
+SILENT_HEARTBEATS = 3
+_BYE_SECONDS = 2.0
+_MAX_REASON = 64
+_MAX_TEXT = 500
+
+
+class AgentStream:
+    """Serves one call of AgentLink.Connect after its Hello was accepted."""
+
+    def __init__(
+        self,
+        *,
+        context: Context,
+        exchange: Exchange,
+        certificate: AgentCertificate,
+        asset: dispatch_pb2.Asset,
+        hello: agent_pb2.Hello,
+        heartbeat_seconds: int,
+        monotonic_us: Callable[[], int],
+    ) -> None:
+        self.certificate = certificate
+        self.peer: str = context.peer()
+        self.session = Session(
+            asset_uid=asset.id.uid,
+            epoch=hello.epoch,
+            instance_id=hello.instance_id,
+            serial_number=certificate.serial_number,
+            since_us=exchange.now_us(),
+            capability=hello.capability,
+        )
+        self._context, self._exchange, self._asset_id = context, exchange, asset.id
+        self._ledger_id = hello.ledger_id
+        self._heartbeat_seconds = heartbeat_seconds
+        self._monotonic_us = monotonic_us
+        self._heard_us = monotonic_us()
+        self._outgoing: Outgoing[agent_pb2.GatewayMessage | str] = Outgoing(MAX_QUEUED)
+        self._order = OutboxOrder(hello.outbox_id)
+        self._unstored_reports = self._dropped_batches = 0
+        self._ending: agent_pb2.Bye | None = None
+        self._peer_left = False
+        self._log = structlog.get_logger("agent").bind(
+            asset=str(certificate.asset), epoch=hello.epoch
+        )
+
+    # What the exchange asks of it
+
+    def send(self, message: agent_pb2.GatewayMessage) -> None:
+        """Queue a message."""
+        self._put(message)
+
+    def offer(self, dispatch_uid: str) -> None:
+        """Queue a dispatch, in the state it has when it is its turn."""
+        self._put(dispatch_uid)
+
+    def end(self, reason: str, message: str) -> None:
+        """Say Bye and end; the first reason stands."""
+        if self._ending is None:
+            self._ending = agent_pb2.Bye(reason=reason[:_MAX_REASON], message=message[:_MAX_TEXT])
+            self._outgoing.close()
+
+    def end_if_silent(self) -> None:
+        """End where nothing was heard for three heartbeats."""
+        bound = SILENT_HEARTBEATS * self._heartbeat_seconds
+        if self._monotonic_us() - self._heard_us > bound * SECOND_US:
+            self.end("AgentSilent", f"nothing heard for {bound} s")
+
+    # Its life
+
+    async def serve(self) -> None:
+        """Run until either side ends. The stream is the live one of its asset already."""
+        self._log.info("agent.connected", peer=self.peer)
+        opening = self._opening()
+        reader = asyncio.create_task(self._read())
+        writer = asyncio.create_task(self._write(opening))
+        try:
+            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            self.end("ConnectionLost", "")
+            await asyncio.wait({writer}, timeout=_BYE_SECONDS)
+            stuck = not writer.done()
+        finally:
+            self.end("ConnectionLost", "")
+            for task in (reader, writer):
+                task.cancel()
+            bye = self._ending or agent_pb2.Bye()
+            self._exchange.close(self, bye.reason, bye.message)
+            self._log.info("agent.disconnected", reason=bye.reason, why=bye.message)
+            failures = await asyncio.gather(reader, writer, return_exceptions=True)
+            self._log_failures(failures)
+        if stuck:  # the peer grants no window for the Bye; only an abort ends such a call
+            await self._context.abort(grpc.StatusCode.ABORTED, f"{bye.reason}: {bye.message}")
+
+    def _log_failures(self, failures: Iterable[BaseException | None]) -> None:
+        for failure in failures:
+            expected = (asyncio.CancelledError, grpc.RpcError, grpc.aio.BaseError)
+            if failure is not None and not isinstance(failure, expected):
+                self._log.error("stream.failed", exc_info=failure)
+
+    # Writing
+
+    def _opening(self) -> tuple[agent_pb2.Revision, list[dispatch_pb2.Dispatch]]:
+        """Capture the snapshot in the step that made the stream live: changes queue up behind."""
+        revision = self._exchange.desired.revision
+        assert revision is not None  # noqa: S101  # admitted only then
+        captured = agent_pb2.Revision(
+            operator_start_ms=revision.operator_start_ms, counter=revision.version
+        )
+        desired = self._exchange.desired
+        dispatches = [
+            dispatch
+            for dispatch in desired.dispatches_of(self.session.asset_uid)
+            if desired.may_be_written(dispatch.uid)
+        ]
+        return captured, dispatches
+
+    async def _write(self, opening: tuple[agent_pb2.Revision, list[dispatch_pb2.Dispatch]]) -> None:
+        try:
+            await self._write_opening(*opening)
+            await self._outgoing.drain(self._write_item)
+        finally:
+            self.end("ConnectionLost", "")
+        if not self._peer_left:
+            await self._context.write(agent_pb2.GatewayMessage(bye=self._ending))
+
+    async def _write_opening(
+        self, revision: agent_pb2.Revision, dispatches: list[dispatch_pb2.Dispatch]
+    ) -> None:
+        uids = [dispatch.uid for dispatch in dispatches]
+        asset = self._exchange.desired.asset(self.session.asset_uid)
+        welcome = agent_pb2.Welcome(
+            now_us=self._exchange.now_us(),
+            heartbeat_seconds=self._heartbeat_seconds,
+            replica=self._exchange.replica,
+        )
+        await self._context.write(agent_pb2.GatewayMessage(welcome=welcome))
+        if asset is None:
+            self.end("AssetRemoved", "the DERAsset is gone")
+            return
+        await self._exchange.claim(uids, self._ledger_id)
+        message = agent_pb2.GatewayMessage
+        end = agent_pb2.SyncEnd(revision=revision, count=len(dispatches))
+        try:
+            for part in (
+                message(sync_begin=agent_pb2.SyncBegin(revision=revision)),
+                message(asset=without_identity(asset)),
+                *(message(dispatch=dispatch) for dispatch in dispatches),
+                message(sync_end=end),
+                message(credit=self._order.credit()),
+            ):
+                if self._ending is not None:
+                    return
+                await self._context.write(part)
+        finally:  # a write that failed may have arrived all the same
+            for uid in uids:
+                self._exchange.tell_delivery(uid)
+
+    async def _write_item(self, item: agent_pb2.GatewayMessage | str) -> None:
+        if isinstance(item, str):
+            await self._write_dispatch(item)
+            return
+        if item.WhichOneof("kind") == "heartbeat_reply":
+            item.heartbeat_reply.gateway_sent_us = self._exchange.now_us()
+        await self._context.write(item)
+
+    async def _write_dispatch(self, uid: str) -> None:
+        desired = self._exchange.desired
+        if not desired.may_be_written(uid):
+            return
+        await self._exchange.claim([uid], self._ledger_id)
+        dispatch = desired.dispatch(uid)
+        if dispatch is None:
+            return
+        try:
+            await self._context.write(agent_pb2.GatewayMessage(dispatch=dispatch))
+        finally:
+            self._exchange.tell_delivery(uid)
+
+    def _put(self, item: agent_pb2.GatewayMessage | str) -> None:
+        if not self._outgoing.put(item):
+            self.end("AgentTooSlow", f"{MAX_QUEUED} messages wait to be read")
+
+    # Reading
+
+    async def _read(self) -> None:
+        while self._ending is None:
+            message = await self._context.read()
+            if self._ending is not None:
+                return  # superseded or refused: what still arrives is not heard
+            if message is EOF:
+                self._peer_left = True
+                self.end("ConnectionLost", "the stream ended without Bye")
+                return
+            self._heard_us = self._monotonic_us()
+            violation = self._take(message)
+            if violation is not None:
+                self.end(violation.reason, violation.message)
+
+    def _take(self, message: agent_pb2.AgentMessage) -> Violation | None:
+        kind = message.WhichOneof("kind")
+        if kind == "telemetry":
+            return self._take_telemetry(message.telemetry)
+        if kind == "report":
+            return self._take_report(message.report)
+        if kind == "gap":
+            return self._take_gap(message.gap)
+        if kind == "heartbeat":
+            reply = agent_pb2.HeartbeatReply(
+                agent_sent_us=message.heartbeat.agent_sent_us,
+                gateway_received_us=self._exchange.now_us(),
+            )
+            self.send(agent_pb2.GatewayMessage(heartbeat_reply=reply))
+        elif kind == "bye":
+            self._peer_left = True
+            self.end(message.bye.reason or "Bye", message.bye.message)
+        elif kind == "hello":
+            return Violation(reason="ProtocolViolation", message="a second Hello")
+        return None  # a kind that a newer agent knows is not for us
+
+    def _take_telemetry(self, batch: agent_pb2.TelemetryBatch) -> Violation | None:
+        violation = check_batch(batch)
+        if violation is not None:
+            return violation
+        verdict = self._place(batch.sequence, batch.outbox_id, gap=False)
+        if verdict is Verdict.STORE:
+            metrics.BATCHES.inc()
+            metrics.SAMPLES.inc(len(batch.dt_us))
+            self._store(log_pb2.TELEMETRY, batch.SerializeToString(), batch.sequence)
+        return verdict if isinstance(verdict, Violation) else None
+
+    def _take_gap(self, gap: agent_pb2.Gap) -> Violation | None:
+        violation = check_gap(gap)
+        if violation is not None:
+            return violation
+        verdict = self._place(gap.sequence, gap.outbox_id, gap=True)
+        if verdict is Verdict.STORE:
+            metrics.GAPS.inc()
+            self._log.warning("telemetry.lost", samples=gap.samples, reason=gap.reason)
+            self._store(log_pb2.GAP, gap.SerializeToString(), gap.sequence)
+        return verdict if isinstance(verdict, Violation) else None
+
+    def _place(self, sequence: int, outbox_id: str, *, gap: bool) -> Verdict | Violation:
+        opening = not self._order.placed
+        verdict = self._order.take(sequence, outbox_id, gap=gap)
+        if verdict is Verdict.BEYOND_CREDIT:
+            metrics.DROPPED_BATCHES.inc()
+            self._dropped_batches += 1
+            if self._dropped_batches > MAX_DROPPED_BATCHES:
+                return Violation(reason="CreditIgnored", message="telemetry beyond its credit")
+        elif opening or verdict is Verdict.DUPLICATE:
+            self.send(agent_pb2.GatewayMessage(credit=self._order.credit()))
+        return verdict
+
+    def _store(self, kind: log_pb2.EntryKind, body: bytes, sequence: int) -> None:
+        def durable(future: asyncio.Future[None]) -> None:
+            if self._is_durable(future):
+                self._order.stored(sequence)
+                self.send(agent_pb2.GatewayMessage(credit=self._order.credit()))
+
+        self._exchange.journal.put(kind, self._asset_id, body).add_done_callback(durable)
+
+    def _take_report(self, report: dispatch_pb2.DispatchReport) -> Violation | None:
+        if report.ledger_id != self._ledger_id or not report.dispatch_uid or not report.sequence:
+            return Violation(reason="BadReport", message="not a report of this stream's ledger")
+        if not self._exchange.owns(self.session.asset_uid, report.dispatch_uid):
+            self._log.error("report.refused", dispatch_uid=report.dispatch_uid)
+            return Violation(reason="BadReport", message="the dispatch is another asset's")
+        if self._unstored_reports >= MAX_UNSTORED_REPORTS:
+            return Violation(reason="TooManyReports", message="reports outrun the log")
+        received = control_pb2.AgentReport(
+            asset_uid=self.session.asset_uid, received_us=self._exchange.now_us(), report=report
+        )
+
+        def durable(future: asyncio.Future[None]) -> None:
+            self._unstored_reports -= 1
+            if self._is_durable(future):
+                self._exchange.keep_report(self, received)
+
+        self._unstored_reports += 1
+        body = report.SerializeToString()
+        future = self._exchange.journal.put(log_pb2.AGENT_REPORT, self._asset_id, body)
+        future.add_done_callback(durable)
+        return None
+
+    def _is_durable(self, future: asyncio.Future[None]) -> bool:
+        if future.cancelled() or future.exception() is not None:
+            self.end("LogUnavailable", "the event log did not take what arrived")
+            return False
+        return True

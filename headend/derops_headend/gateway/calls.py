@@ -1,0 +1,27 @@
+"""What both ports need of gRPC's calls."""
+
+from typing import Any
+
+import grpc
+
+from derops.errors import IdentityRefusedError
+
+Context = grpc.aio.ServicerContext[Any, Any]
+EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # the stubs do not know it
+
+
+def peer_certificate(context: Context) -> bytes:
+    """Return the PEM of a peer's certificate.
+
+    Raises:
+        IdentityRefusedError: There is none, or it came over an old TLS; gRPC offers no setting
+            for the least version.
+    """
+    facts = context.auth_context()
+    versions = list(facts.get("ssl_tls_version", []))
+    if versions != [b"TLSv1.3"]:
+        raise IdentityRefusedError("TLSVersionTooLow", f"TLS 1.3 is required, found {versions}")
+    certificates = list(facts.get("x509_pem_cert", []))
+    if len(certificates) != 1:
+        raise IdentityRefusedError("NoCertificate", "there is no client certificate")
+    return certificates[0]

@@ -1,0 +1,180 @@
+"""Control.Sync: the operator's port. A snapshot, then changes, each answered when on disk."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import grpc
+import structlog
+
+from derops.errors import IdentityRefusedError
+from derops.schedules import SECOND_US
+from derops.wire.v1 import control_pb2, control_pb2_grpc
+from derops_headend.access.certificates import authenticate_operator
+from derops_headend.fleet.desired import DELTA_KINDS, BadSyncError, SnapshotBuilder
+from derops_headend.gateway import metrics
+from derops_headend.gateway.calls import EOF, Context, peer_certificate
+from derops_headend.gateway.exchange import Exchange
+from derops_headend.gateway.outgoing import Outgoing
+
+MAX_QUEUED = 500_000
+"""All sessions, deliveries and reports of a full replica, and room for changes."""
+
+_MAX_GROUP = 500
+_END_SECONDS = 2.0
+
+
+class Control(control_pb2_grpc.ControlServicer):
+    """Admits the operator; the newest stream wins."""
+
+    def __init__(self, exchange: Exchange, *, trust_domain: str) -> None:
+        self._exchange = exchange
+        self._trust_domain = trust_domain
+
+    async def Sync(  # noqa: N802  # gRPC's name
+        self,
+        request_iterator: AsyncIterator[control_pb2.OperatorMessage],
+        context: Context,
+    ) -> None:
+        """Serve one operator."""
+        now = datetime.fromtimestamp(self._exchange.now_us() / SECOND_US, UTC)
+        try:
+            authenticate_operator(peer_certificate(context), self._trust_domain, now)
+        except IdentityRefusedError as error:
+            metrics.REFUSED_STREAMS.labels(error.reason).inc()
+            structlog.get_logger("operator").warning(
+                "operator.refused", reason=error.reason, why=error.message, peer=context.peer()
+            )
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+        await OperatorStream(context, self._exchange).serve()
+
+
+class OperatorStream:
+    """One call of Control.Sync."""
+
+    def __init__(self, context: Context, exchange: Exchange) -> None:
+        self._context, self._exchange = context, exchange
+        self._outgoing: Outgoing[control_pb2.ReplicaMessage] = Outgoing(MAX_QUEUED)
+        self._incoming: asyncio.Queue[control_pb2.OperatorMessage | None] = asyncio.Queue(1000)
+        self._builder: SnapshotBuilder | None = None
+        self._synced = False
+        self._ending: tuple[str, str] | None = None
+        self._log = structlog.get_logger("operator").bind(peer=context.peer())
+
+    def tell(self, message: control_pb2.ReplicaMessage) -> None:
+        """Queue a change; dropped before the stream's snapshot, which is answered with all."""
+        if self._synced:
+            self._send(message)
+
+    def end(self, reason: str, message: str) -> None:
+        """End the stream; the first reason stands."""
+        if self._ending is None:
+            self._ending = (reason, message)
+            self._outgoing.close()
+
+    async def serve(self) -> None:
+        """Run until the operator leaves, a newer one comes, or it makes no sense."""
+        self._exchange.attach(self)
+        self._log.info("operator.connected")
+        hello = control_pb2.ReplicaHello(
+            replica=self._exchange.replica, state_since_us=self._exchange.store.state_since_us
+        )
+        self._send(control_pb2.ReplicaMessage(hello=hello))
+        writer = asyncio.create_task(self._outgoing.drain(self._context.write))
+        tasks = [writer, asyncio.create_task(self._read()), asyncio.create_task(self._work())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            self.end("Closed", "the operator ended the stream")
+            await asyncio.wait({writer}, timeout=_END_SECONDS)
+        finally:
+            self.end("Closed", "the connection was lost")
+            for task in tasks:
+                task.cancel()
+            self._exchange.detach(self)
+            reason, message = self._ending or ("Closed", "")
+            self._log.info("operator.disconnected", reason=reason, why=message)
+            for failure in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(failure, Exception) and not isinstance(failure, grpc.aio.BaseError):
+                    self._log.error("stream.failed", exc_info=failure)
+        if reason != "Closed":
+            await self._context.abort(grpc.StatusCode.ABORTED, f"{reason}: {message}")
+
+    async def _read(self) -> None:
+        while True:
+            message = await self._context.read()
+            if message is EOF:
+                await self._incoming.put(None)
+                await asyncio.Event().wait()  # what was read is worked off first
+            await self._incoming.put(message)
+
+    async def _work(self) -> None:
+        """Take what has arrived, in order and in groups: one commit serves many."""
+        while True:
+            group = [await self._incoming.get()]
+            while not self._incoming.empty() and len(group) < _MAX_GROUP:
+                group.append(self._incoming.get_nowait())
+            messages = [message for message in group if message is not None]
+            try:
+                await self._take(messages)
+            except BadSyncError as error:
+                self._log.error("operator.refused", why=str(error))
+                self.end(error.reason, str(error).partition(": ")[2])
+                return
+            if None in group:
+                return
+
+    async def _take(self, messages: list[control_pb2.OperatorMessage]) -> None:
+        changes: list[control_pb2.OperatorMessage] = []
+        for message in messages:
+            kind = message.WhichOneof("kind")
+            if kind == "snapshot_begin":
+                self._builder = SnapshotBuilder(message.snapshot_begin.operator_start_ms)
+            elif kind == "snapshot_end":
+                await self._take_changes(changes)
+                changes = []
+                await self._finish_snapshot(message)
+            elif self._builder is not None and kind in DELTA_KINDS:
+                self._builder.add(message)
+            elif kind is not None:
+                changes.append(message)
+        await self._take_changes(changes)
+
+    async def _finish_snapshot(self, message: control_pb2.OperatorMessage) -> None:
+        if self._builder is None:
+            raise BadSyncError("BadSnapshot", "SnapshotEnd without SnapshotBegin")
+        snapshot = self._builder.finish(message)
+        self._builder = None
+        self._synced = False  # all is told anew below
+        await self._exchange.replace(self, snapshot)
+        self._log.info(
+            "snapshot.accepted",
+            version=message.version,
+            assets=len(snapshot.assets),
+            dispatches=len(snapshot.dispatches),
+        )
+        self._send(control_pb2.ReplicaMessage(accepted_version=message.version))
+        for each in self._exchange.everything():
+            self._send(each)
+        self._synced = True
+
+    async def _take_changes(self, messages: list[control_pb2.OperatorMessage]) -> None:
+        """Make changes durable and serve them, then answer their versions in order."""
+        if not messages:
+            return
+        deltas = [each for each in messages if each.WhichOneof("kind") in DELTA_KINDS]
+        if deltas and not self._synced:
+            raise BadSyncError("NoSnapshot", "a change came before the snapshot")
+        transitions = [each.transition for each in messages if each.HasField("transition")]
+        if transitions:
+            await self._exchange.journal.append_transitions(transitions)
+        if deltas:
+            await self._exchange.apply(self, deltas)
+        for message in messages:
+            if message.HasField("epoch_seen"):
+                self._exchange.see_epoch(message.epoch_seen)
+            if message.version:
+                self._send(control_pb2.ReplicaMessage(accepted_version=message.version))
+
+    def _send(self, message: control_pb2.ReplicaMessage) -> None:
+        if not self._outgoing.put(message):
+            self.end("OperatorTooSlow", f"{MAX_QUEUED} messages wait to be read")

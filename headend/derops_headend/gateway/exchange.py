@@ -1,0 +1,379 @@
+"""Between the two ports: streams of agents on one side, the operator on the other.
+
+Everything here runs in one event loop; a method without ``await`` is a step that nobody sees half
+done. What must survive goes to the store or to the log first.
+"""
+
+from asyncio import Future, Lock
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import structlog
+
+from derops.errors import DeropsError, IdentityRefusedError
+from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
+from derops_headend.access.admission import admit, check_operating_state
+from derops_headend.access.certificates import AgentCertificate
+from derops_headend.fleet.desired import BadSyncError, Changes, DesiredState, Snapshot, Written
+from derops_headend.fleet.sessions import CloneSuspectedError, Session, SessionTable
+from derops_headend.gateway import metrics
+from derops_headend.gateway.desired_store import DesiredStore
+from derops_headend.gateway.group_commit import GroupCommit
+from derops_headend.gateway.journal import Journal
+
+Message = control_pb2.ReplicaMessage
+
+
+class NotReadyError(DeropsError):
+    """There is no complete desired state yet; to serve without one would revert a fleet."""
+
+    retryable = True
+
+
+class AgentOutlet(Protocol):
+    """What the exchange needs of an agent's stream. No method waits."""
+
+    certificate: AgentCertificate
+    session: Session
+    peer: str
+
+    def send(self, message: agent_pb2.GatewayMessage) -> None:
+        """Queue a message."""
+
+    def offer(self, dispatch_uid: str) -> None:
+        """Queue a dispatch, in the state it has when it is its turn."""
+
+    def end(self, reason: str, message: str) -> None:
+        """Say Bye and end."""
+
+    def end_if_silent(self) -> None:
+        """End where nothing was heard for too long."""
+
+
+class OperatorOutlet(Protocol):
+    """What the exchange needs of the operator's stream. No method waits."""
+
+    def tell(self, message: control_pb2.ReplicaMessage) -> None:
+        """Queue a change; dropped before the stream's snapshot, which is answered with all."""
+
+    def end(self, reason: str, message: str) -> None:
+        """End the stream."""
+
+
+class Exchange:
+    """The state of one gateway replica and the rules between its parts."""
+
+    def __init__(
+        self,
+        *,
+        replica: str,
+        store: DesiredStore,
+        journal: Journal,
+        now_us: Callable[[], int],
+        on_ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.replica = replica
+        self.store = store
+        self.journal = journal
+        self.now_us = now_us
+        self.writes: GroupCommit[tuple[str, Written]] = GroupCommit(store.record)
+        self.desired = DesiredState()
+        self.sessions = SessionTable()
+        self._on_ready = on_ready
+        self._streams: dict[str, AgentOutlet] = {}
+        self._reports: dict[str, control_pb2.AgentReport] = {}
+        self._operator: OperatorOutlet | None = None
+        self._changing = Lock()
+        self._log = structlog.get_logger("exchange")
+        if (stored := store.load()) is not None:
+            self.desired.restore(*stored)
+            on_ready()
+
+    # Agents
+
+    def admit(self, certificate: AgentCertificate) -> dispatch_pb2.Asset:
+        """Return the asset of a certificate.
+
+        Raises:
+            NotReadyError: There is no complete desired state.
+            IdentityRefusedError: It may not have a stream now.
+        """
+        if self.desired.revision is None:
+            raise NotReadyError("no complete snapshot from the operator yet")
+        asset = self.desired.asset_named(certificate.asset)
+        if asset is None:
+            raise IdentityRefusedError(
+                "AssetUnknown", f"there is no DERAsset {certificate.asset}", transient=True
+            )
+        self._check(asset, certificate)
+        return asset
+
+    def open(self, stream: AgentOutlet) -> None:
+        """Make ``stream`` the live one of its asset.
+
+        Raises:
+            EpochTooLowError: A newer one is known.
+            CloneSuspectedError: Its identity is used twice; the live stream is ended as well,
+                for nobody knows which of the two is genuine.
+        """
+        uid = stream.session.asset_uid
+        try:
+            self.sessions.open(stream.session)
+        except CloneSuspectedError as clone:
+            metrics.CLONES_SUSPECTED.inc()
+            self._log.error("clone.suspected", asset=str(stream.certificate.asset), why=str(clone))
+            if uid in self._streams:
+                self._streams[uid].end("CloneSuspected", str(clone))
+            ended = self.sessions.suspect(stream.session, self.now_us())
+            self._tell(Message(session=ended.to_message()))
+            raise
+        old = self._streams.get(uid)
+        self._streams[uid] = stream
+        if old is not None:
+            old.end("Superseded", f"epoch {stream.session.epoch} took over")
+        metrics.CONNECTED_AGENTS.set(len(self._streams))
+        self._tell(Message(session=stream.session.to_message()))
+        self._note_connection(stream, "Connected")
+
+    def close(self, stream: AgentOutlet, reason: str, message: str) -> None:
+        """Forget a stream that ended."""
+        uid = stream.session.asset_uid
+        if self._streams.get(uid) is stream:
+            del self._streams[uid]
+        metrics.CONNECTED_AGENTS.set(len(self._streams))
+        metrics.ENDED_STREAMS.labels(reason).inc()
+        ended = self.sessions.close(uid, stream.session.epoch, reason, self.now_us())
+        if ended is not None:
+            self._tell(Message(session=ended.to_message()))
+        self._note_connection(stream, "Disconnected", reason, message)
+
+    async def claim(self, dispatch_uids: Sequence[str], ledger_id: str) -> None:
+        """Note on disk that dispatches are about to be written to a stream."""
+        firsts: list[Future[None]] = []
+        for uid in dispatch_uids:
+            first = self.desired.mark_written(uid, self.now_us(), ledger_id)
+            if first is not None:
+                firsts.append(self.writes.put((uid, first)))
+        for future in firsts:
+            await future
+
+    def tell_delivery(self, dispatch_uid: str) -> None:
+        """Tell the operator where this replica stands with a dispatch."""
+        dispatch = self.desired.dispatch(dispatch_uid)
+        if dispatch is not None:
+            self._tell(Message(delivery=self._delivery(dispatch)))
+
+    def owns(self, asset_uid: str, dispatch_uid: str) -> bool:
+        """Tell whether a dispatch may be an asset's: settled ones are not known any more."""
+        dispatch = self.desired.dispatch(dispatch_uid)
+        return dispatch is None or dispatch.asset_uid == asset_uid
+
+    def keep_report(self, stream: AgentOutlet, report: control_pb2.AgentReport) -> None:
+        """Take a report that is durable: acknowledge it, keep the newest, tell the operator."""
+        metrics.REPORTS.inc()
+        uid, new = report.report.dispatch_uid, report.report
+        ack = agent_pb2.ReportAck(sequence=new.sequence)
+        stream.send(agent_pb2.GatewayMessage(report_ack=ack))
+        if self.desired.dispatch(uid) is None:
+            self._tell(Message(report=report))
+            stream.send(agent_pb2.GatewayMessage(settled=agent_pb2.Settled(dispatch_uid=uid)))
+            return
+        old = self._reports[uid].report if uid in self._reports else new
+        if old.ledger_id == new.ledger_id and old.sequence > new.sequence:
+            return
+        self._reports[uid] = report
+        self._tell(Message(report=report))
+
+    def note_refusal(
+        self, certificate: AgentCertificate, peer: str, reason: str, message: str
+    ) -> None:
+        """Put a refused stream of a known asset into the log."""
+        asset = self.desired.asset_named(certificate.asset)
+        if asset is not None:
+            self.journal.put_connection(
+                asset.id,
+                "Refused",
+                reason=reason,
+                message=message,
+                peer=peer,
+                serial_number=certificate.serial_number,
+            )
+
+    def end_overdue(self) -> None:
+        """End streams whose certificate's time is over, or that were silent too long."""
+        now_us = self.now_us()
+        for stream in list(self._streams.values()):
+            self._end_if_expired(stream, now_us)
+            stream.end_if_silent()
+
+    def end_all(self, reason: str, message: str) -> None:
+        """End every stream, of agents and of the operator."""
+        for stream in list(self._streams.values()):
+            stream.end(reason, message)
+        if self._operator is not None:
+            self._operator.end(reason, message)
+
+    # Operator
+
+    def attach(self, operator: OperatorOutlet) -> None:
+        """Listen to this operator and to no earlier one."""
+        if self._operator is not None:
+            self._operator.end("Superseded", "a newer operator stream took over")
+        self._operator = operator
+        metrics.OPERATOR_CONNECTED.set(1)
+
+    def detach(self, operator: OperatorOutlet) -> None:
+        """Forget an operator's stream that ended."""
+        if self._operator is operator:
+            self._operator = None
+            metrics.OPERATOR_CONNECTED.set(0)
+
+    async def replace(self, operator: OperatorOutlet, snapshot: Snapshot) -> None:
+        """Store a complete snapshot, then serve it.
+
+        Raises:
+            BadSyncError: It is older than what is served, or its operator was superseded.
+        """
+        async with self._changing:
+            self._check_current(operator)
+            if self.desired.revision is not None and snapshot.revision < self.desired.revision:
+                raise BadSyncError(
+                    "StaleOperator", f"{snapshot.revision} is behind {self.desired.revision}"
+                )
+            await self.store.replace(snapshot)
+            changes = self.desired.replace(snapshot)
+            known = {dispatch.uid for dispatch in snapshot.dispatches}
+            self._reports = {uid: r for uid, r in self._reports.items() if uid in known}
+            self._on_ready()
+            self._route(changes)
+
+    async def apply(
+        self, operator: OperatorOutlet, messages: Sequence[control_pb2.OperatorMessage]
+    ) -> None:
+        """Store changes, then serve them.
+
+        Raises:
+            BadSyncError: The operator was superseded.
+        """
+        async with self._changing:
+            self._check_current(operator)
+            await self.store.apply(messages)
+            for message in messages:
+                self._route(self.desired.apply(message))
+
+    def see_epoch(self, seen: control_pb2.EpochSeen) -> None:
+        """Take the highest epoch of an asset at any replica."""
+        if self.sessions.see(seen.asset_uid, seen.epoch):
+            stream = self._streams.get(seen.asset_uid)
+            if stream is not None:
+                stream.end("Superseded", f"epoch {seen.epoch} took over at another replica")
+
+    def everything(self) -> list[control_pb2.ReplicaMessage]:
+        """Return what the operator is told after its snapshot."""
+        sessions = [
+            session.to_message()
+            if (session := self.sessions.last(asset.id.uid)) is not None
+            else control_pb2.Session(asset_uid=asset.id.uid)
+            for asset in self.desired.assets()
+        ]
+        return [
+            *(Message(session=session) for session in sessions),
+            *(Message(delivery=self._delivery(each)) for each in self.desired.dispatches()),
+            *(Message(report=report) for report in self._reports.values()),
+        ]
+
+    # Between the two
+
+    def _route(self, changes: Changes) -> None:
+        self._route_assets(changes)
+        for dispatch in changes.dispatches:
+            self.tell_delivery(dispatch.uid)
+            if dispatch.asset_uid in self._streams:
+                self._streams[dispatch.asset_uid].offer(dispatch.uid)
+        for dispatch in changes.settled:
+            self._reports.pop(dispatch.uid, None)
+            if dispatch.asset_uid in self._streams:
+                settled = agent_pb2.Settled(dispatch_uid=dispatch.uid)
+                self._streams[dispatch.asset_uid].send(agent_pb2.GatewayMessage(settled=settled))
+        for uid in changes.assets | {dispatch.asset_uid for dispatch in changes.settled}:
+            if uid in self._streams:
+                self._end_if_refused(self._streams[uid])
+
+    def _route_assets(self, changes: Changes) -> None:
+        for uid in changes.removed_assets:
+            if uid in self._streams:
+                self._streams[uid].end("AssetRemoved", "the DERAsset is gone")
+            self.sessions.forget(uid)
+        for uid in changes.assets:
+            asset, stream = self.desired.asset(uid), self._streams.get(uid)
+            if asset is not None and stream is not None:
+                stream.send(agent_pb2.GatewayMessage(asset=without_identity(asset)))
+
+    def _check(self, asset: dispatch_pb2.Asset, certificate: AgentCertificate) -> None:
+        admit(
+            asset.identity,
+            certificate.serial_number,
+            certificate.public_key_sha256,
+            self.now_us(),
+        )
+        unsettled = len(self.desired.dispatches_of(asset.id.uid))
+        check_operating_state(asset.operating_state, dispatches=unsettled)
+
+    def _end_if_refused(self, stream: AgentOutlet) -> None:
+        asset = self.desired.asset(stream.session.asset_uid)
+        if asset is None:
+            return
+        try:
+            self._check(asset, stream.certificate)
+        except IdentityRefusedError as refused:
+            stream.end(refused.reason, refused.message)
+
+    def _end_if_expired(self, stream: AgentOutlet, now_us: int) -> None:
+        if now_us >= stream.certificate.not_after_us:
+            stream.end("CertificateExpired", "the certificate of this stream is no longer valid")
+            return
+        asset = self.desired.asset(stream.session.asset_uid)
+        previous = asset.identity.previous.serial_number if asset is not None else ""
+        if previous == stream.certificate.serial_number:
+            self._end_if_refused(stream)
+
+    def _check_current(self, operator: OperatorOutlet) -> None:
+        if self._operator is not operator:
+            raise BadSyncError("Superseded", "a newer operator stream took over")
+
+    def _delivery(self, dispatch: dispatch_pb2.Dispatch) -> control_pb2.Delivery:
+        written = self.desired.written(dispatch.uid)
+        return control_pb2.Delivery(
+            dispatch_uid=dispatch.uid,
+            generation=dispatch.generation,
+            written_us=written.written_us,
+            ledger_id=written.ledger_id,
+        )
+
+    def _note_connection(
+        self, stream: AgentOutlet, event: str, reason: str = "", message: str = ""
+    ) -> None:
+        asset = stream.certificate.asset
+        self.journal.put_connection(
+            dispatch_pb2.AssetId(
+                uid=stream.session.asset_uid, namespace=asset.namespace, name=asset.name
+            ),
+            event,
+            reason=reason,
+            message=message,
+            epoch=stream.session.epoch,
+            peer=stream.peer,
+            serial_number=stream.certificate.serial_number,
+        )
+
+    def _tell(self, message: control_pb2.ReplicaMessage) -> None:
+        if self._operator is not None:
+            self._operator.tell(message)
+
+
+def without_identity(asset: dispatch_pb2.Asset) -> dispatch_pb2.Asset:
+    """Return an asset as its agent may see it: the ledger is the gateway's alone."""
+    visible = dispatch_pb2.Asset()
+    visible.CopyFrom(asset)
+    visible.ClearField("identity")
+    return visible

@@ -1,0 +1,74 @@
+"""Entries on their way into the event log."""
+
+from asyncio import Future, gather
+from collections.abc import Callable, Iterable
+
+from derops.wire.v1 import control_pb2, dispatch_pb2, log_pb2
+from derops_headend.gateway import metrics
+from derops_headend.gateway.group_commit import GroupCommit
+from derops_headend.ports import MAX_RECORD_BYTES, EventLog
+
+_MAX_MESSAGE = 500
+
+
+class Journal:
+    """Packs what all streams bring into few appends; nothing is acknowledged before its append."""
+
+    def __init__(self, log: EventLog, replica: str, now_us: Callable[[], int]) -> None:
+        self._replica, self._now_us = replica, now_us
+        self._commit: GroupCommit[log_pb2.LogEntry] = GroupCommit(
+            log.append,
+            size=log_pb2.LogEntry.ByteSize,
+            most=MAX_RECORD_BYTES,
+            observe=metrics.APPEND_SECONDS.observe,
+        )
+
+    def put(
+        self, kind: log_pb2.EntryKind, asset: dispatch_pb2.AssetId, body: bytes
+    ) -> Future[None]:
+        """Queue an entry; the future is done once it is durable, or fails."""
+        return self._commit.put(
+            log_pb2.LogEntry(kind=kind, asset=asset, received_us=self._now_us(), body=body)
+        )
+
+    def put_connection(
+        self,
+        asset: dispatch_pb2.AssetId,
+        event: str,
+        *,
+        reason: str = "",
+        message: str = "",
+        epoch: int = 0,
+        peer: str,
+        serial_number: str,
+    ) -> None:
+        """Queue what happened to a connection; nobody waits for it."""
+        body = log_pb2.ConnectionEvent(
+            event=event,
+            reason=reason,
+            message=message[:_MAX_MESSAGE],
+            epoch=epoch,
+            peer=peer,
+            serial_number=serial_number,
+            replica=self._replica,
+        )
+        self.put(log_pb2.CONNECTION, asset, body.SerializeToString())
+
+    async def append_transitions(
+        self, transitions: Iterable[control_pb2.HeadendTransition]
+    ) -> None:
+        """Put transitions that no agent says into the log; return when they are durable."""
+        await gather(
+            *(
+                self.put(log_pb2.HEADEND_TRANSITION, each.asset, each.SerializeToString())
+                for each in transitions
+            )
+        )
+
+    async def run(self) -> None:
+        """Append until closed and empty. One task runs this."""
+        await self._commit.run()
+
+    def close(self) -> None:
+        """Let run return once all is appended."""
+        self._commit.close()

@@ -1,0 +1,29 @@
+"""What the gateway counts."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+CONNECTED_AGENTS = Gauge("derops_gateway_connected_agents", "Agents with a live stream.")
+OPERATOR_CONNECTED = Gauge("derops_gateway_operator_connected", "1 while the operator is here.")
+REFUSED_STREAMS = Counter(
+    "derops_gateway_refused_streams", "Streams refused, by reason.", ["reason"]
+)
+ENDED_STREAMS = Counter(
+    "derops_gateway_ended_streams", "Streams that ended, by reason.", ["reason"]
+)
+CLONES_SUSPECTED = Counter(
+    "derops_gateway_clones_suspected",
+    "Returns of an instance after another had taken over: one identity is used twice.",
+)
+REPORTS = Counter("derops_gateway_reports", "Reports of agents made durable.")
+BATCHES = Counter("derops_gateway_telemetry_batches", "Telemetry batches made durable.")
+SAMPLES = Counter("derops_gateway_telemetry_samples", "Telemetry samples made durable.")
+DROPPED_BATCHES = Counter(
+    "derops_gateway_telemetry_batches_beyond_credit",
+    "Batches dropped unacknowledged; the agent still has them.",
+)
+GAPS = Counter("derops_gateway_telemetry_gaps", "Gaps reported by agents.")
+APPEND_SECONDS = Histogram(
+    "derops_gateway_append_seconds",
+    "Seconds until a group of entries was durable in the event log.",
+    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+)

@@ -1,0 +1,200 @@
+"""The gateway's two servers, what they share, and how they end."""
+
+import asyncio
+import random
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import structlog
+
+from derops.errors import SettingError
+from derops.observing import Readiness
+from derops.wire.v1 import agent_pb2_grpc, control_pb2_grpc
+from derops_headend.gateway.agent_link import HELLO_SECONDS, AgentLink
+from derops_headend.gateway.control import Control
+from derops_headend.gateway.desired_store import DesiredStore
+from derops_headend.gateway.exchange import Exchange
+from derops_headend.gateway.journal import Journal
+from derops_headend.ports import EventLog
+
+STOP_SECONDS = 3.0
+_SWEEP_SECONDS = 1.0
+_STUCK_SECONDS = 10.0
+_SNAPSHOT = "operator snapshot"
+
+_OPTIONS: list[tuple[str, int]] = [
+    # A listener that does not bind alone would hide that another gateway has the port.
+    ("grpc.so_reuseport", 0),
+    # A connection that does not finish TLS would stay 120 s.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    # One that never acknowledges SETTINGS would stay 60 s.
+    ("grpc.http2.settings_timeout", 10_000),
+    # One that opens no stream would stay for ever.
+    ("grpc.max_connection_idle_ms", 30_000),
+    # Floods of CONTINUATION and large metadata: we read no metadata at all.
+    ("grpc.max_metadata_size", 8192),
+    # One connection could open any number of streams; an agent needs one, a renewal two.
+    ("grpc.max_concurrent_streams", 4),
+    # Finds peers whose packets vanish; the ping timeout is the one that works, the keepalive
+    # timeout only sets TCP_USER_TIMEOUT.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # An honest agent pings an idle stream to keep its NAT entry; the default kills it for that.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+]
+_AGENT_OPTIONS: list[tuple[str, int]] = [
+    *_OPTIONS,
+    # The cap of the protocol, with room for the envelope; a large message's memory is kept.
+    ("grpc.max_receive_message_length", 65536 + 1024),
+    # The last word over a peer that grants no window for its Bye.
+    ("grpc.max_connection_age_grace_ms", 30_000),
+]
+_CONNECTION_AGE_MS = 3_600_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """Key and certificate of a port, and the only CA whose clients it hears; all PEM."""
+
+    key: bytes
+    certificate: bytes
+    client_ca: bytes
+
+    @classmethod
+    def read(cls, setting: str, directory: Path, client_ca: Path) -> "Credentials":
+        """Read tls.crt and tls.key of a directory and a CA file.
+
+        Raises:
+            SettingError: One is missing or empty.
+        """
+        contents = []
+        for path in (directory / "tls.key", directory / "tls.crt", client_ca):
+            try:
+                contents.append(path.read_bytes())
+            except OSError as error:
+                raise SettingError(setting, "environment", str(error)) from error
+            if not contents[-1]:
+                raise SettingError(setting, "environment", f"{path} is empty")
+        return cls(key=contents[0], certificate=contents[1], client_ca=contents[2])
+
+    def for_server(self) -> grpc.ServerCredentials:
+        """Return them as gRPC takes them. Fixed: exchanging them at run time crashes gRPC."""
+        return grpc.ssl_server_credentials(
+            [(self.key, self.certificate)], self.client_ca, require_client_auth=True
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayOptions:
+    """How a gateway is run."""
+
+    replica: str
+    trust_domain: str
+    agent_listen: str
+    agent_credentials: Credentials
+    control_listen: str
+    control_credentials: Credentials
+    heartbeat_seconds: int
+    hello_seconds: float = HELLO_SECONDS
+
+
+class Gateway:
+    """One gateway replica: ``start``, then ``stop``."""
+
+    def __init__(
+        self, options: GatewayOptions, *, store: DesiredStore, log: EventLog, readiness: Readiness
+    ) -> None:
+        readiness.waiting(_SNAPSHOT, "the operator has not sent one and none is on disk")
+        self.agent_port = self.control_port = 0
+        self._options = options
+        self._journal = Journal(log, options.replica, _now_us)
+        self.exchange = Exchange(
+            replica=options.replica,
+            store=store,
+            journal=self._journal,
+            now_us=_now_us,
+            on_ready=lambda: readiness.found(_SNAPSHOT),
+        )
+        self._store = store
+        self._tasks: list[asyncio.Task[None]] = []
+        self._servers: list[grpc.aio.Server] = []
+        self._alive_at = time.monotonic()
+
+    async def start(self) -> None:
+        """Listen on both ports; ``agent_port`` and ``control_port`` are set then.
+
+        Raises:
+            SettingError: A port cannot be bound.
+        """
+        options = self._options
+        # Spread, so that agents which came together do not all reconnect together.
+        age_ms = _CONNECTION_AGE_MS + random.randrange(_CONNECTION_AGE_MS // 10)
+        agents = grpc.aio.server(options=[*_AGENT_OPTIONS, ("grpc.max_connection_age_ms", age_ms)])
+        link = AgentLink(
+            self.exchange,
+            trust_domain=options.trust_domain,
+            heartbeat_seconds=options.heartbeat_seconds,
+            monotonic_us=lambda: time.monotonic_ns() // 1000,
+            hello_seconds=options.hello_seconds,
+        )
+        agent_pb2_grpc.add_AgentLinkServicer_to_server(link, agents)  # type: ignore[no-untyped-call]  # generated
+        control = grpc.aio.server(options=_OPTIONS)
+        servicer = Control(self.exchange, trust_domain=options.trust_domain)
+        control_pb2_grpc.add_ControlServicer_to_server(servicer, control)  # type: ignore[no-untyped-call]  # generated
+        self.agent_port = _bind(
+            agents, "AGENT_LISTEN", options.agent_listen, options.agent_credentials
+        )
+        self.control_port = _bind(
+            control, "CONTROL_LISTEN", options.control_listen, options.control_credentials
+        )
+        self._servers = [agents, control]
+        for work in (self._journal.run(), self.exchange.writes.run(), self._sweep()):
+            self._tasks.append(asyncio.create_task(work))
+        await asyncio.gather(*(server.start() for server in self._servers))
+        structlog.get_logger("gateway").info(
+            "gateway.started", agent_port=self.agent_port, control_port=self.control_port
+        )
+
+    async def stop(self) -> None:
+        """Say Bye to all, make durable what has arrived, and close; well below 5 s."""
+        self.exchange.end_all("GatewayStopping", "the gateway is shutting down")
+        await asyncio.gather(*(server.stop(STOP_SECONDS) for server in self._servers))
+        self._journal.close()
+        self.exchange.writes.close()
+        *commits, sweep = self._tasks
+        sweep.cancel()
+        await asyncio.wait(commits, timeout=1)
+        for task in commits:
+            task.cancel()
+        for task in self._tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+        self._store.close()
+
+    def alive(self) -> bool:
+        """Tell whether the event loop still turns and its tasks live; from any thread."""
+        turning = time.monotonic() - self._alive_at < _STUCK_SECONDS
+        return turning and not any(task.done() for task in self._tasks)
+
+    async def _sweep(self) -> None:
+        while True:
+            self._alive_at = time.monotonic()
+            self.exchange.end_overdue()
+            await asyncio.sleep(_SWEEP_SECONDS)
+
+
+def _bind(server: grpc.aio.Server, setting: str, address: str, credentials: Credentials) -> int:
+    try:
+        port: int = server.add_secure_port(address, credentials.for_server())
+    except RuntimeError as error:
+        raise SettingError(f"DEROPS_GATEWAY_{setting}", "environment", str(error)) from error
+    return port
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000

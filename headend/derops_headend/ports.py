@@ -1,0 +1,54 @@
+"""What the gateway and the writer ask of the event log, whichever engine keeps it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from derops.wire.v1 import log_pb2
+
+MAX_RECORD_BYTES = 256 * 1024
+"""Entries are packed into one record up to this; a greater single entry has a record of its own."""
+
+
+class StoredRecord(NamedTuple):
+    """A record and where it lies."""
+
+    offset: int
+    record: log_pb2.LogRecord
+
+
+class LogReader(Protocol):
+    """What a writer needs of the log: it reads, and says what nobody needs any more."""
+
+    @property
+    def log_id(self) -> str:
+        """Random, made with the log: offsets of another log mean nothing in this one."""
+
+    def bounds(self) -> tuple[int, int]:
+        """Return the offsets of the first and the last record; (1, 0) before the first append."""
+
+    def read(self, after: int, limit: int = 256) -> list[StoredRecord]:
+        """Return up to ``limit`` records after an offset, in order, about 1 MiB at most. Blocks.
+
+        Raises:
+            LogDamagedError: The next record does not match its checksum.
+        """
+
+    def trim(self, through: int) -> None:
+        """Forget the records up to an offset, inclusive; the last of all may stay. Blocks."""
+
+    def close(self) -> None:
+        """Give the log back; what was accepted is durable then."""
+
+
+class EventLog(LogReader, Protocol):
+    """An append-only log of records. Offsets begin at 1 and rise by 1; none is used twice.
+
+    What an append returned for is durable: it outlives ``kill -9`` and loss of power.
+    """
+
+    async def append(self, entries: Sequence[log_pb2.LogEntry]) -> int:
+        """Append and return the offset of the record with the last entry, once it is durable.
+
+        Concurrent calls share records and commits, in the order of the calls. All entries of
+        a call become durable, or none.
+        """

@@ -1,0 +1,26 @@
+"""What the writer counts; only what is committed counts."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+SAMPLES = Counter("derops_writer_samples", "Rows stored in telemetry.")
+MEASUREMENTS = Counter("derops_writer_measurements", "Rows stored in measurement.")
+DUPLICATES = Counter("derops_writer_duplicates", "Rows that were stored already, equal in value.")
+EVENTS = Counter("derops_writer_dispatch_events", "Transitions of dispatches that were told.")
+CONNECTIONS = Counter("derops_writer_connection_events", "Connection events stored.")
+GAPS = Counter("derops_writer_telemetry_gaps", "Gaps told by agents.")
+QUARANTINED = Counter("derops_writer_quarantined", "Entries quarantined, by reason.", ["reason"])
+RECORDS_MISSING = Counter(
+    "derops_writer_records_missing", "Records of the log that were gone before they were stored."
+)
+DISCONNECTS = Counter("derops_writer_database_failures", "Rounds that the database failed.")
+COMMITTED = Gauge("derops_writer_committed_offset", "Offset up to which all is in the database.")
+BACKLOG = Gauge("derops_writer_backlog_records", "Records of the log that wait for the database.")
+DELAY_SECONDS = Gauge(
+    "derops_writer_delay_seconds", "Age of the newest entry of the last round when it was stored."
+)
+LOG_DAMAGED = Gauge("derops_writer_log_damaged", "1 while a record does not match its checksum.")
+ROUND_SECONDS = Histogram(
+    "derops_writer_round_seconds",
+    "Seconds of one transaction of the writer.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)

@@ -1,0 +1,122 @@
+"""What the API server holds, as last heard, with the few indexes that decisions need.
+
+Values arrive from watches, lists and our own writes in any order; of one object the newer stays.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+from derops_operator.facts import Asset, Certificate, Dispatch, Key, Kind, Meta, Request
+
+Fact = Asset | Dispatch | Request | Certificate
+
+
+class Cache:
+    """All resources by key. Not for several threads."""
+
+    def __init__(self) -> None:
+        self._facts: dict[Key, Fact] = {}
+        self._dispatches_of: dict[tuple[str, str], set[Key]] = defaultdict(set)
+        self._requests_of: dict[tuple[str, str], set[Key]] = defaultdict(set)
+        self._by_uid: dict[str, Key] = {}
+        self.unreadable: set[Key] = set()
+        """Objects that could not be read: a snapshot without them would not be complete."""
+
+    def __len__(self) -> int:
+        return len(self._facts)
+
+    def put(self, kind: Kind, fact: Fact) -> bool:
+        """Keep ``fact`` unless the known one is newer; tell whether anything is new."""
+        key = Key(kind, fact.meta.namespace, fact.meta.name)
+        self.unreadable.discard(key)
+        known = self._facts.get(key)
+        if known is not None:
+            if known.meta.uid == fact.meta.uid and not _is_newer(fact.meta, known.meta):
+                return False
+            self.drop(key)
+        self._facts[key] = fact
+        self._by_uid[fact.meta.uid] = key
+        if isinstance(fact, Dispatch):
+            self._dispatches_of[key.namespace, fact.asset_name].add(key)
+        elif isinstance(fact, Request):
+            self._requests_of[key.namespace, fact.asset_name].add(key)
+        return True
+
+    def drop(self, key: Key, uid: str | None = None) -> Fact | None:
+        """Forget an object, where given only if it still is the one with this uid."""
+        self.unreadable.discard(key)
+        known = self._facts.get(key)
+        if known is None or (uid is not None and known.meta.uid != uid):
+            return None
+        del self._facts[key]
+        self._by_uid.pop(known.meta.uid, None)
+        if isinstance(known, Dispatch):
+            _discard(self._dispatches_of, (key.namespace, known.asset_name), key)
+        elif isinstance(known, Request):
+            _discard(self._requests_of, (key.namespace, known.asset_name), key)
+        return known
+
+    def fact(self, key: Key) -> Fact | None:
+        """Return the object under a key."""
+        return self._facts.get(key)
+
+    def has(self, key: Key, uid: str, resource_version: str) -> bool:
+        """Tell whether exactly this state of an object is known."""
+        known = self._facts.get(key)
+        return (
+            known is not None
+            and known.meta.uid == uid
+            and known.meta.resource_version == resource_version
+        )
+
+    def keys(self, kind: Kind) -> list[Key]:
+        """Return the keys of one kind."""
+        return [key for key in self._facts if key.kind is kind]
+
+    def key_of(self, uid: str) -> Key | None:
+        """Return the key of the object with this uid."""
+        return self._by_uid.get(uid)
+
+    def asset(self, namespace: str, name: str) -> Asset | None:
+        """Return the asset of this name."""
+        fact = self._facts.get(Key(Kind.ASSET, namespace, name))
+        return fact if isinstance(fact, Asset) else None
+
+    def dispatch(self, namespace: str, name: str) -> Dispatch | None:
+        """Return the dispatch of this name."""
+        fact = self._facts.get(Key(Kind.DISPATCH, namespace, name))
+        return fact if isinstance(fact, Dispatch) else None
+
+    def certificate(self, namespace: str, name: str) -> Certificate | None:
+        """Return our Certificate of this name."""
+        fact = self._facts.get(Key(Kind.CERTIFICATE, namespace, name))
+        return fact if isinstance(fact, Certificate) else None
+
+    def dispatches_of(self, namespace: str, asset_name: str) -> Iterator[Dispatch]:
+        """Yield the dispatches that name this asset."""
+        for key in self._dispatches_of.get((namespace, asset_name), ()):
+            fact = self._facts[key]
+            if isinstance(fact, Dispatch):
+                yield fact
+
+    def requests_of(self, namespace: str, asset_name: str) -> tuple[Request, ...]:
+        """Return the requests that say they belong to this asset."""
+        keys: Iterable[Key] = self._requests_of.get((namespace, asset_name), ())
+        facts = (self._facts[key] for key in keys)
+        return tuple(fact for fact in facts if isinstance(fact, Request))
+
+
+def _is_newer(left: Meta, right: Meta) -> bool:
+    try:
+        return int(left.resource_version) > int(right.resource_version)
+    except ValueError:
+        # Before Kubernetes 1.35 versions are opaque by contract; then what arrives last stays.
+        return left.resource_version != right.resource_version
+
+
+def _discard(index: dict[tuple[str, str], set[Key]], group: tuple[str, str], key: Key) -> None:
+    members = index.get(group)
+    if members is not None:
+        members.discard(key)
+        if not members:
+            del index[group]

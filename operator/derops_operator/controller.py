@@ -1,0 +1,349 @@
+"""The loop: a key from the queue, a decision, its actions; and status in a loop of its own.
+
+Submission never waits for a status write: the two have their own queues and workers.
+"""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+import aiohttp
+import structlog
+from kubernetes.aio.client.exceptions import ApiException
+
+from derops.observing import Readiness
+from derops.schedules import SECOND_US
+from derops_operator import convert, metrics
+from derops_operator.acting import Actor
+from derops_operator.cache import Cache, Fact
+from derops_operator.desired import Desired
+from derops_operator.events import EventWriter
+from derops_operator.facts import Asset, Dispatch, Key, Kind
+from derops_operator.fleet import LOST_AFTER_US, Fleet
+from derops_operator.headend import Headend
+from derops_operator.kube import ChangedMeanwhileError, GoneError, Kube
+from derops_operator.publishing import Publisher
+from derops_operator.reading import read_fact
+from derops_operator.reconciling.actions import Settle, Submit
+from derops_operator.reconciling.assets import Realm, reconcile_asset
+from derops_operator.reconciling.dispatches import DispatchDecision, reconcile_dispatch
+from derops_operator.reconciling.identities import certificate_name
+from derops_operator.resync import Resync
+from derops_operator.settings import OperatorSettings
+from derops_operator.statuses import StatusWriter
+from derops_operator.workqueue import WorkQueue
+
+_WORKERS = 16
+_STATUS_WORKERS = 8
+_STUCK_SECONDS = 30.0
+_HISTORY_US = 24 * 3600 * SECOND_US
+
+_log = structlog.get_logger("controller")
+
+_TRANSIENT = (ApiException, aiohttp.ClientError, OSError)
+
+
+class Controller:
+    """All the operator does but watching."""
+
+    def __init__(self, settings: OperatorSettings, kube: Kube, readiness: Readiness) -> None:
+        now_us = _now_us()
+        self._settings = settings
+        self._kube = kube
+        self._readiness = readiness
+        self._realm = Realm(trust_domain=settings.trust_domain, issuer=settings.agent_issuer)
+        self.cache = Cache()
+        self._fleet = Fleet(now_us)
+        self._desired = Desired(operator_start_ms=now_us // 1000)
+        self._queue: WorkQueue[Key] = WorkQueue()
+        self._awaiting: set[Key] = set()
+        self._beat = time.monotonic()
+        self._loaded = False
+        self._events = EventWriter(kube)
+        self._actor = Actor(kube, self._events, self.cache, self.take, _now_us)
+        self._resync = Resync(kube, self.cache, self.take, self.drop)
+        self._headend = Headend(
+            settings, self._desired, self._fleet, readiness, self._concerns, self._accepted
+        )
+        self._publisher = Publisher(
+            self.cache, StatusWriter(kube), self._events, self._headend.record, self.take
+        )
+        readiness.waiting("kubernetes", "the resources have not been listed yet")
+
+    @property
+    def alive(self) -> bool:
+        """Whether the event loop turns and the resync is not overdue; asked from any thread."""
+        stuck = time.monotonic() > self._beat + _STUCK_SECONDS
+        overdue = self._loaded and self._resync.is_overdue(self._settings.resync_seconds)
+        return not (stuck or overdue)
+
+    async def run(self) -> None:
+        """Work until cancelled. The gateways hear nothing before all resources were listed."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._keep_beating())
+                tasks.create_task(self._events.run())
+                await self._load()
+                tasks.create_task(self._headend.run())
+                tasks.create_task(self._keep_resyncing())
+                for _ in range(_WORKERS):
+                    tasks.create_task(self._work(self._queue, self._reconcile))
+                for _ in range(_STATUS_WORKERS):
+                    tasks.create_task(self._work(self._publisher.queue, self._publisher.publish))
+        finally:
+            self._queue.close()
+            self._publisher.queue.close()
+
+    def take(self, kind: Kind, manifest: Mapping[str, Any]) -> None:
+        """Take an object as it is now, from wherever it was heard."""
+        metadata = manifest["metadata"]
+        key = Key(kind, metadata["namespace"], metadata["name"])
+        if self.cache.has(key, metadata["uid"], metadata["resourceVersion"]):
+            return
+        fact = read_fact(kind, manifest, _now_us())
+        if fact is None:
+            self.cache.unreadable.add(key)
+            return
+        known = self.cache.fact(key)
+        if known is not None and known.meta.uid != fact.meta.uid:
+            self.drop(key, known.meta.uid)
+        if self.cache.put(kind, fact):
+            self._concern(key, fact)
+
+    def drop(self, key: Key, uid: str | None = None) -> None:
+        """Forget an object that is gone, and have the gateways forget it."""
+        fact = self.cache.drop(key, uid)
+        if fact is None:
+            return
+        self._publisher.forget(key)
+        self._awaiting.discard(key)
+        if isinstance(fact, Dispatch):
+            self._desired.remove_dispatch(fact.meta.uid)
+        elif isinstance(fact, Asset):
+            self._desired.remove_asset(fact.meta.uid)
+        self._fleet.forget(fact.meta.uid)
+        self._concern(key, fact)
+
+    def _concern(self, key: Key, fact: Fact) -> None:
+        """Queue all that a change of ``fact`` may change."""
+        if isinstance(fact, Asset):
+            self._queue.add(key)
+            for dispatch in self.cache.dispatches_of(key.namespace, key.name):
+                if not dispatch.phase.terminal:
+                    self._queue.add(Key(Kind.DISPATCH, key.namespace, dispatch.meta.name))
+        elif isinstance(fact, Dispatch):
+            self._queue.add(key)
+            self._queue.add(Key(Kind.ASSET, key.namespace, fact.asset_name))
+        else:
+            self._queue.add(Key(Kind.ASSET, key.namespace, fact.asset_name))
+        metrics.QUEUE_LENGTH.set(len(self._queue))
+
+    def _concerns(self, uid: str) -> None:
+        key = self.cache.key_of(uid)
+        if key is not None:
+            self._queue.add(key)
+
+    def _accepted(self) -> None:
+        for key in self._awaiting:
+            self._queue.add(key)
+        self._awaiting.clear()
+
+    async def _load(self) -> None:
+        """List everything and build the first desired state, in flight dispatches included."""
+        await self._list_until_complete()
+        for key in self.cache.keys(Kind.ASSET):
+            asset = self.cache.asset(key.namespace, key.name)
+            if asset is not None:
+                self._give_asset(asset, asset.status.get("identity", {}))
+        for key in self.cache.keys(Kind.DISPATCH):
+            dispatch = self.cache.dispatch(key.namespace, key.name)
+            if dispatch is not None:
+                self._load_dispatch(dispatch)
+        self._loaded = True
+        self._readiness.found("kubernetes")
+        _log.info("resources.listed", objects=len(self.cache))
+
+    def _load_dispatch(self, dispatch: Dispatch) -> None:
+        asset = self.cache.asset(dispatch.meta.namespace, dispatch.asset_name)
+        if dispatch.in_flight:
+            for action in self._decide(dispatch, asset).actions:
+                if isinstance(action, Submit):
+                    self._submit(dispatch, asset, action)
+        ended = dispatch.status.get("completionTime")
+        recent = ended is None or dispatch.latest_end_us > _now_us() - _HISTORY_US
+        if recent:
+            self._publisher.record(dispatch, asset, dispatch.status.get("history", []))
+
+    async def _list_until_complete(self) -> None:
+        for failures in itertools.count():
+            if await self._list_all():
+                return
+            await asyncio.sleep(min(30.0, 0.5 * 2 ** min(failures, 6)))
+
+    async def _list_all(self) -> bool:
+        try:
+            await self._resync.run()
+        except (*_TRANSIENT, GoneError) as error:
+            _log.warning("resources.not_listed", why=str(error)[:300])
+            self._readiness.waiting("kubernetes", f"listing failed: {str(error)[:200]}")
+            return False
+        if self.cache.unreadable:
+            # A snapshot without them would have their agents give up what they run.
+            names = sorted(f"{k.kind} {k.namespace}/{k.name}" for k in self.cache.unreadable)
+            self._readiness.waiting("kubernetes", f"cannot read {', '.join(names[:5])}")
+            return False
+        return True
+
+    async def _keep_resyncing(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.resync_seconds)
+            await self._list_until_complete()
+            self._readiness.found("kubernetes")
+            for uid in self._fleet.known_uids():
+                if self.cache.key_of(uid) is None:
+                    self._fleet.forget(uid)
+            for kind in (Kind.ASSET, Kind.DISPATCH):
+                for key in self.cache.keys(kind):
+                    self._queue.add(key)
+
+    async def _keep_beating(self) -> None:
+        lost: set[str] = set()
+        while True:
+            self._beat = time.monotonic()
+            metrics.QUEUE_LENGTH.set(len(self._queue))
+            gone = {each.name for each in self._fleet.replicas.values() if not each.connected}
+            if gone - lost:
+                # Their sessions count for a while yet; then all assets are looked at again.
+                for key in self.cache.keys(Kind.ASSET):
+                    self._queue.add_after(key, LOST_AFTER_US / SECOND_US + 1)
+            lost = gone
+            await asyncio.sleep(1.0)
+
+    async def _work(
+        self, queue: WorkQueue[Key], work: Callable[[Key], Coroutine[Any, Any, None]]
+    ) -> None:
+        while True:
+            key = await queue.get()
+            result = "done"
+            try:
+                with metrics.RECONCILE_SECONDS.labels(kind=key.kind.value).time():
+                    await work(key)
+                queue.forget(key)
+            except GoneError:
+                result = "gone"
+                self.drop(key)
+            except ChangedMeanwhileError:
+                result = "changed"
+                await self._refresh(key)
+                queue.add_failed(key)
+            except _TRANSIENT as error:
+                result = "failed"
+                seconds = queue.add_failed(key)
+                _log.warning(
+                    "object.failed",
+                    kind=key.kind.value,
+                    namespace=key.namespace,
+                    name=key.name,
+                    why=str(error)[:300],
+                    again_seconds=round(seconds, 2),
+                )
+            except Exception:
+                result = "failed"
+                queue.add_failed(key)
+                _log.exception("object.failed", kind=key.kind.value, name=key.name)
+            finally:
+                queue.done(key)
+                metrics.RECONCILES.labels(kind=key.kind.value, result=result).inc()
+
+    async def _refresh(self, key: Key) -> None:
+        """Read an object anew, so that the next decision does not wait for the watch."""
+        try:
+            self.take(key.kind, await self._kube.read(key.kind, key.namespace, key.name))
+        except GoneError:
+            self.drop(key)
+        except _TRANSIENT as error:
+            _log.warning(
+                "object.not_read", kind=key.kind.value, name=key.name, why=str(error)[:200]
+            )
+
+    async def _reconcile(self, key: Key) -> None:
+        if key.kind is Kind.DISPATCH:
+            dispatch = self.cache.dispatch(key.namespace, key.name)
+            if dispatch is not None:
+                await self._reconcile_dispatch(key, dispatch)
+        elif key.kind is Kind.ASSET:
+            asset = self.cache.asset(key.namespace, key.name)
+            if asset is not None:
+                await self._reconcile_asset(key, asset)
+
+    def _decide(self, dispatch: Dispatch, asset: Asset | None) -> DispatchDecision:
+        uid = dispatch.meta.uid
+        return reconcile_dispatch(
+            dispatch,
+            asset,
+            self._fleet.dispatch(uid, *self._desired.dispatch_versions(uid)),
+            _now_us(),
+            asset_grace_us=self._settings.asset_grace_seconds * SECOND_US,
+        )
+
+    async def _reconcile_dispatch(self, key: Key, stored: Dispatch) -> None:
+        asset = self.cache.asset(key.namespace, stored.asset_name)
+        decision = self._decide(self._publisher.with_basis(key, stored), asset)
+        for action in decision.actions:
+            if isinstance(action, Submit):
+                self._submit(stored, asset, action)
+                if action.cancelled:
+                    self._awaiting.add(key)
+            elif isinstance(action, Settle):
+                self._desired.remove_dispatch(stored.meta.uid)
+            else:
+                await self._actor.act_on_dispatch(key, action)
+        self._publisher.want(key, decision.status)
+        self._look_again(key, decision.again_us)
+
+    async def _reconcile_asset(self, key: Key, asset: Asset) -> None:
+        now_us = _now_us()
+        uid, generation = asset.meta.uid, asset.meta.generation
+        version = self._desired.asset_version(uid, generation)
+        accepted = version is not None and self._fleet.accepted_version() >= version
+        decision = reconcile_asset(
+            asset,
+            self.cache.requests_of(key.namespace, key.name),
+            self._fleet.session(uid, now_us),
+            accepted=accepted,
+            now_us=now_us,
+            certificate=self.cache.certificate(key.namespace, certificate_name(key.name)),
+            dispatches=list(self.cache.dispatches_of(key.namespace, key.name)),
+            realm=self._realm,
+        )
+        self._give_asset(asset, decision.status["identity"])
+        for action in decision.actions:
+            await self._actor.act_on_asset(key, action)
+        if not accepted:
+            self._awaiting.add(key)
+        self._publisher.want(key, decision.status)
+        self._look_again(key, decision.again_us)
+
+    def _look_again(self, key: Key, again_us: int | None) -> None:
+        if again_us is not None:
+            self._queue.add_after(key, max(0.01, (again_us - _now_us()) / SECOND_US))
+
+    def _give_asset(self, asset: Asset, identity: Mapping[str, Any]) -> None:
+        self._desired.put_asset(convert.asset_message(asset, identity))
+
+    def _submit(self, dispatch: Dispatch, asset: Asset | None, order: Submit) -> None:
+        """Give a dispatch to the gateways, after its asset; it stays with the asset it began on."""
+        asset_uid = self._desired.asset_uid_of(dispatch.meta.uid)
+        if asset_uid is None:
+            if asset is None:
+                return
+            asset_uid = asset.meta.uid
+            if not self._desired.has_asset(asset_uid):
+                self._give_asset(asset, asset.status.get("identity", {}))
+        self._desired.put_dispatch(convert.dispatch_message(dispatch, asset_uid, order))
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000

@@ -1,0 +1,92 @@
+"""Kubernetes Events: the few transitions that a reader of ``kubectl describe`` wants to see."""
+
+import asyncio
+import secrets
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+import structlog
+from kubernetes.aio.client.exceptions import ApiException
+
+from derops.errors import DeropsError
+from derops.lifecycle import Phase
+from derops_operator import metrics
+from derops_operator.facts import Kind, Meta
+from derops_operator.instants import format_micro
+from derops_operator.kube import Kube
+from derops_operator.statuses import TokenBucket
+
+_LIMIT = 1000
+_NOTE_LIMIT = 1000
+_EVENTS_PER_SECOND = 20.0
+_BURST = 50.0
+_API_KINDS = {Kind.ASSET: "DERAsset", Kind.DISPATCH: "Dispatch"}
+_WARNINGS = frozenset({Phase.FAILED, Phase.REJECTED, Phase.EXPIRED})
+_TOLD = frozenset({Phase.ACTIVE, *(phase for phase in Phase if phase.terminal)})
+
+_log = structlog.get_logger("events")
+
+
+class EventWriter:
+    """Writes Events from a queue of its own. Under pressure they are dropped: a courtesy."""
+
+    def __init__(self, kube: Kube) -> None:
+        self._kube = kube
+        self._queue: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue(_LIMIT)
+        self._instance = socket.gethostname()[:128]
+
+    def post(self, kind: Kind, meta: Meta, *, warning: bool, reason: str, note: str) -> None:
+        """Queue an Event about an object."""
+        body = {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {
+                "name": f"{meta.name[:230]}.{secrets.token_hex(8)}",
+                "namespace": meta.namespace,
+            },
+            "eventTime": format_micro(time.time_ns() // 1000),
+            "reportingController": "derops.io/operator",
+            "reportingInstance": self._instance,
+            "action": "Dispatch" if kind is Kind.DISPATCH else "Manage",
+            "type": "Warning" if warning else "Normal",
+            "reason": reason[:128],
+            "note": note[:_NOTE_LIMIT],
+            "regarding": {
+                "apiVersion": "derops.io/v1alpha1",
+                "kind": _API_KINDS[kind],
+                "namespace": meta.namespace,
+                "name": meta.name,
+                "uid": meta.uid,
+                "resourceVersion": meta.resource_version,
+            },
+        }
+        try:
+            self._queue.put_nowait((meta.namespace, body))
+        except asyncio.QueueFull:
+            metrics.EVENTS_DROPPED.inc()
+
+    def post_transition(
+        self, meta: Meta, stored: Mapping[str, Any], status: Mapping[str, Any]
+    ) -> None:
+        """Queue an Event for a phase of a Dispatch that is worth one."""
+        phase = Phase(status["phase"])
+        if stored.get("phase") == status["phase"] or phase not in _TOLD:
+            return
+        reason = status["reason"] if phase in _WARNINGS else str(phase)
+        note = f"{phase}: {status.get('message') or status['reason']}"
+        self.post(Kind.DISPATCH, meta, warning=phase in _WARNINGS, reason=reason, note=note)
+
+    async def run(self) -> None:
+        """Write Events until cancelled."""
+        bucket = TokenBucket(_EVENTS_PER_SECOND, _BURST)
+        while True:
+            namespace, body = await self._queue.get()
+            await bucket.take()
+            try:
+                await self._kube.create_event(namespace, body)
+            except (ApiException, DeropsError, aiohttp.ClientError, TimeoutError) as error:
+                metrics.EVENTS_DROPPED.inc()
+                _log.warning("event.dropped", why=str(error)[:200], reason=body["reason"])

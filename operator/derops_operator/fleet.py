@@ -1,0 +1,287 @@
+"""What the gateway replicas say: sessions, deliveries and reports, folded.
+
+Replicas come and go, and repeat themselves after each connection. Nothing here depends on the
+order in which they speak.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from derops.lifecycle import Phase
+from derops.schedules import SECOND_US
+from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
+
+LOST_AFTER_US = 30 * SECOND_US
+"""How long the sessions of a lost replica still count."""
+
+SESSIONS_WITHIN_US = 5 * SECOND_US
+"""How long after its snapshot a replica may take to tell its sessions."""
+
+
+class Link(StrEnum):
+    """Whether an asset's agent has a stream."""
+
+    CONNECTED = "Connected"
+    DISCONNECTED = "Disconnected"
+    UNKNOWN = "Unknown"
+    """Its replica is lost, or no replica could tell for too long."""
+
+    UNHEARD = "Unheard"
+    """Nobody was asked yet: what was known stays."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionView:
+    """The one stream of an asset, over all replicas."""
+
+    link: Link
+    since_us: int = 0
+    serial_number: str = ""
+    end_reason: str = ""
+    capability: agent_pb2.Capability | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """Where one replica stands with one dispatch."""
+
+    replica: str
+    connected: bool
+    state_since_us: int
+    accepted: bool
+    """It stored the order as it is now."""
+
+    generation: int | None
+    """That it holds; None = it has not said."""
+
+    written_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DispatchView:
+    """What is known of one dispatch, over all replicas."""
+
+    holdings: tuple[Holding, ...] = ()
+    complete: bool = False
+    """All configured replicas are connected; without that nothing can be ruled out."""
+
+    report: dispatch_pb2.DispatchReport | None = None
+    received_us: int = 0
+
+    @property
+    def written_us(self) -> int:
+        """The first write to a live stream; 0 = none is known of."""
+        return min((each.written_us for each in self.holdings if each.written_us), default=0)
+
+    def is_unsent(self, created_us: int) -> bool:
+        """Tell whether it is known that no agent got this dispatch so far.
+
+        Each replica that may hold it must be connected, remember back to the dispatch's creation,
+        and have said that it never wrote it: silence proves nothing.
+        """
+        return (
+            self.complete
+            and self.report is None
+            and bool(self.holdings)
+            and all(
+                each.connected
+                and each.generation is not None
+                and each.state_since_us <= created_us
+                and each.written_us == 0
+                for each in self.holdings
+            )
+        )
+
+    def is_never_delivered(self, generation: int, created_us: int) -> bool:
+        """Tell whether it is proven that no agent got this dispatch, and none will.
+
+        For an order that is cancelled: a replica that holds it so will not write it any more.
+        """
+        return self.is_unsent(created_us) and all(
+            each.accepted and each.generation is not None and each.generation >= generation
+            for each in self.holdings
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """One gateway replica as the operator knows it."""
+
+    name: str
+    state_since_us: int
+    connected: bool
+    sent_version: int = 0
+    accepted_version: int = 0
+    changed_us: int = 0
+    """When it was connected or lost."""
+
+    synced_us: int = 0
+    """When it accepted the snapshot of its connection; 0 = not yet."""
+
+
+class Fleet:
+    """The folded knowledge of all replicas. Not for several threads."""
+
+    def __init__(self, start_us: int) -> None:
+        self._start_us = start_us
+        self.replicas: dict[str, Replica] = {}
+        self.expected: int | None = None
+        """How many replicas the configuration resolves to; None = that is not known."""
+
+        self._sessions: dict[str, dict[str, control_pb2.Session]] = defaultdict(dict)
+        self._deliveries: dict[str, dict[str, control_pb2.Delivery]] = defaultdict(dict)
+        self._reports: dict[str, dict[str, control_pb2.AgentReport]] = defaultdict(dict)
+        self._epochs: dict[str, int] = {}
+
+    def add_replica(self, name: str, state_since_us: int, sent_version: int, now_us: int) -> None:
+        """Note a replica's hello; its sessions follow, what it said before is over."""
+        for sessions in self._sessions.values():
+            sessions.pop(name, None)
+        for deliveries in self._deliveries.values():
+            deliveries.pop(name, None)
+        self.replicas[name] = Replica(
+            name=name,
+            state_since_us=state_since_us,
+            connected=True,
+            sent_version=sent_version,
+            changed_us=now_us,
+        )
+
+    def lose_replica(self, name: str, now_us: int) -> None:
+        """Note that the stream to a replica ended; what it may have done stays possible."""
+        known = self.replicas[name]
+        self.replicas[name] = replace(known, connected=False, changed_us=now_us)
+
+    def note_sent(self, name: str, version: int) -> None:
+        """Note that everything up to ``version`` may have reached the replica."""
+        known = self.replicas[name]
+        self.replicas[name] = replace(known, sent_version=max(version, known.sent_version))
+
+    def note_accepted(self, name: str, version: int, now_us: int) -> None:
+        """Note that the replica has stored everything up to ``version``."""
+        known = self.replicas[name]
+        self.replicas[name] = replace(
+            known,
+            accepted_version=max(version, known.accepted_version),
+            synced_us=known.synced_us or now_us,
+        )
+
+    def note_session(self, name: str, session: control_pb2.Session) -> int:
+        """Keep the state of an asset's stream at a replica; return its epoch if none was higher."""
+        self._sessions[session.asset_uid][name] = session
+        if session.epoch <= self._epochs.get(session.asset_uid, 0):
+            return 0
+        self._epochs[session.asset_uid] = session.epoch
+        return session.epoch
+
+    def note_delivery(self, name: str, delivery: control_pb2.Delivery) -> None:
+        """Keep where a replica stands with a dispatch."""
+        self._deliveries[delivery.dispatch_uid][name] = delivery
+
+    def note_report(self, message: control_pb2.AgentReport) -> bool:
+        """Keep a report unless a later one of its ledger is known; tell whether it is new."""
+        report = message.report
+        ledgers = self._reports[report.dispatch_uid]
+        known = ledgers.get(report.ledger_id)
+        if known is not None and known.report.sequence >= report.sequence:
+            return False
+        ledgers[report.ledger_id] = message
+        return True
+
+    def epochs(self) -> dict[str, int]:
+        """Return the highest epoch seen of each asset."""
+        return dict(self._epochs)
+
+    def forget(self, uid: str) -> None:
+        """Forget an asset or a dispatch whose resource is gone."""
+        self._sessions.pop(uid, None)
+        self._epochs.pop(uid, None)
+        self._deliveries.pop(uid, None)
+        self._reports.pop(uid, None)
+
+    def known_uids(self) -> set[str]:
+        """Return the uids of all assets and dispatches that anything is known of."""
+        return {*self._sessions, *self._epochs, *self._deliveries, *self._reports}
+
+    def accepted_version(self) -> int:
+        """Return the highest version that a connected replica has stored."""
+        return max(
+            (each.accepted_version for each in self.replicas.values() if each.connected), default=0
+        )
+
+    def dispatch(self, uid: str, first_version: int, version: int) -> DispatchView:
+        """Return what is known of a dispatch.
+
+        Args:
+            uid: Of the dispatch.
+            first_version: The version with which it was first given to replicas.
+            version: The version of its order as it is now.
+        """
+        deliveries = self._deliveries.get(uid, {})
+        holdings = []
+        for each in self.replicas.values():
+            if not each.connected and each.sent_version < first_version:
+                continue
+            delivery = deliveries.get(each.name)
+            holdings.append(
+                Holding(
+                    replica=each.name,
+                    connected=each.connected,
+                    state_since_us=each.state_since_us,
+                    accepted=each.accepted_version >= version,
+                    generation=delivery.generation if delivery else None,
+                    written_us=delivery.written_us if delivery else 0,
+                )
+            )
+        connected = sum(each.connected for each in self.replicas.values())
+        best = _fold_reports(list(self._reports.get(uid, {}).values()))
+        return DispatchView(
+            holdings=tuple(holdings),
+            complete=self.expected is not None and connected >= self.expected > 0,
+            report=best.report if best else None,
+            received_us=best.received_us if best else 0,
+        )
+
+    def session(self, asset_uid: str, now_us: int) -> SessionView:
+        """Return the stream of an asset: the connected one of the highest epoch."""
+        best: tuple[bool, int, str] | None = None
+        sessions = self._sessions.get(asset_uid, {})
+        for name, session in sessions.items():
+            rank = (session.connected, session.epoch, name)
+            best = rank if best is None or rank > best else best
+        if best is None:
+            return SessionView(link=self._silence(now_us))
+        session, replica = sessions[best[2]], self.replicas[best[2]]
+        link = Link.CONNECTED if session.connected else Link.DISCONNECTED
+        if not replica.connected and now_us >= replica.changed_us + LOST_AFTER_US:
+            link = Link.UNKNOWN
+        return SessionView(
+            link=link,
+            since_us=session.since_us,
+            serial_number=session.serial_number if session.connected else "",
+            end_reason=session.end_reason,
+            capability=session.capability if session.HasField("capability") else None,
+        )
+
+    def _silence(self, now_us: int) -> Link:
+        synced = [each.synced_us for each in self.replicas.values() if each.connected]
+        if synced and all(synced) and now_us >= max(synced) + SESSIONS_WITHIN_US:
+            return Link.DISCONNECTED
+        if not any(synced) and now_us >= self._start_us + LOST_AFTER_US:
+            return Link.UNKNOWN
+        return Link.UNHEARD
+
+
+def _fold_reports(messages: list[control_pb2.AgentReport]) -> control_pb2.AgentReport | None:
+    """Return the report that is furthest along; of equal ones that of the ledger that accepted.
+
+    Several ledgers speak of one dispatch only after a lost disk.
+    """
+
+    def rank(message: control_pb2.AgentReport) -> tuple[int, bool, bool, str]:
+        report = message.report
+        phase = Phase(report.phase) if report.phase else Phase.SUBMITTED
+        return (phase.rank, report.applied_us > 0, report.accepted_us > 0, report.ledger_id)
+
+    return max(messages, key=rank, default=None)

@@ -1,0 +1,90 @@
+"""kopf's side: watch three kinds, hand over what is heard. Nothing is decided, nobody waits."""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import kopf
+
+from derops_operator.facts import MANAGED_BY, Key, Kind
+
+Take = Callable[[Kind, Mapping[str, Any]], None]
+Drop = Callable[[Key, str | None], None]
+
+_GROUPS = {
+    Kind.ASSET: ("derops.io", "v1alpha1"),
+    Kind.DISPATCH: ("derops.io", "v1alpha1"),
+    Kind.REQUEST: ("cert-manager.io", "v1"),
+}
+
+
+def make_registry(
+    take: Take, drop: Drop, stop: Callable[[], Awaitable[None]]
+) -> kopf.OperatorRegistry:
+    """Return kopf's handlers.
+
+    Args:
+        take: Called with each object as it is now.
+        drop: Called with the key and uid of each object that was deleted.
+        stop: Ends all other tasks of the program. kopf takes them for its own and would wait 5 s.
+    """
+
+    async def clean_up(**_: object) -> None:
+        await stop()
+
+    registry = kopf.OperatorRegistry()
+    kopf.on.startup(registry=registry)(configure)
+    kopf.on.cleanup(registry=registry)(clean_up)
+    kopf.on.login(registry=registry)(log_in)
+    for kind, (group, version) in _GROUPS.items():
+        kopf.on.event(group, version, kind.value, registry=registry, id=f"hear_{kind.value}")(
+            _listener(kind, take, drop)
+        )
+    return registry
+
+
+async def configure(settings: kopf.OperatorSettings, **_: object) -> None:
+    """Make kopf an informer and nothing else."""
+    settings.scanning.disabled = True
+    settings.peering.standalone = True
+    settings.posting.enabled = False
+    settings.watching.chunk_size = 500
+    settings.watching.initial_streaming = False
+    settings.watching.inactivity_timeout = 70
+    settings.watching.reconnect_backoff = 1.0
+    settings.watching.connect_timeout = 10
+    settings.watching.label_selectors[Kind.REQUEST.value] = ",".join(
+        f"{name}={value}" for name, value in MANAGED_BY.items()
+    )
+    settings.queueing.worker_limit = None
+    settings.queueing.idle_timeout = 0.5
+    settings.queueing.exit_timeout = 2.0
+    settings.networking.request_timeout = 30
+    settings.networking.connect_timeout = 10
+    settings.networking.error_backoffs = (1, 1, 2, 3, 5, 8)
+    settings.networking.enforce_retry_after = True
+    settings.process.ultimate_exiting_timeout = 25
+    settings.persistence.finalizer = "derops.io/unused"
+    settings.persistence.consistency_timeout = 0
+
+
+async def log_in(**kwargs: Any) -> kopf.ConnectionInfo | None:
+    """Log in by KUBECONFIG, else as the pod's service account; without an official client."""
+    return kopf.login_with_kubeconfig(**kwargs) or kopf.login_with_service_account(**kwargs)
+
+
+def _listener(kind: Kind, take: Take, drop: Drop) -> Callable[..., Any]:
+    async def hear(event: Mapping[str, Any], **_: object) -> None:
+        manifest = event["object"]
+        metadata = manifest["metadata"]
+        if event["type"] == "DELETED":
+            drop(Key(kind, metadata["namespace"], metadata["name"]), metadata["uid"])
+        else:
+            take(kind, manifest)
+
+    return hear
+
+
+def quieten() -> None:
+    """Keep kopf's account of each event out of the log; its warnings stay."""
+    logging.getLogger("kopf").setLevel(logging.WARNING)

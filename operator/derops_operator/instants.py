@@ -1,0 +1,30 @@
+"""Instants as text, the way the Kubernetes API writes them, and as microseconds since 1970."""
+
+from datetime import UTC, datetime, timedelta
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def parse_instant(text: str) -> int:
+    """Return the microseconds of an RFC 3339 text; one without a zone is taken as UTC."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def format_instant(instant_us: int) -> str:
+    """Return an instant in UTC with milliseconds."""
+    moment = _EPOCH + instant_us * _MICROSECOND
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+
+
+def format_second(instant_us: int) -> str:
+    """Return an instant in UTC cut to the second, as conditions carry it."""
+    return (_EPOCH + instant_us * _MICROSECOND).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def format_micro(instant_us: int) -> str:
+    """Return an instant in UTC with microseconds, as Events carry it."""
+    return (_EPOCH + instant_us * _MICROSECOND).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,64 @@
+"""The operator as a program."""
+
+import asyncio
+
+import kopf
+import structlog
+
+from derops.observing import OpsServer, Readiness, configure_logging
+from derops.settings import load_settings
+from derops_operator.controller import Controller
+from derops_operator.handlers import make_registry, quieten
+from derops_operator.kube import Kube
+from derops_operator.settings import OperatorSettings
+
+_log = structlog.get_logger("operator")
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT; whatever dies inside ends the program with exit code 1."""
+    settings = load_settings(OperatorSettings)
+    configure_logging(settings.log_level)
+    quieten()
+    asyncio.run(run(settings))
+
+
+async def run(settings: OperatorSettings) -> None:
+    """Run kopf and the controller side by side; when one ends, so does the other.
+
+    On a signal kopf ends first and then the controller, from kopf's cleanup.
+    """
+    readiness = Readiness()
+    kube = await Kube.connect()
+    controller = Controller(settings, kube, readiness)
+    ops = OpsServer(
+        settings.ops_address, settings.ops_port, readiness, alive=lambda: controller.alive
+    )
+    ops.start()
+    _log.info("operator.started", ops_port=ops.port, gateways=settings.gateways)
+    working = asyncio.create_task(controller.run(), name="controller")
+
+    async def stop() -> None:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+
+    watching = asyncio.create_task(
+        kopf.operator(
+            registry=make_registry(controller.take, controller.drop, stop),
+            clusterwide=True,
+            standalone=True,
+        ),
+        name="kopf",
+    )
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done() and not working.cancelled():
+            working.result()
+        await watching
+    finally:
+        watching.cancel()
+        await stop()
+        await asyncio.gather(watching, return_exceptions=True)
+        await kube.close()
+        ops.stop()
+        _log.info("operator.stopped")

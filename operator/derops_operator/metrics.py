@@ -1,0 +1,30 @@
+"""What the operator counts; label values come from closed sets."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+RECONCILES = Counter(
+    "derops_operator_reconciles_total", "Objects looked at, by kind and result", ("kind", "result")
+)
+RECONCILE_SECONDS = Histogram(
+    "derops_operator_reconcile_seconds",
+    "Time to look at one object, with its calls to Kubernetes",
+    ("kind",),
+    buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0),
+)
+QUEUE_LENGTH = Gauge("derops_operator_queue_length", "Objects that wait to be looked at")
+STATUS_WRITES = Counter(
+    "derops_operator_status_writes_total", "Status writes, by kind and result", ("kind", "result")
+)
+PHASES = Counter(
+    "derops_operator_dispatch_phases_total", "Dispatches that ended, by phase", ("phase",)
+)
+EVENTS_DROPPED = Counter(
+    "derops_operator_events_dropped_total", "Kubernetes Events that could not be written"
+)
+RESYNC_TIMESTAMP = Gauge(
+    "derops_operator_resync_timestamp_seconds", "When all objects were last listed completely"
+)
+GATEWAYS_EXPECTED = Gauge(
+    "derops_operator_gateways_expected", "Gateway replicas that the configuration resolves to"
+)
+GATEWAYS_CONNECTED = Gauge("derops_operator_gateways_connected", "Gateway replicas connected")

@@ -1,0 +1,120 @@
+"""From a wanted status to a stored one: when to write, what to send before and to say after.
+
+Submission never waits here: status has its own queue and workers.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import structlog
+
+from derops.lifecycle import Phase
+from derops.wire.v1 import control_pb2
+from derops_operator import convert, metrics
+from derops_operator.cache import Cache
+from derops_operator.events import EventWriter
+from derops_operator.facts import Asset, Dispatch, Key, Kind
+from derops_operator.statuses import COALESCE_SECONDS, StatusWriter, is_worth_writing
+from derops_operator.workqueue import WorkQueue
+
+_log = structlog.get_logger("publishing")
+
+
+class _Wanted(NamedTuple):
+    uid: str
+    status: Mapping[str, Any]
+    basis: Mapping[str, Any] | None
+    """The last status that is no end: later decisions build on it before it is stored."""
+
+
+class Publisher:
+    """The status of all objects, as wanted and not yet stored."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        writer: StatusWriter,
+        events: EventWriter,
+        send: Callable[[control_pb2.HeadendTransition], None],
+        take: Callable[[Kind, Mapping[str, Any]], None],
+    ) -> None:
+        self.queue: WorkQueue[Key] = WorkQueue()
+        self._cache = cache
+        self._writer = writer
+        self._events = events
+        self._send = send
+        self._take = take
+        self._wanted: dict[Key, _Wanted] = {}
+
+    def forget(self, key: Key) -> None:
+        """Forget an object that is gone."""
+        self._wanted.pop(key, None)
+        self._writer.forget(key)
+
+    def with_basis(self, key: Key, dispatch: Dispatch) -> Dispatch:
+        """Return a dispatch with the status that it is about to have, unless that is an end."""
+        wanted = self._wanted.get(key)
+        if wanted is None or wanted.uid != dispatch.meta.uid or wanted.basis is None:
+            return dispatch
+        return dispatch if dispatch.phase.terminal else replace(dispatch, status=wanted.basis)
+
+    def want(self, key: Key, status: dict[str, Any]) -> None:
+        """Have a status written: an end at once, anything else with what follows it closely."""
+        fact = self._cache.fact(key)
+        if not isinstance(fact, Asset | Dispatch) or not is_worth_writing(fact.status, status):
+            self._wanted.pop(key, None)
+            return
+        ended = "phase" in status and Phase(status["phase"]).terminal
+        earlier = self._wanted.get(key)
+        basis = status if not ended else (earlier.basis if earlier is not None else None)
+        self._wanted[key] = _Wanted(fact.meta.uid, status, basis)
+        if ended:
+            self.queue.add(key)
+        else:
+            self.queue.add_after(key, COALESCE_SECONDS)
+
+    async def publish(self, key: Key) -> None:
+        """Write the wanted status of one object, if that still makes a difference."""
+        wanted, fact = self._wanted.get(key), self._cache.fact(key)
+        if wanted is None or not isinstance(fact, Asset | Dispatch):
+            return
+        if wanted.uid != fact.meta.uid:
+            self._wanted.pop(key, None)
+            return
+        if isinstance(fact, Dispatch):
+            if fact.phase.terminal and wanted.status["phase"] != fact.phase:
+                self._wanted.pop(key, None)
+                return
+            asset = self._cache.asset(key.namespace, fact.asset_name)
+            stored = fact.status.get("history", [])
+            lines = [line for line in wanted.status.get("history", []) if line not in stored]
+            self.record(fact, asset, lines)
+        manifest = await self._writer.write(key.kind, fact, wanted.status)
+        if self._wanted.get(key) is wanted:
+            self._wanted.pop(key, None)
+        if manifest is None:
+            return
+        if isinstance(fact, Dispatch):
+            self._tell_transition(fact, wanted.status)
+        self._take(key.kind, manifest)
+
+    def _tell_transition(self, fact: Dispatch, status: Mapping[str, Any]) -> None:
+        self._events.post_transition(fact.meta, fact.status, status)
+        if Phase(status["phase"]).terminal and not fact.phase.terminal:
+            metrics.PHASES.labels(phase=status["phase"]).inc()
+            _log.info(
+                "dispatch.ended",
+                namespace=fact.meta.namespace,
+                name=fact.meta.name,
+                phase=status["phase"],
+                reason=status["reason"],
+            )
+
+    def record(
+        self, dispatch: Dispatch, asset: Asset | None, lines: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Send the headend's own transitions to the database's history; agents send theirs."""
+        for line in lines:
+            if line["actor"] != "Agent":
+                self._send(convert.transition_message(dispatch, asset, line))

@@ -1,0 +1,1 @@
+"""Decisions: resources, the fleet and the time in; actions and status out."""

@@ -1,0 +1,82 @@
+"""What a decision may ask for. The caller carries them out in the order given, then the status."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from derops.lifecycle import Phase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddFinalizer:
+    """Hold the object: something outside Kubernetes depends on it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveFinalizer:
+    """Let go of the object; ``warning`` says what is not known, where something is not."""
+
+    warning: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submit:
+    """Give the dispatch to all gateways, or change what they hold."""
+
+    cancelled: bool = False
+    cancel_reason: str = ""
+    """Empty where the requester withdrew it."""
+
+    known_phase: Phase = Phase.SUBMITTED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settle:
+    """Tell the gateways that the dispatch is finished; only after its terminal status is stored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delete:
+    """Delete the object, if it still is the one that was decided on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApplyCertificate:
+    """Create or change the asset's Certificate."""
+
+    manifest: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadCertificate:
+    """Look at the asset's Certificate, which nobody watches."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reissue:
+    """Have cert-manager issue again, although it sees no need."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approve:
+    """Let the issuer sign a CertificateRequest."""
+
+    request: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deny:
+    """Refuse a CertificateRequest for good."""
+
+    request: str
+    message: str
+
+
+DispatchAction = AddFinalizer | RemoveFinalizer | Submit | Settle | Delete
+AssetAction = (
+    AddFinalizer | RemoveFinalizer | ApplyCertificate | ReadCertificate | Reissue | Approve | Deny
+)

@@ -1,0 +1,320 @@
+"""What to do about one DERAsset, and what its status says."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from derops.lifecycle import Phase
+from derops.schedules import SECOND_US
+from derops_operator.facts import Asset, Certificate, Dispatch, Request
+from derops_operator.fleet import LOST_AFTER_US, SESSIONS_WITHIN_US, Link, SessionView
+from derops_operator.instants import format_instant, format_second, parse_instant
+from derops_operator.reconciling import identities
+from derops_operator.reconciling.actions import (
+    AddFinalizer,
+    ApplyCertificate,
+    Approve,
+    AssetAction,
+    Deny,
+    ReadCertificate,
+    Reissue,
+    RemoveFinalizer,
+)
+from derops_operator.reconciling.conditions import Wanted, find, fold, status_of, truth
+
+RELEASE_GRACE_US = 60 * SECOND_US
+"""How long an asset that is taken out waits for its dispatches to be reverted."""
+
+_CERTIFICATE_LOOK_US = 5 * SECOND_US
+_SPEC_QUARANTINE = "SetInSpec"
+_CLONE = "CloneSuspected"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Realm:
+    """What identities are made of, the same for all assets."""
+
+    trust_domain: str
+    issuer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssetDecision:
+    """What to do, in this order, and then the status to show."""
+
+    actions: tuple[AssetAction, ...]
+    status: dict[str, Any]
+    again_us: int | None = None
+    """When time alone may change the decision."""
+
+
+def reconcile_asset(
+    asset: Asset,
+    requests: Iterable[Request],
+    session: SessionView,
+    *,
+    accepted: bool,
+    now_us: int,
+    certificate: Certificate | None,
+    dispatches: Sequence[Dispatch],
+    realm: Realm,
+) -> AssetDecision:
+    """Decide about one DERAsset.
+
+    Args:
+        asset: As last heard from the API server.
+        requests: The CertificateRequests that name it.
+        session: The stream of its agent, over all replicas.
+        accepted: Some replica has stored this generation.
+        now_us: The time.
+        certificate: Its Certificate as last seen, if there is one.
+        dispatches: All that name it.
+        realm: Trust domain and issuer.
+    """
+    in_flight = [each for each in dispatches if each.in_flight]
+    uri = identities.asset_uri(asset, realm.trust_domain)
+    own = identities.own_requests(requests, asset, certificate)
+    stored = asset.status.get("identity", {})
+    ledger = identities.next_ledger(stored, own, session, uri, now_us)
+    releasing = _is_taken_out(asset) and bool(in_flight)
+    actions = _finalizing(asset, in_flight, now_us)
+    if asset.meta.deleting_us is None:
+        actions += _certifying(asset, own, certificate, ledger, now_us, realm)
+    quarantine = _quarantine(asset, session, now_us, releasing=releasing)
+    if quarantine is not None:
+        ledger["quarantine"] = quarantine
+    status = {
+        "observedGeneration": asset.meta.generation,
+        "identity": ledger,
+        "conditions": fold(
+            asset.status.get("conditions", []),
+            [
+                *_readiness(asset, accepted=accepted, releasing=releasing, own=own),
+                _enrolled(ledger, own, now_us),
+                _connected(asset, session),
+                *_quarantined(asset, ledger),
+            ],
+            asset.meta.generation,
+            now_us,
+        ),
+        **_contact(asset, session),
+        **_active(in_flight),
+    }
+    return AssetDecision(
+        actions=tuple(actions),
+        status=status,
+        again_us=_next_look(asset, ledger, session, certificate, now_us, releasing=releasing),
+    )
+
+
+def _is_taken_out(asset: Asset) -> bool:
+    return asset.meta.deleting_us is not None or asset.operating_state != "InService"
+
+
+def _finalizing(asset: Asset, in_flight: list[Dispatch], now_us: int) -> list[AssetAction]:
+    holds, deleting_us = asset.meta.holds_finalizer, asset.meta.deleting_us
+    if in_flight and not holds and deleting_us is None:
+        return [AddFinalizer()]
+    if not in_flight and holds:
+        return [RemoveFinalizer()]
+    if holds and deleting_us is not None and now_us > deleting_us + RELEASE_GRACE_US:
+        names = ", ".join(sorted(each.meta.name for each in in_flight))
+        return [
+            RemoveFinalizer(
+                warning=(
+                    f"deleted while these dispatches were in flight and the agent did not confirm "
+                    f"within 60 s: {names}; whether the device was reverted is not known"
+                )
+            )
+        ]
+    return []
+
+
+def _certifying(
+    asset: Asset,
+    own: list[Request],
+    certificate: Certificate | None,
+    ledger: dict[str, Any],
+    now_us: int,
+    realm: Realm,
+) -> list[AssetAction]:
+    wanted = identities.wanted_certificate(asset, realm.trust_domain, realm.issuer)
+    if certificate is None or identities.differs(certificate, wanted):
+        return [ApplyCertificate(manifest=wanted)]
+    uri = identities.asset_uri(asset, realm.trust_domain)
+    actions: list[AssetAction] = []
+    for request in own:
+        if request.condition("Approved") or request.condition("Denied"):
+            continue
+        problem = identities.refuse_to_sign(request, uri, realm.issuer)
+        if problem:
+            actions.append(Deny(request=request.meta.name, message=problem))
+        else:
+            actions.append(Approve(request=request.meta.name))
+    if "current" not in ledger and not own:
+        actions.append(_recover_ledger(certificate, now_us))
+    return actions
+
+
+def _recover_ledger(certificate: Certificate, now_us: int) -> AssetAction:
+    """Return what fills an empty ledger: a Secret of a former asset of this name has no request."""
+    name = certificate.meta.name
+    if now_us < certificate.seen_us + _CERTIFICATE_LOOK_US and certificate.is_true("Ready"):
+        return Reissue(name=name)
+    return ReadCertificate(name=name)
+
+
+def _quarantine(
+    asset: Asset, session: SessionView, now_us: int, *, releasing: bool
+) -> dict[str, Any] | None:
+    """Return the quarantine of the identity.
+
+    One that the spec asks for begins when the device is released, or cannot be within the grace: a
+    quarantined agent has no stream on which to hear of a cancel. One that a suspected clone brought
+    on stays until a person quarantines the asset in its spec and puts it back in service.
+    """
+    stored = asset.status.get("identity", {}).get("quarantine") or None
+    by_spec = asset.operating_state == "Quarantined"
+    if stored is not None and (by_spec or stored.get("reason") != _SPEC_QUARANTINE):
+        return {**stored, "reason": _SPEC_QUARANTINE} if by_spec else dict(stored)
+    at = format_instant(now_us)
+    if by_spec:
+        patient = now_us <= _since(asset, "Released", now_us) + RELEASE_GRACE_US
+        return None if releasing and patient else {"reason": _SPEC_QUARANTINE, "at": at}
+    suspected = session.end_reason == _CLONE and session.since_us > _since(asset, "Quarantined", 0)
+    return {"reason": _CLONE, "at": at} if suspected and stored is None else None
+
+
+def _quarantined(asset: Asset, ledger: dict[str, Any]) -> list[Wanted]:
+    quarantine = ledger.get("quarantine")
+    if quarantine:
+        words = f"the agent gets no stream since {quarantine['at']}"
+        return [Wanted("Quarantined", "True", quarantine["reason"], words)]
+    if find(asset.status.get("conditions", []), "Quarantined"):
+        return [Wanted("Quarantined", "False", "Lifted")]
+    return []
+
+
+def _since(asset: Asset, condition: str, default_us: int) -> int:
+    """Return since when a condition is False, else the default."""
+    known = find(asset.status.get("conditions", []), condition)
+    since = known.get("lastTransitionTime")
+    return parse_instant(since) if since and known.get("status") == "False" else default_us
+
+
+def _readiness(
+    asset: Asset, *, accepted: bool, releasing: bool, own: list[Request]
+) -> list[Wanted]:
+    stored = find(asset.status.get("conditions", []), "Ready")
+    latched = (
+        stored.get("status") == "True" and stored.get("observedGeneration") == asset.meta.generation
+    )
+    ready = accepted or latched
+    waiting = "no gateway replica has stored this generation yet"
+    denied = own[0].condition("Denied") if own else {}
+    wanted = [
+        Wanted("Ready", "True", "Stored", "a gateway replica stored this generation")
+        if ready
+        else Wanted("Ready", "False", "WaitingForGateway", waiting),
+        Wanted("Reconciling", truth(not ready), "Stored" if ready else "WaitingForGateway"),
+        Wanted("Stalled", "True", "CertificateDenied", str(denied.get("message", "")))
+        if denied
+        else Wanted("Stalled", "False", "Proceeding"),
+    ]
+    if releasing:
+        words = "waiting for dispatches in flight to be reverted"
+        wanted.append(Wanted("Released", "False", "Releasing", words))
+    elif _is_taken_out(asset):
+        wanted.append(Wanted("Released", "True", "NothingInFlight"))
+    elif find(asset.status.get("conditions", []), "Released"):
+        wanted.append(Wanted("Released", "Unknown", "InService"))
+    return wanted
+
+
+def _enrolled(ledger: dict[str, Any], own: list[Request], now_us: int) -> Wanted:
+    current = ledger.get("current")
+    if current is not None:
+        if parse_instant(current["notAfter"]) > now_us:
+            words = f"certificate {current['serialNumber']} is good until {current['notAfter']}"
+            return Wanted("Enrolled", "True", "Issued", words)
+        words = f"certificate {current['serialNumber']} expired at {current['notAfter']}"
+        return Wanted("Enrolled", "False", "CertificateExpired", words)
+    ready = own[0].condition("Ready") if own else {}
+    denied = own[0].condition("Denied") if own else {}
+    if denied:
+        return Wanted("Enrolled", "False", "CertificateDenied", str(denied.get("message", "")))
+    if ready.get("reason") == "Failed":
+        return Wanted("Enrolled", "False", "CertificateFailed", str(ready.get("message", "")))
+    return Wanted("Enrolled", "False", "CertificatePending", "cert-manager has not issued it yet")
+
+
+def _connected(asset: Asset, session: SessionView) -> Wanted:
+    if session.link is Link.CONNECTED:
+        since = format_second(session.since_us)
+        return Wanted(
+            "Connected", "True", "StreamOpen", f"the agent's stream is open since {since}"
+        )
+    if session.link is Link.UNKNOWN:
+        words = "the gateway replica that knows is not connected to the operator"
+        return Wanted("Connected", "Unknown", "ReplicaLost", words)
+    if session.link is Link.DISCONNECTED:
+        why = f" ({session.end_reason})" if session.end_reason else ""
+        return Wanted("Connected", "False", "NoStream", f"the agent has no stream{why}")
+    stored = find(asset.status.get("conditions", []), "Connected")
+    if not stored:
+        return Wanted("Connected", "Unknown", "NotAsked", "no gateway has been asked yet")
+    return Wanted("Connected", stored["status"], stored["reason"], stored.get("message", ""))
+
+
+def _contact(asset: Asset, session: SessionView) -> dict[str, Any]:
+    status = asset.status
+    kept = ("lastConnectedTime", "lastDisconnectedTime", "capability")
+    fields = {name: status[name] for name in kept if name in status}
+    was = status_of(status.get("conditions", []), "Connected")
+    if session.link is Link.CONNECTED and session.since_us:
+        fields["lastConnectedTime"] = format_second(session.since_us)
+    if session.link is Link.DISCONNECTED and session.since_us and was != "False":
+        fields["lastDisconnectedTime"] = format_second(session.since_us)
+    capability = session.capability
+    if capability is not None and capability.modes:
+        fields["capability"] = {
+            "modes": sorted(capability.modes),
+            "driver": capability.driver,
+            "firmware": capability.firmware,
+            "maxInjectionWatts": capability.max_injection_watts,
+            "maxAbsorptionWatts": capability.max_absorption_watts,
+        }
+    return fields
+
+
+def _active(in_flight: list[Dispatch]) -> dict[str, Any]:
+    running = [each for each in in_flight if each.phase is Phase.ACTIVE]
+    if not running:
+        return {}
+    best = min(running, key=lambda each: (each.primacy, -each.meta.created_us, each.meta.name))
+    return {"activeDispatch": best.meta.name}
+
+
+def _next_look(
+    asset: Asset,
+    ledger: dict[str, Any],
+    session: SessionView,
+    certificate: Certificate | None,
+    now_us: int,
+    *,
+    releasing: bool,
+) -> int | None:
+    looks = []
+    if "previous" in ledger:
+        looks.append(parse_instant(ledger["previous"]["acceptedUntil"]))
+    if "current" in ledger:
+        looks.append(parse_instant(ledger["current"]["notAfter"]))
+    elif certificate is not None:
+        looks.append(now_us + _CERTIFICATE_LOOK_US)
+    if session.link is Link.UNHEARD:
+        looks += [now_us + SESSIONS_WITHIN_US, now_us + LOST_AFTER_US]
+    if releasing:
+        looks.append(_since(asset, "Released", now_us) + RELEASE_GRACE_US + SECOND_US)
+    if releasing and asset.meta.deleting_us is not None:
+        looks.append(asset.meta.deleting_us + RELEASE_GRACE_US)
+    return min((look + SECOND_US // 100 for look in looks if look >= now_us), default=None)

@@ -1,0 +1,387 @@
+"""What to do about one Dispatch, and what its status says.
+
+Three cases: no gateway holds it (it is judged), gateways may hold it (reports, proofs and deadlines
+decide), it ended (frozen; what is left is to tidy up).
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from derops.lifecycle import Phase, Reason
+from derops.schedules import SECOND_US
+from derops.wire.v1 import dispatch_pb2
+from derops_operator.facts import Asset, Dispatch
+from derops_operator.fleet import DispatchView
+from derops_operator.instants import format_second, parse_instant
+from derops_operator.reconciling import reporting
+from derops_operator.reconciling.actions import (
+    AddFinalizer,
+    Delete,
+    DispatchAction,
+    RemoveFinalizer,
+    Settle,
+    Submit,
+)
+from derops_operator.reconciling.admitting import Verdict, admit, refuse_for_asset
+from derops_operator.reconciling.conditions import fold, status_of
+from derops_operator.reconciling.judging import Outcome, judge
+
+DELETION_GRACE_US = 60 * SECOND_US
+"""How long a deleted object waits for the agent to confirm."""
+
+WITHDRAW_AFTER_US = SECOND_US
+"""After accept-by, before an unsent dispatch is withdrawn: word of a write may be on its way."""
+
+ASSET_GRACE_US = 60 * SECOND_US
+"""How long after its creation a dispatch waits for its asset, if its accept-by is not later."""
+
+_PROOF_LOOK_US = 10 * SECOND_US
+"""How often a proof is looked for that depends on which replicas there are."""
+
+_OPERATOR, _GATEWAY, _AGENT = "Operator", "Gateway", "Agent"
+_STOPPED = frozenset({Reason.ASSET_DELETED, Reason.ASSET_OUT_OF_SERVICE, Reason.ASSET_QUARANTINED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DispatchDecision:
+    """What to do, in this order, and then the status to show."""
+
+    actions: tuple[DispatchAction, ...] = ()
+    status: dict[str, Any]
+    again_us: int | None = None
+    """When time alone may change the decision."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Withdrawal:
+    """Why an order is cancelled; an empty reason is the requester."""
+
+    reason: str
+    words: str
+
+
+def reconcile_dispatch(
+    dispatch: Dispatch,
+    asset: Asset | None,
+    view: DispatchView,
+    now_us: int,
+    *,
+    asset_grace_us: int = ASSET_GRACE_US,
+) -> DispatchDecision:
+    """Decide about one Dispatch.
+
+    Args:
+        dispatch: As last heard from the API server.
+        asset: The asset it names, if there is one.
+        view: What the gateways know of it.
+        now_us: The time.
+        asset_grace_us: How long after its creation it waits for its asset.
+    """
+    if dispatch.phase.terminal:
+        return _tidy_up(dispatch, view, now_us)
+    if dispatch.in_flight:
+        return _follow(dispatch, asset, view, now_us)
+    if dispatch.meta.deleting_us is not None:
+        return DispatchDecision(status=dict(dispatch.status))
+    return _begin(dispatch, asset, view, now_us, asset_grace_us)
+
+
+def _begin(
+    dispatch: Dispatch, asset: Asset | None, view: DispatchView, now_us: int, asset_grace_us: int
+) -> DispatchDecision:
+    verdict = admit(dispatch, asset, now_us, asset_grace_us)
+    outcome = Outcome(
+        phase=verdict.phase,
+        reason=verdict.reason,
+        message=verdict.message,
+        actor=_OPERATOR,
+        at_us=now_us,
+    )
+    status = _status(dispatch, outcome, view, now_us, submitted=verdict.admitted)
+    if not verdict.admitted:
+        return DispatchDecision(status=status, again_us=verdict.again_us)
+    return DispatchDecision(
+        actions=(AddFinalizer(), Submit()),
+        status=status,
+        again_us=_next_look(replace(dispatch, status=status), now_us),
+    )
+
+
+def _follow(
+    dispatch: Dispatch, asset: Asset | None, view: DispatchView, now_us: int
+) -> DispatchDecision:
+    withdrawal = _withdrawal(dispatch, asset, view, now_us)
+    outcome = _outcome(dispatch, view, withdrawal, now_us)
+    status = _status(dispatch, outcome, view, now_us, submitted=True)
+    deleting_us = dispatch.meta.deleting_us
+    actions: list[DispatchAction] = []
+    if not dispatch.meta.holds_finalizer and deleting_us is None:
+        actions.append(AddFinalizer())
+    actions.append(
+        Submit(
+            cancelled=withdrawal is not None,
+            cancel_reason=withdrawal.reason if withdrawal else "",
+            known_phase=dispatch.phase,
+        )
+    )
+    overdue = deleting_us is not None and now_us > deleting_us + DELETION_GRACE_US
+    if overdue and not outcome.phase.terminal:
+        actions.append(RemoveFinalizer(warning=_unknown_at_deletion(dispatch, outcome)))
+    return DispatchDecision(
+        actions=tuple(actions),
+        status=status,
+        again_us=_next_look(replace(dispatch, status=status), now_us),
+    )
+
+
+def _tidy_up(dispatch: Dispatch, view: DispatchView, now_us: int) -> DispatchDecision:
+    status = {**dispatch.status, "observedGeneration": dispatch.meta.generation}
+    status["conditions"] = [
+        {**each, "observedGeneration": dispatch.meta.generation}
+        for each in dispatch.status.get("conditions", [])
+    ]
+    late = reporting.late_report(dispatch, view)
+    if late is not None:
+        status["lateReport"] = late
+    actions: list[DispatchAction] = [Settle()]
+    if dispatch.meta.holds_finalizer:
+        actions.append(RemoveFinalizer())
+    again_us = None
+    if dispatch.ttl_seconds_after_finished is not None and dispatch.meta.deleting_us is None:
+        ended_us = parse_instant(dispatch.status["completionTime"])
+        due_us = ended_us + dispatch.ttl_seconds_after_finished * SECOND_US
+        if now_us >= due_us:
+            actions.append(Delete())
+        else:
+            again_us = due_us
+    return DispatchDecision(actions=tuple(actions), status=status, again_us=again_us)
+
+
+def _withdrawal(
+    dispatch: Dispatch, asset: Asset | None, view: DispatchView, now_us: int
+) -> _Withdrawal | None:
+    if dispatch.desired_state == "Cancelled":
+        return _Withdrawal(reason="", words="cancelled by its requester")
+    if dispatch.meta.deleting_us is not None:
+        return _Withdrawal(reason="", words="the Dispatch is being deleted")
+    if asset is None or _is_another(asset, dispatch):
+        return _Withdrawal(
+            reason=Reason.ASSET_DELETED, words=f"asset {dispatch.asset_name} was deleted"
+        )
+    refusal = refuse_for_asset(asset)
+    if refusal is not None:
+        return _Withdrawal(reason=refusal.reason, words=refusal.message)
+    late = now_us > dispatch.accept_by_us + WITHDRAW_AFTER_US
+    if late and _is_unsent(dispatch, view):
+        # Gateways that hold it cancelled will not write it any more: that makes the proof final.
+        return _Withdrawal(reason=Reason.AGENT_OFFLINE, words="its accept-by has passed")
+    return None
+
+
+def _is_unsent(dispatch: Dispatch, view: DispatchView) -> bool:
+    return (
+        dispatch.phase is Phase.SUBMITTED
+        and status_of(dispatch.status.get("conditions", []), "Delivered") != "True"
+        and view.is_unsent(dispatch.meta.created_us)
+    )
+
+
+def _is_another(asset: Asset, dispatch: Dispatch) -> bool:
+    """Tell whether the asset was re-created under its name after the dispatch was submitted."""
+    submitted = dispatch.status.get("timeline", {}).get("submittedAt")
+    return submitted is not None and asset.meta.created_us > parse_instant(submitted)
+
+
+def _outcome(
+    dispatch: Dispatch, view: DispatchView, withdrawal: _Withdrawal | None, now_us: int
+) -> Outcome:
+    report = view.report
+    reported = Phase(report.phase) if report is not None and report.phase else Phase.SUBMITTED
+    if report is not None and reported.terminal:
+        at_us = report.transitions[-1].at_us if report.transitions else view.received_us
+        return Outcome(
+            phase=reported,
+            reason=report.reason,
+            message=_words(report, withdrawal),
+            actor=_AGENT,
+            at_us=at_us,
+        )
+    proven = _proven(dispatch, view, withdrawal, now_us)
+    if proven is not None:
+        return proven
+    deadline_us = _deadline_us(dispatch, view)
+    if now_us > deadline_us:
+        return Outcome(
+            phase=Phase.FAILED,
+            reason=Reason.OUTCOME_UNKNOWN,
+            message=_unknown_outcome(dispatch, view, deadline_us),
+            actor=_OPERATOR,
+            at_us=now_us,
+        )
+    return _on_its_way(dispatch, view, reported, withdrawal, now_us)
+
+
+def _proven(
+    dispatch: Dispatch, view: DispatchView, withdrawal: _Withdrawal | None, now_us: int
+) -> Outcome | None:
+    """Return the end of a dispatch that provably reached no agent."""
+    if withdrawal is None or not _is_unsent(dispatch, view):
+        return None
+    if not view.is_never_delivered(dispatch.meta.generation, dispatch.meta.created_us):
+        return None
+    if withdrawal.reason == Reason.AGENT_OFFLINE:
+        phase, reason = Phase.EXPIRED, str(Reason.AGENT_OFFLINE)
+        message = (
+            f"the agent of {dispatch.asset_name} was not connected by accept-by "
+            f"{format_second(dispatch.accept_by_us)} (start plus "
+            f"{dispatch.start_deadline_seconds} s); no gateway ever sent it, nothing was applied"
+        )
+    else:
+        stopped = withdrawal.reason in _STOPPED
+        phase = Phase.CANCELLED
+        reason = withdrawal.reason if stopped else str(Reason.CANCELLED_BEFORE_DELIVERY)
+        message = f"{withdrawal.words}; no gateway ever sent it, the device was not touched"
+    return Outcome(phase=phase, reason=reason, message=message, actor=_OPERATOR, at_us=now_us)
+
+
+def _on_its_way(
+    dispatch: Dispatch,
+    view: DispatchView,
+    reported: Phase,
+    withdrawal: _Withdrawal | None,
+    now_us: int,
+) -> Outcome:
+    stored, status, report = dispatch.phase, dispatch.status, view.report
+    waiting = (
+        f"; {withdrawal.words}: waiting for the agent to confirm" if withdrawal is not None else ""
+    )
+    if report is not None and reported.rank >= max(stored.rank, Phase.ACKED.rank):
+        return Outcome(
+            phase=reported,
+            reason=report.reason,
+            message=_words(report, None) + waiting,
+            actor=_AGENT,
+            at_us=view.received_us,
+        )
+    if stored.rank < Phase.SENT.rank and view.written_us:
+        return Outcome(
+            phase=Phase.SENT,
+            reason=Reason.DELIVERED,
+            message=f"{_SENTENCES[Reason.DELIVERED]}{waiting}",
+            actor=_GATEWAY,
+            at_us=view.written_us,
+        )
+    known = str(status.get("reason") or "")
+    reason = known if known and known != Reason.ASSET_NOT_FOUND else str(Reason.VALIDATED)
+    message = _SENTENCES.get(reason, reason) + waiting
+    return Outcome(phase=stored, reason=reason, message=message, actor=_OPERATOR, at_us=now_us)
+
+
+def _words(report: dispatch_pb2.DispatchReport, withdrawal: _Withdrawal | None) -> str:
+    """Return a sentence for people; where reason and phase say all, the agent's is too short."""
+    if withdrawal is not None and report.phase == Phase.CANCELLED and withdrawal.reason in _STOPPED:
+        reverted = "reverted" if report.applied_us else "not touched"
+        return f"{withdrawal.words}; the device was {reverted}"
+    return _SENTENCES.get(report.reason) or report.message or report.reason
+
+
+def _status(
+    dispatch: Dispatch, outcome: Outcome, view: DispatchView, now_us: int, *, submitted: bool
+) -> dict[str, Any]:
+    stored, report = dispatch.status, view.report
+    times = stored.get("timeline", {})
+    known = parse_instant(times["submittedAt"]) if "submittedAt" in times else now_us
+    own = []
+    if submitted:
+        line = reporting.entry(
+            Phase.SUBMITTED, Reason.VALIDATED, _SENTENCES[Reason.VALIDATED], known, _OPERATOR
+        )
+        own.append(line)
+    if view.written_us:
+        sentence = _SENTENCES[Reason.DELIVERED]
+        own.append(
+            reporting.entry(Phase.SENT, Reason.DELIVERED, sentence, view.written_us, _GATEWAY)
+        )
+    if outcome.phase.terminal and outcome.actor == _OPERATOR:
+        own.append(
+            reporting.entry(
+                outcome.phase, outcome.reason, outcome.message, outcome.at_us, _OPERATOR
+            )
+        )
+    status: dict[str, Any] = {
+        "phase": str(outcome.phase),
+        "reason": str(outcome.reason),
+        "message": outcome.message[:1024],
+        "observedGeneration": dispatch.meta.generation,
+        "timeline": reporting.timeline(dispatch, view, known if submitted else 0),
+        "execution": reporting.execution(dispatch, report),
+        **reporting.lineage(dispatch, report),
+        "conditions": fold(
+            stored.get("conditions", []),
+            judge(dispatch, outcome, report, written=bool(view.written_us)),
+            dispatch.meta.generation,
+            now_us,
+        ),
+        "history": reporting.history(stored.get("history", []), own, report),
+    }
+    if outcome.phase.terminal:
+        status["completionTime"] = format_second(now_us)
+    return status
+
+
+def _deadline_us(dispatch: Dispatch, view: DispatchView) -> int:
+    """Return until when a final report is waited for."""
+    times = dispatch.status.get("timeline", {})
+    planned_us = view.report.planned_end_us if view.report is not None else 0
+    stored_us = parse_instant(times["plannedEnd"]) if "plannedEnd" in times else 0
+    end_us = max(planned_us or dispatch.latest_end_us, stored_us)
+    return end_us + dispatch.report_deadline_seconds * SECOND_US
+
+
+def _next_look(dispatch: Dispatch, now_us: int) -> int | None:
+    looks = [
+        dispatch.accept_by_us + WITHDRAW_AFTER_US,
+        dispatch.end_us + dispatch.report_deadline_seconds * SECOND_US,
+        dispatch.latest_end_us + dispatch.report_deadline_seconds * SECOND_US,
+    ]
+    if "plannedEnd" in dispatch.status.get("timeline", {}):
+        end_us = parse_instant(dispatch.status["timeline"]["plannedEnd"])
+        looks.append(end_us + dispatch.report_deadline_seconds * SECOND_US)
+    if dispatch.meta.deleting_us is not None:
+        looks.append(dispatch.meta.deleting_us + DELETION_GRACE_US)
+    if dispatch.phase is Phase.SUBMITTED and now_us > dispatch.accept_by_us + WITHDRAW_AFTER_US:
+        looks.append(now_us + _PROOF_LOOK_US)
+    # A hundredth of a second later, as each of these bounds must have passed.
+    return min((look + SECOND_US // 100 for look in looks if look >= now_us), default=None)
+
+
+def _unknown_outcome(dispatch: Dispatch, view: DispatchView, deadline_us: int) -> str:
+    stored = dispatch.phase
+    seen = f"its last known phase was {stored}"
+    if stored is Phase.SUBMITTED and not view.written_us:
+        seen = "whether it reached the agent could not be established"
+    return (
+        f"no final report by {format_second(deadline_us)} "
+        f"({dispatch.report_deadline_seconds} s after the latest end); {seen}"
+    )
+
+
+def _unknown_at_deletion(dispatch: Dispatch, outcome: Outcome) -> str:
+    return (
+        f"deleted in phase {outcome.phase} and the agent of {dispatch.asset_name} did not confirm "
+        f"within 60 s: whether the device was reverted is not known; the agent reverts when it "
+        f"hears of it, at the latest at the planned end {format_second(dispatch.end_us)}"
+    )
+
+
+_SENTENCES: dict[str, str] = {
+    Reason.VALIDATED: "within the asset's limits; waiting for its agent",
+    Reason.DELIVERED: "written to the stream of the agent; waiting for it to accept",
+    Reason.ACCEPTED: "the agent checked and stored it; it runs at its start, connected or not",
+    Reason.APPLIED: "the device took the setpoint",
+    Reason.WINDOW_ENDED: "the window ended as planned and the device was reverted",
+    Reason.CANCELLED_BEFORE_START: "cancelled before its start; the device was not touched",
+    Reason.CANCELLED_WHILE_ACTIVE: "cancelled while it ran; the device was reverted",
+}
+
+__all__ = ["DispatchDecision", "Verdict", "reconcile_dispatch"]

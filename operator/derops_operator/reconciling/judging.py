@@ -1,0 +1,151 @@
+"""The conditions of a Dispatch: what people and programs decide by."""
+
+from dataclasses import dataclass
+
+from derops.lifecycle import Phase, Reason
+from derops.wire.v1 import dispatch_pb2
+from derops_operator.facts import Dispatch
+from derops_operator.reconciling.conditions import Wanted, status_of, truth
+
+_STALLED = frozenset({Phase.FAILED, Phase.REJECTED, Phase.EXPIRED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """Where a dispatch stands, why, and who says so."""
+
+    phase: Phase
+    reason: str
+    message: str
+    actor: str
+    at_us: int
+
+    @property
+    def unknown(self) -> bool:
+        """Whether it ended without anybody knowing how."""
+        return self.reason == Reason.OUTCOME_UNKNOWN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Facts:
+    outcome: Outcome
+    report: dispatch_pb2.DispatchReport | None
+    delivered: bool
+    accepted: bool
+    applied: bool
+    reverted: bool
+
+
+def judge(
+    dispatch: Dispatch,
+    outcome: Outcome,
+    report: dispatch_pb2.DispatchReport | None,
+    *,
+    written: bool,
+) -> list[Wanted]:
+    """Return the conditions that follow; Delivered, Accepted and Applied never go back."""
+    stored = dispatch.status.get("conditions", [])
+    accepted = report is not None and (report.accepted_us > 0 or report.applied_us > 0)
+    facts = _Facts(
+        outcome=outcome,
+        report=report,
+        delivered=written or report is not None or status_of(stored, "Delivered") == "True",
+        accepted=accepted or status_of(stored, "Accepted") == "True",
+        applied=(report is not None and report.applied_us > 0)
+        or status_of(stored, "Applied") == "True",
+        reverted=report is not None and report.reverted_us > 0,
+    )
+    return [
+        _delivered(facts),
+        _accepted(facts),
+        _applied(facts),
+        _verified(facts),
+        _reverted(facts),
+        _succeeded(facts),
+        *_kstatus(facts),
+        *_degraded(facts),
+    ]
+
+
+def _delivered(facts: _Facts) -> Wanted:
+    if facts.delivered:
+        return Wanted("Delivered", "True", Reason.DELIVERED, "written to the stream of the agent")
+    if facts.outcome.unknown:
+        return Wanted("Delivered", "Unknown", Reason.OUTCOME_UNKNOWN, facts.outcome.message)
+    if facts.outcome.phase.terminal:
+        return Wanted("Delivered", "False", facts.outcome.reason, facts.outcome.message)
+    return Wanted("Delivered", "False", "WaitingForAgent", facts.outcome.message)
+
+
+def _accepted(facts: _Facts) -> Wanted:
+    if facts.accepted:
+        return Wanted("Accepted", "True", Reason.ACCEPTED, "checked and stored by the agent")
+    return _if_never(facts, "Accepted", "WaitingForAgent")
+
+
+def _applied(facts: _Facts) -> Wanted:
+    if facts.applied:
+        return Wanted("Applied", "True", Reason.APPLIED, "the device took the setpoint")
+    return _if_never(facts, "Applied", "WaitingForStart")
+
+
+def _if_never(facts: _Facts, kind: str, pending: str) -> Wanted:
+    outcome = facts.outcome
+    if outcome.phase.terminal and not outcome.unknown:
+        return Wanted(kind, "False", outcome.reason, outcome.message)
+    return Wanted(kind, "Unknown", Reason.OUTCOME_UNKNOWN if outcome.unknown else pending)
+
+
+def _verified(facts: _Facts) -> Wanted:
+    report = facts.report
+    if report is not None and report.verified in {"True", "False"}:
+        reason = report.verified_reason or ("Verified" if report.verified == "True" else "NotHeld")
+        return Wanted("Verified", report.verified, reason)
+    if facts.outcome.phase.terminal and not facts.applied:
+        return Wanted("Verified", "Unknown", "NotApplied")
+    reason = report.verified_reason if report is not None else ""
+    return Wanted("Verified", "Unknown", reason or "VerificationPending")
+
+
+def _reverted(facts: _Facts) -> Wanted:
+    outcome = facts.outcome
+    if facts.reverted:
+        return Wanted("Reverted", "True", "Reverted", "the device is back at the asset's fallback")
+    if not outcome.phase.terminal or outcome.unknown:
+        return Wanted(
+            "Reverted", "Unknown", Reason.OUTCOME_UNKNOWN if outcome.unknown else "WaitingForEnd"
+        )
+    if facts.applied:
+        return Wanted("Reverted", "False", outcome.reason, outcome.message)
+    return Wanted("Reverted", "True", "NothingToRevert", "the device was never changed")
+
+
+def _succeeded(facts: _Facts) -> Wanted:
+    outcome = facts.outcome
+    if not outcome.phase.terminal:
+        return Wanted("Succeeded", "Unknown", outcome.reason, outcome.message)
+    done = truth(outcome.phase is Phase.COMPLETE)
+    return Wanted("Succeeded", done, outcome.reason, outcome.message)
+
+
+def _kstatus(facts: _Facts) -> list[Wanted]:
+    outcome = facts.outcome
+    terminal, stalled = outcome.phase.terminal, outcome.phase in _STALLED
+    ready = not stalled and (facts.accepted or terminal)
+    moving = not terminal and not facts.accepted
+    message = outcome.message
+    return [
+        Wanted("Ready", truth(ready), outcome.reason, message),
+        Wanted("Reconciling", truth(moving), outcome.reason, message if moving else ""),
+        Wanted("Stalled", truth(stalled), outcome.reason, message if stalled else ""),
+    ]
+
+
+def _degraded(facts: _Facts) -> list[Wanted]:
+    if facts.report is None or not facts.report.clamped_by:
+        return []
+    return [
+        Wanted(
+            "Degraded", "True", "Clamped", f"the setpoint is held back: {facts.report.clamped_by}"
+        )
+    ]

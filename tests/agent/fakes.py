@@ -1,0 +1,204 @@
+"""Behind the agent's ports in tests: clocks that are set by hand, a device in memory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from derops.errors import DeviceRefusedError, DeviceTimeoutError
+from derops.ids import AssetName
+from derops.wire.v1 import agent_pb2, dispatch_pb2
+from derops_agent.control.site import LocalLimits
+from derops_agent.controller import Acknowledged, Controller, Snapshot
+from derops_agent.device import GuardedDevice
+from derops_agent.ledger import Ledger
+from derops_agent.ports import Capability, Reading, Setpoints
+
+T0 = 1_800_000_000_000_000
+S = 1_000_000
+CAPABILITY = Capability(
+    modes=frozenset({"ActivePower", "GenerationLimit", "LoadLimit", "CeaseToEnergize"}),
+    driver="fake",
+    firmware="1",
+    max_injection_watts=10_000,
+    max_absorption_watts=10_000,
+    can_measure=True,
+)
+
+
+@dataclass
+class FakeClock:
+    wall_us: int = T0
+    mono_us: int = 5_000_000_000
+    boot: str = "boot-1"
+    ntp: bool = False
+
+    def now_us(self) -> int:
+        return self.wall_us
+
+    def monotonic_us(self) -> int:
+        return self.mono_us
+
+    def boot_id(self) -> str:
+        return self.boot
+
+    def synchronised(self) -> bool:
+        return self.ntp
+
+    def pass_seconds(self, seconds: float) -> None:
+        self.wall_us += round(seconds * S)
+        self.mono_us += round(seconds * S)
+
+
+@dataclass
+class FakeDevice:
+    capability: Capability = CAPABILITY
+    held: Setpoints = field(default_factory=Setpoints)
+    writes: list[Setpoints] = field(default_factory=list)
+    fail: str = ""
+    power_watts: float = 0.0
+
+    async def write(self, setpoints: Setpoints) -> None:
+        if self.fail == "timeout":
+            raise DeviceTimeoutError("no answer")
+        if self.fail == "refuse" and setpoints.active_power_watts:
+            raise DeviceRefusedError("not now")
+        self.held = setpoints
+        self.writes.append(setpoints)
+        if self.fail == "acted":
+            raise DeviceTimeoutError("the answer was lost")
+
+    async def read_setpoints(self) -> Setpoints:
+        if self.fail == "timeout":
+            raise DeviceTimeoutError("no answer")
+        return self.held
+
+    async def sample(self) -> Reading:
+        return Reading(at_us=0, values={agent_pb2.ACTIVE_POWER_WATTS: self.power_watts})
+
+    async def close(self) -> None:
+        return None
+
+
+async def inline(call: Callable[..., Any], /, *arguments: Any) -> Any:
+    return call(*arguments)
+
+
+def asset(**changes: Any) -> dispatch_pb2.Asset:
+    facts: dict[str, Any] = {
+        "id": dispatch_pb2.AssetId(uid="asset-1", namespace="ns", name="battery"),
+        "type": "Battery",
+        "limit_max_injection_watts": 8000,
+        "limit_max_absorption_watts": 8000,
+        "max_dispatch_duration_seconds": 3600,
+        "fallback_active_power_watts": 0,
+        "on_comms_loss": "Continue",
+        "on_restart": "Resume",
+        "telemetry_interval_seconds": 1,
+        "operating_state": "InService",
+        "on_exceed": "Reject",
+    }
+    return dispatch_pb2.Asset(**{**facts, **changes})
+
+
+def order(uid: str = "d1", *, mode: str = "ActivePower", watts: int = 5000, **changes: Any) -> Any:
+    facts: dict[str, Any] = {
+        "uid": uid,
+        "asset_uid": "asset-1",
+        "generation": 1,
+        "setpoint": dispatch_pb2.Setpoint(mode=mode, watts=watts),
+        "start_us": T0 + 60 * S,
+        "duration_seconds": 100,
+        "start_deadline_seconds": 50,
+        "late_policy": "KeepEnd",
+        "primacy": 100,
+        "verify": "Report",
+        "created_us": T0,
+    }
+    return dispatch_pb2.Dispatch(**{**facts, **changes})
+
+
+class Agent:
+    """One asset's controller over a real ledger; ``restart`` is what kill -9 leaves."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        self.folder, self.options = folder, options
+        self.clock, self.device = FakeClock(), FakeDevice()
+        self.reports: list[dispatch_pb2.DispatchReport] = []
+        self.counter = 0
+        self.local: LocalLimits = options.pop("local", LocalLimits())
+        self._open()
+
+    def _open(self) -> None:
+        self.ledger = Ledger(self.folder / "ledger.db")
+        self.controller = Controller(
+            AssetName("ns", "battery"),
+            GuardedDevice(self.device),
+            self.ledger,
+            self.clock,
+            inline,
+            local=self.local,
+            draw=lambda: 0.0,
+            **self.options,
+        )
+        self.controller.journal.on_report = self.reports.append
+
+    async def start(self, config: dispatch_pb2.Asset | None = None) -> "Agent":
+        await self.controller.boot()
+        await self.snapshot(config=config or asset())
+        return self
+
+    async def restart(self, *, down_seconds: float = 0, reboot: bool = False) -> None:
+        self.ledger.close()
+        self.clock.pass_seconds(down_seconds)
+        if reboot:
+            self.clock.boot, self.clock.mono_us = self.clock.boot + "+", 7 * S
+        self._open()
+        await self.controller.boot()
+
+    async def snapshot(self, *orders: Any, config: dispatch_pb2.Asset | None = None) -> None:
+        self.counter += 1
+        self.controller.take(
+            Snapshot(
+                revision=agent_pb2.Revision(operator_start_ms=1, counter=self.counter),
+                asset=config or self.ledger.asset() or asset(),
+                dispatches=list(orders),
+            )
+        )
+        await self.controller.turn()
+
+    async def give(self, *events: Any) -> None:
+        for event in events:
+            self.controller.take(event)
+        await self.controller.turn()
+
+    async def wait(self, seconds: float, *, step: float | None = None) -> None:
+        passed = 0.0
+        while passed < seconds:
+            part = min(step or seconds, seconds - passed)
+            self.clock.pass_seconds(part)
+            passed += part
+            await self.controller.turn()
+
+    async def sampled(self, watts: float, seconds: int) -> None:
+        for _ in range(seconds):
+            self.clock.pass_seconds(1)
+            values = {int(agent_pb2.ACTIVE_POWER_WATTS): watts}
+            await self.give(Reading(at_us=self.clock.wall_us, values=values))
+
+    async def acknowledge_all(self) -> None:
+        await self.give(*[Acknowledged(sequence=r.sequence) for r in self.reports])
+
+    def report(self, uid: str = "d1") -> dispatch_pb2.DispatchReport:
+        return [r for r in self.reports if r.dispatch_uid == uid][-1]
+
+    def outcome(self, uid: str = "d1") -> tuple[str, str]:
+        return self.report(uid).phase, self.report(uid).reason
+
+    @property
+    def powers(self) -> list[int | None]:
+        changes: list[int | None] = []
+        for write in self.device.writes:
+            if not changes or changes[-1] != write.active_power_watts:
+                changes.append(write.active_power_watts)
+        return changes

@@ -1,0 +1,109 @@
+"""Which orders an agent takes, and what it answers to the others."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.agent.fakes import CAPABILITY, T0, Agent, S, asset, order
+
+from derops_agent.control.judging import judge
+from derops_agent.control.site import LocalLimits, Site
+from derops_agent.control.translating import read_asset, read_order
+
+
+def site(**changes: Any) -> Site:
+    return replace(Site(capability=CAPABILITY, asset=read_asset(asset())), **changes)
+
+
+@pytest.mark.parametrize(
+    ("message", "facts", "answer"),
+    [
+        (order(), {}, ("Acked", "Accepted")),
+        (order(watts=8000), {}, ("Acked", "Accepted")),
+        (order(watts=8001), {}, ("Rejected", "LimitExceeded")),
+        (order(watts=-8001), {}, ("Rejected", "LimitExceeded")),
+        (order(mode="GenerationLimit", watts=0), {}, ("Acked", "Accepted")),
+        (order(mode="GenerationLimit", watts=-1), {}, ("Rejected", "LimitExceeded")),
+        (order(mode="Magic"), {}, ("Rejected", "ModeNotSupported")),
+        (order(duration_seconds=0), {}, ("Rejected", "InvalidSchedule")),
+        (order(duration_seconds=3601), {}, ("Rejected", "InvalidSchedule")),
+        (order(start_us=T0 - 50 * S), {}, ("Acked", "Accepted")),
+        (order(start_us=T0 - 50 * S - 1), {}, ("Expired", "StartDeadlineExceeded")),
+        (order(start_us=T0 + 10**14), {}, ("Acked", "Accepted")),
+        (order(asset_uid="other"), {}, ("Rejected", "AssetNotFound")),
+        (order(), {"asset": None}, ("Rejected", "AssetNotFound")),
+        (order(), {"clock_offset_milliseconds": -5001}, ("Rejected", "ClockSkewTooLarge")),
+        (order(), {"clock_offset_milliseconds": 5000}, ("Acked", "Accepted")),
+        (order(), {"local": LocalLimits(max_injection_watts=4999)},
+         ("Rejected", "LocalLimitExceeded")),
+        (order(watts=-5000), {"local": LocalLimits(max_injection_watts=0)}, ("Acked", "Accepted")),
+        (order(cancelled=True), {}, ("Cancelled", "CancelledBeforeStart")),
+        (order(known_phase="Acked"), {}, ("Failed", "LedgerLost")),
+        (order(known_phase="Active", cancelled=True), {}, ("Failed", "LedgerLost")),
+        (order(known_phase="Sent"), {}, ("Acked", "Accepted")),
+        (order(verify="Required"), {}, ("Acked", "Accepted")),
+        (order(verify="Required", duration_seconds=5), {}, ("Rejected", "CannotVerify")),
+        (order(verify="Required"), {"capability": replace(CAPABILITY, can_measure=False)},
+         ("Rejected", "CannotVerify")),
+        (order(), {"capability": replace(CAPABILITY, modes=frozenset())},
+         ("Rejected", "ModeNotSupported")),
+        (order(), {"capability": replace(CAPABILITY, max_injection_watts=4000)},
+         ("Rejected", "LimitExceeded")),
+        (order(), {"asset": read_asset(asset(operating_state="OutOfService"))},
+         ("Rejected", "AssetOutOfService")),
+        (order(), {"asset": read_asset(asset(operating_state="Quarantined"))},
+         ("Rejected", "AssetQuarantined")),
+    ],
+)  # fmt: skip
+def test_the_answer_to_an_order(
+    message: Any, facts: dict[str, Any], answer: tuple[str, str]
+) -> None:
+    execution = judge(read_order(message), site(**facts), now_us=T0, draw=0.0)
+
+    assert (execution.phase, execution.reason) == answer
+
+
+def test_clamping_takes_the_asset_limit_and_says_so() -> None:
+    clamping = site(asset=read_asset(asset(on_exceed="Clamp")))
+
+    execution = judge(read_order(order(watts=9500)), clamping, now_us=T0, draw=0.0)
+
+    assert (execution.target_watts, execution.clamped_by) == (8000, "AssetLimits")
+
+
+def test_the_randomised_start_is_drawn_within_its_bounds_and_kept() -> None:
+    message = read_order(order(randomize_start_seconds=10))
+
+    starts = {
+        judge(message, site(), now_us=T0, draw=draw).planned.start_us  # type: ignore[union-attr]
+        for draw in (0.0, 0.5, 0.999999)
+    }
+
+    assert starts == {T0 + 60 * S, T0 + 65 * S, T0 + 70 * S}
+
+
+async def test_an_acceptance_is_on_the_disk_before_it_is_reported(agent: Agent) -> None:
+    seen: list[bool] = []
+    agent.controller.journal.on_report = lambda _: seen.append(bool(agent.ledger.unsettled()))
+
+    await agent.give(order())
+
+    assert seen == [True]
+
+
+async def test_a_repeated_order_changes_nothing(agent: Agent) -> None:
+    await agent.give(order(), order(), order())
+
+    assert len(agent.reports) == 1
+
+
+@pytest.mark.parametrize("fallback", [9000, -9000])
+async def test_local_limits_bound_the_fallback_too(tmp_path: Path, fallback: int) -> None:
+    local = LocalLimits(max_injection_watts=3000, max_absorption_watts=2000)
+    agent = Agent(tmp_path, local=local)
+
+    await agent.start(asset(fallback_active_power_watts=fallback))
+
+    assert agent.device.held.active_power_watts == (3000 if fallback > 0 else -2000)
+    agent.ledger.close()

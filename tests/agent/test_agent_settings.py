@@ -1,0 +1,55 @@
+"""The agent's file: what is wrong is named with file, key and what is allowed."""
+
+from pathlib import Path
+
+import pytest
+
+from derops.errors import SettingError
+from derops_agent.settings import load
+
+GOOD = """
+gateways: ["gateway:8443"]
+serverCAFile: ca.crt
+dataDirectory: data
+assets:
+  - namespace: ns
+    name: battery
+    certificateDirectory: certs
+    driver: {kind: simulated, capacity: 5}
+"""
+
+
+def test_a_good_file(tmp_path: Path) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text(GOOD)
+
+    settings = load(file, {"DEROPS_AGENT_LOG_LEVEL": "DEBUG", "DEROPS_AGENT_GATEWAYS": "a:1,b:2"})
+
+    assert settings.log_level == "DEBUG"
+    assert settings.gateways == ["a:1", "b:2"]
+    assert settings.assets[0].driver.options() == {"kind": "simulated", "capacity": 5}
+
+
+@pytest.mark.parametrize(
+    ("change", "environment", "named"),
+    [
+        (("serverCAFile", "serverCAFiel"), {}, ["serverCAFiel", "serverCAFile"]),
+        (("kind: simulated", "kind: magic"), {}, ["driver.kind", "simulated", "magic"]),
+        (("name: battery", "name: Battery"), {}, ["assets.0.name"]),
+        (("gateway:8443", "gateway"), {}, ["gateways", "host:port"]),
+        (("dataDirectory: data", ""), {}, ["dataDirectory", "required"]),
+        (("", ""), {"DEROPS_AGENT_OPS_PORT": "many"}, ["DEROPS_AGENT_OPS_PORT", "many"]),
+    ],
+)
+def test_what_is_wrong_is_named(
+    tmp_path: Path, change: tuple[str, str], environment: dict[str, str], named: list[str]
+) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text(GOOD.replace(*change) if change[0] else GOOD)
+
+    with pytest.raises(SettingError) as raised:
+        load(file, environment)
+
+    for word in named:
+        assert word in str(raised.value)
+    assert environment or str(file) in str(raised.value)

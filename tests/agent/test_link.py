@@ -1,0 +1,291 @@
+"""The link against a real gRPC server with mutual TLS on the loopback."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.agent.fakes import FakeClock, FakeDevice, S, asset, inline, order
+from tests.agent.gateway import SERVER_NAME, Authority, Gateway, serve
+
+from derops.ids import AssetName
+from derops.observing import Readiness
+from derops.wire.v1 import agent_pb2
+from derops_agent import link as link_module
+from derops_agent.control.site import LocalLimits
+from derops_agent.controller import Controller
+from derops_agent.device import GuardedDevice
+from derops_agent.ledger import Ledger
+from derops_agent.link import Endpoint, Link
+from derops_agent.outbox import OutboxStore
+from derops_agent.ports import Reading
+
+NAME = AssetName("ns", "battery")
+
+
+class Site:
+    """One asset with everything but a sampler, and the gateway that it dials."""
+
+    def __init__(
+        self, folder: Path, gateway: Gateway, server_ca: Authority, agent_ca: Authority
+    ) -> None:
+        self.folder, self.gateway, self.agent_ca = folder, gateway, agent_ca
+        self.certificates = folder / "certificates"
+        (folder / "ca.crt").write_bytes(server_ca.pem)
+        agent_ca.write_leaf(self.certificates, "battery")
+        self.clock, self.readiness = FakeClock(), Readiness()
+        device = GuardedDevice(FakeDevice())
+        self.ledger = Ledger(folder / "ledger.db")
+        self.store = OutboxStore(folder / "outbox.db")
+        self.outbox = self.store.open(NAME)
+        self.controller = Controller(
+            NAME, device, self.ledger, self.clock, inline, local=LocalLimits(), draw=lambda: 0.0
+        )
+        self.endpoint = Endpoint(
+            gateways=(f"127.0.0.1:{gateway.port}",),
+            server_name=SERVER_NAME,
+            server_ca_file=folder / "ca.crt",
+            certificate_directory=self.certificates,
+        )
+        self.tasks: list[asyncio.Task[None]] = []
+        self.device = device
+
+    async def start(self, **endpoint: Any) -> asyncio.Task[None]:
+        link = Link(
+            NAME,
+            replace(self.endpoint, **endpoint),
+            controller=self.controller,
+            device=self.device,
+            ledger=self.ledger,
+            outbox=self.outbox,
+            clock=self.clock,
+            run_ledger=inline,
+            run_outbox=inline,
+            instance_id="instance",
+            software_version="1",
+            readiness=self.readiness,
+        )
+        if not self.tasks:
+            await self.controller.boot()
+            self.tasks.append(asyncio.create_task(self.controller.run()))
+        task = asyncio.create_task(link.run())
+        self.tasks.append(task)
+        return task
+
+    async def stop(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        self.ledger.close()
+        self.store.close()
+
+
+@pytest.fixture
+async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+    monkeypatch.setattr(link_module, "FIRST_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(link_module, "CERTIFICATE_CHECK_SECONDS", 0.05)
+    server_ca, agent_ca = Authority("server"), Authority("agent")
+    async with serve(server_ca, agent_ca) as gateway:
+        site = Site(tmp_path, gateway, server_ca, agent_ca)
+        yield site
+        await site.stop()
+
+
+async def test_hello_then_reports_until_settled(site: Site) -> None:
+    await site.start()
+    first = await site.gateway.next_stream()
+    hello = first.received[0].hello
+    assert (hello.protocol, hello.ledger_id) == (1, site.ledger.ledger_id)
+    assert hello.epoch == site.clock.wall_us // 1000
+    assert hello.capability.driver == "fake"
+    await first.welcome(now_us=site.clock.wall_us)
+    await first.snapshot(asset(), order())
+    report = await first.until("report")
+    assert (report.phase, report.dispatch_uid) == ("Acked", "d1")
+    await first.send(report_ack=agent_pb2.ReportAck(sequence=report.sequence))
+    await first.send(bye=agent_pb2.Bye(reason="Rebalance"))
+
+    second = await site.gateway.next_stream()
+    assert second.received[0].hello.epoch > hello.epoch
+    assert await second.until("report") == report
+    await second.welcome()
+    await second.send(report_ack=agent_pb2.ReportAck(sequence=report.sequence))
+    await second.snapshot(asset(), counter=2)
+    ended = await second.until("report", lambda r: r.phase == "Cancelled")
+    await second.send(report_ack=agent_pb2.ReportAck(sequence=ended.sequence))
+    await second.send(bye=agent_pb2.Bye(reason="Rebalance"))
+
+    third = await site.gateway.next_stream()
+    await third.welcome(heartbeat_seconds=1)
+    await third.until("heartbeat")
+    assert [m.WhichOneof("kind") for m in third.received] == ["hello", "heartbeat"]
+
+
+async def test_a_partial_snapshot_changes_nothing(site: Site) -> None:
+    await site.start()
+    stream = await site.gateway.next_stream()
+    await stream.welcome(now_us=site.clock.wall_us)
+    await stream.snapshot(asset(), order())
+    await stream.until("report")
+    revision = agent_pb2.Revision(operator_start_ms=1, counter=2)
+    await stream.send(sync_begin=agent_pb2.SyncBegin(revision=revision))
+    await stream.send(asset=asset(generation=2))
+    await stream.send(bye=agent_pb2.Bye(reason="Rebalance"))
+
+    again = await site.gateway.next_stream()
+    report = await again.until("report")
+    assert report.phase == "Acked"
+    await again.send(sync_begin=agent_pb2.SyncBegin(revision=revision))
+    await again.send(asset=asset(generation=2))
+    await again.send(sync_end=agent_pb2.SyncEnd(revision=revision, count=1))
+    assert (await again.until("bye")).reason == "BadSnapshot"
+    assert site.controller.revision.counter == 1
+    assert site.controller.journal["d1"].phase == "Acked"
+
+
+async def test_an_older_desired_state_is_refused(site: Site) -> None:
+    await site.start()
+    stream = await site.gateway.next_stream()
+    await stream.welcome()
+    await stream.snapshot(asset(), counter=7)
+    await stream.send(bye=agent_pb2.Bye(reason="Rebalance"))
+    other = await site.gateway.next_stream()
+    assert other.received[0].hello.highest_revision.counter == 7
+    await other.welcome()
+    await other.snapshot(asset(), counter=6)
+
+    assert (await other.until("bye")).reason == "StaleReplica"
+    assert site.controller.revision.counter == 7
+
+
+async def test_telemetry_runs_on_credit_and_goes_when_acknowledged(site: Site) -> None:
+    for number in range(5):
+        site.outbox.add(Reading(at_us=number, values={int(agent_pb2.ACTIVE_POWER_WATTS): 1.0}))
+        site.store.flush()
+    await site.start()
+    stream = await site.gateway.next_stream()
+    await stream.welcome(heartbeat_seconds=1)
+    await stream.until("heartbeat")
+    assert not any(m.HasField("telemetry") for m in stream.received)
+    await stream.send(credit=agent_pb2.TelemetryCredit(acknowledged_through=1, send_through=3))
+    await stream.until("telemetry", lambda batch: batch.sequence == 3)
+    await stream.send(credit=agent_pb2.TelemetryCredit(acknowledged_through=3, send_through=9))
+    await stream.until("telemetry", lambda batch: batch.sequence == 5)
+
+    sent = [m.telemetry.sequence for m in stream.received if m.HasField("telemetry")]
+    assert sent == [2, 3, 4, 5]
+    site.store.flush()
+    assert [sequence for sequence, _ in site.outbox.read(0, 99)] == [4, 5]
+
+
+async def test_a_gap_beyond_the_credit_is_sent_all_the_same(site: Site) -> None:
+    await site.start()
+    stream = await site.gateway.next_stream()
+    await stream.welcome()
+    await stream.send(credit=agent_pb2.TelemetryCredit(send_through=2))
+    for number in range(100):
+        site.outbox.add(Reading(at_us=number, values={int(agent_pb2.ACTIVE_POWER_WATTS): 1.0}))
+        site.store.flush()
+    await stream.until("telemetry", lambda batch: batch.sequence == 2)
+    site.store._max_batches = 10
+    site.store.flush()
+    gap = await stream.until("gap")
+
+    assert gap.sequence > 80
+    assert not any(m.HasField("telemetry") and m.telemetry.sequence > 2 for m in stream.received)
+
+
+async def test_an_open_credit_is_not_taken_at_its_word(site: Site) -> None:
+    for number in range(300):
+        site.outbox.add(Reading(at_us=number, values={int(agent_pb2.ACTIVE_POWER_WATTS): 1.0}))
+        site.store.flush()
+    await site.start()
+    stream = await site.gateway.next_stream()
+    await stream.welcome(heartbeat_seconds=1)
+    await stream.send(credit=agent_pb2.TelemetryCredit(send_through=2**62))
+    await stream.until("telemetry", lambda batch: batch.sequence == 64)
+    await stream.until("heartbeat")
+    await stream.send(credit=agent_pb2.TelemetryCredit(acknowledged_through=64, send_through=80))
+    await stream.until("telemetry", lambda batch: batch.sequence == 80)
+
+    sent = [m.telemetry.sequence for m in stream.received if m.HasField("telemetry")]
+    assert sent == list(range(1, 81))
+
+
+async def test_a_refused_epoch_is_exceeded(site: Site) -> None:
+    await site.start()
+    stream = await site.gateway.next_stream()
+    highest = site.clock.wall_us // 1000 + 10**6
+    await stream.send(bye=agent_pb2.Bye(reason="EpochTooLow", message=f"highest is {highest}"))
+
+    again = await site.gateway.next_stream()
+    assert again.received[0].hello.epoch == highest + 1
+
+
+async def test_a_gateway_of_another_name_is_not_trusted(site: Site) -> None:
+    await site.start(server_name="somebody-else")
+
+    with pytest.raises(TimeoutError):
+        await site.gateway.next_stream(seconds=1)
+
+
+async def test_a_new_certificate_gets_a_stream_before_the_old_one_ends(site: Site) -> None:
+    await site.start()
+    old = await site.gateway.next_stream()
+    await old.welcome()
+    await old.snapshot(asset())
+    site.agent_ca.write_leaf(site.certificates, "battery")
+    new = await site.gateway.next_stream()
+    assert not old.ended.is_set()
+    await new.welcome()
+    await new.snapshot(asset())
+
+    assert (await old.until("bye")).reason == "CertificateRenewed"
+    identities = [s.context.auth_context()["x509_pem_cert"] for s in (old, new)]
+    assert identities[0] != identities[1]
+
+
+async def test_missing_certificates_are_waited_for(site: Site) -> None:
+    (site.certificates / "tls.crt").rename(site.folder / "kept")
+    await site.start()
+    while site.readiness.report()[0]:
+        await asyncio.sleep(0)
+    assert "certificate of ns/battery" in site.readiness.report()[1]
+    (site.folder / "kept").rename(site.certificates / "tls.crt")
+
+    await site.gateway.next_stream()
+    assert site.readiness.report()[0]
+
+
+async def test_the_end_of_the_process_is_said(site: Site) -> None:
+    task = await site.start()
+    stream = await site.gateway.next_stream()
+    await stream.welcome()
+    await stream.snapshot(asset())
+    task.cancel()
+
+    assert (await stream.until("bye")).reason == "Shutdown"
+
+
+async def test_the_clock_offset_is_the_median_of_the_heartbeats(site: Site) -> None:
+    await site.start()
+    stream = await site.gateway.next_stream()
+    await stream.welcome(heartbeat_seconds=1)
+    beat = await stream.until("heartbeat")
+    now_us = site.clock.wall_us
+    assert beat.agent_sent_us == now_us
+    for offset in (9 * S, 7 * S, 8 * S):
+        await stream.send(
+            heartbeat_reply=agent_pb2.HeartbeatReply(
+                agent_sent_us=now_us,
+                gateway_received_us=now_us + offset,
+                gateway_sent_us=now_us + offset,
+            )
+        )
+    await stream.snapshot(asset(), order())
+    report = await stream.until("report")
+
+    assert (report.phase, report.reason) == ("Rejected", "ClockSkewTooLarge")
+    assert report.clock_offset_milliseconds == 8000

@@ -1,0 +1,175 @@
+"""kill -9 at every step: what the ledger has is enough to leave the device right and tell truly."""
+
+from pathlib import Path
+
+import pytest
+from tests.agent.fakes import T0, Agent, S, asset, order
+
+from derops.errors import SchemaTooNewError
+from derops_agent.ledger import Ledger, open_database
+from derops_agent.ports import Setpoints
+
+
+async def test_an_accepted_order_survives_and_starts_on_time(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.restart(down_seconds=30)
+    await agent.wait(30)
+
+    assert agent.outcome() == ("Active", "Applied")
+
+
+@pytest.mark.parametrize(
+    ("down_seconds", "outcome"), [(109, ("Active", "Applied")), (111, ("Failed", "AgentRestarted"))]
+)
+async def test_a_start_passed_while_down_runs_only_before_its_deadline(
+    agent: Agent, down_seconds: float, outcome: tuple[str, str]
+) -> None:
+    await agent.give(order())
+    await agent.restart(down_seconds=down_seconds)
+
+    assert agent.outcome() == outcome
+
+
+@pytest.mark.parametrize("written", [False, True])
+@pytest.mark.parametrize("down_seconds", [1, 55])
+async def test_death_between_intent_and_outcome_is_harmless(
+    agent: Agent, written: bool, down_seconds: float
+) -> None:
+    await agent.give(order())
+    agent.device.fail = "timeout"
+    await agent.wait(60)
+    assert agent.ledger.unsettled()[0].execution.stage == "Applying"
+    if written:
+        agent.device.held = Setpoints(active_power_watts=5000)
+    agent.device.fail = ""
+    await agent.restart(down_seconds=down_seconds)
+
+    if down_seconds == 1:
+        assert agent.outcome() == ("Active", "Applied")
+        await agent.wait(200, step=10)
+    assert agent.report().phase in ("Complete", "Failed")
+    assert agent.device.held.active_power_watts == 0
+
+
+async def test_an_open_window_resumes_and_counts_the_interruption(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(70, step=10)
+    await agent.restart(down_seconds=20)
+    await agent.wait(70)
+
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert agent.report().interruptions == 1
+    assert agent.report().active_milliseconds == 100_000
+    assert agent.powers == [0, 5000, 0]
+
+
+async def test_a_device_that_lost_the_setpoint_was_not_active_meanwhile(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(70, step=1)
+    agent.device.held = Setpoints()
+    await agent.restart(down_seconds=40)
+    await agent.wait(50)
+
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert agent.report().active_milliseconds == pytest.approx(60_000, abs=11_000)
+
+
+async def test_on_restart_revert_reverts(tmp_path: Path) -> None:
+    agent = await Agent(tmp_path).start(asset(on_restart="Revert"))
+    await agent.give(order())
+    await agent.wait(70)
+    await agent.restart(down_seconds=1)
+
+    assert agent.outcome() == ("Failed", "AgentRestarted")
+    assert agent.device.held.active_power_watts == 0
+    agent.ledger.close()
+
+
+@pytest.mark.parametrize(
+    ("late", "outcome"), [(9, ("Complete", "WindowEnded")), (11, ("Failed", "RevertedLate"))]
+)
+@pytest.mark.parametrize("reboot", [False, True])
+async def test_a_window_that_ended_while_down_is_told_truly(
+    agent: Agent, late: int, outcome: tuple[str, str], reboot: bool
+) -> None:
+    await agent.give(order())
+    await agent.wait(60)
+    agent.clock.ntp = True
+    await agent.restart(down_seconds=100 + late, reboot=reboot)
+
+    assert agent.outcome() == outcome
+    assert agent.device.held.active_power_watts == 0
+    assert agent.report().active_milliseconds == (100 + late) * 1000
+
+
+async def test_a_revert_that_was_cut_off_is_finished(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(60)
+    agent.device.fail = "timeout"
+    await agent.give(order(cancelled=True, generation=2))
+    agent.device.fail = ""
+    await agent.restart(down_seconds=5)
+
+    assert agent.outcome() == ("Cancelled", "CancelledWhileActive")
+    assert agent.device.held.active_power_watts == 0
+
+
+async def test_after_a_boot_nothing_resumes_until_the_clock_is_confirmed(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(70)
+    await agent.restart(down_seconds=10, reboot=True)
+    assert agent.device.held.active_power_watts == 0
+    agent.controller.measure_offset(20)
+    await agent.wait(1)
+
+    assert agent.device.held.active_power_watts == 5000
+    await agent.wait(100, step=1)
+    assert agent.outcome() == ("Complete", "WindowEnded")
+
+
+async def test_nothing_resumes_before_the_last_stored_time(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(70)
+    agent.clock.wall_us -= 3600 * S
+    agent.clock.ntp = True
+    await agent.restart(down_seconds=1, reboot=True)
+
+    assert agent.device.held.active_power_watts == 0
+
+
+async def test_the_unsettled_reports_are_there_again_in_full(agent: Agent) -> None:
+    await agent.give(order("a"), order("b", start_us=T0 + 900 * S))
+    await agent.wait(165, step=1)
+    before = {r.dispatch_uid: r for r in agent.controller.journal.reports()}
+    await agent.restart()
+
+    assert {r.dispatch_uid: r for r in agent.controller.journal.reports()} == before
+    assert before["a"].phase == "Complete"
+
+
+async def test_a_lost_ledger_releases_a_stray_setpoint_but_no_limit(tmp_path: Path) -> None:
+    agent = Agent(tmp_path)
+    agent.device.held = Setpoints(active_power_watts=5000, max_load_watts=100)
+    await agent.controller.boot()
+
+    assert agent.device.held == Setpoints(max_load_watts=100)
+    agent.ledger.close()
+
+
+def test_epochs_rise_across_restarts_and_clocks_that_went_back(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    first, second = ledger.next_epoch(1000), ledger.next_epoch(10)
+    ledger.close()
+    again = Ledger(tmp_path / "ledger.db")
+
+    assert (first, second, again.next_epoch(0)) == (1000, 1001, 1002)
+    assert again.next_epoch(0, above=5000) == 5001
+    assert again.ledger_id == ledger.ledger_id
+    again.close()
+
+
+def test_a_ledger_of_a_newer_agent_is_not_read(tmp_path: Path) -> None:
+    open_database(tmp_path / "ledger.db", "CREATE TABLE t (x)", 99).close()
+
+    with pytest.raises(SchemaTooNewError):
+        Ledger(tmp_path / "ledger.db")

@@ -1,0 +1,287 @@
+"""The life of an execution on time: apply, end, cancel, supersede, fall back, verify."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.agent.fakes import T0, Agent, S, asset, order
+
+from derops_agent.controller import Settled
+from derops_agent.ports import Setpoints
+
+
+async def test_a_window_is_applied_on_time_and_reverted_on_time(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(59.9)
+    assert agent.powers == [0]
+    await agent.wait(0.1)
+    assert agent.outcome() == ("Active", "Applied")
+    await agent.wait(99.9)
+    assert agent.powers == [0, 5000]
+    await agent.wait(0.1)
+
+    report = agent.report()
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert agent.powers == [0, 5000, 0]
+    assert [step.phase for step in report.transitions] == ["Acked", "Active", "Complete"]
+    assert [step.at_us for step in report.transitions] == [T0, T0 + 60 * S, T0 + 160 * S]
+    assert report.active_milliseconds == 100_000
+    assert (report.applied_us, report.reverted_us) == (T0 + 60 * S, T0 + 160 * S)
+    assert report.applied_watts == 5000
+
+
+async def test_keep_duration_moves_the_end_of_a_late_start(agent: Agent) -> None:
+    agent.device.fail = "timeout"
+    await agent.give(order(late_policy="KeepDuration"))
+    await agent.wait(80, step=1)
+    agent.device.fail = ""
+    await agent.wait(99, step=1)
+    assert agent.report().phase == "Active"
+    await agent.wait(3, step=1)
+
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert agent.report().active_milliseconds == pytest.approx(100_000, abs=1000)
+
+
+async def test_a_clock_set_back_does_not_prolong_the_window(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(60)
+    agent.clock.wall_us -= 3600 * S
+    await agent.wait(100)
+
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert agent.device.held.active_power_watts == 0
+    assert agent.report().active_milliseconds == 100_000
+
+
+async def test_cancel_before_the_start_never_touches_the_device(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.give(order(cancelled=True, generation=2))
+    await agent.wait(200, step=10)
+
+    assert agent.outcome() == ("Cancelled", "CancelledBeforeStart")
+    assert agent.report().observed_generation == 2
+    assert agent.powers == [0]
+
+
+async def test_cancel_while_active_reverts_first(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(70)
+    agent.device.fail = "timeout"
+    await agent.give(order(cancelled=True, generation=2))
+    assert agent.report().phase == "Active"
+    agent.device.fail = ""
+    await agent.wait(1)
+
+    assert agent.outcome() == ("Cancelled", "CancelledWhileActive")
+    assert agent.powers == [0, 5000, 0]
+
+
+async def test_a_failing_revert_is_retried_until_it_works_and_told_late(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(60)
+    agent.device.fail = "timeout"
+    await agent.wait(700, step=1)
+    assert agent.report().phase == "Active"
+    agent.device.fail = ""
+    await agent.wait(61, step=1)
+
+    assert agent.outcome() == ("Failed", "RevertedLate")
+    assert agent.device.held.active_power_watts == 0
+    assert agent.report().active_milliseconds >= 700_000
+
+
+async def test_a_device_that_stays_away_fails_the_dispatch_at_its_deadline(agent: Agent) -> None:
+    agent.device.fail = "timeout"
+    await agent.give(order())
+    await agent.wait(109, step=1)
+    assert agent.report().phase == "Acked"
+    await agent.wait(5, step=1)
+    agent.device.fail = ""
+    await agent.wait(61, step=1)
+
+    assert agent.outcome() == ("Failed", "DeviceOffline")
+    assert 5000 not in agent.powers
+
+
+async def test_a_refused_write_fails_at_once_and_the_fallback_is_written(agent: Agent) -> None:
+    agent.device.fail = "refuse"
+    await agent.give(order())
+    await agent.wait(60)
+    await agent.wait(1)
+
+    assert agent.outcome() == ("Failed", "DeviceWriteFailed")
+    assert "not now" in agent.report().message
+    assert agent.powers == [0]
+
+
+@pytest.mark.parametrize(
+    ("second", "winner"),
+    [
+        ({"primacy": 99}, "b"),
+        ({"primacy": 101}, "a"),
+        ({"created_us": T0 + 1}, "b"),
+        ({"created_us": T0 - 1}, "a"),
+        ({}, "b"),
+    ],
+)
+async def test_the_stronger_supersedes_when_it_activates(
+    agent: Agent, second: dict[str, Any], winner: str
+) -> None:
+    await agent.give(order("a"), order("b", watts=-2000, start_us=T0 + 90 * S, **second))
+    await agent.wait(89)
+    assert agent.report("a").phase == "Active"
+    await agent.wait(2)
+
+    loser = "a" if winner == "b" else "b"
+    assert agent.outcome(loser) == ("Superseded", "SupersededBy")
+    assert agent.report(loser).superseded_by == winner
+    assert list(agent.report(winner).supersedes) == [loser]
+    assert agent.device.held.active_power_watts == {"a": 5000, "b": -2000}[winner]
+
+
+async def test_the_weaker_stays_when_the_stronger_cannot_be_written(agent: Agent) -> None:
+    await agent.give(order("a"), order("b", watts=1, start_us=T0 + 90 * S, primacy=1))
+    await agent.wait(89)
+    agent.device.fail = "refuse"
+    await agent.wait(2)
+    agent.device.fail = ""
+    await agent.wait(2)
+
+    assert agent.outcome("b") == ("Failed", "DeviceWriteFailed")
+    assert agent.outcome("a") == ("Active", "Applied")
+    assert agent.device.held.active_power_watts == 5000
+
+
+async def test_each_mode_reverts_to_its_own_fallback(agent: Agent) -> None:
+    config = asset(fallback_max_generation_watts=4000)
+    config.ClearField("fallback_active_power_watts")
+    await agent.give(
+        config,
+        order("p", duration_seconds=10),
+        order("g", mode="GenerationLimit", watts=0, duration_seconds=20),
+        order("c", mode="CeaseToEnergize", watts=0, duration_seconds=30),
+    )
+    await agent.wait(60)
+    all_of_it = Setpoints(active_power_watts=5000, max_generation_watts=0, energized=False)
+    assert agent.device.held == all_of_it
+    await agent.wait(10)
+    assert agent.device.held == Setpoints(max_generation_watts=0, energized=False)
+    await agent.wait(10)
+    assert agent.device.held == Setpoints(max_generation_watts=4000, energized=False)
+    await agent.wait(10)
+    assert agent.device.held == Setpoints(max_generation_watts=4000)
+
+
+async def test_back_to_back_windows_leave_no_hole(agent: Agent) -> None:
+    await agent.give(order("a"), order("b", watts=3000, start_us=T0 + 160 * S))
+    await agent.wait(170, step=1)
+
+    assert agent.powers == [0, 5000, 3000]
+    assert agent.outcome("a") == ("Complete", "WindowEnded")
+
+
+async def test_absent_from_a_complete_snapshot_is_an_implied_cancel(agent: Agent) -> None:
+    await agent.give(order("running"), order("later", start_us=T0 + 900 * S))
+    await agent.wait(70)
+    await agent.snapshot()
+
+    assert agent.outcome("running") == ("Cancelled", "CancelledWhileActive")
+    assert agent.outcome("later") == ("Cancelled", "CancelledBeforeStart")
+    assert agent.powers == [0, 5000, 0]
+
+
+async def test_reports_are_kept_until_acknowledged_and_settled(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(160, step=10)
+    await agent.acknowledge_all()
+    assert [r.phase for r in agent.controller.journal.reports()] == ["Complete"]
+    await agent.give(Settled(uid="d1"))
+
+    assert agent.controller.journal.reports() == []
+
+
+async def test_what_is_settled_but_not_acknowledged_is_kept(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(160, step=10)
+    await agent.snapshot()
+    assert len(agent.controller.journal.reports()) == 1
+    await agent.acknowledge_all()
+
+    assert agent.controller.journal.reports() == []
+
+
+async def test_a_settled_uid_is_never_run_again(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(160, step=10)
+    await agent.give(Settled(uid="d1"))
+    await agent.acknowledge_all()
+    await agent.restart()
+    writes = len(agent.device.writes)
+    await agent.snapshot(order(start_us=agent.clock.wall_us + S, generation=9))
+    await agent.wait(100, step=1)
+
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert len(agent.device.writes) == writes
+
+
+async def test_silence_reverts_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    config = asset(on_comms_loss="Revert", failsafe_after_seconds=30)
+    agent = await Agent(tmp_path).start(config)
+    await agent.give(order(), order("next", start_us=T0 + 400 * S))
+    await agent.wait(25)
+    agent.controller.note_contact()
+    await agent.wait(25)
+    agent.controller.note_contact()
+    await agent.wait(10)
+    agent.controller.note_contact()
+    await agent.wait(30, step=1)
+    assert agent.report().phase == "Active"
+    await agent.wait(1)
+    assert agent.outcome() == ("Failed", "CommsLossFailsafe")
+    assert agent.powers == [0, 5000, 0]
+    agent.controller.note_contact()
+    await agent.wait(310, step=10)
+    assert agent.report("next").phase == "Acked"
+    await agent.snapshot(order(), order("next", start_us=T0 + 400 * S))
+    assert agent.report("next").phase == "Active"
+    agent.ledger.close()
+
+
+@pytest.mark.parametrize(
+    ("watts", "verify", "outcome", "verified"),
+    [
+        (4900.0, "Required", ("Complete", "WindowEnded"), "True"),
+        (4000.0, "Report", ("Complete", "WindowEnded"), "False"),
+        (4000.0, "Required", ("Failed", "EffectNotObserved"), "False"),
+    ],
+)
+async def test_verification_judges_the_samples(
+    agent: Agent, watts: float, verify: str, outcome: tuple[str, str], verified: str
+) -> None:
+    await agent.give(order(verify=verify))
+    await agent.wait(60)
+    await agent.sampled(watts, 100)
+
+    assert agent.outcome() == outcome
+    assert agent.report().verified == verified
+    assert agent.report().evidence == ("Effect" if verified == "True" else "ReadBack")
+    assert agent.report().delivered_watt_hours == pytest.approx(watts * 100 / 3600, rel=0.02)
+
+
+async def test_a_battery_that_ran_empty_is_not_verified(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(60)
+    await agent.sampled(5000, 50)
+    assert agent.report().verified == "True"
+    await agent.sampled(0, 50)
+
+    assert agent.report().verified == "False"
+    assert agent.report().verified_us == 0
+
+
+async def test_without_samples_the_effect_is_unknown(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(160, step=10)
+
+    assert (agent.report().verified, agent.report().evidence) == ("Unknown", "ReadBack")

@@ -1,0 +1,44 @@
+"""Real parts as fixtures. Each starts when the first test asks for it, and once in a session."""
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.stack.controlplane import ControlPlane
+from tests.stack.postgres import PostgresServer
+
+if TYPE_CHECKING:
+    from tests.stack.stack import Stack
+
+_databases = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def kube() -> Iterator[ControlPlane]:
+    """Return a control plane with cert-manager and our CRDs, and nothing of the product running."""
+    with ControlPlane() as control_plane:
+        yield control_plane
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def database_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """Return the URL of an empty database that lives as long as the test."""
+    name = f"test_{next(_databases)}"
+    yield postgres_server.create_database(name)
+    postgres_server.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def stack() -> "Iterator[Stack]":
+    """Return the whole product, running."""
+    from tests.stack.stack import Stack
+
+    with Stack() as running:
+        yield running

@@ -1,0 +1,186 @@
+"""What a person does with the stack, as functions: apply, watch, cancel, ask the device."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import psycopg
+from tests.stack.stack import Stack
+
+T = TypeVar("T")
+
+TERMINAL = {"Complete", "Expired", "Failed", "Rejected", "Cancelled", "Superseded"}
+PATIENCE_SECONDS = 60
+
+
+def eventually(
+    look: Callable[[], T | None], what: str, patience_seconds: float = PATIENCE_SECONDS
+) -> T:
+    """Return the first truthy answer of ``look``; fail with what was seen last."""
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        seen = look()
+        if seen:
+            return seen
+        assert time.monotonic() < deadline, f"{what}: not within {patience_seconds} s"
+        time.sleep(0.1)
+
+
+class Pilot:
+    """One namespace with assets and dispatches, and the devices behind them."""
+
+    def __init__(self, stack: Stack, namespace: str) -> None:
+        self.stack = stack
+        self.namespace = namespace
+
+    def create_namespace(self) -> None:
+        self.stack.kubectl("create", "namespace", self.namespace)
+
+    def delete_everything(self) -> None:
+        self.stack.kubectl(
+            "delete", "dispatches,derassets", "--all", "-n", self.namespace, "--timeout=60s"
+        )
+        self.stack.kubectl("delete", "namespace", self.namespace, "--wait=false")
+
+    def apply(self, manifest: dict[str, Any]) -> None:
+        manifest["metadata"]["namespace"] = self.namespace
+        self.stack.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
+
+    def get(self, kind: str, name: str) -> dict[str, Any]:
+        return json.loads(
+            self.stack.kubectl("get", kind, name, "-n", self.namespace, "-o", "json")
+        )
+
+    def battery(
+        self, name: str = "battery", *, connected: bool = True, **spec: Any
+    ) -> dict[str, Any]:
+        """Apply a 10 kW battery and wait until its agent is connected."""
+        annotations = {} if connected else {"derops.io/agent": "none"}
+        self.apply(
+            {
+                "apiVersion": "derops.io/v1alpha1",
+                "kind": "DERAsset",
+                "metadata": {"name": name, "annotations": annotations},
+                "spec": {
+                    "type": "Battery",
+                    "ratings": {
+                        "maxInjectionWatts": 10000,
+                        "maxAbsorptionWatts": 8000,
+                        "energyCapacityWattHours": 20000,
+                    },
+                    "limits": {"maxInjectionWatts": 8000, "maxDispatchDurationSeconds": 3600},
+                    "fallback": {"activePowerWatts": 0},
+                    "telemetry": {"intervalSeconds": 1},
+                    **spec,
+                },
+            }
+        )
+        if connected:
+            self.wait_for_condition("derasset", name, "Connected", "True")
+        return self.get("derasset", name)
+
+    def dispatch(self, name: str, asset: str = "battery", **spec: Any) -> None:
+        self.apply(
+            {
+                "apiVersion": "derops.io/v1alpha1",
+                "kind": "Dispatch",
+                "metadata": {"name": name},
+                "spec": {
+                    "assetRef": {"name": asset},
+                    "setpoint": {"mode": "ActivePower", "activePowerWatts": 5000},
+                    "durationSeconds": 5,
+                    **spec,
+                },
+            }
+        )
+
+    def cancel(self, name: str) -> None:
+        self.stack.kubectl(
+            "patch", "dispatch", name, "-n", self.namespace, "--type=merge",
+            "-p", '{"spec":{"desiredState":"Cancelled"}}',
+        )  # fmt: skip
+
+    def status(self, name: str) -> dict[str, Any]:
+        status: dict[str, Any] = self.get("dispatch", name).get("status", {})
+        return status
+
+    def wait_for_phase(
+        self, name: str, *phases: str, patience_seconds: float = PATIENCE_SECONDS
+    ) -> dict[str, Any]:
+        """Wait for one of ``phases``; a different terminal phase fails at once."""
+
+        def look() -> dict[str, Any] | None:
+            status = self.status(name)
+            phase = status.get("phase")
+            if phase in phases:
+                return status
+            assert phase not in TERMINAL, f"{name} ended {status}"
+            return None
+
+        return eventually(look, f"{name} to be {phases}", patience_seconds)
+
+    def wait_for_condition(self, kind: str, name: str, condition: str, value: str) -> None:
+        self.stack.kubectl(
+            "wait", f"--for=condition={condition}={value}", f"{kind}/{name}",
+            "-n", self.namespace, f"--timeout={PATIENCE_SECONDS}s",
+        )  # fmt: skip
+
+    def device_log(self, asset: str = "battery") -> list[dict[str, Any]]:
+        """Return what was written to the device, by the device's own account."""
+        (file,) = self.stack.data_directory.rglob(f"{self.namespace}_{asset}/*.writes.jsonl")
+        return [json.loads(line) for line in file.read_text().splitlines()]
+
+    def powers_written(self, asset: str = "battery") -> list[int]:
+        """Return the distinct active power setpoints in the order the device took them."""
+        powers: list[int] = []
+        for entry in self.device_log(asset):
+            watts = entry["active_power_watts"] or 0
+            if not powers or powers[-1] != watts:
+                powers.append(watts)
+        return [watts for index, watts in enumerate(powers) if index or watts]
+
+    def rows(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
+        with psycopg.connect(self.stack.database_url) as connection:
+            return connection.execute(query.encode(), parameters).fetchall()
+
+    @contextmanager
+    def watching(self, name: str) -> Iterator[list[dict[str, Any]]]:
+        """Collect each state of a dispatch that the API server stores meanwhile."""
+        seen: list[dict[str, Any]] = []
+        process = subprocess.Popen(
+            [
+                "kubectl", "--kubeconfig", str(self.stack.kubeconfig), "get", "dispatch",
+                "--field-selector", f"metadata.name={name}", "-n", self.namespace,
+                "-o", "json", "--watch", "--output-watch-events",
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+        try:
+            yield seen
+        finally:
+            process.terminate()
+            output, _ = process.communicate()
+            decoder, position = json.JSONDecoder(), 0
+            while position < len(output.rstrip()):
+                event, position = decoder.raw_decode(output, position)
+                position += len(output[position:]) - len(output[position:].lstrip())
+                seen.append(event["object"])
+
+
+def instant(offset_seconds: float) -> str:
+    """Return now plus an offset as the API writes it."""
+    moment = datetime.now(UTC) + timedelta(seconds=offset_seconds)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def parse(text: str) -> datetime:
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+def conditions(status: dict[str, Any]) -> dict[str, str]:
+    return {entry["type"]: entry["status"] for entry in status.get("conditions", [])}

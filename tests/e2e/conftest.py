@@ -1,0 +1,19 @@
+"""Fixtures of the end-to-end tests: one stack for all, a namespace and an asset for each test."""
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+from tests.e2e.acting import Pilot
+from tests.stack.stack import Stack
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def pilot(stack: Stack) -> Iterator[Pilot]:
+    """Return a namespace of its own on the shared stack; it is deleted afterwards."""
+    pilot = Pilot(stack, f"e2e-{next(_numbers)}")
+    pilot.create_namespace()
+    yield pilot
+    pilot.delete_everything()

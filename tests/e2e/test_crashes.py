@@ -1,0 +1,78 @@
+"""kill -9 of each part in mid-dispatch: the status must end true."""
+
+import pytest
+from tests.e2e.acting import Pilot, conditions, parse
+
+
+@pytest.mark.parametrize("part", ["operator", "gateway", "writer"])
+def test_killing_a_part_in_mid_dispatch_leaves_a_true_status(pilot: Pilot, part: str) -> None:
+    pilot.battery()
+    pilot.dispatch("through", durationSeconds=12)
+    pilot.wait_for_phase("through", "Active")
+
+    pilot.stack.kill(part)
+    pilot.stack.restart(part)
+    status = pilot.wait_for_phase("through", "Complete")
+
+    assert pilot.powers_written() == [5000, 0]
+    assert abs(status["execution"]["activeSeconds"] - 12) <= 1
+
+
+def test_a_dispatch_ends_on_time_while_operator_and_gateway_are_away(pilot: Pilot) -> None:
+    pilot.battery()
+    pilot.dispatch("alone", durationSeconds=6)
+    planned = pilot.wait_for_phase("alone", "Active")["timeline"]["plannedEnd"]
+
+    pilot.stack.kill("operator")
+    pilot.stack.kill("gateway")
+    powers_without_headend = _wait_for_release(pilot)
+    pilot.stack.restart("gateway")
+    pilot.stack.restart("operator")
+    status = pilot.wait_for_phase("alone", "Complete")
+
+    assert powers_without_headend == [5000, 0]
+    lateness = parse(status["timeline"]["revertedAt"]) - parse(planned)
+    assert abs(lateness.total_seconds()) < 1
+
+
+def test_an_agent_that_dies_resumes_and_says_so(pilot: Pilot) -> None:
+    pilot.battery()
+    pilot.dispatch("resumed", durationSeconds=15)
+    pilot.wait_for_phase("resumed", "Active")
+
+    pilot.stack.kill_agent(pilot.namespace, "battery")
+    pilot.stack.restart_agent(pilot.namespace, "battery")
+    status = pilot.wait_for_phase("resumed", "Complete")
+
+    assert status["execution"]["interruptions"] == 1
+    assert pilot.powers_written()[-1] == 0
+    assert conditions(status)["Reverted"] == "True"
+
+
+def test_an_agent_away_past_the_end_does_not_claim_success(pilot: Pilot) -> None:
+    pilot.battery()
+    pilot.dispatch("overrun", durationSeconds=5)
+    end = parse(pilot.wait_for_phase("overrun", "Active")["timeline"]["plannedEnd"])
+
+    pilot.stack.kill_agent(pilot.namespace, "battery")
+    _wait_until(end.timestamp() + 12)
+    pilot.stack.restart_agent(pilot.namespace, "battery")
+    status = pilot.wait_for_phase("overrun", "Failed")
+
+    assert status["reason"] == "RevertedLate"
+    assert status["execution"]["activeSeconds"] >= 16
+    assert pilot.powers_written() == [5000, 0]
+
+
+def _wait_for_release(pilot: Pilot) -> list[int]:
+    from tests.e2e.acting import eventually
+
+    return eventually(
+        lambda: powers if (powers := pilot.powers_written())[-1] == 0 else None, "the release"
+    )
+
+
+def _wait_until(timestamp: float) -> None:
+    import time
+
+    time.sleep(max(0.0, timestamp - time.time()))

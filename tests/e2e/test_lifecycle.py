@@ -1,0 +1,190 @@
+"""The life of a dispatch on the real stack: what status says is what the device did."""
+
+from tests.e2e.acting import Pilot, conditions, eventually, instant, parse
+
+
+def test_a_dispatch_completes_and_status_tells_what_the_device_did(pilot: Pilot) -> None:
+    pilot.battery()
+
+    pilot.dispatch("peak")
+    active = pilot.wait_for_phase("peak", "Active")
+    done = pilot.wait_for_phase("peak", "Complete")
+
+    assert conditions(active)["Applied"] == "True"
+    held = conditions(done)
+    assert (held["Delivered"], held["Accepted"], held["Applied"]) == ("True", "True", "True")
+    assert (held["Reverted"], held["Succeeded"], held["Ready"]) == ("True", "True", "True")
+    timeline, execution = done["timeline"], done["execution"]
+    assert parse(timeline["appliedAt"]) < parse(timeline["endedAt"])
+    assert parse(timeline["endedAt"]) <= parse(timeline["revertedAt"])
+    assert execution["requested"] == {"mode": "ActivePower", "watts": 5000}
+    assert execution["applied"] == {"mode": "ActivePower", "watts": 5000}
+    assert pilot.powers_written() == [5000, 0]
+    assert abs(execution["activeSeconds"] - 5) <= 1
+
+
+def test_a_dispatch_costs_at_most_eight_status_writes(pilot: Pilot) -> None:
+    pilot.battery()
+
+    with pilot.watching("counted") as states:
+        pilot.dispatch("counted")
+        pilot.wait_for_phase("counted", "Complete")
+
+    statuses = [state["status"] for state in states]
+    writes = sum(before != after for before, after in zip(statuses, statuses[1:], strict=False))
+    assert 1 <= writes <= 8
+    phases = [status["phase"] for status in statuses]
+    order = ["Submitted", "Sent", "Acked", "Active", "Complete"]
+    assert phases == sorted(phases, key=order.index)
+
+
+def test_telemetry_and_history_reach_the_database(pilot: Pilot) -> None:
+    asset = pilot.battery()
+    pilot.dispatch("stored")
+    status = pilot.wait_for_phase("stored", "Complete")
+
+    telemetry = eventually(
+        lambda: pilot.rows(
+            "select count(*), max(active_power_watts) from telemetry join asset using (asset_id) "
+            "where uid::text = %s and ts > %s::timestamptz having max(active_power_watts) > 4500",
+            asset["metadata"]["uid"],
+            status["timeline"]["appliedAt"],
+        ),
+        "telemetry of the setpoint",
+    )
+    phases = eventually(
+        lambda: {
+            row[0]
+            for row in pilot.rows(
+                "select phase from dispatch_event where dispatch_uid::text = %s",
+                pilot.get("dispatch", "stored")["metadata"]["uid"],
+            )
+        }
+        >= {"Submitted", "Acked", "Active", "Complete"},
+        "the history",
+    )
+
+    assert telemetry[0][0] > 0
+    assert phases
+
+
+def test_over_the_limit_is_rejected_with_value_limit_and_unit(pilot: Pilot) -> None:
+    pilot.battery()
+
+    pilot.dispatch("too-much", setpoint={"mode": "ActivePower", "activePowerWatts": 9000})
+    status = pilot.wait_for_phase("too-much", "Rejected")
+
+    assert status["reason"] == "LimitExceeded"
+    assert "9000 W" in status["message"]
+    assert "8000 W" in status["message"]
+    assert conditions(status)["Stalled"] == "True"
+    assert 9000 not in pilot.powers_written()
+
+
+def test_a_mode_the_asset_lacks_is_rejected(pilot: Pilot) -> None:
+    pilot.battery(
+        "roof",
+        type="Solar",
+        ratings={"maxInjectionWatts": 5000, "maxAbsorptionWatts": 0},
+        limits={},
+        fallback={},
+    )
+
+    pilot.dispatch("wrong-mode", asset="roof")
+
+    assert pilot.wait_for_phase("wrong-mode", "Rejected")["reason"] == "ModeNotSupported"
+
+
+def test_an_overlong_window_is_rejected(pilot: Pilot) -> None:
+    pilot.battery()
+
+    pilot.dispatch("overlong", durationSeconds=7200)
+    status = pilot.wait_for_phase("overlong", "Rejected")
+
+    assert status["reason"] == "InvalidSchedule"
+    assert "3600 s" in status["message"]
+
+
+def test_the_manifests_may_arrive_in_any_order(pilot: Pilot) -> None:
+    pilot.dispatch("early", startTime=instant(20), durationSeconds=2)
+    waiting = eventually(
+        lambda: status if (status := pilot.status("early")).get("reason") else None, "a reason"
+    )
+    pilot.battery()
+
+    assert (waiting["phase"], waiting["reason"]) == ("Submitted", "AssetNotFound")
+    pilot.wait_for_phase("early", "Acked", "Active", "Complete")
+
+
+def test_a_dispatch_for_no_asset_is_rejected_after_its_grace(pilot: Pilot) -> None:
+    pilot.dispatch("orphan", asset="nobody")
+
+    status = pilot.wait_for_phase("orphan", "Rejected", patience_seconds=90)
+
+    assert status["reason"] == "AssetNotFound"
+    assert "nobody" in status["message"]
+
+
+def test_cancel_before_the_start_never_touches_the_device(pilot: Pilot) -> None:
+    pilot.battery()
+    pilot.dispatch("later", startTime=instant(600))
+    pilot.wait_for_phase("later", "Acked")
+
+    pilot.cancel("later")
+    status = pilot.wait_for_phase("later", "Cancelled")
+
+    assert status["reason"] == "CancelledBeforeStart"
+    assert "appliedAt" not in status["timeline"]
+    assert pilot.powers_written() == []
+
+
+def test_cancel_while_active_reverts_the_device(pilot: Pilot) -> None:
+    pilot.battery()
+    pilot.dispatch("running", durationSeconds=300)
+    pilot.wait_for_phase("running", "Active")
+
+    pilot.cancel("running")
+    status = pilot.wait_for_phase("running", "Cancelled")
+
+    assert status["reason"] == "CancelledWhileActive"
+    assert conditions(status)["Applied"] == "True"
+    assert conditions(status)["Reverted"] == "True"
+    assert pilot.powers_written() == [5000, 0]
+
+
+def test_deleting_an_active_dispatch_reverts_the_device_first(pilot: Pilot) -> None:
+    pilot.battery()
+    pilot.dispatch("deleted", durationSeconds=300)
+    pilot.wait_for_phase("deleted", "Active")
+
+    pilot.stack.kubectl("delete", "dispatch", "deleted", "-n", pilot.namespace, "--timeout=30s")
+
+    assert pilot.powers_written() == [5000, 0]
+
+
+def test_without_an_agent_a_dispatch_expires(pilot: Pilot) -> None:
+    pilot.battery(connected=False)
+
+    pilot.dispatch("unheard", durationSeconds=4, startDeadlineSeconds=2)
+    status = pilot.wait_for_phase("unheard", "Expired")
+
+    assert status["reason"] == "AgentOffline"
+    assert conditions(status)["Delivered"] == "False"
+
+
+def test_the_better_primacy_supersedes(pilot: Pilot) -> None:
+    pilot.battery()
+    pilot.dispatch("market", durationSeconds=300)
+    pilot.wait_for_phase("market", "Active")
+
+    pilot.dispatch(
+        "grid",
+        primacy=10,
+        setpoint={"mode": "ActivePower", "activePowerWatts": -2000},
+        durationSeconds=4,
+    )
+    lost = pilot.wait_for_phase("market", "Superseded")
+    pilot.wait_for_phase("grid", "Complete")
+
+    assert lost["supersededBy"]
+    assert pilot.powers_written() == [5000, -2000, 0]

@@ -1,0 +1,27 @@
+"""A gateway's side of the log in a process of its own, to be killed: prints what is durable."""
+
+import asyncio
+import itertools
+import sys
+from pathlib import Path
+
+from derops.wire.v1 import log_pb2
+from derops_headend.eventlog.sqlite import SqliteEventLog
+
+
+async def _append_forever(path: Path) -> None:
+    log = SqliteEventLog(path)
+    numbers = itertools.count(1)
+
+    async def append() -> None:
+        while True:
+            body = str(next(numbers)).encode()
+            offset = await log.append([log_pb2.LogEntry(kind=log_pb2.TELEMETRY, body=body)])
+            sys.stdout.write(f"{offset} {body.decode()}\n")
+            sys.stdout.flush()
+
+    await asyncio.gather(*(append() for _ in range(8)))
+
+
+if __name__ == "__main__":
+    asyncio.run(_append_forever(Path(sys.argv[1])))

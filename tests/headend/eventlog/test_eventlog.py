@@ -1,0 +1,252 @@
+"""What any engine of the event log promises, on real files."""
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from derops.errors import LogDamagedError, SchemaTooNewError
+from derops.wire.v1 import log_pb2
+from derops_headend.eventlog.sqlite import (
+    MAX_READ_BYTES,
+    LogMissingError,
+    SqliteEventLog,
+    SqliteLogReader,
+)
+from derops_headend.ports import MAX_RECORD_BYTES, EventLog, LogReader
+
+
+def entry(body: bytes) -> log_pb2.LogEntry:
+    return log_pb2.LogEntry(kind=log_pb2.TELEMETRY, received_us=1, body=body)
+
+
+def bodies(log: LogReader, after: int = 0) -> list[bytes]:
+    found: list[bytes] = []
+    while records := log.read(after):
+        found += [each.body for record in records for each in record.record.entries]
+        after = records[-1].offset
+    return found
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "events.db"
+
+
+@pytest.fixture
+def log(path: Path) -> Iterator[EventLog]:
+    log = SqliteEventLog(path)
+    yield log
+    log.close()
+
+
+def damage(path: Path, statement: str) -> None:
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute(statement)
+    connection.close()
+
+
+async def test_what_was_appended_is_read_in_order(log: EventLog) -> None:
+    assert log.bounds() == (1, 0)
+    assert log.read(0) == []
+
+    first = await log.append([entry(b"a"), entry(b"b")])
+    second = await log.append([entry(b"c")])
+
+    assert (first, second) == (1, 2)
+    assert bodies(log) == [b"a", b"b", b"c"]
+    assert [record.offset for record in log.read(first)] == [2]
+    assert [record.offset for record in log.read(0, limit=1)] == [1]
+
+
+async def test_concurrent_appends_share_records_in_the_order_of_the_calls(log: EventLog) -> None:
+    names = [b"%d" % number for number in range(200)]
+
+    offsets = await asyncio.gather(*(log.append([entry(name)]) for name in names))
+
+    assert offsets == sorted(offsets)
+    assert bodies(log) == names
+    assert log.bounds()[1] < len(names)
+    held = {record.offset: [e.body for e in record.record.entries] for record in log.read(0)}
+    assert all(name in held[offset] for name, offset in zip(names, offsets, strict=True))
+
+
+async def test_records_are_bounded_and_a_greater_entry_stands_alone(log: EventLog) -> None:
+    quarter = bytes(MAX_RECORD_BYTES // 4)
+
+    last = await log.append([*[entry(quarter)] * 6, entry(bytes(MAX_RECORD_BYTES * 2))])
+
+    records = log.read(0)
+    assert last == records[-1].offset
+    assert [len(record.record.entries) for record in records] == [3, 3, 1]
+    assert all(record.record.ByteSize() <= MAX_RECORD_BYTES for record in records[:-1])
+
+
+async def test_one_read_is_bounded_in_bytes(log: EventLog) -> None:
+    await log.append([entry(bytes(MAX_RECORD_BYTES - 100))] * 16)
+
+    assert sum(record.record.ByteSize() for record in log.read(0)) < 2 * MAX_READ_BYTES
+    assert len(bodies(log)) == 16
+
+
+async def test_a_reader_elsewhere_sees_what_is_appended_and_may_trim(
+    log: EventLog, path: Path
+) -> None:
+    reader = SqliteLogReader(path)
+    assert reader.log_id == log.log_id
+    for name in (b"a", b"b", b"c"):
+        await log.append([entry(name)])
+
+    assert bodies(reader) == [b"a", b"b", b"c"]
+    reader.trim(2)
+
+    assert log.bounds() == (3, 3)
+    assert bodies(reader) == [b"c"]
+    reader.close()
+
+
+async def test_offsets_are_never_used_again(path: Path) -> None:
+    log = SqliteEventLog(path)
+    await log.append([entry(b"a")])
+    last = await log.append([entry(b"b")])
+    log.trim(last)
+    log.close()
+
+    again = SqliteEventLog(path)
+    assert again.log_id == log.log_id
+    assert await again.append([entry(b"c")]) == last + 1
+    again.close()
+
+
+async def test_each_log_has_an_id_of_its_own(path: Path, tmp_path: Path) -> None:
+    logs = [SqliteEventLog(path), SqliteEventLog(tmp_path / "other.db")]
+
+    assert logs[0].log_id != logs[1].log_id
+    for log in logs:
+        log.close()
+
+
+async def test_an_abandoned_append_does_not_disturb_the_others(log: EventLog) -> None:
+    abandoned = asyncio.create_task(log.append([entry(b"abandoned")]))
+    await asyncio.sleep(0)
+    abandoned.cancel()
+    await log.append([entry(b"kept")])
+
+    assert bodies(log)[-1] == b"kept"
+
+
+async def test_close_commits_what_was_accepted_and_refuses_the_rest(path: Path) -> None:
+    log = SqliteEventLog(path)
+    accepted = [asyncio.create_task(log.append([entry(b"%d" % n)])) for n in range(50)]
+    await asyncio.sleep(0)
+    log.close()
+
+    await asyncio.gather(*accepted)
+    reader = SqliteLogReader(path)
+    assert len(bodies(reader)) == 50
+    reader.close()
+    with pytest.raises(ValueError, match="closed"):
+        await log.append([entry(b"late")])
+
+
+async def test_a_failed_commit_reaches_all_of_its_callers_and_the_log_goes_on(
+    log: EventLog, path: Path
+) -> None:
+    damage(path, "CREATE TRIGGER full BEFORE INSERT ON record BEGIN SELECT raise(ABORT, 'x'); END")
+    failed = await asyncio.gather(
+        *(log.append([entry(b"lost")]) for _ in range(3)), return_exceptions=True
+    )
+    damage(path, "DROP TRIGGER full")
+    await log.append([entry(b"kept")])
+
+    assert all(isinstance(error, sqlite3.Error) for error in failed)
+    assert bodies(log) == [b"kept"]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE record SET body = zeroblob(length(body)) WHERE log_offset = 2",
+        "UPDATE record SET body = substr(body, 1, 3) WHERE log_offset = 2",
+        "UPDATE record SET checksum = checksum + 1 WHERE log_offset = 2",
+        "UPDATE record SET body = r.body, checksum = r.checksum FROM "
+        "(SELECT * FROM record WHERE log_offset = 1) r WHERE record.log_offset = 2",
+    ],
+    ids=["overwritten", "cut short", "checksum", "another record in its place"],
+)
+async def test_a_damaged_record_is_named_and_nothing_after_it_is_read(
+    log: EventLog, path: Path, statement: str
+) -> None:
+    for name in (b"first", b"second", b"third"):
+        await log.append([entry(name)])
+    damage(path, statement)
+
+    assert [record.offset for record in log.read(0)] == [1]
+    with pytest.raises(LogDamagedError, match="record 2") as caught:
+        log.read(1)
+    assert caught.value.offset == 2
+
+
+async def test_a_log_of_a_newer_program_is_refused(path: Path) -> None:
+    SqliteEventLog(path).close()
+    damage(path, "PRAGMA user_version = 99")
+
+    with pytest.raises(SchemaTooNewError):
+        SqliteEventLog(path)
+    with pytest.raises(SchemaTooNewError):
+        SqliteLogReader(path)
+
+
+def test_a_reader_never_makes_the_log(path: Path) -> None:
+    with pytest.raises(LogMissingError):
+        SqliteLogReader(path)
+    assert not path.exists()
+    path.touch()
+    with pytest.raises(LogMissingError):
+        SqliteLogReader(path)
+
+
+async def test_the_file_is_set_up_for_durable_large_records(log: EventLog, path: Path) -> None:
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA page_size").fetchone() == (65536,)
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
+    assert isinstance(log, SqliteEventLog)
+    assert log._appending.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+def test_what_was_acknowledged_outlives_kill_9(path: Path) -> None:
+    acknowledged: dict[int, set[bytes]] = {}
+    for _ in range(4):
+        appender = subprocess.Popen(
+            [sys.executable, "-m", "tests.headend.eventlog.appender", str(path)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(["headend", "."])},
+            stdout=subprocess.PIPE,
+        )
+        assert appender.stdout is not None
+        with appender.stdout as output:
+            lines = [output.readline() for _ in range(150)]
+            appender.send_signal(signal.SIGKILL)
+            lines += output.readlines()
+        appender.wait()
+        for line in lines:
+            if line.endswith(b"\n"):  # the last may be torn by the kill
+                offset, body = line.split()
+                acknowledged.setdefault(int(offset), set()).add(body)
+
+    log = SqliteEventLog(path)
+    held: dict[int, set[bytes]] = {}
+    after = 0
+    while records := log.read(after):
+        held |= {each.offset: {e.body for e in each.record.entries} for each in records}
+        after = records[-1].offset
+    log.close()
+    assert list(held) == list(range(1, after + 1))
+    assert all(names <= held[offset] for offset, names in acknowledged.items())
+    assert sum(map(len, acknowledged.values())) >= 600

@@ -1,0 +1,212 @@
+"""Desired state to the stream, and the proof of what was never written."""
+
+import asyncio
+
+import grpc
+import pytest
+from tests.headend.gateway.pki import Leaf
+from tests.headend.gateway.rig import Operator, Rig
+
+from derops.wire.v1 import control_pb2
+
+
+def kinds(messages: list[object]) -> list[str]:
+    return [message.WhichOneof("kind") for message in messages]  # type: ignore[attr-defined]
+
+
+async def test_the_snapshot_comes_whole_and_in_order(rig: Rig, leaf: Leaf) -> None:
+    asset = rig.asset("battery", leaf)
+    dispatches = [rig.dispatch("d1"), rig.dispatch("d2"), rig.dispatch("x", asset="other")]
+    operator = rig.operator()
+    await operator.snapshot([asset, rig.asset("other")], dispatches, start_ms=77)
+
+    messages = await rig.agent(leaf).connect()
+
+    assert kinds(messages) == [  # type: ignore[arg-type]
+        "welcome",
+        "sync_begin",
+        "asset",
+        "dispatch",
+        "dispatch",
+        "sync_end",
+        "credit",
+    ]
+    assert messages[0].welcome.replica == "gateway-0"
+    revision = messages[1].sync_begin.revision
+    assert (revision.operator_start_ms, revision.counter) == (77, operator.version)
+    assert messages[5].sync_end.revision == revision
+    assert messages[5].sync_end.count == 2
+    assert {messages[3].dispatch.uid, messages[4].dispatch.uid} == {"d1", "d2"}
+
+
+async def test_an_agent_never_sees_the_ledger(rig: Rig, leaf: Leaf, operator: Operator) -> None:
+    agent = rig.agent(leaf)
+    messages = await agent.connect()
+    await operator.say(asset=rig.asset("battery", leaf, type="Battery"))
+
+    assert not messages[2].asset.HasField("identity")
+    changed = await agent.read_until("asset")
+    assert (changed.type, changed.HasField("identity")) == ("Battery", False)
+
+
+async def test_no_agent_is_served_before_a_complete_snapshot(rig: Rig, leaf: Leaf) -> None:
+    assert rig.readiness.report()[0] is False
+    operator = rig.operator()
+    await operator.say(snapshot_begin=control_pb2.SnapshotBegin(operator_start_ms=1))
+    await operator.say(asset=rig.asset("battery", leaf))
+
+    code, details = await rig.agent(leaf).refusal()
+
+    assert (code, details.split(":")[0]) == (grpc.StatusCode.UNAVAILABLE, "NotReady")
+
+
+async def test_a_snapshot_that_lacks_something_changes_nothing(
+    rig: Rig, leaf: Leaf, operator: Operator
+) -> None:
+    await operator.accepted(await operator.say(dispatch=rig.dispatch("d1")))
+    agent = rig.agent(leaf)
+    broken = rig.operator()
+    await broken.say(snapshot_begin=control_pb2.SnapshotBegin(operator_start_ms=2000))
+    await broken.say(asset=rig.asset("battery", leaf))
+    await broken.say(snapshot_end=control_pb2.SnapshotEnd(assets=1, dispatches=1))
+
+    with pytest.raises(grpc.aio.AioRpcError, match="SnapshotIncomplete"):
+        await broken.accepted(3)
+
+    messages = await agent.connect()
+    assert messages[1].sync_begin.revision.operator_start_ms == 1000
+    assert messages[3].dispatch.uid == "d1"
+
+
+async def test_a_new_snapshot_is_told_to_live_streams_as_changes(
+    rig: Rig, leaf: Leaf, operator: Operator
+) -> None:
+    asset = rig.asset("battery", leaf)
+    await operator.snapshot([asset], [rig.dispatch("stays"), rig.dispatch("goes")])
+    agent = rig.agent(leaf)
+    await agent.connect()
+
+    await operator.snapshot([asset], [rig.dispatch("stays"), rig.dispatch("comes")])
+
+    assert (await agent.read()).dispatch.uid == "comes"
+    assert (await agent.read()).settled.dispatch_uid == "goes"
+
+
+async def test_an_older_operator_does_not_take_the_state_back(
+    rig: Rig, leaf: Leaf, operator: Operator
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match="StaleOperator"):
+        await rig.operator().snapshot([], start_ms=999)
+
+    await rig.agent(leaf).connect()
+
+
+async def test_the_newest_operator_stream_wins(rig: Rig, leaf: Leaf, operator: Operator) -> None:
+    newer = rig.operator()
+    hello = await newer.read_until("hello")
+
+    assert hello.replica == "gateway-0"
+    with pytest.raises(grpc.aio.AioRpcError, match="Superseded"):
+        await operator.accepted(10**6)
+
+
+async def test_a_delivery_is_held_then_written(rig: Rig, leaf: Leaf, operator: Operator) -> None:
+    await operator.say(dispatch=rig.dispatch("d1"))
+    held = await operator.delivery("d1")
+
+    await rig.agent(leaf).connect()
+    written = await operator.delivery("d1")
+
+    assert held.written_us == 0
+    assert written.written_us > 0
+    assert written.ledger_id == "ledger-1"
+
+
+async def test_cancelled_and_never_written_is_never_written(
+    rig: Rig, leaf: Leaf, operator: Operator
+) -> None:
+    await operator.say(dispatch=rig.dispatch("d1"))
+    await operator.say(dispatch=rig.dispatch("d1", generation=2, cancelled=True))
+    held = await operator.delivery("d1", generation=2)
+    agent = rig.agent(leaf)
+
+    messages = await agent.connect()
+    await operator.say(dispatch=rig.dispatch("d1", generation=3, cancelled=True))
+    still_held = await operator.delivery("d1", generation=3)
+    await operator.say(dispatch=rig.dispatch("d2"))
+
+    assert held.written_us == still_held.written_us == 0
+    assert "dispatch" not in kinds(messages)  # type: ignore[arg-type]
+    assert messages[3].sync_end.count == 0
+    assert (await agent.read_until("dispatch")).uid == "d2"
+
+
+async def test_a_cancel_reaches_who_may_have_the_order(
+    rig: Rig, leaf: Leaf, operator: Operator
+) -> None:
+    await operator.accepted(await operator.say(dispatch=rig.dispatch("here")))
+    agent = rig.agent(leaf)
+    await agent.connect()
+
+    await operator.say(dispatch=rig.dispatch("here", generation=2, cancelled=True))
+    assert (await agent.read_until("dispatch")).cancelled
+    elsewhere = rig.dispatch("elsewhere", generation=2, cancelled=True, known_phase="Acked")
+    await operator.say(dispatch=elsewhere)
+    assert (await agent.read_until("dispatch")).uid == "elsewhere"
+
+
+async def test_a_cancel_that_meets_a_write_under_way_is_not_answered_with_never(
+    rig: Rig, leaf: Leaf, operator: Operator
+) -> None:
+    agent = rig.agent(leaf)
+    await agent.connect()
+    assert rig.gateway is not None
+    exchange = rig.gateway.exchange
+    record, begun, go = exchange.store.record, asyncio.Event(), asyncio.Event()
+
+    async def slow(writes: object) -> None:
+        begun.set()
+        await go.wait()
+        await record(writes)  # type: ignore[arg-type]
+
+    exchange.writes._write = slow
+    await operator.say(dispatch=rig.dispatch("d1"))
+    await begun.wait()
+
+    await operator.say(dispatch=rig.dispatch("d1", generation=2, cancelled=True))
+    delivery = await operator.delivery("d1", generation=2)
+    go.set()
+
+    assert delivery.written_us > 0
+    assert (await agent.read_until("dispatch")).cancelled
+
+
+async def test_a_restart_serves_the_last_state_and_remembers_deliveries(
+    rig: Rig, leaf: Leaf, operator: Operator
+) -> None:
+    asset = rig.asset("battery", leaf)
+    await operator.accepted(await operator.say(dispatch=rig.dispatch("written")))
+    await rig.agent(leaf).connect()
+    before = await operator.delivery("written")
+    while not before.written_us:
+        before = await operator.delivery("written")
+    other = rig.asset("other")
+    await operator.say(asset=other)
+    version = await operator.say(dispatch=rig.dispatch("never", asset="other"))
+    await operator.accepted(version)
+    await rig.stop()
+
+    await rig.start()
+    messages = await rig.agent(leaf).connect(epoch=2)
+    again = rig.operator()
+    since_us = (await again.read_until("hello")).state_since_us
+    dispatches = [rig.dispatch("written"), rig.dispatch("never", asset="other")]
+    again.version = version
+    await again.snapshot([asset, other], dispatches)
+    after = [await again.delivery("written"), await again.delivery("never")]
+
+    assert rig.readiness.report()[0] is True
+    assert messages[1].sync_begin.revision.counter == version
+    assert messages[3].dispatch.uid == "written"
+    assert 0 < since_us < before.written_us
+    assert [delivery.written_us for delivery in after] == [before.written_us, 0]

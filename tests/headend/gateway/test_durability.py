@@ -1,0 +1,234 @@
+"""Nothing is acknowledged before the log has it."""
+
+import asyncio
+
+import grpc
+import pytest
+from tests.headend.gateway.pki import Leaf
+from tests.headend.gateway.rig import Agent, Operator, Rig, now_us
+
+from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2, log_pb2
+
+
+@pytest.fixture
+async def agent(rig: Rig, leaf: Leaf, operator: Operator) -> Agent:
+    await operator.accepted(await operator.say(dispatch=rig.dispatch("d1")))
+    agent = rig.agent(leaf)
+    await agent.connect()
+    await rig.log.connection("Connected")
+    return agent
+
+
+async def echo(agent: Agent) -> list[agent_pb2.GatewayMessage]:
+    """Return what the gateway said before it answered a heartbeat, to prove what it did not say."""
+    await agent.send(agent_pb2.AgentMessage(heartbeat=agent_pb2.Heartbeat(agent_sent_us=1)))
+    messages = []
+    while (message := await agent.read()).WhichOneof("kind") != "heartbeat_reply":
+        messages.append(message)
+    return messages
+
+
+async def test_a_report_is_acknowledged_once_it_is_durable(
+    rig: Rig, agent: Agent, operator: Operator
+) -> None:
+    rig.log.open.clear()
+    rig.log.asked.clear()
+    await agent.report("d1", sequence=3)
+    await rig.log.asked.wait()
+    assert await echo(agent) == []
+
+    rig.log.open.set()
+
+    assert (await agent.read_until("report_ack")).sequence == 3
+    told = await operator.read_until("report")
+    assert (told.asset_uid, told.report.dispatch_uid) == ("uid-battery", "d1")
+    (entry,) = rig.log.of(log_pb2.AGENT_REPORT)
+    assert dispatch_pb2.DispatchReport.FromString(entry.body) == told.report
+    assert entry.asset == rig.asset("battery").id
+
+
+async def test_a_log_that_fails_acknowledges_nothing(rig: Rig, agent: Agent) -> None:
+    rig.log.failure = OSError("disk full")
+
+    await agent.report("d1")
+
+    assert (await agent.read()).bye.reason == "LogUnavailable"
+
+
+async def test_the_latest_report_is_told_again_after_a_snapshot_until_it_is_settled(
+    rig: Rig, leaf: Leaf, agent: Agent, operator: Operator
+) -> None:
+    for sequence, phase in ((1, "Acked"), (2, "Active")):
+        await agent.report("d1", phase, sequence)
+        await agent.read_until("report_ack")
+    await operator.snapshot([rig.asset("battery", leaf)], [rig.dispatch("d1")])
+    assert (await operator.read_until("report")).report.phase == "Active"
+
+    await operator.say(dispatch_removed="d1")
+
+    assert (await agent.read_until("settled")).dispatch_uid == "d1"
+    await operator.snapshot([rig.asset("battery", leaf)])
+    version = await operator.say(epoch_seen=control_pb2.EpochSeen(asset_uid="uid-battery", epoch=1))
+    while (message := await operator.read()).accepted_version != version:
+        assert message.WhichOneof("kind") != "report"
+
+
+async def test_a_late_report_is_logged_told_and_settled(
+    rig: Rig, agent: Agent, operator: Operator
+) -> None:
+    await agent.report("forgotten", "Complete", 9)
+
+    assert (await agent.read_until("report_ack")).sequence == 9
+    assert (await agent.read_until("settled")).dispatch_uid == "forgotten"
+    assert (await operator.read_until("report")).report.dispatch_uid == "forgotten"
+    assert len(rig.log.of(log_pb2.AGENT_REPORT)) == 1
+
+
+async def test_a_report_on_anothers_dispatch_is_refused(
+    rig: Rig, agent: Agent, operator: Operator
+) -> None:
+    await operator.say(asset=rig.asset("other"))
+    await operator.accepted(await operator.say(dispatch=rig.dispatch("theirs", asset="other")))
+
+    await agent.report("theirs", "Complete")
+
+    assert (await agent.read_until("bye")).reason == "BadReport"
+    assert rig.log.of(log_pb2.AGENT_REPORT) == []
+
+
+async def test_transitions_of_the_headend_are_accepted_once_they_are_durable(
+    rig: Rig, operator: Operator
+) -> None:
+    rig.log.open.clear()
+    transition = control_pb2.HeadendTransition(
+        asset=rig.asset("battery").id,
+        dispatch_uid="d1",
+        transition=dispatch_pb2.Transition(phase="Submitted", reason="Validated"),
+    )
+    version = await operator.say(transition=transition)
+    await rig.log.asked.wait()
+    assert rig.log.entries == []
+
+    rig.log.open.set()
+    await operator.accepted(version)
+
+    (entry,) = rig.log.of(log_pb2.HEADEND_TRANSITION)
+    assert control_pb2.HeadendTransition.FromString(entry.body) == transition
+
+
+async def test_telemetry_is_acknowledged_once_it_is_durable(rig: Rig, agent: Agent) -> None:
+    rig.log.open.clear()
+    rig.log.asked.clear()
+    await agent.telemetry(101)
+    await rig.log.asked.wait()
+    before = [message.credit.acknowledged_through for message in await echo(agent)]
+    assert before == [100]
+
+    await agent.telemetry(102)
+    rig.log.open.set()
+    while (credit := await agent.read_until("credit")).acknowledged_through < 102:
+        pass
+
+    assert credit.send_through == 102 + 16
+    bodies = [entry.body for entry in rig.log.of(log_pb2.TELEMETRY)]
+    assert [agent_pb2.TelemetryBatch.FromString(body).sequence for body in bodies] == [101, 102]
+
+
+async def test_telemetry_beyond_the_credit_is_not_acknowledged(rig: Rig, agent: Agent) -> None:
+    rig.log.open.clear()
+    for sequence in range(1, 301):
+        await agent.telemetry(sequence)
+    await echo(agent)
+
+    rig.log.open.set()
+    acknowledged = 0
+    while acknowledged < 256:
+        acknowledged = (await agent.read_until("credit")).acknowledged_through
+
+    assert await echo(agent) == []
+    assert len(rig.log.of(log_pb2.TELEMETRY)) == 256
+    await agent.telemetry(258)
+    assert (await agent.read_until("bye")).reason == "TelemetryOutOfOrder"
+
+
+async def test_a_resent_batch_is_stored_once(rig: Rig, agent: Agent) -> None:
+    for sequence in (1, 2, 1, 2, 3):
+        await agent.telemetry(sequence)
+    while (await agent.read_until("credit")).acknowledged_through < 3:
+        pass
+
+    assert len(rig.log.of(log_pb2.TELEMETRY)) == 3
+
+
+async def test_a_gap_takes_the_place_of_what_was_dropped(rig: Rig, agent: Agent) -> None:
+    await agent.telemetry(1)
+    gap = agent_pb2.Gap(
+        sequence=5000, outbox_id="outbox-1", from_us=1, to_us=2, samples=9, reason="OutboxFull"
+    )
+    await agent.send(agent_pb2.AgentMessage(gap=gap))
+    while (await agent.read_until("credit")).acknowledged_through < 5000:
+        pass
+    await agent.telemetry(5001)
+
+    assert (await agent.read_until("credit")).acknowledged_through == 5001
+    assert agent_pb2.Gap.FromString(rig.log.of(log_pb2.GAP)[0].body) == gap
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"dt_us": []}, id="no samples"),
+        pytest.param({"dt_us": [0] * 1001}, id="too many samples"),
+        pytest.param({"dt_us": [0]}, id="columns of another length"),
+        pytest.param({"dt_us": [5, 6]}, id="not from t0"),
+        pytest.param({"t0_us": -1}, id="before 1970"),
+        pytest.param({"t0_us": 2**62}, id="far future"),
+        pytest.param({"columns": []}, id="no columns"),
+        pytest.param({"columns": [agent_pb2.Column(values=[1.0, 2.0])]}, id="unnamed column"),
+        pytest.param({"outbox_id": "another"}, id="another outbox"),
+        pytest.param({"sequence": 0}, id="sequence 0"),
+    ],
+)
+async def test_bad_telemetry_ends_the_stream(
+    rig: Rig, agent: Agent, changes: dict[str, object]
+) -> None:
+    await agent.telemetry(**({"sequence": 1} | changes))  # type: ignore[arg-type]
+
+    assert (await agent.read_until("bye")).reason == "BadTelemetry"
+    assert rig.log.of(log_pb2.TELEMETRY) == []
+
+
+async def test_streams_share_appends(rig: Rig, agent: Agent) -> None:
+    rig.log.open.clear()
+    rig.log.asked.clear()
+    await agent.telemetry(1)
+    await rig.log.asked.wait()
+    for sequence in range(2, 12):
+        await agent.telemetry(sequence)
+    await echo(agent)
+    appends, append = [], rig.log.append
+    assert rig.gateway is not None
+
+    async def counting(entries: object) -> int:
+        appends.append(entries)
+        return await append(entries)  # type: ignore[arg-type]
+
+    rig.gateway.exchange.journal._commit._write = counting
+    rig.log.open.set()
+    async with asyncio.timeout(5):
+        while (await agent.read_until("credit")).acknowledged_through < 11:
+            pass
+
+    assert len(appends) == 1
+    assert rig.log.of(log_pb2.TELEMETRY)[0].received_us <= now_us()
+
+
+async def test_a_message_above_the_cap_ends_the_stream(rig: Rig, agent: Agent) -> None:
+    column = agent_pb2.Column(quantity=agent_pb2.ACTIVE_POWER_WATTS, values=[1.5] * 1000)
+
+    await agent.telemetry(1, dt_us=[0] * 1000, columns=[column] * 9)
+
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        await agent.read_until("bye")
+    assert ended.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert rig.log.of(log_pb2.TELEMETRY) == []

@@ -1,0 +1,63 @@
+"""The schema arrives once, whoever brings it, and never goes backwards."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+
+from derops.errors import SchemaTooNewError
+from derops_headend.storage.migrating import migrate, migrations
+from derops_headend.writing.encoding import COLUMNS
+
+
+def run(url: str) -> int:
+    with psycopg.connect(url, autocommit=True) as connection:
+        return migrate(connection)
+
+
+def test_versions_are_numbered_without_holes() -> None:
+    assert list(migrations()) == list(range(1, len(migrations()) + 1))
+
+
+def test_twice_is_once(database_url: str) -> None:
+    assert run(database_url) == run(database_url) == max(migrations())
+
+    with psycopg.connect(database_url) as connection:
+        versions = connection.execute("select version from schema_version order by 1").fetchall()
+        columns = connection.execute(
+            "select column_name from information_schema.columns "
+            "where table_name = 'telemetry' order by ordinal_position"
+        ).fetchall()
+    assert [version for (version,) in versions] == list(migrations())
+    assert tuple(name for (name,) in columns) == COLUMNS
+
+
+def test_programs_that_start_together_take_turns(database_url: str) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(run, [database_url] * 8))
+
+    assert results == [max(migrations())] * 8
+
+
+def test_a_newer_database_is_refused_and_left_as_it_is(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        migrate(connection)
+        connection.execute("insert into schema_version (version) values (99)")
+
+        with pytest.raises(SchemaTooNewError, match="99"):
+            migrate(connection)
+
+
+def test_a_failed_migration_leaves_nothing(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = migrations() | {2: b"create table half (); select nonsense"}
+    monkeypatch.setattr("derops_headend.storage.migrating.migrations", lambda: broken)
+
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        with pytest.raises(psycopg.errors.UndefinedColumn):
+            migrate(connection)
+        tables = connection.execute(
+            "select count(*) from pg_tables where schemaname = 'public'"
+        ).fetchone()
+    assert tables == (0,)

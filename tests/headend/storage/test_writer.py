@@ -1,0 +1,312 @@
+"""The writer between a real log and a real database: each sample once, whatever dies when."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import psycopg
+import pytest
+from tests.headend.storage.conftest import Query
+from tests.headend.writing.making import T0_US, connection, report, telemetry
+
+from derops.observing import Readiness
+from derops.wire.v1 import log_pb2
+from derops_headend.eventlog.sqlite import SqliteEventLog, SqliteLogReader
+from derops_headend.storage.database import Database, Tally
+from derops_headend.writer import Writer, missing_ranges
+from derops_headend.writing.rows import Source
+
+PROGRAM = Path(sys.executable).parent / "derops-headend"
+PATIENCE_SECONDS = 20.0
+WAITING = (
+    "select pid from pg_stat_activity where datname = current_database() "
+    "and application_name = 'derops-writer' and wait_event_type = 'Lock'"
+)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[SqliteEventLog]:
+    log = SqliteEventLog(tmp_path / "events.db")
+    yield log
+    log.close()
+
+
+def samples(number: int, count: int = 10) -> log_pb2.LogEntry:
+    """Return the samples of a range of seconds that no other number has."""
+    values = [float(number * count + each) for each in range(count)]
+    t0_us = T0_US + number * count * 1_000_000
+    return telemetry({"active_power_watts": values}, t0_us=t0_us)
+
+
+def until(found: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not found():
+        assert time.monotonic() < deadline, f"no {what} within {PATIENCE_SECONDS} s"
+        time.sleep(0.02)
+
+
+class Running:
+    """A writer in a thread of the test."""
+
+    def __init__(self, path: Path, connect: Callable[[str], Database]) -> None:
+        self.readiness = Readiness()
+        self.stopping = threading.Event()
+        self.writer = Writer(
+            open_log=lambda: SqliteLogReader(path),
+            connect=connect,
+            readiness=self.readiness,
+            stopping=self.stopping,
+        )
+        self.thread = threading.Thread(target=self.writer.run)
+
+    def __enter__(self) -> "Running":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopping.set()
+        self.thread.join()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "events.db"
+
+
+@contextlib.contextmanager
+def program(path: Path, url: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run ``derops-headend writer`` and end it, whatever happens."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("DEROPS_")}
+    settings = {
+        "DEROPS_WRITER_DATABASE_URL": url,
+        "DEROPS_WRITER_DATA_DIRECTORY": str(path.parent),
+        "DEROPS_WRITER_OPS_ADDRESS": "127.0.0.1",
+        "DEROPS_WRITER_OPS_PORT": "0",
+    }
+    with subprocess.Popen([PROGRAM, "writer"], env=clean | settings) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+def connector(url: str) -> Callable[[str], Database]:
+    return lambda log_id: Database.connect(url, log_id)
+
+
+@contextlib.contextmanager
+def events_locked(url: str) -> Iterator[None]:
+    """Hold a writer between its COPY and its commit."""
+    with psycopg.connect(url) as holder:
+        holder.execute("lock table dispatch_event in access exclusive mode")
+        yield
+
+
+def stored(query: Query) -> tuple[int, float]:
+    ((count, total),) = query("select count(*), sum(active_power_watts) from telemetry")
+    return count, total
+
+
+EXPECTED = (50, sum(range(50)) * 1.0)
+
+
+async def fill(log: SqliteEventLog) -> None:
+    for number in range(5):
+        await log.append([samples(number), connection()])
+    await log.append([report("Acked", sequence=1)])
+
+
+async def test_it_follows_the_log_and_trims_it(
+    log: SqliteEventLog, path: Path, database_url: str, query: Query
+) -> None:
+    with Running(path, connector(database_url)) as running:
+        until(lambda: running.readiness.report()[0], "readiness")
+        await fill(log)
+        until(lambda: log.bounds() == (6, 6), "trimmed log")
+        await log.append([samples(5)])
+        until(lambda: stored(query)[0] == 60, "later sample")
+
+    assert query("select committed_offset from log_offset") == [(7,)]
+    assert query("select count(*) from connection_event") == [(5,)]
+    assert query("select count(*) from quarantine") == [(0,)]
+
+
+async def test_killed_between_copy_and_commit_it_stores_each_sample_once(
+    log: SqliteEventLog, path: Path, database_url: str, query: Query
+) -> None:
+    await fill(log)
+    with events_locked(database_url), program(path, database_url) as victim:
+        until(lambda: query(WAITING), "writer in the middle")
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
+        assert stored(query)[0] == 0
+    with program(path, database_url) as successor:
+        until(lambda: query("select 1 from log_offset where committed_offset = 6"), "commit")
+        successor.terminate()
+        assert successor.wait(5) == 0
+
+    assert stored(query) == EXPECTED
+    assert query("select count(*) from connection_event") == [(5,)]
+    assert query("select count(*) from quarantine") == [(0,)]
+
+
+async def test_cut_off_between_copy_and_commit_it_reconnects_and_stores_once(
+    log: SqliteEventLog, path: Path, database_url: str, query: Query
+) -> None:
+    await fill(log)
+    with Running(path, connector(database_url)) as running:
+        with events_locked(database_url):
+            until(lambda: query(WAITING), "writer in the middle")
+            query(WAITING.replace("select pid", "select pg_terminate_backend(pid)"))
+            until(lambda: "database" in running.readiness.report()[1], "word of what is missing")
+        until(lambda: stored(query)[0] == 50, "samples")
+        until(lambda: running.readiness.report()[0], "readiness")
+
+    assert stored(query) == EXPECTED
+
+
+async def test_asked_to_stop_while_the_database_hangs_it_ends_in_time(
+    log: SqliteEventLog, path: Path, database_url: str, query: Query
+) -> None:
+    await fill(log)
+    with events_locked(database_url), program(path, database_url) as stuck:
+        until(lambda: query(WAITING), "writer in the middle")
+        stuck.terminate()
+        assert stuck.wait(5) == 0
+
+    assert stored(query)[0] == 0
+    assert log.bounds() == (1, 6)
+
+
+class Deaf(Database):
+    """A connection that breaks after each commit, before anybody hears of it."""
+
+    def store(
+        self,
+        sources: Sequence[Source],
+        *,
+        after: int,
+        through: int,
+        missing: Sequence[tuple[int, int]] = (),
+    ) -> Tally:
+        super().store(sources, after=after, through=through, missing=missing)
+        raise psycopg.OperationalError("server closed the connection unexpectedly")
+
+
+async def test_a_commit_whose_outcome_nobody_heard_of_is_not_made_twice(
+    log: SqliteEventLog, path: Path, database_url: str, query: Query
+) -> None:
+    await fill(log)
+    with Running(path, lambda log_id: Deaf.connect(database_url, log_id)):
+        until(lambda: log.bounds() == (6, 6), "trimmed log")
+
+    assert stored(query) == EXPECTED
+    assert query("select count(*) from connection_event") == [(5,)]
+
+
+async def test_two_writers_of_one_log_store_each_record_once(
+    log: SqliteEventLog, path: Path, database_url: str, query: Query
+) -> None:
+    with Running(path, connector(database_url)), Running(path, connector(database_url)):
+        for number in range(100):
+            await log.append([samples(number, 1), connection()])
+        until(lambda: query("select 1 from log_offset where committed_offset = 100"), "commit")
+
+    assert stored(query) == (100, sum(range(100)) * 1.0)
+    assert query("select count(*) from connection_event") == [(100,)]
+    assert query("select count(*) from quarantine") == [(0,)]
+
+
+async def test_it_waits_for_log_and_database_and_says_why(
+    path: Path, database_url: str, query: Query
+) -> None:
+    nowhere = [True]
+
+    def connect(log_id: str) -> Database:
+        if nowhere:
+            return Database.connect("postgresql://127.0.0.1:1/nowhere", log_id)
+        return Database.connect(database_url, log_id)
+
+    with Running(path, connect) as running:
+        until(lambda: "does not exist" in running.readiness.report()[1], "word of the log")
+        log = SqliteEventLog(path)
+        await fill(log)
+        until(lambda: "Connection refused" in running.readiness.report()[1], "word of the server")
+        nowhere.clear()
+        until(lambda: running.readiness.report()[0], "readiness")
+        until(lambda: stored(query)[0] == 50, "samples")
+    log.close()
+
+
+async def test_a_damaged_record_stops_it_there_and_loses_nothing_before(
+    log: SqliteEventLog, path: Path, database_url: str, query: Query
+) -> None:
+    await fill(log)
+    log._appending.execute("UPDATE record SET checksum = 0 WHERE log_offset = 3")
+
+    with Running(path, connector(database_url)) as running:
+        until(lambda: "record 3" in running.readiness.report()[1], "word of the damage")
+
+    assert stored(query)[0] == 20
+    assert query("select committed_offset from log_offset") == [(2,)]
+
+
+async def test_records_that_are_gone_are_an_alarm_and_on_record(
+    log: SqliteEventLog, path: Path, database_url: str, query: Query
+) -> None:
+    await fill(log)
+    log._appending.execute("DELETE FROM record WHERE log_offset IN (1, 2, 4)")
+
+    with Running(path, connector(database_url)):
+        until(lambda: query("select 1 from quarantine having count(*) = 2"), "record of the gap")
+
+    assert stored(query)[0] == 20
+    assert query("select reason, detail from quarantine order by log_offset") == [
+        ("RecordsMissing", "records 1 to 2 were not in the log"),
+        ("RecordsMissing", "records 4 to 4 were not in the log"),
+    ]
+
+
+async def test_a_log_restored_from_a_backup_is_followed_from_its_own_end(
+    log: SqliteEventLog, path: Path, database_url: str, query: Query
+) -> None:
+    await fill(log)
+    database = Database.connect(database_url, log.log_id)
+    database.store([], after=0, through=100)
+    database.close()
+
+    with Running(path, connector(database_url)):
+        until(lambda: query("select 1 from log_offset where committed_offset = 6"), "return")
+        await log.append([samples(9)])
+        until(lambda: stored(query)[0] == 10, "what came after")
+
+    assert query("select detail from quarantine") == [("records 7 to 100 were not in the log",)]
+
+
+def test_missing_ranges() -> None:
+    assert list(missing_ranges(0, [1, 2, 3])) == []
+    assert list(missing_ranges(4, [7, 8, 10])) == [(5, 6), (9, 9)]
+
+
+@pytest.mark.parametrize("url", ["nonsense secret", "postgresql://user:secret@[::1/x"])
+def test_a_wrong_url_is_one_line_without_the_password(tmp_path: Path, url: str) -> None:
+    result = subprocess.run(
+        [PROGRAM, "writer"],
+        env=os.environ
+        | {"DEROPS_WRITER_DATABASE_URL": url, "DEROPS_WRITER_DATA_DIRECTORY": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert result.returncode == 2
+    assert "DEROPS_WRITER_DATABASE_URL" in result.stderr
+    assert "secret" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1

@@ -1,0 +1,154 @@
+"""From entries to rows, and from rows to the bytes of COPY, without a database."""
+
+import math
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.headend.writing.making import (
+    DISPATCH,
+    NAN,
+    T0_US,
+    bad_entries,
+    batch,
+    connection,
+    entry,
+    gap,
+    report,
+    sources,
+    telemetry,
+    transition,
+)
+
+from derops.wire.v1 import agent_pb2, dispatch_pb2, log_pb2
+from derops_headend.writing.converting import convert
+from derops_headend.writing.encoding import COLUMNS, POSTGRES_EPOCH_US, encode_samples
+from derops_headend.writing.rows import QUANTITIES, SAMPLE
+
+
+def test_columns_become_wide_rows_and_named_points_narrow_ones() -> None:
+    result = convert(
+        sources(telemetry({"active_power_watts": [5000, NAN], "fan_speed": [NAN, 3.5]}))
+    )
+
+    rows = result.all_samples()
+    assert rows["ts_us"].tolist() == [T0_US]
+    assert rows["active_power_watts"].tolist() == [5000.0]
+    assert np.isnan(rows["voltage_volts"]).all()
+    (odd,) = result.measurements
+    assert (odd.name, odd.ts_us.tolist(), odd.values.tolist()) == (
+        "fan_speed",
+        [T0_US + 1_000_000],
+        [3.5],
+    )
+    assert list(result.assets) == [("site", "battery", "asset-uid")]
+
+
+def test_a_quantity_of_a_newer_agent_keeps_its_number() -> None:
+    message = batch({"active_power_watts": [1.0]})
+    raw = message.SerializeToString().replace(
+        message.columns[0].SerializeToString(),
+        b"\x08\x63" + message.columns[0].SerializeToString()[2:],
+    )
+
+    result = convert(sources(entry(log_pb2.TELEMETRY, raw)))
+
+    assert [each.name for each in result.measurements] == ["quantity_99"]
+
+
+@pytest.mark.parametrize("reason", bad_entries())
+def test_a_bad_entry_is_quarantined_with_its_reason_and_stops_nobody(reason: str) -> None:
+    good = telemetry({"active_power_watts": [1.0]})
+
+    result = convert(sources(good, bad_entries()[reason], good))
+
+    assert [(each.source, each.reason) for each in result.quarantined] == [(1, reason)]
+    assert [row["source"] for row in result.all_samples()] == [0, 2]
+    assert not result.events
+
+
+@pytest.mark.parametrize("at_us", [0, -1, 4_102_444_800_000_000, 2**63 - 1])
+def test_a_report_with_an_impossible_time_is_quarantined_whole(at_us: int) -> None:
+    message = dispatch_pb2.DispatchReport(dispatch_uid=DISPATCH)
+    message.transitions.add(phase="Acked", at_us=T0_US)
+    message.transitions.add(phase="Active", at_us=at_us)
+
+    result = convert(sources(entry(log_pb2.AGENT_REPORT, message.SerializeToString())))
+
+    assert [each.reason for each in result.quarantined] == ["BadTime"]
+    assert result.events == []
+
+
+def test_text_that_postgresql_cannot_store_is_replaced() -> None:
+    result = convert(
+        sources(report("Acked", sequence=1, message="a\0b"), connection(message="c\0d"))
+    )
+
+    facts = result.events[0].report
+    assert facts is not None
+    assert "a\\ufffdb" in facts.json
+    assert result.connections[0].message == "c\ufffdd"
+
+
+def test_a_report_is_one_event_for_each_transition_and_goes_with_the_last() -> None:
+    result = convert(sources(report("Acked", "Active", sequence=3)))
+
+    assert [(event.phase, event.actor) for event in result.events] == [
+        ("Acked", "Agent"),
+        ("Active", "Agent"),
+    ]
+    assert [event.report is not None for event in result.events] == [False, True]
+
+
+def test_a_transition_has_the_same_identity_whenever_it_is_told() -> None:
+    told = convert(sources(report("Acked", sequence=1), report("Acked", "Active", sequence=2)))
+    said = convert(sources(transition("Expired"), transition("Expired", at_us=T0_US + 5)))
+
+    assert told.events[0].event_id == told.events[1].event_id != told.events[2].event_id
+    assert said.events[0].event_id == said.events[1].event_id
+    again = convert(sources(transition("Acked", "AckedReason")))
+    assert again.events[0].event_id != told.events[0].event_id, "another actor"
+
+
+def test_gaps_and_connections_become_rows() -> None:
+    result = convert(sources(gap(), connection("Refused")))
+
+    assert (result.gaps[0].sequence, result.gaps[0].samples) == (7, 10)
+    assert (result.connections[0].event, result.connections[0].source) == ("Refused", 1)
+
+
+def test_the_columns_of_the_table_are_the_standard_quantities() -> None:
+    assert list(QUANTITIES.values()) == [
+        name.lower() for name, number in agent_pb2.Quantity.items() if number
+    ]
+    assert ("asset_id", "ts", *QUANTITIES.values(), "received_at") == COLUMNS
+
+
+value = st.one_of(st.just(math.nan), st.floats(allow_nan=False))
+
+
+@given(
+    rows=st.lists(st.lists(value, min_size=len(QUANTITIES), max_size=len(QUANTITIES)), max_size=6),
+    numbered=st.booleans(),
+)
+def test_encoded_rows_are_what_copy_expects(rows: list[list[float]], *, numbered: bool) -> None:
+    samples = np.zeros(len(rows), SAMPLE)
+    for number, row in enumerate(rows):
+        samples["ts_us"][number] = T0_US + number
+        for column, each in zip(QUANTITIES.values(), row, strict=True):
+            samples[column][number] = each
+
+    data = encode_samples(samples, np.array([42], "i8"), numbered=numbered)
+
+    expected = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+    for number, row in enumerate(rows):
+        expected += struct.pack(">h", len(COLUMNS) + numbered)
+        expected += struct.pack(">ii", 4, number) if numbered else b""
+        expected += struct.pack(">iqiq", 8, 42, 8, T0_US + number - POSTGRES_EPOCH_US)
+        for each in row:
+            absent = math.isnan(each)
+            expected += struct.pack(">i", -1) if absent else struct.pack(">id", 8, each)
+        expected += struct.pack(">iq", 8, -POSTGRES_EPOCH_US)
+    assert data == expected + b"\xff\xff"

@@ -1,0 +1,388 @@
+"""What happens to one asset: its identity, its conditions, its finalizer."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from tests.operator.certifying import URI, answered, certificate, csr, request, until
+from tests.operator.making import asset, at, dispatch
+
+from derops.wire.v1 import agent_pb2
+from derops_operator.facts import Asset, Certificate, Dispatch, Request
+from derops_operator.fleet import Link, SessionView
+from derops_operator.reconciling.actions import (
+    AddFinalizer,
+    ApplyCertificate,
+    Approve,
+    Deny,
+    ReadCertificate,
+    Reissue,
+    RemoveFinalizer,
+)
+from derops_operator.reconciling.assets import AssetDecision, Realm, reconcile_asset
+from derops_operator.reconciling.identities import certificate_name, wanted_certificate
+
+REALM = Realm(trust_domain="derops.test", issuer="derops-agent")
+OFFLINE = SessionView(link=Link.DISCONNECTED)
+
+
+def decide(
+    subject: Asset | None = None,
+    requests: Sequence[Request] = (),
+    session: SessionView = OFFLINE,
+    *,
+    seconds: float = 1,
+    accepted: bool = True,
+    known: Certificate | None = None,
+    dispatches: Sequence[Dispatch] = (),
+) -> AssetDecision:
+    return reconcile_asset(
+        subject or asset(),
+        requests,
+        session,
+        accepted=accepted,
+        now_us=at(seconds),
+        certificate=known,
+        dispatches=dispatches,
+        realm=REALM,
+    )
+
+
+def conditions(decision: AssetDecision) -> dict[str, tuple[str, str]]:
+    held = decision.status["conditions"]
+    return {each["type"]: (each["status"], each["reason"]) for each in held}
+
+
+def after(subject: Asset, decision: AssetDecision) -> Asset:
+    return replace(subject, status=decision.status)
+
+
+def online(serial: str = "", **others: Any) -> SessionView:
+    return SessionView(link=Link.CONNECTED, since_us=at(0), serial_number=serial, **others)
+
+
+# Certificate and requests
+
+
+def test_an_asset_gets_a_certificate_that_says_only_who_it_is() -> None:
+    (action,) = decide().actions
+
+    assert isinstance(action, ApplyCertificate)
+    spec = action.manifest["spec"]
+    assert spec["uris"] == [URI]
+    assert spec["usages"] == ["client auth", "digital signature"]
+    assert spec["privateKey"] == {"algorithm": "ECDSA", "size": 256, "rotationPolicy": "Always"}
+    assert spec["secretName"] == "battery-derops-agent"
+    assert "commonName" not in spec
+    assert action.manifest["metadata"]["ownerReferences"][0]["uid"] == "uid-battery"
+
+
+def test_the_name_of_a_certificate_is_a_dns_label_for_every_asset() -> None:
+    names = {certificate_name("a" * 63), certificate_name("a" * 62 + "b"), certificate_name("a")}
+
+    assert len(names) == 3
+    assert all(len(name) <= 63 for name in names)
+
+
+def test_a_certificate_that_is_as_wanted_is_left_alone() -> None:
+    stored = certificate()
+    spec = {**stored.spec, "duration": "720h0m0s", "renewBefore": "240h0m0s", "extra": "default"}
+
+    actions = decide(requests=[request(serial=5)], known=replace(stored, spec=spec)).actions
+
+    assert actions == ()
+
+
+def test_a_certificate_that_somebody_changed_is_brought_in_line() -> None:
+    changed = replace(certificate(), spec={**certificate().spec, "uris": ["spiffe://x/y"]})
+
+    (action,) = decide(known=changed).actions
+
+    assert isinstance(action, ApplyCertificate)
+
+
+def test_a_request_for_exactly_this_asset_is_approved() -> None:
+    assert decide(requests=[request()], known=certificate()).actions == (
+        Approve(request="battery-derops-agent-1"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("subject", "word"),
+    [
+        (request(request=csr(x509.UniformResourceIdentifier(URI + "2"))), "names"),
+        (
+            request(
+                request=csr(x509.UniformResourceIdentifier(URI), x509.DNSName("gateway.example"))
+            ),
+            "names",
+        ),
+        (
+            request(request=csr(*[x509.UniformResourceIdentifier(URI)] * 2)),
+            "names",
+        ),
+        (request(request=csr(x509.DNSName("battery"))), "names"),
+        (request(request=csr(common_name="admin")), "subject"),
+        (request(request=csr(key=ec.generate_private_key(ec.SECP384R1()))), "P-256"),
+        (request(request=csr(key=rsa.generate_private_key(65537, 2048))), "P-256"),
+        (request(request=csr(authority=True)), "authority"),
+        (request(isCA=True), "authority"),
+        (request(request=csr(extra=x509.OCSPNoCheck())), "extensions"),
+        (request(usages=["client auth", "digital signature", "server auth"]), "usages"),
+        (request(usages=["client auth"]), "usages"),
+        (request(issuerRef={"kind": "Issuer", "name": "derops-agent"}), "Issuer derops-agent"),
+        (request(request="bm90aGluZw=="), "cannot be read"),
+    ],
+)
+def test_a_request_for_anything_else_is_denied_with_the_reason(subject: Request, word: str) -> None:
+    (action,) = decide(requests=[subject], known=certificate()).actions
+
+    assert isinstance(action, Deny)
+    assert word in action.message
+
+
+def test_a_broken_signature_is_denied() -> None:
+    broken = request()
+    assert broken.csr is not None
+    forged = replace(broken, csr=replace(broken.csr, signature_valid=False))
+
+    (action,) = decide(requests=[forged], known=certificate()).actions
+
+    assert isinstance(action, Deny)
+
+
+def test_a_request_that_another_owner_made_is_nobodys_business() -> None:
+    stranger = request(owner_uid="uid-of-somebody")
+
+    actions = decide(requests=[stranger], known=certificate(seen=1)).actions
+
+    assert actions == (Reissue(name="battery-derops-agent"),)
+
+
+def test_an_answered_request_is_not_answered_again() -> None:
+    denied = answered(request(), "Denied", "no")
+    decision = decide(requests=[denied], known=certificate())
+
+    assert decision.actions == ()
+    assert conditions(decision)["Enrolled"] == ("False", "CertificateDenied")
+    assert conditions(decision)["Stalled"] == ("True", "CertificateDenied")
+
+
+def test_an_empty_ledger_beside_a_ready_certificate_has_it_issued_again() -> None:
+    looked = decide(known=certificate(seen=0), seconds=100)
+    fresh = decide(known=certificate(seen=99), seconds=100)
+    pending = decide(known=certificate(seen=99, ready=False), seconds=100)
+
+    assert looked.actions == (ReadCertificate(name="battery-derops-agent"),)
+    assert fresh.actions == (Reissue(name="battery-derops-agent"),)
+    assert pending.actions == (ReadCertificate(name="battery-derops-agent"),)
+    assert looked.again_us is not None
+
+
+# Ledger
+
+
+def test_the_first_certificate_is_current_at_once() -> None:
+    decision = decide(requests=[request(serial=0x0ABC)], known=certificate())
+
+    current = decision.status["identity"]["current"]
+    assert current["serialNumber"] == "abc"
+    assert len(current["publicKeySHA256"]) == 64
+    assert current["notAfter"] == until()
+    assert conditions(decision)["Enrolled"] == ("True", "Issued")
+
+
+def test_a_renewed_certificate_is_next_until_it_is_used() -> None:
+    first, second = request(1, serial=1), request(2, serial=2)
+    subject = after(asset(), decide(requests=[first], known=certificate()))
+
+    renewed = decide(subject, [first, second], online("1"), known=certificate())
+    ledger = renewed.status["identity"]
+    assert (ledger["current"]["serialNumber"], ledger["next"]["serialNumber"]) == ("1", "2")
+
+    used = decide(after(subject, renewed), [first, second], online("2"), known=certificate())
+    ledger = used.status["identity"]
+    assert ledger["current"]["serialNumber"] == "2"
+    assert ledger["previous"]["serialNumber"] == "1"
+    assert ledger["previous"]["acceptedUntil"] > until(0)
+    assert "next" not in ledger
+
+    subject = after(subject, used)
+    kept = decide(subject, [first, second], online("2"), seconds=590, known=certificate())
+    gone = decide(subject, [first, second], online("2"), seconds=602, known=certificate())
+    assert "previous" in kept.status["identity"]
+    assert gone.status["identity"].keys() == {"uri", "current"}
+    assert kept.again_us is not None
+    assert at(600) < kept.again_us < at(603)
+
+
+def test_a_certificate_that_was_never_used_makes_way_for_a_newer_one() -> None:
+    requests = [request(1, serial=1), request(2, serial=2)]
+    first = after(asset(), decide(requests=requests[:1], known=certificate()))
+    second = after(first, decide(first, requests, known=certificate()))
+
+    third = decide(second, [*requests, request(3, serial=3)], known=certificate())
+
+    assert third.status["identity"]["next"]["serialNumber"] == "3"
+    assert third.status["identity"]["current"]["serialNumber"] == "1"
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        request(serial=7, approved=False),
+        request(serial=7, issued_uri=URI + "-of-another"),
+        request(serial=7, owner_uid="uid-of-somebody"),
+    ],
+)
+def test_a_certificate_that_was_not_ours_to_issue_never_enters_the_ledger(
+    subject: Request,
+) -> None:
+    decision = decide(requests=[subject], known=certificate())
+
+    assert decision.status["identity"] == {"uri": URI}
+
+
+def test_an_expired_certificate_is_said_to_be_expired() -> None:
+    subject = after(asset(), decide(requests=[request(serial=1)], known=certificate()))
+
+    decision = decide(subject, seconds=31 * 86400, known=certificate())
+
+    assert conditions(decision)["Enrolled"] == ("False", "CertificateExpired")
+
+
+# Conditions and contact
+
+
+def test_ready_needs_one_gateway_and_no_agent_and_stays() -> None:
+    before = decide(accepted=False)
+    assert conditions(before)["Ready"] == ("False", "WaitingForGateway")
+    assert conditions(before)["Reconciling"][0] == "True"
+
+    ready = decide(after(asset(), before), accepted=True)
+    assert conditions(ready)["Ready"][0] == "True"
+    assert conditions(ready)["Connected"] == ("False", "NoStream")
+
+    later = decide(after(asset(), ready), accepted=False)
+    assert conditions(later)["Ready"][0] == "True"
+
+
+def test_ready_is_asked_anew_for_each_generation() -> None:
+    subject = after(asset(), decide())
+    changed = replace(subject, meta=replace(subject.meta, generation=2))
+
+    assert conditions(decide(changed, accepted=False))["Ready"][0] == "False"
+
+
+@pytest.mark.parametrize(
+    ("link", "status", "reason"),
+    [
+        (Link.CONNECTED, "True", "StreamOpen"),
+        (Link.DISCONNECTED, "False", "NoStream"),
+        (Link.UNKNOWN, "Unknown", "ReplicaLost"),
+        (Link.UNHEARD, "Unknown", "NotAsked"),
+    ],
+)
+def test_connected_says_what_is_known(link: Link, status: str, reason: str) -> None:
+    assert conditions(decide(session=SessionView(link=link)))["Connected"] == (status, reason)
+
+
+def test_a_restarted_operator_keeps_what_it_said_until_it_has_asked() -> None:
+    subject = after(asset(), decide(session=online()))
+
+    decision = decide(subject, session=SessionView(link=Link.UNHEARD))
+
+    assert conditions(decision)["Connected"] == ("True", "StreamOpen")
+
+
+def test_contact_times_and_capability_change_with_the_stream() -> None:
+    capability = agent_pb2.Capability(modes=["LoadLimit", "ActivePower"], driver="simulated")
+    connected = decide(session=online(capability=capability))
+    assert connected.status["lastConnectedTime"] == until(0)
+    assert connected.status["capability"]["modes"] == ["ActivePower", "LoadLimit"]
+
+    subject = after(asset(), connected)
+    ended = SessionView(link=Link.DISCONNECTED, since_us=at(60), end_reason="Silent")
+    lost = decide(subject, session=ended)
+    assert lost.status["lastDisconnectedTime"] > lost.status["lastConnectedTime"]
+    assert lost.status["capability"]["driver"] == "simulated"
+    assert "Silent" in lost.status["conditions"][4]["message"]
+
+
+def test_the_active_dispatch_is_named() -> None:
+    running = dispatch("peak", submitted=True, status={"phase": "Active"})
+
+    assert decide(dispatches=[running]).status["activeDispatch"] == "peak"
+    assert "activeDispatch" not in decide(dispatches=[dispatch("peak", submitted=True)]).status
+
+
+# Taking out
+
+
+def test_an_asset_is_held_while_a_dispatch_is_in_flight() -> None:
+    flying = dispatch(submitted=True)
+    done = dispatch(submitted=True, status={"phase": "Complete"})
+
+    assert AddFinalizer() in decide(dispatches=[flying]).actions
+    assert RemoveFinalizer() in decide(asset(held=True), dispatches=[done]).actions
+    assert AddFinalizer() not in decide(dispatches=[dispatch()]).actions
+
+
+def test_a_deleted_asset_waits_for_its_dispatches_and_then_says_what_is_not_known() -> None:
+    subject, flying = asset(held=True, deleting=0), dispatch(submitted=True)
+
+    waiting = decide(subject, seconds=59, dispatches=[flying])
+    given_up = decide(subject, seconds=61, dispatches=[flying])
+
+    assert waiting.actions == ()
+    assert conditions(waiting)["Released"] == ("False", "Releasing")
+    (action,) = given_up.actions
+    assert isinstance(action, RemoveFinalizer)
+    assert "peak" in action.warning
+
+
+def test_quarantine_begins_when_the_device_is_released() -> None:
+    subject = asset(operatingState="Quarantined")
+    flying = dispatch(submitted=True)
+
+    releasing = decide(subject, dispatches=[flying])
+    assert "quarantine" not in releasing.status["identity"]
+
+    released = decide(after(subject, releasing), seconds=5)
+    assert released.status["identity"]["quarantine"]["reason"] == "SetInSpec"
+    assert conditions(released)["Quarantined"] == ("True", "SetInSpec")
+
+
+def test_quarantine_does_not_wait_for_ever() -> None:
+    subject, flying = asset(operatingState="Quarantined"), dispatch(submitted=True)
+    subject = after(subject, decide(subject, seconds=1, dispatches=[flying]))
+
+    assert "quarantine" not in decide(subject, seconds=60, dispatches=[flying]).status["identity"]
+    late = decide(subject, seconds=62, dispatches=[flying])
+    assert late.status["identity"]["quarantine"]["reason"] == "SetInSpec"
+
+
+def test_a_suspected_clone_is_quarantined_until_a_person_lifts_it() -> None:
+    clone = SessionView(link=Link.DISCONNECTED, since_us=at(10), end_reason="CloneSuspected")
+    subject = after(asset(), decide(session=clone, seconds=11))
+    assert subject.quarantine_reason == "CloneSuspected"
+
+    subject = after(subject, decide(subject, session=OFFLINE, seconds=20))
+    assert subject.quarantine_reason == "CloneSuspected"
+
+    subject = replace(subject, operating_state="Quarantined")
+    subject = after(subject, decide(subject, session=clone, seconds=30))
+    subject = replace(subject, operating_state="InService")
+    lifted = after(subject, decide(subject, session=clone, seconds=40))
+    assert lifted.quarantine_reason == ""
+    assert after(lifted, decide(lifted, session=clone, seconds=50)).quarantine_reason == ""
+
+
+def test_nothing_is_certified_for_an_asset_that_is_going() -> None:
+    going = asset(deleting=0, held=True)
+
+    assert decide(going).actions == (RemoveFinalizer(),)
+    assert wanted_certificate(going, "derops.test", "x")["metadata"]["labels"]

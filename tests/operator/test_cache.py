@@ -1,0 +1,67 @@
+"""The cache: of one object the newer stays, whoever brings it."""
+
+from dataclasses import replace
+
+from tests.operator.certifying import request
+from tests.operator.making import asset, dispatch
+
+from derops_operator.cache import Cache, Fact
+from derops_operator.facts import Key, Kind
+
+PEAK = Key(Kind.DISPATCH, "pilot", "peak")
+
+
+def version(fact: Fact, number: str, uid: str = "") -> Fact:
+    meta = replace(fact.meta, resource_version=number, uid=uid or fact.meta.uid)
+    return replace(fact, meta=meta)
+
+
+def test_an_older_word_never_replaces_a_newer_one() -> None:
+    cache = Cache()
+    assert cache.put(Kind.DISPATCH, version(dispatch(), "9"))
+    assert cache.put(Kind.DISPATCH, version(dispatch(), "10"))
+
+    assert not cache.put(Kind.DISPATCH, version(dispatch(), "9"))
+    assert not cache.put(Kind.DISPATCH, version(dispatch(), "10"))
+    assert cache.has(PEAK, "uid-peak", "10")
+
+
+def test_versions_that_are_not_numbers_are_taken_as_they_come() -> None:
+    cache = Cache()
+    cache.put(Kind.DISPATCH, version(dispatch(), "b"))
+
+    assert cache.put(Kind.DISPATCH, version(dispatch(), "a"))
+    assert not cache.put(Kind.DISPATCH, version(dispatch(), "a"))
+
+
+def test_a_recreated_object_replaces_the_former_whatever_its_version() -> None:
+    cache = Cache()
+    cache.put(Kind.DISPATCH, version(dispatch(), "99"))
+
+    assert cache.put(Kind.DISPATCH, version(dispatch(), "5", uid="uid-new"))
+    assert cache.key_of("uid-peak") is None
+    assert cache.key_of("uid-new") == PEAK
+
+
+def test_a_late_deletion_of_the_former_leaves_the_recreated_object() -> None:
+    cache = Cache()
+    cache.put(Kind.DISPATCH, version(dispatch(), "5", uid="uid-new"))
+
+    assert cache.drop(PEAK, "uid-peak") is None
+    assert cache.dispatch("pilot", "peak") is not None
+
+
+def test_the_indexes_follow() -> None:
+    cache = Cache()
+    cache.put(Kind.ASSET, asset())
+    cache.put(Kind.DISPATCH, dispatch())
+    cache.put(Kind.REQUEST, request())
+    assert [each.meta.name for each in cache.dispatches_of("pilot", "battery")] == ["peak"]
+    assert len(cache.requests_of("pilot", "battery")) == 1
+
+    moved = version(dispatch(assetRef={"name": "other"}), "11", uid="uid-2")
+    cache.put(Kind.DISPATCH, moved)
+    cache.drop(Key(Kind.REQUEST, "pilot", "battery-derops-agent-1"))
+    assert list(cache.dispatches_of("pilot", "battery")) == []
+    assert cache.requests_of("pilot", "battery") == ()
+    assert len(cache) == 2

@@ -1,0 +1,138 @@
+"""The desired state: versions, snapshots, and cancels that stay."""
+
+from tests.operator.making import asset, dispatch
+
+from derops.wire.v1 import control_pb2, dispatch_pb2
+from derops_operator import convert, desired
+from derops_operator.desired import Desired, Subscription
+from derops_operator.reconciling.actions import Submit
+
+ASSET = convert.asset_message(asset(), {})
+
+
+def order(**fields: object) -> dispatch_pb2.Dispatch:
+    return convert.dispatch_message(dispatch(), "uid-battery", Submit(**fields))  # type: ignore[arg-type]
+
+
+async def read(subscription: Subscription, count: int) -> list[control_pb2.OperatorMessage]:
+    messages = [await subscription.get() for _ in range(count)]
+    return [message for message in messages if message is not None]
+
+
+async def test_a_subscriber_gets_a_counted_snapshot_and_then_each_change() -> None:
+    subject = Desired(operator_start_ms=7)
+    subject.put_asset(ASSET)
+    subject.put_dispatch(order())
+
+    subscription = subject.subscribe()
+    snapshot = await read(subscription, 4)
+    kinds = [message.WhichOneof("kind") for message in snapshot]
+    assert kinds == ["snapshot_begin", "asset", "dispatch", "snapshot_end"]
+    assert snapshot[0].snapshot_begin.operator_start_ms == 7
+    assert (snapshot[-1].snapshot_end.assets, snapshot[-1].snapshot_end.dispatches) == (1, 1)
+    assert {message.version for message in snapshot} == {3}
+
+    subject.put_dispatch(order(cancelled=True))
+    subject.remove_dispatch("uid-peak")
+    subject.remove_asset("uid-battery")
+    changes = await read(subscription, 3)
+    assert [message.version for message in changes] == [4, 5, 6]
+    assert changes[0].dispatch.cancelled
+
+
+async def test_what_is_equal_changes_nothing() -> None:
+    subject = Desired(operator_start_ms=7)
+    subject.put_asset(ASSET)
+    subject.put_dispatch(order())
+    version = subject.version
+
+    subject.put_asset(convert.asset_message(asset(), {}))
+    subject.put_dispatch(order())
+    subject.remove_asset("uid-of-nothing")
+    subject.remove_dispatch("uid-of-nothing")
+
+    assert subject.version == version
+
+
+async def test_a_cancel_never_comes_back() -> None:
+    subject = Desired(operator_start_ms=7)
+    subject.put_dispatch(order(cancelled=True, cancel_reason="AssetOutOfService"))
+    version = subject.version
+
+    subject.put_dispatch(order())
+    subject.put_dispatch(order(cancelled=True))
+
+    assert subject.version == version
+
+
+async def test_versions_say_since_when_replicas_may_know() -> None:
+    subject = Desired(operator_start_ms=7)
+    first, current = subject.dispatch_versions("uid-peak")
+    assert current > subject.version
+    assert first <= subject.version
+
+    subject.put_dispatch(order())
+    subject.put_asset(ASSET)
+    subject.put_dispatch(order(cancelled=True))
+    assert subject.dispatch_versions("uid-peak") == (2, 4)
+    assert subject.asset_version("uid-battery", 1) == 3
+    assert subject.asset_version("uid-battery", 2) is None
+
+
+async def test_history_goes_to_one_replica_and_waits_for_one() -> None:
+    subject = Desired(operator_start_ms=7)
+    message = control_pb2.OperatorMessage(transition=control_pb2.HeadendTransition())
+    assert not subject.tell_any(message)
+
+    one, two = subject.subscribe(), subject.subscribe()
+    assert subject.tell_any(message)
+    assert (await read(one, 3))[-1].HasField("transition")
+    subject.unsubscribe(one)
+    subject.unsubscribe(two)
+    assert not subject.tell_any(message)
+
+
+async def test_a_replica_that_is_too_slow_is_ended() -> None:
+    subscription = Subscription([])
+    for _ in range(desired.BACKLOG_LIMIT + 1):
+        subscription.put(control_pb2.OperatorMessage())
+
+    assert await subscription.get() is None
+
+
+def test_an_asset_goes_over_the_wire_whole() -> None:
+    home = asset(
+        fallback={"activePowerWatts": 0, "onCommsLoss": "Revert", "failsafeAfterSeconds": 300},
+        telemetry={"intervalSeconds": 1},
+    )
+    ledger = {
+        "current": {"serialNumber": "a", "publicKeySHA256": "b"},
+        "previous": {
+            "serialNumber": "c",
+            "publicKeySHA256": "d",
+            "acceptedUntil": "2027-01-15T08:00:00.500Z",
+        },
+        "quarantine": {"reason": "CloneSuspected"},
+    }
+
+    message = convert.asset_message(home, ledger)
+
+    assert message.HasField("fallback_active_power_watts")
+    assert message.fallback_active_power_watts == 0
+    assert not message.HasField("fallback_max_load_watts")
+    assert (message.limit_max_injection_watts, message.limit_max_absorption_watts) == (8000, 8000)
+    assert (message.on_comms_loss, message.failsafe_after_seconds) == ("Revert", 300)
+    assert message.identity.current.serial_number == "a"
+    assert message.identity.previous.accepted_until_us == 1_800_000_000_500_000
+    assert not message.identity.HasField("next")
+    assert message.identity.quarantine == "CloneSuspected"
+
+
+def test_a_dispatch_without_a_start_begins_at_its_creation() -> None:
+    subject = dispatch(startTime=None, setpoint={"mode": "LoadLimit", "maxLoadWatts": 700})
+
+    message = convert.dispatch_message(subject, "uid-battery", Submit())
+
+    assert message.start_us == message.created_us == subject.meta.created_us
+    assert (message.setpoint.mode, message.setpoint.watts) == ("LoadLimit", 700)
+    assert message.start_deadline_seconds == 50

@@ -1,0 +1,242 @@
+"""The operator's stream to gateways that are real servers with real TLS."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from tests.operator.making import acked, asset, at, dispatch
+
+from derops.observing import Readiness
+from derops.wire.v1 import control_pb2, control_pb2_grpc
+from derops_operator import convert
+from derops_operator.desired import Desired
+from derops_operator.fleet import Fleet, Link
+from derops_operator.headend import Headend
+from derops_operator.reconciling.actions import Submit
+from derops_operator.settings import OperatorSettings
+
+NAME = "derops-gateway-control"
+Message = control_pb2.ReplicaMessage
+
+
+def write_identity(directory: Path) -> None:
+    """Write one self-signed certificate that is server, client and authority."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(NAME)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+        .public_bytes(Encoding.PEM)
+    )
+    for file in ("tls.crt", "ca.crt"):
+        (directory / file).write_bytes(certificate)
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (directory / "tls.key").write_bytes(pem)
+
+
+@dataclass
+class Gateway(control_pb2_grpc.ControlServicer):
+    """A replica that accepts everything and says what the test tells it to."""
+
+    name: str
+    heard: list[control_pb2.OperatorMessage] = field(default_factory=list)
+    streams: int = 0
+    port: int = 0
+    contexts: list[Any] = field(default_factory=list)
+
+    async def Sync(self, requests: AsyncIterator[Any], context: Any) -> None:  # noqa: N802
+        self.streams += 1
+        self.contexts.append(context)
+        hello = control_pb2.ReplicaHello(replica=self.name, state_since_us=at(0))
+        await context.write(Message(hello=hello))
+        async for message in requests:
+            self.heard.append(message)
+            if message.WhichOneof("kind") not in {"snapshot_begin"} and not self._inside():
+                await context.write(Message(accepted_version=message.version))
+
+    def _inside(self) -> bool:
+        kinds = [message.WhichOneof("kind") for message in self.heard]
+        return kinds.count("snapshot_begin") > kinds.count("snapshot_end")
+
+    async def say(self, message: control_pb2.ReplicaMessage) -> None:
+        await self.contexts[-1].write(message)
+
+    def kinds(self) -> list[str]:
+        return [str(message.WhichOneof("kind")) for message in self.heard]
+
+
+class Bench:
+    """A headend and the gateways it is told of."""
+
+    def __init__(self, directory: Path) -> None:
+        write_identity(directory)
+        self.directory = directory
+        self.desired = Desired(operator_start_ms=5)
+        self.desired.put_asset(convert.asset_message(asset(), {}))
+        self.desired.put_dispatch(convert.dispatch_message(dispatch(), "uid-battery", Submit()))
+        self.fleet = Fleet(at(0))
+        self.readiness = Readiness()
+        self.concerned: list[str] = []
+        self.servers: list[Any] = []
+        self.gateways: list[Gateway] = []
+
+    async def add_gateway(self, name: str, port: int = 0) -> Gateway:
+        gateway = Gateway(name)
+        read = lambda file: (self.directory / file).read_bytes()  # noqa: E731
+        credentials = grpc.ssl_server_credentials(
+            [(read("tls.key"), read("tls.crt"))],
+            read("ca.crt"),
+            require_client_auth=True,  # type: ignore[no-untyped-call]
+        )
+        server = grpc.aio.server()
+        add: Any = control_pb2_grpc.add_ControlServicer_to_server
+        add(gateway, server)
+        gateway.port = server.add_secure_port(f"127.0.0.1:{port}", credentials)
+        await server.start()
+        self.servers.append(server)
+        self.gateways.append(gateway)
+        return gateway
+
+    def headend(self) -> Headend:
+        settings = OperatorSettings(
+            gateways=tuple(f"127.0.0.1:{gateway.port}" for gateway in self.gateways),
+            control_tls_directory=self.directory,
+            trust_domain="derops.test",
+        )
+        return Headend(
+            settings,
+            self.desired,
+            self.fleet,
+            self.readiness,
+            self.concerned.append,
+            lambda: None,
+        )
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = Bench(tmp_path)
+    yield bench
+    for server in bench.servers:
+        await server.stop(None)
+
+
+async def until(check: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not check():
+            await asyncio.sleep(0.01)
+
+
+class Running:
+    """A headend that runs inside the block."""
+
+    def __init__(self, headend: Headend) -> None:
+        self._headend = headend
+
+    async def __aenter__(self) -> Headend:
+        self._task = asyncio.create_task(self._headend.run())
+        return self._headend
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+async def test_a_gateway_gets_the_snapshot_then_changes_and_is_heard(bench: Bench) -> None:
+    gateway = await bench.add_gateway("one")
+
+    async with Running(bench.headend()) as headend:
+        await until(lambda: bench.readiness.report()[0])
+        assert gateway.kinds() == ["snapshot_begin", "asset", "dispatch", "snapshot_end"]
+        assert bench.fleet.accepted_version() == bench.desired.version
+
+        bench.desired.remove_dispatch("uid-peak")
+        headend.record(control_pb2.HeadendTransition(dispatch_uid="uid-peak"))
+        await until(lambda: len(gateway.heard) == 6)
+        assert gateway.kinds()[4:] == ["dispatch_removed", "transition"]
+
+        session = control_pb2.Session(asset_uid="uid-battery", connected=True, epoch=3)
+        await gateway.say(Message(session=session))
+        delivery = control_pb2.Delivery(dispatch_uid="uid-peak", generation=1, written_us=at(1))
+        await gateway.say(Message(delivery=delivery))
+        report = control_pb2.AgentReport(report=acked(), received_us=at(2))
+        await gateway.say(Message(report=report))
+        await until(lambda: len(bench.concerned) == 3)
+
+    view = bench.fleet.dispatch("uid-peak", 1, 1)
+    assert view.written_us == at(1)
+    assert view.report == acked()
+    assert bench.fleet.session("uid-battery", at(3)).link is Link.UNKNOWN
+    assert not bench.readiness.report()[0]
+
+
+async def test_a_report_that_makes_no_sense_is_left_out(bench: Bench) -> None:
+    gateway = await bench.add_gateway("one")
+
+    async with Running(bench.headend()):
+        await until(lambda: bench.readiness.report()[0])
+        odd = acked()
+        odd.phase = "Dancing"
+        await gateway.say(Message(report=control_pb2.AgentReport(report=odd)))
+        await gateway.say(Message(report=control_pb2.AgentReport(report=acked())))
+        await until(lambda: bench.concerned)
+
+    assert bench.concerned == ["uid-peak"]
+
+
+async def test_a_gateway_that_comes_back_gets_a_new_snapshot(bench: Bench) -> None:
+    first = await bench.add_gateway("one")
+
+    async with Running(bench.headend()):
+        await until(lambda: bench.readiness.report()[0])
+        await bench.servers[0].stop(None)
+        await until(lambda: not bench.readiness.report()[0])
+        bench.desired.remove_dispatch("uid-peak")
+
+        second = await bench.add_gateway("one", port=first.port)
+        await until(lambda: bench.readiness.report()[0])
+
+    assert second.kinds() == ["snapshot_begin", "asset", "snapshot_end"]
+
+
+async def test_the_highest_epoch_goes_to_every_replica(bench: Bench) -> None:
+    one, two = await bench.add_gateway("one"), await bench.add_gateway("two")
+
+    async with Running(bench.headend()):
+        await until(lambda: len(bench.fleet.replicas) == 2)
+        session = control_pb2.Session(asset_uid="uid-battery", connected=True, epoch=9)
+        await one.say(Message(session=session))
+        await until(lambda: "epoch_seen" in two.kinds())
+
+    assert bench.fleet.expected == 2
+    assert two.heard[-1].epoch_seen.epoch == 9
+
+
+async def test_history_waits_for_the_first_gateway(bench: Bench) -> None:
+    gateway = await bench.add_gateway("one")
+    headend = bench.headend()
+    headend.record(control_pb2.HeadendTransition(dispatch_uid="uid-early"))
+
+    async with Running(headend):
+        await until(lambda: "transition" in gateway.kinds())
+
+    assert gateway.kinds().index("snapshot_end") < gateway.kinds().index("transition")

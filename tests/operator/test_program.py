@@ -1,0 +1,95 @@
+"""The program's edges: settings, rights, and what of kopf is used."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import kopf
+import pytest
+import yaml
+from pydantic import ValidationError
+
+import derops_operator
+from derops_operator.handlers import configure, make_registry
+from derops_operator.settings import OperatorSettings
+
+ROOT = Path(__file__).parents[2]
+SOURCES = Path(derops_operator.__file__).parent
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, Any]:
+    for name in ("tls.crt", "tls.key", "ca.crt"):
+        (tmp_path / name).touch()
+    return {
+        "gateways": "one:8444, two.svc:8444",
+        "control_tls_directory": tmp_path,
+        "trust_domain": "derops.test",
+    }
+
+
+def test_gateways_are_a_comma_list(environment: dict[str, Any]) -> None:
+    assert OperatorSettings(**environment).gateways == ("one:8444", "two.svc:8444")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"gateways": ""},
+        {"gateways": "no-port"},
+        {"trust_domain": "Not A Domain"},
+        {"control_tls_directory": Path("/nowhere")},
+        {"resync_seconds": 0},
+        {"log_level": "LOUD"},
+    ],
+)
+def test_a_wrong_setting_is_refused(environment: dict[str, Any], wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        OperatorSettings(**environment | wrong)
+
+
+def test_only_the_handlers_of_kopf_that_write_nothing_are_used() -> None:
+    text = "\n".join(file.read_text() for file in SOURCES.rglob("*.py"))
+
+    banned = r"kopf\.(timer|daemon|index|on\.(create|update|delete|field|resume|mutate|validate))"
+    assert re.findall(banned, text) == []
+
+
+async def test_kopf_is_an_informer_and_nothing_else() -> None:
+    settings = kopf.OperatorSettings()
+    await configure(settings)
+
+    assert settings.scanning.disabled
+    assert settings.peering.standalone
+    assert not settings.posting.enabled
+    assert settings.queueing.worker_limit is None
+    assert set(settings.watching.label_selectors.values()) == {
+        "app.kubernetes.io/managed-by=derops"
+    }
+
+
+def test_three_kinds_are_watched() -> None:
+    registry = make_registry(lambda *_: None, lambda *_: None, lambda: None)  # type: ignore[arg-type,return-value]
+
+    selectors = {
+        (handler.selector.group, handler.selector.version, handler.selector.any_name)
+        for handler in registry._watching.get_all_handlers()
+        if handler.selector is not None
+    }
+    assert selectors == {
+        ("derops.io", "v1alpha1", "derassets"),
+        ("derops.io", "v1alpha1", "dispatches"),
+        ("cert-manager.io", "v1", "certificaterequests"),
+    }
+
+
+def test_the_rights_are_the_least() -> None:
+    file = ROOT / "charts" / "derops" / "files" / "operator-rules.yaml"
+    rules = yaml.safe_load(file.read_text())
+
+    resources = {resource for rule in rules for resource in rule["resources"]}
+    verbs = {verb for rule in rules for verb in rule["verbs"]}
+    assert "secrets" not in resources
+    assert not any("*" in name for name in resources | verbs)
+    (signers,) = [rule for rule in rules if rule["resources"] == ["signers"]]
+    assert signers["resourceNames"] == ["clusterissuers.cert-manager.io/derops-agent"]

@@ -1,0 +1,206 @@
+"""The documentation has every name of the code, and no link that leads nowhere."""
+
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import Counter, Gauge, Histogram
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+from pydantic_settings import BaseSettings
+
+from derops.checks import MODES_BY_TYPE
+from derops.lifecycle import Phase, Reason
+from derops_agent.settings import AgentSettings
+from derops_headend.gateway.settings import GatewaySettings
+from derops_headend.writer import WriterSettings
+from derops_operator.settings import OperatorSettings
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+REFERENCE = REPOSITORY / "docs" / "reference"
+PAGES = sorted(
+    [
+        *REPOSITORY.glob("*.md"),
+        *(REPOSITORY / "docs").rglob("*.md"),
+        *(REPOSITORY / "charts").rglob("*.md"),
+        *(REPOSITORY / "examples").rglob("*.md"),
+    ]
+)
+IMPORT_ROOTS = ["operator", "headend", "agent"]
+METRIC_MODULES = [
+    "derops_operator.metrics",
+    "derops_headend.gateway.metrics",
+    "derops_headend.storage.metrics",
+    "derops_agent.metrics",
+]
+KINDS = {"derasset": "derassets", "dispatch": "dispatches"}
+
+
+def rows(page: Path) -> dict[str, str]:
+    """Return the table rows of a page by the names in code of their first column; the first wins."""
+    found: dict[str, str] = {}
+    for line in page.read_text(encoding="utf-8").splitlines():
+        first = line.split("|")[1] if line.startswith("| `") else ""
+        found = dict.fromkeys(re.findall(r"`([^`]+)`", first), line) | found
+    return found
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {
+        re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings
+    }
+
+
+def fields(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield path and schema of every leaf of an OpenAPI schema; conditions count as one leaf."""
+    if path.endswith(".conditions"):
+        yield path, schema
+    elif "properties" in schema:
+        for name, inner in schema["properties"].items():
+            yield from fields(inner, f"{path}.{name}")
+    elif "properties" in schema.get("items", {}):
+        yield from fields(schema["items"], f"{path}[]")
+    else:
+        yield path, schema
+
+
+def crd_fields(kind: str) -> dict[str, dict[str, Any]]:
+    file = REPOSITORY / "crds" / f"derops.io_{KINDS[kind]}.yaml"
+    version = yaml.safe_load(file.read_text(encoding="utf-8"))["spec"]["versions"][0]
+    properties = version["schema"]["openAPIV3Schema"]["properties"]
+    return {
+        path: schema
+        for part in ("spec", "status")
+        for path, schema in fields(properties[part], part)
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), f"{target} does not exist"
+        if anchor:
+            assert anchor in anchors(linked), f"{target} has no such heading"
+
+
+def test_every_reason_is_on_the_reasons_page() -> None:
+    found = rows(REFERENCE / "reasons.md")
+
+    assert [reason for reason in Reason if reason not in found] == []
+    for reason in Reason:
+        phases = [word.strip() for word in found[reason].split("|")[2].split(",")]
+        assert set(phases) <= {str(phase) for phase in Phase}, f"{reason} has no such phase"
+
+
+def test_every_phase_is_on_the_phases_page() -> None:
+    found = rows(REPOSITORY / "docs" / "concepts" / "phases.md")
+
+    assert [phase for phase in Phase if phase not in found] == []
+
+
+def test_the_table_of_modes_is_that_of_the_checks() -> None:
+    text = (REPOSITORY / "docs" / "concepts" / "sign.md").read_text(encoding="utf-8")
+    heading = next(line for line in text.splitlines() if line.startswith("| type | ActivePower"))
+    modes = [cell.strip() for cell in heading.split("|")[2:-1]]
+
+    for kind, supported in MODES_BY_TYPE.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| {kind} |"))
+        said = [cell.strip() for cell in row.split("|")[2:-1]]
+        assert {mode for mode, word in zip(modes, said, strict=True) if word == "yes"} == supported
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_reference_of_a_resource_has_exactly_its_fields(kind: str) -> None:
+    documented = {name for name in rows(REFERENCE / f"{kind}.md") if name[:5] in ("spec.", "statu")}
+
+    assert documented == set(crd_fields(kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_reference_of_a_resource_has_defaults_choices_and_bounds(kind: str) -> None:
+    found = rows(REFERENCE / f"{kind}.md")
+
+    for path, schema in crd_fields(kind).items():
+        row = found[path]
+        for choice in schema.get("enum", []):
+            assert f"`{choice}`" in row, f"{path} lacks the choice {choice}"
+        if "default" in schema:
+            assert f"`{schema['default']}`" in row, f"{path} lacks its default"
+        for bound in ("minimum", "maximum"):
+            if path.startswith("spec.") and bound in schema:
+                assert states_bound(row, schema[bound]), f"{path} lacks its {bound}"
+
+
+def states_bound(row: str, bound: int) -> bool:
+    """Tell whether a row names a bound; "above 0" is a minimum of 1."""
+    return bool(re.search(rf"(?<!\d){bound}(?!\d)", row)) or (bound == 1 and "above 0" in row)
+
+
+@pytest.mark.parametrize("kind", [OperatorSettings, GatewaySettings, WriterSettings])
+def test_every_setting_of_the_environment_is_on_the_settings_page(kind: type[BaseSettings]) -> None:
+    found, prefix = rows(REFERENCE / "settings.md"), str(kind.model_config["env_prefix"])
+    names = {prefix + name.upper(): field for name, field in kind.model_fields.items()}
+
+    assert {name for name in found if name.startswith(prefix)} == set(names)
+    for name, field in names.items():
+        if field.default is not PydanticUndefined:
+            assert f"| `{field.default}` |" in found[name], f"{name} has another default"
+
+
+def test_every_key_of_the_agents_file_is_on_the_settings_page() -> None:
+    found = rows(REFERENCE / "settings.md")
+
+    for path, default in keys(AgentSettings, ""):
+        assert path in found, f"{path} is missing"
+        if isinstance(default, str | int | float) and not isinstance(default, bool):
+            assert f"| `{default}` |" in found[path], f"{path} has another default"
+
+
+def keys(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, object]]:
+    """Yield the path and default of every key of the agent's file."""
+    for name, field in section.model_fields.items():
+        path = prefix + (field.alias or name)
+        yield path, field.default
+        inner = field.annotation
+        if getattr(inner, "__origin__", None) is list:
+            inner, path = inner.__args__[0], f"{path}[]"  # type: ignore[union-attr]
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from keys(inner, f"{path}.")
+
+
+def test_the_metrics_page_has_exactly_the_metrics() -> None:
+    metrics = [
+        metric
+        for module in METRIC_MODULES
+        for metric in vars(importlib.import_module(module)).values()
+        if isinstance(metric, Counter | Gauge | Histogram)
+    ]
+    names = {
+        next(iter(metric.describe())).name + ("_total" if isinstance(metric, Counter) else "")
+        for metric in metrics
+    }
+
+    assert metric_rows() == names
+
+
+def metric_rows() -> set[str]:
+    text = (REFERENCE / "metrics.md").read_text(encoding="utf-8")
+    tables = text.partition("## What to watch")
+    known = set(re.findall(r"^\| `(derops_\w+)` \|", tables[0], re.MULTILINE))
+    assert set(re.findall(r"`(derops_\w+)`", tables[2])) <= known, "an alarm on no metric"
+    return known
+
+
+@pytest.mark.parametrize("root", IMPORT_ROOTS)
+def test_an_import_root_is_no_package(root: str) -> None:
+    assert not (REPOSITORY / root / "__init__.py").exists()

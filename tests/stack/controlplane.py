@@ -1,0 +1,223 @@
+"""A Kubernetes control plane of one's own: etcd, API server, controller manager, cert-manager."""
+
+import json
+import ssl
+import urllib.request
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+from tests.stack import build, kubeconfig, pki, places
+from tests.stack.processes import Process
+
+AGENT_ISSUER = "derops-agent"
+"""The ClusterIssuer whose requests only the operator approves."""
+
+_APPROVED_SIGNERS = ",".join(
+    [
+        "issuers.cert-manager.io/*",
+        "clusterissuers.cert-manager.io/derops-bootstrap",
+        "clusterissuers.cert-manager.io/derops-server",
+        "clusterissuers.cert-manager.io/derops-control",
+    ]
+)
+
+_AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [
+        {
+            "level": "Metadata",
+            "verbs": ["create", "update", "patch", "delete"],
+            "resources": [{"group": "derops.io"}],
+        },
+        {"level": "None"},
+    ],
+}
+
+
+class ControlPlane:
+    """Real components on free loopback ports in a private directory; several can run at once."""
+
+    def __init__(self, parent_directory: Path | None = None) -> None:
+        self._parent_directory = parent_directory
+        self._cleanup = ExitStack()
+        self.processes: dict[str, Process] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self._cleanup.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cleanup.close()
+
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        """Run kubectl as administrator and return what it printed."""
+        return kubeconfig.kubectl(self.binaries.kubectl, self.kubeconfig, *arguments, stdin=stdin)
+
+    def apply(self, *manifests: object) -> None:
+        """Apply manifests, server-side, in one call."""
+        body = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}
+        self.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(body))
+
+    def service_account_kubeconfig(self, namespace: str, name: str) -> str:
+        """Return the path of a kubeconfig with a token of that ServiceAccount and its rights."""
+        token = self.kubectl("create", "token", name, "-n", namespace, "--duration=48h").strip()
+        return kubeconfig.write(
+            self.directory / f"{namespace}_{name}.kubeconfig",
+            self.server,
+            self._authority.certificate,
+            {"token": token},
+        )
+
+    def install_crds(self) -> None:
+        """Install cert-manager's kinds and our own, and wait until the API server serves them."""
+        self.kubectl("apply", "--server-side", "-f", str(self.binaries.certmanager_crds))
+        own = places.REPOSITORY / "crds"
+        if any(own.glob("*.yaml")):
+            self.kubectl("apply", "--server-side", "-f", str(own))
+        self.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+
+    def audit_events(self) -> list[dict[str, object]]:
+        """Return each write to our kinds that the API server took, oldest first."""
+        return [json.loads(line) for line in self._audit_log.read_text().splitlines()]
+
+    def _start(self) -> None:
+        self.binaries = build.binaries()
+        self.directory = self._cleanup.enter_context(
+            places.private_directory("controlplane", self._parent_directory)
+        )
+        self._audit_log = self.directory / "audit.jsonl"
+        self._authority = pki.Authority("derops-stack")
+        port, etcd_port = places.free_port(), places.free_port()
+        self.server = f"https://127.0.0.1:{port}"
+        self.kubeconfig = self._client("admin", "derops-admin", "system:masters")
+        self._launch("etcd", self._etcd_command(etcd_port))
+        apiserver = self._launch("kube-apiserver", self._apiserver_command(port, etcd_port))
+        apiserver.wait_until(self._answers())
+        self._launch("kube-controller-manager", self._controller_manager_command())
+        self.install_crds()
+        self.apply(*(_namespace(name) for name in ("cert-manager", "derops-system")))
+        self._launch("cert-manager", self._certmanager_command())
+
+    def _launch(self, name: str, command: list[str]) -> Process:
+        process = Process(name, command, directory=self.directory)
+        self.processes[name] = process
+        self._cleanup.callback(process.terminate)
+        process.start()
+        return process
+
+    def _client(self, name: str, user: str, group: str | None = None) -> str:
+        return kubeconfig.write(
+            self.directory / f"{name}.kubeconfig",
+            self.server,
+            self._authority.certificate,
+            kubeconfig.certificate_user(self._authority.client(user, group)),
+        )
+
+    def _file(self, name: str, text: str) -> str:
+        file = self.directory / name
+        file.touch(mode=0o600)
+        file.write_text(text)
+        return str(file)
+
+    def _answers(self) -> Callable[[], bool]:
+        trust = ssl.create_default_context(cadata=self._authority.certificate)
+        trust.load_cert_chain(self._file("admin.pem", self._admin_pem()))
+
+        def check() -> bool:
+            try:
+                with urllib.request.urlopen(
+                    f"{self.server}/readyz", timeout=2, context=trust
+                ) as answer:
+                    return bool(answer.status == 200)
+            except OSError:
+                return False
+
+        return check
+
+    def _admin_pem(self) -> str:
+        pair = self._authority.client("derops-admin", "system:masters")
+        return pair.certificate + pair.key
+
+    def _etcd_command(self, port: int) -> list[str]:
+        client, peer = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{places.free_port()}"
+        data = f"--data-dir={self.directory / 'etcd'}"
+        if prebuilt := self.binaries.envtest("etcd"):
+            return [
+                prebuilt,
+                data,
+                "--unsafe-no-fsync",
+                f"--listen-client-urls={client}",
+                f"--advertise-client-urls={client}",
+                f"--listen-peer-urls={peer}",
+                f"--initial-advertise-peer-urls={peer}",
+                f"--initial-cluster=default={peer}",
+            ]
+        return [
+            self.binaries.controlplane,
+            "etcd",
+            data,
+            f"--listen-client-url={client}",
+            f"--listen-peer-url={peer}",
+        ]
+
+    def _apiserver_command(self, port: int, etcd_port: int) -> list[str]:
+        serving = self._authority.server(["localhost", "kubernetes"], ["127.0.0.1", "10.0.0.1"])
+        self._token_key = self._file("sa.key", pki.service_account_key())
+        self._authority_file = self._file("ca.crt", self._authority.certificate)
+        prebuilt = self.binaries.envtest("kube-apiserver")
+        program = [prebuilt] if prebuilt else [self.binaries.controlplane, "kube-apiserver"]
+        return [
+            *program,
+            f"--etcd-servers=http://127.0.0.1:{etcd_port}",
+            "--bind-address=127.0.0.1",
+            "--advertise-address=127.0.0.1",
+            f"--secure-port={port}",
+            f"--cert-dir={self.directory / 'apiserver'}",
+            f"--client-ca-file={self._authority_file}",
+            f"--tls-cert-file={self._file('apiserver.crt', serving.certificate)}",
+            f"--tls-private-key-file={self._file('apiserver.key', serving.key)}",
+            f"--service-account-key-file={self._token_key}",
+            f"--service-account-signing-key-file={self._token_key}",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            "--authorization-mode=RBAC",
+            "--service-cluster-ip-range=10.0.0.0/24",
+            "--endpoint-reconciler-type=none",  # loopback cannot be an endpoint
+            f"--audit-policy-file={self._file('audit.json', json.dumps(_AUDIT_POLICY))}",
+            f"--audit-log-path={self._audit_log}",
+        ]
+
+    def _controller_manager_command(self) -> list[str]:
+        config = self._client("kube-controller-manager", "system:kube-controller-manager")
+        return [
+            self.binaries.controlplane,
+            "kube-controller-manager",
+            f"--kubeconfig={config}",
+            f"--authentication-kubeconfig={config}",
+            f"--authorization-kubeconfig={config}",
+            f"--service-account-private-key-file={self._token_key}",
+            f"--root-ca-file={self._authority_file}",
+            "--use-service-account-credentials",
+            "--bind-address=127.0.0.1",
+            "--secure-port=0",
+            "--leader-elect=false",
+        ]
+
+    def _certmanager_command(self) -> list[str]:
+        return [
+            self.binaries.controlplane,
+            "cert-manager",
+            f"--kubeconfig={self._client('cert-manager', 'cert-manager', 'system:masters')}",
+            f"--approve-signer-names={_APPROVED_SIGNERS}",
+        ]
+
+
+def _namespace(name: str) -> dict[str, object]:
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}

@@ -1,0 +1,176 @@
+"""Agents of the stack. The stack plays installer: each DERAsset gets a simulated device.
+
+An agent starts when the Secret with its certificate is there, as a pod would, and ends when its
+asset is gone. What it wrote to disk stays, as it would on a device: an asset of the same name that
+is created later finds it. An asset annotated ``derops.io/agent: none`` gets no agent.
+"""
+
+import base64
+import json
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import kubernetes
+from tests.stack import places
+from tests.stack.mounts import write_mount
+from tests.stack.processes import Process, StackError, http_ok
+from tests.stack.simulation import Site, certificate_directory, write_agent_file
+
+ANNOTATION = "derops.io/agent"
+LOOK_SECONDS = 0.5
+
+AgentName = tuple[str, str]
+"""Namespace and name of the asset."""
+
+
+def secret_name(asset: str) -> str:
+    """Return the Secret that the operator has cert-manager fill for an asset."""
+    return f"{asset}-derops-agent"
+
+
+class Agent:
+    """One agent process with the assets that it hosts."""
+
+    def __init__(self, directory: Path, site: Site, assets: Sequence[dict[str, Any]]) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "data").mkdir(exist_ok=True)
+        self.assets = assets
+        self.ops_port = places.free_port()
+        file = write_agent_file(directory, site, assets, self.ops_port)
+        self.process = Process(
+            f"agent/{directory.name}",
+            [str(Path(sys.executable).parent / "derops-agent"), "--config", str(file)],
+            directory=directory,
+        )
+        self._mounts = {
+            _key(asset["metadata"]): certificate_directory(directory, asset) for asset in assets
+        }
+
+    @property
+    def names(self) -> set[AgentName]:
+        return set(self._mounts)
+
+    def mount(self, secrets: dict[AgentName, dict[str, bytes]]) -> bool:
+        """Bring the mounted Secrets up to date; return whether all are there."""
+        there = True
+        for (namespace, name), directory in self._mounts.items():
+            data = secrets.get((namespace, secret_name(name)))
+            if data and data.get("tls.crt"):
+                write_mount(directory, data)
+            else:
+                there = there and (directory / "tls.crt").exists()
+        return there
+
+
+class Fleet:
+    """Watches DERAssets and Secrets and keeps the agents in step, from a thread of its own."""
+
+    def __init__(self, kubeconfig: str, site: Site, directory: Path) -> None:
+        self._site = site
+        self._directory = directory
+        self._agents: dict[AgentName, Agent] = {}
+        self._lock = threading.RLock()
+        self._stopping = threading.Event()
+        self._client = kubernetes.config.new_client_from_config(kubeconfig)
+        self._objects = kubernetes.client.CustomObjectsApi(self._client)
+        self._core = kubernetes.client.CoreV1Api(self._client)
+        self._thread = threading.Thread(target=self._watch, name="fleet")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End all agents, at the same time."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        threads = [
+            threading.Thread(target=agent.process.terminate)
+            for agent in {id(agent): agent for agent in self._agents.values()}.values()
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self._client.close()
+
+    def agents(self) -> dict[str, Agent]:
+        """Return the agents by ``namespace/name`` of their assets."""
+        with self._lock:
+            return {f"{ns}/{name}": agent for (ns, name), agent in self._agents.items()}
+
+    def get(self, namespace: str, name: str) -> Agent:
+        with self._lock:
+            if (namespace, name) not in self._agents:
+                raise StackError(f"{namespace}/{name} has no agent; running: {[*self.agents()]}")
+            return self._agents[namespace, name]
+
+    def host(self, names: Sequence[AgentName], label: str) -> Agent:
+        """Start one process that is the agent of all ``names``, which must exist.
+
+        The assets carry the annotation that keeps single agents away. Waits for their Secrets.
+        """
+        wanted = set(names)
+        assets = [asset for asset in self._list_assets() if _key(asset["metadata"]) in wanted]
+        agent = Agent(self._directory / label, self._site, assets)
+        while not agent.mount(self._list_secrets()):
+            if self._stopping.wait(LOOK_SECONDS):
+                raise StackError("the fleet was stopped")
+        with self._lock:
+            self._agents |= dict.fromkeys(agent.names, agent)
+        agent.process.start()
+        agent.process.wait_until(http_ok(f"http://127.0.0.1:{agent.ops_port}/livez"))
+        return agent
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(LOOK_SECONDS):
+            try:
+                assets = {_key(asset["metadata"]): asset for asset in self._list_assets()}
+                secrets = self._list_secrets() if assets else {}
+            except Exception as error:  # the API server may be away: that is a test's business
+                print(f"fleet: {type(error).__name__}: {error}", flush=True)
+                continue
+            with self._lock:
+                self._follow(assets, secrets)
+
+    def _follow(
+        self,
+        assets: dict[AgentName, dict[str, Any]],
+        secrets: dict[AgentName, dict[str, bytes]],
+    ) -> None:
+        for key in [key for key in self._agents if key not in assets]:
+            agent = self._agents.pop(key)
+            if agent not in self._agents.values():
+                threading.Thread(target=agent.process.terminate).start()
+        for key, asset in assets.items():
+            wants_none = asset["metadata"].get("annotations", {}).get(ANNOTATION) == "none"
+            if key not in self._agents and not wants_none:
+                self._agents[key] = Agent(self._directory / "_".join(key), self._site, [asset])
+        for agent in {id(agent): agent for agent in self._agents.values()}.values():
+            if agent.mount(secrets) and not agent.process.started:
+                agent.process.start()
+
+    def _list_assets(self) -> list[dict[str, Any]]:
+        answer = self._objects.list_cluster_custom_object(
+            "derops.io", "v1alpha1", "derassets", _preload_content=False
+        )
+        items: list[dict[str, Any]] = json.loads(answer.data)["items"]
+        return items
+
+    def _list_secrets(self) -> dict[AgentName, dict[str, bytes]]:
+        answer = self._core.list_secret_for_all_namespaces(
+            field_selector="type=kubernetes.io/tls", _preload_content=False
+        )
+        return {
+            _key(secret["metadata"]): {
+                key: base64.b64decode(value) for key, value in secret.get("data", {}).items()
+            }
+            for secret in json.loads(answer.data)["items"]
+        }
+
+
+def _key(metadata: dict[str, Any]) -> AgentName:
+    return metadata["namespace"], metadata["name"]

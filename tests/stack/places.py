@@ -1,0 +1,74 @@
+"""Where things lie: the repository, the cache, private directories, free ports."""
+
+import contextlib
+import fcntl
+import os
+import random
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+BUILD = REPOSITORY / "build"
+
+_PORTS = range(20_000, 32_000)
+"""Below the range from which Linux takes the ports of outgoing connections."""
+
+_port_locks: list[TextIO] = []
+
+
+def cache() -> Path:
+    """Return the user's cache directory of this project; it outlives clones and ``make clean``."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    directory = Path(base) / "derops"
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+@contextlib.contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Keep other processes out until the block ends."""
+    with (cache() / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def private_directory(purpose: str, parent: Path | None = None) -> Iterator[Path]:
+    """Yield a new directory; it goes away afterwards unless DEROPS_STACK_KEEP is set.
+
+    Others may pass through but not look around: PostgreSQL below it runs as a different user.
+    """
+    directory = Path(tempfile.mkdtemp(prefix=f"derops-{purpose}-", dir=parent))
+    directory.chmod(0o711)
+    try:
+        yield directory
+    finally:
+        if os.environ.get("DEROPS_STACK_KEEP"):
+            print(f"kept {directory}", flush=True)
+        else:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on and no other stack on this machine was given.
+
+    The claim holds until this process ends, so that a part keeps its port over restarts.
+    """
+    claims = Path(tempfile.gettempdir()) / f"derops-ports-{os.getuid()}"
+    claims.mkdir(exist_ok=True)
+    for port in random.sample(_PORTS, len(_PORTS)):
+        claim = (claims / str(port)).open("w")
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            claim.close()
+            continue
+        _port_locks.append(claim)
+        return port
+    raise RuntimeError(f"no free port from {_PORTS.start} to {_PORTS.stop}")

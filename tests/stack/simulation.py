@@ -1,0 +1,71 @@
+"""The agent's file for a DERAsset: a simulated device with the asset's type and ratings."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_MODELS = {
+    "Battery": "battery",
+    "Solar": "solar",
+    "EVCharger": "evCharger",
+    "Generator": "generator",
+    "Load": "load",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """What an installer knows before the first agent: whom to dial and whom to trust."""
+
+    gateway: str
+    server_ca: Path
+
+
+def write_agent_file(
+    directory: Path,
+    site: Site,
+    assets: Sequence[dict[str, Any]],
+    ops_port: int,
+) -> Path:
+    """Write the configuration of one agent that hosts ``assets`` and return its path."""
+    file = directory / "agent.yaml"
+    document = {
+        "gateways": [site.gateway],
+        "serverCAFile": str(site.server_ca),
+        "dataDirectory": str(directory / "data"),
+        "opsAddress": "127.0.0.1",
+        "opsPort": ops_port,
+        "assets": [
+            {
+                "namespace": asset["metadata"]["namespace"],
+                "name": asset["metadata"]["name"],
+                "certificateDirectory": str(certificate_directory(directory, asset)),
+                "driver": driver(asset["spec"]),
+            }
+            for asset in assets
+        ],
+    }
+    file.write_text(json.dumps(document, indent=2))  # JSON is YAML
+    return file
+
+
+def certificate_directory(directory: Path, asset: dict[str, Any]) -> Path:
+    """Return where the asset's Secret is mounted for an agent that lives in ``directory``."""
+    metadata = asset["metadata"]
+    return directory / "certificates" / f"{metadata['namespace']}_{metadata['name']}"
+
+
+def driver(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return the driver section: the model that fits the type, with the ratings of the asset."""
+    ratings = spec["ratings"]
+    options = {
+        "kind": "simulated",
+        "model": _MODELS[spec["type"]],
+        "maxInjectionWatts": ratings["maxInjectionWatts"],
+        "maxAbsorptionWatts": ratings["maxAbsorptionWatts"],
+    }
+    if spec["type"] == "Battery":
+        options["energyCapacityWattHours"] = ratings["energyCapacityWattHours"]
+    return options
