@@ -84,7 +84,7 @@ class OpsServer:
         self, address: str, port: int, readiness: Readiness, alive: Callable[[], bool] | None = None
     ) -> None:
         """Bind the port; 0 takes a free one, see ``port``."""
-        alive = alive or (lambda: True)
+        is_alive = alive or (lambda: True)
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
@@ -92,7 +92,7 @@ class OpsServer:
                 if path == "/metrics":
                     self._answer(200, CONTENT_TYPE_LATEST, generate_latest(REGISTRY))
                 elif path == "/livez":
-                    good = alive()
+                    good = is_alive()
                     self._text(200 if good else 503, "ok" if good else "main loop is stuck")
                 elif path == "/readyz":
                     ready, text = readiness.report()

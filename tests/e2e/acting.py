@@ -51,9 +51,7 @@ class Pilot:
         self.stack.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
-        return json.loads(
-            self.stack.kubectl("get", kind, name, "-n", self.namespace, "-o", "json")
-        )
+        return json.loads(self.stack.kubectl("get", kind, name, "-n", self.namespace, "-o", "json"))
 
     def battery(
         self, name: str = "battery", *, connected: bool = True, **spec: Any

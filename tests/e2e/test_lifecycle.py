@@ -1,5 +1,7 @@
 """The life of a dispatch on the real stack: what status says is what the device did."""
 
+from itertools import pairwise
+
 from tests.e2e.acting import Pilot, conditions, eventually, instant, parse
 
 
@@ -31,7 +33,7 @@ def test_a_dispatch_costs_at_most_eight_status_writes(pilot: Pilot) -> None:
         pilot.wait_for_phase("counted", "Complete")
 
     statuses = [state["status"] for state in states]
-    writes = sum(before != after for before, after in zip(statuses, statuses[1:], strict=False))
+    writes = sum(before != after for before, after in pairwise(statuses))
     assert 1 <= writes <= 8
     phases = [status["phase"] for status in statuses]
     order = ["Submitted", "Sent", "Acked", "Active", "Complete"]
@@ -53,14 +55,16 @@ def test_telemetry_and_history_reach_the_database(pilot: Pilot) -> None:
         "telemetry of the setpoint",
     )
     phases = eventually(
-        lambda: {
-            row[0]
-            for row in pilot.rows(
-                "select phase from dispatch_event where dispatch_uid::text = %s",
-                pilot.get("dispatch", "stored")["metadata"]["uid"],
-            )
-        }
-        >= {"Submitted", "Acked", "Active", "Complete"},
+        lambda: (
+            {
+                row[0]
+                for row in pilot.rows(
+                    "select phase from dispatch_event where dispatch_uid::text = %s",
+                    pilot.get("dispatch", "stored")["metadata"]["uid"],
+                )
+            }
+            >= {"Submitted", "Acked", "Active", "Complete"}
+        ),
         "the history",
     )
 

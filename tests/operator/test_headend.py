@@ -99,13 +99,16 @@ class Bench:
         self.servers: list[Any] = []
         self.gateways: list[Gateway] = []
 
+    def read(self, file: str) -> bytes:
+        return (self.directory / file).read_bytes()
+
     async def add_gateway(self, name: str, port: int = 0) -> Gateway:
         gateway = Gateway(name)
-        read = lambda file: (self.directory / file).read_bytes()  # noqa: E731
+        pair = [(self.read("tls.key"), self.read("tls.crt"))]
         credentials = grpc.ssl_server_credentials(
-            [(read("tls.key"), read("tls.crt"))],
-            read("ca.crt"),
-            require_client_auth=True,  # type: ignore[no-untyped-call]
+            pair,
+            self.read("ca.crt"),
+            require_client_auth=True,
         )
         server = grpc.aio.server()
         add: Any = control_pb2_grpc.add_ControlServicer_to_server

@@ -35,7 +35,10 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
             id="gateway with a word for a port",
         ),
         pytest.param(
-            ["derops-agent", "--config", "nowhere.yaml"], {}, "nowhere.yaml", id="agent without file"
+            ["derops-agent", "--config", "nowhere.yaml"],
+            {},
+            "nowhere.yaml",
+            id="agent without file",
         ),
     ],
 )

@@ -41,7 +41,7 @@ KINDS = {"derasset": "derassets", "dispatch": "dispatches"}
 
 
 def rows(page: Path) -> dict[str, str]:
-    """Return the table rows of a page by the names in code of their first column; the first wins."""
+    """Return table rows by the names in code in their first column; the first of a name wins."""
     found: dict[str, str] = {}
     for line in page.read_text(encoding="utf-8").splitlines():
         first = line.split("|")[1] if line.startswith("| `") else ""
