@@ -27,11 +27,11 @@ generate: setup  ## Generate the wire format's Python code from the .proto files
 		--grpc_python_out=headend $(PROTOS)
 	rm -f headend/derops/wire/v1/dispatch_pb2_grpc.py headend/derops/wire/v1/log_pb2_grpc.py
 
-# The operator, the CRDs and the device drivers are not whole yet: their tests, and those of the stack
+# The CRDs and the device drivers are not whole yet: their tests, and those of the stack
 # and the programs that need them, join this list with what they test.
-TESTED := tests/agent tests/headend
+TESTED := tests/agent tests/headend tests/operator
 
-test: setup  ## Run the tests of the parts that are whole: headend and agent
+test: setup  ## Run the tests of the parts that are whole: operator, headend, agent
 	.venv/bin/pytest $(TESTED)
 
 e2e: setup  ## Run the end-to-end tests only

@@ -1,0 +1,293 @@
+"""How a dispatch ends: proofs, cancels, deletions, and that an ending stays."""
+
+from dataclasses import replace
+
+import pytest
+from tests.operator.making import (
+    Story,
+    acked,
+    active,
+    asset,
+    at,
+    dispatch,
+    ended,
+    holding,
+    report,
+    view,
+)
+
+from derops.lifecycle import Phase
+from derops.wire.v1 import dispatch_pb2
+from derops_operator.facts import Asset
+from derops_operator.fleet import DispatchView, Holding
+from derops_operator.reconciling.actions import (
+    Delete,
+    RemoveFinalizer,
+    Settle,
+    Submit,
+)
+
+# Proofs
+
+
+def test_an_unsent_dispatch_is_withdrawn_after_accept_by_and_then_expires() -> None:
+    story = Story().look(0.1)
+
+    story.look(52, view(holding(accepted=False)))
+    assert story.submit == Submit(cancelled=True, cancel_reason="AgentOffline")
+    assert story.status["phase"] == "Submitted"
+
+    story.look(52.1, view(holding(accepted=True)))
+    assert story.ending == ("Expired", "AgentOffline")
+    assert story.conditions["Delivered"] == "False"
+
+
+def test_before_accept_by_nothing_is_withdrawn() -> None:
+    story = Story().look(0.1).look(50.5)
+
+    assert story.submit == Submit()
+    assert story.status["phase"] == "Submitted"
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        pytest.param(DispatchView(), id="no gateway was heard"),
+        pytest.param(view(holding(), complete=False), id="a configured gateway is not connected"),
+        pytest.param(view(holding(connected=False)), id="the gateway that held it is lost"),
+        pytest.param(view(holding(generation=None)), id="a gateway has not said where it stands"),
+        pytest.param(view(holding(state_since_us=at(5))), id="the gateway began anew meanwhile"),
+        pytest.param(view(holding(), holding(written_us=at(3))), id="one of two gateways wrote it"),
+        pytest.param(view(report=acked()), id="the agent accepted it"),
+    ],
+)
+def test_nothing_expires_without_proof(seen: DispatchView) -> None:
+    story = Story().look(0.1).look(60, seen)
+
+    assert story.status["phase"] != "Expired"
+    assert story.submit is not None
+    assert not story.submit.cancelled
+
+
+def test_what_was_shown_as_sent_never_expires_by_the_operator() -> None:
+    story = Story().look(0.1).look(1, view(holding(written_us=at(0.5)))).look(60, view(holding()))
+
+    assert story.status["phase"] == "Sent"
+
+
+def test_without_proof_the_outcome_is_unknown_after_the_report_deadline() -> None:
+    story = Story().look(0.1).look(999, DispatchView())
+    assert story.status["phase"] == "Submitted"
+
+    story.look(1001, DispatchView())
+
+    assert story.ending == ("Failed", "OutcomeUnknown")
+    assert story.conditions["Reverted"] == "Unknown"
+    assert "900 s" in story.status["message"]
+
+
+def test_an_active_dispatch_without_an_ending_is_unknown_and_stays_applied() -> None:
+    story = Story().look(0.1).look(3, view(report=active())).look(1001, view(report=active()))
+
+    assert story.ending == ("Failed", "OutcomeUnknown")
+    assert story.conditions["Applied"] == "True"
+    assert "Active" in story.status["message"]
+
+
+def test_the_agents_planned_end_moves_the_report_deadline() -> None:
+    late = active(planned_end_us=at(160))
+    story = Story(dispatch(latePolicy="KeepDuration")).look(0.1).look(3, view(report=late))
+
+    assert story.look(1059, view(report=late)).status["phase"] == "Active"
+    assert story.look(1061, view(report=late)).status["phase"] == "Failed"
+
+
+def test_a_decision_names_the_time_of_the_next_one() -> None:
+    story = Story().look(0.1)
+    assert story.decision.again_us is not None
+    assert at(51) <= story.decision.again_us < at(52)
+
+    story.look(60, view(report=acked()))
+    assert story.decision.again_us is not None
+    assert at(1000) <= story.decision.again_us < at(1001)
+
+
+# Cancelling
+
+
+def test_a_cancel_before_delivery_needs_no_agent() -> None:
+    story = Story().look(0.1).change(desired_state="Cancelled")
+
+    story.look(1, view(holding(generation=1, accepted=False)))
+    assert story.submit == Submit(cancelled=True)
+    assert story.status["phase"] == "Submitted"
+
+    story.look(1.1, view(holding(generation=2)))
+    assert story.ending == ("Cancelled", "CancelledBeforeDelivery")
+    assert story.status["observedGeneration"] == 2
+
+
+def test_a_cancel_of_a_sent_dispatch_waits_for_the_agent() -> None:
+    story = Story().look(0.1).look(1, view(holding(written_us=at(0.5))))
+    story.change(desired_state="Cancelled").look(2, view(holding(written_us=at(0.5), generation=2)))
+    assert story.status["phase"] == "Sent"
+    assert "waiting for the agent to confirm" in story.status["message"]
+
+    gone = report("Cancelled", "CancelledBeforeStart", accepted_us=at(1))
+    story.look(3, view(report=gone))
+    assert story.ending == ("Cancelled", "CancelledBeforeStart")
+    assert story.conditions["Applied"] == "False"
+    assert story.conditions["Reverted"] == "True"
+
+
+@pytest.mark.parametrize(
+    ("home", "reason"),
+    [
+        (asset(operatingState="OutOfService"), "AssetOutOfService"),
+        (asset(operatingState="Quarantined"), "AssetQuarantined"),
+        (asset(deleting=2, held=True), "AssetDeleted"),
+        (None, "AssetDeleted"),
+    ],
+)
+def test_an_asset_that_is_taken_out_cancels_what_is_in_flight(
+    home: Asset | None, reason: str
+) -> None:
+    story = Story().look(0.1).look(2, view(report=active()))
+    story.asset = home
+
+    story.look(3, view(report=active()))
+    assert story.submit == Submit(cancelled=True, cancel_reason=reason, known_phase=Phase.ACTIVE)
+
+    story.look(4, view(report=ended("Cancelled", reason)))
+    assert story.ending == ("Cancelled", reason)
+    assert "the device was reverted" in story.status["message"]
+
+
+def test_an_undelivered_dispatch_of_an_asset_taken_out_is_cancelled_with_its_reason() -> None:
+    story = Story().look(0.1)
+    story.asset = asset(operatingState="OutOfService")
+
+    assert story.look(1).ending == ("Cancelled", "AssetOutOfService")
+
+
+def test_an_asset_created_anew_under_the_name_is_another_asset() -> None:
+    story = Story().look(0.1)
+    old = asset()
+    story.asset = replace(old, meta=replace(old.meta, uid="uid-new", created_us=at(5)))
+
+    story.look(6, view(holding(accepted=False)))
+
+    assert story.submit is not None
+    assert story.submit.cancel_reason == "AssetDeleted"
+
+
+# Deleting
+
+
+def test_deletion_cancels_and_lets_go_when_the_ending_is_stored() -> None:
+    story = Story().look(0.1).look(2, view(report=active())).change(deleting_us=at(5))
+
+    story.look(5.1, view(report=active()))
+    assert story.submit is not None
+    assert story.submit.cancelled
+    assert story.removal is None
+
+    story.look(6, view(report=ended("Cancelled", "CancelledWhileActive")))
+    assert story.removal is None
+    story.look(6.1)
+    assert story.decision.actions == (Settle(), RemoveFinalizer())
+
+
+def test_deletion_without_an_answer_lets_go_after_the_grace_and_says_what_is_not_known() -> None:
+    story = Story().look(0.1).look(2, view(report=active())).change(deleting_us=at(5))
+    assert story.look(64, view(report=active())).removal is None
+
+    story.look(66, view(report=active()))
+
+    assert story.removal is not None
+    assert "not known" in story.removal.warning
+    assert "Active" in story.removal.warning
+
+
+# After the end
+
+
+def test_an_ending_is_settled_only_once_it_is_stored() -> None:
+    story = Story().look(0.1).look(101, view(report=ended()))
+    assert Settle() not in story.decision.actions
+
+    story.look(102, view(report=ended()))
+    assert story.decision.actions == (Settle(), RemoveFinalizer())
+    assert story.look(103).decision.actions == (Settle(),)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (ended(), ended("Failed", "DeviceOffline")),
+        (ended("Failed", "DeviceOffline"), ended()),
+        (ended("Cancelled", "CancelledWhileActive"), ended()),
+    ],
+)
+def test_there_are_never_two_endings_and_the_later_word_is_kept_beside(
+    first: dispatch_pb2.DispatchReport, second: dispatch_pb2.DispatchReport
+) -> None:
+    story = Story().look(0.1).look(101, view(report=first))
+    frozen = story.status
+
+    story.look(102, view(report=second))
+
+    assert story.ending == (first.phase, first.reason)
+    assert story.status["lateReport"]["phase"] == second.phase
+    assert {k: v for k, v in story.status.items() if k != "lateReport"} == frozen
+
+
+def test_the_same_ending_again_changes_nothing() -> None:
+    story = Story().look(0.1).look(101, view(report=ended()))
+    frozen = story.status
+
+    assert story.look(200, view(report=ended(sequence=12))).status == frozen
+
+
+def test_a_word_after_an_unknown_outcome_is_a_late_report() -> None:
+    story = Story().look(0.1).look(1001, DispatchView())
+
+    assert story.look(1100, view(report=active())).status["lateReport"]["phase"] == "Active"
+    story.look(1200, view(report=ended()))
+
+    assert story.ending == ("Failed", "OutcomeUnknown")
+    assert story.status["lateReport"]["phase"] == "Complete"
+
+
+def test_a_stale_report_after_the_agents_ending_is_no_news() -> None:
+    story = Story().look(0.1).look(101, view(report=ended())).look(102, view(report=active()))
+
+    assert "lateReport" not in story.status
+
+
+def test_a_finished_dispatch_still_observes_its_generation() -> None:
+    story = Story().look(0.1).look(101, view(report=ended()))
+    story.change(ttl_seconds_after_finished=60).look(102)
+
+    assert story.status["observedGeneration"] == 2
+    assert {each["observedGeneration"] for each in story.status["conditions"]} == {2}
+
+
+def test_the_time_to_live_begins_at_the_end() -> None:
+    story = Story(dispatch(ttlSecondsAfterFinished=60)).look(0.1).look(101, view(report=ended()))
+
+    story.look(150)
+    assert Delete() not in story.decision.actions
+    assert story.decision.again_us == at(161)
+
+    story.look(161)
+    assert Delete() in story.decision.actions
+
+
+def test_two_replicas_both_need_to_prove() -> None:
+    both: list[Holding] = [holding(), holding(replica="gateway-1", accepted=False)]
+    story = Story().look(0.1).look(60, view(*both))
+    assert story.status["phase"] == "Submitted"
+
+    story.look(61, view(holding(), holding(replica="gateway-1")))
+    assert story.status["phase"] == "Expired"
