@@ -15,6 +15,8 @@ from pydantic_settings import BaseSettings
 
 from derops.checks import MODES_BY_TYPE
 from derops.lifecycle import Phase, Reason
+from derops_agent.drivers.simulated.faults import Faults
+from derops_agent.drivers.simulated.options import MODELS, Options
 from derops_agent.settings import AgentSettings
 from derops_headend.gateway.settings import GatewaySettings
 from derops_headend.writer import WriterSettings
@@ -163,6 +165,26 @@ def test_every_key_of_the_agents_file_is_on_the_settings_page() -> None:
     for path, default in keys(AgentSettings, ""):
         assert path in found, f"{path} is missing"
         if isinstance(default, str | int | float) and not isinstance(default, bool):
+            assert f"| `{default}` |" in found[path], f"{path} has another default"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_option_of_a_simulated_device_is_on_its_page(model: str) -> None:
+    found = rows(REFERENCE / "simulated.md")
+
+    assert model in found
+    for name, field in MODELS[model].model_fields.items():
+        row = found[str(field.alias)]
+        assert f" {model}" in row or name in Options.model_fields, f"{field.alias} lacks {model}"
+
+
+def test_every_fault_of_a_simulated_device_is_on_its_page() -> None:
+    found = rows(REFERENCE / "simulated.md")
+
+    for path, default in keys(Faults, ""):
+        known = [name for name in found if name == path or name.startswith(f"{path}.")]
+        assert known, f"{path} is missing"
+        if isinstance(default, bool | int | float):
             assert f"| `{default}` |" in found[path], f"{path} has another default"
 
 
