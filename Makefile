@@ -19,7 +19,7 @@ setup: .venv/.complete  ## Install what the other targets need, into .venv
 lint: setup  ## Check style, types and the direction of imports
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
-	.venv/bin/mypy headend agent
+	.venv/bin/mypy headend agent operator
 	.venv/bin/lint-imports
 
 generate: setup  ## Generate the wire format's Python code from the .proto files
