@@ -3,12 +3,13 @@
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import psycopg
+from tests.stack import fleet
 from tests.stack.stack import Stack
 
 T = TypeVar("T")
@@ -50,33 +51,22 @@ class Pilot:
         manifest["metadata"]["namespace"] = self.namespace
         self.stack.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
 
+    def apply_all(self, manifests: Sequence[dict[str, Any]]) -> None:
+        for manifest in manifests:
+            manifest["metadata"]["namespace"] = self.namespace
+        items = {"apiVersion": "v1", "kind": "List", "items": manifests}
+        self.stack.kubectl("apply", "-f", "-", stdin=json.dumps(items))
+
     def get(self, kind: str, name: str) -> dict[str, Any]:
-        return json.loads(self.stack.kubectl("get", kind, name, "-n", self.namespace, "-o", "json"))
+        answer = self.stack.kubectl("get", kind, name, "-n", self.namespace, "-o", "json")
+        resource: dict[str, Any] = json.loads(answer)
+        return resource
 
     def battery(
         self, name: str = "battery", *, connected: bool = True, **spec: Any
     ) -> dict[str, Any]:
         """Apply a 10 kW battery and wait until its agent is connected."""
-        annotations = {} if connected else {"derops.io/agent": "none"}
-        self.apply(
-            {
-                "apiVersion": "derops.io/v1alpha1",
-                "kind": "DERAsset",
-                "metadata": {"name": name, "annotations": annotations},
-                "spec": {
-                    "type": "Battery",
-                    "ratings": {
-                        "maxInjectionWatts": 10000,
-                        "maxAbsorptionWatts": 8000,
-                        "energyCapacityWattHours": 20000,
-                    },
-                    "limits": {"maxInjectionWatts": 8000, "maxDispatchDurationSeconds": 3600},
-                    "fallback": {"activePowerWatts": 0},
-                    "telemetry": {"intervalSeconds": 1},
-                    **spec,
-                },
-            }
-        )
+        self.apply(battery_manifest(name, with_agent=connected, **spec))
         if connected:
             self.wait_for_condition("derasset", name, "Connected", "True")
         return self.get("derasset", name)
@@ -168,6 +158,28 @@ class Pilot:
                 event, position = decoder.raw_decode(output, position)
                 position += len(output[position:]) - len(output[position:].lstrip())
                 seen.append(event["object"])
+
+
+def battery_manifest(name: str, *, with_agent: bool = True, **spec: Any) -> dict[str, Any]:
+    """Return a 10 kW battery; without an agent where it is to stay offline."""
+    annotations = {} if with_agent else {fleet.ANNOTATION: "none"}
+    return {
+        "apiVersion": "derops.io/v1alpha1",
+        "kind": "DERAsset",
+        "metadata": {"name": name, "annotations": annotations},
+        "spec": {
+            "type": "Battery",
+            "ratings": {
+                "maxInjectionWatts": 10000,
+                "maxAbsorptionWatts": 8000,
+                "energyCapacityWattHours": 20000,
+            },
+            "limits": {"maxInjectionWatts": 8000, "maxDispatchDurationSeconds": 3600},
+            "fallback": {"activePowerWatts": 0},
+            "telemetry": {"intervalSeconds": 1},
+            **spec,
+        },
+    }
 
 
 def instant(offset_seconds: float) -> str:

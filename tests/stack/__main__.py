@@ -8,15 +8,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.stack import demo, places
 from tests.stack.processes import MARK, StackError
 from tests.stack.stack import Stack, write_description
-
-STATE = places.BUILD / "stack.json"
-LOG = places.BUILD / "stack.log"
 
 _UP_SECONDS = 1800  # the first time, it builds the control plane
 _DOWN_SECONDS = 60
@@ -25,26 +23,37 @@ _DOWN_SECONDS = 60
 def main() -> int:
     """Run one command and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.stack", description=__doc__)
-    commands = {"up": up, "down": down, "status": status, "serve": serve, "demo": demo.main}
+    commands: dict[str, Callable[[Path], int]] = {
+        "up": up,
+        "down": down,
+        "status": status,
+        "serve": serve,
+        "demo": lambda _: demo.main(),
+    }
     parser.add_argument("command", choices=commands)
+    parser.add_argument(
+        "--state", type=Path, default=places.BUILD, help="directory of stack.json and stack.log"
+    )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        return commands[parser.parse_args().command]()
+        arguments = parser.parse_args()
+        return commands[arguments.command](arguments.state.resolve() / "stack.json")
     except StackError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
-def up() -> int:
+def up(file: Path) -> int:
     """Start the stack in the background and wait until it is ready."""
-    if (state := _read_state()) and _is_ours(state["processes"]["supervisor"], state):
-        print(f"already up: see {STATE}")
+    if (state := _read_state(file)) and _is_ours(state["processes"]["supervisor"], state):
+        print(f"already up: see {file}")
         return 0
-    places.BUILD.mkdir(exist_ok=True)
-    STATE.unlink(missing_ok=True)
-    with LOG.open("w") as log:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    log_file = file.with_suffix(".log")
+    file.unlink(missing_ok=True)
+    with log_file.open("w") as log:
         supervisor = subprocess.Popen(
-            [sys.executable, "-m", "tests.stack", "serve"],
+            [sys.executable, "-m", "tests.stack", "serve", "--state", str(file.parent)],
             cwd=places.REPOSITORY,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -52,21 +61,21 @@ def up() -> int:
             start_new_session=True,
         )
     told, deadline = 0, time.monotonic() + _UP_SECONDS
-    while not STATE.exists():
+    while not file.exists():
         time.sleep(0.2)
-        told = _tell_news(told)
+        told = _tell_news(log_file, told)
         if supervisor.poll() is not None:
-            _tell_news(told)
-            raise StackError(f"the stack did not start; its log is {LOG}")
+            _tell_news(log_file, told)
+            raise StackError(f"the stack did not start; its log is {log_file}")
         if time.monotonic() > deadline:
             supervisor.terminate()
-            raise StackError(f"the stack is not ready after {_UP_SECONDS} s; its log is {LOG}")
-    _tell_news(told)
+            raise StackError(f"the stack is not ready after {_UP_SECONDS} s; its log is {log_file}")
+    _tell_news(log_file, told)
     supervisor.returncode = 0  # it lives on by itself; this process does not wait for it
-    return status()
+    return status(file)
 
 
-def serve() -> int:
+def serve(file: Path) -> int:
     """Run the stack in the foreground until SIGTERM; keep build/stack.json true."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -79,14 +88,14 @@ def serve() -> int:
                 description = stack.describe()
                 description["processes"] = {"supervisor": os.getpid()} | description["processes"]
                 if description != written:
-                    write_description(STATE, description)
+                    write_description(file, description)
                     written = description
                 if stop.wait(1):
                     return 0
     except KeyboardInterrupt:
         return 1
     finally:
-        STATE.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
 
 
 _started = threading.Event()
@@ -99,9 +108,9 @@ def _interrupt(stop: threading.Event) -> None:
         raise KeyboardInterrupt
 
 
-def down() -> int:
+def down(file: Path) -> int:
     """End the stack that ``up`` started."""
-    state = _read_state()
+    state = _read_state(file)
     if state is None:
         print("not up")
         return 0
@@ -115,20 +124,21 @@ def down() -> int:
         if _is_ours(pid, state):
             print(f"killing {name} ({pid})")
             os.kill(pid, signal.SIGKILL)
-    STATE.unlink(missing_ok=True)
+    places.remove(Path(state["dataDirectory"]))
+    file.unlink(missing_ok=True)
     print("down")
     return 0
 
 
-def status() -> int:
+def status(file: Path) -> int:
     """Print what runs and how to use it."""
-    state = _read_state()
+    state = _read_state(file)
     if state is None:
         print("not up; start it with: make up")
         return 1
     for name, pid in state["processes"].items():
         print(f"  {name:<28} {pid:>7}  {'running' if _is_ours(pid, state) else 'gone'}")
-    print(f"{STATE} says the rest. To look around:\n")
+    print(f"{file} says the rest. To look around:\n")
     print(f"  export KUBECONFIG={state['kubeconfig']}")
     print(f"  {state['kubectl']} get dera,dsp -A -o wide\n")
     print("Each DERAsset that you apply gets a simulated device with an agent,")
@@ -140,15 +150,15 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _tell_news(told: int) -> int:
-    text = LOG.read_text()
+def _tell_news(log_file: Path, told: int) -> int:
+    text = log_file.read_text()
     print(text[told:], end="", flush=True)
     return len(text)
 
 
-def _read_state() -> dict[str, Any] | None:
+def _read_state(file: Path) -> dict[str, Any] | None:
     try:
-        state: dict[str, Any] = json.loads(STATE.read_text())
+        state: dict[str, Any] = json.loads(file.read_text())
     except FileNotFoundError:
         return None
     return state

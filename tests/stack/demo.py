@@ -23,6 +23,7 @@ _LOOK_SECONDS = 0.5
 _CONNECT_SECONDS = 60
 _OUTCOME_SECONDS = 150
 _MARGIN = timedelta(seconds=3)
+_BEFORE_CANCEL = timedelta(seconds=5)
 _SAMPLES = """
     select ts, active_power_watts, setpoint_watts from telemetry join asset using (asset_id)
     where namespace = %s and name = %s and ts between %s and %s order by ts
@@ -83,6 +84,7 @@ def _run(stack: Stack, started: float) -> list[str]:
         "wait", "--for=condition=Connected", "derassets", "--all", "-A",
         f"--timeout={_CONNECT_SECONDS}s",
     )  # fmt: skip
+    _wait_for_telemetry(stack)
     _apply(stack, dispatches=True)
     with display.Screen() as screen:
         view = _follow(stack, examples, screen)
@@ -142,6 +144,15 @@ def _look(stack: Stack) -> View:
     )
 
 
+def _wait_for_telemetry(stack: Stack) -> None:
+    """Wait until the database has measurements of all assets, to compare what follows with."""
+    deadline = time.monotonic() + _CONNECT_SECONDS
+    while len((view := _look(stack)).watts) < len(view.assets):
+        if time.monotonic() > deadline:
+            raise StackError(f"no telemetry of all assets in the database: {view.watts}")
+        time.sleep(_LOOK_SECONDS)
+
+
 def _follow(stack: Stack, examples: list[Example], screen: display.Screen) -> View:
     """Show what happens until all examples have ended; cancel what is to be cancelled meanwhile."""
     to_cancel = [example for example in examples if example.outcome == "Cancelled"]
@@ -149,7 +160,7 @@ def _follow(stack: Stack, examples: list[Example], screen: display.Screen) -> Vi
     while True:
         view = _look(stack)
         screen.show(view)
-        for example in [each for each in to_cancel if _status(view, each).get("phase") == "Active"]:
+        for example in [each for each in to_cancel if _has_run_a_while(_status(view, each))]:
             to_cancel.remove(example)
             screen.say(f"cancelling {example.namespace}/{example.name} while it runs")
             stack.kubectl(
@@ -162,10 +173,15 @@ def _follow(stack: Stack, examples: list[Example], screen: display.Screen) -> Vi
         time.sleep(_LOOK_SECONDS)
 
 
+def _has_run_a_while(status: dict[str, Any]) -> bool:
+    applied = status.get("timeline", {}).get("appliedAt")
+    return applied is not None and datetime.now(UTC) > _instant(applied) + _BEFORE_CANCEL
+
+
 def _tell(stack: Stack, examples: list[Example], view: View, screen: display.Screen) -> list[str]:
     """Print each outcome, and the measured power around the completed setpoint."""
     for example in examples:
-        screen.say(display.outcome(_dispatch(view, example)))
+        screen.say(display.outcome(example.name, _status(view, example)))
     example = next(each for each in examples if each.outcome == "Complete")
     status = _status(view, example)
     timeline = status.get("timeline", {})

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Self
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -18,7 +19,7 @@ _PHASE_STYLES = {
     "Cancelled": "yellow",
     "Superseded": "yellow",
 }
-_BAR_COLUMNS = 40
+_BAR_COLUMNS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +65,9 @@ class Screen:
                 self._console.print(f"  {name:<44} {text}", markup=False)
 
 
-def outcome(dispatch: dict[str, Any]) -> str:
+def outcome(name: str, status: dict[str, Any]) -> str:
     """Return what became of a dispatch, in one line."""
-    status = dispatch.get("status", {})
-    text = f"{dispatch['metadata']['name']}: {status.get('phase')}"
+    text = f"{name}: {status.get('phase')}"
     if status.get("reason"):
         text += f", {status['reason']}"
     if status.get("message"):
@@ -112,37 +112,40 @@ def invitation(kubeconfig: str, kubectl: str) -> str:
 
 
 def _assets(view: View) -> Table:
-    table = Table(title="DERAssets", title_justify="left", expand=True)
-    for heading in ("namespace", "name", "type", "connected", "dispatch"):
-        table.add_column(heading)
+    table = _table("asset", "type", "connected", "dispatch")
     table.add_column("measured W", justify="right")
     for item in view.assets:
         key = (item["metadata"]["namespace"], item["metadata"]["name"])
         table.add_row(
-            *key,
+            "/".join(key),
             item["spec"]["type"],
             _condition(item, "Connected"),
-            _active_dispatch(item),
+            item.get("status", {}).get("activeDispatch", ""),
             _watts(view.watts.get(key)),
         )
     return table
 
 
 def _dispatches(view: View) -> Table:
-    table = Table(title="Dispatches", title_justify="left", expand=True)
-    for heading in ("namespace", "name", "asset", "setpoint", "phase", "why"):
-        table.add_column(heading, overflow="fold")
+    table = _table("dispatch", "asset", "setpoint", "phase", "reason")
     for item in view.dispatches:
         status = item.get("status", {})
         phase = status.get("phase", "")
         table.add_row(
-            item["metadata"]["namespace"],
             item["metadata"]["name"],
             item["spec"]["assetRef"]["name"],
             _setpoint(item),
             f"[{_PHASE_STYLES.get(phase, 'default')}]{phase}",
-            status.get("message") or status.get("reason", ""),
+            status.get("reason", ""),
         )
+    return table
+
+
+def _table(*headings: str) -> Table:
+    """Return a table that fits 80 columns: rules under the heading and nowhere else."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in headings:
+        table.add_column(heading)
     return table
 
 
@@ -166,11 +169,6 @@ def _title(kind: str, item: dict[str, Any]) -> str:
 def _condition(item: dict[str, Any], kind: str) -> str:
     conditions = item.get("status", {}).get("conditions", [])
     return next((str(entry["status"]) for entry in conditions if entry["type"] == kind), "")
-
-
-def _active_dispatch(item: dict[str, Any]) -> str:
-    active = item.get("status", {}).get("activeDispatch") or ""
-    return str(active.get("name", "")) if isinstance(active, dict) else str(active)
 
 
 def _setpoint(item: dict[str, Any]) -> str:

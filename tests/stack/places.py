@@ -9,7 +9,6 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BUILD = REPOSITORY / "build"
@@ -17,7 +16,8 @@ BUILD = REPOSITORY / "build"
 _PORTS = range(20_000, 32_000)
 """Below the range from which Linux takes the ports of outgoing connections."""
 
-_port_locks: list[TextIO] = []
+_port_claims: list[int] = []
+"""Open files whose locks are held until this process ends."""
 
 
 def cache() -> Path:
@@ -47,10 +47,15 @@ def private_directory(purpose: str, parent: Path | None = None) -> Iterator[Path
     try:
         yield directory
     finally:
-        if os.environ.get("DEROPS_STACK_KEEP"):
-            print(f"kept {directory}", flush=True)
-        else:
-            shutil.rmtree(directory, ignore_errors=True)
+        remove(directory)
+
+
+def remove(directory: Path) -> None:
+    """Remove a private directory, unless it is to be kept for a look."""
+    if os.environ.get("DEROPS_STACK_KEEP"):
+        print(f"kept {directory}", flush=True)
+    else:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def free_port() -> int:
@@ -61,14 +66,14 @@ def free_port() -> int:
     claims = Path(tempfile.gettempdir()) / f"derops-ports-{os.getuid()}"
     claims.mkdir(exist_ok=True)
     for port in random.sample(_PORTS, len(_PORTS)):
-        claim = (claims / str(port)).open("w")
+        claim = os.open(claims / str(port), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", port))
         except OSError:
-            claim.close()
+            os.close(claim)
             continue
-        _port_locks.append(claim)
+        _port_claims.append(claim)
         return port
     raise RuntimeError(f"no free port from {_PORTS.start} to {_PORTS.stop}")

@@ -68,4 +68,7 @@ def driver(spec: dict[str, Any]) -> dict[str, Any]:
     }
     if spec["type"] == "Battery":
         options["energyCapacityWattHours"] = ratings["energyCapacityWattHours"]
+    if spec["type"] in ("Solar", "EVCharger"):
+        # Whatever the clock says, the sun shines and a car is plugged in when the stack starts.
+        options["startAtHour"] = 14
     return options
