@@ -6,6 +6,9 @@ one stands. A terminal phase never changes.
 
 from enum import StrEnum
 
+MESSAGE_LIMIT = 1024
+"""Characters of a message in status; the CRDs allow no more."""
+
 
 class Phase(StrEnum):
     """Where a dispatch stands; for display, conditions decide."""

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 from derops.checks import MODES_BY_TYPE
 from derops.lifecycle import Phase
-from derops.schedules import SECOND_US, accept_by_us, default_start_deadline_seconds
+from derops.resources.derassets import DERAssetSpec
+from derops.resources.dispatches import DispatchSpec
+from derops.schedules import SECOND_US, accept_by_us
 from derops_operator.certificates import Csr, Issued, read_csr, read_issued
-from derops_operator.instants import parse_instant
+from derops_operator.instants import parse_instant, to_us
 
 FINALIZER = "derops.io/in-flight"
 """On a Dispatch from submission to its terminal phase, on a DERAsset while it has such a one."""
@@ -71,23 +73,23 @@ class Asset:
     type: str
     rated_max_injection_watts: int
     rated_max_absorption_watts: int
-    energy_capacity_watt_hours: int = 0
+    energy_capacity_watt_hours: int
     limit_max_injection_watts: int
     limit_max_absorption_watts: int
-    max_dispatch_duration_seconds: int = 86400
-    max_ramp_watts_per_second: int | None = None
-    min_reserve_percent: int | None = None
-    min_seconds_between_writes: int | None = None
-    on_exceed: str = "Reject"
-    fallback_active_power_watts: int | None = None
-    fallback_max_generation_watts: int | None = None
-    fallback_max_load_watts: int | None = None
-    on_comms_loss: str = "Continue"
-    failsafe_after_seconds: int = 0
-    on_restart: str = "Resume"
-    telemetry_interval_seconds: int = 10
-    certificate_duration_seconds: int = 2_592_000
-    operating_state: str = "InService"
+    max_dispatch_duration_seconds: int
+    max_ramp_watts_per_second: int | None
+    min_reserve_percent: int | None
+    min_seconds_between_writes: int | None
+    on_exceed: str
+    fallback_active_power_watts: int | None
+    fallback_max_generation_watts: int | None
+    fallback_max_load_watts: int | None
+    on_comms_loss: str
+    failsafe_after_seconds: int
+    on_restart: str
+    telemetry_interval_seconds: int
+    certificate_duration_seconds: int
+    operating_state: str
     status: Mapping[str, Any]
 
     @property
@@ -115,13 +117,13 @@ class Dispatch:
     start_us: int
     duration_seconds: int
     start_deadline_seconds: int
-    randomize_start_seconds: int = 0
-    late_policy: str = "KeepEnd"
-    report_deadline_seconds: int = 900
-    primacy: int = 100
-    verify: str = "Report"
-    desired_state: str = "Active"
-    ttl_seconds_after_finished: int | None = None
+    randomize_start_seconds: int
+    late_policy: str
+    report_deadline_seconds: int
+    primacy: int
+    verify: str
+    desired_state: str
+    ttl_seconds_after_finished: int | None
     status: Mapping[str, Any]
 
     @property
@@ -209,67 +211,61 @@ def read_meta(manifest: Mapping[str, Any]) -> Meta:
 
 
 def read_asset(manifest: Mapping[str, Any]) -> Asset:
-    """Read a DERAsset."""
-    spec = manifest["spec"]
-    ratings, limits = spec["ratings"], spec.get("limits", {})
-    fallback = spec.get("fallback", {})
+    """Read a DERAsset.
+
+    Raises:
+        ValueError: Its spec is not one of this version.
+    """
+    spec = DERAssetSpec.model_validate(manifest["spec"])
+    ratings, limits, fallback = spec.ratings, spec.limits, spec.fallback
     return Asset(
         meta=read_meta(manifest),
-        type=spec["type"],
-        rated_max_injection_watts=ratings["maxInjectionWatts"],
-        rated_max_absorption_watts=ratings["maxAbsorptionWatts"],
-        energy_capacity_watt_hours=ratings.get("energyCapacityWattHours", 0),
-        limit_max_injection_watts=limits.get("maxInjectionWatts", ratings["maxInjectionWatts"]),
-        limit_max_absorption_watts=limits.get("maxAbsorptionWatts", ratings["maxAbsorptionWatts"]),
-        max_dispatch_duration_seconds=limits.get("maxDispatchDurationSeconds", 86400),
-        max_ramp_watts_per_second=limits.get("maxRampWattsPerSecond"),
-        min_reserve_percent=limits.get("minReservePercent"),
-        min_seconds_between_writes=limits.get("minSecondsBetweenWrites"),
-        on_exceed=limits.get("onExceed", "Reject"),
-        fallback_active_power_watts=fallback.get("activePowerWatts"),
-        fallback_max_generation_watts=fallback.get("maxGenerationWatts"),
-        fallback_max_load_watts=fallback.get("maxLoadWatts"),
-        on_comms_loss=fallback.get("onCommsLoss", "Continue"),
-        failsafe_after_seconds=fallback.get("failsafeAfterSeconds", 0),
-        on_restart=fallback.get("onRestart", "Resume"),
-        telemetry_interval_seconds=spec.get("telemetry", {}).get("intervalSeconds", 10),
-        certificate_duration_seconds=spec.get("identity", {}).get(
-            "certificateDurationSeconds", 2_592_000
-        ),
-        operating_state=spec.get("operatingState", "InService"),
+        type=spec.type,
+        rated_max_injection_watts=ratings.max_injection_watts,
+        rated_max_absorption_watts=ratings.max_absorption_watts,
+        energy_capacity_watt_hours=ratings.energy_capacity_watt_hours or 0,
+        limit_max_injection_watts=spec.max_injection_watts,
+        limit_max_absorption_watts=spec.max_absorption_watts,
+        max_dispatch_duration_seconds=limits.max_dispatch_duration_seconds,
+        max_ramp_watts_per_second=limits.max_ramp_watts_per_second,
+        min_reserve_percent=limits.min_reserve_percent,
+        min_seconds_between_writes=limits.min_seconds_between_writes,
+        on_exceed=limits.on_exceed,
+        fallback_active_power_watts=fallback.active_power_watts,
+        fallback_max_generation_watts=fallback.max_generation_watts,
+        fallback_max_load_watts=fallback.max_load_watts,
+        on_comms_loss=fallback.on_comms_loss,
+        failsafe_after_seconds=fallback.failsafe_after_seconds or 0,
+        on_restart=fallback.on_restart,
+        telemetry_interval_seconds=spec.telemetry.interval_seconds,
+        certificate_duration_seconds=spec.identity.certificate_duration_seconds,
+        operating_state=spec.operating_state,
         status=manifest.get("status", {}),
     )
 
 
-_WATTS_FIELD = {
-    "ActivePower": "activePowerWatts",
-    "GenerationLimit": "maxGenerationWatts",
-    "LoadLimit": "maxLoadWatts",
-}
-
-
 def read_dispatch(manifest: Mapping[str, Any]) -> Dispatch:
-    """Read a Dispatch. One without a start begins at its creation, which has whole seconds."""
-    meta, spec = read_meta(manifest), manifest["spec"]
-    setpoint, start = spec["setpoint"], spec.get("startTime")
-    duration = spec["durationSeconds"]
+    """Read a Dispatch. One without a start begins at its creation, which has whole seconds.
+
+    Raises:
+        ValueError: Its spec is not one of this version.
+    """
+    meta, spec = read_meta(manifest), DispatchSpec.model_validate(manifest["spec"])
     return Dispatch(
         meta=meta,
-        asset_name=spec["assetRef"]["name"],
-        mode=setpoint["mode"],
-        watts=setpoint.get(_WATTS_FIELD.get(setpoint["mode"], ""), 0),
-        start_us=parse_instant(start) if start else meta.created_us,
-        duration_seconds=duration,
-        start_deadline_seconds=spec.get(
-            "startDeadlineSeconds", default_start_deadline_seconds(duration)
-        ),
-        randomize_start_seconds=spec.get("randomizeStartSeconds", 0),
-        late_policy=spec.get("latePolicy", "KeepEnd"),
-        report_deadline_seconds=spec.get("reportDeadlineSeconds", 900),
-        primacy=spec.get("primacy", 100),
-        verify=spec.get("verify", "Report"),
-        desired_state=spec.get("desiredState", "Active"),
-        ttl_seconds_after_finished=spec.get("ttlSecondsAfterFinished"),
+        asset_name=spec.asset_ref.name,
+        mode=spec.setpoint.mode,
+        watts=spec.setpoint.watts,
+        start_us=to_us(spec.start_time) if spec.start_time else meta.created_us,
+        duration_seconds=spec.duration_seconds,
+        start_deadline_seconds=spec.accept_within_seconds,
+        randomize_start_seconds=spec.randomize_start_seconds,
+        late_policy=spec.late_policy,
+        report_deadline_seconds=spec.report_deadline_seconds,
+        primacy=spec.primacy,
+        verify=spec.verify,
+        desired_state=spec.desired_state,
+        ttl_seconds_after_finished=spec.ttl_seconds_after_finished,
         status=manifest.get("status", {}),
     )
 

@@ -11,6 +11,11 @@ def parse_instant(text: str) -> int:
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
+    return to_us(moment)
+
+
+def to_us(moment: datetime) -> int:
+    """Return the microseconds of a moment that has a zone."""
     return (moment - _EPOCH) // _MICROSECOND
 
 

@@ -56,13 +56,14 @@ class FakeDevice:
     held: Setpoints = field(default_factory=Setpoints)
     writes: list[Setpoints] = field(default_factory=list)
     fail: str = ""
+    refusal: str = "not now"
     power_watts: float = 0.0
 
     async def write(self, setpoints: Setpoints) -> None:
         if self.fail == "timeout":
             raise DeviceTimeoutError("no answer")
         if self.fail == "refuse" and setpoints.active_power_watts:
-            raise DeviceRefusedError("not now")
+            raise DeviceRefusedError(self.refusal)
         self.held = setpoints
         self.writes.append(setpoints)
         if self.fail == "acted":

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from tests.agent.fakes import T0, Agent, S, asset, order
 
+from derops.lifecycle import MESSAGE_LIMIT
 from derops_agent.controller import Settled
 from derops_agent.ports import Setpoints
 
@@ -113,6 +114,18 @@ async def test_a_refused_write_fails_at_once_and_the_fallback_is_written(agent: 
     assert agent.outcome() == ("Failed", "DeviceWriteFailed")
     assert "not now" in agent.report().message
     assert agent.powers == [0]
+
+
+async def test_what_a_device_says_at_length_is_cut_to_what_status_takes(agent: Agent) -> None:
+    agent.device.fail, agent.device.refusal = "refuse", "no! " * 1000
+    await agent.give(order())
+    await agent.wait(60)
+
+    report = agent.report()
+
+    texts = [report.message, *(step.message for step in report.transitions)]
+    assert report.phase == "Failed"
+    assert max(len(text) for text in texts) == MESSAGE_LIMIT
 
 
 @pytest.mark.parametrize(

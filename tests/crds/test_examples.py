@@ -37,11 +37,11 @@ def refusal_of(dispatch: Dispatch) -> Reason | None:
     asset: DERAsset = ASSETS[dispatch.spec.asset_ref.name]
     refusal = check_dispatch(
         mode=dispatch.spec.setpoint.mode,
-        watts=dispatch.watts,
+        watts=dispatch.spec.setpoint.watts,
         duration_seconds=dispatch.spec.duration_seconds,
         envelope=Envelope(
-            max_injection_watts=asset.max_injection_watts,
-            max_absorption_watts=asset.max_absorption_watts,
+            max_injection_watts=asset.spec.max_injection_watts,
+            max_absorption_watts=asset.spec.max_absorption_watts,
             max_dispatch_duration_seconds=asset.spec.limits.max_dispatch_duration_seconds,
             modes=MODES_BY_TYPE[asset.spec.type],
             owner="the asset's limits",

@@ -10,7 +10,8 @@ from tests.crds.manifests import BATTERY, DISPATCH, Manifest, schema
 from tests.stack.controlplane import ControlPlane
 
 from derops.lifecycle import Phase
-from derops.resources import Condition, parse_asset, parse_dispatch, set_condition
+from derops.resources import parse_asset, parse_dispatch
+from derops.resources.base import Condition
 from derops.resources.derassets import (
     Capability,
     DERAssetStatus,
@@ -41,10 +42,17 @@ OF_ASSETS = [
 
 
 def every_condition(types: list[str]) -> tuple[Condition, ...]:
-    conditions: list[Condition] = []
-    for each in types:
-        conditions = set_condition(conditions, each, "True", "Applied", "as it should be", 1, AT)
-    return tuple(conditions)
+    return tuple(
+        Condition(
+            type=each,
+            status="True",
+            reason="Applied",
+            message="as it should be",
+            observed_generation=1,
+            last_transition_time=AT.replace(microsecond=0),
+        )
+        for each in types
+    )
 
 
 CERTIFICATE: dict[str, Any] = {
@@ -170,13 +178,3 @@ def test_a_condition_appears_once(api: Api) -> None:
 
     with pytest.raises(RefusedError, match="Duplicate value"):
         api.patch_status(stored, {"conditions": twice})
-
-
-def test_a_message_longer_than_the_limit_fits_after_it_was_cut(api: Api) -> None:
-    conditions = set_condition([], "Stalled", "True", "LimitExceeded", "x" * 5000, 1, AT)
-
-    stored = api.patch_status(
-        api.create(DISPATCH), {"conditions": [dumped(each) for each in conditions]}
-    )
-
-    assert len(stored["status"]["conditions"][0]["message"]) == 1024

@@ -1,5 +1,6 @@
 """Between wire messages and the values of the domain."""
 
+from derops.lifecycle import MESSAGE_LIMIT
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_agent.control.execution import Execution, Order
 from derops_agent.control.site import Asset
@@ -73,7 +74,10 @@ def write_report(
     ledger_id: str,
     clock_offset_milliseconds: int | None,
 ) -> dispatch_pb2.DispatchReport:
-    """Return everything that is known of an execution, as its report."""
+    """Return everything that is known of an execution, as its report.
+
+    A message may quote a device at any length: what status has no room for is cut.
+    """
     planned = execution.planned
     report = dispatch_pb2.DispatchReport(
         sequence=sequence,
@@ -82,10 +86,13 @@ def write_report(
         observed_generation=execution.observed_generation,
         phase=execution.phase,
         reason=execution.reason,
-        message=execution.message,
+        message=execution.message[:MESSAGE_LIMIT],
         transitions=[
             dispatch_pb2.Transition(
-                phase=step.phase, reason=step.reason, message=step.message, at_us=step.at_us
+                phase=step.phase,
+                reason=step.reason,
+                message=step.message[:MESSAGE_LIMIT],
+                at_us=step.at_us,
             )
             for step in execution.steps
         ],

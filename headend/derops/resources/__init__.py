@@ -5,8 +5,7 @@ types and defaults and check no rule again. Fields that they do not know are ign
 older program reads what a newer one wrote. A test compares them with the CRDs.
 """
 
-from derops.resources.conditions import Condition, set_condition
 from derops.resources.derassets import DERAsset, parse_asset
 from derops.resources.dispatches import Dispatch, parse_dispatch
 
-__all__ = ["Condition", "DERAsset", "Dispatch", "parse_asset", "parse_dispatch", "set_condition"]
+__all__ = ["DERAsset", "Dispatch", "parse_asset", "parse_dispatch"]

@@ -1,5 +1,7 @@
 """What all models of resources share."""
 
+from typing import Literal
+
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
@@ -26,3 +28,14 @@ class Metadata(Section):
     creation_timestamp: AwareDatetime
     deletion_timestamp: AwareDatetime | None = None
     finalizers: tuple[str, ...] = ()
+
+
+class Condition(Section):
+    """One statement, in the shape that ``kubectl wait --for=condition`` reads."""
+
+    type: str
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    message: str
+    observed_generation: int | None = None
+    last_transition_time: AwareDatetime

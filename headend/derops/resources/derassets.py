@@ -5,8 +5,7 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, Field
 
-from derops.resources.base import Metadata, Section
-from derops.resources.conditions import Condition
+from derops.resources.base import Condition, Metadata, Section
 
 AssetType = Literal["Battery", "Solar", "EVCharger", "Generator", "Load"]
 OperatingState = Literal["InService", "OutOfService", "Quarantined"]
@@ -21,7 +20,7 @@ class Ratings(Section):
 
 
 class Limits(Section):
-    """What may be asked for; an absent power limit is the rating, see ``DERAsset``."""
+    """What may be asked for; an absent power limit is the rating, see ``DERAssetSpec``."""
 
     max_injection_watts: int | None = None
     max_absorption_watts: int | None = None
@@ -76,6 +75,18 @@ class DERAssetSpec(Section):
     identity: Identity = Identity()
     telemetry: Telemetry = Telemetry()
     operating_state: OperatingState = "InService"
+
+    @property
+    def max_injection_watts(self) -> int:
+        """The most injection that may be asked for; a magnitude. No limit = the rating."""
+        limit = self.limits.max_injection_watts
+        return self.ratings.max_injection_watts if limit is None else limit
+
+    @property
+    def max_absorption_watts(self) -> int:
+        """The most absorption that may be asked for; a magnitude. No limit = the rating."""
+        limit = self.limits.max_absorption_watts
+        return self.ratings.max_absorption_watts if limit is None else limit
 
 
 class KnownCertificate(Section):
@@ -132,23 +143,11 @@ class DERAssetStatus(Section):
 
 
 class DERAsset(Section):
-    """A DERAsset with its limits resolved: an absent one is the rating, 0 allows nothing."""
+    """A DERAsset."""
 
     metadata: Metadata
     spec: DERAssetSpec
     status: DERAssetStatus = DERAssetStatus(observed_generation=-1)
-
-    @property
-    def max_injection_watts(self) -> int:
-        """The most injection that may be asked for; a magnitude."""
-        limit = self.spec.limits.max_injection_watts
-        return self.spec.ratings.max_injection_watts if limit is None else limit
-
-    @property
-    def max_absorption_watts(self) -> int:
-        """The most absorption that may be asked for; a magnitude."""
-        limit = self.spec.limits.max_absorption_watts
-        return self.spec.ratings.max_absorption_watts if limit is None else limit
 
 
 def parse_asset(manifest: Mapping[str, Any]) -> DERAsset:

@@ -1,14 +1,12 @@
 """Dispatch: an order to one asset, and what became of it."""
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from pydantic import AwareDatetime
 
 from derops.lifecycle import Phase
-from derops.resources.base import Metadata, Section
-from derops.resources.conditions import Condition
+from derops.resources.base import Condition, Metadata, Section
 from derops.schedules import default_start_deadline_seconds
 
 Mode = Literal["ActivePower", "GenerationLimit", "LoadLimit", "CeaseToEnergize"]
@@ -54,6 +52,12 @@ class DispatchSpec(Section):
     verify: Literal["Required", "Report"] = "Report"
     desired_state: Literal["Active", "Cancelled"] = "Active"
     ttl_seconds_after_finished: int | None = None
+
+    @property
+    def accept_within_seconds(self) -> int:
+        """How long after the start an agent may accept it, in s: as given, else the default."""
+        given = self.start_deadline_seconds
+        return default_start_deadline_seconds(self.duration_seconds) if given is None else given
 
 
 class Timeline(Section):
@@ -137,39 +141,11 @@ class DispatchStatus(Section):
 
 
 class Dispatch(Section):
-    """A Dispatch with its window resolved, as requested; what an agent planned is in status."""
+    """A Dispatch."""
 
     metadata: Metadata
     spec: DispatchSpec
     status: DispatchStatus = DispatchStatus(observed_generation=-1)
-
-    @property
-    def start(self) -> datetime:
-        """The requested start: that of the spec, else the creation."""
-        return self.spec.start_time or self.metadata.creation_timestamp
-
-    @property
-    def end(self) -> datetime:
-        """The requested end, without random or late starts."""
-        return self.start + timedelta(seconds=self.spec.duration_seconds)
-
-    @property
-    def start_deadline_seconds(self) -> int:
-        """How long after the start an agent may accept it, in s."""
-        given = self.spec.start_deadline_seconds
-        return (
-            default_start_deadline_seconds(self.spec.duration_seconds) if given is None else given
-        )
-
-    @property
-    def accept_by(self) -> datetime:
-        """The instant after which an agent refuses it."""
-        return self.start + timedelta(seconds=self.start_deadline_seconds)
-
-    @property
-    def watts(self) -> int:
-        """The value of the setpoint's mode, see ``Setpoint.watts``."""
-        return self.spec.setpoint.watts
 
 
 def parse_dispatch(manifest: Mapping[str, Any]) -> Dispatch:

@@ -13,6 +13,7 @@ import structlog
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2, log_pb2
 from derops_headend.access.certificates import AgentCertificate
+from derops_headend.fleet.reports import MAX_WORD, problem_of
 from derops_headend.fleet.sessions import Session
 from derops_headend.fleet.telemetry import OutboxOrder, Verdict, Violation, check_batch, check_gap
 from derops_headend.gateway import metrics
@@ -24,6 +25,9 @@ MAX_QUEUED = 1024
 """Messages that wait for a slow agent before its stream is ended."""
 
 MAX_UNSTORED_REPORTS = 512
+MAX_REFUSED_REPORTS = 64
+"""Reports that break a rule before the stream is ended."""
+
 MAX_DROPPED_BATCHES = 256
 """Batches beyond the credit before the stream is ended."""
 
@@ -64,7 +68,7 @@ class AgentStream:
         self._heard_us = monotonic_us()
         self._outgoing: Outgoing[agent_pb2.GatewayMessage | str] = Outgoing(MAX_QUEUED)
         self._order = OutboxOrder(hello.outbox_id)
-        self._unstored_reports = self._dropped_batches = 0
+        self._unstored_reports = self._refused_reports = self._dropped_batches = 0
         self._ending: agent_pb2.Bye | None = None
         self._peer_left = False
         self._log = structlog.get_logger("agent").bind(
@@ -287,11 +291,9 @@ class AgentStream:
         self._exchange.journal.put(kind, self._asset_id, body).add_done_callback(durable)
 
     def _take_report(self, report: dispatch_pb2.DispatchReport) -> Violation | None:
-        if report.ledger_id != self._ledger_id or not report.dispatch_uid or not report.sequence:
-            return Violation(reason="BadReport", message="not a report of this stream's ledger")
-        if not self._exchange.owns(self.session.asset_uid, report.dispatch_uid):
-            self._log.error("report.refused", dispatch_uid=report.dispatch_uid)
-            return Violation(reason="BadReport", message="the dispatch is another asset's")
+        problem = self._problem_of(report)
+        if problem:
+            return self._refuse_report(report, problem)
         if self._unstored_reports >= MAX_UNSTORED_REPORTS:
             return Violation(reason="TooManyReports", message="reports outrun the log")
         received = control_pb2.AgentReport(
@@ -307,6 +309,21 @@ class AgentStream:
         body = report.SerializeToString()
         future = self._exchange.journal.put(log_pb2.AGENT_REPORT, self._asset_id, body)
         future.add_done_callback(durable)
+        return None
+
+    def _problem_of(self, report: dispatch_pb2.DispatchReport) -> str:
+        if report.ledger_id != self._ledger_id or not report.dispatch_uid or not report.sequence:
+            return "not a report of this stream's ledger"
+        if not self._exchange.owns(self.session.asset_uid, report.dispatch_uid):
+            return "the dispatch is another asset's"
+        return problem_of(report)
+
+    def _refuse_report(self, report: dispatch_pb2.DispatchReport, why: str) -> Violation | None:
+        metrics.REFUSED_REPORTS.inc()
+        self._refused_reports += 1
+        self._log.error("report.refused", dispatch_uid=report.dispatch_uid[:MAX_WORD], why=why)
+        if self._refused_reports > MAX_REFUSED_REPORTS:
+            return Violation(reason="BadReport", message=why)
         return None
 
     def _is_durable(self, future: asyncio.Future[None]) -> bool:

@@ -15,6 +15,9 @@ CLONES_SUSPECTED = Counter(
     "Returns of an instance after another had taken over: one identity is used twice.",
 )
 REPORTS = Counter("derops_gateway_reports", "Reports of agents made durable.")
+REFUSED_REPORTS = Counter(
+    "derops_gateway_refused_reports", "Reports of agents that broke a rule and were not taken."
+)
 BATCHES = Counter("derops_gateway_telemetry_batches", "Telemetry batches made durable.")
 SAMPLES = Counter("derops_gateway_telemetry_samples", "Telemetry samples made durable.")
 DROPPED_BATCHES = Counter(

@@ -3,10 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from derops.lifecycle import MESSAGE_LIMIT
 from derops_operator.instants import format_second
-
-MESSAGE_LIMIT = 1024
-"""Characters of a message in status; what is longer is cut."""
 
 
 class Wanted(NamedTuple):

@@ -6,12 +6,11 @@ Values are added, never taken away: a report of a lost ledger knows less than th
 from collections.abc import Mapping
 from typing import Any
 
-from derops.lifecycle import Phase
+from derops.lifecycle import MESSAGE_LIMIT, Phase
 from derops.wire.v1 import dispatch_pb2
 from derops_operator.facts import Dispatch
 from derops_operator.fleet import DispatchView
 from derops_operator.instants import format_instant
-from derops_operator.reconciling.conditions import MESSAGE_LIMIT
 
 HISTORY_LIMIT = 20
 """Transitions that status keeps; the database keeps all."""

@@ -8,6 +8,7 @@ from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import Agent, Operator, Rig, now_us
 
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2, log_pb2
+from derops_headend.gateway.agent_stream import MAX_REFUSED_REPORTS
 
 
 @pytest.fixture
@@ -92,8 +93,24 @@ async def test_a_report_on_anothers_dispatch_is_refused(
 
     await agent.report("theirs", "Complete")
 
-    assert (await agent.read_until("bye")).reason == "BadReport"
+    assert await echo(agent) == []
     assert rig.log.of(log_pb2.AGENT_REPORT) == []
+
+
+async def test_a_report_that_breaks_a_rule_is_refused_alone(rig: Rig, agent: Agent) -> None:
+    await agent.report("d1", "Exploded", sequence=1)
+    await agent.report("d1", "Acked", sequence=2)
+
+    assert (await agent.read_until("report_ack")).sequence == 2
+    (entry,) = rig.log.of(log_pb2.AGENT_REPORT)
+    assert dispatch_pb2.DispatchReport.FromString(entry.body).phase == "Acked"
+
+
+async def test_an_agent_whose_reports_keep_breaking_rules_is_ended(agent: Agent) -> None:
+    for sequence in range(MAX_REFUSED_REPORTS + 1):
+        await agent.report("d1", "Exploded", sequence + 1)
+
+    assert (await agent.read_until("bye")).reason == "BadReport"
 
 
 async def test_transitions_of_the_headend_are_accepted_once_they_are_durable(
