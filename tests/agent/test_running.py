@@ -120,6 +120,7 @@ async def test_what_a_device_says_at_length_is_cut_to_what_status_takes(agent: A
     agent.device.fail, agent.device.refusal = "refuse", "no! " * 1000
     await agent.give(order())
     await agent.wait(60)
+    await agent.wait(1)
 
     report = agent.report()
 
