@@ -59,6 +59,7 @@ async def _serve_gateway() -> None:
             settings.control_tls_directory / "ca.crt",
         ),
         heartbeat_seconds=settings.heartbeat_seconds,
+        max_agent_connections=settings.max_agent_connections,
     )
     readiness = Readiness()
     with ExitStack() as opened:

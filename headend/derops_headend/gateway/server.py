@@ -34,8 +34,10 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.http2.settings_timeout", 10_000),
     # One that opens no stream would stay for ever.
     ("grpc.max_connection_idle_ms", 30_000),
-    # Floods of CONTINUATION and large metadata: we read no metadata at all.
+    # Floods of CONTINUATION and large metadata: we read no metadata at all. Between the first and
+    # the second bound gRPC refuses at random; equal bounds are one bound.
     ("grpc.max_metadata_size", 8192),
+    ("grpc.absolute_max_metadata_size", 8192),
     # One connection could open any number of streams; an agent needs one, a renewal two.
     ("grpc.max_concurrent_streams", 4),
     # Finds peers whose packets vanish; the ping timeout is the one that works, the keepalive
@@ -100,6 +102,8 @@ class GatewayOptions:
     control_listen: str
     control_credentials: Credentials
     heartbeat_seconds: int
+    max_agent_connections: int
+    """Open connections on the agent port; what comes on top is closed before TLS."""
     hello_seconds: float = HELLO_SECONDS
 
 
@@ -134,7 +138,13 @@ class Gateway:
         options = self._options
         # Spread, so that agents which came together do not all reconnect together.
         age_ms = _CONNECTION_AGE_MS + random.randrange(_CONNECTION_AGE_MS // 10)
-        agents = grpc.aio.server(options=[*_AGENT_OPTIONS, ("grpc.max_connection_age_ms", age_ms)])
+        agents = grpc.aio.server(
+            options=[
+                *_AGENT_OPTIONS,
+                ("grpc.max_connection_age_ms", age_ms),
+                ("grpc.max_allowed_incoming_connections", options.max_agent_connections),
+            ]
+        )
         link = AgentLink(
             self.exchange,
             trust_domain=options.trust_domain,

@@ -45,4 +45,5 @@ class GatewaySettings(BaseSettings):
     ops_address: str = "0.0.0.0"  # noqa: S104  # a probe comes from the node, not from loopback
     ops_port: int = Field(default=8081, ge=0, le=65535)
     heartbeat_seconds: int = Field(default=10, ge=1, le=3600)
+    max_agent_connections: int = Field(default=12_000, ge=1, le=1_000_000)
     log_level: str = "INFO"

@@ -200,6 +200,7 @@ class Rig:
         self.readiness = Readiness()
         self.heartbeat_seconds = 10
         self.hello_seconds = 5.0
+        self.max_agent_connections = 100
         self.agent_listen = "127.0.0.1:0"
         self.gateway: Gateway | None = None
         self._peers: list[Peer] = []
@@ -241,6 +242,7 @@ class Rig:
             ),
             heartbeat_seconds=self.heartbeat_seconds,
             hello_seconds=self.hello_seconds,
+            max_agent_connections=self.max_agent_connections,
         )
         store = DesiredStore(self.directory / "desired.db", now_us())
         self.gateway = Gateway(options, store=store, log=self.log, readiness=self.readiness)
