@@ -137,6 +137,7 @@ class Link:
 
     async def _renew(self, old: _Running, fresh: Credentials) -> _Running:
         """Open a stream with the new certificate first, and only then close the old one."""
+        old.session.hold_telemetry()  # or the new stream's Hello would not be true for long
         new = await self._start(fresh)
         synchronised = asyncio.create_task(new.session.synchronised.wait())
         try:
@@ -154,6 +155,7 @@ class Link:
         self._log.warning("certificate.not_accepted", hint="the old stream stays")
         await self._close(new, "Withdrawn")
         self._use(old.session)
+        old.session.resume_telemetry()
         old.session.report_all()
         return old
 
@@ -168,6 +170,7 @@ class Link:
             instance_id=self._instance_id,
             ledger_id=self._ledger.ledger_id,
             outbox_id=self._outbox.outbox_id,
+            first_sequence=self._outbox.first_sequence,
             software_version=self._software_version,
             capability=write_capability(self._device.capability),
             highest_revision=self._controller.revision,

@@ -23,6 +23,10 @@ SAMPLE_FAILURES = Counter("derops_agent_sample_failures_total", "Samples the dev
 SAMPLES_DROPPED = Counter(
     "derops_agent_samples_dropped_total", "Samples dropped because an outbox was full"
 )
+BATCHES_REFUSED = Counter(
+    "derops_agent_batches_refused_total",
+    "Telemetry batches that broke a rule of the gateway; it keeps them in quarantine",
+)
 BATCHES_SENT = Counter("derops_agent_batches_sent_total", "Telemetry batches written to a stream")
 CLOCK_OFFSET = Gauge(
     "derops_agent_clock_offset_seconds", "Clock of the gateway less that of the agent, last seen"

@@ -46,7 +46,9 @@ Row = tuple[int, int, int, int, bytes]
 class Outbox:
     """The view of one asset. All methods but ``read`` are for the event loop's thread."""
 
-    def __init__(self, store: "OutboxStore", key: int, outbox_id: str, last: int, gap: int) -> None:
+    def __init__(
+        self, store: "OutboxStore", key: int, outbox_id: str, *, first: int, last: int, gap: int
+    ) -> None:
         self.outbox_id = outbox_id
         self.on_stored: Callable[[], None] = lambda: None
         """Called when there is more to send."""
@@ -55,6 +57,8 @@ class Outbox:
         self.stored_sequence = last
         self.gap_sequence = gap
         """Where the last gap stands; 0 = there is none."""
+        self.first_sequence = first
+        """The oldest that is not acknowledged; where there is none, the next that will be."""
         self._store = store
         self._key = key
         self._pending: list[Reading] = []
@@ -72,6 +76,7 @@ class Outbox:
     def acknowledge(self, through: int) -> None:
         """Forget all batches up to ``through``; the next flush deletes them."""
         self._acknowledged = max(self._acknowledged, min(through, self.stored_sequence))
+        self.first_sequence = max(self.first_sequence, self._acknowledged + 1)
 
     def recent(self, after: int, through: int) -> list[tuple[int, bytes]] | None:
         """Return the batches that follow ``after`` from memory, None if they are not there."""
@@ -107,6 +112,7 @@ class Outbox:
     def shortened(self, rows: list[Row], gap_sequence: int) -> None:
         """Note that old batches became a gap: what follows is read from the disk."""
         self.gap_sequence = gap_sequence
+        self.first_sequence = max(self.first_sequence, gap_sequence)
         self._recent.clear()
         self.stored_sequence = rows[-1][0] if rows else self.stored_sequence
         self.on_stored()
@@ -139,13 +145,13 @@ class OutboxStore:
         key, outbox_id, last = self._db.execute(
             "SELECT key, outbox_id, last_sequence FROM outbox WHERE asset = ?", [str(asset)]
         ).fetchone()
-        self._outboxes[key] = Outbox(self, key, outbox_id, last, self._gap(key))
+        first, gap = last + 1, 0
+        for sequence, message in self.read(key, 0, 2**62, 1):
+            first = sequence
+            if agent_pb2.AgentMessage.FromString(message).HasField("gap"):
+                gap = sequence
+        self._outboxes[key] = Outbox(self, key, outbox_id, first=first, last=last, gap=gap)
         return self._outboxes[key]
-
-    def _gap(self, key: int) -> int:
-        oldest = self.read(key, 0, 2**62, 1)
-        is_gap = bool(oldest) and agent_pb2.AgentMessage.FromString(oldest[0][1]).HasField("gap")
-        return oldest[0][0] if is_gap else 0
 
     def collect(self) -> list[tuple[int, int, list[Row]]]:
         """Take what all outboxes have; in the event loop's thread."""

@@ -24,7 +24,7 @@ WELCOME_SECONDS = 10.0
 SILENT_HEARTBEATS = 3
 _END: Any = vars(grpc.aio)["EOF"]  # the stubs do not know it
 _BYE_SECONDS = 1.0  # for the gateway to end its half
-_WINDOW_BATCHES = 64
+_READ_BATCHES = 64
 _OFFSETS = 5
 
 
@@ -56,8 +56,8 @@ class Session:
         self._urgent: deque[agent_pb2.AgentMessage] = deque()
         self._work = asyncio.Event()
         self._closing = False
-        self._sent = self._allowed = self._acknowledged = 0
-        self._base_known = False
+        self._sent = self._allowed = hello.first_sequence - 1
+        self._held: agent_pb2.TelemetryCredit | None = None
         self._heard_us = clock.monotonic_us()
         self._welcome: asyncio.Future[agent_pb2.Welcome] = asyncio.Future()
         self._snapshot: tuple[agent_pb2.Revision, list[Any]] | None = None
@@ -102,6 +102,16 @@ class Session:
         """Note that the outbox has more."""
         self._work.set()
 
+    def hold_telemetry(self) -> None:
+        """Send no telemetry and forget none: another stream is about to take over."""
+        self._held = agent_pb2.TelemetryCredit(send_through=self._allowed)
+
+    def resume_telemetry(self) -> None:
+        """Go on, with what the gateway said meanwhile."""
+        held, self._held = self._held, None
+        if held is not None:
+            self._on_credit(held)
+
     def close(self, reason: str, message: str = "") -> None:
         """Say why, then end the stream."""
         self._send(agent_pb2.AgentMessage(bye=agent_pb2.Bye(reason=reason, message=message)))
@@ -133,21 +143,15 @@ class Session:
             await self._work.wait()
 
     async def _telemetry(self) -> list[tuple[int, bytes]]:
-        # The gateway's first credit may be open; what is unacknowledged has a bound of its own.
-        through = min(self._allowed, self._acknowledged + _WINDOW_BATCHES)
-        if self._base_known and self._sent < self._outbox.gap_sequence:
+        through = self._allowed
+        if self._sent < self._outbox.gap_sequence:
             # A gap stands for what is no longer there, so no credit has to cover it.
             through = max(through, self._outbox.gap_sequence)
-        elif not self._base_known:
-            through = self._allowed
-        if self._sent >= min(through, self._outbox.stored_sequence):
+        if self._held is not None or self._sent >= min(through, self._outbox.stored_sequence):
             return []
         rows = self._outbox.recent(self._sent, through)
         if rows is None:
-            rows = await self._run(self._outbox.read, self._sent, through, _WINDOW_BATCHES)
-        if rows and not self._base_known:
-            self._base_known = True
-            self._acknowledged = max(self._acknowledged, rows[0][0] - 1)
+            rows = await self._run(self._outbox.read, self._sent, through, _READ_BATCHES)
         return rows
 
     async def _read(self, call: Any) -> None:
@@ -234,11 +238,22 @@ class Session:
             self.synchronised.set()
 
     def _on_credit(self, credit: agent_pb2.TelemetryCredit) -> None:
+        if self._held is not None:
+            self._held = credit
+            return
         self._outbox.acknowledge(credit.acknowledged_through)
         self._sent = max(self._sent, credit.acknowledged_through)
-        self._acknowledged = max(self._acknowledged, credit.acknowledged_through)
         self._allowed = credit.send_through
         self._work.set()
+
+    def _on_telemetry_refused(self, refused: agent_pb2.TelemetryRefused) -> None:
+        metrics.BATCHES_REFUSED.inc()
+        self._log.error(
+            "telemetry.refused",
+            sequence=refused.sequence,
+            reason=refused.reason,
+            message=refused.message,
+        )
 
     def _on_report_ack(self, ack: agent_pb2.ReportAck) -> None:
         self._controller.take(Acknowledged(sequence=ack.sequence))

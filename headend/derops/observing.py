@@ -48,10 +48,14 @@ def configure_logging(level: str = "INFO") -> None:
 
 
 class Readiness:
-    """What a program waits for. Each change is logged once; an empty list is ready."""
+    """What a program waits for. Each change is logged once; who waits for nothing is ready.
+
+    What works badly and is still of use is degraded: it is told, and the program stays ready.
+    """
 
     def __init__(self) -> None:
         self._missing: dict[str, str] = {}
+        self._degraded: dict[str, str] = {}
         self._lock = threading.Lock()
         self._log = structlog.get_logger("readiness")
 
@@ -63,18 +67,27 @@ class Readiness:
         if not known:
             self._log.warning("dependency.missing", part=part, why=why)
 
-    def found(self, part: str) -> None:
-        """Say that ``part`` is there."""
+    def degraded(self, part: str, why: str) -> None:
+        """Say that ``part`` does not do all it should, and why."""
         with self._lock:
-            why = self._missing.pop(part, None)
-        if why is not None:
+            known = part in self._degraded
+            self._degraded[part] = why
+        if not known:
+            self._log.error("dependency.degraded", part=part, why=why)
+
+    def found(self, part: str) -> None:
+        """Say that ``part`` is there, and well."""
+        with self._lock:
+            known = self._missing.pop(part, None), self._degraded.pop(part, None)
+        if known != (None, None):
             self._log.info("dependency.found", part=part)
 
     def report(self) -> tuple[bool, str]:
-        """Return whether all is there, and a line for each part that is not."""
+        """Return whether all is there, and a line for each part that is not, or is degraded."""
         with self._lock:
-            lines = [f"waiting for {part}: {why}" for part, why in sorted(self._missing.items())]
-        return not lines, "\n".join(lines) or "ok"
+            missing = [f"waiting for {part}: {why}" for part, why in sorted(self._missing.items())]
+            degraded = [f"degraded {part}: {why}" for part, why in sorted(self._degraded.items())]
+        return not missing, "\n".join([*missing, *degraded]) or "ok"
 
 
 class OpsServer:

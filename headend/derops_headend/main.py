@@ -65,7 +65,11 @@ async def _serve_gateway() -> None:
     with ExitStack() as opened:
         try:
             settings.data_directory.mkdir(parents=True, exist_ok=True)
-            log = SqliteEventLog(settings.data_directory / "events.db")
+            log = SqliteEventLog(
+                settings.data_directory / "events.db",
+                max_bytes=settings.log_max_bytes,
+                drop_oldest=settings.log_when_full == "drop-oldest",
+            )
             opened.callback(log.close)
             store = DesiredStore(settings.data_directory / "desired.db", time.time_ns() // 1000)
             opened.callback(store.close)

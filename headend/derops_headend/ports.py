@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from derops.errors import DeropsError
 from derops.wire.v1 import log_pb2
 
 MAX_RECORD_BYTES = 256 * 1024
@@ -40,15 +41,30 @@ class LogReader(Protocol):
         """Give the log back; what was accepted is durable then."""
 
 
-class EventLog(LogReader, Protocol):
-    """An append-only log of records. Offsets begin at 1 and rise by 1; none is used twice.
+class LogFullError(DeropsError):
+    """The log is at its bound; nothing of the call is in it. The writer makes room."""
+
+    retryable = True
+
+
+class EventLog(Protocol):
+    """Where a gateway puts what arrived. Offsets begin at 1 and rise by 1; none is used twice.
 
     What an append returned for is durable: it outlives ``kill -9`` and loss of power.
     """
 
-    async def append(self, entries: Sequence[log_pb2.LogEntry]) -> int:
-        """Append and return the offset of the record with the last entry, once it is durable.
+    async def append(self, entries: Sequence[log_pb2.LogEntry]) -> None:
+        """Append; return once it is durable.
 
-        Concurrent calls share records and commits, in the order of the calls. All entries of
-        a call become durable, or none.
+        Concurrent calls share records and commits, in the order of the calls. All entries of a
+        call for one asset become durable in their order, or none of them.
+
+        Raises:
+            LogFullError: There is no room.
         """
+
+    def fill(self) -> float:
+        """Return the share of the log's bound that is taken, 1 = full. Does not block."""
+
+    def close(self) -> None:
+        """Commit what was accepted, then close."""

@@ -197,21 +197,41 @@ async def test_a_gap_beyond_the_credit_is_sent_all_the_same(site: Site) -> None:
     assert not any(m.HasField("telemetry") and m.telemetry.sequence > 2 for m in stream.received)
 
 
-async def test_an_open_credit_is_not_taken_at_its_word(site: Site) -> None:
-    for number in range(300):
+async def test_hello_says_where_the_outbox_begins(site: Site) -> None:
+    for number in range(5):
         site.outbox.add(Reading(at_us=number, values={int(agent_pb2.ACTIVE_POWER_WATTS): 1.0}))
         site.store.flush()
     await site.start()
     stream = await site.gateway.next_stream()
-    await stream.welcome(heartbeat_seconds=1)
-    await stream.send(credit=agent_pb2.TelemetryCredit(send_through=2**62))
-    await stream.until("telemetry", lambda batch: batch.sequence == 64)
-    await stream.until("heartbeat")
-    await stream.send(credit=agent_pb2.TelemetryCredit(acknowledged_through=64, send_through=80))
-    await stream.until("telemetry", lambda batch: batch.sequence == 80)
+    assert (await stream.until("hello")).first_sequence == 1
+    await stream.welcome()
+    await stream.send(credit=agent_pb2.TelemetryCredit(acknowledged_through=3, send_through=3))
+    await stream.send(bye=agent_pb2.Bye(reason="Test"))
 
-    sent = [m.telemetry.sequence for m in stream.received if m.HasField("telemetry")]
-    assert sent == list(range(1, 81))
+    again = await site.gateway.next_stream()
+
+    assert (await again.until("hello")).first_sequence == 4
+
+
+async def test_no_telemetry_is_acknowledged_between_the_hellos_of_a_renewal(site: Site) -> None:
+    for number in range(2):
+        site.outbox.add(Reading(at_us=number, values={int(agent_pb2.ACTIVE_POWER_WATTS): 1.0}))
+        site.store.flush()
+    await site.start()
+    old = await site.gateway.next_stream()
+    await old.welcome(heartbeat_seconds=1)
+    await old.snapshot(asset())
+    site.agent_ca.write_leaf(site.certificates, "battery")
+    new = await site.gateway.next_stream()
+    await old.send(credit=agent_pb2.TelemetryCredit(acknowledged_through=0, send_through=2))
+    await old.until("heartbeat")
+
+    assert not any(message.HasField("telemetry") for message in old.received)
+    assert (await new.until("hello")).first_sequence == 1
+    await new.welcome()
+    await new.snapshot(asset(), counter=2)
+    await new.send(credit=agent_pb2.TelemetryCredit(send_through=2))
+    await new.until("telemetry", lambda batch: batch.sequence == 2)
 
 
 async def test_a_refused_epoch_is_exceeded(site: Site) -> None:

@@ -34,6 +34,7 @@ PAGES = sorted(
 )
 IMPORT_ROOTS = ["operator", "headend", "agent"]
 METRIC_MODULES = [
+    "derops_headend.eventlog.metrics",
     "derops_operator.metrics",
     "derops_headend.gateway.metrics",
     "derops_headend.storage.metrics",

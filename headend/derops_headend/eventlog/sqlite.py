@@ -2,6 +2,9 @@
 
 WAL, synchronous=FULL and pages of 64 KiB: measured, this appends at more than half the speed of a
 bare write and fdatasync, in records of 256 KiB.
+
+The bound is on what the records take. The file gives its space back once most of it is free; until
+then it keeps it for the next outage, since to move records costs as much as to write them.
 """
 
 import asyncio
@@ -9,21 +12,27 @@ import queue
 import secrets
 import sqlite3
 import threading
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import structlog
 from google.protobuf.message import DecodeError
 
 from derops.errors import LogDamagedError, SchemaTooNewError
 from derops.wire.v1 import log_pb2
-from derops_headend.ports import MAX_RECORD_BYTES, StoredRecord
+from derops_headend.eventlog import metrics
+from derops_headend.ports import MAX_RECORD_BYTES, LogFullError, StoredRecord
 
 SCHEMA_VERSION = 1
 MAX_READ_BYTES = 1024 * 1024
 MAX_COMMIT_BYTES = 4 * 1024 * 1024
+DEFAULT_MAX_BYTES = 8 * 1024**3
+_DROPPED_SHARE = 50
+"""Of the records, one in so many is dropped at a time."""
 
 _BUSY_SECONDS = 30
 _SCHEMA = (
@@ -39,10 +48,22 @@ _SELECT = (
     "SELECT log_offset, checksum, body FROM record WHERE log_offset > ? ORDER BY log_offset LIMIT ?"
 )
 _LAST = "SELECT coalesce(max(log_offset), 0) FROM record"
-# The last record stays: it is what the next offset is counted from.
-_TRIM = f"DELETE FROM record WHERE log_offset <= min(?, ({_LAST}) - 1)"  # noqa: S608
+# The last record stays: it is what the next offset is counted from. One step is bounded, as the
+# appender waits for it.
+_TRIM_RECORDS = 1000
+_TRIM = (
+    f"DELETE FROM record WHERE log_offset <= min(?, ({_LAST}) - 1, "  # noqa: S608
+    f"(SELECT coalesce(min(log_offset), 0) FROM record) + {_TRIM_RECORDS})"
+)
+_DROP = (
+    f"DELETE FROM record WHERE log_offset <= min(({_LAST}) - 1, "  # noqa: S608
+    "(SELECT min(log_offset) FROM record) + ?)"
+)
+_VACUUM_PAGES = 1024
+_FREE_PAGES_TO_VACUUM = 256
+_MEASURE_SECONDS = 0.1
 
-Pending = tuple[list[bytes], "Future[int]"]
+Pending = tuple[list[bytes], "Future[None]"]
 
 
 class LogMissingError(Exception):
@@ -110,14 +131,28 @@ class SqliteLogReader:
         return found
 
     def trim(self, through: int) -> None:
-        """Forget the records up to an offset; the last of all stays."""
+        """Forget the oldest records up to an offset, a bounded step of them; the last of all stays.
+
+        What the file has too much of goes back to the disk.
+        """
         with self._lock:
             self._connection.execute(_TRIM, (through,))
+            used, free, _ = self._measure_pages()
+            if free > max(_FREE_PAGES_TO_VACUUM, 3 * used):
+                # A script, for "execute" makes one step of it only: it frees one page.
+                self._connection.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
 
     def close(self) -> None:
         """Close the file."""
         with self._lock:
             self._connection.close()
+
+    def _measure_pages(self) -> tuple[int, int, int]:
+        pages, free, size = (
+            self._connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        return pages - free, free, size
 
     def _decode(self, offset: int, checksum: int, body: bytes) -> log_pb2.LogRecord:
         if checksum == _checksum(offset, body):
@@ -131,8 +166,16 @@ class SqliteLogReader:
 class SqliteEventLog(SqliteLogReader):
     """The log with its one appender: a thread that commits whatever waits, together."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES, drop_oldest: bool = False
+    ) -> None:
         """Open the log, or make it.
+
+        Args:
+            path: The file.
+            max_bytes: Bound on what the records take.
+            drop_oldest: At the bound drop what was acknowledged and is not in the database yet,
+                instead of refusing what is new.
 
         Raises:
             SchemaTooNewError: A newer program wrote it.
@@ -146,13 +189,16 @@ class SqliteEventLog(SqliteLogReader):
             raise
         self._waiting: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="event-log")
+        self._max_bytes, self._drop_oldest = max_bytes, drop_oldest
+        self._fill = self._measured_at = 0.0
+        self._thread = threading.Thread(target=self._run, name="event-log", daemon=True)
         self._thread.start()
 
-    async def append(self, entries: Sequence[log_pb2.LogEntry]) -> int:
-        """Append and return the offset of the record with the last entry, once it is durable.
+    async def append(self, entries: Sequence[log_pb2.LogEntry]) -> None:
+        """Append; return once it is durable.
 
         Raises:
+            LogFullError: The log is at its bound.
             ValueError: There are no entries, or the log is closed.
             sqlite3.Error: The disk refused; nothing of the call is in the log.
         """
@@ -161,9 +207,16 @@ class SqliteEventLog(SqliteLogReader):
         # A record of one entry serialised is the entry with its tag: records of several entries
         # are these bytes in a row, so that each entry is encoded once, and by the caller.
         packed = [log_pb2.LogRecord(entries=[entry]).SerializeToString() for entry in entries]
-        done: Future[int] = Future()
+        done: Future[None] = Future()
         self._waiting.put((packed, done))
-        return await asyncio.wrap_future(done)
+        await asyncio.wrap_future(done)
+
+    def fill(self) -> float:
+        """Return the share of the bound that records take; 0 where the oldest are dropped."""
+        if not self._drop_oldest and time.monotonic() - self._measured_at > _MEASURE_SECONDS:
+            self._fill = self._measure()
+            self._measured_at = time.monotonic()
+        return self._fill
 
     def close(self) -> None:
         """Commit what was accepted, then close the file."""
@@ -196,9 +249,28 @@ class SqliteEventLog(SqliteLogReader):
             size += sum(map(len, pending[0]))
         return group, False
 
+    def _measure(self) -> float:
+        with self._lock:
+            used, _, size = self._measure_pages()
+        return used * size / self._max_bytes
+
+    def _make_room(self) -> None:
+        """Raise where the log is at its bound; or drop the oldest, where that was chosen."""
+        if self._measure() < 1:
+            return
+        if not self._drop_oldest:
+            raise LogFullError(f"the event log holds its bound of {self._max_bytes} bytes")
+        first, last = self.bounds()
+        with _transaction(self._appending):
+            self._appending.execute(_DROP, ((last - first) // _DROPPED_SHARE,))
+        dropped = self.bounds()[0] - first
+        metrics.LOG_RECORDS_DROPPED.inc(dropped)
+        structlog.get_logger("log").error("records.dropped", records=dropped, first=first)
+
     def _commit_group(self, group: list[Pending]) -> None:
-        records, places = _pack([packed for packed, _ in group])
+        records = _pack([packed for packed, _ in group])
         try:
+            self._make_room()
             with _transaction(self._appending):
                 (last,) = self._appending.execute(_LAST).fetchone()
                 self._appending.executemany(
@@ -212,21 +284,19 @@ class SqliteEventLog(SqliteLogReader):
             for _, done in group:
                 done.set_exception(error)
             return
-        for (_, done), place in zip(group, places, strict=True):
-            done.set_result(last + 1 + place)
+        for _, done in group:
+            done.set_result(None)
 
 
-def _pack(calls: Sequence[Sequence[bytes]]) -> tuple[list[bytes], list[int]]:
-    """Return records of bounded size, and for each call the index of the record of its last."""
+def _pack(calls: Sequence[Sequence[bytes]]) -> list[bytes]:
+    """Return records of bounded size with the entries of all calls, in their order."""
     records: list[bytearray] = [bytearray()]
-    places = []
     for packed in calls:
         for entry in packed:
             if records[-1] and len(records[-1]) + len(entry) > MAX_RECORD_BYTES:
                 records.append(bytearray())
             records[-1] += entry
-        places.append(len(records) - 1)
-    return [bytes(record) for record in records], places
+    return [bytes(record) for record in records]
 
 
 def _checksum(offset: int, body: bytes) -> int:
@@ -247,7 +317,13 @@ def _connect(path: Path, *, create: bool) -> sqlite3.Connection:
         if create or path.exists():
             raise
         raise LogMissingError(f"{path} does not exist") from error
-    for pragma in ("page_size = 65536", "synchronous = FULL", "wal_autocheckpoint = 500"):
+    for pragma in (
+        "page_size = 65536",
+        "auto_vacuum = INCREMENTAL",  # only a new file takes it
+        "synchronous = FULL",
+        "wal_autocheckpoint = 500",
+        "journal_size_limit = 67108864",
+    ):
         connection.execute(f"PRAGMA {pragma}")
     # Debian's SQLite writes zeros over what it deletes: a trim would cost as much as an append.
     connection.execute("PRAGMA secure_delete = OFF")

@@ -1,7 +1,7 @@
 """Telemetry of one stream: checks of a batch, the order of the outbox, and credit. Pure.
 
-The gateway remembers no sequence over streams: an agent may have been served by another replica in
-between. So credit is open until the first message says where the outbox stands.
+The agent says in Hello where its outbox begins; from there on sequences have no holes, what was
+promised is never taken back, and what is acknowledged is durable.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,15 @@ MAX_COLUMNS = 64
 MAX_BATCH_BYTES = 65536
 MAX_COLUMN_NAME = 64
 CREDIT_BATCHES = 16
-OPENING_BATCHES = 256
-"""May be on their way before the agent hears its first real credit."""
+"""Batches that may be on their way while the log has room."""
 
-OPEN_CREDIT = 2**62
+SHRINK_FROM = 0.80
+"""Share of the log's bound above which credit shrinks."""
+
+REFUSE_FROM = 0.95
+"""Share from which telemetry gets none: the rest is for reports and what the headend says."""
+
+MAX_SEQUENCE = 2**62
 """Fits the signed 64 bit of an agent's database."""
 
 MAX_TIME_US = 4_102_444_800_000_000
@@ -26,7 +31,7 @@ MAX_TIME_US = 4_102_444_800_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Violation:
-    """Why a message ends its stream."""
+    """Which rule a message breaks."""
 
     reason: str
     message: str
@@ -71,19 +76,29 @@ def check_gap(gap: agent_pb2.Gap) -> Violation | None:
     return None
 
 
+def window_of(fill: float) -> int:
+    """Return how many batches a stream may have on their way while the log is so full.
+
+    Args:
+        fill: Share of the log's bound that is taken, 1 = full.
+    """
+    if fill >= REFUSE_FROM:
+        return 0
+    room = (REFUSE_FROM - fill) / (REFUSE_FROM - SHRINK_FROM)
+    return max(1, min(CREDIT_BATCHES, round(room * CREDIT_BATCHES)))
+
+
 class OutboxOrder:
-    """Where one outbox stands on one stream."""
+    """Where one outbox stands on one stream.
 
-    def __init__(self, outbox_id: str) -> None:
+    Args:
+        outbox_id: Random, made with the outbox.
+        first_sequence: The oldest that the agent may send, from 1.
+    """
+
+    def __init__(self, outbox_id: str, first_sequence: int) -> None:
         self._outbox_id = outbox_id
-        self._base: int | None = None
-        self._received = 0
-        self._acknowledged = 0
-
-    @property
-    def placed(self) -> bool:
-        """Whether a message has said where the outbox stands."""
-        return self._base is not None
+        self._received = self._acknowledged = self._promised = first_sequence - 1
 
     def take(self, sequence: int, outbox_id: str, *, gap: bool) -> Verdict | Violation:
         """Place a message; a gap stands at the last of the sequences it replaces.
@@ -91,16 +106,14 @@ class OutboxOrder:
         What is beyond the credit is dropped, and what follows a hole ends the stream: cumulative
         acknowledgement would otherwise tell the agent to forget what was dropped.
         """
-        if outbox_id != self._outbox_id or not 0 < sequence < OPEN_CREDIT:
+        if outbox_id != self._outbox_id or not 0 < sequence < MAX_SEQUENCE:
             return _bad(f"sequence {sequence} of outbox {outbox_id[:64]!r} is not of this outbox")
-        if self._base is None:
-            self._base = self._received = self._acknowledged = sequence - 1
         if sequence <= self._received:
             return Verdict.DUPLICATE
         if gap:  # it stands for what the agent no longer has, so no credit could cover it
             self._received = sequence
             return Verdict.STORE
-        if sequence > self._limit():
+        if sequence > max(self._promised, self._received):
             return Verdict.BEYOND_CREDIT
         if sequence != self._received + 1:
             return Violation(
@@ -114,18 +127,12 @@ class OutboxOrder:
         """Note that all up to ``sequence`` are durable."""
         self._acknowledged = max(self._acknowledged, sequence)
 
-    def credit(self) -> agent_pb2.TelemetryCredit:
-        """Return what the agent is to be told."""
-        if self._base is None:
-            return agent_pb2.TelemetryCredit(send_through=OPEN_CREDIT)
+    def credit(self, window: int) -> agent_pb2.TelemetryCredit:
+        """Return what the agent is to be told when it may have ``window`` batches on their way."""
+        self._promised = max(self._promised, self._acknowledged + window)
         return agent_pb2.TelemetryCredit(
-            acknowledged_through=self._acknowledged,
-            send_through=self._acknowledged + CREDIT_BATCHES,
+            acknowledged_through=self._acknowledged, send_through=self._promised
         )
-
-    def _limit(self) -> int:
-        base = self._base or 0
-        return max(self._acknowledged + CREDIT_BATCHES, base + OPENING_BATCHES)
 
 
 def _bad(message: str) -> Violation:

@@ -17,6 +17,7 @@ from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, agent_pb2_grpc
 from derops_headend.access.certificates import AgentCertificate, authenticate_agent
 from derops_headend.fleet.sessions import MAX_EPOCH, CloneSuspectedError, EpochTooLowError
+from derops_headend.fleet.telemetry import MAX_SEQUENCE
 from derops_headend.gateway import metrics
 from derops_headend.gateway.agent_stream import AgentStream
 from derops_headend.gateway.calls import EOF, Context, peer_certificate
@@ -142,6 +143,8 @@ def _problem_of(hello: agent_pb2.Hello) -> str:
         return f"protocol {hello.protocol} is not {PROTOCOL}"
     if not 0 < hello.epoch <= MAX_EPOCH:
         return f"epoch {hello.epoch} is not between 1 and {MAX_EPOCH}"
+    if not 0 < hello.first_sequence < MAX_SEQUENCE:
+        return f"first_sequence {hello.first_sequence} is not between 1 and {MAX_SEQUENCE}"
     for field in ("instance_id", "ledger_id", "outbox_id"):
         if not 0 < len(getattr(hello, field)) <= _MAX_ID:
             return f"{field} must have 1 to {_MAX_ID} characters"

@@ -28,6 +28,9 @@ MAX_UNSTORED_REPORTS = 512
 MAX_REFUSED_REPORTS = 64
 """Reports that break a rule before the stream is ended."""
 
+MAX_REFUSED_BATCHES = 256
+"""Batches that break a rule before the stream is ended."""
+
 MAX_DROPPED_BATCHES = 256
 """Batches beyond the credit before the stream is ended."""
 
@@ -67,8 +70,9 @@ class AgentStream:
         self._monotonic_us = monotonic_us
         self._heard_us = monotonic_us()
         self._outgoing: Outgoing[agent_pb2.GatewayMessage | str] = Outgoing(MAX_QUEUED)
-        self._order = OutboxOrder(hello.outbox_id)
-        self._unstored_reports = self._refused_reports = self._dropped_batches = 0
+        self._order = OutboxOrder(hello.outbox_id, hello.first_sequence)
+        self._unstored_reports = self._refused_reports = 0
+        self._dropped_batches = self._refused_batches = 0
         self._ending: agent_pb2.Bye | None = None
         self._peer_left = False
         self._log = structlog.get_logger("agent").bind(
@@ -84,6 +88,10 @@ class AgentStream:
     def offer(self, dispatch_uid: str) -> None:
         """Queue a dispatch, in the state it has when it is its turn."""
         self._put(dispatch_uid)
+
+    def give_credit(self, window: int) -> None:
+        """Queue what is acknowledged, and what may be on its way from here on."""
+        self.send(agent_pb2.GatewayMessage(credit=self._order.credit(window)))
 
     def end(self, reason: str, message: str) -> None:
         """Say Bye and end; the first reason stands."""
@@ -115,6 +123,7 @@ class AgentStream:
             for task in (reader, writer):
                 task.cancel()
             bye = self._ending or agent_pb2.Bye()
+            self._exchange.admission.forget(self)
             self._exchange.close(self, bye.reason, bye.message)
             self._log.info("agent.disconnected", reason=bye.reason, why=bye.message)
             failures = await asyncio.gather(reader, writer, return_exceptions=True)
@@ -177,11 +186,11 @@ class AgentStream:
                 message(asset=without_identity(asset)),
                 *(message(dispatch=dispatch) for dispatch in dispatches),
                 message(sync_end=end),
-                message(credit=self._order.credit()),
             ):
                 if self._ending is not None:
                     return
                 await self._context.write(part)
+            self._exchange.admission.request(self)
         finally:  # a write that failed may have arrived all the same
             for uid in uids:
                 self._exchange.tell_delivery(uid)
@@ -249,15 +258,32 @@ class AgentStream:
         return None  # a kind that a newer agent knows is not for us
 
     def _take_telemetry(self, batch: agent_pb2.TelemetryBatch) -> Violation | None:
-        violation = check_batch(batch)
-        if violation is not None:
-            return violation
+        self._exchange.admission.count()
         verdict = self._place(batch.sequence, batch.outbox_id, gap=False)
-        if verdict is Verdict.STORE:
-            metrics.BATCHES.inc()
-            metrics.SAMPLES.inc(len(batch.dt_us))
-            self._store(log_pb2.TELEMETRY, batch.SerializeToString(), batch.sequence)
-        return verdict if isinstance(verdict, Violation) else None
+        if verdict is not Verdict.STORE:
+            return verdict if isinstance(verdict, Violation) else None
+        broken = check_batch(batch)
+        body = batch.SerializeToString()
+        if broken is not None:
+            return self._refuse_batch(batch.sequence, body, broken)
+        metrics.BATCHES.inc()
+        metrics.SAMPLES.inc(len(batch.dt_us))
+        self._store(log_pb2.TELEMETRY, body, batch.sequence)
+        return None
+
+    def _refuse_batch(self, sequence: int, body: bytes, broken: Violation) -> Violation | None:
+        """Keep a batch for quarantine; where there are too many, end the stream."""
+        metrics.REFUSED_BATCHES.inc()
+        self._log.warning("telemetry.refused", sequence=sequence, why=broken.message)
+        self._refused_batches += 1
+        if self._refused_batches > MAX_REFUSED_BATCHES:
+            return broken
+        refused = agent_pb2.TelemetryRefused(
+            sequence=sequence, reason=broken.reason, message=broken.message
+        )
+        self.send(agent_pb2.GatewayMessage(telemetry_refused=refused))
+        self._store(log_pb2.TELEMETRY, body, sequence, refused=broken.message)
+        return None
 
     def _take_gap(self, gap: agent_pb2.Gap) -> Violation | None:
         violation = check_gap(gap)
@@ -271,24 +297,26 @@ class AgentStream:
         return verdict if isinstance(verdict, Violation) else None
 
     def _place(self, sequence: int, outbox_id: str, *, gap: bool) -> Verdict | Violation:
-        opening = not self._order.placed
         verdict = self._order.take(sequence, outbox_id, gap=gap)
         if verdict is Verdict.BEYOND_CREDIT:
             metrics.DROPPED_BATCHES.inc()
             self._dropped_batches += 1
             if self._dropped_batches > MAX_DROPPED_BATCHES:
                 return Violation(reason="CreditIgnored", message="telemetry beyond its credit")
-        elif opening or verdict is Verdict.DUPLICATE:
-            self.send(agent_pb2.GatewayMessage(credit=self._order.credit()))
+        elif verdict is Verdict.DUPLICATE:
+            self._exchange.admission.request(self)
         return verdict
 
-    def _store(self, kind: log_pb2.EntryKind, body: bytes, sequence: int) -> None:
+    def _store(
+        self, kind: log_pb2.EntryKind, body: bytes, sequence: int, *, refused: str = ""
+    ) -> None:
         def durable(future: asyncio.Future[None]) -> None:
             if self._is_durable(future):
                 self._order.stored(sequence)
-                self.send(agent_pb2.GatewayMessage(credit=self._order.credit()))
+                self._exchange.admission.request(self)
 
-        self._exchange.journal.put(kind, self._asset_id, body).add_done_callback(durable)
+        future = self._exchange.journal.put(kind, self._asset_id, body, refused=refused)
+        future.add_done_callback(durable)
 
     def _take_report(self, report: dispatch_pb2.DispatchReport) -> Violation | None:
         problem = self._problem_of(report)

@@ -17,6 +17,7 @@ from derops_headend.access.certificates import AgentCertificate
 from derops_headend.fleet.desired import BadSyncError, Changes, DesiredState, Snapshot, Written
 from derops_headend.fleet.sessions import CloneSuspectedError, Session, SessionTable
 from derops_headend.gateway import metrics
+from derops_headend.gateway.admission_control import AdmissionControl
 from derops_headend.gateway.desired_store import DesiredStore
 from derops_headend.gateway.group_commit import GroupCommit
 from derops_headend.gateway.journal import Journal
@@ -69,12 +70,14 @@ class Exchange:
         replica: str,
         store: DesiredStore,
         journal: Journal,
+        admission: AdmissionControl,
         now_us: Callable[[], int],
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         self.replica = replica
         self.store = store
         self.journal = journal
+        self.admission = admission
         self.now_us = now_us
         self.writes: GroupCommit[tuple[str, Written]] = GroupCommit(store.record)
         self.desired = DesiredState()

@@ -8,17 +8,23 @@ from typing import Generic, TypeVar
 
 import structlog
 
+_FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.05, 2.0
+
 Item = TypeVar("Item")
 
 
 class GroupCommit(Generic[Item]):
     """Writes items in the order they came, in groups of bounded size.
 
+    A write that fails is made again until it succeeds: a full disk is waited for, and what waits
+    keeps its order.
+
     Args:
         write: Returns when a group is durable.
         size: Weight of one item.
         most: Bound on the weight of a group.
         observe: Is given the seconds of each write.
+        on_failure: Is told why writes fail now, and an empty text when they do no more.
     """
 
     def __init__(
@@ -28,25 +34,32 @@ class GroupCommit(Generic[Item]):
         size: Callable[[Item], int] = lambda _: 1,
         most: int = 1000,
         observe: Callable[[float], object] = lambda _: None,
+        on_failure: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._write, self._size, self._most, self._observe = write, size, most, observe
-        self._waiting: deque[tuple[Item, asyncio.Future[None]]] = deque()
-        self._work = asyncio.Event()
-        self._closing = False
+        self._on_failure = on_failure
+        self._queue: deque[tuple[Item, asyncio.Future[None]]] = deque()
+        self._work, self._closing = asyncio.Event(), asyncio.Event()
+        self._log = structlog.get_logger("commit")
+
+    @property
+    def waiting(self) -> int:
+        """Items that are not being written yet."""
+        return len(self._queue)
 
     def put(self, item: Item) -> asyncio.Future[None]:
-        """Queue an item; the future is done once it is durable, or fails with its group."""
+        """Queue an item; the future is done once it is durable, or fails when it never will be."""
         future = asyncio.get_running_loop().create_future()
         # Not everybody waits: an unobserved failure is logged once, by run.
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self._waiting.append((item, future))
+        self._queue.append((item, future))
         self._work.set()
         return future
 
     async def run(self) -> None:
         """Write groups until closed and empty. One task runs this."""
-        while self._waiting or not self._closing:
-            if not self._waiting:
+        while self._queue or not self._closing.is_set():
+            if not self._queue:
                 self._work.clear()
                 await self._work.wait()
                 continue
@@ -59,32 +72,51 @@ class GroupCommit(Generic[Item]):
                 raise
 
     def close(self) -> None:
-        """Let run return once all is written."""
-        self._closing = True
+        """Let run return once all is written; what fails from now on is not tried again."""
+        self._closing.set()
         self._work.set()
 
     def _take_group(self) -> list[tuple[Item, asyncio.Future[None]]]:
-        group = [self._waiting.popleft()]
+        group = [self._queue.popleft()]
         weight = self._size(group[0][0])
-        while self._waiting:
-            weight += self._size(self._waiting[0][0])
+        while self._queue:
+            weight += self._size(self._queue[0][0])
             if weight > self._most:
                 break
-            group.append(self._waiting.popleft())
+            group.append(self._queue.popleft())
         return group
 
     async def _write_group(self, group: list[tuple[Item, asyncio.Future[None]]]) -> None:
-        begun = perf_counter()
-        try:
-            await self._write([item for item, _ in group])
-        except Exception as error:
-            # Whatever the disk says: nothing of this group may be acknowledged.
-            structlog.get_logger("commit").error("commit.failed", items=len(group), exc_info=True)
-            for _, future in group:
-                if not future.done():
-                    future.set_exception(error)
-            return
+        items, pause_seconds, failed = [item for item, _ in group], _FIRST_PAUSE_SECONDS, False
+        while True:
+            begun = perf_counter()
+            try:
+                await self._write(items)
+                break
+            except Exception as error:
+                why = f"{type(error).__name__}: {error}"
+                if not failed:
+                    self._log.error("commit.failed", items=len(group), why=why)
+                failed = True
+                self._on_failure(why)
+                if self._closing.is_set():
+                    for _, future in group:
+                        if not future.done():
+                            future.set_exception(error)
+                    return
+            await self._pause(pause_seconds)
+            pause_seconds = min(2 * pause_seconds, _LAST_PAUSE_SECONDS)
+        if failed:
+            self._log.info("commit.recovered", items=len(group))
+            self._on_failure("")
         self._observe(perf_counter() - begun)
         for _, future in group:
             if not future.done():
                 future.set_result(None)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but not once closed."""
+        try:
+            await asyncio.wait_for(self._closing.wait(), seconds)
+        except TimeoutError:
+            return

@@ -9,26 +9,44 @@ from derops_headend.gateway.group_commit import GroupCommit
 from derops_headend.ports import MAX_RECORD_BYTES, EventLog
 
 _MAX_MESSAGE = 500
+_MAX_WAITING = 20_000
 
 
 class Journal:
     """Packs what all streams bring into few appends; nothing is acknowledged before its append."""
 
-    def __init__(self, log: EventLog, replica: str, now_us: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        replica: str,
+        now_us: Callable[[], int],
+        on_failure: Callable[[str], object] = lambda _: None,
+    ) -> None:
         self._replica, self._now_us = replica, now_us
         self._commit: GroupCommit[log_pb2.LogEntry] = GroupCommit(
             log.append,
             size=log_pb2.LogEntry.ByteSize,
             most=MAX_RECORD_BYTES,
             observe=metrics.APPEND_SECONDS.observe,
+            on_failure=on_failure,
         )
 
     def put(
-        self, kind: log_pb2.EntryKind, asset: dispatch_pb2.AssetId, body: bytes
+        self,
+        kind: log_pb2.EntryKind,
+        asset: dispatch_pb2.AssetId,
+        body: bytes,
+        *,
+        refused: str = "",
     ) -> Future[None]:
-        """Queue an entry; the future is done once it is durable, or fails."""
+        """Queue an entry; the future is done once it is durable.
+
+        ``refused`` says which rule a batch broke: the writer puts it into quarantine.
+        """
         return self._commit.put(
-            log_pb2.LogEntry(kind=kind, asset=asset, received_us=self._now_us(), body=body)
+            log_pb2.LogEntry(
+                kind=kind, asset=asset, received_us=self._now_us(), body=body, refused=refused
+            )
         )
 
     def put_connection(
@@ -42,7 +60,13 @@ class Journal:
         peer: str,
         serial_number: str,
     ) -> None:
-        """Queue what happened to a connection; nobody waits for it."""
+        """Queue what happened to a connection; nobody waits for it.
+
+        While the log takes nothing, a storm of connections must not fill the memory.
+        """
+        if self._commit.waiting >= _MAX_WAITING:
+            metrics.UNSTORED_CONNECTIONS.inc()
+            return
         body = log_pb2.ConnectionEvent(
             event=event,
             reason=reason,

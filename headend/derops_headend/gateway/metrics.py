@@ -25,6 +25,26 @@ DROPPED_BATCHES = Counter(
     "Batches dropped unacknowledged; the agent still has them.",
 )
 GAPS = Counter("derops_gateway_telemetry_gaps", "Gaps reported by agents.")
+REFUSED_BATCHES = Counter(
+    "derops_gateway_refused_batches",
+    "Telemetry batches that broke a rule; they go into quarantine.",
+)
+CREDIT_WAITING = Gauge(
+    "derops_gateway_credit_waiting",
+    "Streams that wait for telemetry credit because the gateway has more to do than it can.",
+)
+LOG_FILL = Gauge(
+    "derops_gateway_log_fill_ratio",
+    "Share of the event log's bound that is taken; from 0.95 on telemetry is refused.",
+)
+LOG_FAILING = Gauge(
+    "derops_gateway_log_failing", "1 while the event log does not take what arrives."
+)
+LOG_FAILURES = Counter("derops_gateway_log_failures", "Appends that failed; each is tried again.")
+UNSTORED_CONNECTIONS = Counter(
+    "derops_gateway_unstored_connection_events",
+    "Connection events that were given up because the event log did not take them in time.",
+)
 APPEND_SECONDS = Histogram(
     "derops_gateway_append_seconds",
     "Seconds until a group of entries was durable in the event log.",

@@ -13,6 +13,8 @@ import structlog
 from derops.errors import SettingError
 from derops.observing import Readiness
 from derops.wire.v1 import agent_pb2_grpc, control_pb2_grpc
+from derops_headend.gateway import metrics
+from derops_headend.gateway.admission_control import AdmissionControl
 from derops_headend.gateway.agent_link import HELLO_SECONDS, AgentLink
 from derops_headend.gateway.control import Control
 from derops_headend.gateway.desired_store import DesiredStore
@@ -23,7 +25,7 @@ from derops_headend.ports import EventLog
 STOP_SECONDS = 3.0
 _SWEEP_SECONDS = 1.0
 _STUCK_SECONDS = 10.0
-_SNAPSHOT = "operator snapshot"
+_SNAPSHOT, _EVENT_LOG = "operator snapshot", "event log"
 
 _OPTIONS: list[tuple[str, int]] = [
     # A listener that does not bind alone would hide that another gateway has the port.
@@ -116,11 +118,13 @@ class Gateway:
         readiness.waiting(_SNAPSHOT, "the operator has not sent one and none is on disk")
         self.agent_port = self.control_port = 0
         self._options = options
-        self._journal = Journal(log, options.replica, _now_us)
+        self._readiness = readiness
+        self._journal = Journal(log, options.replica, _now_us, self._note_log_failure)
         self.exchange = Exchange(
             replica=options.replica,
             store=store,
             journal=self._journal,
+            admission=AdmissionControl(log.fill),
             now_us=_now_us,
             on_ready=lambda: readiness.found(_SNAPSHOT),
         )
@@ -163,7 +167,12 @@ class Gateway:
             control, "CONTROL_LISTEN", options.control_listen, options.control_credentials
         )
         self._servers = [agents, control]
-        for work in (self._journal.run(), self.exchange.writes.run(), self._sweep()):
+        for work in (
+            self._journal.run(),
+            self.exchange.writes.run(),
+            self.exchange.admission.run(),
+            self._sweep(),
+        ):
             self._tasks.append(asyncio.create_task(work))
         await asyncio.gather(*(server.start() for server in self._servers))
         structlog.get_logger("gateway").info(
@@ -176,7 +185,8 @@ class Gateway:
         await asyncio.gather(*(server.stop(STOP_SECONDS) for server in self._servers))
         self._journal.close()
         self.exchange.writes.close()
-        *commits, sweep = self._tasks
+        *commits, admission, sweep = self._tasks
+        admission.cancel()
         sweep.cancel()
         await asyncio.wait(commits, timeout=1)
         for task in commits:
@@ -190,6 +200,15 @@ class Gateway:
         """Tell whether the event loop still turns and its tasks live; from any thread."""
         turning = time.monotonic() - self._alive_at < _STUCK_SECONDS
         return turning and not any(task.done() for task in self._tasks)
+
+    def _note_log_failure(self, why: str) -> None:
+        """Say that the log does not take what arrives; streams stay, and dispatches go on."""
+        metrics.LOG_FAILING.set(bool(why))
+        if why:
+            metrics.LOG_FAILURES.inc()
+            self._readiness.degraded(_EVENT_LOG, why)
+        else:
+            self._readiness.found(_EVENT_LOG)
 
     async def _sweep(self) -> None:
         while True:

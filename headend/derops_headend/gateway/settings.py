@@ -2,7 +2,7 @@
 
 import platform
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -46,4 +46,6 @@ class GatewaySettings(BaseSettings):
     ops_port: int = Field(default=8081, ge=0, le=65535)
     heartbeat_seconds: int = Field(default=10, ge=1, le=3600)
     max_agent_connections: int = Field(default=12_000, ge=1, le=1_000_000)
+    log_max_bytes: int = Field(default=8 * 1024**3, ge=1024**2)
+    log_when_full: Literal["refuse", "drop-oldest"] = "refuse"
     log_level: str = "INFO"

@@ -48,6 +48,8 @@ def convert(sources: Sequence[Source]) -> Batch:
             if add is None:
                 raise RefusedError("UnknownKind", f"kind {kind}")
             _check_time(source.entry.received_us, "received_us")
+            if source.entry.refused:
+                raise RefusedError("RefusedByGateway", clean(source.entry.refused))
             asset = _asset(batch, source.entry.asset)
             add(batch, index, asset)
         except RefusedError as refused:

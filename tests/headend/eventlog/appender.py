@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import sys
+import time
 from pathlib import Path
 
 from derops.wire.v1 import log_pb2
@@ -11,13 +12,13 @@ from derops_headend.eventlog.sqlite import SqliteEventLog
 
 async def _append_forever(path: Path) -> None:
     log = SqliteEventLog(path)
-    numbers = itertools.count(1)
+    numbers = itertools.count(time.time_ns())
 
     async def append() -> None:
         while True:
             body = str(next(numbers)).encode()
-            offset = await log.append([log_pb2.LogEntry(kind=log_pb2.TELEMETRY, body=body)])
-            sys.stdout.write(f"{offset} {body.decode()}\n")
+            await log.append([log_pb2.LogEntry(kind=log_pb2.TELEMETRY, body=body)])
+            sys.stdout.write(f"{body.decode()}\n")
             sys.stdout.flush()
 
     await asyncio.gather(*(append() for _ in range(8)))

@@ -18,7 +18,7 @@ from derops_headend.fleet.sessions import (
     Session,
     SessionTable,
 )
-from derops_headend.fleet.telemetry import OutboxOrder, Verdict
+from derops_headend.fleet.telemetry import OutboxOrder, Verdict, window_of
 
 
 def asset(uid: str, name: str = "battery") -> dispatch_pb2.Asset:
@@ -151,19 +151,30 @@ def test_the_end_of_an_old_stream_does_not_end_the_new() -> None:
 
 @given(
     base=st.integers(1, 10**9),
-    steps=st.lists(st.tuples(st.integers(0, 400), st.booleans()), max_size=40),
+    steps=st.lists(st.tuples(st.integers(0, 40), st.booleans(), st.integers(0, 16)), max_size=60),
 )
 def test_what_is_acknowledged_was_stored_without_a_hole(
-    base: int, steps: list[tuple[int, bool]]
+    base: int, steps: list[tuple[int, bool, int]]
 ) -> None:
-    order, stored = OutboxOrder("o"), list[int]()
-    for offset, durable in steps:
+    order, stored = OutboxOrder("o", base), list[int]()
+    promised = order.credit(16).send_through
+    for offset, durable, window in steps:
         verdict = order.take(base + offset, "o", gap=False)
         if verdict is Verdict.STORE:
+            assert base + offset <= promised
             stored.append(base + offset)
         if durable and stored:
             order.stored(stored[-1])
-            credit = order.credit()
+            credit = order.credit(window)
             assert credit.acknowledged_through == stored[-1]
-            assert credit.send_through == stored[-1] + 16
-    assert stored == list(range(stored[0], stored[0] + len(stored))) if stored else True
+            assert credit.send_through == max(promised, stored[-1] + window)
+            promised = credit.send_through
+    assert stored == list(range(base, base + len(stored)))
+
+
+@pytest.mark.parametrize(
+    ("fill", "window"),
+    [(0.0, 16), (0.8, 16), (0.875, 8), (0.9499, 1), (0.95, 0), (1.2, 0)],
+)
+def test_the_window_shrinks_from_80_percent_and_closes_at_95(fill: float, window: int) -> None:
+    assert window_of(fill) == window

@@ -21,7 +21,6 @@ from derops.wire.v1 import (
 )
 from derops_headend.gateway.desired_store import DesiredStore
 from derops_headend.gateway.server import Credentials, Gateway, GatewayOptions
-from derops_headend.ports import StoredRecord
 
 PATIENCE = 5.0
 
@@ -33,17 +32,16 @@ def now_us() -> int:
 class FakeLog:
     """An event log whose durability the test decides."""
 
-    log_id = "fake"
-
     def __init__(self) -> None:
         self.entries: list[log_pb2.LogEntry] = []
         self.failure: Exception | None = None
+        self.taken = 0.0
         self.open = asyncio.Event()
         self.open.set()
         self.asked = asyncio.Event()
         self._grown = asyncio.Condition()
 
-    async def append(self, entries: Sequence[log_pb2.LogEntry]) -> int:
+    async def append(self, entries: Sequence[log_pb2.LogEntry]) -> None:
         self.asked.set()
         await self.open.wait()
         if self.failure is not None:
@@ -51,16 +49,9 @@ class FakeLog:
         self.entries.extend(entries)
         async with self._grown:
             self._grown.notify_all()
-        return len(self.entries)
 
-    def bounds(self) -> tuple[int, int]:
-        raise AssertionError("a gateway does not read the log")
-
-    def read(self, after: int, limit: int = 64) -> list[StoredRecord]:
-        raise AssertionError("a gateway does not read the log")
-
-    def trim(self, through: int) -> None:
-        raise AssertionError("a gateway does not trim the log")
+    def fill(self) -> float:
+        return self.taken
 
     def close(self) -> None:
         pass
@@ -114,6 +105,8 @@ class Peer:
 
 
 class Agent(Peer):
+    first_sequence = 1
+
     def hello(self, epoch: int = 1, instance: str = "instance-1") -> agent_pb2.AgentMessage:
         return agent_pb2.AgentMessage(
             hello=agent_pb2.Hello(
@@ -122,6 +115,7 @@ class Agent(Peer):
                 instance_id=instance,
                 ledger_id="ledger-1",
                 outbox_id="outbox-1",
+                first_sequence=self.first_sequence,
                 capability=agent_pb2.Capability(modes=["ActivePower"], driver="simulated"),
             )
         )

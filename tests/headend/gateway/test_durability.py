@@ -1,6 +1,7 @@
 """Nothing is acknowledged before the log has it."""
 
 import asyncio
+from collections.abc import Sequence
 
 import grpc
 import pytest
@@ -8,7 +9,7 @@ from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import Agent, Operator, Rig, now_us
 
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2, log_pb2
-from derops_headend.gateway.agent_stream import MAX_REFUSED_REPORTS
+from derops_headend.gateway.agent_stream import MAX_REFUSED_BATCHES, MAX_REFUSED_REPORTS
 
 
 @pytest.fixture
@@ -27,6 +28,10 @@ async def echo(agent: Agent) -> list[agent_pb2.GatewayMessage]:
     while (message := await agent.read()).WhichOneof("kind") != "heartbeat_reply":
         messages.append(message)
     return messages
+
+
+async def answers_of(agent: Agent, count: int) -> list[agent_pb2.GatewayMessage]:
+    return [await agent.read() for _ in range(count)]
 
 
 async def test_a_report_is_acknowledged_once_it_is_durable(
@@ -48,12 +53,43 @@ async def test_a_report_is_acknowledged_once_it_is_durable(
     assert entry.asset == rig.asset("battery").id
 
 
-async def test_a_log_that_fails_acknowledges_nothing(rig: Rig, agent: Agent) -> None:
+async def test_a_log_that_fails_acknowledges_nothing_until_it_is_well_again(
+    rig: Rig, agent: Agent, operator: Operator
+) -> None:
     rig.log.failure = OSError("disk full")
-
+    rig.log.asked.clear()
     await agent.report("d1")
+    await agent.telemetry(1)
+    await rig.log.asked.wait()
+    rig.log.asked.clear()
+    await rig.log.asked.wait()  # it was tried again
+    assert await echo(agent) == []
+    assert rig.readiness.report() == (True, "degraded event log: OSError: disk full")
 
-    assert (await agent.read()).bye.reason == "LogUnavailable"
+    await operator.accepted(await operator.say(dispatch=rig.dispatch("d2")))
+    assert (await agent.read_until("dispatch")).uid == "d2"
+    rig.log.failure = None
+
+    answers = {message.WhichOneof("kind"): message for message in await answers_of(agent, 2)}
+    assert answers["report_ack"].report_ack.sequence == 1
+    assert answers["credit"].credit.acknowledged_through == 1
+    assert rig.readiness.report() == (True, "ok")
+    assert [entry.kind for entry in rig.log.entries[-2:]] == [
+        log_pb2.AGENT_REPORT,
+        log_pb2.TELEMETRY,
+    ]
+
+
+async def test_a_gateway_that_stops_while_its_log_fails_says_so(rig: Rig, agent: Agent) -> None:
+    rig.log.failure = OSError("disk full")
+    rig.log.asked.clear()
+    await agent.report("d1")
+    await rig.log.asked.wait()
+
+    stopping = asyncio.create_task(rig.stop())
+
+    await stopping
+    assert rig.log.of(log_pb2.AGENT_REPORT) == []
 
 
 async def test_the_latest_report_is_told_again_after_a_snapshot_until_it_is_settled(
@@ -133,13 +169,19 @@ async def test_transitions_of_the_headend_are_accepted_once_they_are_durable(
     assert control_pb2.HeadendTransition.FromString(entry.body) == transition
 
 
-async def test_telemetry_is_acknowledged_once_it_is_durable(rig: Rig, agent: Agent) -> None:
+async def test_telemetry_is_acknowledged_once_it_is_durable(
+    rig: Rig, leaf: Leaf, operator: Operator
+) -> None:
+    agent = rig.agent(leaf)
+    agent.first_sequence = 101
+    credit = (await agent.connect())[-1].credit
+    assert (credit.acknowledged_through, credit.send_through) == (100, 116)
+    await rig.log.connection("Connected")
     rig.log.open.clear()
     rig.log.asked.clear()
     await agent.telemetry(101)
     await rig.log.asked.wait()
-    before = [message.credit.acknowledged_through for message in await echo(agent)]
-    assert before == [100]
+    assert await echo(agent) == []
 
     await agent.telemetry(102)
     rig.log.open.set()
@@ -153,19 +195,73 @@ async def test_telemetry_is_acknowledged_once_it_is_durable(rig: Rig, agent: Age
 
 async def test_telemetry_beyond_the_credit_is_not_acknowledged(rig: Rig, agent: Agent) -> None:
     rig.log.open.clear()
-    for sequence in range(1, 301):
+    for sequence in range(1, 41):
         await agent.telemetry(sequence)
     await echo(agent)
 
     rig.log.open.set()
     acknowledged = 0
-    while acknowledged < 256:
+    while acknowledged < 16:
         acknowledged = (await agent.read_until("credit")).acknowledged_through
 
     assert await echo(agent) == []
-    assert len(rig.log.of(log_pb2.TELEMETRY)) == 256
-    await agent.telemetry(258)
+    assert len(rig.log.of(log_pb2.TELEMETRY)) == 16
+    await agent.telemetry(18)
     assert (await agent.read_until("bye")).reason == "TelemetryOutOfOrder"
+
+
+async def test_what_becomes_durable_together_is_acknowledged_once(rig: Rig, agent: Agent) -> None:
+    rig.log.open.clear()
+    rig.log.asked.clear()
+    await agent.telemetry(1)
+    await rig.log.asked.wait()
+    for sequence in range(2, 12):
+        await agent.telemetry(sequence)
+    await echo(agent)
+    rig.log.open.set()
+
+    seen = [(await agent.read_until("credit")).acknowledged_through]
+    while seen[-1] < 11:
+        seen.append((await agent.read_until("credit")).acknowledged_through)
+
+    assert seen in ([11], [1, 11])
+
+
+@pytest.mark.parametrize(("taken", "window"), [(0.5, 16), (0.875, 8), (0.94, 1), (0.95, 0)])
+async def test_credit_shrinks_as_the_log_fills(
+    rig: Rig, leaf: Leaf, operator: Operator, taken: float, window: int
+) -> None:
+    rig.log.taken = taken
+    agent = rig.agent(leaf)
+
+    assert (await agent.connect())[-1].credit.send_through == window
+
+
+async def test_telemetry_gets_credit_again_when_the_log_has_room(
+    rig: Rig, leaf: Leaf, operator: Operator
+) -> None:
+    rig.log.taken = 0.97
+    agent = rig.agent(leaf)
+    assert (await agent.connect())[-1].credit.send_through == 0
+    await operator.accepted(await operator.say(dispatch=rig.dispatch("d1")))
+    await agent.read_until("dispatch")
+    await agent.report("d1")
+    assert (await agent.read_until("report_ack")).sequence == 1
+
+    rig.log.taken = 0.5
+
+    assert (await agent.read_until("credit")).send_through == 16
+
+
+async def test_a_promise_is_kept_when_the_log_fills(rig: Rig, agent: Agent) -> None:
+    rig.log.taken = 0.97
+
+    for sequence in range(1, 17):
+        await agent.telemetry(sequence)
+    while (credit := await agent.read_until("credit")).acknowledged_through < 16:
+        pass
+
+    assert credit.send_through == 16
 
 
 async def test_a_resent_batch_is_stored_once(rig: Rig, agent: Agent) -> None:
@@ -202,11 +298,39 @@ async def test_a_gap_takes_the_place_of_what_was_dropped(rig: Rig, agent: Agent)
         pytest.param({"t0_us": 2**62}, id="far future"),
         pytest.param({"columns": []}, id="no columns"),
         pytest.param({"columns": [agent_pb2.Column(values=[1.0, 2.0])]}, id="unnamed column"),
-        pytest.param({"outbox_id": "another"}, id="another outbox"),
-        pytest.param({"sequence": 0}, id="sequence 0"),
     ],
 )
-async def test_bad_telemetry_ends_the_stream(
+async def test_a_batch_that_breaks_a_rule_goes_into_quarantine_alone(
+    rig: Rig, agent: Agent, changes: dict[str, object]
+) -> None:
+    await agent.telemetry(1, **changes)
+    await agent.telemetry(2)
+
+    refused = await agent.read_until("telemetry_refused")
+    assert (refused.sequence, refused.reason) == (1, "BadTelemetry")
+    while (await agent.read_until("credit")).acknowledged_through < 2:
+        pass
+    broken, good = rig.log.of(log_pb2.TELEMETRY)
+    assert broken.refused == refused.message
+    assert agent_pb2.TelemetryBatch.FromString(broken.body).sequence == 1
+    assert good.refused == ""
+
+
+async def test_an_agent_whose_batches_keep_breaking_rules_is_ended(rig: Rig, agent: Agent) -> None:
+    refused = 0
+    for sequence in range(1, MAX_REFUSED_BATCHES + 2):
+        await agent.telemetry(sequence, columns=[])
+        message = await agent.read()
+        while message.WhichOneof("kind") == "credit":
+            message = await agent.read()
+        refused += message.WhichOneof("kind") == "telemetry_refused"
+
+    assert message.bye.reason == "BadTelemetry"
+    assert refused == MAX_REFUSED_BATCHES
+
+
+@pytest.mark.parametrize("changes", [{"outbox_id": "another"}, {"sequence": 0}])
+async def test_telemetry_that_has_no_place_ends_the_stream(
     rig: Rig, agent: Agent, changes: dict[str, object]
 ) -> None:
     await agent.telemetry(**({"sequence": 1} | changes))  # type: ignore[arg-type]
@@ -226,9 +350,9 @@ async def test_streams_share_appends(rig: Rig, agent: Agent) -> None:
     appends, append = [], rig.log.append
     assert rig.gateway is not None
 
-    async def counting(entries: object) -> int:
+    async def counting(entries: Sequence[log_pb2.LogEntry]) -> None:
         appends.append(entries)
-        return await append(entries)  # type: ignore[arg-type]
+        await append(entries)
 
     rig.gateway.exchange.journal._commit._write = counting
     rig.log.open.set()

@@ -107,6 +107,8 @@ def bad_entries() -> dict[str, log_pb2.LogEntry]:
     overflowing = batch({"active_power_watts": [1, 2]}, t0_us=2**63 - 1)
     overflowing.dt_us[1] = 2**63 - 1
     kind = log_pb2.TELEMETRY
+    refused = entry(kind, batch({"active_power_watts": [1]}).SerializeToString())
+    refused.refused = "2000 samples; 1 to 1000 are allowed"
     return {
         "Unreadable": entry(kind, b"\xff\xff\xff"),
         "UnequalColumns": entry(kind, unequal.SerializeToString()),
@@ -117,6 +119,7 @@ def bad_entries() -> dict[str, log_pb2.LogEntry]:
         "NoAsset": entry(kind, b"", dispatch_pb2.AssetId(uid="uid")),
         "NoDispatch": entry(log_pb2.AGENT_REPORT, b""),
         "NoPhase": transition(""),
+        "RefusedByGateway": refused,
         "UnknownKind": entry(log_pb2.ENTRY_KIND_UNSPECIFIED, b""),
     }
 

@@ -54,7 +54,7 @@ class AgentMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., telemetry: _Optional[_Union[TelemetryBatch, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ..., report: _Optional[_Union[_dispatch_pb2.DispatchReport, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ...) -> None: ...
 
 class GatewayMessage(_message.Message):
-    __slots__ = ("welcome", "sync_begin", "asset", "dispatch", "sync_end", "credit", "report_ack", "heartbeat_reply", "settled", "bye")
+    __slots__ = ("welcome", "sync_begin", "asset", "dispatch", "sync_end", "credit", "report_ack", "heartbeat_reply", "settled", "bye", "telemetry_refused")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     SYNC_BEGIN_FIELD_NUMBER: _ClassVar[int]
     ASSET_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +65,7 @@ class GatewayMessage(_message.Message):
     HEARTBEAT_REPLY_FIELD_NUMBER: _ClassVar[int]
     SETTLED_FIELD_NUMBER: _ClassVar[int]
     BYE_FIELD_NUMBER: _ClassVar[int]
+    TELEMETRY_REFUSED_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     sync_begin: SyncBegin
     asset: _dispatch_pb2.Asset
@@ -75,10 +76,11 @@ class GatewayMessage(_message.Message):
     heartbeat_reply: HeartbeatReply
     settled: Settled
     bye: Bye
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., sync_begin: _Optional[_Union[SyncBegin, _Mapping]] = ..., asset: _Optional[_Union[_dispatch_pb2.Asset, _Mapping]] = ..., dispatch: _Optional[_Union[_dispatch_pb2.Dispatch, _Mapping]] = ..., sync_end: _Optional[_Union[SyncEnd, _Mapping]] = ..., credit: _Optional[_Union[TelemetryCredit, _Mapping]] = ..., report_ack: _Optional[_Union[ReportAck, _Mapping]] = ..., heartbeat_reply: _Optional[_Union[HeartbeatReply, _Mapping]] = ..., settled: _Optional[_Union[Settled, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ...) -> None: ...
+    telemetry_refused: TelemetryRefused
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., sync_begin: _Optional[_Union[SyncBegin, _Mapping]] = ..., asset: _Optional[_Union[_dispatch_pb2.Asset, _Mapping]] = ..., dispatch: _Optional[_Union[_dispatch_pb2.Dispatch, _Mapping]] = ..., sync_end: _Optional[_Union[SyncEnd, _Mapping]] = ..., credit: _Optional[_Union[TelemetryCredit, _Mapping]] = ..., report_ack: _Optional[_Union[ReportAck, _Mapping]] = ..., heartbeat_reply: _Optional[_Union[HeartbeatReply, _Mapping]] = ..., settled: _Optional[_Union[Settled, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., telemetry_refused: _Optional[_Union[TelemetryRefused, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "epoch", "instance_id", "ledger_id", "outbox_id", "software_version", "capability", "highest_revision")
+    __slots__ = ("protocol", "epoch", "instance_id", "ledger_id", "outbox_id", "software_version", "capability", "highest_revision", "first_sequence")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -87,6 +89,7 @@ class Hello(_message.Message):
     SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
     CAPABILITY_FIELD_NUMBER: _ClassVar[int]
     HIGHEST_REVISION_FIELD_NUMBER: _ClassVar[int]
+    FIRST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     epoch: int
     instance_id: str
@@ -95,7 +98,8 @@ class Hello(_message.Message):
     software_version: str
     capability: Capability
     highest_revision: Revision
-    def __init__(self, protocol: _Optional[int] = ..., epoch: _Optional[int] = ..., instance_id: _Optional[str] = ..., ledger_id: _Optional[str] = ..., outbox_id: _Optional[str] = ..., software_version: _Optional[str] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., highest_revision: _Optional[_Union[Revision, _Mapping]] = ...) -> None: ...
+    first_sequence: int
+    def __init__(self, protocol: _Optional[int] = ..., epoch: _Optional[int] = ..., instance_id: _Optional[str] = ..., ledger_id: _Optional[str] = ..., outbox_id: _Optional[str] = ..., software_version: _Optional[str] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., highest_revision: _Optional[_Union[Revision, _Mapping]] = ..., first_sequence: _Optional[int] = ...) -> None: ...
 
 class Capability(_message.Message):
     __slots__ = ("modes", "driver", "firmware", "max_injection_watts", "max_absorption_watts")
@@ -156,6 +160,16 @@ class TelemetryCredit(_message.Message):
     acknowledged_through: int
     send_through: int
     def __init__(self, acknowledged_through: _Optional[int] = ..., send_through: _Optional[int] = ...) -> None: ...
+
+class TelemetryRefused(_message.Message):
+    __slots__ = ("sequence", "reason", "message")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    reason: str
+    message: str
+    def __init__(self, sequence: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class ReportAck(_message.Message):
     __slots__ = ("sequence",)

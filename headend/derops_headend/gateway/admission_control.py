@@ -1,0 +1,90 @@
+"""Gives telemetry its credit: at once while the loop keeps up, else in turn and at a pace."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from derops_headend.fleet.pacing import Pace
+from derops_headend.fleet.telemetry import window_of
+from derops_headend.gateway import metrics
+
+TURN_SECONDS = 0.01
+
+
+class Creditor(Protocol):
+    """A stream that may be given credit."""
+
+    def give_credit(self, window: int) -> None:
+        """Tell the agent what is acknowledged, and how many batches it may have on their way."""
+
+
+class AdmissionControl:
+    """Decides when a stream hears of its next credit, and how much that is.
+
+    Args:
+        fill: Share of the log's bound that is taken.
+    """
+
+    def __init__(self, fill: Callable[[], float]) -> None:
+        self._fill = fill
+        self._pace = Pace()
+        self._waiting: dict[Creditor, None] = {}  # an ordered set: first come, first served
+        self._without_room: set[Creditor] = set()
+        self._received = 0
+        self._pressed = False
+        self._scheduled = False
+
+    def count(self) -> None:
+        """Note that a telemetry message was taken."""
+        self._received += 1
+
+    def request(self, stream: Creditor) -> None:
+        """Give ``stream`` its credit when it is its turn, at the earliest after this step.
+
+        What becomes durable in one step of the loop is acknowledged to a stream in one message.
+        """
+        self._without_room.discard(stream)
+        self._waiting[stream] = None
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._serve)
+
+    def forget(self, stream: Creditor) -> None:
+        """Drop a stream that ended."""
+        self._waiting.pop(stream, None)
+        self._without_room.discard(stream)
+
+    async def run(self) -> None:
+        """Adapt the pace, and serve who had to wait, until cancelled."""
+        loop = asyncio.get_running_loop()
+        before = loop.time()
+        while True:
+            await asyncio.sleep(TURN_SECONDS)
+            now = loop.time()
+            self._pace.turn(
+                seconds=now - before,
+                late_seconds=now - before - TURN_SECONDS,
+                received=self._received,
+                waiting=bool(self._waiting),
+            )
+            before, self._received = now, 0
+            if window_of(self._fill()):
+                self._waiting |= dict.fromkeys(self._without_room)
+                self._without_room.clear()
+            self._serve()
+
+    def _serve(self) -> None:
+        self._scheduled = False
+        fill = self._fill()
+        window = window_of(fill)
+        if self._pressed:  # what is already on its way is more than can be served
+            window = min(window, 1)
+        while self._waiting and self._pace.take():
+            stream = next(iter(self._waiting))
+            del self._waiting[stream]
+            if not window:
+                self._without_room.add(stream)
+            stream.give_credit(window)
+        self._pressed = bool(self._waiting)
+        metrics.LOG_FILL.set(fill)
+        metrics.CREDIT_WAITING.set(len(self._waiting))
