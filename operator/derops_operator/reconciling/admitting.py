@@ -42,7 +42,7 @@ def admit(dispatch: Dispatch, asset: Asset | None, now_us: int, asset_grace_us: 
             phase=Phase.EXPIRED,
             reason=Reason.START_DEADLINE_EXCEEDED,
             message=(
-                f"first seen at {format_second(now_us)}, after its accept-by "
+                f"could first be checked at {format_second(now_us)}, after its accept-by "
                 f"{format_second(dispatch.accept_by_us)} (start plus "
                 f"{dispatch.start_deadline_seconds} s); it was never sent to the agent"
             ),
