@@ -192,6 +192,7 @@ class Link:
     def _use(self, session: Session) -> None:
         self._controller.journal.on_report = session.report
         self._outbox.on_stored = session.telemetry_stored
+        self._outbox.on_replaced = lambda: session.close("OutboxReplaced")
 
     def _open_channel(self, credentials: Credentials) -> grpc.aio.Channel:
         target = self._endpoint.gateways[self._gateway % len(self._endpoint.gateways)]

@@ -20,7 +20,7 @@ from derops_agent.device import GuardedDevice
 from derops_agent.drivers import open_device
 from derops_agent.ledger import Ledger
 from derops_agent.link import Endpoint, Link
-from derops_agent.outbox import OutboxStore
+from derops_agent.outbox_store import OutboxStore
 from derops_agent.sampling import sample_for_ever
 from derops_agent.settings import AgentSettings, AssetSettings, load
 from derops_agent.storage import Flusher, Threads
@@ -65,7 +65,9 @@ class Host:
         ops = self._start_ops()
         store = OutboxStore(
             self._settings.data_directory / "outbox.db",
-            max_batches=self._settings.outbox_max_batches,
+            max_bytes=self._settings.outbox_max_bytes,
+            max_age_seconds=self._settings.outbox_max_age_seconds,
+            now_us=lambda: self._clock.now_us() if self._clock.synchronised() else None,
         )
         flusher = Flusher(store, self._threads)
         try:

@@ -21,7 +21,12 @@ REVERT_FAILURES = Counter(
 SAMPLES = Counter("derops_agent_samples_total", "Samples taken")
 SAMPLE_FAILURES = Counter("derops_agent_sample_failures_total", "Samples the device did not give")
 SAMPLES_DROPPED = Counter(
-    "derops_agent_samples_dropped_total", "Samples dropped because an outbox was full"
+    "derops_agent_samples_dropped_total",
+    "Samples dropped before they were acknowledged, by reason; a gap stands for them",
+    ["reason"],
+)
+OUTBOXES_DAMAGED = Counter(
+    "derops_agent_outboxes_damaged_total", "Times that outbox.db was damaged and put aside"
 )
 BATCHES_REFUSED = Counter(
     "derops_agent_batches_refused_total",

@@ -1,46 +1,45 @@
-"""Telemetry on its way: samples are on the disk before they are sent, and until acknowledged.
+"""Telemetry of one asset on its way: samples are on the disk before they are sent.
 
-One file for all assets of a process, so that five hundred of them cost one commit a second. Each
-asset has a random outbox id of its own in it and a sequence without holes; where old batches had
-to be dropped, a Gap stands at the last dropped sequence.
+Each asset has a random outbox id of its own and a sequence without holes; where old batches had to
+be dropped, a Gap stands at the last dropped sequence. While the disk takes nothing, the newest
+samples wait in memory, and a Gap is stored for the others when it does again.
 """
 
 import math
-import secrets
 from collections import deque
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from derops.ids import AssetName
 from derops.wire.v1 import agent_pb2
 from derops_agent import metrics
-from derops_agent.ledger import open_database
 from derops_agent.ports import Reading
 
-SCHEMA_VERSION = 1
+if TYPE_CHECKING:
+    from derops_agent.outbox_store import OutboxStore
+
 MAX_SAMPLES = 100
 """Samples in one batch, at most."""
 
+MAX_VALUES = 6000
+"""Values in one batch, at most: 48 KB, below the 64 KiB of the protocol."""
+
+MAX_WAITING = 3600
+"""Samples of one asset that wait in memory while the disk takes nothing."""
+
+
 _RECENT = 32
-_SCHEMA = """
-CREATE TABLE outbox (
-  key INTEGER PRIMARY KEY,
-  asset TEXT NOT NULL UNIQUE,
-  outbox_id TEXT NOT NULL,
-  last_sequence INTEGER NOT NULL DEFAULT 0
-);
-CREATE TABLE batch (
-  key INTEGER NOT NULL,
-  sequence INTEGER NOT NULL,
-  from_us INTEGER NOT NULL,
-  to_us INTEGER NOT NULL,
-  samples INTEGER NOT NULL,
-  message BLOB NOT NULL,
-  PRIMARY KEY (key, sequence)
-) WITHOUT ROWID;
-"""
 Row = tuple[int, int, int, int, bytes]
 """Sequence, from_us, to_us, samples, AgentMessage."""
+
+
+@dataclass(slots=True)
+class _Lost:
+    """Samples that found no place in memory."""
+
+    from_us: int
+    to_us: int
+    samples: int = 0
 
 
 class Outbox:
@@ -52,6 +51,8 @@ class Outbox:
         self.outbox_id = outbox_id
         self.on_stored: Callable[[], None] = lambda: None
         """Called when there is more to send."""
+        self.on_replaced: Callable[[], None] = lambda: None
+        """Called when ``outbox_id`` has changed: the stream that was told the old one is over."""
         self.last_sequence = last
         """The last sequence that was given out; ``stored_sequence`` is the last durable one."""
         self.stored_sequence = last
@@ -61,7 +62,8 @@ class Outbox:
         """The oldest that is not acknowledged; where there is none, the next that will be."""
         self._store = store
         self._key = key
-        self._pending: list[Reading] = []
+        self._pending: deque[Reading] = deque()
+        self._lost: _Lost | None = None
         self._recent: deque[tuple[int, bytes]] = deque(maxlen=_RECENT)
         self._acknowledged = 0
 
@@ -70,8 +72,18 @@ class Outbox:
         if not reading.values:
             return
         self._pending.append(reading)
+        if len(self._pending) > MAX_WAITING:
+            self._lose(self._pending.popleft())
         if len(self._pending) >= MAX_SAMPLES:
             self._store.wake()
+
+    def _lose(self, reading: Reading) -> None:
+        metrics.SAMPLES_DROPPED.labels("DiskFailed").inc()
+        if self._lost is None:
+            self._lost = _Lost(reading.at_us, reading.at_us)
+        self._lost.from_us = min(self._lost.from_us, reading.at_us)
+        self._lost.to_us = max(self._lost.to_us, reading.at_us)
+        self._lost.samples += 1
 
     def acknowledge(self, through: int) -> None:
         """Forget all batches up to ``through``; the next flush deletes them."""
@@ -91,16 +103,37 @@ class Outbox:
     def take(self) -> tuple[int, int, list[Row]]:
         """Return key, what is acknowledged, and the rows to store; for the store alone."""
         rows = []
-        pending, self._pending = self._pending, []
-        for start in range(0, len(pending), MAX_SAMPLES):
-            samples = pending[start : start + MAX_SAMPLES]
+        if self._lost is not None:
+            lost, self._lost = self._lost, None
+            rows.append(self._gap_row(lost))
+        pending, self._pending = list(self._pending), deque()
+        for samples in split(pending):
             self.last_sequence += 1
             batch = encode(samples, self.last_sequence, self.outbox_id)
             message = agent_pb2.AgentMessage(telemetry=batch).SerializeToString()
-            rows.append(
-                (self.last_sequence, samples[0].at_us, samples[-1].at_us, len(samples), message)
-            )
+            times = [sample.at_us for sample in samples]
+            rows.append((self.last_sequence, min(times), max(times), len(samples), message))
         return self._key, self._acknowledged, rows
+
+    def _gap_row(self, lost: _Lost) -> Row:
+        self.last_sequence += 1
+        gap = agent_pb2.Gap(
+            sequence=self.last_sequence,
+            outbox_id=self.outbox_id,
+            from_us=lost.from_us,
+            to_us=lost.to_us,
+            samples=lost.samples,
+            reason="DiskFailed",
+        )
+        message = agent_pb2.AgentMessage(gap=gap).SerializeToString()
+        return self.last_sequence, lost.from_us, lost.to_us, lost.samples, message
+
+    def begin_anew(self, outbox_id: str) -> None:
+        """Take a new identity, with nothing stored; for the store alone."""
+        self.outbox_id, self.first_sequence = outbox_id, 1
+        self.last_sequence = self.stored_sequence = self.gap_sequence = self._acknowledged = 0
+        self._recent.clear()
+        self.on_replaced()
 
     def stored(self, rows: list[Row]) -> None:
         """Note that ``rows`` are durable; for the store alone."""
@@ -118,138 +151,19 @@ class Outbox:
         self.on_stored()
 
 
-class OutboxStore:
-    """One SQLite file with the outboxes of all assets of this process.
-
-    ``commit`` and ``read`` belong to one thread: a reader in another would see what is not
-    committed yet.
-    """
-
-    def __init__(self, path: Path, *, max_batches: int = 100_000) -> None:
-        """Open or make the file; ``max_batches`` bounds each asset."""
-        self._db = open_database(path, _SCHEMA, SCHEMA_VERSION)
-        self._max_batches = max_batches
-        self._outboxes: dict[int, Outbox] = {}
-        self.wake: Callable[[], None] = lambda: None
-        """Called when an outbox should not wait for the next regular flush."""
-        self._counts: dict[int, int] = dict(
-            self._db.execute("SELECT key, count(*) FROM batch GROUP BY key").fetchall()
-        )
-
-    def open(self, asset: AssetName) -> Outbox:
-        """Return the outbox of an asset."""
-        self._db.execute(
-            "INSERT OR IGNORE INTO outbox (asset, outbox_id) VALUES (?, ?)",
-            [str(asset), secrets.token_hex(16)],
-        )
-        key, outbox_id, last = self._db.execute(
-            "SELECT key, outbox_id, last_sequence FROM outbox WHERE asset = ?", [str(asset)]
-        ).fetchone()
-        first, gap = last + 1, 0
-        for sequence, message in self.read(key, 0, 2**62, 1):
-            first = sequence
-            if agent_pb2.AgentMessage.FromString(message).HasField("gap"):
-                gap = sequence
-        self._outboxes[key] = Outbox(self, key, outbox_id, first=first, last=last, gap=gap)
-        return self._outboxes[key]
-
-    def collect(self) -> list[tuple[int, int, list[Row]]]:
-        """Take what all outboxes have; in the event loop's thread."""
-        return [outbox.take() for outbox in self._outboxes.values()]
-
-    def commit(self, work: list[tuple[int, int, list[Row]]]) -> dict[int, int]:
-        """Store new batches, delete acknowledged ones, bound the rest. Blocks, in any thread.
-
-        Returns:
-            The outboxes whose oldest batches were replaced by a gap, and where the gap stands.
-        """
-        shortened = {}
-        counts = dict(self._counts)
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            for key, acknowledged, rows in work:
-                self._apply(key, acknowledged, rows)
-                if self._counts.get(key, 0) > self._max_batches:
-                    shortened[key] = self._shorten(key)
-            self._db.execute("COMMIT")
-        except BaseException:
-            self._counts = counts
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
-        return shortened
-
-    def finish(self, work: list[tuple[int, int, list[Row]]], shortened: dict[int, int]) -> None:
-        """Tell the outboxes what is durable now; in the event loop's thread."""
-        for key, _, rows in work:
-            outbox = self._outboxes[key]
-            if key in shortened:
-                outbox.shortened(rows, shortened[key])
-            else:
-                outbox.stored(rows)
-
-    def flush(self) -> None:
-        """Collect, commit and tell, all at once; blocks."""
-        work = self.collect()
-        self.finish(work, self.commit(work))
-
-    def read(self, key: int, after: int, through: int, limit: int) -> list[tuple[int, bytes]]:
-        """Return batches of one outbox, oldest first; blocks."""
-        return self._db.execute(
-            "SELECT sequence, message FROM batch WHERE key = ? AND sequence > ? AND sequence <= ? "
-            "ORDER BY sequence LIMIT ?",
-            [key, after, through, limit],
-        ).fetchall()
-
-    def close(self) -> None:
-        """Close the file; what was not flushed is lost."""
-        self._db.close()
-
-    def _apply(self, key: int, acknowledged: int, rows: list[Row]) -> None:
-        count = self._counts.get(key, 0)
-        if rows:
-            # IGNORE: a commit whose outcome nobody heard of is made again.
-            count += self._db.executemany(
-                "INSERT OR IGNORE INTO batch (key, sequence, from_us, to_us, samples, message) "
-                "VALUES (?, ?, ?, ?, ?, ?)",
-                [(key, *row) for row in rows],
-            ).rowcount
-            self._db.execute(
-                "UPDATE outbox SET last_sequence = ? WHERE key = ?", [rows[-1][0], key]
-            )
-        if count:
-            count -= self._db.execute(
-                "DELETE FROM batch WHERE key = ? AND sequence <= ?", [key, acknowledged]
-            ).rowcount
-        self._counts[key] = count
-
-    def _shorten(self, key: int) -> int:
-        """Replace the oldest tenth by one Gap, which takes the last dropped sequence."""
-        drop = self._counts[key] - self._max_batches + max(2, self._max_batches // 10)
-        oldest = self._db.execute(
-            "SELECT sequence, from_us, to_us, samples FROM batch WHERE key = ? "
-            "ORDER BY sequence LIMIT ?",
-            [key, drop],
-        ).fetchall()
-        through, samples = oldest[-1][0], sum(row[3] for row in oldest)
-        gap = agent_pb2.Gap(
-            sequence=through,
-            outbox_id=self._outboxes[key].outbox_id,
-            from_us=min(row[1] for row in oldest),
-            to_us=max(row[2] for row in oldest),
-            samples=samples,
-            reason="OutboxFull",
-        )
-        message = agent_pb2.AgentMessage(gap=gap).SerializeToString()
-        self._db.execute("DELETE FROM batch WHERE key = ? AND sequence <= ?", [key, through])
-        self._db.execute(
-            "INSERT INTO batch (key, sequence, from_us, to_us, samples, message) "
-            "VALUES (?, ?, ?, ?, ?, ?)",
-            [key, through, gap.from_us, gap.to_us, samples, message],
-        )
-        self._counts[key] -= len(oldest) - 1
-        metrics.SAMPLES_DROPPED.inc(samples)
-        return int(through)
+def split(samples: list[Reading]) -> Iterator[list[Reading]]:
+    """Yield batches of samples that the protocol takes."""
+    batch: list[Reading] = []
+    columns: set[int] = set()
+    for sample in samples:
+        wider = columns | sample.values.keys()
+        if batch and (len(batch) >= MAX_SAMPLES or len(wider) * (len(batch) + 1) > MAX_VALUES):
+            yield batch
+            batch, wider = [], set(sample.values)
+        batch.append(sample)
+        columns = wider
+    if batch:
+        yield batch
 
 
 def encode(samples: list[Reading], sequence: int, outbox_id: str) -> agent_pb2.TelemetryBatch:

@@ -11,6 +11,7 @@ from pydantic.alias_generators import to_camel
 
 from derops.errors import SettingError
 from derops_agent.drivers import KINDS
+from derops_agent.outbox_store import DEFAULT_MAX_AGE_SECONDS, DEFAULT_MAX_BYTES
 
 ENVIRONMENT_PREFIX = "DEROPS_AGENT_"
 _LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
@@ -67,7 +68,8 @@ class AgentSettings(_Section):
     ops_port: int = Field(default=0, ge=0, le=65535)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     max_clock_offset_milliseconds: int = Field(default=5000, gt=0)
-    outbox_max_batches: int = Field(default=100_000, ge=10)
+    outbox_max_bytes: int = Field(default=DEFAULT_MAX_BYTES, ge=65536)
+    outbox_max_age_seconds: int = Field(default=DEFAULT_MAX_AGE_SECONDS, ge=60)
     assets: list[AssetSettings] = Field(min_length=1)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from derops_agent.outbox import OutboxStore
+from derops_agent.outbox_store import OutboxStore, is_damaged
 
 FLUSH_SECONDS = 1.0
 _LEDGER_THREADS = 4
@@ -44,11 +44,12 @@ class Flusher:
         self._store, self._threads = store, threads
         self._full = asyncio.Event()
         self._work: list[Any] = []
+        self._failing = False
         self._log = structlog.get_logger("outbox")
         store.wake = self._full.set
 
     async def run(self) -> None:
-        """Flush for ever; a disk that fails is tried again, with nothing lost meanwhile."""
+        """Flush for ever; a disk that fails is tried again, a damaged file is replaced."""
         while True:
             try:
                 async with asyncio.timeout(FLUSH_SECONDS):
@@ -59,18 +60,33 @@ class Flusher:
             try:
                 await self.flush()
             except sqlite3.Error as error:
-                self._log.warning("outbox.commit_failed", error=str(error))
+                await self._recover(error)
+            else:
+                if self._failing:
+                    self._failing = False
+                    self._log.info("outbox.commit_recovered")
+
+    async def _recover(self, error: sqlite3.Error) -> None:
+        if not self._failing:
+            self._failing = True
+            self._log.error("outbox.commit_failed", error=str(error))
+        if is_damaged(error):
+            ids = await self._threads.run_outbox(self._store.replace, error)
+            self._work = []
+            self._store.begin_anew(ids)
 
     async def flush(self) -> None:
         """Commit what there is.
 
         Raises:
-            sqlite3.Error: The disk did not take it; it is kept for the next time.
+            sqlite3.Error: The disk did not take it; it is kept for the next time. What is sampled
+                until then waits at the outboxes, which have a bound.
         """
-        self._work += self._store.collect()
+        if not self._work:
+            self._work = self._store.collect()
         work = self._work
         shortened = await self._threads.run_outbox(self._store.commit, work)
-        self._work = self._work[len(work) :]
+        self._work = []
         self._store.finish(work, shortened)
 
 

@@ -14,7 +14,7 @@ from tests.agent.gateway import SERVER_NAME, Authority, serve
 from derops_agent import main as main_module
 from derops_agent.clock import SystemClock
 from derops_agent.main import Host
-from derops_agent.outbox import OutboxStore
+from derops_agent.outbox_store import OutboxStore
 from derops_agent.settings import AgentSettings
 
 

@@ -19,7 +19,7 @@ from derops_agent.controller import Controller
 from derops_agent.device import GuardedDevice
 from derops_agent.ledger import Ledger
 from derops_agent.link import Endpoint, Link
-from derops_agent.outbox import OutboxStore
+from derops_agent.outbox_store import OutboxStore
 from derops_agent.ports import Reading
 
 NAME = AssetName("ns", "battery")
@@ -189,11 +189,11 @@ async def test_a_gap_beyond_the_credit_is_sent_all_the_same(site: Site) -> None:
         site.outbox.add(Reading(at_us=number, values={int(agent_pb2.ACTIVE_POWER_WATTS): 1.0}))
         site.store.flush()
     await stream.until("telemetry", lambda batch: batch.sequence == 2)
-    site.store._max_batches = 10
+    site.store._max_bytes = 2000
     site.store.flush()
     gap = await stream.until("gap")
 
-    assert gap.sequence > 80
+    assert gap.sequence > 60
     assert not any(m.HasField("telemetry") and m.telemetry.sequence > 2 for m in stream.received)
 
 

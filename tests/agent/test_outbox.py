@@ -1,11 +1,16 @@
 """The outbox: durable before it is sent, in order, bounded, and honest about what it dropped."""
 
+import asyncio
 from pathlib import Path
+
+import pytest
 
 from derops.ids import AssetName
 from derops.wire.v1 import agent_pb2
-from derops_agent.outbox import Outbox, OutboxStore
+from derops_agent.outbox import MAX_WAITING, Outbox, split
+from derops_agent.outbox_store import OutboxStore
 from derops_agent.ports import Reading
+from derops_agent.storage import Flusher, Threads
 
 POWER, SOC = int(agent_pb2.ACTIVE_POWER_WATTS), int(agent_pb2.STATE_OF_CHARGE_PERCENT)
 NAME = AssetName("ns", "battery")
@@ -81,18 +86,108 @@ def test_unacknowledged_batches_survive_and_a_repeated_commit_is_harmless(tmp_pa
 
 
 def test_a_full_outbox_drops_the_oldest_and_a_gap_stands_for_all_of_them(tmp_path: Path) -> None:
-    store = OutboxStore(tmp_path / "outbox.db", max_batches=20)
+    store = OutboxStore(tmp_path / "outbox.db", max_bytes=2000)
     outbox = store.open(NAME)
     fill(store, outbox, 100)
 
     gap, *batches = messages(outbox)
-    assert len(batches) < 20
+    assert sum(len(wire) for _, wire in outbox.read(0, 2**60, 1000)) <= 2000
+    assert len(batches) > 10
     assert gap.gap.reason == "OutboxFull"
     assert (gap.gap.from_us, gap.gap.samples) == (0, gap.gap.sequence)
     sequences = [gap.gap.sequence, *[m.telemetry.sequence for m in batches]]
     assert sequences == list(range(sequences[0], 101))
     assert gap.gap.to_us == batches[0].telemetry.t0_us - 1
+    assert outbox.first_sequence == gap.gap.sequence
     store.close()
+
+
+def test_what_is_too_old_is_dropped_once_the_clock_is_confirmed(tmp_path: Path) -> None:
+    clock: list[int | None] = [None]
+    store = OutboxStore(tmp_path / "outbox.db", max_age_seconds=60, now_us=lambda: clock[0])
+    outbox = store.open(NAME)
+    fill(store, outbox, 10)
+    store.flush()
+    assert len(messages(outbox)) == 10
+
+    clock[0] = 60_000_005
+    store.flush()
+
+    gap, *batches = messages(outbox)
+    assert (gap.gap.reason, gap.gap.samples, gap.gap.to_us) == ("OutboxTooOld", 5, 4)
+    assert [batch.telemetry.t0_us for batch in batches] == [5, 6, 7, 8, 9]
+    store.close()
+
+
+def test_while_the_disk_takes_nothing_the_newest_wait_and_a_gap_stands_for_the_others(
+    tmp_path: Path,
+) -> None:
+    store = OutboxStore(tmp_path / "outbox.db")
+    outbox = store.open(NAME)
+    for number in range(MAX_WAITING + 50):
+        outbox.add(Reading(at_us=number, values={POWER: 1.0}))
+    store.flush()
+
+    gap, *batches = messages(outbox)
+    assert (gap.gap.reason, gap.gap.samples) == ("DiskFailed", 50)
+    assert (gap.gap.from_us, gap.gap.to_us, gap.gap.sequence) == (0, 49, 1)
+    assert batches[0].telemetry.t0_us == 50
+    assert sum(len(batch.telemetry.dt_us) for batch in batches) == MAX_WAITING
+    store.close()
+
+
+@pytest.mark.parametrize("content", [b"this is not a database at all" * 100, b"SQLite format 3"])
+def test_a_damaged_file_is_put_aside_at_the_start(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "outbox.db").write_bytes(content)
+    store = OutboxStore(tmp_path / "outbox.db")
+    fill(store, store.open(NAME), 1)
+
+    (aside,) = tmp_path.glob("outbox.db.damaged-*")
+    assert aside.read_bytes() == content
+    store.close()
+
+
+async def test_a_file_that_is_damaged_meanwhile_is_replaced_under_a_new_id(tmp_path: Path) -> None:
+    store, threads = OutboxStore(tmp_path / "outbox.db"), Threads()
+    flusher = Flusher(store, threads)
+    outbox = store.open(NAME)
+    replaced: list[bool] = []
+    outbox.on_replaced = lambda: replaced.append(True)
+    old_id = outbox.outbox_id
+    fill(store, outbox, 200)
+    store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    store._db.execute("PRAGMA cache_size = 1")
+    file = tmp_path / "outbox.db"
+    with file.open("r+b") as pages:
+        pages.seek(4096)
+        pages.write(b"\xff" * (file.stat().st_size - 4096))
+    running = asyncio.create_task(flusher.run())
+    outbox.add(Reading(at_us=1, values={POWER: 1.0}))
+    store.wake()
+    async with asyncio.timeout(10):
+        while not replaced:
+            await asyncio.sleep(0)
+    outbox.add(Reading(at_us=2, values={POWER: 2.0}))
+    await flusher.flush()
+    running.cancel()
+
+    assert outbox.outbox_id != old_id
+    assert messages(outbox)[-1].telemetry.outbox_id == outbox.outbox_id
+    assert [m.telemetry.sequence for m in messages(outbox)] == [1]
+    threads.close()
+    store.close()
+
+
+def test_no_batch_is_beyond_the_cap_of_the_protocol() -> None:
+    wide = [
+        Reading(at_us=n, values={1 + (n + shift) % 90: 1e300 for shift in range(80)})
+        for n in range(300)
+    ]
+
+    batches = list(split(wide))
+
+    assert [reading for batch in batches for reading in batch] == wide
+    assert all(len({k for r in b for k in r.values}) * len(b) * 8 < 60_000 for b in batches)
 
 
 def test_more_than_a_hundred_samples_are_several_batches(tmp_path: Path) -> None:

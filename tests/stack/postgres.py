@@ -8,6 +8,7 @@ import signal
 import subprocess
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -17,11 +18,43 @@ from tests.stack import places
 from tests.stack.processes import Process, StackError
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installation:
+    """Programs of one PostgreSQL, and how they are run."""
+
+    programs: Path
+    user: str | None
+    """Who runs them in root's place; None = whoever runs us."""
+    root: Path | None = None
+    """Where they are entered by chroot; their paths are as seen from there."""
+    options: tuple[str, ...] = ()
+
+    def command(self, program: str, *arguments: str) -> list[str]:
+        """Return how to run a program of it."""
+        enter = ["chroot", f"--userspec={self.user}", str(self.root)] if self.root else []
+        return [*enter, str(self.programs / program), *arguments]
+
+    def path(self, path: Path) -> str:
+        """Return a path as the programs see it."""
+        return f"/{path.relative_to(self.root)}" if self.root else str(path)
+
+    @property
+    def outer_user(self) -> str | None:
+        """Return who starts them: chroot changes the user itself."""
+        return None if self.root else self.user
+
+    def __str__(self) -> str:
+        return str(self.root or self.programs)
+
+
 class PostgresServer:
     """A server on a free loopback port with data in a private directory; fsync stays on."""
 
-    def __init__(self, parent_directory: Path | None = None) -> None:
+    def __init__(
+        self, parent_directory: Path | None = None, installation: Installation | None = None
+    ) -> None:
         self._parent_directory = parent_directory
+        self.installation = installation or find_installation()
         self._cleanup = ExitStack()
         self._password = secrets.token_urlsafe(12)
 
@@ -53,41 +86,51 @@ class PostgresServer:
             connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
 
     def _start(self) -> None:
-        programs, user = find_programs(), _unprivileged_user()
-        self.programs = programs
-        directory = self._cleanup.enter_context(
-            places.private_directory("postgres", self._parent_directory)
-        )
+        installation = self.installation
+        parent = installation.root / "srv" if installation.root else self._parent_directory
+        directory = self._cleanup.enter_context(places.private_directory("postgres", parent))
         data, secret = directory / "data", directory / "password"
         data.mkdir(mode=0o700)
         secret.write_text(self._password)
-        if user:
-            shutil.chown(data, user)
-            shutil.chown(secret, user)
+        for path in (data, secret):
+            self._give(path)
         _run(
-            [
-                str(programs / "initdb"), f"--pgdata={data}", f"--pwfile={secret}",
-                "--username=derops", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C",
-                "--no-sync", "--no-instructions",
-            ],
-            user,
+            installation.command(
+                "initdb", f"--pgdata={installation.path(data)}",
+                f"--pwfile={installation.path(secret)}", "--username=derops",
+                "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync",
+                "--no-instructions",
+            ),
+            installation.outer_user,
             directory,
         )  # fmt: skip
         self.port = places.free_port()
         self.process = Process(
             "postgres",
-            [
-                str(programs / "postgres"), "-D", str(data), "-p", str(self.port),
+            installation.command(
+                "postgres", "-D", installation.path(data), "-p", str(self.port),
                 "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=",
-                "-c", "max_connections=200",
-            ],
+                "-c", "max_connections=200", *installation.options,
+            ),
             directory=directory,
-            user=user,
+            user=installation.outer_user,
             stop_signal=signal.SIGINT,  # "fast": ends sessions instead of waiting for them
         )  # fmt: skip
         self._cleanup.callback(self.process.terminate)
         self.process.start()
         self.process.wait_until(self._accepts)
+
+    def _give(self, path: Path) -> None:
+        """Give a file to whoever runs the server."""
+        if self.installation.root:
+            _run(
+                ["chroot", str(self.installation.root), "chown", str(self.installation.user),
+                 self.installation.path(path)],
+                None,
+                Path("/"),
+            )  # fmt: skip
+        elif self.installation.user:
+            shutil.chown(path, self.installation.user)
 
     def _accepts(self) -> bool:
         try:
@@ -97,8 +140,12 @@ class PostgresServer:
         return True
 
 
-def find_programs() -> Path:
-    """Return where ``initdb`` and ``postgres`` are: PATH, Debian's place, or installed now."""
+def find_installation() -> Installation:
+    """Return the PostgreSQL of this machine: on PATH, in Debian's place, or installed now."""
+    return Installation(programs=_find_programs(), user=_unprivileged_user())
+
+
+def _find_programs() -> Path:
     found = _search()
     if found is None and os.getuid() == 0 and shutil.which("apt-get"):
         print("installing PostgreSQL with apt-get (once for this machine)", flush=True)

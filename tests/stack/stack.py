@@ -117,7 +117,7 @@ class Stack:
         self.control_plane = enter(ControlPlane(self.data_directory))
         self._say("starting PostgreSQL")
         self.postgres = enter(PostgresServer(self.data_directory))
-        self._say(f"PostgreSQL is that of {self.postgres.programs}")
+        self._say(f"PostgreSQL is that of {self.postgres.installation}")
         self.database_url = self.postgres.create_database("derops")
         self._say("issuing the identities of operator and gateway")
         self.identities = identities.issue(

@@ -1,0 +1,108 @@
+"""The outbox against a simple model: crashes, acknowledgements and the bound in any order."""
+
+import tempfile
+from pathlib import Path
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from derops.ids import AssetName
+from derops.wire.v1 import agent_pb2
+from derops_agent.outbox_store import OutboxStore
+from derops_agent.ports import Reading
+
+POWER = int(agent_pb2.ACTIVE_POWER_WATTS)
+MAX_BYTES = 1500
+
+
+class OutboxMachine(RuleBasedStateMachine):
+    """Samples are numbered by their time; the model knows which were stored and acknowledged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folder = tempfile.TemporaryDirectory()
+        self.taken = 0
+        self.waiting: list[int] = []
+        self.stored: list[int] = []
+        self.acknowledged = 0
+        self.last = 0
+        self._open()
+
+    def _open(self) -> None:
+        path = Path(self._folder.name) / "outbox.db"
+        self.store = OutboxStore(path, max_bytes=MAX_BYTES)
+        self.outbox = self.store.open(AssetName("ns", "battery"))
+
+    @rule(count=st.integers(1, 30))
+    def sample(self, count: int) -> None:
+        for _ in range(count):
+            self.taken += 1
+            self.waiting.append(self.taken)
+            self.outbox.add(Reading(at_us=self.taken, values={POWER: float(self.taken)}))
+
+    @rule()
+    def flush(self) -> None:
+        self.store.flush()
+        self.stored += self.waiting
+        self.waiting = []
+
+    @rule()
+    def crash(self) -> None:
+        self.store.close()
+        self.waiting = []
+        self._open()
+
+    @rule()
+    def crash_before_the_commit_is_told(self) -> None:
+        self.store.commit(self.store.collect())
+        self.stored += self.waiting
+        self.waiting = []
+        self.crash()
+
+    @rule(share=st.floats(0, 1))
+    def acknowledge(self, share: float) -> None:
+        rows = self.outbox.read(0, 2**60, 10_000)
+        if rows:
+            through = rows[round(share * (len(rows) - 1))][0]
+            self.outbox.acknowledge(through)
+            self.acknowledged = max(self.acknowledged, through)
+
+    @invariant()
+    def what_is_there_follows_without_a_hole(self) -> None:
+        kept = [
+            agent_pb2.AgentMessage.FromString(wire)
+            for _, wire in self.outbox.read(0, 2**60, 10_000)
+        ]
+        sequences = [(m.gap if m.HasField("gap") else m.telemetry).sequence for m in kept]
+        assert sequences == list(range(sequences[0], sequences[0] + len(kept))) if kept else True
+        assert all(not m.HasField("gap") for m in kept[1:])
+        assert sequences[-1:] <= [self.outbox.stored_sequence]
+        assert self.outbox.last_sequence >= self.last, "a sequence was given out twice"
+        self.last = self.outbox.last_sequence
+        assert self.outbox.first_sequence <= (sequences[0] if kept else self.last + 1) or (
+            self.outbox.first_sequence == self.acknowledged + 1
+        )
+        self._check_samples(kept)
+
+    def _check_samples(self, kept: list[agent_pb2.AgentMessage]) -> None:
+        """What is there are the newest that were stored; a gap counts what was dropped."""
+        batches = [m.telemetry for m in kept if m.HasField("telemetry")]
+        times = [batch.t0_us + dt for batch in batches for dt in batch.dt_us]
+        assert times == self.stored[len(self.stored) - len(times) :]
+        for gap in (m.gap for m in kept if m.HasField("gap")):
+            older = self.stored[: len(self.stored) - len(times)]
+            assert gap.to_us == older[-1]
+            assert [t for t in older if gap.from_us <= t <= gap.to_us][-gap.samples :] == (
+                older[len(older) - gap.samples :]
+            )
+        size = sum(len(wire) for _, wire in self.outbox.read(0, 2**60, 10_000))
+        assert size <= MAX_BYTES or len(kept) <= 2
+
+    def teardown(self) -> None:
+        self.store.close()
+        self._folder.cleanup()
+
+
+TestOutbox = OutboxMachine.TestCase
+TestOutbox.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
