@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.stack.controlplane import ControlPlane
 from tests.stack.postgres import PostgresServer
+from tests.stack.timescale import find_timescale
 
 if TYPE_CHECKING:
     from tests.stack.stack import Stack
@@ -24,6 +25,12 @@ def kube() -> Iterator[ControlPlane]:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def timescale_server() -> Iterator[PostgresServer]:
+    with PostgresServer(installation=find_timescale()) as server:
         yield server
 
 

@@ -56,6 +56,7 @@ class Readiness:
     def __init__(self) -> None:
         self._missing: dict[str, str] = {}
         self._degraded: dict[str, str] = {}
+        self._details: dict[str, str] = {}
         self._lock = threading.Lock()
         self._log = structlog.get_logger("readiness")
 
@@ -75,19 +76,23 @@ class Readiness:
         if not known:
             self._log.error("dependency.degraded", part=part, why=why)
 
-    def found(self, part: str) -> None:
-        """Say that ``part`` is there, and well."""
+    def found(self, part: str, detail: str = "") -> None:
+        """Say that ``part`` is there, and well; ``detail`` says what it is."""
         with self._lock:
+            if detail:
+                self._details[part] = detail
             known = self._missing.pop(part, None), self._degraded.pop(part, None)
         if known != (None, None):
             self._log.info("dependency.found", part=part)
 
     def report(self) -> tuple[bool, str]:
-        """Return whether all is there, and a line for each part that is not, or is degraded."""
+        """Return whether all is there, and what is missing, degraded or there, a line each."""
         with self._lock:
             missing = [f"waiting for {part}: {why}" for part, why in sorted(self._missing.items())]
             degraded = [f"degraded {part}: {why}" for part, why in sorted(self._degraded.items())]
-        return not missing, "\n".join([*missing, *degraded]) or "ok"
+            details = [f"{part}: {detail}" for part, detail in sorted(self._details.items())]
+        state = [*missing, *degraded] or ["ok"]
+        return not missing, "\n".join([*state, *details])
 
 
 class OpsServer:

@@ -6,7 +6,7 @@ from typing import NoReturn, TypeVar
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 
-from derops.errors import SettingError
+from derops.errors import SchemaTooNewError, SettingError
 
 EXIT_BAD_SETTING = 2
 """Exit code of a program that was started with a missing or wrong setting."""
@@ -27,9 +27,10 @@ def load_settings(kind: type[Settings]) -> Settings:
         )
 
 
-def refuse_to_start(error: SettingError) -> NoReturn:
+def refuse_to_start(error: SettingError | SchemaTooNewError) -> NoReturn:
     """Print one line and end the program with exit code 2."""
-    sys.stderr.write(f"cannot start: setting {error}\n")
+    what = "setting " if isinstance(error, SettingError) else ""
+    sys.stderr.write(f"cannot start: {what}{error}\n")
     sys.exit(EXIT_BAD_SETTING)
 
 

@@ -33,6 +33,7 @@ from derops_headend.writing.rows import Source
 POLL_SECONDS = 0.05
 CHECK_SECONDS = 5.0
 TRIM_SECONDS = 1.0
+MAINTAIN_SECONDS = 1.0
 STOP_SECONDS = 3.0
 
 _LOG, _DATABASE = "event log", "database"
@@ -47,6 +48,8 @@ class WriterSettings(BaseSettings):
     database_url: SecretStr
     data_directory: Path
     """The gateway's: the event log lies there."""
+    retention_days: int = Field(default=0, ge=0, le=36_500)
+    """How long telemetry is kept; 0 = for ever."""
     ops_address: str = "0.0.0.0"  # noqa: S104  # a probe comes from the node, not from loopback
     ops_port: int = Field(default=8082, ge=0, le=65535)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -55,8 +58,15 @@ class WriterSettings(BaseSettings):
 class Store(Protocol):
     """What a writer asks of the database; see ``derops_headend.storage.database.Database``."""
 
+    @property
+    def engine(self) -> str:
+        """How telemetry lies in the database, for people."""
+
     def committed(self) -> int:
         """Return the offset up to which the log is in the database."""
+
+    def maintain(self) -> None:
+        """Do a bounded step of what keeps the database in order."""
 
     def store(
         self,
@@ -113,7 +123,11 @@ class Writer:
         self._log = structlog.get_logger("writer")
 
     def run(self) -> None:
-        """Follow the log; begin again, after a pause, whenever the log or the database fails."""
+        """Follow the log; begin again, after a pause, whenever the log or the database fails.
+
+        Raises:
+            SchemaTooNewError: A newer program wrote the log or the database: to wait is no use.
+        """
         while not self._stopping.is_set():
             try:
                 self._attempt()
@@ -126,12 +140,12 @@ class Writer:
     def _attempt(self) -> None:
         try:
             log = self._open_log()
-        except (LogMissingError, SchemaTooNewError, sqlite3.Error) as error:
+        except (LogMissingError, sqlite3.Error) as error:
             raise _MissingError(_LOG, error) from error
         with closing(log):
             try:
                 database = self._connect(log.log_id)
-            except (SchemaTooNewError, psycopg.Error) as error:
+            except psycopg.Error as error:
                 raise _MissingError(_DATABASE, error) from error
             with closing(database):
                 self._follow_guarded(log, database)
@@ -152,8 +166,8 @@ class Writer:
 
     def _follow(self, log: LogReader, database: Store) -> None:
         after = self._begin(log, database)
-        self._readiness.found(_DATABASE)
-        checked_at = time.monotonic()
+        self._readiness.found(_DATABASE, database.engine)
+        checked_at = maintained_at = time.monotonic()
         while not self._stopping.is_set():
             records = log.read(after)
             metrics.LOG_DAMAGED.set(0)
@@ -166,6 +180,9 @@ class Writer:
                 database.check()
                 checked_at = time.monotonic()
             self._trim(log, after)
+            if time.monotonic() - maintained_at >= MAINTAIN_SECONDS:
+                database.maintain()
+                maintained_at = time.monotonic()
             if not records:
                 self._stopping.wait(POLL_SECONDS)
 
@@ -235,6 +252,7 @@ def run_writer(settings: WriterSettings, stopping: threading.Event) -> bool:
 
     Raises:
         SettingError: A setting cannot be used.
+        SchemaTooNewError: A newer program wrote the log or the database.
     """
     url = settings.database_url.get_secret_value()
     try:
@@ -245,15 +263,20 @@ def run_writer(settings: WriterSettings, stopping: threading.Event) -> bool:
     readiness = Readiness()
     writer = Writer(
         open_log=lambda: SqliteLogReader(settings.data_directory / "events.db"),
-        connect=lambda log_id: Database.connect(url, log_id),
+        connect=lambda log_id: Database.connect(
+            url, log_id, retention_days=settings.retention_days
+        ),
         readiness=readiness,
         stopping=stopping,
     )
     failed = threading.Event()
+    too_new: list[SchemaTooNewError] = []
 
     def work() -> None:
         try:
             writer.run()
+        except SchemaTooNewError as error:
+            too_new.append(error)
         except Exception:
             structlog.get_logger("writer").critical("writer.crashed", exc_info=True)
             failed.set()
@@ -271,6 +294,8 @@ def run_writer(settings: WriterSettings, stopping: threading.Event) -> bool:
     stopping.wait()
     thread.join(STOP_SECONDS)
     ops.stop()
+    if too_new:
+        raise too_new[0]
     return not failed.is_set()
 
 
@@ -283,6 +308,6 @@ def main() -> None:
         signal.signal(number, lambda *_: stopping.set())
     try:
         well = run_writer(settings, stopping)
-    except SettingError as error:
+    except (SettingError, SchemaTooNewError) as error:
         refuse_to_start(error)
     sys.exit(0 if well else 1)

@@ -15,7 +15,14 @@ from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2, log_pb2
 from derops_headend.access.certificates import AgentCertificate
 from derops_headend.fleet.reports import MAX_WORD, problem_of
 from derops_headend.fleet.sessions import Session
-from derops_headend.fleet.telemetry import OutboxOrder, Verdict, Violation, check_batch, check_gap
+from derops_headend.fleet.telemetry import (
+    MAX_TIME_US,
+    OutboxOrder,
+    Verdict,
+    Violation,
+    check_batch,
+    check_gap,
+)
 from derops_headend.gateway import metrics
 from derops_headend.gateway.calls import EOF, Context
 from derops_headend.gateway.exchange import Exchange, without_identity
@@ -33,6 +40,9 @@ MAX_REFUSED_BATCHES = 256
 
 MAX_DROPPED_BATCHES = 256
 """Batches beyond the credit before the stream is ended."""
+
+MAX_CLOCK_OFFSET_US = 5_000_000
+"""An agent refuses dispatches beyond this; its samples are marked."""
 
 SILENT_HEARTBEATS = 3
 _BYE_SECONDS = 2.0
@@ -73,6 +83,7 @@ class AgentStream:
         self._order = OutboxOrder(hello.outbox_id, hello.first_sequence)
         self._unstored_reports = self._refused_reports = 0
         self._dropped_batches = self._refused_batches = 0
+        self._clock_offset_milliseconds: int | None = None
         self._ending: agent_pb2.Bye | None = None
         self._peer_left = False
         self._log = structlog.get_logger("agent").bind(
@@ -245,6 +256,7 @@ class AgentStream:
         if kind == "gap":
             return self._take_gap(message.gap)
         if kind == "heartbeat":
+            self._note_clock(message.heartbeat.agent_sent_us)
             reply = agent_pb2.HeartbeatReply(
                 agent_sent_us=message.heartbeat.agent_sent_us,
                 gateway_received_us=self._exchange.now_us(),
@@ -256,6 +268,12 @@ class AgentStream:
         elif kind == "hello":
             return Violation(reason="ProtocolViolation", message="a second Hello")
         return None  # a kind that a newer agent knows is not for us
+
+    def _note_clock(self, agent_sent_us: int) -> None:
+        """Keep how far the agent's clock is off, where that cannot be the way here."""
+        offset_us = self._exchange.now_us() - agent_sent_us
+        wrong = MAX_CLOCK_OFFSET_US < abs(offset_us) < MAX_TIME_US
+        self._clock_offset_milliseconds = offset_us // 1000 if wrong else None
 
     def _take_telemetry(self, batch: agent_pb2.TelemetryBatch) -> Violation | None:
         self._exchange.admission.count()
@@ -315,7 +333,13 @@ class AgentStream:
                 self._order.stored(sequence)
                 self._exchange.admission.request(self)
 
-        future = self._exchange.journal.put(kind, self._asset_id, body, refused=refused)
+        future = self._exchange.journal.put(
+            kind,
+            self._asset_id,
+            body,
+            refused=refused,
+            clock_offset_milliseconds=self._clock_offset_milliseconds,
+        )
         future.add_done_callback(durable)
 
     def _take_report(self, report: dispatch_pb2.DispatchReport) -> Violation | None:

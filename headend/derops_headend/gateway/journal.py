@@ -38,14 +38,25 @@ class Journal:
         body: bytes,
         *,
         refused: str = "",
+        clock_offset_milliseconds: int | None = None,
     ) -> Future[None]:
         """Queue an entry; the future is done once it is durable.
 
-        ``refused`` says which rule a batch broke: the writer puts it into quarantine.
+        Args:
+            kind: Of the entry.
+            asset: Whose it is.
+            body: The sender's bytes.
+            refused: The rule that a batch broke: the writer puts it into quarantine.
+            clock_offset_milliseconds: Our clock less the agent's, where that is worth a note.
         """
         return self._commit.put(
             log_pb2.LogEntry(
-                kind=kind, asset=asset, received_us=self._now_us(), body=body, refused=refused
+                kind=kind,
+                asset=asset,
+                received_us=self._now_us(),
+                body=body,
+                refused=refused,
+                clock_offset_milliseconds=clock_offset_milliseconds,
             )
         )
 

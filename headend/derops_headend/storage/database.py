@@ -1,19 +1,24 @@
 """What the log holds goes into the database, together with how far that is."""
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Self
 
 import numpy as np
 import psycopg
+import structlog
 from numpy.typing import NDArray
 from psycopg import errors, sql
 
 from derops.errors import DeropsError
+from derops_headend.storage import metrics
+from derops_headend.storage.engines import days_ahead, detect
 from derops_headend.storage.merging import KeyedTable, Merged, merge
 from derops_headend.storage.migrating import migrate
+from derops_headend.storage.rolling_up import mark, minutes_of, roll_up
 from derops_headend.writing.converting import clean, convert
 from derops_headend.writing.encoding import COLUMNS, encode_samples
 from derops_headend.writing.rows import (
@@ -29,12 +34,14 @@ TELEMETRY = KeyedTable(
     name="telemetry",
     key=("asset_id", "ts"),
     compared=tuple(QUANTITIES.values()),
-    others=("received_at",),
+    others=("clock_offset_seconds", "received_at"),
 )
 MEASUREMENT = KeyedTable(name="measurement", key=("asset_id", "name", "ts"), compared=("value",))
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CONNECT_SECONDS = 5
+_KEEP_SECONDS = 3600.0
+ROLL_UP_MINUTES = 2000
 _FAULTS_OF_DATA = (psycopg.DataError, psycopg.IntegrityError, errors.ProgramLimitExceeded)
 _COPY = sql.SQL("copy telemetry ({}) from stdin (format binary)").format(
     sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
@@ -108,15 +115,37 @@ class Tally:
 class Database:
     """One connection of one writer, for one shard of one log."""
 
-    def __init__(self, connection: psycopg.Connection, log_id: str, shard: int = 0) -> None:
-        """Take a connection in autocommit mode to a migrated database."""
+    def __init__(
+        self,
+        connection: psycopg.Connection,
+        log_id: str,
+        shard: int = 0,
+        *,
+        retention_days: int = 0,
+    ) -> None:
+        """Take a connection in autocommit mode to a migrated database.
+
+        Args:
+            connection: Of this object alone.
+            log_id: The log whose entries are stored.
+            shard: Of the log.
+            retention_days: How long telemetry is kept; 0 = for ever. Roll-ups and history are.
+        """
         self._connection = connection
+        self._engine = detect(connection)
+        self._retention_days = retention_days
+        self._keep_at = 0.0
         self._log_id = log_id
         self._shard = shard
         self._asset_ids: dict[AssetKey, int] = {}
 
+    @property
+    def engine(self) -> str:
+        """How telemetry lies in the database, for people."""
+        return self._engine.description
+
     @classmethod
-    def connect(cls, url: str, log_id: str) -> Self:
+    def connect(cls, url: str, log_id: str, shard: int = 0, *, retention_days: int = 0) -> Self:
         """Connect, and bring the schema to the newest version.
 
         Raises:
@@ -138,10 +167,36 @@ class Database:
             # A writer that vanished must not hold its offset's lock for long.
             connection.execute("set idle_in_transaction_session_timeout = '60s'")
             migrate(connection)
+            # What takes longer waits for a lock that somebody forgot, or for a sick disk.
+            connection.execute("set statement_timeout = '60s'")
+            database = cls(connection, log_id, shard, retention_days=retention_days)
+            database.maintain()
         except BaseException:
             connection.close()
             raise
-        return cls(connection, log_id)
+        return database
+
+    def maintain(self) -> None:
+        """Roll up what is due, a bounded step of it; now and then drop what is too old."""
+        now = datetime.now(UTC)
+        metrics.MINUTES_ROLLED_UP.inc(roll_up(self._connection, now, ROLL_UP_MINUTES))
+        if time.monotonic() >= self._keep_at:
+            self._keep_at = time.monotonic() + _KEEP_SECONDS
+            self._engine.prepare(self._connection, days_ahead(now))
+            if self._retention_days:
+                self._drop_before((now - timedelta(days=self._retention_days)).date())
+
+    def _drop_before(self, day: date) -> None:
+        """Drop telemetry that is all older than ``day``, and never what is to be rolled up."""
+        row = self._connection.execute(
+            "select (min(bucket) at time zone 'UTC')::date from roll_up_due"
+        ).fetchone()
+        if row is not None and row[0] is not None:
+            day = min(day, row[0])
+        dropped = self._engine.drop_before(self._connection, day)
+        if dropped:
+            metrics.DAYS_DROPPED.inc(dropped)
+            structlog.get_logger("storage").info("telemetry.dropped", before=str(day), days=dropped)
 
     def check(self) -> None:
         """Ask the server for a sign of life."""
@@ -179,10 +234,13 @@ class Database:
             OffsetMovedError: ``after`` is not what is committed.
             psycopg.Error: The outcome may be unknown; ``committed`` tells.
         """
+        batch = convert(sources)
+        # Before the transaction: a new partition locks readers out until its commit.
+        self._engine.prepare(self._connection, batch.days())
         try:
             with self._connection.transaction():
                 self._lock_offset(after)
-                tally = self._store_sources(sources)
+                tally = self._store_sources(sources, batch)
                 for first, last in missing:
                     tally.quarantined["RecordsMissing"] += self._note_missing(first, last)
                 self._connection.execute(
@@ -210,18 +268,19 @@ class Database:
         if found != expected:
             raise OffsetMovedError(f"offset {found} is committed, not {expected}")
 
-    def _store_sources(self, sources: Sequence[Source]) -> Tally:
+    def _store_sources(self, sources: Sequence[Source], batch: Batch) -> Tally:
         """Store entries; where the database refuses a value, only the entry that has it."""
         try:
             with self._connection.transaction():
-                return self._store_batch(convert(sources))
+                return self._store_batch(batch)
         except _FAULTS_OF_DATA as error:
             self._asset_ids.clear()
             if len(sources) == 1:
                 refused = Quarantined(source=0, reason="DatabaseRefused", detail=clean(str(error)))
                 return Tally(quarantined=self._quarantine(sources, [refused]))
         middle = len(sources) // 2
-        return self._store_sources(sources[:middle]) + self._store_sources(sources[middle:])
+        left, right = sources[:middle], sources[middle:]
+        return self._store_sources(left, convert(left)) + self._store_sources(right, convert(right))
 
     def _store_batch(self, batch: Batch) -> Tally:
         ids = self._resolve_assets(list(batch.assets))
@@ -262,6 +321,7 @@ class Database:
         samples = batch.all_samples()
         if not len(samples):
             return Counter()
+        mark(self._connection, minutes_of(samples, ids))
         try:
             with (
                 self._connection.transaction(),

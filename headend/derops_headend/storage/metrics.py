@@ -13,6 +13,13 @@ RECORDS_MISSING = Counter(
     "derops_writer_records_missing", "Records of the log that were gone before they were stored."
 )
 DISCONNECTS = Counter("derops_writer_database_failures", "Rounds that the database failed.")
+MINUTES_ROLLED_UP = Counter(
+    "derops_writer_minutes_rolled_up", "Minutes of one asset whose roll-up was made, or made again."
+)
+DAYS_DROPPED = Counter(
+    "derops_writer_days_dropped",
+    "Days of telemetry that were dropped at the end of their retention.",
+)
 COMMITTED = Gauge("derops_writer_committed_offset", "Offset up to which all is in the database.")
 BACKLOG = Gauge("derops_writer_backlog_records", "Records of the log that wait for the database.")
 DELAY_SECONDS = Gauge(

@@ -6,6 +6,7 @@ import psycopg
 import structlog
 
 from derops.errors import SchemaTooNewError
+from derops_headend.storage.engines import add_timescale
 
 _LOCK = 0x6465726F7073  # "derops": the same key in every program that migrates
 
@@ -30,6 +31,7 @@ def migrate(connection: psycopg.Connection) -> int:
         SchemaTooNewError: A newer program wrote the database.
     """
     known = migrations()
+    add_timescale(connection)
     with connection.transaction():
         connection.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
         connection.execute(

@@ -25,7 +25,14 @@ from derops_headend.writing.rows import (
 MAX_TIME_US = 4_102_444_800_000_000
 """The year 2100: later times are a broken clock."""
 
+MAX_AHEAD_US = 2 * 86_400_000_000
+"""A clock that is further ahead of ours is not one: its samples would need days of their own."""
+
+MAX_LATE_US = 400 * 86_400_000_000
+"""Older than any outbox keeps."""
+
 MAX_NAME = 256
+_OFFSET = "clock_offset_milliseconds"
 _EVENTS = UUID("6ce77cb8-2f27-5a2b-9a4b-6c0f8ad7c5b1")
 
 
@@ -76,13 +83,16 @@ def event_id(dispatch_uid: str, actor: str, transition: str) -> UUID:
 def _add_telemetry(batch: Batch, index: int, asset: int) -> None:
     entry = batch.sources[index].entry
     message = agent_pb2.TelemetryBatch.FromString(entry.body)
-    ts_us = _times(message)
+    ts_us = _times(message, entry.received_us)
     rows = np.empty(len(ts_us), SAMPLE)
+    offset_ms = entry.clock_offset_milliseconds if entry.HasField(_OFFSET) else np.nan
+    rows["clock_offset_seconds"] = offset_ms / 1000
     rows["source"], rows["asset"], rows["ts_us"] = index, asset, ts_us
     rows["received_us"] = entry.received_us
     present = np.zeros(len(ts_us), bool)
     seen = set()
     odd: list[Measurements] = []
+    refused: dict[str, int] = {}
     for column in message.columns:
         name = _column_name(column)
         if name in seen:
@@ -92,6 +102,10 @@ def _add_telemetry(batch: Batch, index: int, asset: int) -> None:
         if len(values) != len(ts_us):
             detail = f"{len(values)} values of {name} for {len(ts_us)} samples"
             raise RefusedError("UnequalColumns", detail)
+        infinite = np.isinf(values)
+        if infinite.any():
+            refused[name] = int(infinite.sum())
+            values[infinite] = np.nan
         known = ~np.isnan(values)
         if column.quantity in QUANTITIES:
             rows[name] = values
@@ -109,11 +123,18 @@ def _add_telemetry(batch: Batch, index: int, asset: int) -> None:
     for name in QUANTITIES.values():
         if name not in seen:
             rows[name] = np.nan
+    if refused:
+        detail = ", ".join(f"{count} of {name}" for name, count in refused.items())
+        batch.quarantined.append(
+            Quarantined(source=index, reason="NotFinite", detail=f"infinite values: {detail}")
+        )
     batch.samples.append(rows[present])
     batch.measurements += odd
 
 
-def _times(message: agent_pb2.TelemetryBatch) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+def _times(
+    message: agent_pb2.TelemetryBatch, received_us: int
+) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
     if not message.dt_us:
         raise RefusedError("NoSamples", "the batch has no times")
     offsets = np.array(message.dt_us, "i8")
@@ -121,8 +142,11 @@ def _times(message: agent_pb2.TelemetryBatch) -> "np.ndarray[tuple[int], np.dtyp
     if not (abs(message.t0_us) < MAX_TIME_US and np.abs(offsets).max() < MAX_TIME_US):
         raise RefusedError("BadTime", f"t0 {message.t0_us} us, offsets up to {offsets.max()} us")
     ts_us = offsets + message.t0_us
-    if not (ts_us.min() > 0 and ts_us.max() < MAX_TIME_US):
-        raise RefusedError("BadTime", f"samples from {ts_us.min()} to {ts_us.max()} us")
+    first_us, last_us = int(ts_us.min()), int(ts_us.max())
+    if not (received_us - first_us <= MAX_LATE_US and last_us - received_us <= MAX_AHEAD_US):
+        raise RefusedError(
+            "BadTime", f"samples from {first_us} to {last_us} us, received at {received_us} us"
+        )
     return ts_us
 
 

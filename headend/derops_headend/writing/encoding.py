@@ -12,7 +12,10 @@ from derops_headend.writing.rows import QUANTITIES, Array
 POSTGRES_EPOCH_US = 946_684_800_000_000
 """2000-01-01, where timestamps of PostgreSQL begin."""
 
-COLUMNS: tuple[str, ...] = ("asset_id", "ts", *QUANTITIES.values(), "received_at")
+NUMBERS: tuple[str, ...] = (*QUANTITIES.values(), "clock_offset_seconds")
+"""The columns that may be absent."""
+
+COLUMNS: tuple[str, ...] = ("asset_id", "ts", *NUMBERS, "received_at")
 """The columns of ``telemetry`` in the order in which they are written."""
 
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -48,7 +51,7 @@ def encode_samples(
     rows["ts"] = samples["ts_us"] - POSTGRES_EPOCH_US
     rows["received_at"] = samples["received_us"] - POSTGRES_EPOCH_US
     keep = np.ones((len(rows), rows.dtype.itemsize), bool)
-    for column in QUANTITIES.values():
+    for column in NUMBERS:
         values = samples[column]
         rows[column] = values
         absent = np.isnan(values)

@@ -1,6 +1,7 @@
 """What a part of the log becomes: values that any database could store."""
 
 from dataclasses import dataclass, field
+from datetime import date, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -14,13 +15,16 @@ QUANTITIES: dict[int, str] = {
 }
 """Number of each standard quantity, and its column in ``telemetry``."""
 
+_EPOCH = date(1970, 1, 1)
+_DAY_US = 86_400_000_000
+
 Array = NDArray[Any]
 """A structured array; its dtype says what is in it."""
 
 SAMPLE = np.dtype(
     [("source", "i4"), ("asset", "i4"), ("ts_us", "i8")]
     + [(column, "f8") for column in QUANTITIES.values()]
-    + [("received_us", "i8")]
+    + [("clock_offset_seconds", "f8"), ("received_us", "i8")]
 )
 """One row of ``telemetry``; source and asset are indices into the batch, NaN is absent."""
 
@@ -133,3 +137,8 @@ class Batch:
     def all_samples(self) -> Array:
         """Return the rows of ``telemetry`` in one array."""
         return np.concatenate(self.samples) if self.samples else np.empty(0, SAMPLE)
+
+    def days(self) -> set[date]:
+        """Return the days (UTC) that have samples."""
+        numbers = {int(n) for rows in self.samples for n in np.unique(rows["ts_us"] // _DAY_US)}
+        return {_EPOCH + timedelta(days=number) for number in numbers}

@@ -1,15 +1,27 @@
 """A migrated database of the test's own, and a look into it."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
 import pytest
+from tests.stack.postgres import PostgresServer
 
 from derops_headend.storage.database import Database
 from derops_headend.storage.migrating import migrate
 
+_databases = itertools.count(1)
 Query = Callable[..., list[tuple[Any, ...]]]
+
+
+@pytest.fixture(params=["postgres_server", "timescale_server"])
+def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Return the URL of an empty database, in turn on each of the engines."""
+    server: PostgresServer = request.getfixturevalue(request.param)
+    name = f"storage_{next(_databases)}"
+    yield server.create_database(name)
+    server.drop_database(name)
 
 
 @pytest.fixture

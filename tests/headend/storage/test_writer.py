@@ -310,3 +310,29 @@ def test_a_wrong_url_is_one_line_without_the_password(tmp_path: Path, url: str) 
     assert "DEROPS_WRITER_DATABASE_URL" in result.stderr
     assert "secret" not in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_database_of_a_newer_program_is_refused_with_both_versions(
+    log: SqliteEventLog, path: Path, database_url: str, query: Query
+) -> None:
+    query("insert into schema_version (version) values (99) returning version")
+    settings = {
+        "DEROPS_WRITER_DATABASE_URL": database_url,
+        "DEROPS_WRITER_DATA_DIRECTORY": str(path.parent),
+        "DEROPS_WRITER_OPS_ADDRESS": "127.0.0.1",
+        "DEROPS_WRITER_OPS_PORT": "0",
+    }
+
+    done = subprocess.run(
+        [PROGRAM, "writer"],
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("cannot start: database has schema version 99, this program knows up to")
+    assert "Traceback" not in done.stderr

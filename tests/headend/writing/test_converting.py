@@ -24,7 +24,7 @@ from tests.headend.writing.making import (
 
 from derops.wire.v1 import agent_pb2, dispatch_pb2, log_pb2
 from derops_headend.writing.converting import convert
-from derops_headend.writing.encoding import COLUMNS, POSTGRES_EPOCH_US, encode_samples
+from derops_headend.writing.encoding import COLUMNS, NUMBERS, POSTGRES_EPOCH_US, encode_samples
 from derops_headend.writing.rows import QUANTITIES, SAMPLE
 
 
@@ -123,21 +123,23 @@ def test_the_columns_of_the_table_are_the_standard_quantities() -> None:
     assert list(QUANTITIES.values()) == [
         name.lower() for name, number in agent_pb2.Quantity.items() if number
     ]
-    assert ("asset_id", "ts", *QUANTITIES.values(), "received_at") == COLUMNS
+    assert (
+        "asset_id", "ts", *QUANTITIES.values(), "clock_offset_seconds", "received_at"
+    ) == COLUMNS  # fmt: skip
 
 
 value = st.one_of(st.just(math.nan), st.floats(allow_nan=False))
 
 
 @given(
-    rows=st.lists(st.lists(value, min_size=len(QUANTITIES), max_size=len(QUANTITIES)), max_size=6),
+    rows=st.lists(st.lists(value, min_size=len(NUMBERS), max_size=len(NUMBERS)), max_size=6),
     numbered=st.booleans(),
 )
 def test_encoded_rows_are_what_copy_expects(rows: list[list[float]], *, numbered: bool) -> None:
     samples = np.zeros(len(rows), SAMPLE)
     for number, row in enumerate(rows):
         samples["ts_us"][number] = T0_US + number
-        for column, each in zip(QUANTITIES.values(), row, strict=True):
+        for column, each in zip(NUMBERS, row, strict=True):
             samples[column][number] = each
 
     data = encode_samples(samples, np.array([42], "i8"), numbered=numbered)

@@ -30,18 +30,20 @@ class LogRecord(_message.Message):
     def __init__(self, entries: _Optional[_Iterable[_Union[LogEntry, _Mapping]]] = ...) -> None: ...
 
 class LogEntry(_message.Message):
-    __slots__ = ("kind", "asset", "received_us", "body", "refused")
+    __slots__ = ("kind", "asset", "received_us", "body", "clock_offset_milliseconds", "refused")
     KIND_FIELD_NUMBER: _ClassVar[int]
     ASSET_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_US_FIELD_NUMBER: _ClassVar[int]
     BODY_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_OFFSET_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     kind: EntryKind
     asset: _dispatch_pb2.AssetId
     received_us: int
     body: bytes
+    clock_offset_milliseconds: int
     refused: str
-    def __init__(self, kind: _Optional[_Union[EntryKind, str]] = ..., asset: _Optional[_Union[_dispatch_pb2.AssetId, _Mapping]] = ..., received_us: _Optional[int] = ..., body: _Optional[bytes] = ..., refused: _Optional[str] = ...) -> None: ...
+    def __init__(self, kind: _Optional[_Union[EntryKind, str]] = ..., asset: _Optional[_Union[_dispatch_pb2.AssetId, _Mapping]] = ..., received_us: _Optional[int] = ..., body: _Optional[bytes] = ..., clock_offset_milliseconds: _Optional[int] = ..., refused: _Optional[str] = ...) -> None: ...
 
 class ConnectionEvent(_message.Message):
     __slots__ = ("event", "reason", "message", "epoch", "peer", "serial_number", "replica")
