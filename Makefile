@@ -1,6 +1,6 @@
 # Every target does all its own set-up; a second run starts from caches.
 .DEFAULT_GOAL := help
-.PHONY: help setup lint generate test e2e bench demo up down status clean
+.PHONY: help setup lint generate test e2e soak bench demo up down status clean
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/derops
 TOOLS := $(CACHE)/tools
@@ -32,6 +32,9 @@ test: setup  ## Run all tests, on real parts
 
 e2e: setup  ## Run the end-to-end tests only
 	.venv/bin/pytest tests/e2e
+
+soak: setup  ## Break everything many times over, and check; DEROPS_SEED, DEROPS_ROUNDS
+	$(PYTHON) -m tests.faults
 
 bench: setup  ## Measure; prints JSON lines
 	$(PYTHON) -m tests.bench

@@ -1,5 +1,6 @@
 """A PostgreSQL server of one's own, from the machine's own binaries."""
 
+import contextlib
 import os
 import pwd
 import secrets
@@ -80,6 +81,22 @@ class PostgresServer:
     def drop_database(self, name: str) -> None:
         """Drop a database, whoever is still connected."""
         self._execute("drop database {} with (force)", name)
+
+    def crash(self) -> None:
+        """Kill the server and all of its processes, as a power cut would; then start it again."""
+        children = subprocess.run(
+            ["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False
+        ).stdout.split()
+        self.process.kill()
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGKILL)
+        self.start_again()
+
+    def start_again(self) -> None:
+        """Start a server that ended, with its data, and wait until it takes connections."""
+        self.process.start()
+        self.process.wait_until(self._accepts)
 
     def _execute(self, statement: str, name: str) -> None:
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:

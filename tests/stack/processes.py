@@ -9,6 +9,9 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+# Where we speak gRPC ourselves, its fork handlers would fail in each program that we start.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 MARK = "DEROPS_STACK"
 """Environment variable that all processes of a stack carry: the data directory of that stack."""
 

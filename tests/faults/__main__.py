@@ -1,0 +1,32 @@
+"""``make soak``: every fault many times over.
+
+DEROPS_SEED chooses the plan (random, and printed, without), DEROPS_ROUNDS how often each fault
+happens (100), DEROPS_SENDERS how many agents send (40).
+"""
+
+import asyncio
+import os
+import secrets
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.faults.running import run
+from tests.stack.postgres import PostgresServer
+
+
+def main() -> int:
+    """Run; 0 means that no promise was broken."""
+    seed = int(os.environ.get("DEROPS_SEED", secrets.randbelow(2**31)))
+    rounds = int(os.environ.get("DEROPS_ROUNDS", "100"))
+    senders = int(os.environ.get("DEROPS_SENDERS", "40"))
+    print(f"seed {seed}, {rounds} rounds of each fault, {senders} senders", flush=True)
+    with tempfile.TemporaryDirectory() as directory, PostgresServer() as server:
+        report = asyncio.run(
+            run(Path(directory), server, senders=senders, rounds=rounds, seed=seed)
+        )
+    print(report.lines(), flush=True)
+    return 1 if report.violations else 0
+
+
+sys.exit(main())
