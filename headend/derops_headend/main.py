@@ -2,14 +2,20 @@
 
 import argparse
 import asyncio
+import random
 import signal
 import sqlite3
 import time
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING
 
 from derops.errors import SchemaTooNewError, SettingError
 from derops.observing import OpsServer, Readiness, configure_logging
 from derops.settings import load_settings, refuse_to_start
+
+if TYPE_CHECKING:
+    from derops_headend.gateway.settings import GatewaySettings
+    from derops_headend.ports import EventLog
 
 
 def main() -> None:
@@ -33,7 +39,6 @@ def _run_gateway() -> None:
 
 
 async def _serve_gateway() -> None:
-    from derops_headend.eventlog.sqlite import SqliteEventLog
     from derops_headend.gateway.desired_store import DesiredStore
     from derops_headend.gateway.server import Credentials, Gateway, GatewayOptions
     from derops_headend.gateway.settings import GatewaySettings
@@ -62,28 +67,79 @@ async def _serve_gateway() -> None:
         max_agent_connections=settings.max_agent_connections,
     )
     readiness = Readiness()
-    with ExitStack() as opened:
+    gateway: Gateway | None = None
+    async with AsyncExitStack() as opened:
+        try:
+            ops = OpsServer(
+                settings.ops_address,
+                settings.ops_port,
+                readiness,
+                lambda: gateway is None or gateway.alive(),
+            )
+        except OSError as error:
+            raise SettingError("DEROPS_GATEWAY_OPS_PORT", "environment", str(error)) from error
+        ops.start()
+        opened.callback(ops.stop)
         try:
             settings.data_directory.mkdir(parents=True, exist_ok=True)
-            log = SqliteEventLog(
-                settings.data_directory / "events.db",
-                max_bytes=settings.log_max_bytes,
-                drop_oldest=settings.log_when_full == "drop-oldest",
-            )
-            opened.callback(log.close)
             store = DesiredStore(settings.data_directory / "desired.db", time.time_ns() // 1000)
             opened.callback(store.close)
+            log = await _open_log(settings, opened, readiness, stopping)
         except (OSError, sqlite3.Error, SchemaTooNewError) as error:
             raise SettingError(
                 "DEROPS_GATEWAY_DATA_DIRECTORY", "environment", str(error)
             ) from error
+        if log is None:
+            return
         gateway = Gateway(options, store=store, log=log, readiness=readiness)
-        try:
-            ops = OpsServer(settings.ops_address, settings.ops_port, readiness, gateway.alive)
-        except OSError as error:
-            raise SettingError("DEROPS_GATEWAY_OPS_PORT", "environment", str(error)) from error
         await gateway.start()
-        ops.start()
         await stopping.wait()
         await gateway.stop()
-        ops.stop()
+
+
+async def _open_log(
+    settings: "GatewaySettings",
+    opened: AsyncExitStack,
+    readiness: Readiness,
+    stopping: asyncio.Event,
+) -> "EventLog | None":
+    """Open the event log that the settings name; wait for it. None = stopped meanwhile."""
+    from derops_headend.eventlog import jetstream
+    from derops_headend.eventlog.choosing import SQLITE
+    from derops_headend.eventlog.sqlite import SqliteEventLog
+    from derops_headend.ports import LogUnavailableError
+
+    drop_oldest = settings.log_when_full == "drop-oldest"
+    if settings.event_log == SQLITE:
+        log = SqliteEventLog(
+            settings.data_directory / "events.db",
+            max_bytes=settings.log_max_bytes,
+            drop_oldest=drop_oldest,
+        )
+        opened.callback(log.close)
+        return log
+    where = jetstream.JetStreamSettings(
+        url=settings.event_log,
+        credentials_file=settings.nats_credentials_file,
+        ca_file=settings.nats_ca_file,
+    )
+    while not stopping.is_set():
+        try:
+            remote = await jetstream.JetStreamEventLog.open(
+                where,
+                shards=settings.log_shards,
+                max_bytes=settings.log_max_bytes,
+                replicas=settings.log_replicas,
+                drop_oldest=drop_oldest,
+            )
+        except LogUnavailableError as error:
+            readiness.waiting("event log", str(error))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), random.uniform(0.5, 2))
+        except jetstream.LogMismatchError as error:
+            raise SettingError("DEROPS_GATEWAY_EVENT_LOG", "environment", str(error)) from error
+        else:
+            readiness.found("event log")
+            opened.push_async_callback(remote.close)
+            return remote
+    return None

@@ -6,8 +6,23 @@ from typing import NamedTuple, Protocol
 from derops.errors import DeropsError
 from derops.wire.v1 import log_pb2
 
-MAX_RECORD_BYTES = 256 * 1024
-"""Entries are packed into one record up to this; a greater single entry has a record of its own."""
+
+class LogMissingError(DeropsError):
+    """There is no event log yet: a gateway makes it when it first starts."""
+
+    retryable = True
+
+
+class LogUnavailableError(DeropsError):
+    """The engine is away, or did not answer in time."""
+
+    retryable = True
+
+
+class LogFullError(DeropsError):
+    """The log is at its bound; nothing of the call is in it. The writer makes room."""
+
+    retryable = True
 
 
 class StoredRecord(NamedTuple):
@@ -32,6 +47,7 @@ class LogReader(Protocol):
 
         Raises:
             LogDamagedError: The next record does not match its checksum.
+            LogUnavailableError: The engine is away.
         """
 
     def trim(self, through: int) -> None:
@@ -39,12 +55,6 @@ class LogReader(Protocol):
 
     def close(self) -> None:
         """Give the log back; what was accepted is durable then."""
-
-
-class LogFullError(DeropsError):
-    """The log is at its bound; nothing of the call is in it. The writer makes room."""
-
-    retryable = True
 
 
 class EventLog(Protocol):
@@ -61,10 +71,8 @@ class EventLog(Protocol):
 
         Raises:
             LogFullError: There is no room.
+            LogUnavailableError: The engine is away; whether it is in the log is not known.
         """
 
     def fill(self) -> float:
         """Return the share of the log's bound that is taken, 1 = full. Does not block."""
-
-    def close(self) -> None:
-        """Commit what was accepted, then close."""

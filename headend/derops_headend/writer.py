@@ -24,8 +24,13 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from derops.errors import LogDamagedError, SchemaTooNewError, SettingError
 from derops.observing import OpsServer, Readiness, configure_logging
 from derops.settings import load_settings, refuse_to_start
-from derops_headend.eventlog.sqlite import LogMissingError, SqliteLogReader
-from derops_headend.ports import LogReader, StoredRecord
+from derops_headend.eventlog.choosing import MAX_SHARDS, SQLITE, EventLogUrl
+from derops_headend.eventlog.jetstream import (
+    JetStreamLogReader,
+    JetStreamSettings,
+)
+from derops_headend.eventlog.sqlite import SqliteLogReader
+from derops_headend.ports import LogMissingError, LogReader, LogUnavailableError, StoredRecord
 from derops_headend.storage import metrics
 from derops_headend.storage.database import Database, OffsetMovedError, Tally
 from derops_headend.writing.rows import Source
@@ -46,8 +51,14 @@ class WriterSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="DEROPS_WRITER_")
 
     database_url: SecretStr
-    data_directory: Path
-    """The gateway's: the event log lies there."""
+    event_log: EventLogUrl = SQLITE
+    """The gateway's."""
+    data_directory: Path | None = None
+    """The gateway's, where it keeps its event log with SQLite."""
+    nats_credentials_file: Path | None = None
+    nats_ca_file: Path | None = None
+    shard: int = Field(default=0, ge=0, lt=MAX_SHARDS)
+    """Which shard of the event log this writer follows."""
     retention_days: int = Field(default=0, ge=0, le=36_500)
     """How long telemetry is kept; 0 = for ever."""
     ops_address: str = "0.0.0.0"  # noqa: S104  # a probe comes from the node, not from loopback
@@ -140,7 +151,7 @@ class Writer:
     def _attempt(self) -> None:
         try:
             log = self._open_log()
-        except (LogMissingError, sqlite3.Error) as error:
+        except (LogMissingError, LogUnavailableError, sqlite3.Error) as error:
             raise _MissingError(_LOG, error) from error
         with closing(log):
             try:
@@ -157,7 +168,7 @@ class Writer:
             metrics.LOG_DAMAGED.set(1)
             self._log.error("log.damaged", log=error.log, offset=error.offset)
             raise _MissingError(_LOG, error) from error
-        except sqlite3.Error as error:
+        except (LogMissingError, LogUnavailableError, sqlite3.Error) as error:
             raise _MissingError(_LOG, error) from error
         except (OffsetMovedError, psycopg.Error) as error:
             metrics.DISCONNECTS.inc()
@@ -262,21 +273,21 @@ def run_writer(settings: WriterSettings, stopping: threading.Event) -> bool:
         raise SettingError("DEROPS_WRITER_DATABASE_URL", "environment", problem) from None
     readiness = Readiness()
     writer = Writer(
-        open_log=lambda: SqliteLogReader(settings.data_directory / "events.db"),
+        open_log=_log_opener(settings),
         connect=lambda log_id: Database.connect(
-            url, log_id, retention_days=settings.retention_days
+            url, log_id, settings.shard, retention_days=settings.retention_days
         ),
         readiness=readiness,
         stopping=stopping,
     )
     failed = threading.Event()
-    too_new: list[SchemaTooNewError] = []
+    refused: list[SchemaTooNewError] = []
 
     def work() -> None:
         try:
             writer.run()
         except SchemaTooNewError as error:
-            too_new.append(error)
+            refused.append(error)
         except Exception:
             structlog.get_logger("writer").critical("writer.crashed", exc_info=True)
             failed.set()
@@ -294,9 +305,25 @@ def run_writer(settings: WriterSettings, stopping: threading.Event) -> bool:
     stopping.wait()
     thread.join(STOP_SECONDS)
     ops.stop()
-    if too_new:
-        raise too_new[0]
+    if refused:
+        raise refused[0]
     return not failed.is_set()
+
+
+def _log_opener(settings: WriterSettings) -> Callable[[], LogReader]:
+    if settings.event_log == SQLITE:
+        if settings.data_directory is None or settings.shard:
+            name = "DATA_DIRECTORY" if settings.data_directory is None else "SHARD"
+            problem = f"is required with {SQLITE}" if name == "DATA_DIRECTORY" else "must be 0"
+            raise SettingError(f"DEROPS_WRITER_{name}", "environment", problem)
+        path = settings.data_directory / "events.db"
+        return lambda: SqliteLogReader(path)
+    where = JetStreamSettings(
+        url=settings.event_log,
+        credentials_file=settings.nats_credentials_file,
+        ca_file=settings.nats_ca_file,
+    )
+    return lambda: JetStreamLogReader(where, settings.shard)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ happens (100), DEROPS_SENDERS how many agents send (40).
 """
 
 import asyncio
+import contextlib
 import os
 import secrets
 import sys
@@ -12,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from tests.faults.running import run
+from tests.stack.nats import NatsServer
 from tests.stack.postgres import PostgresServer
 
 
@@ -21,12 +23,18 @@ def main() -> int:
     rounds = int(os.environ.get("DEROPS_ROUNDS", "100"))
     senders = int(os.environ.get("DEROPS_SENDERS", "40"))
     print(f"seed {seed}, {rounds} rounds of each fault, {senders} senders", flush=True)
-    with tempfile.TemporaryDirectory() as directory, PostgresServer() as server:
-        report = asyncio.run(
-            run(Path(directory), server, senders=senders, rounds=rounds, seed=seed)
-        )
-    print(report.lines(), flush=True)
-    return 1 if report.violations else 0
+    broken = 0
+    for engine in ("sqlite", "jetstream"):
+        with contextlib.ExitStack() as opened:
+            directory = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+            server = opened.enter_context(PostgresServer())
+            nats = opened.enter_context(NatsServer()) if engine == "jetstream" else None
+            report = asyncio.run(
+                run(directory, server, senders=senders, rounds=rounds, seed=seed, nats=nats)
+            )
+        print(engine, report.lines(), flush=True)
+        broken += len(report.violations)
+    return 1 if broken else 0
 
 
 sys.exit(main())

@@ -8,7 +8,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,10 +17,13 @@ from tests.faults.checker import Row, Stored, violations
 from tests.faults.hostile import attack
 from tests.field.headend import FieldHeadend
 from tests.field.sender import Sender
+from tests.stack.nats import NatsServer
 from tests.stack.postgres import PostgresServer
 
 from derops.wire.v1 import agent_pb2
+from derops_headend.eventlog.jetstream import JetStreamLogReader, JetStreamSettings
 from derops_headend.eventlog.sqlite import SqliteLogReader
+from derops_headend.ports import LogReader
 
 PRODUCE_SECONDS = 0.05
 DRAIN_SECONDS = 120
@@ -58,9 +61,13 @@ class Field:
     """Senders that produce all the time, and what may befall them."""
 
     def __init__(
-        self, headend: FieldHeadend, server: PostgresServer, chance: random.Random
+        self,
+        headend: FieldHeadend,
+        server: PostgresServer,
+        chance: random.Random,
+        nats: NatsServer | None = None,
     ) -> None:
-        self.headend, self.server, self.chance = headend, server, chance
+        self.headend, self.server, self.chance, self.nats = headend, server, chance, nats
         self.senders = [Sender(headend, asset) for asset in headend.assets[1:]]
         self._tasks: list[asyncio.Task[None]] = []
         self.faults: dict[str, Callable[[], Awaitable[None]]] = {
@@ -74,6 +81,9 @@ class Field:
             "all links cut at once": self._storm,
             "hostile peer": lambda: attack(self.headend, self.headend.assets[0], self.chance),
         }
+
+        if nats is not None:
+            self.faults["nats-server killed"] = self._kill_nats
 
     async def start(self) -> None:
         await self.headend.give_desired_state()
@@ -114,7 +124,11 @@ class Field:
     def _drained(self) -> bool:
         with psycopg.connect(self.server.url("faults")) as connection:
             row = connection.execute("select max(committed_offset) from log_offset").fetchone()
-        log = SqliteLogReader(self.headend.data_directory / "events.db")
+        log: LogReader
+        if self.nats is None:
+            log = SqliteLogReader(self.headend.data_directory / "events.db")
+        else:
+            log = JetStreamLogReader(JetStreamSettings(url=self.nats.url))
         _, last = log.bounds()
         log.close()
         return row is not None and row[0] == last
@@ -160,6 +174,11 @@ class Field:
         await asyncio.sleep(self.chance.uniform(0.2, 1.5))
         os.kill(pid, signal.SIGCONT)
 
+    async def _kill_nats(self) -> None:
+        assert self.nats is not None
+        await asyncio.to_thread(self.nats.process.kill)
+        await asyncio.to_thread(self.nats.start)
+
     async def _storm(self) -> None:
         for sender in self.senders:
             sender.cut()
@@ -172,17 +191,29 @@ def plan(names: list[str], rounds: int, chance: random.Random) -> list[str]:
 
 @contextlib.asynccontextmanager
 async def field_of(
-    directory: Path, server: PostgresServer, *, senders: int, seed: int, **headend: object
+    directory: Path,
+    server: PostgresServer,
+    *,
+    senders: int,
+    seed: int,
+    nats: NatsServer | None = None,
+    environment: Mapping[str, str] | None = None,
+    data_directory: Path | None = None,
 ) -> AsyncIterator[Field]:
+    """Yield a running field; its database goes away afterwards."""
     url = server.create_database("faults")
+    settings = dict(environment or {})
+    if nats is not None:
+        settings |= {f"DEROPS_{part}_EVENT_LOG": nats.url for part in ("GATEWAY", "WRITER")}
     try:
         with FieldHeadend(
             directory,
             assets=senders + 1,
             database_url=url,
-            **headend,  # type: ignore[arg-type]
+            environment=settings,
+            data_directory=data_directory,
         ) as running:
-            field_ = Field(running, server, random.Random(seed))
+            field_ = Field(running, server, random.Random(seed), nats)
             await field_.start()
             try:
                 yield field_
@@ -193,11 +224,17 @@ async def field_of(
 
 
 async def run(
-    directory: Path, server: PostgresServer, *, senders: int, rounds: int, seed: int
+    directory: Path,
+    server: PostgresServer,
+    *,
+    senders: int,
+    rounds: int,
+    seed: int,
+    nats: NatsServer | None = None,
 ) -> Report:
     """Run every fault ``rounds`` times beside ``senders`` honest agents, then check."""
     report = Report(seed)
-    async with field_of(directory, server, senders=senders, seed=seed) as running:
+    async with field_of(directory, server, senders=senders, seed=seed, nats=nats) as running:
         await running.acknowledged_more()
         for name in plan(sorted(running.faults), rounds, running.chance):
             begun = time.monotonic()

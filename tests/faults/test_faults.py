@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 from tests.faults.running import DRAIN_SECONDS, Field, Report, field_of, judge, run
+from tests.stack.nats import NatsServer
 from tests.stack.postgres import PostgresServer
 
 
@@ -16,6 +17,16 @@ async def test_nothing_acknowledged_is_lost_and_nothing_is_stored_twice(tmp_path
     assert report.violations == []
     assert all(rounds == 1 for rounds in report.rounds.values())
     assert len(report.rounds) == 9
+    assert report.batches_acknowledged == report.batches_sent
+    assert report.rows == 10 * report.batches_sent
+
+
+async def test_the_same_holds_with_the_log_in_jetstream(tmp_path: Path) -> None:
+    with PostgresServer() as server, NatsServer() as nats:
+        report = await run(tmp_path, server, senders=12, rounds=1, seed=20260102, nats=nats)
+
+    assert report.violations == []
+    assert report.rounds["nats-server killed"] == 1
     assert report.batches_acknowledged == report.batches_sent
     assert report.rows == 10 * report.batches_sent
 

@@ -93,7 +93,7 @@ class FieldHeadend:
             options=[("grpc.ssl_target_name_override", _CONTROL_NAME)],
         )
         async with channel:
-            call = control_pb2_grpc.ControlStub(channel).Sync()  # type: ignore[no-untyped-call]
+            call = control_pb2_grpc.ControlStub(channel).Sync(wait_for_ready=True)  # type: ignore[no-untyped-call]
             begin = control_pb2.SnapshotBegin(operator_start_ms=1)
             await call.write(control_pb2.OperatorMessage(version=1, snapshot_begin=begin))
             for asset in self.assets:

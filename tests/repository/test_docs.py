@@ -157,7 +157,8 @@ def test_every_setting_of_the_environment_is_on_the_settings_page(kind: type[Bas
     assert {name for name in found if name.startswith(prefix)} == set(names)
     for name, field in names.items():
         if field.default is not PydanticUndefined:
-            assert f"| `{field.default}` |" in found[name], f"{name} has another default"
+            default = "| |" if field.default is None else f"| `{field.default}` |"
+            assert default in found[name], f"{name} has another default"
 
 
 def test_every_key_of_the_agents_file_is_on_the_settings_page() -> None:

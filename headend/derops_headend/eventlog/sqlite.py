@@ -25,7 +25,8 @@ from google.protobuf.message import DecodeError
 from derops.errors import LogDamagedError, SchemaTooNewError
 from derops.wire.v1 import log_pb2
 from derops_headend.eventlog import metrics
-from derops_headend.ports import MAX_RECORD_BYTES, LogFullError, StoredRecord
+from derops_headend.eventlog.packing import encode, pack
+from derops_headend.ports import LogFullError, LogMissingError, StoredRecord
 
 SCHEMA_VERSION = 1
 MAX_READ_BYTES = 1024 * 1024
@@ -64,10 +65,6 @@ _FREE_PAGES_TO_VACUUM = 256
 _MEASURE_SECONDS = 0.1
 
 Pending = tuple[list[bytes], "Future[None]"]
-
-
-class LogMissingError(Exception):
-    """There is no event log in the file yet: the gateway makes it when it first starts."""
 
 
 class SqliteLogReader:
@@ -204,9 +201,7 @@ class SqliteEventLog(SqliteLogReader):
         """
         if not entries or self._closed:
             raise ValueError("the event log is closed" if self._closed else "nothing to append")
-        # A record of one entry serialised is the entry with its tag: records of several entries
-        # are these bytes in a row, so that each entry is encoded once, and by the caller.
-        packed = [log_pb2.LogRecord(entries=[entry]).SerializeToString() for entry in entries]
+        packed = [encode(entry) for entry in entries]
         done: Future[None] = Future()
         self._waiting.put((packed, done))
         await asyncio.wrap_future(done)
@@ -268,7 +263,7 @@ class SqliteEventLog(SqliteLogReader):
         structlog.get_logger("log").error("records.dropped", records=dropped, first=first)
 
     def _commit_group(self, group: list[Pending]) -> None:
-        records = _pack([packed for packed, _ in group])
+        records = pack(entry for packed, _ in group for entry in packed)
         try:
             self._make_room()
             with _transaction(self._appending):
@@ -286,17 +281,6 @@ class SqliteEventLog(SqliteLogReader):
             return
         for _, done in group:
             done.set_result(None)
-
-
-def _pack(calls: Sequence[Sequence[bytes]]) -> list[bytes]:
-    """Return records of bounded size with the entries of all calls, in their order."""
-    records: list[bytearray] = [bytearray()]
-    for packed in calls:
-        for entry in packed:
-            if records[-1] and len(records[-1]) + len(entry) > MAX_RECORD_BYTES:
-                records.append(bytearray())
-            records[-1] += entry
-    return [bytes(record) for record in records]
 
 
 def _checksum(offset: int, body: bytes) -> int:

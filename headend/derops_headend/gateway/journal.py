@@ -4,9 +4,10 @@ from asyncio import Future, gather
 from collections.abc import Callable, Iterable
 
 from derops.wire.v1 import control_pb2, dispatch_pb2, log_pb2
+from derops_headend.eventlog.packing import MAX_RECORD_BYTES
 from derops_headend.gateway import metrics
 from derops_headend.gateway.group_commit import GroupCommit
-from derops_headend.ports import MAX_RECORD_BYTES, EventLog
+from derops_headend.ports import EventLog
 
 _MAX_MESSAGE = 500
 _MAX_WAITING = 20_000

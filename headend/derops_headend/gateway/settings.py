@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from derops.ids import is_trust_domain
+from derops_headend.eventlog.choosing import MAX_SHARDS, SQLITE, EventLogUrl
 
 
 def _trust_domain(text: str) -> str:
@@ -46,6 +47,11 @@ class GatewaySettings(BaseSettings):
     ops_port: int = Field(default=8081, ge=0, le=65535)
     heartbeat_seconds: int = Field(default=10, ge=1, le=3600)
     max_agent_connections: int = Field(default=12_000, ge=1, le=1_000_000)
+    event_log: EventLogUrl = SQLITE
+    log_shards: int = Field(default=1, ge=1, le=MAX_SHARDS)
+    log_replicas: int = Field(default=1, ge=1, le=5)
+    nats_credentials_file: Path | None = None
+    nats_ca_file: Path | None = None
     log_max_bytes: int = Field(default=8 * 1024**3, ge=1024**2)
     log_when_full: Literal["refuse", "drop-oldest"] = "refuse"
     log_level: str = "INFO"

@@ -1,4 +1,4 @@
-"""What any engine of the event log promises, on real files."""
+"""What SQLite adds to the contract of an event log, on real files."""
 
 import asyncio
 import os
@@ -15,13 +15,12 @@ import pytest
 from derops.errors import LogDamagedError, SchemaTooNewError
 from derops.wire.v1 import log_pb2
 from derops_headend.eventlog import metrics
+from derops_headend.eventlog.packing import MAX_RECORD_BYTES
 from derops_headend.eventlog.sqlite import (
-    MAX_READ_BYTES,
-    LogMissingError,
     SqliteEventLog,
     SqliteLogReader,
 )
-from derops_headend.ports import MAX_RECORD_BYTES, LogFullError, LogReader
+from derops_headend.ports import LogFullError, LogMissingError, LogReader
 
 
 def entry(body: bytes) -> log_pb2.LogEntry:
@@ -62,92 +61,6 @@ def damage(path: Path, statement: str) -> None:
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute(statement)
     connection.close()
-
-
-async def test_what_was_appended_is_read_in_order(log: SqliteEventLog) -> None:
-    assert log.bounds() == (1, 0)
-    assert log.read(0) == []
-
-    await log.append([entry(b"a"), entry(b"b")])
-    await log.append([entry(b"c")])
-
-    assert bodies(log) == [b"a", b"b", b"c"]
-    assert [record.offset for record in log.read(1)] == [2]
-    assert [record.offset for record in log.read(0, limit=1)] == [1]
-
-
-async def test_concurrent_appends_share_records_in_the_order_of_the_calls(
-    log: SqliteEventLog,
-) -> None:
-    names = [b"%d" % number for number in range(200)]
-
-    await asyncio.gather(*(log.append([entry(name)]) for name in names))
-
-    assert bodies(log) == names
-    assert log.bounds()[1] < len(names)
-
-
-async def test_records_are_bounded_and_a_greater_entry_stands_alone(log: SqliteEventLog) -> None:
-    quarter = bytes(MAX_RECORD_BYTES // 4)
-
-    await log.append([*[entry(quarter)] * 6, entry(bytes(MAX_RECORD_BYTES * 2))])
-
-    records = log.read(0)
-    assert [len(record.record.entries) for record in records] == [3, 3, 1]
-    assert all(record.record.ByteSize() <= MAX_RECORD_BYTES for record in records[:-1])
-
-
-async def test_one_read_is_bounded_in_bytes(log: SqliteEventLog) -> None:
-    await log.append([entry(bytes(MAX_RECORD_BYTES - 100))] * 16)
-
-    assert sum(record.record.ByteSize() for record in log.read(0)) < 2 * MAX_READ_BYTES
-    assert len(bodies(log)) == 16
-
-
-async def test_a_reader_elsewhere_sees_what_is_appended_and_may_trim(
-    log: SqliteEventLog, path: Path
-) -> None:
-    reader = SqliteLogReader(path)
-    assert reader.log_id == log.log_id
-    for name in (b"a", b"b", b"c"):
-        await log.append([entry(name)])
-
-    assert bodies(reader) == [b"a", b"b", b"c"]
-    reader.trim(2)
-
-    assert log.bounds() == (3, 3)
-    assert bodies(reader) == [b"c"]
-    reader.close()
-
-
-async def test_offsets_are_never_used_again(path: Path) -> None:
-    log = SqliteEventLog(path)
-    await log.append([entry(b"a")])
-    await log.append([entry(b"b")])
-    log.trim(2)
-    log.close()
-
-    again = SqliteEventLog(path)
-    await again.append([entry(b"c")])
-    assert (again.log_id, again.bounds()) == (log.log_id, (2, 3))
-    again.close()
-
-
-async def test_each_log_has_an_id_of_its_own(path: Path, tmp_path: Path) -> None:
-    logs = [SqliteEventLog(path), SqliteEventLog(tmp_path / "other.db")]
-
-    assert logs[0].log_id != logs[1].log_id
-    for log in logs:
-        log.close()
-
-
-async def test_an_abandoned_append_does_not_disturb_the_others(log: SqliteEventLog) -> None:
-    abandoned = asyncio.create_task(log.append([entry(b"abandoned")]))
-    await asyncio.sleep(0)
-    abandoned.cancel()
-    await log.append([entry(b"kept")])
-
-    assert bodies(log)[-1] == b"kept"
 
 
 async def test_close_commits_what_was_accepted_and_refuses_the_rest(path: Path) -> None:
