@@ -37,7 +37,7 @@ soak: setup  ## Break everything many times over, and check; DEROPS_SEED, DEROPS
 	GRPC_ENABLE_FORK_SUPPORT=0 $(PYTHON) -m tests.faults  # else its handlers fail in what we start
 
 bench: setup  ## Measure; prints JSON lines
-	$(PYTHON) -m tests.bench
+	$(PYTHON) -m tests.bench $(BENCH)
 
 demo: setup  ## Run the examples on the whole product and watch
 	@$(PYTHON) -m tests.stack demo

@@ -1,25 +1,64 @@
-"""`make bench`: what the product costs, beside what the machine can do, in the same run.
+"""``make bench``: what the product costs, beside what the machine can do, in the same run.
 
 Prints one JSON object a line: name, value, unit, limit (the physical limit measured in this run, or
-the figure that was promised) and ratio = value / limit.
+the figure that was promised), ratio = value / limit, and the goal of the ratio. Arguments choose:
+``make bench BENCH="storage gateway"``.
 """
 
 import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
-from tests.bench import dispatch_latency, fleet_memory
+# Before gRPC is imported: its fork handlers would fail in the programs that are started.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+from tests.bench import decoding, dispatch_latency, fleet_memory, gateway, ingest, log
 from tests.bench.results import Result
 from tests.stack.stack import Stack
 
 
-def main() -> None:
+def _on_the_stack() -> Iterator[Result]:
     with Stack() as stack:
-        for measure in (dispatch_latency.measure, fleet_memory.measure):
-            for result in measure(stack):
-                _print(result)
+        yield from dispatch_latency.measure(stack)
+        yield from fleet_memory.measure(stack)
 
 
-def _print(result: Result) -> None:
-    print(json.dumps(result.as_dict()), flush=True)
+def _log() -> Iterator[Result]:
+    with tempfile.TemporaryDirectory() as directory:
+        yield from log.measure_sqlite(Path(directory))
+    yield from log.measure_jetstream()
+
+
+def _ingest() -> Iterator[Result]:
+    yield from ingest.measure_throughput()
+    yield from ingest.measure_large_batches()
+    yield from ingest.measure_latency()
+    yield from ingest.measure_catch_up()
+
+
+def _gateway() -> Iterator[Result]:
+    yield from gateway.measure_cpu()
+    yield from gateway.measure_idle_agents()
+    yield from gateway.measure_dispatch_under_load()
+
+
+BENCHES: dict[str, Callable[[], Iterator[Result]]] = {
+    "log": _log,
+    "decoding": decoding.measure,
+    "ingest": _ingest,
+    "gateway": _gateway,
+    "stack": _on_the_stack,
+}
+
+
+def main() -> None:
+    """Run those that are named, or all."""
+    for name in sys.argv[1:] or BENCHES:
+        for result in BENCHES[name]():
+            print(json.dumps(result.as_dict()), flush=True)
 
 
 main()

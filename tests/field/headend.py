@@ -2,9 +2,10 @@
 
 import re
 import sys
+import time
 import urllib.request
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -28,6 +29,27 @@ class FieldAsset:
     uid: str
     name: str
     leaf: Leaf
+
+
+class PlayedOperator:
+    """What the operator says on its stream, and what it hears."""
+
+    def __init__(self, call: Any) -> None:
+        self.call = call
+        self._version = 0
+
+    async def say(self, **kind: Any) -> int:
+        """Send a message and return its version."""
+        self._version += 1
+        await self.call.write(control_pb2.OperatorMessage(version=self._version, **kind))
+        return self._version
+
+    async def report(self, dispatch_uid: str) -> dispatch_pb2.DispatchReport:
+        """Wait for a report on a dispatch."""
+        while True:
+            message = await self.call.read()
+            if message.report.report.dispatch_uid == dispatch_uid:
+                return message.report.report  # type: ignore[no-any-return]
 
 
 class FieldHeadend:
@@ -61,13 +83,10 @@ class FieldHeadend:
         self.assets = [self._make_asset(number) for number in range(assets)]
         self._cleanup = ExitStack()
         self._ops = {part: places.free_port() for part in ("gateway", "writer")}
-        self._agent_port, self._control_port = places.free_port(), places.free_port()
-        self.parts = self._define(database_url, dict(environment or {}))
-
-    @property
-    def gateway_address(self) -> str:
+        self._control_port = places.free_port()
+        self.gateway_address = f"127.0.0.1:{places.free_port()}"
         """Where agents dial."""
-        return f"127.0.0.1:{self._agent_port}"
+        self.parts = self._define(database_url, dict(environment or {}))
 
     def __enter__(self) -> Self:
         try:
@@ -84,7 +103,13 @@ class FieldHeadend:
         self._cleanup.close()
 
     async def give_desired_state(self) -> None:
-        """Play the operator: tell the gateway all assets; it keeps them on its disk."""
+        """Play the operator for a moment: the gateway keeps what it is told on its disk."""
+        async with self.operator():
+            pass
+
+    @asynccontextmanager
+    async def operator(self) -> AsyncIterator["PlayedOperator"]:
+        """Play the operator: yield a stream on which the gateway has accepted all assets."""
         channel = grpc.aio.secure_channel(
             f"127.0.0.1:{self._control_port}",
             grpc.ssl_channel_credentials(
@@ -94,19 +119,22 @@ class FieldHeadend:
         )
         async with channel:
             call = control_pb2_grpc.ControlStub(channel).Sync(wait_for_ready=True)  # type: ignore[no-untyped-call]
-            begin = control_pb2.SnapshotBegin(operator_start_ms=1)
-            await call.write(control_pb2.OperatorMessage(version=1, snapshot_begin=begin))
+            operator = PlayedOperator(call)
+            await operator.say(
+                snapshot_begin=control_pb2.SnapshotBegin(operator_start_ms=time.time_ns() // 10**6)
+            )
             for asset in self.assets:
                 message = dispatch_pb2.Asset(
                     id=dispatch_pb2.AssetId(uid=asset.uid, namespace=NAMESPACE, name=asset.name),
                     generation=1,
                     identity=dispatch_pb2.IdentityLedger(current=asset.leaf.known),
                 )
-                await call.write(control_pb2.OperatorMessage(version=2, asset=message))
+                await operator.say(asset=message)
             end = control_pb2.SnapshotEnd(assets=len(self.assets))
-            await call.write(control_pb2.OperatorMessage(version=3, snapshot_end=end))
-            while (await call.read()).accepted_version != 3:
+            last = await operator.say(snapshot_end=end)
+            while (await call.read()).accepted_version != last:
                 pass
+            yield operator
 
     def start(self, part: str) -> None:
         """Start a part that ended, and wait until it listens."""

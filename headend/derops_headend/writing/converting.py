@@ -98,15 +98,13 @@ def _add_telemetry(batch: Batch, index: int, asset: int) -> None:
         if name in seen:
             raise RefusedError("DuplicateColumn", f"{name} is there twice")
         seen.add(name)
-        values = np.array(column.values, "f8")
-        if len(values) != len(ts_us):
-            detail = f"{len(values)} values of {name} for {len(ts_us)} samples"
+        if len(column.values) != len(ts_us):
+            detail = f"{len(column.values)} values of {name} for {len(ts_us)} samples"
             raise RefusedError("UnequalColumns", detail)
-        infinite = np.isinf(values)
-        if infinite.any():
-            refused[name] = int(infinite.sum())
-            values[infinite] = np.nan
-        known = ~np.isnan(values)
+        values = np.array(column.values, "f8")
+        known = np.isfinite(values)
+        if not known.all():
+            refused |= _refuse_infinite(name, values)
         if column.quantity in QUANTITIES:
             rows[name] = values
             present |= known
@@ -128,8 +126,17 @@ def _add_telemetry(batch: Batch, index: int, asset: int) -> None:
         batch.quarantined.append(
             Quarantined(source=index, reason="NotFinite", detail=f"infinite values: {detail}")
         )
-    batch.samples.append(rows[present])
+    batch.samples.append(rows if present.all() else rows[present])
     batch.measurements += odd
+
+
+def _refuse_infinite(
+    name: str, values: "np.ndarray[tuple[int], np.dtype[np.float64]]"
+) -> dict[str, int]:
+    """Make infinite values absent; return how many there were under the name, if any."""
+    infinite = np.isinf(values)
+    values[infinite] = np.nan
+    return {name: int(infinite.sum())} if infinite.any() else {}
 
 
 def _times(

@@ -1,8 +1,12 @@
 """Arrays to PostgreSQL's binary COPY format.
 
 A structured array with big-endian fields is the format already, but for absent values: those have a
-length of -1 and no bytes, so the bytes of their values are masked out.
+length of -1 and no bytes. A column that is absent in all rows has no field; where a column is
+absent in some, the bytes of its values are masked out.
 """
+
+from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +25,6 @@ COLUMNS: tuple[str, ...] = ("asset_id", "ts", *NUMBERS, "received_at")
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER = b"\xff\xff"
 _INT8 = ("asset_id", "ts", "received_at")
-_NUMBERED_TYPES = [("fields", ">i2"), ("row_length", ">i4"), ("row", ">i4")]
-_TYPES = [("fields", ">i2")]
-_VALUES = [
-    field
-    for column in COLUMNS
-    for field in ((f"{column}_length", ">i4"), (column, ">i8" if column in _INT8 else ">f8"))
-]
-_PLAIN, _NUMBERED = np.dtype(_TYPES + _VALUES), np.dtype(_NUMBERED_TYPES + _VALUES)
 
 
 def encode_samples(
@@ -41,26 +37,46 @@ def encode_samples(
         asset_ids: The database's id for each asset index of the samples.
         numbered: Put the index of each row before its columns, for a stage.
     """
-    rows = np.empty(len(samples), _NUMBERED if numbered else _PLAIN)
+    absent = {column: np.isnan(samples[column]) for column in NUMBERS}
+    empty = tuple(column for column in NUMBERS if absent[column].all())
+    rows = np.empty(len(samples), _row_type(empty, numbered))
     rows["fields"] = len(COLUMNS) + numbered
     if numbered:
         rows["row_length"], rows["row"] = 4, np.arange(len(samples))
-    for column in COLUMNS:
-        rows[f"{column}_length"] = 8
     rows["asset_id"] = asset_ids[samples["asset"]]
     rows["ts"] = samples["ts_us"] - POSTGRES_EPOCH_US
     rows["received_at"] = samples["received_us"] - POSTGRES_EPOCH_US
+    for column in COLUMNS:
+        rows[f"{column}_length"] = -1 if column in empty else 8
+        if column in absent and column not in empty:
+            rows[column] = samples[column]
+    mixed = [column for column in NUMBERS if column not in empty and absent[column].any()]
+    body = _without(rows, {column: absent[column] for column in mixed})
+    return _HEADER + body + _TRAILER
+
+
+@cache
+def _row_type(empty: Sequence[str], numbered: bool) -> "np.dtype[np.void]":
+    fields = [("fields", ">i2")]
+    if numbered:
+        fields += [("row_length", ">i4"), ("row", ">i4")]
+    for column in COLUMNS:
+        fields.append((f"{column}_length", ">i4"))
+        if column not in empty:
+            fields.append((column, ">i8" if column in _INT8 else ">f8"))
+    return np.dtype(fields)
+
+
+def _without(rows: Array, absent: dict[str, NDArray[np.bool_]]) -> bytes:
+    """Return the bytes of ``rows`` without the values that are absent."""
+    if not absent:
+        return rows.tobytes()
     keep = np.ones((len(rows), rows.dtype.itemsize), bool)
-    for column in NUMBERS:
-        values = samples[column]
-        rows[column] = values
-        absent = np.isnan(values)
-        if absent.any():
-            rows[f"{column}_length"][absent] = -1
-            start = _offset(rows.dtype, column)
-            keep[absent, start : start + 8] = False
-    body = rows.view("u1").reshape(len(rows), rows.dtype.itemsize)
-    return _HEADER + body[keep].tobytes() + _TRAILER
+    for column, where in absent.items():
+        rows[f"{column}_length"][where] = -1
+        start = _offset(rows.dtype, column)
+        keep[where, start : start + 8] = False
+    return rows.view("u1").reshape(keep.shape)[keep].tobytes()
 
 
 def _offset(row: "np.dtype[np.void]", field: str) -> int:

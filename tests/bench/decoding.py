@@ -1,0 +1,74 @@
+"""P15: from messages as they arrive to rows for COPY."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from tests.bench.results import Result
+
+from derops.wire.v1 import agent_pb2, dispatch_pb2, log_pb2
+from derops_headend.writing.converting import convert
+from derops_headend.writing.encoding import encode_samples
+from derops_headend.writing.rows import Source
+
+_SAMPLES, _COLUMNS, _BATCHES = 100, 8, 200
+_SECONDS = 3.0
+
+
+def measure() -> Iterator[Result]:
+    """Batches of 100 samples by 8 quantities; limit = as many numbers from one buffer by numpy."""
+    values = _SAMPLES * _COLUMNS * _BATCHES
+    sources = [Source(1, number, _entry(number)) for number in range(_BATCHES)]
+    ids = np.array([1])
+
+    def product() -> None:
+        encode_samples(convert(sources).all_samples(), ids)
+
+    buffer = np.random.default_rng(1).random(values).tobytes()
+    row = np.dtype([("fields", ">i2")] + [(f"l{n}", ">i4") for n in range(_COLUMNS + 3)]
+                   + [(f"v{n}", ">f8") for n in range(_COLUMNS + 3)])  # fmt: skip
+
+    def bare() -> None:
+        numbers = np.frombuffer(buffer).reshape(_COLUMNS, -1)
+        rows = np.empty(numbers.shape[1], row)
+        for n in range(_COLUMNS + 3):
+            rows[f"l{n}"] = 8
+            rows[f"v{n}"] = numbers[n % _COLUMNS]
+        rows.tobytes()
+
+    yield Result(
+        name="P15_decode_to_copy",
+        value=_rate(product) * values,
+        unit="values/s",
+        limit=_rate(bare) * values,
+        goal=">= 0.5",
+    )
+
+
+def _rate(work: Callable[[], None]) -> float:
+    work()
+    begun, count = time.perf_counter(), 0
+    while time.perf_counter() - begun < _SECONDS:
+        work()
+        count += 1
+    return count / (time.perf_counter() - begun)
+
+
+def _entry(number: int) -> log_pb2.LogEntry:
+    now_us = time.time_ns() // 1000
+    batch = agent_pb2.TelemetryBatch(
+        sequence=number + 1,
+        outbox_id="o",
+        t0_us=now_us + number * 1000,
+        dt_us=list(range(_SAMPLES)),
+        columns=[
+            agent_pb2.Column(quantity=name, values=[n + 0.5 for n in range(_SAMPLES)])
+            for name in agent_pb2.Quantity.keys()[1 : _COLUMNS + 1]
+        ],
+    )
+    return log_pb2.LogEntry(
+        kind=log_pb2.TELEMETRY,
+        asset=dispatch_pb2.AssetId(uid="u", namespace="n", name="a"),
+        received_us=now_us,
+        body=batch.SerializeToString(),
+    )
