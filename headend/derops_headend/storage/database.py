@@ -1,24 +1,23 @@
 """What the log holds goes into the database, together with how far that is."""
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Self
 
 import numpy as np
 import psycopg
-import structlog
 from numpy.typing import NDArray
 from psycopg import errors, sql
 
 from derops.errors import DeropsError
-from derops_headend.storage import metrics
-from derops_headend.storage.engines import days_ahead, detect
+from derops_headend.storage.engines import detect
+from derops_headend.storage.keeping import STATEMENT_MILLISECONDS, Keeper
 from derops_headend.storage.merging import KeyedTable, Merged, merge
 from derops_headend.storage.migrating import migrate
-from derops_headend.storage.rolling_up import mark, minutes_of, roll_up
+from derops_headend.storage.recording import instant, note_missing, quarantine, record
+from derops_headend.storage.rolling_up import mark, minutes_of
 from derops_headend.writing.converting import clean, convert
 from derops_headend.writing.encoding import COLUMNS, encode_samples
 from derops_headend.writing.rows import (
@@ -38,54 +37,21 @@ TELEMETRY = KeyedTable(
 )
 MEASUREMENT = KeyedTable(name="measurement", key=("asset_id", "name", "ts"), compared=("value",))
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CONNECT_SECONDS = 5
-_KEEP_SECONDS = 3600.0
-ROLL_UP_MINUTES = 2000
 _FAULTS_OF_DATA = (psycopg.DataError, psycopg.IntegrityError, errors.ProgramLimitExceeded)
 _COPY = sql.SQL("copy telemetry ({}) from stdin (format binary)").format(
     sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
 )
-_EVENT = """
-    insert into dispatch_event as old (
-      event_id, asset_id, dispatch_uid, dispatch_name, actor, phase, reason, message, at,
-      received_at, report, report_ledger_id, report_sequence, report_received_at
-    ) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::jsonb, %s, %s, %s)
-    on conflict (event_id) do update set
-      report = excluded.report,
-      report_ledger_id = excluded.report_ledger_id,
-      report_sequence = excluded.report_sequence,
-      report_received_at = excluded.report_received_at
-    where excluded.report is not null and (
-      old.report is null
-      or case when old.report_ledger_id = excluded.report_ledger_id
-        then excluded.report_sequence > old.report_sequence
-        else excluded.report_received_at > old.report_received_at end
-    )
-"""
-_CONNECTION = """
-    insert into connection_event (
-      log_id, log_offset, entry_index, asset_id, event, reason, message, epoch, peer,
-      serial_number, replica, at
-    ) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) on conflict do nothing
-"""
-_GAP = """
-    insert into telemetry_gap (
-      asset_id, outbox_id, sequence, from_at, to_at, samples, reason, received_at
-    ) values (%s, %s, %s, %s, %s, %s, %s, %s) on conflict do nothing
-"""
-_QUARANTINE = """
-    insert into quarantine (
-      log_id, log_offset, entry_index, kind, namespace, name, uid, reason, detail, body,
-      received_at
-    ) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) on conflict do nothing
-"""
 
 
 class OffsetMovedError(DeropsError):
     """Another writer of the same log committed in between; nothing of this round is stored."""
 
     retryable = True
+
+
+class _NoPartitionError(Exception):
+    """A day has no partition, though it was made or seen."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -133,8 +99,7 @@ class Database:
         """
         self._connection = connection
         self._engine = detect(connection)
-        self._retention_days = retention_days
-        self._keep_at = 0.0
+        self._keeper = Keeper(connection, self._engine, retention_days=retention_days)
         self._log_id = log_id
         self._shard = shard
         self._asset_ids: dict[AssetKey, int] = {}
@@ -167,8 +132,7 @@ class Database:
             # A writer that vanished must not hold its offset's lock for long.
             connection.execute("set idle_in_transaction_session_timeout = '60s'")
             migrate(connection)
-            # What takes longer waits for a lock that somebody forgot, or for a sick disk.
-            connection.execute("set statement_timeout = '60s'")
+            connection.execute(f"set statement_timeout = {STATEMENT_MILLISECONDS}")
             database = cls(connection, log_id, shard, retention_days=retention_days)
             database.maintain()
         except BaseException:
@@ -177,26 +141,8 @@ class Database:
         return database
 
     def maintain(self) -> None:
-        """Roll up what is due, a bounded step of it; now and then drop what is too old."""
-        now = datetime.now(UTC)
-        metrics.MINUTES_ROLLED_UP.inc(roll_up(self._connection, now, ROLL_UP_MINUTES))
-        if time.monotonic() >= self._keep_at:
-            self._keep_at = time.monotonic() + _KEEP_SECONDS
-            self._engine.prepare(self._connection, days_ahead(now))
-            if self._retention_days:
-                self._drop_before((now - timedelta(days=self._retention_days)).date())
-
-    def _drop_before(self, day: date) -> None:
-        """Drop telemetry that is all older than ``day``, and never what is to be rolled up."""
-        row = self._connection.execute(
-            "select (min(bucket) at time zone 'UTC')::date from roll_up_due"
-        ).fetchone()
-        if row is not None and row[0] is not None:
-            day = min(day, row[0])
-        dropped = self._engine.drop_before(self._connection, day)
-        if dropped:
-            metrics.DAYS_DROPPED.inc(dropped)
-            structlog.get_logger("storage").info("telemetry.dropped", before=str(day), days=dropped)
+        """Do a bounded step of roll-ups; now and then make partitions and drop what is too old."""
+        self._keeper.step(datetime.now(UTC))
 
     def check(self) -> None:
         """Ask the server for a sign of life."""
@@ -234,15 +180,29 @@ class Database:
             OffsetMovedError: ``after`` is not what is committed.
             psycopg.Error: The outcome may be unknown; ``committed`` tells.
         """
+        try:
+            return self._store(sources, after, through, missing)
+        except _NoPartitionError:
+            # Another writer's retention, or a person, dropped one that we knew.
+            self._engine.forget()
+            return self._store(sources, after, through, missing)
+
+    def _store(
+        self,
+        sources: Sequence[Source],
+        after: int,
+        through: int,
+        missing: Sequence[tuple[int, int]],
+    ) -> Tally:
         batch = convert(sources)
-        # Before the transaction: a new partition locks readers out until its commit.
         self._engine.prepare(self._connection, batch.days())
         try:
             with self._connection.transaction():
                 self._lock_offset(after)
                 tally = self._store_sources(sources, batch)
                 for first, last in missing:
-                    tally.quarantined["RecordsMissing"] += self._note_missing(first, last)
+                    note_missing(self._connection, self._log_id, first, last)
+                    tally.quarantined["RecordsMissing"] += 1
                 self._connection.execute(
                     "update log_offset set committed_offset = %s, updated_at = now() "
                     "where log_id = %s and shard = %s",
@@ -274,6 +234,8 @@ class Database:
             with self._connection.transaction():
                 return self._store_batch(batch)
         except _FAULTS_OF_DATA as error:
+            if _lacks_partition(error):
+                raise _NoPartitionError from error
             self._asset_ids.clear()
             if len(sources) == 1:
                 refused = Quarantined(source=0, reason="DatabaseRefused", detail=clean(str(error)))
@@ -288,7 +250,7 @@ class Database:
         tally.connections = len(batch.connections)
         differing = self._store_samples(batch, ids, tally)
         differing += self._store_measurements(batch.measurements, ids, tally)
-        self._store_events(batch, ids)
+        record(self._connection, self._log_id, batch, ids)
         conflicts = [
             Quarantined(
                 source=source,
@@ -316,6 +278,11 @@ class Database:
             ).fetchall()
             self._asset_ids |= {AssetKey(*row[:3]): row[3] for row in rows}
         return np.array([self._asset_ids[key] for key in keys], "i8")
+
+    def _quarantine(
+        self, sources: Sequence[Source], quarantined: Sequence[Quarantined]
+    ) -> Counter[str]:
+        return quarantine(self._connection, self._log_id, sources, quarantined)
 
     def _store_samples(self, batch: Batch, ids: NDArray[np.int64], tally: Tally) -> Counter[int]:
         samples = batch.all_samples()
@@ -357,93 +324,12 @@ class Database:
         tally.measurements += merged.stored
         return _differing(merged, [row[0] for row in rows], tally)
 
-    def _store_events(self, batch: Batch, ids: NDArray[np.int64]) -> None:
-        with self._connection.cursor() as cursor:
-            if batch.events:
-                cursor.executemany(
-                    _EVENT,
-                    [
-                        (
-                            row.event_id, int(ids[row.asset]), row.dispatch_uid, row.dispatch_name,
-                            row.actor, row.phase, row.reason, row.message, instant(row.at_us),
-                            instant(row.received_us),
-                            *(
-                                (row.report.json, row.report.ledger_id, row.report.sequence,
-                                 instant(row.received_us))
-                                if row.report
-                                else (None, None, None, None)
-                            ),
-                        )
-                        for row in batch.events
-                    ],
-                )  # fmt: skip
-            if batch.connections:
-                cursor.executemany(
-                    _CONNECTION,
-                    [
-                        (
-                            *self._place(batch.sources[row.source]), int(ids[row.asset]), row.event,
-                            row.reason, row.message, row.epoch, row.peer, row.serial_number,
-                            row.replica, instant(row.at_us),
-                        )
-                        for row in batch.connections
-                    ],
-                )  # fmt: skip
-            if batch.gaps:
-                cursor.executemany(
-                    _GAP,
-                    [
-                        (
-                            int(ids[row.asset]), row.outbox_id, row.sequence, instant(row.from_us),
-                            instant(row.to_us), row.samples, row.reason, instant(row.received_us),
-                        )
-                        for row in batch.gaps
-                    ],
-                )  # fmt: skip
-
-    def _quarantine(
-        self, sources: Sequence[Source], quarantined: Sequence[Quarantined]
-    ) -> Counter[str]:
-        rows = []
-        for each in quarantined:
-            source = sources[each.source]
-            asset, received_us = source.entry.asset, source.entry.received_us
-            names = (clean(asset.namespace), clean(asset.name), clean(asset.uid))
-            rows.append(
-                (
-                    *self._place(source), source.entry.kind, *names, each.reason, each.detail,
-                    source.entry.body, _instant_or_none(received_us),
-                )
-            )  # fmt: skip
-        if rows:
-            with self._connection.cursor() as cursor:
-                cursor.executemany(_QUARANTINE, rows)
-        return Counter(each.reason for each in quarantined)
-
-    def _note_missing(self, first: int, last: int) -> int:
-        detail = f"records {first} to {last} were not in the log"
-        place = (self._log_id, first, -1)
-        self._connection.execute(
-            _QUARANTINE, (*place, 0, "", "", "", "RecordsMissing", detail, b"", None)
-        )
-        return 1
-
-    def _place(self, source: Source) -> tuple[str, int, int]:
-        return self._log_id, source.offset, source.entry_index
-
-
-def instant(instant_us: int) -> datetime:
-    """Return microseconds since 1970 as a datetime, exactly."""
-    return _EPOCH + timedelta(microseconds=instant_us)
-
-
-def _instant_or_none(instant_us: int) -> datetime | None:
-    try:
-        return instant(instant_us)
-    except OverflowError:
-        return None
-
 
 def _differing(merged: Merged, sources: Sequence[int], tally: Tally) -> Counter[int]:
     tally.duplicates += len(sources) - merged.stored - len(merged.differing)
     return Counter(sources[n] for n in merged.differing)
+
+
+def _lacks_partition(error: psycopg.Error) -> bool:
+    """Tell a row without a partition from one that breaks a constraint: that has a name."""
+    return isinstance(error, errors.CheckViolation) and error.diag.constraint_name is None

@@ -9,7 +9,9 @@ import structlog
 from psycopg import errors, sql
 
 AHEAD_DAYS = 2
-"""Partitions are made this long before they are needed: making one locks out readers."""
+"""Partitions are made this long before they are needed."""
+
+PARTITIONED = ("telemetry", "measurement")
 
 _REFUSALS = (
     errors.InsufficientPrivilege,
@@ -23,17 +25,20 @@ _REFUSALS = (
 
 
 class Engine(Protocol):
-    """What the writer asks of it. Each call commits: none belongs into a transaction."""
+    """What the writer asks of it."""
 
     @property
     def description(self) -> str:
         """Product and version, for people."""
 
     def prepare(self, connection: psycopg.Connection, days: Iterable[date]) -> None:
-        """Make room for samples of ``days`` (UTC)."""
+        """Make room for samples of ``days`` (UTC), and commit it: not in a transaction."""
+
+    def forget(self) -> None:
+        """Look anew what there is: somebody else changed it."""
 
     def drop_before(self, connection: psycopg.Connection, day: date) -> int:
-        """Drop what is all older than ``day``; return how many days' pieces went."""
+        """Drop what is all older than ``day``; return how many days of telemetry went."""
 
 
 def add_timescale(connection: psycopg.Connection) -> None:
@@ -73,7 +78,7 @@ def _is_hypertable(connection: psycopg.Connection) -> bool:
 
 
 class Timescale:
-    """A hypertable with a chunk for each day. Works with the Apache edition."""
+    """Hypertables with a chunk for each day. Works with the Apache edition."""
 
     def __init__(self, description: str) -> None:
         self.description = description
@@ -81,16 +86,23 @@ class Timescale:
     def prepare(self, connection: psycopg.Connection, days: Iterable[date]) -> None:
         """Do nothing: chunks come by themselves."""
 
+    def forget(self) -> None:
+        """Do nothing: nothing is remembered."""
+
     def drop_before(self, connection: psycopg.Connection, day: date) -> int:
         """Drop chunks."""
-        rows = connection.execute(
-            "select drop_chunks('telemetry', older_than => %s::timestamptz)", (_midnight(day),)
-        ).fetchall()
-        return len(rows)
+        dropped = [
+            connection.execute(
+                "select drop_chunks(%s::regclass, older_than => %s::timestamptz)",
+                (table, _midnight(day)),
+            ).rowcount
+            for table in PARTITIONED
+        ]
+        return dropped[0]
 
 
 class NativePartitions:
-    """A table with a partition for each day, made when a sample of that day comes."""
+    """Tables with a partition for each day, made when a sample of that day comes."""
 
     def __init__(self, description: str) -> None:
         self.description = description
@@ -102,20 +114,25 @@ class NativePartitions:
             connection.execute("select ensure_telemetry_day(%s)", (day,))
             self._known.add(day)
 
+    def forget(self) -> None:
+        """Look again for the partitions."""
+        self._known.clear()
+
     def drop_before(self, connection: psycopg.Connection, day: date) -> int:
         """Drop partitions."""
-        names = [
-            name
-            for (name,) in connection.execute(
-                "select inhrelid::regclass::text from pg_inherits "
-                "where inhparent = 'telemetry'::regclass"
-            )
-            if name < f"telemetry_{day:%Y%m%d}"
-        ]
-        for name in names:
+        self.forget()
+        dropped = [self._drop(connection, table, day) for table in PARTITIONED]
+        return dropped[0]
+
+    def _drop(self, connection: psycopg.Connection, table: str, day: date) -> int:
+        rows = connection.execute(
+            "select relname from pg_inherits join pg_class on oid = inhrelid "
+            "where inhparent = %s::regclass and relname < %s",
+            (table, f"{table}_{day:%Y%m%d}"),
+        ).fetchall()
+        for (name,) in rows:
             connection.execute(sql.SQL("drop table {}").format(sql.Identifier(name)))
-        self._known.clear()
-        return len(names)
+        return len(rows)
 
 
 def days_ahead(now: datetime) -> list[date]:

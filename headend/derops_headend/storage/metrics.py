@@ -20,6 +20,13 @@ DAYS_DROPPED = Counter(
     "derops_writer_days_dropped",
     "Days of telemetry that were dropped at the end of their retention.",
 )
+PUT_OFF = Counter(
+    "derops_writer_maintenance_put_off",
+    "Times that roll-ups, partitions or retention waited in vain for a lock.",
+)
+ROLL_UP_DELAY_SECONDS = Gauge(
+    "derops_writer_roll_up_delay_seconds", "Age of the oldest minute that is to be rolled up."
+)
 COMMITTED = Gauge("derops_writer_committed_offset", "Offset up to which all is in the database.")
 BACKLOG = Gauge("derops_writer_backlog_records", "Records of the log that wait for the database.")
 DELAY_SECONDS = Gauge(

@@ -20,16 +20,16 @@ SETTLE_SECONDS = 180
 """A minute is rolled up this long after its end, when most of what belongs to it has arrived."""
 
 _MINUTE_US = 60_000_000
-_NEIGHBOURS = -(-HOLD_SECONDS // 60)
+_LOCK = 0x726F6C6C7570  # "rollup"
 
 _MARK = """
-    insert into roll_up_due (asset_id, bucket, late)
-    select asset_id, timestamptz 'epoch' + bucket_us * interval '1 microsecond', late
-    from unnest(%s::int8[], %s::int8[], %s::bool[]) as due (asset_id, bucket_us, late)
+    insert into roll_up_due as due (asset_id, bucket)
+    select asset_id, timestamptz 'epoch' + bucket_us * interval '1 microsecond'
+    from unnest(%s::int8[], %s::int8[]) as touched (asset_id, bucket_us)
     order by asset_id, bucket_us
-    on conflict (asset_id, bucket) do update set late = roll_up_due.late or excluded.late
+    on conflict (asset_id, bucket) do update set bucket = due.bucket
 """
-# Updating even where nothing changes holds the row: a roll-up that cannot see our samples yet must
+# Updating, though nothing changes, holds the row: a roll-up that cannot see our samples yet must
 # not take the note away.
 
 _TAKE = """
@@ -38,15 +38,24 @@ _TAKE = """
         select asset_id, bucket from roll_up_due
         where bucket < %(now)s - make_interval(secs => %(settle)s)
         order by bucket limit %(limit)s for update skip locked
-      ) returning asset_id, bucket, late
+      ) returning asset_id, bucket
     ), wanted as (
       select asset_id, bucket from due
       union
-      -- A late sample also ends, or prolongs, the hold of samples in the minutes around it.
-      select asset_id, bucket + n * interval '1 minute'
-      from due, generate_series(-%(around)s::int, %(around)s::int) n where late
+      -- The last sample of a minute is held into those that follow. Where they are not noted
+      -- themselves, they have no samples or were made before this one came.
+      select asset_id, due.bucket + n * interval '1 minute'
+      from due, generate_series(1, %(following)s) n
+      where not exists (
+        select from roll_up_due other
+        where other.asset_id = due.asset_id
+          and other.bucket = due.bucket + n * interval '1 minute'
+      )
+    ), possible as (
+      select asset_id, bucket from wanted, retention
+      where bucket >= dropped_before + make_interval(secs => %(hold)s)
     )
-    select (select count(*) from due), array_agg(asset_id), array_agg(bucket) from wanted
+    select (select count(*) from due), array_agg(asset_id), array_agg(bucket) from possible
 """
 _CLEAR = """
     delete from {table} m using unnest(%(assets)s::int8[], %(buckets)s::timestamptz[])
@@ -57,37 +66,52 @@ _MINUTES = """
     insert into telemetry_1m
     select asset_id, bucket,
       count(*) filter (where inside),
+      count(active_power_watts) filter (where inside),
       avg(active_power_watts) filter (where inside),
       min(active_power_watts) filter (where inside),
       max(active_power_watts) filter (where inside),
       sum(greatest(active_power_watts, 0) * held_seconds) / 3600,
       sum(greatest(-active_power_watts, 0) * held_seconds) / 3600,
+      count(reactive_power_vars) filter (where inside),
       avg(reactive_power_vars) filter (where inside),
+      count(voltage_volts) filter (where inside),
       avg(voltage_volts) filter (where inside),
       min(voltage_volts) filter (where inside),
       max(voltage_volts) filter (where inside),
+      count(frequency_hertz) filter (where inside),
       avg(frequency_hertz) filter (where inside),
+      count(state_of_charge_percent) filter (where inside),
       avg(state_of_charge_percent) filter (where inside),
       min(state_of_charge_percent) filter (where inside),
       max(state_of_charge_percent) filter (where inside),
       max(temperature_celsius) filter (where inside)
     from (
       select w.asset_id, w.bucket, s.*,
-        s.ts >= w.bucket and s.ts < w.bucket + interval '1 minute' as inside,
-        greatest(0, extract(epoch from
+        case when s.active_power_watts is not null then greatest(0, date_part('epoch',
           least(s.next_ts, s.ts + make_interval(secs => %(hold)s), w.bucket + interval '1 minute')
-          - greatest(s.ts, w.bucket))) as held_seconds
+          - greatest(s.ts, w.bucket))) end as held_seconds
       from unnest(%(assets)s::int8[], %(buckets)s::timestamptz[]) as w (asset_id, bucket)
       cross join lateral (
-        select t.*, lead(t.ts) over (order by t.ts) as next_ts from telemetry t
-        where t.asset_id = w.asset_id
-          and t.ts >= w.bucket - make_interval(secs => %(hold)s)
-          and t.ts < w.bucket + make_interval(secs => 60 + %(hold)s)
-      ) s (asset_id_of_sample)
+        select *, lead(ts) over (partition by active_power_watts is null order by ts) as next_ts
+        from (
+          (select {columns}, false as inside from telemetry t
+          where t.asset_id = w.asset_id and t.active_power_watts is not null
+            and t.ts < w.bucket and t.ts > w.bucket - make_interval(secs => %(hold)s)
+          order by t.ts desc limit 1)
+          union all
+          select {columns}, true from telemetry t
+          where t.asset_id = w.asset_id
+            and t.ts >= w.bucket and t.ts < w.bucket + interval '1 minute'
+        ) t
+      ) s
     ) held
     group by asset_id, bucket
     having bool_or(inside or held_seconds > 0)
-"""
+""".replace(
+    "{columns}",
+    "t.ts, t.active_power_watts, t.reactive_power_vars, t.voltage_volts, t.frequency_hertz,"
+    " t.state_of_charge_percent, t.temperature_celsius",
+)
 _QUARTERS_OF = """
     select array_agg(asset_id), array_agg(bucket) from (
       select distinct asset_id, date_bin('15 minutes', bucket, timestamptz 'epoch') as bucket
@@ -97,19 +121,23 @@ _QUARTERS_OF = """
 _QUARTERS = """
     insert into telemetry_15m
     select q.asset_id, q.bucket, sum(samples),
-      sum(active_power_watts_mean * samples)
-        / nullif(sum(samples) filter (where active_power_watts_mean is not null), 0),
+      sum(active_power_watts_samples),
+      sum(active_power_watts_mean * active_power_watts_samples)
+        / nullif(sum(active_power_watts_samples), 0),
       min(active_power_watts_min), max(active_power_watts_max),
       sum(energy_injected_watt_hours), sum(energy_absorbed_watt_hours),
-      sum(reactive_power_vars_mean * samples)
-        / nullif(sum(samples) filter (where reactive_power_vars_mean is not null), 0),
-      sum(voltage_volts_mean * samples)
-        / nullif(sum(samples) filter (where voltage_volts_mean is not null), 0),
+      sum(reactive_power_vars_samples),
+      sum(reactive_power_vars_mean * reactive_power_vars_samples)
+        / nullif(sum(reactive_power_vars_samples), 0),
+      sum(voltage_volts_samples),
+      sum(voltage_volts_mean * voltage_volts_samples) / nullif(sum(voltage_volts_samples), 0),
       min(voltage_volts_min), max(voltage_volts_max),
-      sum(frequency_hertz_mean * samples)
-        / nullif(sum(samples) filter (where frequency_hertz_mean is not null), 0),
-      sum(state_of_charge_percent_mean * samples)
-        / nullif(sum(samples) filter (where state_of_charge_percent_mean is not null), 0),
+      sum(frequency_hertz_samples),
+      sum(frequency_hertz_mean * frequency_hertz_samples)
+        / nullif(sum(frequency_hertz_samples), 0),
+      sum(state_of_charge_percent_samples),
+      sum(state_of_charge_percent_mean * state_of_charge_percent_samples)
+        / nullif(sum(state_of_charge_percent_samples), 0),
       min(state_of_charge_percent_min), max(state_of_charge_percent_max),
       max(temperature_celsius_max)
     from unnest(%(assets)s::int8[], %(buckets)s::timestamptz[]) as q (asset_id, bucket)
@@ -120,15 +148,14 @@ _QUARTERS = """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Due:
-    """Minutes to roll up, one row each."""
+class Touched:
+    """Minutes whose samples change, one row each."""
 
     asset_ids: NDArray[np.int64]
     bucket_us: NDArray[np.int64]
-    late: NDArray[np.bool_]
 
 
-def minutes_of(samples: Array, asset_ids: NDArray[np.int64]) -> Due:
+def minutes_of(samples: Array, asset_ids: NDArray[np.int64]) -> Touched:
     """Return the minutes that samples lie in, each once.
 
     Args:
@@ -136,46 +163,51 @@ def minutes_of(samples: Array, asset_ids: NDArray[np.int64]) -> Due:
         asset_ids: The database's id for each asset index of the samples.
     """
     bucket_us = samples["ts_us"] // _MINUTE_US * _MINUTE_US
-    late = samples["received_us"] > bucket_us + _MINUTE_US + SETTLE_SECONDS * 500_000
-    keys = np.stack([asset_ids[samples["asset"]], bucket_us], axis=1)
-    minutes, inverse = np.unique(keys, axis=0, return_inverse=True)
-    any_late = np.zeros(len(minutes), bool)
-    np.logical_or.at(any_late, inverse.reshape(-1), late)
-    return Due(asset_ids=minutes[:, 0], bucket_us=minutes[:, 1], late=any_late)
+    minutes = np.unique(np.stack([asset_ids[samples["asset"]], bucket_us], axis=1), axis=0)
+    return Touched(asset_ids=minutes[:, 0], bucket_us=minutes[:, 1])
 
 
-def mark(connection: psycopg.Connection, due: Due) -> None:
+def mark(connection: psycopg.Connection, touched: Touched) -> None:
     """Note minutes in the transaction that changes them."""
-    connection.execute(
-        _MARK,
-        (
-            due.asset_ids.tolist(),
-            due.bucket_us.tolist(),
-            due.late.tolist(),
-        ),
-    )
+    connection.execute(_MARK, (touched.asset_ids.tolist(), touched.bucket_us.tolist()))
 
 
 def roll_up(connection: psycopg.Connection, now: datetime, limit: int) -> int:
     """Make the roll-ups of up to ``limit`` noted minutes, oldest first; return how many.
 
-    All of it in one transaction: what dies in between is made again.
+    All of it in one transaction: what dies in between is made again. One connection at a time:
+    the others return 0, since two would make one quarter from halves.
     """
     facts = {
         "now": now,
         "limit": limit,
         "settle": 60 + SETTLE_SECONDS,
-        "around": _NEIGHBOURS,
+        "following": -(-HOLD_SECONDS // 60),
         "hold": HOLD_SECONDS,
     }
     with connection.transaction():
+        (mine,) = connection.execute(
+            "select pg_try_advisory_xact_lock(%s)", (_LOCK,)
+        ).fetchone() or (False,)
+        if not mine:
+            return 0
         done, assets, buckets = connection.execute(_TAKE, facts).fetchone() or (0, None, None)
         if assets:
             facts |= {"assets": assets, "buckets": buckets}
             connection.execute(_CLEAR.format(table="telemetry_1m").encode(), facts)
-            connection.execute(_MINUTES, facts)
+            connection.execute(_MINUTES.encode(), facts)
             assets, buckets = connection.execute(_QUARTERS_OF, facts).fetchone() or ([], [])
             facts |= {"assets": assets, "buckets": buckets}
             connection.execute(_CLEAR.format(table="telemetry_15m").encode(), facts)
             connection.execute(_QUARTERS, facts)
     return int(done)
+
+
+def oldest_due(connection: psycopg.Connection) -> datetime | None:
+    """Return the first minute that is to be made and can be, if there is any."""
+    row = connection.execute(
+        "select min(bucket) from roll_up_due where bucket >= "
+        "(select dropped_before + make_interval(secs => %s) from retention)",
+        (HOLD_SECONDS,),
+    ).fetchone()
+    return row[0] if row else None

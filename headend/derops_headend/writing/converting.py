@@ -32,7 +32,10 @@ MAX_LATE_US = 400 * 86_400_000_000
 """Older than any outbox keeps."""
 
 MAX_NAME = 256
-_OFFSET = "clock_offset_milliseconds"
+
+MAX_UNNOTED_US = 5_000_000
+"""How far ahead of ours a clock may be before its samples are flagged."""
+
 _EVENTS = UUID("6ce77cb8-2f27-5a2b-9a4b-6c0f8ad7c5b1")
 
 
@@ -85,8 +88,7 @@ def _add_telemetry(batch: Batch, index: int, asset: int) -> None:
     message = agent_pb2.TelemetryBatch.FromString(entry.body)
     ts_us = _times(message, entry.received_us)
     rows = np.empty(len(ts_us), SAMPLE)
-    offset_ms = entry.clock_offset_milliseconds if entry.HasField(_OFFSET) else np.nan
-    rows["clock_offset_seconds"] = offset_ms / 1000
+    rows["clock_offset_seconds"] = _clock_offset_seconds(entry, int(ts_us.max()))
     rows["source"], rows["asset"], rows["ts_us"] = index, asset, ts_us
     rows["received_us"] = entry.received_us
     present = np.zeros(len(ts_us), bool)
@@ -137,6 +139,14 @@ def _refuse_infinite(
     infinite = np.isinf(values)
     values[infinite] = np.nan
     return {name: int(infinite.sum())} if infinite.any() else {}
+
+
+def _clock_offset_seconds(entry: log_pb2.LogEntry, last_us: int) -> float:
+    """Return what the gateway said; else what is certain: no sample is from the future."""
+    if entry.HasField("clock_offset_milliseconds"):
+        return entry.clock_offset_milliseconds / 1000
+    ahead_us = last_us - entry.received_us
+    return -ahead_us / 1e6 if ahead_us > MAX_UNNOTED_US else np.nan
 
 
 def _times(

@@ -139,6 +139,7 @@ class Batch:
         return np.concatenate(self.samples) if self.samples else np.empty(0, SAMPLE)
 
     def days(self) -> set[date]:
-        """Return the days (UTC) that have samples."""
-        numbers = {int(n) for rows in self.samples for n in np.unique(rows["ts_us"] // _DAY_US)}
+        """Return the days (UTC) that have samples or measurements."""
+        times = [rows["ts_us"] for rows in self.samples] + [m.ts_us for m in self.measurements]
+        numbers = {int(n) for ts_us in times for n in np.unique(ts_us // _DAY_US)}
         return {_EPOCH + timedelta(days=number) for number in numbers}

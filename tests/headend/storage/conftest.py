@@ -6,6 +6,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from tests.headend.storage.storing import Store
 from tests.stack.postgres import PostgresServer
 
 from derops_headend.storage.database import Database
@@ -41,3 +42,8 @@ def query(database_url: str) -> Iterator[Query]:
             return connection.execute(text.encode(), arguments or None).fetchall()
 
         yield run
+
+
+@pytest.fixture
+def store(database: Database) -> Store:
+    return Store(database)

@@ -1,0 +1,111 @@
+"""What keeps the database in order while the writer runs: partitions, roll-ups, retention.
+
+None of it may hold up what comes in: where somebody holds a lock (a backup, a long query), it is
+put off and tried again.
+"""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+
+import psycopg
+import structlog
+from psycopg import errors
+
+from derops_headend.storage import metrics
+from derops_headend.storage.engines import Engine, days_ahead
+from derops_headend.storage.rolling_up import HOLD_SECONDS, oldest_due, roll_up
+
+STATEMENT_MILLISECONDS = 60_000
+"""What takes longer waits for a lock that somebody forgot, or for a sick disk."""
+
+ROLL_UP_MINUTES = 2000
+_FEWEST_MINUTES = 20
+
+_LIMITS = {"lock_timeout": (1000, 0), "statement_timeout": (10_000, STATEMENT_MILLISECONDS)}
+"""Milliseconds in maintenance and outside: who waits for a table's lock makes others wait too."""
+
+_KEEP_SECONDS = 3600.0
+_AGAIN_SECONDS = 60.0
+_PUT_OFF = (errors.LockNotAvailable, errors.QueryCanceled, errors.DeadlockDetected)
+
+
+class Keeper:
+    """Does a bounded step at each call of ``step``."""
+
+    def __init__(
+        self, connection: psycopg.Connection, engine: Engine, *, retention_days: int = 0
+    ) -> None:
+        """Take a connection in autocommit mode.
+
+        Args:
+            connection: To a migrated database.
+            engine: Of that database.
+            retention_days: How long telemetry is kept; 0 = for ever.
+        """
+        self._connection, self._engine = connection, engine
+        self._retention_days = retention_days
+        self._keep_at = 0.0
+        self._minutes = ROLL_UP_MINUTES
+        self._log = structlog.get_logger("storage")
+
+    def step(self, now: datetime) -> None:
+        """Roll up what is due, a part of it; now and then make partitions and drop what is too old.
+
+        Raises:
+            psycopg.Error: The database failed; that somebody holds a lock is no failure.
+        """
+        done = self._try(lambda: self._roll_up(now))
+        wanted = 2 * self._minutes if done else self._minutes // 2
+        self._minutes = min(max(wanted, _FEWEST_MINUTES), ROLL_UP_MINUTES)
+        if time.monotonic() >= self._keep_at:
+            done = self._try(lambda: self._engine.prepare(self._connection, days_ahead(now)))
+            if self._retention_days:
+                day = (now - timedelta(days=self._retention_days)).date()
+                done = self._try(lambda: self.drop_before(day)) and done
+            self._keep_at = time.monotonic() + (_KEEP_SECONDS if done else _AGAIN_SECONDS)
+
+    def drop_before(self, day: date) -> None:
+        """Drop telemetry and measurements that are all older than ``day`` (UTC).
+
+        What is to be rolled up, and what that needs, stays. Nothing can be stored meanwhile, or it
+        might be dropped before it is rolled up.
+        """
+        with self._connection.transaction():
+            self._connection.execute("lock table roll_up_due in share row exclusive mode")
+            due = oldest_due(self._connection)
+            if due is not None:
+                day = min(day, (due.astimezone(UTC) - timedelta(seconds=HOLD_SECONDS)).date())
+            self._connection.execute(
+                "update retention set dropped_before = greatest(dropped_before, %s::timestamptz)",
+                (datetime(day.year, day.month, day.day, tzinfo=UTC),),
+            )
+            dropped = self._engine.drop_before(self._connection, day)
+        if dropped:
+            metrics.DAYS_DROPPED.inc(dropped)
+            self._log.info("telemetry.dropped", before=str(day), days=dropped)
+
+    def _roll_up(self, now: datetime) -> None:
+        metrics.MINUTES_ROLLED_UP.inc(roll_up(self._connection, now, self._minutes))
+        due = oldest_due(self._connection)
+        metrics.ROLL_UP_DELAY_SECONDS.set(max(0.0, (now - due).total_seconds()) if due else 0)
+
+    def _try(self, work: Callable[[], None]) -> bool:
+        """Do some work unless a lock is in the way; return whether it was done."""
+        self._limit(0)
+        try:
+            work()
+        except _PUT_OFF as error:
+            metrics.PUT_OFF.inc()
+            self._log.warning("maintenance.put_off", why=str(error).partition("\n")[0])
+            return False
+        finally:
+            if not self._connection.closed:
+                self._limit(1)
+        return True
+
+    def _limit(self, which: int) -> None:
+        for name, milliseconds in _LIMITS.items():
+            self._connection.execute(
+                "select set_config(%s, %s, false)", (name, str(milliseconds[which]))
+            )
