@@ -19,12 +19,13 @@ from derops_headend.storage.rolling_up import HOLD_SECONDS, oldest_due, roll_up
 STATEMENT_MILLISECONDS = 60_000
 """What takes longer waits for a lock that somebody forgot, or for a sick disk."""
 
-ROLL_UP_MINUTES = 2000
+ROLL_UP_MINUTES = 500
 _FEWEST_MINUTES = 20
 
 _LIMITS = {"lock_timeout": (1000, 0), "statement_timeout": (10_000, STATEMENT_MILLISECONDS)}
 """Milliseconds in maintenance and outside: who waits for a table's lock makes others wait too."""
 
+_STEP_SECONDS = 0.25
 _KEEP_SECONDS = 3600.0
 _AGAIN_SECONDS = 60.0
 _PUT_OFF = (errors.LockNotAvailable, errors.QueryCanceled, errors.DeadlockDetected)
@@ -86,7 +87,11 @@ class Keeper:
             self._log.info("telemetry.dropped", before=str(day), days=dropped)
 
     def _roll_up(self, now: datetime) -> None:
-        metrics.MINUTES_ROLLED_UP.inc(roll_up(self._connection, now, self._minutes))
+        end = time.monotonic() + _STEP_SECONDS
+        while done := roll_up(self._connection, now, self._minutes):
+            metrics.MINUTES_ROLLED_UP.inc(done)
+            if time.monotonic() >= end:
+                break
         due = oldest_due(self._connection)
         metrics.ROLL_UP_DELAY_SECONDS.set(max(0.0, (now - due).total_seconds()) if due else 0)
 

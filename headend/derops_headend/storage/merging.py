@@ -9,7 +9,10 @@ from psycopg import sql
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyedTable:
-    """A table, its key, what two rows of one key are compared by, and what is not compared."""
+    """A table, its key, what two rows of one key are compared by, and what is not compared.
+
+    ``ts`` is part of the key.
+    """
 
     name: str
     key: tuple[str, ...]
@@ -59,11 +62,17 @@ def merge(
             "order by {key}, n on conflict ({key}) do nothing"
         ).format(**names)
     ).rowcount
+    # The limits keep the partitions of other days out of the plan.
+    limits = connection.execute(
+        sql.SQL("select min(ts), max(ts) from {stage}").format(**names)
+    ).fetchone()
     differing = connection.execute(
         sql.SQL(
             "select n from {stage} s join {table} t using ({key}) "
-            "where ({new}) is distinct from ({old}) order by n"
-        ).format(new=_list(table.compared, "s"), old=_list(table.compared, "t"), **names)
+            "where t.ts between %s and %s and ({new}) is distinct from ({old}) order by n"
+        ).format(new=_list(table.compared, "s"), old=_list(table.compared, "t"), **names),
+        limits,
+        prepare=False,
     ).fetchall()
     connection.execute(sql.SQL("drop table {stage}").format(**names))
     return Merged(stored=stored, differing=tuple(n for (n,) in differing))
