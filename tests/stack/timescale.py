@@ -21,17 +21,19 @@ _PRELOAD = ("-c", "shared_preload_libraries=timescaledb", "-c", "timescaledb.tel
 
 
 def find_timescale() -> Installation:
-    """Return where PostgreSQL with TimescaleDB is; the first time that takes a minute."""
+    """Return, and print, where PostgreSQL with TimescaleDB is; the first time takes a minute."""
     own = find_installation()
     if _has_extension(own.programs):
-        return Installation(programs=own.programs, user=own.user, options=_PRELOAD)
-    root = _unpack()
-    return Installation(
-        programs=Path(f"/usr/lib/postgresql/{_MAJOR}/bin"),
-        user="postgres",
-        root=root,
-        options=_PRELOAD,
-    )
+        found = Installation(programs=own.programs, user=own.user, options=_PRELOAD)
+    else:
+        found = Installation(
+            programs=Path(f"/usr/lib/postgresql/{_MAJOR}/bin"),
+            user="postgres",
+            root=_unpack(),
+            options=_PRELOAD,
+        )
+    print(f"TimescaleDB is that of {found}", flush=True)
+    return found
 
 
 def _has_extension(programs: Path) -> bool:

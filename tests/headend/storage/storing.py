@@ -1,7 +1,8 @@
 """Samples on their way into a database, and the roll-ups that they should have."""
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from derops_headend.storage.rolling_up import roll_up
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 MINUTE_US = 60_000_000
+PATIENCE_SECONDS = 20.0
 
 
 class Sample(NamedTuple):
@@ -64,3 +66,10 @@ def roll_up_all(database_url: str, now: datetime = NOW + timedelta(days=1)) -> N
     with psycopg.connect(database_url, autocommit=True) as connection:
         while roll_up(connection, now, 7):
             pass
+
+
+def until(found: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not found():
+        assert time.monotonic() < deadline, f"no {what} within {PATIENCE_SECONDS} s"
+        time.sleep(0.02)

@@ -1,12 +1,13 @@
 """Partitions, retention, and whoever is in their way, on both engines."""
 
+import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 import psycopg
 import pytest
 from tests.headend.storage.conftest import Query
-from tests.headend.storage.storing import NOW, Sample, Store, roll_up_all, us
+from tests.headend.storage.storing import NOW, Sample, Store, roll_up_all, until, us
 from tests.headend.writing.making import sources, telemetry
 
 from derops_headend.storage import metrics
@@ -140,19 +141,34 @@ def test_samples_of_a_transaction_in_flight_are_not_dropped_unseen(
     store: Store, keeper: Keeper, database_url: str, query: Query
 ) -> None:
     sample = Sample(us(NOON - timedelta(days=4)), 1.0)
+    dropping = threading.Thread(target=keeper.drop_before, args=(KEPT,))
     store_samples = store.database._store_samples
 
     def drop_meanwhile(*arguments):  # type: ignore[no-untyped-def]
         differing = store_samples(*arguments)
-        assert not keeper._try(lambda: keeper.drop_before(KEPT))
+        dropping.start()
+        until(lambda: query("select 1 from pg_locks where not granted"), "drop that waits")
         return differing
 
     store.database._store_samples = drop_meanwhile  # type: ignore[method-assign]
     store([sample])
+    dropping.join()
 
     assert query("select count(*) from telemetry") == [(1,)]
     roll_up_all(database_url)
     assert query("select count(*) from telemetry_1m where samples > 0") == [(1,)]
+
+
+def test_maintenance_waits_for_locks_for_a_second_only(keeper: Keeper) -> None:
+    def limits() -> list[str]:
+        names = ("lock_timeout", "statement_timeout")
+        shown = [keeper._connection.execute(f"show {name}").fetchone() for name in names]
+        return [row[0] for row in shown if row]
+
+    seen: list[str] = []
+    assert keeper._try(lambda: seen.extend(limits()))
+    assert seen == ["1s", "10s"]
+    assert limits() == ["0", "1min"]
 
 
 def test_the_age_of_the_oldest_due_minute_is_told(store: Store, keeper: Keeper) -> None:

@@ -6,13 +6,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psycopg
 import pytest
 from tests.headend.storage.conftest import Query
+from tests.headend.storage.storing import until
 from tests.headend.writing.making import T0_US, connection, report, telemetry
 
 from derops.observing import Readiness
@@ -23,7 +23,6 @@ from derops_headend.writer import Writer, missing_ranges
 from derops_headend.writing.rows import Source
 
 PROGRAM = Path(sys.executable).parent / "derops-headend"
-PATIENCE_SECONDS = 20.0
 WAITING = (
     "select pid from pg_stat_activity where datname = current_database() "
     "and application_name = 'derops-writer' and wait_event_type = 'Lock'"
@@ -42,13 +41,6 @@ def samples(number: int, count: int = 10) -> log_pb2.LogEntry:
     values = [float(number * count + each) for each in range(count)]
     t0_us = T0_US + number * count * 1_000_000
     return telemetry({"active_power_watts": values}, t0_us=t0_us)
-
-
-def until(found: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not found():
-        assert time.monotonic() < deadline, f"no {what} within {PATIENCE_SECONDS} s"
-        time.sleep(0.02)
 
 
 class Running:
