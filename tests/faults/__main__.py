@@ -1,7 +1,8 @@
 """``make soak``: every fault many times over.
 
 DEROPS_SEED chooses the plan (random, and printed, without), DEROPS_ROUNDS how often each fault
-happens (100), DEROPS_SENDERS how many agents send (40).
+happens (100), DEROPS_SENDERS how many agents send (40), DEROPS_FAULTS which ones (parts of their
+names, separated by commas; all), DEROPS_ENGINES which event logs (sqlite,jetstream).
 """
 
 import asyncio
@@ -24,13 +25,22 @@ def main() -> int:
     senders = int(os.environ.get("DEROPS_SENDERS", "40"))
     print(f"seed {seed}, {rounds} rounds of each fault, {senders} senders", flush=True)
     broken = 0
-    for engine in ("sqlite", "jetstream"):
+    only = os.environ.get("DEROPS_FAULTS", "").split(",")
+    for engine in os.environ.get("DEROPS_ENGINES", "sqlite,jetstream").split(","):
         with contextlib.ExitStack() as opened:
             directory = Path(opened.enter_context(tempfile.TemporaryDirectory()))
             server = opened.enter_context(PostgresServer())
             nats = opened.enter_context(NatsServer()) if engine == "jetstream" else None
             report = asyncio.run(
-                run(directory, server, senders=senders, rounds=rounds, seed=seed, nats=nats)
+                run(
+                    directory,
+                    server,
+                    senders=senders,
+                    rounds=rounds,
+                    seed=seed,
+                    nats=nats,
+                    only=only,
+                )
             )
         print(engine, report.lines(), flush=True)
         broken += len(report.violations)
