@@ -98,7 +98,7 @@ def measure_idle_agents() -> Iterator[Result]:
             headend,
             headend.assets,
             samples=1,
-            batches_per_second=0.01,
+            batches_per_second=0.5,
             first_message_samples=_LARGEST_SAMPLES,
         ) as load:
             while load.count().batches < _IDLE_AGENTS:
