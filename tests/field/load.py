@@ -133,7 +133,8 @@ class _Agent:
         return b"\x12" + _varint(len(body)) + body
 
 
-_START_US = time.time_ns() // 1000 - 3_600_000_000
+_START_US = time.time_ns() // 1000
+"""Samples are of now, and far denser than a device's: a roll-up of such minutes is no measure."""
 
 
 def _columns(samples: int) -> bytes:
