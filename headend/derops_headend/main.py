@@ -1,4 +1,4 @@
-"""``derops-headend gateway`` and ``derops-headend writer``: composition and nothing else."""
+"""``derops-headend`` and its programs: composition and nothing else."""
 
 import argparse
 import asyncio
@@ -19,16 +19,28 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Run one of the headend's programs until SIGTERM."""
+    """Run one of the headend's programs; gateway and writer until SIGTERM."""
     parser = argparse.ArgumentParser(prog="derops-headend", description=__doc__)
-    parser.add_argument("program", choices=["gateway", "writer"])
+    programs = parser.add_subparsers(dest="program", required=True)
+    programs.add_parser("gateway", help="talk to agents and to the operator")
+    programs.add_parser("writer", help="move the event log into the database")
+    skip = programs.add_parser(
+        "skip-record", help="move the writer past a damaged record; its bytes go into quarantine"
+    )
+    skip.add_argument("--record", type=int, required=True, help="its number in the log")
+    skip.add_argument("--shard", type=int, default=0, help="the shard that it is in")
+    arguments = parser.parse_args()
     # Each imports what it needs when it runs: a gateway has no database driver, a writer no gRPC.
-    if parser.parse_args().program == "gateway":
+    if arguments.program == "gateway":
         _run_gateway()
-    else:
-        from derops_headend import writer
+    elif arguments.program == "writer":
+        from derops_headend import writer_program
 
-        writer.main()
+        writer_program.main()
+    else:
+        from derops_headend import skipping
+
+        skipping.main(arguments.record, arguments.shard)
 
 
 def _run_gateway() -> None:
@@ -107,7 +119,7 @@ async def _open_log(
     from derops_headend.eventlog import jetstream
     from derops_headend.eventlog.choosing import SQLITE
     from derops_headend.eventlog.sqlite import SqliteEventLog
-    from derops_headend.ports import LogUnavailableError
+    from derops_headend.ports import LogMismatchError, LogUnavailableError
 
     drop_oldest = settings.log_when_full == "drop-oldest"
     if settings.event_log == SQLITE:
@@ -136,7 +148,7 @@ async def _open_log(
             readiness.waiting("event log", str(error))
             with suppress(TimeoutError):
                 await asyncio.wait_for(stopping.wait(), random.uniform(0.5, 2))
-        except jetstream.LogMismatchError as error:
+        except (LogMismatchError, SchemaTooNewError) as error:
             raise SettingError("DEROPS_GATEWAY_EVENT_LOG", "environment", str(error)) from error
         else:
             readiness.found("event log")

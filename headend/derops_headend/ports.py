@@ -6,6 +6,9 @@ from typing import NamedTuple, Protocol
 from derops.errors import DeropsError
 from derops.wire.v1 import log_pb2
 
+MAX_READ_RECORDS = 1000
+"""A writer that is behind reads so many at once: their bytes are bounded too."""
+
 
 class LogMissingError(DeropsError):
     """There is no event log yet: a gateway makes it when it first starts."""
@@ -17,6 +20,10 @@ class LogUnavailableError(DeropsError):
     """The engine is away, or did not answer in time."""
 
     retryable = True
+
+
+class LogMismatchError(DeropsError):
+    """The log is not what the settings say, or its engine is too old: to wait is no use."""
 
 
 class LogFullError(DeropsError):
@@ -42,16 +49,28 @@ class LogReader(Protocol):
     def bounds(self) -> tuple[int, int]:
         """Return the offsets of the first and the last record; (1, 0) before the first append."""
 
-    def read(self, after: int, limit: int = 256) -> list[StoredRecord]:
+    def read(self, after: int, limit: int = MAX_READ_RECORDS) -> list[StoredRecord]:
         """Return up to ``limit`` records after an offset, in order, about 1 MiB at most. Blocks.
 
+        Nothing comes back only where the log has nothing after the offset.
+
         Raises:
-            LogDamagedError: The next record does not match its checksum.
+            LogDamagedError: The next record cannot be read, or does not match its checksum.
+            LogUnavailableError: The engine is away.
+        """
+
+    def raw(self, offset: int) -> bytes:
+        """Return the bytes of one record, unchecked; none where they cannot be read. Blocks.
+
+        Raises:
             LogUnavailableError: The engine is away.
         """
 
     def trim(self, through: int) -> None:
-        """Forget the records up to an offset, inclusive; the last of all may stay. Blocks."""
+        """Forget records up to an offset, inclusive; the last of all may stay. Blocks.
+
+        One call may do only a step of it, the oldest first.
+        """
 
     def close(self) -> None:
         """Give the log back; what was accepted is durable then."""

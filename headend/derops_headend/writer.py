@@ -5,65 +5,33 @@ never hears whether its commit counted, goes on where the database says it is.
 """
 
 import random
-import signal
 import sqlite3
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import psycopg
 import structlog
-from psycopg.conninfo import conninfo_to_dict
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from derops.errors import LogDamagedError, SchemaTooNewError, SettingError
-from derops.observing import OpsServer, Readiness, configure_logging
-from derops.settings import load_settings, refuse_to_start
-from derops_headend.eventlog.choosing import MAX_SHARDS, SQLITE, EventLogUrl
-from derops_headend.eventlog.jetstream import (
-    JetStreamLogReader,
-    JetStreamSettings,
-)
-from derops_headend.eventlog.sqlite import SqliteLogReader
+from derops.errors import LogDamagedError
+from derops.observing import Readiness
 from derops_headend.ports import LogMissingError, LogReader, LogUnavailableError, StoredRecord
 from derops_headend.storage import metrics
-from derops_headend.storage.database import Database, OffsetMovedError, Tally
+from derops_headend.storage.database import OffsetMovedError, Tally
 from derops_headend.writing.rows import Source
 
 POLL_SECONDS = 0.05
 CHECK_SECONDS = 5.0
 TRIM_SECONDS = 1.0
 MAINTAIN_SECONDS = 1.0
-STOP_SECONDS = 3.0
+STAND_BY_POLL_SECONDS = 0.5
+TAKE_OVER_SECONDS = 5.0
+"""The other writer has stored nothing for so long, though there is something to store."""
 
-_LOG, _DATABASE = "event log", "database"
+LOG, DATABASE = "event log", "database"
 _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.1, 5.0
-
-
-class WriterSettings(BaseSettings):
-    """``DEROPS_WRITER_*``."""
-
-    model_config = SettingsConfigDict(env_prefix="DEROPS_WRITER_")
-
-    database_url: SecretStr
-    event_log: EventLogUrl = SQLITE
-    """The gateway's."""
-    data_directory: Path | None = None
-    """The gateway's, where it keeps its event log with SQLite."""
-    nats_credentials_file: Path | None = None
-    nats_ca_file: Path | None = None
-    shard: int = Field(default=0, ge=0, lt=MAX_SHARDS)
-    """Which shard of the event log this writer follows."""
-    retention_days: int = Field(default=0, ge=0, le=36_500)
-    """How long telemetry is kept; 0 = for ever."""
-    ops_address: str = "0.0.0.0"  # noqa: S104  # a probe comes from the node, not from loopback
-    ops_port: int = Field(default=8082, ge=0, le=65535)
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 
 class Store(Protocol):
@@ -114,6 +82,8 @@ class Writer:
         connect: Callable[[str], Store],
         readiness: Readiness,
         stopping: threading.Event,
+        shard: int = 0,
+        alone: bool = True,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         """Prepare.
@@ -123,21 +93,28 @@ class Writer:
             connect: Connects to the database for the log of an id.
             readiness: Is told what is missing.
             stopping: Ends ``run`` when set.
+            shard: Which one of the log it is, for people.
+            alone: No other shard is followed in this process.
             now_us: The wall clock.
         """
-        readiness.waiting(_LOG, "not read yet")
-        readiness.waiting(_DATABASE, "not connected yet")
+        self._log_part, self._database_part = (
+            part if alone else f"{part} of shard {shard}" for part in (LOG, DATABASE)
+        )
+        readiness.waiting(self._log_part, "not read yet")
+        readiness.waiting(self._database_part, "not connected yet")
         self._open_log, self._connect = open_log, connect
         self._readiness, self._stopping, self._now_us = readiness, stopping, now_us
         self._pause_seconds = _FIRST_PAUSE_SECONDS
         self._trimmed_at = 0.0
-        self._log = structlog.get_logger("writer")
+        self._shard = str(shard)
+        self._log = structlog.get_logger("writer").bind(shard=shard)
 
     def run(self) -> None:
         """Follow the log; begin again, after a pause, whenever the log or the database fails.
 
         Raises:
             SchemaTooNewError: A newer program wrote the log or the database: to wait is no use.
+            LogMismatchError: The log is not what the settings say: likewise.
         """
         while not self._stopping.is_set():
             try:
@@ -152,37 +129,41 @@ class Writer:
         try:
             log = self._open_log()
         except (LogMissingError, LogUnavailableError, sqlite3.Error) as error:
-            raise _MissingError(_LOG, error) from error
+            raise _MissingError(self._log_part, error) from error
         with closing(log):
             try:
                 database = self._connect(log.log_id)
             except psycopg.Error as error:
-                raise _MissingError(_DATABASE, error) from error
+                raise _MissingError(self._database_part, error) from error
             with closing(database):
                 self._follow_guarded(log, database)
 
     def _follow_guarded(self, log: LogReader, database: Store) -> None:
         try:
-            self._follow(log, database)
+            while not self._stopping.is_set():
+                try:
+                    self._follow(log, database)
+                except OffsetMovedError as moved:
+                    self._stand_by(log, database, str(moved))
         except LogDamagedError as error:
-            metrics.LOG_DAMAGED.set(1)
+            metrics.LOG_DAMAGED.labels(self._shard).set(1)
             self._log.error("log.damaged", log=error.log, offset=error.offset)
-            raise _MissingError(_LOG, error) from error
+            raise _MissingError(self._log_part, error) from error
         except (LogMissingError, LogUnavailableError, sqlite3.Error) as error:
-            raise _MissingError(_LOG, error) from error
-        except (OffsetMovedError, psycopg.Error) as error:
+            raise _MissingError(self._log_part, error) from error
+        except psycopg.Error as error:
             metrics.DISCONNECTS.inc()
             self._log.warning("round.failed", why=str(error).strip())
-            raise _MissingError(_DATABASE, error) from error
+            raise _MissingError(self._database_part, error) from error
 
     def _follow(self, log: LogReader, database: Store) -> None:
         after = self._begin(log, database)
-        self._readiness.found(_DATABASE, database.engine)
+        self._readiness.found(self._database_part, database.engine)
         checked_at = maintained_at = time.monotonic()
         while not self._stopping.is_set():
             records = log.read(after)
-            metrics.LOG_DAMAGED.set(0)
-            self._readiness.found(_LOG)
+            metrics.LOG_DAMAGED.labels(self._shard).set(0)
+            self._readiness.found(self._log_part, "followed")
             self._pause_seconds = _FIRST_PAUSE_SECONDS
             if records:
                 after = self._write(database, after, records)
@@ -197,9 +178,22 @@ class Writer:
             if not records:
                 self._stopping.wait(POLL_SECONDS)
 
+    def _stand_by(self, log: LogReader, database: Store, why: str) -> None:
+        """Return when nobody else follows this log any more; until then, be ready and wait."""
+        self._log.info("writer.stands_by", why=why)
+        self._readiness.found(self._log_part, "another writer follows it, this one stands by")
+        committed, moved_at = database.committed(), time.monotonic()
+        while not self._stopping.wait(STAND_BY_POLL_SECONDS):
+            before, committed = committed, database.committed()
+            if committed != before or committed >= log.bounds()[1]:
+                moved_at = time.monotonic()
+            elif time.monotonic() - moved_at >= TAKE_OVER_SECONDS:
+                self._log.info("writer.takes_over", committed=committed)
+                return
+
     def _begin(self, log: LogReader, database: Store) -> int:
         after, (_, last) = database.committed(), log.bounds()
-        metrics.COMMITTED.set(after)
+        metrics.COMMITTED.labels(self._shard).set(after)
         if after <= last:
             return after
         # The log is an older copy of itself. What it holds is in the database; what comes next
@@ -222,11 +216,13 @@ class Writer:
         through = records[-1].offset
         tally = database.store(sources, after=after, through=through, missing=missing)
         metrics.ROUND_SECONDS.observe(time.perf_counter() - begun)
-        metrics.COMMITTED.set(through)
+        metrics.COMMITTED.labels(self._shard).set(through)
         metrics.RECORDS_MISSING.inc(sum(last - first + 1 for first, last in missing))
         if sources:
             newest_us = max(source.entry.received_us for source in sources)
-            metrics.DELAY_SECONDS.set(max(0.0, (self._now_us() - newest_us) / 1e6))
+            metrics.DELAY_SECONDS.labels(self._shard).set(
+                max(0.0, (self._now_us() - newest_us) / 1e6)
+            )
         self._count(tally)
         return through
 
@@ -246,8 +242,10 @@ class Writer:
         now = time.monotonic()
         if now - self._trimmed_at >= TRIM_SECONDS:
             log.trim(through)
-            metrics.BACKLOG.set(log.bounds()[1] - through)
-            self._trimmed_at = now
+            first, last = log.bounds()
+            metrics.BACKLOG.labels(self._shard).set(last - through)
+            if first >= through:  # else that was a step, and the next round makes the next
+                self._trimmed_at = now
 
 
 def missing_ranges(after: int, offsets: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -256,85 +254,3 @@ def missing_ranges(after: int, offsets: Sequence[int]) -> Iterator[tuple[int, in
         if offset > after + 1:
             yield after + 1, offset - 1
         after = offset
-
-
-def run_writer(settings: WriterSettings, stopping: threading.Event) -> bool:
-    """Run a writer with its ops port until ``stopping`` is set; return whether it ended well.
-
-    Raises:
-        SettingError: A setting cannot be used.
-        SchemaTooNewError: A newer program wrote the log or the database.
-    """
-    url = settings.database_url.get_secret_value()
-    try:
-        conninfo_to_dict(url)
-    except psycopg.Error:
-        problem = "is not a connection URL of PostgreSQL"  # and what it is may hold a password
-        raise SettingError("DEROPS_WRITER_DATABASE_URL", "environment", problem) from None
-    readiness = Readiness()
-    writer = Writer(
-        open_log=_log_opener(settings),
-        connect=lambda log_id: Database.connect(
-            url, log_id, settings.shard, retention_days=settings.retention_days
-        ),
-        readiness=readiness,
-        stopping=stopping,
-    )
-    failed = threading.Event()
-    refused: list[SchemaTooNewError] = []
-
-    def work() -> None:
-        try:
-            writer.run()
-        except SchemaTooNewError as error:
-            refused.append(error)
-        except Exception:
-            structlog.get_logger("writer").critical("writer.crashed", exc_info=True)
-            failed.set()
-        finally:
-            stopping.set()
-
-    # Not waited for longer than a clean end may take: what it has not committed is undone.
-    thread = threading.Thread(target=work, name="writer", daemon=True)
-    try:
-        ops = OpsServer(settings.ops_address, settings.ops_port, readiness, thread.is_alive)
-    except OSError as error:
-        raise SettingError("DEROPS_WRITER_OPS_PORT", "environment", str(error)) from error
-    ops.start()
-    thread.start()
-    stopping.wait()
-    thread.join(STOP_SECONDS)
-    ops.stop()
-    if refused:
-        raise refused[0]
-    return not failed.is_set()
-
-
-def _log_opener(settings: WriterSettings) -> Callable[[], LogReader]:
-    if settings.event_log == SQLITE:
-        if settings.data_directory is None or settings.shard:
-            name = "DATA_DIRECTORY" if settings.data_directory is None else "SHARD"
-            problem = f"is required with {SQLITE}" if name == "DATA_DIRECTORY" else "must be 0"
-            raise SettingError(f"DEROPS_WRITER_{name}", "environment", problem)
-        path = settings.data_directory / "events.db"
-        return lambda: SqliteLogReader(path)
-    where = JetStreamSettings(
-        url=settings.event_log,
-        credentials_file=settings.nats_credentials_file,
-        ca_file=settings.nats_ca_file,
-    )
-    return lambda: JetStreamLogReader(where, settings.shard)
-
-
-def main() -> None:
-    """Run the writer until SIGTERM."""
-    settings = load_settings(WriterSettings)
-    configure_logging(settings.log_level)
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
-    try:
-        well = run_writer(settings, stopping)
-    except (SettingError, SchemaTooNewError) as error:
-        refuse_to_start(error)
-    sys.exit(0 if well else 1)

@@ -19,7 +19,7 @@ from derops_agent.drivers.simulated.faults import Faults
 from derops_agent.drivers.simulated.options import MODELS, Options
 from derops_agent.settings import AgentSettings
 from derops_headend.gateway.settings import GatewaySettings
-from derops_headend.writer import WriterSettings
+from derops_headend.writer_program import WriterSettings
 from derops_operator.settings import OperatorSettings
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -25,6 +25,7 @@ class NatsServer:
 
     def __enter__(self) -> Self:
         directory = self._cleanup.enter_context(places.private_directory("nats"))
+        self.directory = directory
         config = directory / "nats.conf"
         config.write_text(
             f'listen: "127.0.0.1:{self.port}"\n'

@@ -1,4 +1,4 @@
-"""Which engine keeps the event log: one setting of gateway and writer."""
+"""Which engine keeps the event log, and who follows which part: settings of gateway and writer."""
 
 from typing import Annotated
 
@@ -17,3 +17,27 @@ def _check(text: str) -> str:
 
 EventLogUrl = Annotated[str, AfterValidator(_check)]
 """``sqlite``, or the URLs of a NATS server or cluster, separated by commas."""
+
+
+ALL_SHARDS = "all"
+
+
+def parse_shards(text: str) -> tuple[int, ...]:
+    """Return the shards that a text like ``0,2`` names, in order; none for ``all``."""
+    if text == ALL_SHARDS:
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) < MAX_SHARDS for part in parts):
+        raise ValueError(
+            f"is not {ALL_SHARDS}, nor numbers from 0 to {MAX_SHARDS - 1} with commas between"
+        )
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def _check_shards(text: str) -> str:
+    parse_shards(text)
+    return text
+
+
+ShardNumbers = Annotated[str, AfterValidator(_check_shards)]
+"""``all``, or numbers of shards, separated by commas."""

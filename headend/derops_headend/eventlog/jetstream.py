@@ -7,77 +7,52 @@ entries keep their order. What makes an acknowledgement durable is the server's 
 
 import asyncio
 import hashlib
+import json
 import secrets
-import ssl
 import threading
 import zlib
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import nats
 import nats.errors
 import structlog
 from google.protobuf.message import DecodeError
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, RawStreamMsg, StorageType, StreamConfig, StreamInfo
-from nats.js.errors import APIError, BadRequestError, NotFoundError
+from nats.js.errors import APIError, NotFoundError
 
-from derops.errors import DeropsError, LogDamagedError
+from derops.errors import LogDamagedError
 from derops.wire.v1 import log_pb2
+from derops_headend.eventlog import metrics
 from derops_headend.eventlog.packing import encode, pack
+from derops_headend.eventlog.streams import (
+    TIMEOUT_SECONDS,
+    JetStreamSettings,
+    connect,
+    make_stream,
+    read_facts,
+    shard_of,
+)
 from derops_headend.ports import (
+    MAX_READ_RECORDS,
     LogFullError,
     LogMissingError,
     LogUnavailableError,
     StoredRecord,
 )
 
-OLDEST_SERVER = (2, 10, 23)
-"""Earlier ones could lose a whole stream in a crash."""
+__all__ = ["JetStreamEventLog", "JetStreamLogReader", "JetStreamSettings"]
 
 DUPLICATE_WINDOW_SECONDS = 600
 MAX_READ_BYTES = 1024 * 1024
 _CHECKSUM = "Derops-Crc32"
 _STREAM_FULL = 10077
 _FILL_SECONDS = 0.5
-_TIMEOUT_SECONDS = 2.0
 _READ_AHEAD = 16
 
 Answer = TypeVar("Answer")
-
-
-class LogMismatchError(DeropsError):
-    """The streams are not what the settings say, or the server is too old."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JetStreamSettings:
-    """Where the streams are.
-
-    Attributes:
-        url: ``nats://host:port`` or ``tls://host:port``; several separated by commas.
-        prefix: The stream of shard 0 is called ``<prefix>_0``.
-        credentials_file: A NATS credentials file (JWT and seed).
-        ca_file: The CA of the server.
-    """
-
-    url: str
-    prefix: str = "DEROPS_LOG"
-    credentials_file: Path | None = None
-    ca_file: Path | None = None
-
-    def stream(self, shard: int) -> str:
-        """Return the name of a shard's stream."""
-        return f"{self.prefix}_{shard}"
-
-
-def shard_of(asset_uid: str, shards: int) -> int:
-    """Return the shard of an asset: the same in every gateway and version."""
-    return zlib.crc32(asset_uid.encode()) % shards
 
 
 class JetStreamEventLog:
@@ -87,11 +62,12 @@ class JetStreamEventLog:
         self, connection: Client, settings: JetStreamSettings, shards: int, max_bytes: int
     ) -> None:
         self._connection = connection
-        self._stream: JetStreamContext = connection.jetstream(timeout=_TIMEOUT_SECONDS)
+        self._stream: JetStreamContext = connection.jetstream(timeout=TIMEOUT_SECONDS)
         self._settings, self._shards, self._max_bytes = settings, shards, max_bytes
         self._boot_id = secrets.token_hex(8)
         self._appending = asyncio.Lock()
         self._attempted: set[str] = set()
+        self._highest: dict[str, int] = {}
         self._fill = 0.0
         self._polling = asyncio.create_task(self._poll_fill())
         self._log = structlog.get_logger("log")
@@ -119,8 +95,9 @@ class JetStreamEventLog:
         Raises:
             LogUnavailableError: The server is away.
             LogMismatchError: It is too old, or the streams were made with other shards.
+            SchemaTooNewError: A newer gateway made the streams.
         """
-        connection = await _connect(settings)
+        connection = await connect(settings)
         try:
             config = StreamConfig(
                 storage=StorageType.FILE,
@@ -130,7 +107,7 @@ class JetStreamEventLog:
                 num_replicas=replicas,
             )
             for shard in range(shards):
-                await _make_stream(connection, settings.stream(shard), shards, config)
+                await make_stream(connection, settings.stream(shard), shards, config)
         except BaseException:
             await connection.close()
             raise
@@ -191,7 +168,7 @@ class JetStreamEventLog:
         headers = {"Nats-Msg-Id": message_id, _CHECKSUM: str(zlib.crc32(body))}
         try:
             answer = await self._stream.publish(
-                name, body, timeout=_TIMEOUT_SECONDS, stream=name, headers=headers
+                name, body, timeout=TIMEOUT_SECONDS, stream=name, headers=headers
             )
         except APIError as error:
             if error.err_code == _STREAM_FULL:
@@ -202,6 +179,16 @@ class JetStreamEventLog:
         if answer.duplicate and first_attempt:
             self._log.error("log.duplicate_id", stream=name, sequence=answer.seq)
             raise LogUnavailableError(f"stream {name} calls a new message a duplicate")
+        if not answer.duplicate:
+            self._note_place(name, answer.seq)
+
+    def _note_place(self, name: str, sequence: int) -> None:
+        """Alarm where a number that was acknowledged is given again: its record is gone."""
+        highest = self._highest.get(name, 0)
+        if sequence <= highest:
+            metrics.LOG_WENT_BACK.inc()
+            self._log.error("log.went_back", stream=name, acknowledged=highest, last=sequence - 1)
+        self._highest[name] = sequence
 
     async def _poll_fill(self) -> None:
         while self._max_bytes:
@@ -223,6 +210,8 @@ class JetStreamLogReader:
         Raises:
             LogMissingError: No gateway has made the stream yet.
             LogUnavailableError: The server is away.
+            LogMismatchError: It is too old, or the stream is not ours.
+            SchemaTooNewError: A newer gateway made the stream.
         """
         self._name = settings.stream(shard)
         self._loop = asyncio.new_event_loop()
@@ -230,11 +219,14 @@ class JetStreamLogReader:
             target=self._loop.run_forever, name=f"log-{shard}", daemon=True
         )
         self._thread.start()
-        self._connection: Client | None = None
         try:
-            self._connection = self._run(_connect(settings))
-            self._stream: JetStreamContext = self._connection.jetstream(timeout=_TIMEOUT_SECONDS)
-            self._log_id = (self._info().config.metadata or {}).get("log_id", "")
+            self._connection: Client = self._run(connect(settings))
+        except BaseException:
+            self._end_loop()
+            raise
+        try:
+            self._stream: JetStreamContext = self._connection.jetstream(timeout=TIMEOUT_SECONDS)
+            self._log_id = read_facts(self._info().config).log_id
         except BaseException:
             self.close()
             raise
@@ -249,31 +241,35 @@ class JetStreamLogReader:
         state = self._info().state
         return max(1, state.first_seq), state.last_seq
 
-    def read(self, after: int, limit: int = 256) -> list[StoredRecord]:
+    def read(self, after: int, limit: int = MAX_READ_RECORDS) -> list[StoredRecord]:
         """Return up to ``limit`` records after an offset, about 1 MiB at most.
 
         Raises:
-            LogDamagedError: The next record does not match its checksum.
+            LogDamagedError: The next record cannot be read, or does not match its checksum.
             LogUnavailableError: The server is away.
         """
         first, last = self.bounds()
-        offsets = range(max(after + 1, first), min(last, after + limit) + 1)
+        after = max(after, first - 1)
         found: list[StoredRecord] = []
         size = 0
-        for start in range(0, len(offsets), _READ_AHEAD):
-            for message in self._run(self._fetch(offsets[start : start + _READ_AHEAD])):
-                if message is None:
-                    continue  # trimmed meanwhile, or deleted: the writer sees the hole
-                try:
-                    found.append(self._decode(message))
-                except LogDamagedError:
-                    if found:
-                        return found
+        while after < last and len(found) < limit and size < MAX_READ_BYTES:
+            through = min(last, after + min(_READ_AHEAD, limit - len(found)))
+            messages = self._run(self._fetch(range(after + 1, through + 1)))
+            try:
+                for offset, message in messages:
+                    found.append(self._decode(offset, message))
+                    size += len(message.data or b"") if message else 0
+            except LogDamagedError:
+                if not found:
                     raise
-                size += len(message.data or b"")
-            if size >= MAX_READ_BYTES:
                 break
+            after = through
         return found
+
+    def raw(self, offset: int) -> bytes:
+        """Return the bytes of one record, unchecked; none where they cannot be read."""
+        message = self._run(self._fetch_one(offset))
+        return (message and message.data) or b""
 
     def trim(self, through: int) -> None:
         """Forget the records up to an offset."""
@@ -281,8 +277,10 @@ class JetStreamLogReader:
 
     def close(self) -> None:
         """Leave the server."""
-        if self._connection is not None:
-            self._run(self._connection.close())
+        self._run(self._connection.close())
+        self._end_loop()
+
+    def _end_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -290,14 +288,38 @@ class JetStreamLogReader:
     def _info(self) -> StreamInfo:
         return self._run(self._guard(self._stream.stream_info(self._name)))
 
-    async def _fetch(self, offsets: Sequence[int]) -> list[RawStreamMsg | None]:
-        return await asyncio.gather(*(self._fetch_one(offset) for offset in offsets))
+    async def _fetch(self, offsets: Sequence[int]) -> list[tuple[int, RawStreamMsg | None]]:
+        """Return the messages that are, or should be, there: None is one that cannot be read."""
+        messages = await asyncio.gather(*map(self._fetch_one, offsets))
+        found = list(zip(offsets, messages, strict=True))
+        if None in messages:
+            # The server says the same of a message that was removed and of one that is damaged.
+            first, removed = await self._guard(self._find_removed())
+            found = [
+                (offset, message)
+                for offset, message in found
+                if message or (offset >= first and offset not in removed)
+            ]
+        return found
 
     async def _fetch_one(self, offset: int) -> RawStreamMsg | None:
         try:
             return await self._guard(self._stream.get_msg(self._name, seq=offset))
         except LogMissingError:
             return None
+
+    async def _find_removed(self) -> tuple[int, frozenset[int]]:
+        """Return the first offset of the stream, and those after it that were removed."""
+        answer = await self._connection.request(
+            f"$JS.API.STREAM.INFO.{self._name}",
+            b'{"deleted_details": true}',
+            timeout=TIMEOUT_SECONDS,
+        )
+        found = json.loads(answer.data)
+        if "error" in found:
+            APIError.from_error(found["error"])  # raises what fits
+        state = found["state"]
+        return state["first_seq"], frozenset(state.get("deleted") or ())
 
     async def _guard(self, call: Coroutine[Any, Any, Answer]) -> Answer:
         try:
@@ -307,74 +329,13 @@ class JetStreamLogReader:
         except (nats.errors.Error, TimeoutError, OSError) as error:
             raise LogUnavailableError(f"{self._name}: {error or type(error).__name__}") from error
 
-    def _decode(self, message: RawStreamMsg) -> StoredRecord:
-        body, offset = message.data or b"", message.seq or 0
-        if (message.headers or {}).get(_CHECKSUM) == str(zlib.crc32(body)):
+    def _decode(self, offset: int, message: RawStreamMsg | None) -> StoredRecord:
+        body = (message and message.data) or b""
+        headers = (message and message.headers) or {}
+        if headers.get(_CHECKSUM) == str(zlib.crc32(body)):
             with suppress(DecodeError):
                 return StoredRecord(offset, log_pb2.LogRecord.FromString(body))
         raise LogDamagedError(self._name, offset)
 
     def _run(self, call: Coroutine[Any, Any, Answer]) -> Answer:
         return asyncio.run_coroutine_threadsafe(call, self._loop).result()
-
-
-async def _connect(settings: JetStreamSettings) -> Client:
-    options: dict[str, Any] = {}
-    if settings.credentials_file is not None:
-        options["user_credentials"] = str(settings.credentials_file)
-    if settings.ca_file is not None:
-        options["tls"] = ssl.create_default_context(cafile=str(settings.ca_file))
-    try:
-        async with asyncio.timeout(_TIMEOUT_SECONDS):  # it would try for ever, as it does later
-            connection = await nats.connect(
-                servers=settings.url.split(","),
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=0.2,
-                connect_timeout=2,
-                error_cb=_ignore,
-                **options,
-            )
-    except (nats.errors.Error, TimeoutError, OSError) as error:
-        raise LogUnavailableError(f"{settings.url}: {error or type(error).__name__}") from error
-    found = connection.connected_server_version
-    if (found.major, found.minor, found.patch) < OLDEST_SERVER:
-        await connection.close()
-        oldest = ".".join(map(str, OLDEST_SERVER))
-        raise LogMismatchError(
-            f"nats-server is {found.major}.{found.minor}.{found.patch}; "
-            f"before {oldest} it could lose a stream in a crash: upgrade it"
-        )
-    return connection
-
-
-async def _ignore(_: Exception) -> None:
-    """Errors reach whoever made the call; nats-py would log each once more."""
-
-
-async def _make_stream(connection: Client, name: str, shards: int, config: StreamConfig) -> None:
-    stream = connection.jetstream(timeout=_TIMEOUT_SECONDS)
-    config = config.evolve(
-        name=name,
-        subjects=[name],
-        metadata={"log_id": secrets.token_hex(16), "shards": str(shards)},
-    )
-    try:
-        try:
-            info = await stream.stream_info(name)
-        except NotFoundError:
-            with suppress(BadRequestError):  # another gateway was faster
-                await stream.add_stream(config)
-            info = await stream.stream_info(name)
-        made_with = (info.config.metadata or {}).get("shards")
-        if made_with != str(shards):
-            raise LogMismatchError(
-                f"stream {name} was made with {made_with} shards, not {shards}: assets would change"
-                " their shard, and lose their order; keep the number, or use another prefix"
-            )
-        kept = info.config
-        if (kept.max_bytes, kept.discard, kept.num_replicas) != (
-            config.max_bytes, config.discard, config.num_replicas
-        ):  # fmt: skip
-            await stream.update_stream(config.evolve(metadata=kept.metadata))
-    except (nats.errors.Error, TimeoutError, OSError) as error:
-        raise LogUnavailableError(f"stream {name}: {error or type(error).__name__}") from error

@@ -16,7 +16,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import structlog
@@ -26,7 +26,7 @@ from derops.errors import LogDamagedError, SchemaTooNewError
 from derops.wire.v1 import log_pb2
 from derops_headend.eventlog import metrics
 from derops_headend.eventlog.packing import encode, pack
-from derops_headend.ports import LogFullError, LogMissingError, StoredRecord
+from derops_headend.ports import MAX_READ_RECORDS, LogFullError, LogMissingError, StoredRecord
 
 SCHEMA_VERSION = 1
 MAX_READ_BYTES = 1024 * 1024
@@ -36,6 +36,7 @@ _DROPPED_SHARE = 50
 """Of the records, one in so many is dropped at a time."""
 
 _BUSY_SECONDS = 30
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _SCHEMA = (
     "CREATE TABLE meta (log_id TEXT NOT NULL) STRICT",
     """CREATE TABLE record (
@@ -102,7 +103,7 @@ class SqliteLogReader:
             first, last = self._connection.execute(query).fetchone()
         return first, last
 
-    def read(self, after: int, limit: int = 256) -> list[StoredRecord]:
+    def read(self, after: int, limit: int = MAX_READ_RECORDS) -> list[StoredRecord]:
         """Return up to ``limit`` records after an offset, about 1 MiB at most.
 
         Raises:
@@ -121,11 +122,23 @@ class SqliteLogReader:
             if not found:
                 raise
         except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            if error.sqlite_errorcode not in _DAMAGED:
                 raise
             if not found:
                 raise LogDamagedError(str(self._path), after + 1) from error
         return found
+
+    def raw(self, offset: int) -> bytes:
+        """Return the bytes of one record, unchecked; none where they cannot be read."""
+        query = "SELECT body FROM record WHERE log_offset = ?"
+        try:
+            with self._lock:
+                row = self._connection.execute(query, (offset,)).fetchone()
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode not in _DAMAGED:
+                raise
+            return b""
+        return bytes(row[0]) if row else b""
 
     def trim(self, through: int) -> None:
         """Forget the oldest records up to an offset, a bounded step of them; the last of all stays.
@@ -209,7 +222,8 @@ class SqliteEventLog(SqliteLogReader):
     def fill(self) -> float:
         """Return the share of the bound that records take; 0 where the oldest are dropped."""
         if not self._drop_oldest and time.monotonic() - self._measured_at > _MEASURE_SECONDS:
-            self._fill = self._measure()
+            with suppress(sqlite3.Error):  # a disk that fails: what is known is as good
+                self._fill = self._measure()
             self._measured_at = time.monotonic()
         return self._fill
 

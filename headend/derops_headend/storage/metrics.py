@@ -27,12 +27,20 @@ PUT_OFF = Counter(
 ROLL_UP_DELAY_SECONDS = Gauge(
     "derops_writer_roll_up_delay_seconds", "Age of the oldest minute that is to be rolled up."
 )
-COMMITTED = Gauge("derops_writer_committed_offset", "Offset up to which all is in the database.")
-BACKLOG = Gauge("derops_writer_backlog_records", "Records of the log that wait for the database.")
-DELAY_SECONDS = Gauge(
-    "derops_writer_delay_seconds", "Age of the newest entry of the last round when it was stored."
+COMMITTED = Gauge(
+    "derops_writer_committed_offset", "Offset up to which all is in the database.", ["shard"]
 )
-LOG_DAMAGED = Gauge("derops_writer_log_damaged", "1 while a record does not match its checksum.")
+BACKLOG = Gauge(
+    "derops_writer_backlog_records", "Records of the log that wait for the database.", ["shard"]
+)
+DELAY_SECONDS = Gauge(
+    "derops_writer_delay_seconds",
+    "Age of the newest entry of the last round when it was stored.",
+    ["shard"],
+)
+LOG_DAMAGED = Gauge(
+    "derops_writer_log_damaged", "1 while a record does not match its checksum.", ["shard"]
+)
 ROUND_SECONDS = Histogram(
     "derops_writer_round_seconds",
     "Seconds of one transaction of the writer.",

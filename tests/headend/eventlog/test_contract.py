@@ -84,6 +84,23 @@ async def test_one_read_is_bounded_in_bytes(opened: Opened) -> None:
     assert len(await bodies(reader)) == 48
 
 
+async def test_the_bytes_of_one_record_can_be_had_unchecked(opened: Opened) -> None:
+    log, reader = await opened.log(), await opened.reader()
+    await log.append([entry(b"a")])
+
+    held = log_pb2.LogRecord(entries=[entry(b"a")]).SerializeToString()
+    assert await asyncio.to_thread(reader.raw, 1) == held
+    assert await asyncio.to_thread(reader.raw, 2) == b""
+
+
+async def test_many_small_records_come_in_one_read(opened: Opened) -> None:
+    log, reader = await opened.log(), await opened.reader()
+    for number in range(300):
+        await log.append([entry(b"%d" % number)])
+
+    assert len(await asyncio.to_thread(reader.read, 0)) == 300
+
+
 async def test_a_reader_trims_and_offsets_are_never_used_again(opened: Opened) -> None:
     log, reader = await opened.log(), await opened.reader()
     for name in (b"a", b"b", b"c"):

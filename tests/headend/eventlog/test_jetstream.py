@@ -1,26 +1,26 @@
 """What JetStream adds to the contract: kills of the server, shards, damage, and misuse."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import nats
 import pytest
+from structlog.testing import capture_logs
 from tests.headend.eventlog.engines import MAX_BYTES
 from tests.headend.eventlog.test_contract import bodies, entry
 from tests.stack.nats import NatsServer
 
-from derops.errors import LogDamagedError
+from derops.errors import LogDamagedError, SchemaTooNewError
 from derops.wire.v1 import dispatch_pb2, log_pb2
-from derops_headend.eventlog import jetstream
+from derops_headend.eventlog import metrics, streams
 from derops_headend.eventlog.jetstream import (
     JetStreamEventLog,
     JetStreamLogReader,
     JetStreamSettings,
-    LogMismatchError,
-    shard_of,
 )
-from derops_headend.ports import LogUnavailableError
+from derops_headend.eventlog.streams import count_shards, shard_of
+from derops_headend.ports import LogMismatchError, LogMissingError, LogUnavailableError
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ async def test_another_number_of_shards_is_refused(nats_server: NatsServer) -> N
 async def test_an_old_server_is_refused(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jetstream, "OLDEST_SERVER", (99, 0, 0))
+    monkeypatch.setattr(streams, "OLDEST_SERVER", (99, 0, 0))
 
     with pytest.raises(LogMismatchError, match="upgrade it"):
         await JetStreamEventLog.open(
@@ -150,3 +150,130 @@ async def test_a_first_attempt_that_is_called_a_duplicate_is_not_believed(
     with pytest.raises(LogUnavailableError, match="duplicate"):
         await log.append([entry(b"a")])
     await log.close()
+
+
+async def remove(where: JetStreamSettings, offsets: Iterable[int]) -> None:
+    """Remove records as the documentation of old repairs said, or as a person may."""
+    connection = await nats.connect(where.url)
+    for offset in offsets:
+        await connection.jetstream().delete_msg(where.stream(0), offset)
+    await connection.close()
+
+
+async def test_removed_records_are_passed_over_however_many(nats_server: NatsServer) -> None:
+    where = JetStreamSettings(url=nats_server.url, prefix="REMOVED")
+    log = await JetStreamEventLog.open(where, shards=1, max_bytes=MAX_BYTES)
+    for number in range(1, 51):
+        await log.append([entry(b"%d" % number)])
+    await remove(where, range(2, 49))
+
+    reader = await asyncio.to_thread(JetStreamLogReader, where)
+    assert [r.offset for r in await asyncio.to_thread(reader.read, 0)] == [1, 49, 50]
+    assert [r.offset for r in await asyncio.to_thread(reader.read, 1, 1)] == [49]
+    reader.close()
+    await log.close()
+
+
+def overwrite(server: NatsServer, block: str, body: bytes) -> None:
+    """Damage the bytes of a message in a file of the server."""
+    (path,) = server.directory.rglob(block)
+    held = path.read_bytes()
+    with path.open("r+b") as file:
+        file.seek(held.index(body) + len(body) // 2)
+        file.write(b"#")
+
+
+async def test_a_record_that_the_server_cannot_read_is_damaged_and_not_missing(
+    own_server: NatsServer,
+) -> None:
+    where = JetStreamSettings(url=own_server.url)
+    log = await JetStreamEventLog.open(where, shards=1, max_bytes=MAX_BYTES)
+    for number in range(50):  # more than one file of the server's
+        await log.append([entry(b"%02d-" % number * 80_000)])
+    await asyncio.to_thread(own_server.process.terminate)
+    overwrite(own_server, "1.blk", b"07-" * 80_000)
+    await asyncio.to_thread(own_server.start)
+
+    reader = await asyncio.to_thread(JetStreamLogReader, where)
+    assert [r.offset for r in await asyncio.to_thread(reader.read, 5)] == [6, 7]
+    with pytest.raises(LogDamagedError, match="record 8") as caught:
+        await asyncio.to_thread(reader.read, 7)
+    assert caught.value.offset == 8
+    assert await asyncio.to_thread(reader.raw, 8) == b""
+    assert (await asyncio.to_thread(reader.read, 8))[0].offset == 9
+    reader.close()
+    await log.close()
+
+
+async def test_numbers_that_the_server_gives_again_are_an_alarm(own_server: NatsServer) -> None:
+    where = JetStreamSettings(url=own_server.url)
+    log = await JetStreamEventLog.open(where, shards=1, max_bytes=MAX_BYTES)
+    for number in range(20):
+        await log.append([entry(b"%02d-" % number * 100)])
+    before = metrics.LOG_WENT_BACK._value.get()
+    await asyncio.to_thread(own_server.process.kill)
+    overwrite(own_server, "1.blk", b"07-" * 100)
+    await asyncio.to_thread(own_server.start)  # it cuts its file where the damage begins
+
+    with capture_logs() as events:
+        await append_patiently(log, b"next")
+        await append_patiently(log, b"after")
+
+    assert metrics.LOG_WENT_BACK._value.get() == before + 1
+    (alarm,) = [event for event in events if event["event"] == "log.went_back"]
+    assert (alarm["acknowledged"], alarm["last"]) == (20, 7)
+    await log.close()
+
+
+async def append_patiently(log: JetStreamEventLog, body: bytes) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                await log.append([entry(body)])
+                return
+            except LogUnavailableError:
+                await asyncio.sleep(0.05)
+
+
+async def test_the_number_of_shards_is_read_from_the_log(nats_server: NatsServer) -> None:
+    where = JetStreamSettings(url=nats_server.url, prefix="COUNTED")
+    with pytest.raises(LogMissingError):
+        await asyncio.to_thread(count_shards, where)
+    await (await JetStreamEventLog.open(where, shards=3, max_bytes=MAX_BYTES)).close()
+
+    assert await asyncio.to_thread(count_shards, where) == 3
+
+
+@pytest.mark.parametrize(
+    ("metadata", "error"),
+    [
+        ({"log_id": "x", "shards": "1", "format": "2"}, SchemaTooNewError),
+        ({}, LogMismatchError),
+    ],
+    ids=["of a newer program", "not ours"],
+)
+async def test_a_stream_that_would_be_misread_is_refused_by_all(
+    nats_server: NatsServer, metadata: dict[str, str], error: type[Exception]
+) -> None:
+    where = JetStreamSettings(url=nats_server.url, prefix=f"FOREIGN{len(metadata)}")
+    connection = await nats.connect(nats_server.url)
+    await connection.jetstream().add_stream(
+        name=where.stream(0), subjects=[where.stream(0)], metadata=metadata
+    )
+    await connection.close()
+
+    with pytest.raises(error, match=where.stream(0)):
+        await JetStreamEventLog.open(where, shards=1, max_bytes=MAX_BYTES)
+    with pytest.raises(error, match=where.stream(0)):
+        await asyncio.to_thread(JetStreamLogReader, where)
+    with pytest.raises(error, match=where.stream(0)):
+        await asyncio.to_thread(count_shards, where)
+
+
+async def test_a_stream_that_the_server_has_no_room_for_is_said_so(
+    nats_server: NatsServer,
+) -> None:
+    where = JetStreamSettings(url=nats_server.url, prefix="GREAT")
+
+    with pytest.raises(LogUnavailableError, match="insufficient storage"):
+        await JetStreamEventLog.open(where, shards=1, max_bytes=2**60)
