@@ -2,15 +2,18 @@
 
 import asyncio
 import os
+import resource
 import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
+from tests.headend.eventlog.appender import FAILED
 
 from derops.errors import LogDamagedError, SchemaTooNewError
 from derops.wire.v1 import log_pb2
@@ -55,6 +58,20 @@ def small_disk(place: Path, *, megabytes: int) -> Iterator[Path]:
         yield place
     finally:
         subprocess.run(["umount", "--lazy", place], check=True)
+
+
+@contextmanager
+def appender(path: Path, **environment: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run an appender and end it, whatever happens."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.headend.eventlog.appender", str(path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(["headend", "."])} | environment,
+        stdout=subprocess.PIPE,
+    ) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
 
 
 def damage(path: Path, statement: str) -> None:
@@ -147,17 +164,11 @@ async def test_the_file_is_set_up_for_durable_large_records(
 def test_what_was_acknowledged_outlives_kill_9(path: Path) -> None:
     acknowledged: list[bytes] = []
     for _ in range(4):
-        appender = subprocess.Popen(
-            [sys.executable, "-m", "tests.headend.eventlog.appender", str(path)],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(["headend", "."])},
-            stdout=subprocess.PIPE,
-        )
-        assert appender.stdout is not None
-        with appender.stdout as output:
-            lines = [output.readline() for _ in range(150)]
-            appender.send_signal(signal.SIGKILL)
-            lines += output.readlines()
-        appender.wait()
+        with appender(path) as running:
+            assert running.stdout is not None
+            lines = [running.stdout.readline() for _ in range(150)]
+            running.send_signal(signal.SIGKILL)
+            lines += running.stdout.readlines()
         # The last line may be torn by the kill.
         acknowledged += [line.strip() for line in lines if line.endswith(b"\n")]
 
@@ -244,3 +255,106 @@ async def test_a_full_disk_refuses_and_is_got_over(tmp_path: Path) -> None:
 
         assert int(bodies(log)[-1]) == taken
         log.close()
+
+
+async def test_a_disk_that_fails_a_write_is_got_over(log: SqliteEventLog, path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    taken = 0
+
+    async def append_until_it_fails() -> None:
+        nonlocal taken
+        while True:
+            await log.append([entry(b"%04d" % taken + bytes(MAX_RECORD_BYTES))])
+            taken += 1
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4 * 1024 * 1024, hard))
+    try:
+        with pytest.raises(sqlite3.OperationalError, match="disk I/O error"):
+            await append_until_it_fails()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    await log.append([entry(b"%04d" % taken)])
+
+    assert [int(body[:4]) for body in bodies(log)] == list(range(taken + 1))
+
+
+def read_until(output: IO[bytes], wanted: Callable[[bytes], bool], count: int) -> list[bytes]:
+    """Return the lines up to the ``count``-th that is wanted."""
+    lines: list[bytes] = []
+    while sum(map(wanted, lines)) < count:
+        line = output.readline()
+        assert line, "the appender ended"
+        lines.append(line)
+    return lines
+
+
+def test_a_failed_fsync_is_never_acknowledged_and_got_over(tmp_path: Path) -> None:
+    library, sign, path = tmp_path / "failing.so", tmp_path / "fail", tmp_path / "events.db"
+    source = Path(__file__).with_name("failing_fsync.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    preload = {"LD_PRELOAD": str(library), "FAIL_FSYNC": str(sign)}
+    with appender(path, **preload) as running:
+        assert running.stdout is not None
+        lines = read_until(running.stdout, lambda line: line != FAILED, 100)
+        sign.touch()
+        read_until(running.stdout, lambda line: line == FAILED, 1)
+        failing = read_until(running.stdout, lambda line: line == FAILED, 100)
+        sign.unlink()
+        lines += read_until(running.stdout, lambda line: line != FAILED, 100)
+        running.send_signal(signal.SIGKILL)
+
+    assert set(failing) == {FAILED}
+    log = SqliteEventLog(path)
+    held = bodies(log)
+    log.close()
+    assert {line.strip() for line in lines} - {FAILED.strip()} <= set(held)
+    assert len(held) == len(set(held))
+
+
+async def test_the_share_that_is_taken_is_known_while_the_disk_fails(log: SqliteEventLog) -> None:
+    known = log.fill()
+    log._measured_at = 0
+    log._connection.close()
+
+    assert log.fill() == known
+
+
+async def test_a_log_from_before_space_was_given_back_is_accepted(path: Path) -> None:
+    connection = sqlite3.connect(path, isolation_level=None)
+    for statement in (
+        "PRAGMA auto_vacuum = NONE",
+        "PRAGMA journal_mode = WAL",
+        "CREATE TABLE meta (log_id TEXT NOT NULL) STRICT",
+        "CREATE TABLE record (log_offset INTEGER PRIMARY KEY, checksum INTEGER NOT NULL, "
+        "body BLOB NOT NULL) STRICT",
+        "INSERT INTO meta VALUES ('old')",
+        "PRAGMA user_version = 1",
+    ):
+        connection.execute(statement)
+    connection.close()
+
+    log = SqliteEventLog(path)
+    await log.append([entry(b"a")])
+    await log.append([entry(b"b")])
+    log.trim(1)
+
+    assert (log.log_id, bodies(log)) == ("old", [b"b"])
+    log.close()
+
+
+async def test_a_backlog_leaves_no_great_wal_behind(log: SqliteEventLog, path: Path) -> None:
+    # A reader in the middle of the log keeps the WAL from being used again.
+    reader = sqlite3.connect(path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM record").fetchone()
+    wal = path.with_name("events.db-wal")
+    for _ in range(400):
+        await log.append([entry(bytes(MAX_RECORD_BYTES))])
+    assert wal.stat().st_size > 90 * 1024 * 1024
+    reader.close()
+
+    for _ in range(200):
+        await log.append([entry(bytes(MAX_RECORD_BYTES))])
+
+    assert wal.stat().st_size <= 64 * 1024 * 1024
