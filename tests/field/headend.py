@@ -139,6 +139,10 @@ class FieldHeadend:
     def start(self, part: str) -> None:
         """Start a part that ended, and wait until it listens."""
         self.parts[part].start()
+        self.wait_live(part)
+
+    def wait_live(self, part: str) -> None:
+        """Wait until a part listens."""
         self.parts[part].wait_until(http_ok(self._url(part, "livez")))
 
     def wait_ready(self, part: str) -> None:
