@@ -10,7 +10,10 @@ from tests.faults.running import Report, run
 from tests.stack.nats import NatsServer
 from tests.stack.postgres import PostgresServer
 
+pytestmark = pytest.mark.timeout(400)  # they start some twenty processes one after the other
+
 LONG_SET_ONLY = (
+    "gateway killed",
     "gateway stopped and continued",
     "writer killed",
     "writer stopped and continued",
