@@ -34,6 +34,9 @@ class PlayedLog:
             if offset >= self._first
         ]
 
+    def raw(self, offset: int) -> bytes:
+        raise NotImplementedError
+
     def trim(self, through: int) -> None:
         raise NotImplementedError
 
