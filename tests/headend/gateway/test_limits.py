@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -51,12 +51,19 @@ class RawConnection:
         self.writer.write(self.http.data_to_send())
         await self.writer.drain()
 
+    async def _read(self) -> bytes:
+        try:
+            return await self.reader.read(65536)
+        except ConnectionError:
+            return b""
+
     async def events(self) -> AsyncIterator[h2.events.Event]:
         """Yield what the server says, and answer SETTINGS, until it closes."""
-        while data := await self.reader.read(65536):
+        while data := await self._read():
             for event in self.http.receive_data(data):
                 yield event
-            await self.flush()
+            with suppress(ConnectionError):  # closed meanwhile: the next read says so
+                await self.flush()
 
     async def trailers(self) -> dict[str, str]:
         """Return the headers in which gRPC says how a call ended."""
