@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Protocol
 
+from derops_agent.control.execution import Moment
+
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _TIME_ERROR = 5  # what adjtimex(2) returns while the kernel's clock is not synchronised
 
@@ -55,3 +57,8 @@ class SystemClock:
         state = ctypes.create_string_buffer(512)  # struct timex, modes = 0: read only
         answer: int = ctypes.CDLL(None).adjtimex(state)
         return 0 <= answer < _TIME_ERROR
+
+
+def moment(clock: Clock) -> Moment:
+    """Return what both clocks say now."""
+    return Moment(wall_us=clock.now_us(), monotonic_us=clock.monotonic_us())

@@ -7,31 +7,29 @@ intent on the disk, device, outcome on the disk, report.
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import structlog
 
-from derops.errors import DeviceError, DeviceRefusedError
+from derops.checks import Refusal
+from derops.errors import DeviceError
 from derops.ids import AssetName
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, dispatch_pb2
-from derops_agent import metrics
-from derops_agent.clock import Clock
+from derops_agent.clock import Clock, moment
 from derops_agent.control import deciding, verifying
 from derops_agent.control.execution import Execution, Moment, Stage
 from derops_agent.control.judging import judge
-from derops_agent.control.site import LocalLimits, Site, bounded, wanted_setpoints
+from derops_agent.control.site import LocalLimits, Site, bounded
 from derops_agent.control.translating import read_asset, read_order
 from derops_agent.device import GuardedDevice
+from derops_agent.holding import Holder
 from derops_agent.journal import Journal, Runner
 from derops_agent.ledger import Alive, Ledger
-from derops_agent.ports import Reading, Setpoints
+from derops_agent.ports import Reading
 
 _ALIVE_EVERY_US = 10 * SECOND_US
-_FIRST_RETRY_US = 250_000
-_APPLY_RETRY_US = 1 * SECOND_US
-_REVERT_RETRY_US = 60 * SECOND_US
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +77,8 @@ class Controller:
         self.journal = Journal(ledger, clock, run, str(name))
         self.revision = ledger.revision
         self._device, self._ledger, self._clock, self._run = device, ledger, clock, run
-        self._settle_us, self._draw = settle_us, draw
+        self._draw = draw
+        self._holder = Holder(device, self.journal, clock)
         self._site = Site(
             capability=device.capability,
             local=local,
@@ -88,13 +87,10 @@ class Controller:
         )
         self._inbox: deque[Event] = deque()
         self._wakeup = asyncio.Event()
-        self._written: Setpoints | None = None
-        self._failed: Setpoints | None = None
-        self._failures = 0
-        self._retry_at_us = 0
         self._resumed = False
         self._failsafe = False
         self._contact_us = clock.monotonic_us()
+        self._sampled_us = clock.monotonic_us()
         self._log = structlog.get_logger("controller").bind(asset=str(name))
 
     @property
@@ -153,15 +149,22 @@ class Controller:
             await self._handle(self._inbox.popleft())
         if not self._resumed and not await self._resume():
             reverting = {u: e for u, e in self.journal.items() if e.stage is Stage.REVERTING}
-            await self._write(reverting)
+            await self._holder.hold(reverting, self._site)
             return
         self._check_contact()
         if self._failsafe:
             await self.journal.commit(deciding.lose_contact(self.journal, self._moment()))
         await self.journal.commit(
-            deciding.advance(self.journal, self._moment(), failsafe=self._failsafe)
+            deciding.advance(
+                self.journal,
+                self._moment(),
+                failsafe=self._failsafe,
+                refuse=self._refuse_start,
+                held_off=self._holder.held_off_us(self._site.asset) > 0,
+            )
         )
-        await self._write(self.journal)
+        await self._holder.look(self.journal, self._site)
+        await self._holder.hold(self.journal, self._site)
         if self.holding and self.journal.idle_us > _ALIVE_EVERY_US:
             await self.journal.save_progress()
 
@@ -208,7 +211,7 @@ class Controller:
                 await self.journal.recall(order.uid)
             known = self.journal.get(order.uid)
             result[order.uid] = (
-                judge(order, self._site, now_us=now.wall_us, draw=self._draw())
+                judge(order, self._look_around(), now_us=now.wall_us, draw=self._draw())
                 if known is None
                 else deciding.order_again(known, order, now)
             )
@@ -221,16 +224,34 @@ class Controller:
         )
 
     async def _observe(self, reading: Reading) -> None:
-        told = {}
-        for uid, before in list(self.journal.items()):
-            seen = verifying.observe(before, reading, self._settle_us)
-            self.journal.set_in_memory(seen)
-            after = verifying.tell_first_verdict(
-                seen, now_us=reading.at_us, settle_us=self._settle_us
-            )
-            if after is not seen:
-                told[uid] = after
-        await self.journal.commit(told)
+        self._sampled_us = self._clock.monotonic_us()
+        self._site = replace(self._site, reading=reading)
+        rule, asset = self._site.rule, self._site.asset
+        for before in list(self.journal.values()):
+            self.journal.set_in_memory(verifying.observe(before, reading, rule))
+        seen = {
+            uid: verifying.tell_first_verdict(execution, now_us=reading.at_us, rule=rule)
+            for uid, execution in self.journal.items()
+        }
+        reserve_percent = asset.min_reserve_percent if asset else None
+        await self.journal.commit(deciding.endure(seen, reading, reserve_percent, self._moment()))
+
+    def _look_around(self) -> Site:
+        """Return the site with what time alone changes."""
+        now = self._moment()
+        held_off_us = self._holder.held_off_us(self._site.asset)
+        return replace(
+            self._site,
+            silent_us=now.monotonic_us - self._sampled_us,
+            next_write_us=now.wall_us + held_off_us if held_off_us else 0,
+        )
+
+    def _refuse_start(self, execution: Execution) -> Refusal | None:
+        planned = execution.planned
+        seconds = (planned.end_us - self._clock.now_us()) / SECOND_US if planned else 0
+        return self._look_around().refuse_start(
+            execution.order.mode, execution.target_watts, seconds
+        )
 
     async def _resume(self) -> bool:
         """Take up what was stored, once the clock can be believed; return whether it is done."""
@@ -248,13 +269,14 @@ class Controller:
                         execution,
                         self._moment(),
                         revert=revert,
-                        held=held,
+                        held=None if held is None else self._site.holds(held, execution),
                         last_alive_us=alive.at_us,
                     )
                     for uid, execution in self.journal.items()
                 }
             )
-        self._resumed, self._written = True, None
+        self._resumed = True
+        self._holder.doubt()
         self.journal.believes_clock = True
         return True
 
@@ -299,71 +321,18 @@ class Controller:
         except DeviceError as error:
             self._log.warning("setpoint.stray_kept", error=str(error))
 
-    async def _write(self, scope: Mapping[str, Execution]) -> None:
-        if self._site.asset is None:
-            return
-        owners = deciding.owners(scope)
-        wanted = wanted_setpoints(owners, self._site.asset.fallback, self._site.local)
-        pending = any(e.stage is Stage.REVERTING for e in scope.values()) or any(
-            e.stage is Stage.APPLYING or e.held_since is None for e in owners.values()
-        )
-        if not pending and wanted == self._written:
-            return
-        if wanted == self._failed and self._clock.monotonic_us() < self._retry_at_us:
-            return
-        try:
-            await self._device.write(wanted)
-        except DeviceError as error:
-            await self._note_failure(scope, wanted, error)
-            return
-        now = self._moment()
-        metrics.DEVICE_WRITES.labels("ok").inc()
-        self._written, self._failed, self._failures = wanted, None, 0
-        after = deciding.written(scope, now, settle_us=self._settle_us)
-        fresh = [e for e in after.values() if e.applied_us == now.wall_us]
-        for execution in fresh:
-            start_us = execution.planned.start_us if execution.planned else now.wall_us
-            metrics.START_LATENESS.observe((now.wall_us - start_us) / SECOND_US)
-        if fresh:
-            after = deciding.read_back(after, await self._device.read_setpoints())
-        await self.journal.commit(after)
-        await self.journal.settle()
-
-    async def _note_failure(
-        self, scope: Mapping[str, Execution], wanted: Setpoints, error: DeviceError
-    ) -> None:
-        refused = isinstance(error, DeviceRefusedError)
-        now = self._moment()
-        reverting = [u for u, e in scope.items() if e.stage is Stage.REVERTING]
-        applying = any(e.stage is Stage.APPLYING for e in scope.values())
-        most_us = _APPLY_RETRY_US if applying else _REVERT_RETRY_US
-        delay_us = min(most_us, _FIRST_RETRY_US * 2 ** min(self._failures, 16))
-        # Whatever was on the device before, nobody knows what is there now.
-        self._written, self._failed = None, wanted
-        self._failures += 1
-        self._retry_at_us = now.monotonic_us + delay_us
-        metrics.DEVICE_WRITES.labels("refused" if refused else "timeout").inc()
-        event = "revert.failed" if reverting else "setpoint.write_failed"
-        if reverting:
-            metrics.REVERT_FAILURES.inc()
-        self._log.warning(
-            event, error=str(error), retry_seconds=delay_us / SECOND_US, dispatch_uids=reverting
-        )
-        await self.journal.commit(
-            deciding.write_failed(scope, now, refused=refused, message=str(error))
-        )
-
     def _delay_seconds(self) -> float:
         """Return how long nothing can be due; short, so that a step of the clock is seen."""
         now = self._moment()
         unfinished = [e for e in self.journal.values() if e.stage is not Stage.DONE]
         wait_us = (1 if unfinished else 30) * SECOND_US
-        due_us = deciding.next_wakeup_us(unfinished, now)
-        if due_us is not None:
-            wait_us = min(wait_us, due_us)
-        if self._failed is not None:
-            wait_us = min(wait_us, self._retry_at_us - now.monotonic_us)
+        for due_us in (
+            deciding.next_wakeup_us(unfinished, now),
+            self._holder.due_in_us(self.journal, self._site.asset),
+        ):
+            if due_us is not None:
+                wait_us = min(wait_us, due_us)
         return max(0.001, wait_us / SECOND_US)
 
     def _moment(self) -> Moment:
-        return Moment(wall_us=self._clock.now_us(), monotonic_us=self._clock.monotonic_us())
+        return moment(self._clock)

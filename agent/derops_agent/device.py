@@ -8,7 +8,7 @@ import structlog
 
 from derops.errors import DeviceError, DeviceTimeoutError
 from derops_agent import metrics
-from derops_agent.ports import Capability, Device, Reading, Setpoints
+from derops_agent.ports import Capability, Device, Reading, Reversion, Setpoints
 
 APPLY_TIMEOUT_SECONDS = 5.0
 SAMPLE_TIMEOUT_SECONDS = 2.0
@@ -29,14 +29,16 @@ class GuardedDevice:
         """What the device can do."""
         return self._device.capability
 
-    async def write(self, setpoints: Setpoints) -> None:
-        """Make the device hold ``setpoints``.
+    async def write(self, setpoints: Setpoints, reversion: Reversion | None = None) -> int | None:
+        """Make the device hold ``setpoints``; return when it reverts by itself, see ``Device``.
 
         Raises:
             DeviceError: It refused, or did not answer in time and may have acted.
         """
         with metrics.WRITE_SECONDS.time():
-            await self._bounded(lambda: self._device.write(setpoints), APPLY_TIMEOUT_SECONDS)
+            return await self._bounded(
+                lambda: self._device.write(setpoints, reversion), APPLY_TIMEOUT_SECONDS
+            )
 
     async def read_setpoints(self) -> Setpoints | None:
         """Return what the device says that it holds; None if it does not say."""

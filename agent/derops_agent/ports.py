@@ -19,6 +19,9 @@ class Capability:
     can_measure: bool
     """Whether ``sample`` contains the active power, so that an effect can be verified."""
 
+    reversion: bool = False
+    """Whether the device has a timer of its own that reverts it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setpoints:
@@ -34,12 +37,26 @@ class Setpoints:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reversion:
+    """What a device shall do by itself once nobody has written to it for a while."""
+
+    after_seconds: int
+    """At least 1."""
+
+    setpoints: Setpoints
+    """What it shall hold then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """One sample of a device."""
 
     at_us: int
     values: dict[int, float]
     """Keyed by the numbers of ``agent_pb2.Quantity``; an absent key was not measured."""
+
+    local_control: bool = False
+    """Whether somebody on site has switched the device to local control."""
 
 
 class Device(Protocol):
@@ -54,8 +71,17 @@ class Device(Protocol):
         """What the device can do; fixed once it is open."""
         ...
 
-    async def write(self, setpoints: Setpoints) -> None:
-        """Make the device hold ``setpoints``, all of them; writing the same again is harmless."""
+    async def write(self, setpoints: Setpoints, reversion: Reversion | None = None) -> int | None:
+        """Make the device hold ``setpoints``, all of them; writing the same again is harmless.
+
+        Args:
+            setpoints: What it shall hold.
+            reversion: What it shall do if it is not written to again; None = nothing.
+
+        Returns:
+            After how many seconds it reverts by itself, at most ``reversion.after_seconds``; None
+            if nothing in the device is armed.
+        """
         ...
 
     async def read_setpoints(self) -> Setpoints:

@@ -1,4 +1,4 @@
-"""Sampling: into the outbox at the asset's interval, to the controller while a setpoint holds."""
+"""Sampling: into the outbox and to the controller, more often while a setpoint holds."""
 
 import asyncio
 import random
@@ -32,5 +32,4 @@ async def sample_for_ever(
         if wanted:
             outbox.add(reading)
             stored_us = clock.monotonic_us()
-        if controller.holding:
-            controller.take(reading)
+        controller.take(reading)

@@ -82,3 +82,49 @@ def check_dispatch(
             ),
         )
     return None
+
+
+def check_energy(
+    *,
+    watts: int,
+    duration_seconds: float,
+    capacity_watt_hours: int,
+    reserve_percent: int = 0,
+    state_of_charge_percent: float | None = None,
+) -> Refusal | None:
+    """Check whether a battery has the energy, or the room, for a setpoint held for its window.
+
+    Losses are not counted: what is refused here is impossible, what is allowed may still fall
+    short, which verification finds.
+
+    Args:
+        watts: Signed; positive is injection, which empties the battery.
+        duration_seconds: For how long.
+        capacity_watt_hours: Of the battery; 0 = no storage, nothing to check.
+        reserve_percent: What must stay in it, as a share of the capacity.
+        state_of_charge_percent: What is in it now; None = as good as it can be.
+    """
+    if capacity_watt_hours <= 0 or watts == 0:
+        return None
+    discharging = watts > 0
+    charge = state_of_charge_percent
+    if charge is None:
+        charge = 100.0 if discharging else 0.0
+    usable_percent = charge - reserve_percent if discharging else 100.0 - charge
+    usable_watt_hours = max(0.0, usable_percent) / 100 * capacity_watt_hours
+    needed_watt_hours = abs(watts) * duration_seconds / 3600
+    if needed_watt_hours <= usable_watt_hours:
+        return None
+    source = (
+        f"{usable_watt_hours:.0f} Wh above the reserve of {reserve_percent} %"
+        if discharging
+        else f"room for {usable_watt_hours:.0f} Wh"
+    )
+    at = "" if state_of_charge_percent is None else f" at {state_of_charge_percent:.1f} %"
+    return Refusal(
+        reason=Reason.INSUFFICIENT_ENERGY,
+        message=(
+            f"{abs(watts)} W for {duration_seconds:.0f} s are {needed_watt_hours:.0f} Wh; the "
+            f"battery of {capacity_watt_hours} Wh{at} has {source}"
+        ),
+    )

@@ -16,6 +16,10 @@ _OPTIONAL = (
     "max_ramp_watts_per_second",
     "min_reserve_percent",
     "min_seconds_between_writes",
+    "verification_tolerance_watts",
+    "verification_tolerance_percent",
+    "verification_settle_seconds",
+    "verification_samples",
 )
 
 

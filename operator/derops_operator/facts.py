@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from derops.checks import MODES_BY_TYPE
 from derops.lifecycle import Phase
-from derops.resources.derassets import DERAssetSpec
+from derops.resources.derassets import DERAssetSpec, Verification
 from derops.resources.dispatches import DispatchSpec
 from derops.schedules import SECOND_US, accept_by_us
 from derops_operator.certificates import Csr, Issued, read_csr, read_issued
@@ -80,6 +80,10 @@ class Asset:
     max_ramp_watts_per_second: int | None
     min_reserve_percent: int | None
     min_seconds_between_writes: int | None
+    verification_tolerance_watts: int | None
+    verification_tolerance_percent: int | None
+    verification_settle_seconds: int | None
+    verification_samples: int | None
     on_exceed: str
     fallback_active_power_watts: int | None
     fallback_max_generation_watts: int | None
@@ -218,6 +222,7 @@ def read_asset(manifest: Mapping[str, Any]) -> Asset:
     """
     spec = DERAssetSpec.model_validate(manifest["spec"])
     ratings, limits, fallback = spec.ratings, spec.limits, spec.fallback
+    verification = spec.verification or Verification()
     return Asset(
         meta=read_meta(manifest),
         type=spec.type,
@@ -230,6 +235,10 @@ def read_asset(manifest: Mapping[str, Any]) -> Asset:
         max_ramp_watts_per_second=limits.max_ramp_watts_per_second,
         min_reserve_percent=limits.min_reserve_percent,
         min_seconds_between_writes=limits.min_seconds_between_writes,
+        verification_tolerance_watts=verification.tolerance_watts,
+        verification_tolerance_percent=verification.tolerance_percent,
+        verification_settle_seconds=verification.settle_seconds,
+        verification_samples=verification.samples,
         on_exceed=limits.on_exceed,
         fallback_active_power_watts=fallback.active_power_watts,
         fallback_max_generation_watts=fallback.max_generation_watts,

@@ -12,7 +12,7 @@ from derops_agent.control.site import LocalLimits
 from derops_agent.controller import Acknowledged, Controller, Snapshot
 from derops_agent.device import GuardedDevice
 from derops_agent.ledger import Ledger
-from derops_agent.ports import Capability, Reading, Setpoints
+from derops_agent.ports import Capability, Reading, Reversion, Setpoints
 
 T0 = 1_800_000_000_000_000
 S = 1_000_000
@@ -58,16 +58,23 @@ class FakeDevice:
     fail: str = ""
     refusal: str = "not now"
     power_watts: float = 0.0
+    timer_seconds: int | None = None
+    reversions: list[Reversion | None] = field(default_factory=list)
 
-    async def write(self, setpoints: Setpoints) -> None:
+    async def write(self, setpoints: Setpoints, reversion: Reversion | None = None) -> int | None:
         if self.fail == "timeout":
             raise DeviceTimeoutError("no answer")
         if self.fail == "refuse" and setpoints.active_power_watts:
             raise DeviceRefusedError(self.refusal)
-        self.held = setpoints
+        if self.fail != "ignore":
+            self.held = setpoints
         self.writes.append(setpoints)
+        self.reversions.append(reversion)
         if self.fail == "acted":
             raise DeviceTimeoutError("the answer was lost")
+        if reversion is None or self.timer_seconds is None:
+            return None
+        return min(reversion.after_seconds, self.timer_seconds)
 
     async def read_setpoints(self) -> Setpoints:
         if self.fail == "timeout":
@@ -179,6 +186,8 @@ class Agent:
             part = min(step or seconds, seconds - passed)
             self.clock.pass_seconds(part)
             passed += part
+            if self.device.fail != "timeout":
+                self.controller.take(Reading(at_us=self.clock.wall_us, values={}))
             await self.controller.turn()
 
     async def sampled(self, watts: float, seconds: int) -> None:

@@ -88,6 +88,9 @@ class Effect:
     good_us: int = 0
     """Of ``judged_us``, the part within tolerance."""
 
+    in_a_row: int = 0
+    """How many of the last samples were within tolerance, or, below 0, were not."""
+
     delivered_watt_hours: float | None = None
     told: str = ""
     """The verdict that was reported while the window was open; empty = none yet."""
@@ -114,6 +117,9 @@ class Execution:
     """What is written: the ordered value within the limits."""
 
     clamped_by: str = ""
+    arrived_us: int = 0
+    """When the whole of it was written; later than ``applied_us`` by a ramp, 0 before."""
+
     held_since: Moment | None = None
     """Start of the interval in which the device holds it; None = it does not."""
 
@@ -121,9 +127,27 @@ class Execution:
     active_us: int = 0
     """Sum of the earlier intervals."""
 
+    bridged_us: int = 0
+    """How long past its end its value stays, because the next window is about to begin."""
+
+    let_go_monotonic_us: int = 0
+    """When the first write after its end succeeded; 0 before."""
+
+    guard: str = "AgentTimer"
+    """What ends it if the agent dies: AgentTimer = only a restart of it, or DeviceTimer."""
+
+    confirmed: Moment | None = None
+    """When the device last said that it holds it."""
+
+    losses: int = 0
+    """How often the device said that it holds something else, since it was applied."""
+
     interruptions: int = 0
     last_error: str = ""
-    """Why the last write of this process failed: DeviceOffline or DeviceWriteFailed."""
+    """Why it is not on the device yet: the reason that it fails with at its start deadline."""
+
+    last_message: str = ""
+    """The same in words."""
 
     evidence: str = ""
     verified: str = "Unknown"
@@ -172,5 +196,6 @@ class Execution:
         return replace(
             self,
             held_since=held and Moment(wall_us=held.wall_us, monotonic_us=held.wall_us + ahead_us),
+            confirmed=None,
             ends_monotonic_us=self.planned.end_us + ahead_us if self.planned else 0,
         )

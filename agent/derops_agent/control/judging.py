@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 
 from derops.checks import MODES_BY_TYPE, Envelope, Refusal, check_dispatch
 from derops.lifecycle import Phase, Reason
-from derops.schedules import SECOND_US, accept_by_us, plan_window
+from derops.schedules import SECOND_US, Window, accept_by_us, plan_window
 from derops_agent.control.execution import Execution, Order, Stage
 from derops_agent.control.site import Asset, LocalLimits, Site
 
 _MAX_DURATION_SECONDS = 604_800
+_SOON_US = 60 * SECOND_US  # until then the state of a device says something about the start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,13 +28,18 @@ def judge(order: Order, site: Site, *, now_us: int, draw: float) -> Execution:
         now_us: The wall clock.
         draw: 0 ≤ draw < 1, decides the randomised start.
     """
-    answer = _refuse_history(order) or _refuse_clock(order, site, now_us) or _refuse(order, site)
     planned = plan_window(
         start_us=order.start_us,
         duration_seconds=order.duration_seconds,
         late_policy=order.late_policy,
         offset_seconds=int(draw * (max(0, order.randomize_start_seconds) + 1)),
         now_us=now_us,
+    )
+    answer = (
+        _refuse_history(order)
+        or _refuse_clock(order, site, now_us)
+        or _refuse(order, site)
+        or _refuse_now(order, site, planned, now_us)
     )
     if answer is None and planned.end_us <= now_us:
         answer = _Answer(
@@ -130,7 +136,7 @@ def _refuse(order: Order, site: Site) -> _Answer | None:
     refusal = _check_envelopes(order, asset, site)
     if refusal is not None:
         return _rejected(refusal.reason, refusal.message)
-    settle_seconds = site.settle_us / SECOND_US
+    settle_seconds = site.rule.settle_us / SECOND_US
     if order.verify_required and not site.capability.can_measure:
         return _rejected(Reason.CANNOT_VERIFY, "the device does not measure its power")
     if order.verify_required and order.duration_seconds <= settle_seconds:
@@ -140,6 +146,28 @@ def _refuse(order: Order, site: Site) -> _Answer | None:
             f"that the device takes to settle",
         )
     return None
+
+
+def _refuse_now(order: Order, site: Site, planned: Window, now_us: int) -> _Answer | None:
+    """Refuse what the state of the device forbids. What starts later is looked at again then."""
+    deadline_us = accept_by_us(planned.start_us, order.start_deadline_seconds)
+    if site.next_write_us > deadline_us:
+        wait_seconds = (site.next_write_us - now_us) / SECOND_US
+        return _rejected(
+            Reason.RATE_LIMITED,
+            f"the device takes its next setpoint in {wait_seconds:.0f} s "
+            f"(minSecondsBetweenWrites), after the start deadline",
+        )
+    watts, _ = target(order, site.asset, site.local)
+    seconds = (planned.end_us - planned.start_us) / SECOND_US
+    refusal = (
+        site.refuse_start(order.mode, watts, seconds)
+        if planned.start_us - now_us <= _SOON_US
+        else site.refuse_energy(watts, seconds, None)
+        if order.mode == "ActivePower"
+        else None
+    )
+    return None if refusal is None else _rejected(refusal.reason, refusal.message)
 
 
 def _check_envelopes(order: Order, asset: Asset, site: Site) -> Refusal | None:

@@ -2,8 +2,16 @@
 
 from dataclasses import dataclass, field, replace
 
+from derops.checks import Refusal, check_energy
+from derops.lifecycle import Reason
+from derops.schedules import SECOND_US
+from derops.wire.v1 import agent_pb2
 from derops_agent.control.execution import Execution
-from derops_agent.ports import Capability, Setpoints
+from derops_agent.control.verifying import Rule
+from derops_agent.ports import Capability, Reading, Setpoints
+
+STALE_AFTER_US = 60 * SECOND_US
+"""A device that was not measured for longer than this and three intervals takes no setpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +31,16 @@ class Asset:
     telemetry_interval_seconds: int
     operating_state: str
     clamp: bool
+    energy_capacity_watt_hours: int = 0
+    """0 = no storage."""
+
+    max_ramp_watts_per_second: int | None = None
+    min_reserve_percent: int | None = None
+    min_seconds_between_writes: int = 0
+    tolerance_watts: int | None = None
+    tolerance_percent: int | None = None
+    settle_seconds: int | None = None
+    samples: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +69,117 @@ class Site:
     clock_offset_milliseconds: int | None = None
     max_clock_offset_milliseconds: int = 5000
     settle_us: int = 5_000_000
+    """The agent's own, for an asset that says nothing."""
+
+    reading: Reading | None = None
+    """The last sample."""
+
+    silent_us: int = 0
+    """For how long the device was not measured."""
+
+    next_write_us: int = 0
+    """Wall time before which the device is not to be given a new setpoint."""
+
+    @property
+    def rule(self) -> Rule:
+        """How effects are judged here."""
+        asset, rule = self.asset, Rule(settle_us=self.settle_us)
+        if asset is None:
+            return rule
+        if asset.tolerance_watts is not None or asset.tolerance_percent is not None:
+            rule = replace(
+                rule,
+                tolerance_watts=asset.tolerance_watts or 0,
+                tolerance_percent=asset.tolerance_percent or 0,
+            )
+        if asset.settle_seconds is not None:
+            rule = replace(rule, settle_us=asset.settle_seconds * SECOND_US)
+        return rule if asset.samples is None else replace(rule, samples=asset.samples)
+
+    @property
+    def state_of_charge_percent(self) -> float | None:
+        """What is in the battery, by the last sample; None if it is not known now."""
+        if self.reading is None or self.is_silent:
+            return None
+        return self.reading.values.get(agent_pb2.Quantity.STATE_OF_CHARGE_PERCENT)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the last sample is too old to act on."""
+        return self.silent_us > self._stale_after_us
+
+    @property
+    def _stale_after_us(self) -> int:
+        interval_us = (self.asset.telemetry_interval_seconds if self.asset else 1) * SECOND_US
+        return max(STALE_AFTER_US, 3 * interval_us)
+
+    def refuse_start(self, mode: str, watts: int, seconds: float) -> Refusal | None:
+        """Return why a value may not be put on the device now, or None.
+
+        Args:
+            mode: Of the setpoint.
+            watts: As it would be written.
+            seconds: For how long it would hold.
+        """
+        if self.reading is not None and self.reading.local_control and not self.is_silent:
+            return Refusal(
+                reason=Reason.LOCAL_CONTROL_ACTIVE,
+                message="the device is switched to local control; switch it to remote on site",
+            )
+        if mode != "ActivePower":
+            return None
+        if self.capability.can_measure and self.is_silent:
+            return Refusal(
+                reason=Reason.STALE_TELEMETRY,
+                message=(
+                    f"the device was not measured for more than "
+                    f"{self._stale_after_us // SECOND_US} s; an active power is not set blindly"
+                ),
+            )
+        return self.refuse_energy(watts, seconds, self.state_of_charge_percent)
+
+    def refuse_energy(
+        self, watts: int, seconds: float, state_of_charge_percent: float | None
+    ) -> Refusal | None:
+        """Return why a battery cannot deliver or take this, or None; see ``check_energy``."""
+        asset = self.asset
+        if asset is None:
+            return None
+        return check_energy(
+            watts=watts,
+            duration_seconds=seconds,
+            capacity_watt_hours=asset.energy_capacity_watt_hours,
+            reserve_percent=asset.min_reserve_percent or 0,
+            state_of_charge_percent=state_of_charge_percent,
+        )
+
+    def mismatches(self, wanted: Setpoints, held: Setpoints) -> frozenset[str]:
+        """Return the modes of which a device says that it holds something else than wanted.
+
+        Registers round, by up to 1 % of the rating where they hold whole percents. A released
+        mode is not compared: what the device's own control holds then is not ours.
+        """
+        rating = max(self.capability.max_injection_watts, self.capability.max_absorption_watts)
+        allowed_watts = max(1.0, rating / 100)
+        pairs = {
+            "ActivePower": (wanted.active_power_watts, held.active_power_watts),
+            "GenerationLimit": (wanted.max_generation_watts, held.max_generation_watts),
+            "LoadLimit": (wanted.max_load_watts, held.max_load_watts),
+        }
+        wrong = {
+            mode
+            for mode, (want, has) in pairs.items()
+            if want is not None and (has is None or abs(want - has) > allowed_watts)
+        }
+        if wanted.energized != held.energized:
+            wrong.add("CeaseToEnergize")
+        return frozenset(wrong)
+
+    def holds(self, held: Setpoints, execution: Execution) -> bool:
+        """Tell whether what a device says that it holds contains the execution's value."""
+        mode = execution.order.mode
+        alone = wanted_setpoints({mode: execution}, Setpoints(), LocalLimits())
+        return mode not in self.mismatches(alone, held)
 
 
 def wanted_setpoints(
@@ -81,18 +210,6 @@ def bounded(setpoints: Setpoints, local: LocalLimits) -> Setpoints:
         max_generation_watts=_least(setpoints.max_generation_watts, local.max_injection_watts),
         max_load_watts=_least(setpoints.max_load_watts, local.max_absorption_watts),
     )
-
-
-def holds(setpoints: Setpoints, execution: Execution) -> bool:
-    """Tell whether what a device says that it holds contains the execution's value."""
-    match execution.order.mode:
-        case "ActivePower":
-            return setpoints.active_power_watts == execution.target_watts
-        case "GenerationLimit":
-            return setpoints.max_generation_watts == execution.target_watts
-        case "LoadLimit":
-            return setpoints.max_load_watts == execution.target_watts
-    return not setpoints.energized
 
 
 def _least(watts: int | None, limit: int | None) -> int | None:

@@ -53,6 +53,14 @@ def read_asset(message: dispatch_pb2.Asset) -> Asset:
         telemetry_interval_seconds=max(1, message.telemetry_interval_seconds),
         operating_state=message.operating_state,
         clamp=message.on_exceed == "Clamp",
+        energy_capacity_watt_hours=message.energy_capacity_watt_hours,
+        max_ramp_watts_per_second=optional("max_ramp_watts_per_second") or None,
+        min_reserve_percent=optional("min_reserve_percent"),
+        min_seconds_between_writes=message.min_seconds_between_writes,
+        tolerance_watts=optional("verification_tolerance_watts"),
+        tolerance_percent=optional("verification_tolerance_percent"),
+        settle_seconds=optional("verification_settle_seconds"),
+        samples=optional("verification_samples") or None,
     )
 
 
@@ -111,7 +119,7 @@ def write_report(
         verified=execution.verified,
         verified_reason=execution.verified_reason,
         interruptions=execution.interruptions,
-        reversion_guard="AgentTimer" if execution.accepted_us else "",
+        reversion_guard=execution.guard if execution.accepted_us else "",
         superseded_by=execution.superseded_by,
         supersedes=execution.supersedes,
         clock_offset_milliseconds=clock_offset_milliseconds,

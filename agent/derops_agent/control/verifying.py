@@ -6,11 +6,35 @@ from derops.wire.v1 import agent_pb2
 from derops_agent.control.execution import Execution, Stage
 from derops_agent.ports import Reading
 
-TOLERANCE_WATTS = 100.0
-TOLERANCE_SHARE = 0.05
 GOOD_SHARE = 0.8
 _MAX_SAMPLE_US = 5_000_000  # what one sample may stand for; longer is unknown
-_MIN_JUDGED_US = 2_000_000  # before that no verdict is told
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """How an effect is judged."""
+
+    tolerance_watts: float = 100.0
+    tolerance_percent: float = 5.0
+    """Of the setpoint; the larger of both tolerances counts."""
+
+    settle_us: int
+    """How long the device may take to reach a setpoint; that time is not judged."""
+
+    samples: int = 3
+    """How many samples in a row decide while the window is open."""
+
+    def tolerates(self, mode: str, target_watts: int, power_watts: float) -> bool:
+        """Judge one sample: a setpoint by its distance, a limit only by being exceeded."""
+        tolerance = max(self.tolerance_watts, self.tolerance_percent / 100 * abs(target_watts))
+        match mode:
+            case "GenerationLimit":
+                return power_watts <= target_watts + tolerance
+            case "LoadLimit":
+                return -power_watts <= target_watts + tolerance
+            case "CeaseToEnergize":
+                return abs(power_watts) <= self.tolerance_watts
+        return abs(power_watts - target_watts) <= tolerance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +45,7 @@ class Verdict:
     reason: str
 
 
-def observe(execution: Execution, reading: Reading, settle_us: int) -> Execution:
+def observe(execution: Execution, reading: Reading, rule: Rule) -> Execution:
     """Fold one sample into what is known of the effect."""
     power = reading.values.get(agent_pb2.Quantity.ACTIVE_POWER_WATTS)
     held = execution.held_since
@@ -30,9 +54,11 @@ def observe(execution: Execution, reading: Reading, settle_us: int) -> Execution
     effect = execution.effect
     since_us = max(effect.last_sample_us, held.wall_us)
     span_us = max(0, min(reading.at_us - since_us, _MAX_SAMPLE_US))
-    good = within_tolerance(execution.order.mode, execution.target_watts, power)
-    settled_us = execution.applied_us + settle_us
+    good = rule.tolerates(execution.order.mode, execution.target_watts, power)
+    # Before the whole value is written nothing is judged: a ramp is not a miss.
+    settled_us = execution.arrived_us + rule.settle_us if execution.arrived_us else reading.at_us
     judged_us = max(0, min(span_us, reading.at_us - settled_us))
+    in_a_row = max(effect.in_a_row, 0) + 1 if good else min(effect.in_a_row, 0) - 1
     return replace(
         execution,
         effect=replace(
@@ -41,29 +67,17 @@ def observe(execution: Execution, reading: Reading, settle_us: int) -> Execution
             within_us=effect.within_us + (span_us if good else 0),
             judged_us=effect.judged_us + judged_us,
             good_us=effect.good_us + (judged_us if good else 0),
+            in_a_row=in_a_row if judged_us else 0,
             delivered_watt_hours=(effect.delivered_watt_hours or 0.0) + power * span_us / 3.6e9,
         ),
     )
 
 
-def within_tolerance(mode: str, target_watts: int, power_watts: float) -> bool:
-    """Judge one sample: a setpoint by its distance, a limit only by being exceeded."""
-    tolerance = max(TOLERANCE_WATTS, TOLERANCE_SHARE * abs(target_watts))
-    match mode:
-        case "GenerationLimit":
-            return power_watts <= target_watts + tolerance
-        case "LoadLimit":
-            return -power_watts <= target_watts + tolerance
-        case "CeaseToEnergize":
-            return abs(power_watts) <= TOLERANCE_WATTS
-    return abs(power_watts - target_watts) <= tolerance
-
-
-def verdict(execution: Execution, *, until_us: int, settle_us: int) -> Verdict:
+def verdict(execution: Execution, *, until_us: int, rule: Rule) -> Verdict:
     """Judge the window up to ``until_us``. What was not sampled is not known."""
-    due_us = until_us - execution.applied_us - settle_us
+    due_us = until_us - execution.arrived_us - rule.settle_us
     effect = execution.effect
-    if execution.applied_us == 0 or due_us <= 0:
+    if execution.arrived_us == 0 or due_us <= 0:
         return Verdict(verified="Unknown", reason="NotVerifiable")
     if effect.good_us >= GOOD_SHARE * due_us:
         return Verdict(verified="True", reason="EffectWithinTolerance")
@@ -73,13 +87,16 @@ def verdict(execution: Execution, *, until_us: int, settle_us: int) -> Verdict:
     return Verdict(verified="Unknown", reason="TooFewSamples")
 
 
-def tell_first_verdict(execution: Execution, *, now_us: int, settle_us: int) -> Execution:
+def tell_first_verdict(execution: Execution, *, now_us: int, rule: Rule) -> Execution:
     """Return it with a first verdict while its window is open; later ones wait for the end."""
-    if execution.effect.told or execution.effect.judged_us < _MIN_JUDGED_US:
+    in_a_row = execution.effect.in_a_row
+    if execution.effect.told or abs(in_a_row) < rule.samples:
         return execution
-    found = verdict(execution, until_us=now_us, settle_us=settle_us)
-    if found.verified == "Unknown":
-        return execution
+    found = (
+        Verdict(verified="True", reason="EffectWithinTolerance")
+        if in_a_row > 0
+        else Verdict(verified="False", reason="EffectNotObserved")
+    )
     return conclude(
         replace(execution, effect=replace(execution.effect, told=found.verified)), found, now_us
     )

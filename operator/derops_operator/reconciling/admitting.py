@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from derops.checks import Envelope, Refusal, check_dispatch
+from derops.checks import Envelope, Refusal, check_dispatch, check_energy
 from derops.lifecycle import Phase, Reason
 from derops.schedules import SECOND_US
 from derops_operator.facts import Asset, Dispatch
@@ -104,5 +104,15 @@ def _refuse_for_limits(dispatch: Dispatch, asset: Asset) -> Refusal | None:
     )
     clamps = asset.on_exceed == "Clamp"
     if refusal is not None and refusal.reason is Reason.LIMIT_EXCEEDED and clamps:
-        return None
-    return refusal
+        refusal = None
+    if refusal is not None or dispatch.mode != "ActivePower":
+        return refusal
+    watts = max(
+        -asset.limit_max_absorption_watts, min(dispatch.watts, asset.limit_max_injection_watts)
+    )
+    return check_energy(
+        watts=watts,
+        duration_seconds=dispatch.duration_seconds,
+        capacity_watt_hours=asset.energy_capacity_watt_hours,
+        reserve_percent=asset.min_reserve_percent or 0,
+    )

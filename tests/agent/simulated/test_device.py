@@ -16,7 +16,7 @@ from derops.errors import DeviceRefusedError
 from derops.wire.v1 import agent_pb2
 from derops_agent.drivers import open_device
 from derops_agent.drivers.simulated import storing
-from derops_agent.ports import Device, Setpoints
+from derops_agent.ports import Device, Reversion, Setpoints
 
 FIVE = Setpoints(active_power_watts=5_000)
 
@@ -343,3 +343,29 @@ async def test_a_smaller_battery_keeps_what_fits(battery: Rig) -> None:
     battery.restart(energyCapacityWattHours=4_000)
 
     assert (await battery.values())[CHARGE] == 100
+
+
+async def test_its_own_timer_reverts_it_also_while_the_agent_is_away(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, {**BATTERY, "reversionMaxSeconds": 60})
+    zero = Setpoints(active_power_watts=0)
+
+    armed = await rig.device.write(FIVE, Reversion(after_seconds=100, setpoints=zero))
+    rig.pass_seconds(59)
+    assert await rig.device.read_setpoints() == FIVE
+    rig.pass_seconds(500)
+    rig.restart()
+
+    assert armed == 60
+    assert await rig.device.read_setpoints() == zero
+    assert rig.told() == [5_000, 0]
+    assert rig.entries()[-1]["at_us"] == T0 + 60_000_000
+
+
+async def test_a_later_write_disarms_its_timer(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, {**BATTERY, "reversionMaxSeconds": 60})
+    await rig.device.write(FIVE, Reversion(after_seconds=10, setpoints=Setpoints()))
+
+    assert await rig.device.write(FIVE) is None
+    rig.pass_seconds(100)
+
+    assert await rig.device.read_setpoints() == FIVE

@@ -233,3 +233,12 @@ async def test_a_disk_that_fails_is_a_write_without_an_answer(
         await rig.device.write(FIVE)
     assert await rig.power(after_seconds=60) == pytest.approx(5_000, rel=0.01)
     await rig.device.close()
+
+
+async def test_local_control_is_told_and_refuses(broken: Breaker) -> None:
+    rig = broken(localControl=True)
+
+    with pytest.raises(DeviceRefusedError, match="local control"):
+        await rig.device.write(FIVE)
+
+    assert (await rig.device.sample()).local_control

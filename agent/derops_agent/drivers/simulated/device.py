@@ -23,7 +23,7 @@ from derops_agent.drivers.simulated.stepping import (
     advance,
 )
 from derops_agent.drivers.simulated.storing import Store
-from derops_agent.ports import Capability, Reading, Setpoints
+from derops_agent.ports import Capability, Reading, Reversion, Setpoints
 
 SAVE_US = 10_000_000
 """How old the stored state may get while nothing is written to the device."""
@@ -50,6 +50,10 @@ class _Memory:
     """How many writes reached it, taken or not."""
 
     faults_stamp: str = ""
+    reversion: Setpoints | None = None
+    """What it holds once its own timer runs out; None = no timer runs."""
+
+    reverts_at_us: int = 0
     timeouts: int = 0
     """How many of the ``nextWrites`` of these faults have timed out."""
 
@@ -78,6 +82,7 @@ class SimulatedDevice:
             max_injection_watts=options.injection_watts,
             max_absorption_watts=options.absorption_watts,
             can_measure=True,
+            reversion=options.reversion_max_seconds is not None,
         )
 
     @property
@@ -85,8 +90,12 @@ class SimulatedDevice:
         """What the model can do."""
         return self._capability
 
-    async def write(self, setpoints: Setpoints) -> None:
+    async def write(self, setpoints: Setpoints, reversion: Reversion | None = None) -> int | None:
         """Hold ``setpoints``; stored and in the device's account before this returns.
+
+        Returns:
+            After how many seconds it reverts by itself; None without the option
+            ``reversionMaxSeconds``.
 
         Raises:
             DeviceTimeoutError: A fault, or the disk, kept the answer back.
@@ -96,19 +105,21 @@ class SimulatedDevice:
         now_us = self._catch_up()
         faults = self._faults.faults
         self._check_reachable(now_us)
-        if faults.refuse_writes:
+        if faults.refuse_writes or faults.local_control:
             raise DeviceRefusedError("the device is in local control and takes no setpoint")
         self._check(setpoints)
         silent = self._falls_silent()
-        entry = None
+        entry = armed_seconds = None
         if not faults.ignore_writes and (faults.write_timeout.acts or not silent):
             entry = self._hold(setpoints, now_us)
+            armed_seconds = self._arm(reversion, now_us)
         try:
             await self._save(entry, durable=entry is not None)
         except OSError as error:
             raise DeviceTimeoutError(f"the write could not be stored: {error}") from error
         if silent:
             raise DeviceTimeoutError("the device did not answer the write")
+        return armed_seconds
 
     async def read_setpoints(self) -> Setpoints:
         """Return what it holds.
@@ -129,7 +140,11 @@ class SimulatedDevice:
         if not 0 <= now_us - self._saved_us < SAVE_US:
             await self._save_or_warn()
         self._check_answering(now_us)
-        return Reading(at_us=now_us, values=self._measure())
+        return Reading(
+            at_us=now_us,
+            values=self._measure(),
+            local_control=self._faults.faults.local_control,
+        )
 
     async def close(self) -> None:
         """Store the state; the device goes on as it was told."""
@@ -146,9 +161,19 @@ class SimulatedDevice:
         self._store.save(self._saves, self._document(), durable=True)
 
     def _catch_up(self) -> int:
-        faults = self._faults.refresh()
+        self._faults.refresh()
         now_us = self._clock()
-        memory = self._memory
+        reversion, at_us = self._memory.reversion, self._memory.reverts_at_us
+        if reversion is not None and now_us >= at_us:
+            self._live_until(max(at_us, self._memory.wall_us))
+            entry = self._hold(reversion, at_us)
+            self._saves += 1
+            self._store.save(self._saves, self._document(), entry, durable=True)
+        self._live_until(now_us)
+        return now_us
+
+    def _live_until(self, now_us: int) -> None:
+        faults, memory = self._faults.faults, self._memory
         # A wall clock that is set back takes the time of the sun with it, but undoes no energy.
         passed_us = round((now_us - memory.wall_us) * self._options.speed)
         until_us = memory.simulated_us + passed_us
@@ -161,7 +186,6 @@ class SimulatedDevice:
             rated_watts=self._options.rated_watts,
         )
         self._memory = replace(memory, wall_us=now_us, simulated_us=until_us, plant=plant)
-        return now_us
 
     def _check_reachable(self, now_us: int) -> None:
         if self._faults.faults.offline_at(now_us):
@@ -214,8 +238,21 @@ class SimulatedDevice:
             setpoints=setpoints,
             writes=self._memory.writes + 1,
             written_us=now_us,
+            reversion=None,
         )
         return self._entry()
+
+    def _arm(self, reversion: Reversion | None, now_us: int) -> int | None:
+        most_seconds = self._options.reversion_max_seconds
+        if reversion is None or most_seconds is None:
+            return None
+        seconds = min(reversion.after_seconds, most_seconds)
+        self._memory = replace(
+            self._memory,
+            reversion=reversion.setpoints,
+            reverts_at_us=now_us + seconds * 1_000_000,
+        )
+        return seconds
 
     def _entry(self) -> dict[str, Any]:
         return {
@@ -307,10 +344,11 @@ def _remember(store: Store, options: Options, model: Model[Any]) -> _Memory | No
         store.set_aside(f"is not a {options.model} of version {_VERSION}")
         return None
     try:
-        plant = found.pop("plant")
+        plant, reversion = found.pop("plant"), found.pop("reversion", None)
         return _Memory(
             plant=Plant(state=model.restore(plant["state"]), meter=Meter(**plant["meter"])),
             setpoints=Setpoints(**found.pop("setpoints")),
+            reversion=Setpoints(**reversion) if reversion else None,
             **found,
         )
     except (TypeError, KeyError) as error:

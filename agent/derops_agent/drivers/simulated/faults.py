@@ -41,6 +41,9 @@ class Faults(_Section):
     ignore_setpoints: bool = False
     """It holds and reads back what was written, and its power does not follow."""
 
+    local_control: bool = False
+    """Somebody on site has switched it to local control: it says so and refuses writes."""
+
     read_timeout: bool = False
     """It takes writes but answers no question."""
 

@@ -41,6 +41,9 @@ class Options(BaseModel):
     seed: int = 0
     max_injection_watts: Watts = 0
     max_absorption_watts: Watts = 0
+    reversion_max_seconds: Annotated[int, Field(ge=1, le=65_535)] | None = None
+    """The most that its own reversion timer can be set to; None = it has no timer."""
+
     faults: Faults = Faults()
 
     def build(self) -> Model[Any]:

@@ -39,7 +39,7 @@ class IdentityLedger(_message.Message):
     def __init__(self, previous: _Optional[_Union[KnownCertificate, _Mapping]] = ..., current: _Optional[_Union[KnownCertificate, _Mapping]] = ..., next: _Optional[_Union[KnownCertificate, _Mapping]] = ..., quarantine: _Optional[str] = ...) -> None: ...
 
 class Asset(_message.Message):
-    __slots__ = ("id", "generation", "type", "rated_max_injection_watts", "rated_max_absorption_watts", "energy_capacity_watt_hours", "limit_max_injection_watts", "limit_max_absorption_watts", "max_dispatch_duration_seconds", "fallback_active_power_watts", "fallback_max_generation_watts", "fallback_max_load_watts", "on_comms_loss", "failsafe_after_seconds", "on_restart", "telemetry_interval_seconds", "operating_state", "max_ramp_watts_per_second", "min_reserve_percent", "min_seconds_between_writes", "on_exceed", "identity")
+    __slots__ = ("id", "generation", "type", "rated_max_injection_watts", "rated_max_absorption_watts", "energy_capacity_watt_hours", "limit_max_injection_watts", "limit_max_absorption_watts", "max_dispatch_duration_seconds", "fallback_active_power_watts", "fallback_max_generation_watts", "fallback_max_load_watts", "on_comms_loss", "failsafe_after_seconds", "on_restart", "telemetry_interval_seconds", "operating_state", "max_ramp_watts_per_second", "min_reserve_percent", "min_seconds_between_writes", "on_exceed", "identity", "verification_tolerance_watts", "verification_tolerance_percent", "verification_settle_seconds", "verification_samples")
     ID_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -62,6 +62,10 @@ class Asset(_message.Message):
     MIN_SECONDS_BETWEEN_WRITES_FIELD_NUMBER: _ClassVar[int]
     ON_EXCEED_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    VERIFICATION_TOLERANCE_WATTS_FIELD_NUMBER: _ClassVar[int]
+    VERIFICATION_TOLERANCE_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    VERIFICATION_SETTLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    VERIFICATION_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     id: AssetId
     generation: int
     type: str
@@ -84,7 +88,11 @@ class Asset(_message.Message):
     min_seconds_between_writes: int
     on_exceed: str
     identity: IdentityLedger
-    def __init__(self, id: _Optional[_Union[AssetId, _Mapping]] = ..., generation: _Optional[int] = ..., type: _Optional[str] = ..., rated_max_injection_watts: _Optional[int] = ..., rated_max_absorption_watts: _Optional[int] = ..., energy_capacity_watt_hours: _Optional[int] = ..., limit_max_injection_watts: _Optional[int] = ..., limit_max_absorption_watts: _Optional[int] = ..., max_dispatch_duration_seconds: _Optional[int] = ..., fallback_active_power_watts: _Optional[int] = ..., fallback_max_generation_watts: _Optional[int] = ..., fallback_max_load_watts: _Optional[int] = ..., on_comms_loss: _Optional[str] = ..., failsafe_after_seconds: _Optional[int] = ..., on_restart: _Optional[str] = ..., telemetry_interval_seconds: _Optional[int] = ..., operating_state: _Optional[str] = ..., max_ramp_watts_per_second: _Optional[int] = ..., min_reserve_percent: _Optional[int] = ..., min_seconds_between_writes: _Optional[int] = ..., on_exceed: _Optional[str] = ..., identity: _Optional[_Union[IdentityLedger, _Mapping]] = ...) -> None: ...
+    verification_tolerance_watts: int
+    verification_tolerance_percent: int
+    verification_settle_seconds: int
+    verification_samples: int
+    def __init__(self, id: _Optional[_Union[AssetId, _Mapping]] = ..., generation: _Optional[int] = ..., type: _Optional[str] = ..., rated_max_injection_watts: _Optional[int] = ..., rated_max_absorption_watts: _Optional[int] = ..., energy_capacity_watt_hours: _Optional[int] = ..., limit_max_injection_watts: _Optional[int] = ..., limit_max_absorption_watts: _Optional[int] = ..., max_dispatch_duration_seconds: _Optional[int] = ..., fallback_active_power_watts: _Optional[int] = ..., fallback_max_generation_watts: _Optional[int] = ..., fallback_max_load_watts: _Optional[int] = ..., on_comms_loss: _Optional[str] = ..., failsafe_after_seconds: _Optional[int] = ..., on_restart: _Optional[str] = ..., telemetry_interval_seconds: _Optional[int] = ..., operating_state: _Optional[str] = ..., max_ramp_watts_per_second: _Optional[int] = ..., min_reserve_percent: _Optional[int] = ..., min_seconds_between_writes: _Optional[int] = ..., on_exceed: _Optional[str] = ..., identity: _Optional[_Union[IdentityLedger, _Mapping]] = ..., verification_tolerance_watts: _Optional[int] = ..., verification_tolerance_percent: _Optional[int] = ..., verification_settle_seconds: _Optional[int] = ..., verification_samples: _Optional[int] = ...) -> None: ...
 
 class Setpoint(_message.Message):
     __slots__ = ("mode", "watts")

@@ -1,0 +1,273 @@
+"""Bringing the device to what the executions want, in steps where the asset says so.
+
+A write counts once the device was asked what it holds: one that says something else has not been
+written. A device with a timer of its own is armed with each write and written again before the
+timer runs out, so that it reverts by itself if the agent dies.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import ceil
+
+import structlog
+
+from derops.errors import DeviceError, DeviceRefusedError
+from derops.schedules import SECOND_US
+from derops.wire.v1 import agent_pb2
+from derops_agent import metrics
+from derops_agent.clock import Clock, moment
+from derops_agent.control import deciding
+from derops_agent.control.execution import Execution, Moment, Stage
+from derops_agent.control.site import Asset, Site, bounded, wanted_setpoints
+from derops_agent.device import GuardedDevice
+from derops_agent.journal import Journal
+from derops_agent.ports import Reversion, Setpoints
+
+LOOK_EVERY_US = 5 * SECOND_US
+"""How often a device that holds a setpoint is asked whether it still does."""
+
+REVERSION_MARGIN_SECONDS = 60
+"""By how much a device's own timer outlasts the window, so that the agent ends it first."""
+
+_SUSPECT_US = 120 * SECOND_US  # how long after an unanswered write it may still land
+_FIRST_RETRY_US = 250_000
+_APPLY_RETRY_US = 1 * SECOND_US
+_REVERT_RETRY_US = 60 * SECOND_US
+
+Scope = Mapping[str, Execution]
+
+
+class Holder:
+    """What one device was told, and the next thing to tell it."""
+
+    def __init__(self, device: GuardedDevice, journal: Journal, clock: Clock) -> None:
+        self._device, self._journal, self._clock = device, journal, clock
+        self._written: Setpoints | None = None
+        self._held: Setpoints | None = None
+        self._failed: Setpoints | None = None
+        self._failures = 0
+        self._retry_at_us = 0
+        self._wrote_at_us: int | None = None
+        self._stepped_at_us: int | None = None
+        self._refresh_at_us: int | None = None
+        self._look_at_us = 0
+        self._suspect_until_us = 0
+        self._ramping = False
+        self._guard = "AgentTimer"
+        self._log = structlog.get_logger("holder")
+
+    def doubt(self) -> None:
+        """Forget what was written: nobody knows what the device holds now."""
+        self._written = self._held = None
+
+    def held_off_us(self, asset: Asset | None) -> int:
+        """Return for how long the device may not be given a new setpoint."""
+        if asset is None or self._wrote_at_us is None:
+            return 0
+        until_us = self._wrote_at_us + asset.min_seconds_between_writes * SECOND_US
+        return max(0, until_us - self._clock.monotonic_us())
+
+    def due_in_us(self, scope: Scope, asset: Asset | None) -> int | None:
+        """Return in how many microseconds this wants to act again; None = not by itself."""
+        now_us = self._clock.monotonic_us()
+        ahead = []
+        if self._failed is not None:
+            ahead.append(self._retry_at_us - now_us)
+        if self._refresh_at_us is not None:
+            ahead.append(self._refresh_at_us - now_us)
+        if self._ramping and self._stepped_at_us is not None and asset is not None:
+            ahead.append(self._stepped_at_us + _step_us(asset) - now_us)
+        if any(e.stage is Stage.APPLYING for e in scope.values()):
+            held_off_us = self.held_off_us(asset)
+            if held_off_us:
+                ahead.append(held_off_us)
+        return max(0, min(ahead)) if ahead else None
+
+    async def hold(self, scope: Scope, site: Site) -> None:
+        """Write what ``scope`` wants, if that is not what was written."""
+        asset, now = site.asset, moment(self._clock)
+        if asset is None:
+            return
+        owners = deciding.owners(scope)
+        target = wanted_setpoints(owners, asset.fallback, site.local)
+        pending = _pending(scope, owners)
+        if pending and not _starting(owners) and deciding.bridged(scope, now):
+            return
+        step = self._step(target, asset, site, now)
+        on_the_way = step != target and step == self._written
+        refresh = self._refresh_at_us is not None and now.monotonic_us >= self._refresh_at_us
+        if not refresh and (on_the_way or (not pending and step == self._written)):
+            return
+        if target == self._failed and now.monotonic_us < self._retry_at_us:
+            return
+        reverting = any(e.stage is Stage.REVERTING for e in scope.values())
+        if _starting(owners) and not reverting and self.held_off_us(asset):
+            return
+        try:
+            armed_seconds = await self._device.write(step, _reversion(owners, site, now))
+        except DeviceError as error:
+            await self._note_failure(scope, target, error)
+            return
+        self._note_write(step, target, owners, armed_seconds, pending=pending)
+        await self._note_success(scope, step, target, site)
+
+    async def look(self, scope: Scope, site: Site) -> None:
+        """Ask the device whether it still holds what it was told, now and then."""
+        now_us = self._clock.monotonic_us()
+        holding = any(e.stage is Stage.HOLDING and e.held_since for e in scope.values())
+        if now_us < self._look_at_us or not (holding or now_us < self._suspect_until_us):
+            return
+        self._look_at_us = now_us + LOOK_EVERY_US
+        if self._written is None:
+            return
+        held = await self._device.read_setpoints()
+        if held is None:
+            return
+        if now_us < self._suspect_until_us and self._held is not None and held != self._held:
+            self._log.warning("setpoint.landed_late", held=str(held), wanted=str(self._written))
+            self.doubt()
+        await self._journal.commit(deciding.look_again(scope, held, site, moment(self._clock)))
+
+    def _step(self, target: Setpoints, asset: Asset, site: Site, now: Moment) -> Setpoints:
+        """Return the part of the way to ``target`` that the ramp allows now."""
+        ramp, goal_watts = asset.max_ramp_watts_per_second, target.active_power_watts
+        if ramp is None or goal_watts is None:
+            return target
+        from_watts = self._power_watts(site)
+        if from_watts == goal_watts:
+            return target
+        step_us, last_us = _step_us(asset), self._stepped_at_us
+        if last_us is not None and now.monotonic_us - last_us < step_us:
+            return replace(target, active_power_watts=from_watts)
+        most_watts = ramp * step_us // SECOND_US
+        way_watts = max(-most_watts, min(goal_watts - from_watts, most_watts))
+        return bounded(replace(target, active_power_watts=from_watts + way_watts), site.local)
+
+    def _power_watts(self, site: Site) -> int:
+        """Return where a ramp begins: the value that was written, else the measured power."""
+        if self._written is not None and self._written.active_power_watts is not None:
+            return self._written.active_power_watts
+        if site.reading is None or site.is_silent:
+            return 0
+        return round(site.reading.values.get(agent_pb2.Quantity.ACTIVE_POWER_WATTS, 0.0))
+
+    def _note_write(
+        self,
+        step: Setpoints,
+        target: Setpoints,
+        owners: Scope,
+        armed_seconds: int | None,
+        *,
+        pending: bool,
+    ) -> None:
+        now_us = self._clock.monotonic_us()
+        before = self._written.active_power_watts if self._written else None
+        if step.active_power_watts != before:
+            self._stepped_at_us = now_us
+        self._ramping = step != target
+        self._written, self._failed, self._failures = step, None, 0
+        if pending:
+            self._wrote_at_us = now_us
+        self._look_at_us = now_us + LOOK_EVERY_US
+        self._refresh_at_us = None
+        ends_us = [e.planned.end_us for e in owners.values() if e.planned]
+        if armed_seconds and ends_us:
+            runs_out_us = self._clock.now_us() + armed_seconds * SECOND_US
+            if runs_out_us < min(ends_us) + SECOND_US:
+                self._refresh_at_us = now_us + armed_seconds * SECOND_US // 2
+        self._guard = "DeviceTimer" if armed_seconds else "AgentTimer"
+
+    async def _note_success(
+        self, scope: Scope, step: Setpoints, target: Setpoints, site: Site
+    ) -> None:
+        now = moment(self._clock)
+        metrics.DEVICE_WRITES.labels("ok").inc()
+        held = await self._device.read_setpoints()
+        self._held = held
+        wrong = _wrong(scope, step, held, site)
+        after = deciding.written(
+            scope,
+            now,
+            rule=site.rule,
+            wrong=wrong,
+            ramping=self._ramping,
+            evidence="Written" if held is None else "ReadBack",
+            guard=self._guard,
+        )
+        for execution in after.values():
+            if execution.applied_us == now.wall_us and execution.planned:
+                late_us = now.wall_us - execution.planned.start_us
+                metrics.START_LATENESS.observe(late_us / SECOND_US)
+        if wrong:
+            self._log.warning("setpoint.not_held", modes=sorted(wrong), held=str(held))
+            metrics.DEVICE_WRITES.labels("ignored").inc()
+            self._try_again(scope, target)
+        await self._journal.commit(after)
+        await self._journal.settle()
+
+    async def _note_failure(self, scope: Scope, wanted: Setpoints, error: DeviceError) -> None:
+        refused = isinstance(error, DeviceRefusedError)
+        now = moment(self._clock)
+        reverting = [u for u, e in scope.items() if e.stage is Stage.REVERTING]
+        if not refused:
+            self._suspect_until_us = now.monotonic_us + _SUSPECT_US
+        delay_us = self._try_again(scope, wanted)
+        metrics.DEVICE_WRITES.labels("refused" if refused else "timeout").inc()
+        event = "revert.failed" if reverting else "setpoint.write_failed"
+        if reverting:
+            metrics.REVERT_FAILURES.inc()
+        self._log.warning(
+            event, error=str(error), retry_seconds=delay_us / SECOND_US, dispatch_uids=reverting
+        )
+        await self._journal.commit(
+            deciding.write_failed(scope, now, refused=refused, message=str(error))
+        )
+
+    def _try_again(self, scope: Scope, wanted: Setpoints) -> int:
+        """Note that ``wanted`` is not on the device; return when it is tried again, in us."""
+        applying = any(e.stage is Stage.APPLYING for e in scope.values())
+        most_us = _APPLY_RETRY_US if applying else _REVERT_RETRY_US
+        delay_us = min(most_us, _FIRST_RETRY_US << min(self._failures, 16))
+        # Whatever was on the device before, nobody knows what is there now.
+        self._written, self._failed = None, wanted
+        self._failures += 1
+        self._retry_at_us = self._clock.monotonic_us() + delay_us
+        return delay_us
+
+
+def _step_us(asset: Asset) -> int:
+    return max(1, asset.min_seconds_between_writes) * SECOND_US
+
+
+def _starting(owners: Scope) -> bool:
+    return any(e.stage is Stage.APPLYING for e in owners.values())
+
+
+def _pending(scope: Scope, owners: Scope) -> bool:
+    return any(e.stage is Stage.REVERTING for e in scope.values()) or any(
+        e.stage is Stage.APPLYING or e.held_since is None for e in owners.values()
+    )
+
+
+def _reversion(owners: Scope, site: Site, now: Moment) -> Reversion | None:
+    ends_us = [e.planned.end_us for e in owners.values() if e.planned]
+    if not ends_us or site.asset is None:
+        return None
+    remaining_seconds = max(0, ceil((min(ends_us) - now.wall_us) / SECOND_US))
+    return Reversion(
+        after_seconds=remaining_seconds + REVERSION_MARGIN_SECONDS,
+        setpoints=bounded(site.asset.fallback, site.local),
+    )
+
+
+def _wrong(scope: Scope, wanted: Setpoints, held: Setpoints | None, site: Site) -> dict[str, str]:
+    """Return the modes that the device says are not as they were written, with the words for it."""
+    if held is None:
+        return {}
+    modes = set(site.mismatches(wanted, held))
+    for execution in scope.values():
+        # A released value is not compared, but one that is to end must not still be there.
+        kept = site.holds(held, execution) and not site.holds(wanted, execution)
+        if execution.stage is Stage.REVERTING and kept:
+            modes.add(execution.order.mode)
+    return dict.fromkeys(modes, f"wrote {wanted}, the device says that it holds {held}")

@@ -1,0 +1,217 @@
+"""What is on the device: confirmed by it, in steps, armed, and looked at again."""
+
+import pytest
+from tests.agent.fakes import T0, Agent, S, asset, order
+
+from derops_agent.ports import Setpoints
+
+
+async def test_a_write_that_the_device_confirms_is_read_back(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(60)
+
+    report = agent.report()
+    assert (report.evidence, report.verified_reason) == ("ReadBack", "VerificationPending")
+
+
+async def test_a_device_that_rounds_its_register_has_taken_the_setpoint(agent: Agent) -> None:
+    await agent.give(order(watts=5033))
+    write = agent.device.write
+
+    async def rounded(setpoints: Setpoints, reversion: object = None) -> int | None:
+        await write(setpoints)
+        agent.device.held = Setpoints(active_power_watts=5000)
+        return None
+
+    agent.device.write = rounded  # type: ignore[method-assign]
+    await agent.wait(60)
+
+    assert agent.outcome() == ("Active", "Applied")
+
+
+async def test_a_device_that_says_yes_and_holds_nothing_was_never_applied(agent: Agent) -> None:
+    agent.device.fail = "ignore"
+    await agent.give(order())
+    await agent.wait(115, step=1)
+
+    report = agent.report()
+    assert agent.outcome() == ("Failed", "ReadBackMismatch")
+    assert (report.applied_us, report.active_milliseconds) == (0, 0)
+    assert "5000" in report.message
+
+
+async def test_a_revert_that_the_device_ignores_is_not_told_as_done(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(70)
+    agent.device.fail = "ignore"
+    await agent.wait(300, step=1)
+    assert agent.report().phase == "Active"
+    agent.device.fail = ""
+    await agent.wait(61, step=1)
+
+    assert agent.outcome() == ("Failed", "RevertedLate")
+    assert agent.device.held.active_power_watts == 0
+
+
+async def test_a_released_value_that_stays_is_not_told_as_reverted(agent: Agent) -> None:
+    await agent.give(asset(), order(mode="GenerationLimit", watts=2000))
+    await agent.wait(70)
+    agent.device.fail = "ignore"
+    await agent.wait(95, step=1)
+    assert agent.report().phase == "Active"
+    agent.device.fail = ""
+    await agent.wait(5, step=1)
+
+    assert agent.device.held.max_generation_watts is None
+    assert agent.outcome() == ("Complete", "WindowEnded")
+
+
+async def test_a_setpoint_that_the_device_drops_is_written_again(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(70, step=1)
+    agent.device.held = Setpoints(active_power_watts=0)
+    await agent.wait(10, step=1)
+    assert agent.device.held.active_power_watts == 5000
+    await agent.wait(90, step=1)
+
+    report = agent.report()
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert report.interruptions == 1
+    # What the device did since it last confirmed the setpoint is not claimed.
+    assert 90_000 <= report.active_milliseconds <= 98_000
+
+
+async def test_a_device_that_keeps_dropping_it_fails_the_dispatch(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(60, step=1)
+    for _ in range(60):
+        agent.device.held = Setpoints(active_power_watts=0)
+        await agent.wait(1)
+
+    assert agent.outcome() == ("Failed", "SetpointNotHeld")
+    assert agent.device.held.active_power_watts == 0
+
+
+async def test_a_write_that_lands_after_the_failure_is_undone(agent: Agent) -> None:
+    agent.device.fail = "timeout"
+    await agent.give(order())
+    await agent.wait(112, step=1)
+    agent.device.fail = ""
+    await agent.wait(61, step=1)
+    assert agent.outcome() == ("Failed", "DeviceOffline")
+    agent.device.held = Setpoints(active_power_watts=5000)
+    await agent.wait(10, step=1)
+
+    assert agent.device.held.active_power_watts == 0
+
+
+async def test_a_ramp_is_written_in_steps_and_judged_once_it_arrived(agent: Agent) -> None:
+    await agent.give(asset(max_ramp_watts_per_second=1000), order(verify="Required"))
+    await agent.wait(59, step=1)
+    await agent.wait(1)
+    assert agent.outcome() == ("Active", "Applied")
+    assert agent.powers == [0, 1000]
+    await agent.wait(5, step=0.5)
+    assert agent.powers == [0, 1000, 2000, 3000, 4000, 5000]
+    await agent.sampled(5000, 90)
+    assert agent.report().verified == "True"
+    await agent.wait(10, step=1)
+
+    assert agent.powers == [0, 1000, 2000, 3000, 4000, 5000, 4000, 3000, 2000, 1000, 0]
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert agent.report().reverted_us == pytest.approx(T0 + 164 * S, abs=2 * S)
+
+
+async def test_a_long_ramp_down_is_not_a_late_revert(agent: Agent) -> None:
+    await agent.give(asset(max_ramp_watts_per_second=100), order(duration_seconds=200))
+    await agent.wait(400, step=1)
+
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert agent.device.held.active_power_watts == 0
+
+
+async def test_the_next_setpoint_waits_until_the_device_may_be_written(agent: Agent) -> None:
+    config = asset(min_seconds_between_writes=30)
+    await agent.give(config, order("a"), order("b", watts=1000, start_us=T0 + 70 * S))
+    await agent.wait(60)
+    assert agent.powers == [0, 5000]
+    await agent.wait(29, step=1)
+    assert agent.powers == [0, 5000]
+    await agent.wait(2, step=1)
+
+    assert agent.powers == [0, 5000, 1000]
+    assert agent.outcome("b") == ("Active", "Applied")
+
+
+async def test_a_start_that_may_not_be_written_in_time_is_refused(agent: Agent) -> None:
+    await agent.give(asset(min_seconds_between_writes=600), order("a"))
+    await agent.wait(60)
+    await agent.give(order("b", start_us=T0 + 70 * S))
+
+    assert agent.outcome("b") == ("Rejected", "RateLimited")
+    assert "minSecondsBetweenWrites" in agent.report("b").message
+
+
+async def test_the_end_of_a_window_is_never_held_off(agent: Agent) -> None:
+    await agent.give(asset(min_seconds_between_writes=600), order())
+    await agent.wait(161, step=1)
+
+    assert agent.outcome() == ("Complete", "WindowEnded")
+
+
+async def test_a_gap_between_two_windows_makes_no_dip(agent: Agent) -> None:
+    await agent.give(order("a"), order("b", watts=3000, start_us=T0 + 170 * S))
+    await agent.wait(175, step=1)
+
+    assert agent.powers == [0, 5000, 3000]
+    assert agent.outcome("a") == ("Complete", "WindowEnded")
+    assert agent.outcome("b") == ("Active", "Applied")
+
+
+async def test_a_longer_gap_falls_back(agent: Agent) -> None:
+    await agent.give(order("a"), order("b", watts=3000, start_us=T0 + 171 * S))
+    await agent.wait(175, step=1)
+
+    assert agent.powers == [0, 5000, 0, 3000]
+
+
+async def test_a_gap_ends_when_the_next_window_is_withdrawn(agent: Agent) -> None:
+    await agent.give(order("a"), order("b", watts=3000, start_us=T0 + 168 * S))
+    await agent.wait(162, step=1)
+    await agent.give(order("b", watts=3000, start_us=T0 + 168 * S, cancelled=True, generation=2))
+
+    assert agent.powers == [0, 5000, 0]
+    assert agent.outcome("a") == ("Complete", "WindowEnded")
+
+
+async def test_a_clock_set_back_in_a_gap_does_not_prolong_it(agent: Agent) -> None:
+    await agent.give(order("a"), order("b", watts=3000, start_us=T0 + 168 * S))
+    await agent.wait(162, step=1)
+    agent.clock.wall_us -= 3600 * S
+    await agent.wait(1)
+
+    assert agent.powers == [0, 5000, 0]
+
+
+async def test_a_device_with_a_timer_is_armed_for_the_window(agent: Agent) -> None:
+    agent.device.timer_seconds = 65_535
+    await agent.give(order())
+    await agent.wait(61, step=1)
+
+    reversion = agent.device.reversions[-1]
+    assert reversion is not None
+    assert (reversion.after_seconds, reversion.setpoints.active_power_watts) == (160, 0)
+    assert agent.report().reversion_guard == "DeviceTimer"
+    await agent.wait(100, step=1)
+    assert agent.device.reversions[-1] is None
+
+
+async def test_a_short_timer_is_refreshed_without_a_report(agent: Agent) -> None:
+    agent.device.timer_seconds = 20
+    await agent.give(order())
+    await agent.wait(60)
+    writes, reports = len(agent.device.writes), len(agent.reports)
+    await agent.wait(90, step=1)
+
+    assert len(agent.device.writes) - writes == 9
+    assert len(agent.reports) == reports
