@@ -18,7 +18,7 @@ from derops.ids import AssetName
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_agent.clock import Clock, moment
-from derops_agent.control import deciding, verifying
+from derops_agent.control import deciding, interrupting, verifying
 from derops_agent.control.execution import Execution, Moment, Stage
 from derops_agent.control.judging import judge
 from derops_agent.control.site import LocalLimits, Site, bounded
@@ -153,7 +153,7 @@ class Controller:
             return
         self._check_contact()
         if self._failsafe:
-            await self.journal.commit(deciding.lose_contact(self.journal, self._moment()))
+            await self.journal.commit(interrupting.lose_contact(self.journal, self._moment()))
         await self.journal.commit(
             deciding.advance(
                 self.journal,
@@ -198,7 +198,9 @@ class Controller:
         known = uids & self.journal.keys()
         now = self._moment()
         self.journal.mark_absent(known)
-        await self.journal.commit({uid: deciding.cancel(self.journal[uid], now) for uid in known})
+        await self.journal.commit(
+            {uid: interrupting.cancel(self.journal[uid], now) for uid in known}
+        )
         await self.journal.settle()
 
     async def _take_orders(
@@ -213,7 +215,7 @@ class Controller:
             result[order.uid] = (
                 judge(order, self._look_around(), now_us=now.wall_us, draw=self._draw())
                 if known is None
-                else deciding.order_again(known, order, now)
+                else interrupting.order_again(known, order, now)
             )
         self.journal.mark_present(set(result))
         await self.journal.commit(
@@ -234,7 +236,9 @@ class Controller:
             for uid, execution in self.journal.items()
         }
         reserve_percent = asset.min_reserve_percent if asset else None
-        await self.journal.commit(deciding.endure(seen, reading, reserve_percent, self._moment()))
+        await self.journal.commit(
+            interrupting.endure(seen, reading, reserve_percent, self._moment())
+        )
 
     def _look_around(self) -> Site:
         """Return the site with what time alone changes."""
@@ -265,7 +269,7 @@ class Controller:
             revert = self._site.asset is not None and self._site.asset.revert_on_restart
             await self.journal.commit(
                 {
-                    uid: deciding.resume(
+                    uid: interrupting.resume(
                         execution,
                         self._moment(),
                         revert=revert,

@@ -16,7 +16,7 @@ from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2
 from derops_agent import metrics
 from derops_agent.clock import Clock, moment
-from derops_agent.control import deciding
+from derops_agent.control import deciding, outcomes
 from derops_agent.control.execution import Execution, Moment, Stage
 from derops_agent.control.site import Asset, Site, bounded, wanted_setpoints
 from derops_agent.device import GuardedDevice
@@ -126,7 +126,7 @@ class Holder:
         if now_us < self._suspect_until_us and self._held is not None and held != self._held:
             self._log.warning("setpoint.landed_late", held=str(held), wanted=str(self._written))
             self.doubt()
-        await self._journal.commit(deciding.look_again(scope, held, site, moment(self._clock)))
+        await self._journal.commit(outcomes.look_again(scope, held, site, moment(self._clock)))
 
     def _step(self, target: Setpoints, asset: Asset, site: Site, now: Moment) -> Setpoints:
         """Return the part of the way to ``target`` that the ramp allows now."""
@@ -185,7 +185,7 @@ class Holder:
         held = await self._device.read_setpoints()
         self._held = held
         wrong = _wrong(scope, step, held, site)
-        after = deciding.written(
+        after = outcomes.written(
             scope,
             now,
             rule=site.rule,
@@ -220,7 +220,7 @@ class Holder:
             event, error=str(error), retry_seconds=delay_us / SECOND_US, dispatch_uids=reverting
         )
         await self._journal.commit(
-            deciding.write_failed(scope, now, refused=refused, message=str(error))
+            outcomes.write_failed(scope, now, refused=refused, message=str(error))
         )
 
     def _try_again(self, scope: Scope, wanted: Setpoints) -> int:

@@ -1,0 +1,119 @@
+"""What ends an execution early, or picks it up again: a cancel, silence, the device, a restart."""
+
+from dataclasses import replace
+
+from derops.lifecycle import Phase, Reason
+from derops.wire.v1 import agent_pb2
+from derops_agent.control.deciding import Executions, is_over
+from derops_agent.control.execution import Execution, Moment, Order, Stage
+from derops_agent.ports import Reading
+
+
+def order_again(execution: Execution, order: Order, now: Moment) -> Execution:
+    """Fold a repeated order into its execution: only the generation and a cancel count."""
+    if order.generation < execution.observed_generation:
+        return execution
+    seen = replace(execution, observed_generation=order.generation)
+    return cancel(seen, now, order.cancel_reason) if order.cancelled else seen
+
+
+def cancel(execution: Execution, now: Moment, reason: str = "") -> Execution:
+    """Withdraw it: at once if the device was never touched, else when it is reverted."""
+    match execution.stage:
+        case Stage.WAITING:
+            reason = reason or Reason.CANCELLED_BEFORE_START
+            return execution.step(
+                Phase.CANCELLED, reason, "withdrawn before its start", now.wall_us
+            )
+        case Stage.APPLYING:
+            reason = reason or Reason.CANCELLED_BEFORE_START
+        case Stage.HOLDING:
+            reason = reason or Reason.CANCELLED_WHILE_ACTIVE
+    return execution.begin_ending(Phase.CANCELLED, reason, "withdrawn", now.wall_us)
+
+
+def lose_contact(executions: Executions, now: Moment) -> dict[str, Execution]:
+    """End all that the device holds because the headend was silent for too long."""
+    return {
+        uid: execution.begin_ending(
+            Phase.FAILED,
+            Reason.COMMS_LOSS_FAILSAFE,
+            "no gateway was heard for longer than failsafeAfterSeconds",
+            now.wall_us,
+        )
+        if execution.owns_device
+        else execution
+        for uid, execution in executions.items()
+    }
+
+
+def endure(
+    executions: Executions, reading: Reading, reserve_percent: int | None, now: Moment
+) -> dict[str, Execution]:
+    """End what must not go on: the device is in local control, or the reserve is reached."""
+    charge = reading.values.get(agent_pb2.Quantity.STATE_OF_CHARGE_PERCENT)
+    result = {}
+    for uid, execution in executions.items():
+        result[uid] = execution
+        if execution.stage is not Stage.HOLDING:
+            continue
+        discharging = execution.order.mode == "ActivePower" and execution.target_watts > 0
+        if reading.local_control:
+            result[uid] = execution.begin_ending(
+                Phase.FAILED,
+                Reason.LOCAL_OVERRIDE,
+                "somebody on site switched the device to local control",
+                now.wall_us,
+            )
+        elif (
+            discharging
+            and charge is not None
+            and reserve_percent is not None
+            and charge <= reserve_percent
+        ):
+            result[uid] = execution.begin_ending(
+                Phase.FAILED,
+                Reason.INSUFFICIENT_ENERGY,
+                f"the state of charge of {charge:.1f} % has reached the reserve of "
+                f"{reserve_percent} % (minReservePercent)",
+                now.wall_us,
+            )
+    return result
+
+
+def resume(
+    execution: Execution,
+    now: Moment,
+    *,
+    revert: bool,
+    held: bool | None,
+    last_alive_us: int,
+) -> Execution:
+    """Decide what becomes of a stored execution when the agent starts.
+
+    Args:
+        execution: As it was stored, on this boot's monotonic clock.
+        now: Both clocks, confirmed.
+        revert: ``fallback.onRestart`` is Revert.
+        held: Whether the device says that it holds the value, None if it does not say.
+        last_alive_us: The last time that the agent is known to have run.
+    """
+    if execution.stage in (Stage.WAITING, Stage.DONE):
+        return execution
+    if held is False:
+        died_ago_us = max(0, now.wall_us - last_alive_us)
+        execution = execution.stop_holding(
+            Moment(wall_us=last_alive_us, monotonic_us=now.monotonic_us - died_ago_us)
+        )
+    if execution.stage is Stage.REVERTING:
+        return execution
+    if revert and not is_over(execution, now):
+        return execution.begin_ending(
+            Phase.FAILED,
+            Reason.AGENT_RESTARTED,
+            "the agent restarted in the window and fallback.onRestart is Revert",
+            now.wall_us,
+        )
+    if execution.stage is Stage.HOLDING and not is_over(execution, now):
+        return replace(execution, interruptions=execution.interruptions + 1)
+    return replace(execution, last_error="", last_message="")

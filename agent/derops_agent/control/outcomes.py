@@ -1,0 +1,164 @@
+"""What a device's answers make of the executions: to a write, and to being asked what it holds."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from derops.lifecycle import Phase, Reason
+from derops.schedules import SECOND_US, Window
+from derops_agent.control import verifying
+from derops_agent.control.deciding import Executions, is_due, owners, supersede
+from derops_agent.control.execution import LATE_REVERT_US, Execution, Moment, Stage
+from derops_agent.control.site import Site
+from derops_agent.control.verifying import Rule
+from derops_agent.ports import Setpoints
+
+MOST_LOSSES = 3
+"""How often a device may drop a setpoint and have it written again."""
+
+_NONE_WRONG: Mapping[str, str] = MappingProxyType({})
+_KEEP_END_SLACK_US = SECOND_US  # an ordinary start is some milliseconds late and moves nothing
+
+
+def written(
+    executions: Executions,
+    now: Moment,
+    *,
+    rule: Rule,
+    wrong: Mapping[str, str] = _NONE_WRONG,
+    ramping: bool = False,
+    evidence: str = "Written",
+    guard: str = "AgentTimer",
+) -> dict[str, Execution]:
+    """Return what a successful write makes of the executions.
+
+    Args:
+        executions: All.
+        now: Both clocks.
+        rule: For the verdict on those that end.
+        wrong: Modes of which the device says that it holds something else than was written,
+            with the words for it.
+        ramping: The active power that was written is only a step on the way.
+        evidence: ReadBack if the device confirmed the modes that are not wrong.
+        guard: What ends the owners if the agent dies.
+    """
+    result = dict(executions)
+    for mode, owner in owners(executions).items():
+        if mode in wrong:
+            result[owner.order.uid] = _lose(owner, now, wrong[mode])
+            continue
+        active = _hold(owner, now, evidence)
+        active = replace(active, guard=guard)
+        if evidence == "ReadBack":
+            active = replace(active, confirmed=now)
+        if not active.arrived_us and not (ramping and mode == "ActivePower"):
+            active = replace(active, arrived_us=now.wall_us)
+        result[owner.order.uid] = active
+        losers = [
+            other
+            for other in executions.values()
+            if other.order.mode == mode
+            and other is not owner
+            and (other.owns_device or is_due(other, now))
+        ]
+        supersede(result, active, losers, now)
+    for uid, execution in result.items():
+        if execution.stage is not Stage.REVERTING or execution.order.mode in wrong:
+            continue
+        let_go = execution.let_go_monotonic_us or now.monotonic_us
+        ending = replace(execution, let_go_monotonic_us=let_go)
+        still = ramping and execution.order.mode == "ActivePower"
+        result[uid] = ending if still else _finish(ending, now, rule)
+    return result
+
+
+def write_failed(
+    executions: Executions, now: Moment, *, refused: bool, message: str
+) -> dict[str, Execution]:
+    """Return what a failed write makes of those that wanted it; a refusal is not tried again."""
+    result = dict(executions)
+    for execution in owners(executions).values():
+        if execution.stage is Stage.APPLYING:
+            uid = execution.order.uid
+            reason = Reason.DEVICE_WRITE_FAILED if refused else Reason.DEVICE_OFFLINE
+            failed = replace(execution, last_error=reason, last_message=message)
+            result[uid] = (
+                failed.begin_ending(Phase.FAILED, reason, message, now.wall_us)
+                if refused
+                else failed
+            )
+    return result
+
+
+def look_again(
+    executions: Executions, held: Setpoints, site: Site, now: Moment
+) -> dict[str, Execution]:
+    """Return what it means for the executions that a device now says that it holds ``held``."""
+    result = dict(executions)
+    for execution in owners(executions).values():
+        if execution.stage is not Stage.HOLDING or execution.held_since is None:
+            continue
+        uid = execution.order.uid
+        if not execution.arrived_us or site.holds(held, execution):
+            result[uid] = replace(execution, confirmed=now)
+        else:
+            result[uid] = _lose(execution, now, f"it now says that it holds {held}")
+    return result
+
+
+def _hold(execution: Execution, now: Moment, evidence: str) -> Execution:
+    if execution.stage is Stage.HOLDING:
+        return execution if execution.held_since else replace(execution, held_since=now)
+    planned = execution.planned or Window(start_us=now.wall_us, end_us=now.wall_us)
+    late = now.wall_us - planned.start_us > _KEEP_END_SLACK_US
+    if execution.order.late_policy == "KeepDuration" and late:
+        end_us = now.wall_us + execution.order.duration_seconds * SECOND_US
+        planned = Window(start_us=planned.start_us, end_us=end_us)
+    active = execution.step(Phase.ACTIVE, Reason.APPLIED, "written to the device", now.wall_us)
+    return replace(
+        active,
+        stage=Stage.HOLDING,
+        planned=planned,
+        applied_us=now.wall_us,
+        held_since=now,
+        ends_monotonic_us=now.monotonic_us + max(0, planned.end_us - now.wall_us),
+        evidence=evidence,
+        verified_reason="VerificationPending" if evidence == "ReadBack" else "ReadBackFailed",
+    )
+
+
+def _lose(execution: Execution, now: Moment, message: str) -> Execution:
+    """Return it as one that the device does not hold, whatever it answered to the write."""
+    if execution.stage is not Stage.HOLDING:
+        return replace(execution, last_error=Reason.READ_BACK_MISMATCH, last_message=message)
+    lost = replace(
+        execution.stop_holding(execution.confirmed or now),
+        interruptions=execution.interruptions + bool(execution.held_since),
+        losses=execution.losses + 1,
+    )
+    if lost.losses <= MOST_LOSSES:
+        return lost
+    return lost.begin_ending(
+        Phase.FAILED,
+        Reason.SETPOINT_NOT_HELD,
+        f"the device dropped the setpoint {lost.losses} times in the window; {message}",
+        now.wall_us,
+    )
+
+
+def _finish(execution: Execution, now: Moment, rule: Rule) -> Execution:
+    ending = execution.ending
+    if ending is None:
+        raise ValueError(f"execution {execution.order.uid} is reverting without an ending")
+    found = verifying.verdict(execution, until_us=execution.ended_us, rule=rule)
+    done = verifying.conclude(execution, found, now.wall_us) if execution.applied_us else execution
+    done = replace(done.stop_holding(now), reverted_us=now.wall_us)
+    phase, reason, message = ending.phase, ending.reason, ending.message
+    late_us = execution.let_go_monotonic_us - execution.ends_monotonic_us - execution.bridged_us
+    if phase is Phase.COMPLETE and late_us > LATE_REVERT_US:
+        phase, reason = Phase.FAILED, str(Reason.REVERTED_LATE)
+        message = f"the device was reverted {late_us / SECOND_US:.1f} s after the end"
+    elif phase is Phase.COMPLETE and execution.order.verify_required and done.verified != "True":
+        phase, reason = Phase.FAILED, str(Reason.EFFECT_NOT_OBSERVED)
+        message = f"verification was required and is {done.verified}: {done.verified_reason}"
+    return done.step(phase, reason, message, now.wall_us)
