@@ -128,6 +128,15 @@ def test_an_asset_goes_over_the_wire_whole() -> None:
     assert message.identity.quarantine == "CloneSuspected"
 
 
+def test_an_asset_says_how_its_effect_is_judged_only_if_it_does() -> None:
+    silent = convert.asset_message(asset(), {})
+    told = convert.asset_message(asset(verification={"settleSeconds": 90}), {})
+
+    assert not silent.HasField("verification_settle_seconds")
+    assert told.verification_settle_seconds == 90
+    assert not told.HasField("verification_tolerance_watts")
+
+
 def test_a_dispatch_without_a_start_begins_at_its_creation() -> None:
     subject = dispatch(startTime=None, setpoint={"mode": "LoadLimit", "maxLoadWatts": 700})
 

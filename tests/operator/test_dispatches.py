@@ -71,6 +71,20 @@ def test_a_good_dispatch_gets_its_finalizer_before_it_is_submitted() -> None:
             id="longer than the asset allows",
         ),
         pytest.param(
+            {"durationSeconds": 3600},
+            asset(
+                ratings={
+                    "maxInjectionWatts": 10000,
+                    "maxAbsorptionWatts": 8000,
+                    "energyCapacityWattHours": 6000,
+                },
+                limits={"minReservePercent": 20},
+            ),
+            "InsufficientEnergy",
+            ["5000 Wh", "4800 Wh", "20 %"],
+            id="more energy than the battery has above its reserve",
+        ),
+        pytest.param(
             {},
             asset(type="Solar"),
             "ModeNotSupported",

@@ -100,7 +100,9 @@ def _verified(facts: _Facts) -> Wanted:
     report = facts.report
     if report is not None and report.verified in {"True", "False"}:
         reason = report.verified_reason or ("Verified" if report.verified == "True" else "NotHeld")
-        return Wanted("Verified", report.verified, reason)
+        within_seconds = report.within_tolerance_milliseconds / 1000
+        words = f"the measured power was within tolerance for {within_seconds:.0f} s"
+        return Wanted("Verified", report.verified, reason, words)
     if facts.outcome.phase.terminal and not facts.applied:
         return Wanted("Verified", "Unknown", "NotApplied")
     reason = report.verified_reason if report is not None else ""
