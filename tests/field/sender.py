@@ -94,6 +94,10 @@ class Sender:
         while self._outbox:
             await self._settled.wait()
 
+    def move(self, headend: FieldHeadend, asset: FieldAsset) -> None:
+        """Dial another gateway from the next stream on."""
+        self._headend, self._asset = headend, asset
+
     def cut(self) -> None:
         """End the stream as a link does that drops; the next one follows."""
         if self._call is not None:
