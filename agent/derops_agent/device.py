@@ -22,6 +22,7 @@ class GuardedDevice:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._lock = asyncio.Lock()
+        self._complaint = ""
         self._log = structlog.get_logger("device")
 
     @property
@@ -52,9 +53,13 @@ class GuardedDevice:
         """Measure once; None if the device did not answer."""
         try:
             reading = await self._bounded(self._device.sample, SAMPLE_TIMEOUT_SECONDS)
-        except DeviceError:
+        except DeviceError as error:
             metrics.SAMPLE_FAILURES.inc()
+            if str(error) != self._complaint:  # once, not once a second
+                self._complaint = str(error)
+                self._log.warning("sample.failed", error=self._complaint)
             return None
+        self._complaint = ""
         metrics.SAMPLES.inc()
         return reading
 

@@ -1,7 +1,7 @@
 """The agent's file: YAML with camelCase keys; the environment overrides its top-level scalars."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from derops.errors import SettingError
-from derops_agent.drivers import KINDS
+from derops_agent.drivers import KINDS, check_options
+from derops_agent.drivers.options import DriverOptionError
 from derops_agent.outbox_store import DEFAULT_MAX_AGE_SECONDS, DEFAULT_MAX_BYTES
 
 ENVIRONMENT_PREFIX = "DEROPS_AGENT_"
@@ -39,7 +40,7 @@ class DriverSettings(BaseModel):
     """Which driver; all other keys are the driver's own."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    kind: Literal["simulated"]
+    kind: Literal["simulated", "sunspec"]
 
     def options(self) -> dict[str, Any]:
         """Return kind and options as they stand in the file."""
@@ -80,7 +81,8 @@ def load(file: Path, environment: Mapping[str, str] = os.environ) -> AgentSettin
         SettingError: It names the file or the environment variable, the key and what is allowed.
     """
     try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        document = yaml.safe_load(text)
     except OSError as error:
         raise SettingError("--config", str(file), error.strerror or "cannot be read") from error
     except yaml.YAMLError as error:
@@ -97,10 +99,27 @@ def load(file: Path, environment: Mapping[str, str] = os.environ) -> AgentSettin
             error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden"
         )
         key = ".".join(str(part) for part in first["loc"])
-        source = overridden.get(str(first["loc"][0]), str(file)) if first["loc"] else str(file)
+        at = f"{file}:{_line(text, first['loc'])}"
+        source = overridden.get(str(first["loc"][0]), at) if first["loc"] else str(file)
         raise SettingError(key, source, _problem(first)) from error
-    _check(settings, str(file))
+    _check(settings, lambda *path: f"{file}:{_line(text, path)}")
     return settings
+
+
+def _line(text: str, path: tuple[int | str, ...]) -> int:
+    """Return the line of a key in a YAML text, or of what is nearest to it; the first is 1."""
+    node, line = yaml.compose(text), 1
+    for part in path:
+        if isinstance(node, yaml.MappingNode):
+            found = [pair for pair in node.value if pair[0].value == part]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            found = [(each, each) for each in node.value[part : part + 1]]
+        else:
+            found = []
+        if not found:
+            break
+        line, node = found[0][0].start_mark.line + 1, found[0][1]
+    return line
 
 
 def _override(document: dict[str, Any], environment: Mapping[str, str]) -> dict[str, str]:
@@ -136,14 +155,37 @@ def _allowed(location: tuple[int | str, ...]) -> str:
     return "; allowed: " + ", ".join(str(f.alias) for f in section.model_fields.values())
 
 
-def _check(settings: AgentSettings, source: str) -> None:
-    seen: set[tuple[str, str]] = set()
-    for asset in settings.assets:
-        if (asset.namespace, asset.name) in seen:
-            name = f"{asset.namespace}/{asset.name}"
-            raise SettingError("assets", source, f"{name} is there twice; allowed: once")
-        seen.add((asset.namespace, asset.name))
-    for gateway in settings.gateways:
-        port = gateway.rpartition(":")[2]
-        if ":" not in gateway or not port.isdigit() or not 0 < int(port) < 65536:
-            raise SettingError("gateways", source, f"must be host:port; got {gateway!r}")
+def _check(settings: AgentSettings, source: Callable[..., str]) -> None:
+    names: set[tuple[str, str]] = set()
+    units: dict[tuple[str, int, int], str] = {}
+    for index, asset in enumerate(settings.assets):
+        name = f"{asset.namespace}/{asset.name}"
+        if (asset.namespace, asset.name) in names:
+            raise SettingError(
+                f"assets.{index}.name",
+                source("assets", index, "name"),
+                f"{name} is there twice; allowed: once",
+            )
+        names.add((asset.namespace, asset.name))
+        try:
+            unit = check_options(asset.driver.options())
+        except DriverOptionError as error:
+            path = ("assets", index, "driver", *error.setting.split("."))
+            key = ".".join(str(part) for part in path)
+            raise SettingError(key, source(*path), error.problem) from error
+        if unit is not None and unit in units:
+            host, port, unit_id = unit
+            raise SettingError(
+                f"assets.{index}.driver.unitId",
+                source("assets", index, "driver", "unitId"),
+                f"unit {unit_id} at {host}:{port} is that of {units[unit]}; two assets cannot "
+                f"control one device",
+            )
+        if unit is not None:
+            units[unit] = name
+    for index, gateway in enumerate(settings.gateways):
+        port_text = gateway.rpartition(":")[2]
+        if ":" not in gateway or not port_text.isdigit() or not 0 < int(port_text) < 65536:
+            raise SettingError(
+                "gateways", source("gateways", index), f"must be host:port; got {gateway!r}"
+            )

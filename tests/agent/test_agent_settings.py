@@ -15,7 +15,7 @@ assets:
   - namespace: ns
     name: battery
     certificateDirectory: certs
-    driver: {kind: simulated, capacity: 5}
+    driver: {kind: simulated, model: load, maxAbsorptionWatts: 5}
 """
 
 
@@ -27,7 +27,11 @@ def test_a_good_file(tmp_path: Path) -> None:
 
     assert settings.log_level == "DEBUG"
     assert settings.gateways == ["a:1", "b:2"]
-    assert settings.assets[0].driver.options() == {"kind": "simulated", "capacity": 5}
+    assert settings.assets[0].driver.options() == {
+        "kind": "simulated",
+        "model": "load",
+        "maxAbsorptionWatts": 5,
+    }
 
 
 @pytest.mark.parametrize(
@@ -53,3 +57,22 @@ def test_what_is_wrong_is_named(
     for word in named:
         assert word in str(raised.value)
     assert environment or str(file) in str(raised.value)
+
+
+def test_a_wrong_option_of_a_driver_is_named_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text(GOOD.replace("{kind: simulated,", "{kind: simulated, speeed: 2,"))
+
+    with pytest.raises(SettingError, match=r"assets\.0\.driver\.speeed \(.*agent\.yaml:9\)"):
+        load(file, {})
+
+
+def test_two_assets_cannot_have_one_device(tmp_path: Path) -> None:
+    file = tmp_path / "agent.yaml"
+    unit = "driver: {kind: sunspec, host: inverter, unitId: 3}"
+    one = GOOD.replace("driver: {kind: simulated, model: load, maxAbsorptionWatts: 5}", unit)
+    second = one[one.index("  - namespace") :].replace("name: battery", "name: other")
+    file.write_text(one + second)
+
+    with pytest.raises(SettingError, match=r"agent\.yaml:13.*unit 3 at inverter:502.*ns/battery"):
+        load(file, {})

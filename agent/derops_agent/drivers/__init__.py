@@ -7,8 +7,29 @@ from typing import Any
 from derops_agent.clock import Clock
 from derops_agent.ports import Device
 
-KINDS = ("simulated",)
+KINDS = ("simulated", "sunspec")
 """What ``driver.kind`` may be."""
+
+
+def check_options(config: Mapping[str, Any]) -> tuple[str, int, int] | None:
+    """Check the ``driver`` section of an asset without opening the device.
+
+    Returns:
+        Host, port and unit id of a device on a bus: no other asset may have the same.
+
+    Raises:
+        DriverOptionError: It names the option and what is allowed.
+    """
+    options = {key: value for key, value in config.items() if key != "kind"}
+    if config["kind"] == "sunspec":
+        from derops_agent.drivers.sunspec import parse_options as parse_sunspec
+
+        parsed = parse_sunspec(options)
+        return parsed.host, parsed.port, parsed.unit_id
+    from derops_agent.drivers.simulated.options import parse_options
+
+    parse_options(options)
+    return None
 
 
 async def open_device(config: Mapping[str, Any], data_directory: Path, clock: Clock) -> Device:
@@ -29,4 +50,9 @@ async def open_device(config: Mapping[str, Any], data_directory: Path, clock: Cl
 
         device: Device = await open_simulated(options, data_directory, clock)
         return device
+    if config["kind"] == "sunspec":
+        from derops_agent.drivers.sunspec import open_sunspec
+
+        unit: Device = await open_sunspec(options, clock)
+        return unit
     raise ValueError(f"driver kind {config['kind']!r} is not known; known: {', '.join(KINDS)}")

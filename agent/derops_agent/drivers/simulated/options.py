@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
-from derops.errors import SettingError
+from derops_agent.drivers.options import DriverOptionError, explain
 from derops_agent.drivers.simulated.battery import Battery
 from derops_agent.drivers.simulated.charger import MINIMUM_WATTS, Charger
 from derops_agent.drivers.simulated.faults import Faults
@@ -20,10 +20,6 @@ Ramp = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Hour = Annotated[float, Field(ge=0, le=24)]
 Section = TypeVar("Section", bound=BaseModel)
-
-
-class DriverOptionError(SettingError, ValueError):
-    """An option of the driver is wrong; a ValueError too, as ``drivers.open_device`` promises."""
 
 
 class Options(BaseModel):
@@ -231,32 +227,4 @@ def parse_options(options: Mapping[str, Any]) -> Options:
         raise DriverOptionError(name, f"{_SOURCE}, {model}", problem) from error
 
 
-def explain(error: ValidationError, section: type[BaseModel]) -> tuple[str, str]:
-    """Return the name of the first wrong option and what is wrong with it."""
-    # A misspelt key is the cause, what is missing for it only the consequence.
-    first = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
-    name = ".".join(str(part) for part in first["loc"]) or "options"
-    if first["type"] == "missing":
-        return name, "is required and not set"
-    if first["type"] == "extra_forbidden":
-        allowed = ", ".join(sorted(_names(_section_of(section, first["loc"][:-1]))))
-        return name, f"is not an option; allowed: {allowed}"
-    if not first["loc"]:
-        return name, first["msg"].removeprefix("Value error, ")
-    return name, f"{first['msg']}; got {first['input']!r}"
-
-
 _SOURCE = "simulated device"
-
-
-def _section_of(section: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:
-    for part in path:
-        for field in section.model_fields.values():
-            kind = field.annotation
-            if field.alias == part and isinstance(kind, type) and issubclass(kind, BaseModel):
-                section = kind
-    return section
-
-
-def _names(section: type[BaseModel]) -> list[str]:
-    return [field.alias or name for name, field in section.model_fields.items()]

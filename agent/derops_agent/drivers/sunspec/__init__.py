@@ -1,0 +1,5 @@
+"""Inverters and batteries that speak SunSpec over Modbus TCP."""
+
+from derops_agent.drivers.sunspec.device import SunSpecDevice, open_sunspec, parse_options
+
+__all__ = ["SunSpecDevice", "open_sunspec", "parse_options"]

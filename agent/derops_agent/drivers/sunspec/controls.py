@@ -1,0 +1,261 @@
+"""How setpoints stand in SunSpec registers. Pure: blocks as they were read in, writes out.
+
+Functions of model 704 have a reversion value of their own, those of model 123 fall back to off, and
+703 has no timer. The order of writes is the device's safety: what it shall fall back to and when,
+then the value, then the enable.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from derops_agent.drivers.sunspec.models import Block
+from derops_agent.ports import Setpoints
+
+Write = tuple[int, bytes]
+Blocks = Mapping[int, Block]
+
+_OFF, _ON = 0, 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fallback:
+    """What a function does by itself after a while; ``watts`` None = it is off then."""
+
+    after_seconds: int
+    watts: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Function:
+    """One way to hold a power or a limit: a value that counts while it is enabled."""
+
+    mode: str
+    model_id: int
+    value: str
+    enable: str
+    timer: str
+    percent: bool = False
+    """Whether the value is a share of the most power (WMax)."""
+
+    selector: tuple[str, int] | None = None
+    """Point that says which of several values counts, and what it has to say."""
+
+    fallback_value: str | None = None
+    fallback_enable: str | None = None
+
+    def is_in(self, blocks: Blocks) -> bool:
+        """Tell whether a device implements it."""
+        block = blocks.get(self.model_id)
+        return (
+            block is not None
+            and block.raw(self.enable) is not None
+            and block.raw(self.value) is not None
+        )
+
+    def has_timer(self, block: Block) -> bool:
+        """Tell whether it can fall back by itself."""
+        return block.raw(self.timer) is not None
+
+    def held_watts(self, block: Block, most_watts: float) -> int | None:
+        """Return what the device says that it holds; None = the function is off."""
+        if block.raw(self.enable) != _ON:
+            return None
+        if self.selector is not None and block.raw(self.selector[0]) != self.selector[1]:
+            return None
+        value = block.value(self.value)
+        if value is None:
+            return None
+        return round(value * most_watts / 100) if self.percent else round(value)
+
+    def writes(
+        self,
+        block: Block,
+        watts: int | None,
+        fallback: Fallback | None,
+        *,
+        most_watts: float,
+        toggle: bool,
+    ) -> tuple[list[Write], int | None]:
+        """Return what to write, in order, and after how many seconds it falls back by itself.
+
+        Args:
+            block: Its model as it was just read.
+            watts: What it shall hold; None = off. One that is off is not touched.
+            fallback: What to arm, if it has a timer.
+            most_watts: What a percentage refers to.
+            toggle: Switch it off before the value changes: some devices keep the old one else.
+        """
+        enabled = block.raw(self.enable) == _ON
+        if watts is None:
+            return ([block.encode(self.enable, _OFF)] if enabled else []), None
+        writes, armed_seconds = self._arm(block, fallback, most_watts)
+        if self.selector is not None and block.raw(self.selector[0]) not in (
+            None,
+            self.selector[1],
+        ):
+            writes.append(block.encode(*self.selector))
+        if toggle and enabled:
+            writes.append(block.encode(self.enable, _OFF))
+        writes.append(block.encode(self.value, self._number(watts, most_watts)))
+        writes.append(block.encode(self.enable, _ON))
+        return writes, armed_seconds
+
+    def _arm(
+        self, block: Block, fallback: Fallback | None, most_watts: float
+    ) -> tuple[list[Write], int | None]:
+        if not self.has_timer(block):
+            return [], None
+        if fallback is None:
+            return [block.encode(self.timer, 0)], None
+        writes = []
+        on = fallback.watts is not None and self._can_fall_back_to_a_value(block)
+        if on and self.fallback_value is not None and fallback.watts is not None:
+            number = self._number(fallback.watts, most_watts)
+            writes.append(block.encode(self.fallback_value, number))
+        if self.fallback_enable is not None and block.raw(self.fallback_enable) is not None:
+            writes.append(block.encode(self.fallback_enable, _ON if on else _OFF))
+        armed_seconds = min(fallback.after_seconds, block.most(self.timer))
+        writes.append(block.encode(self.timer, armed_seconds))
+        return writes, armed_seconds
+
+    def _can_fall_back_to_a_value(self, block: Block) -> bool:
+        return (
+            self.fallback_value is not None
+            and self.fallback_enable is not None
+            and block.raw(self.fallback_value) is not None
+            and block.raw(self.fallback_enable) is not None
+        )
+
+    def _number(self, watts: int, most_watts: float) -> float:
+        return watts * 100 / most_watts if self.percent else watts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switch:
+    """What permits a device to serve: 703 ES, or 123 Conn."""
+
+    model_id: int
+    point: str
+    timer: str | None = None
+
+    def is_in(self, blocks: Blocks) -> bool:
+        """Tell whether a device implements it."""
+        block = blocks.get(self.model_id)
+        return block is not None and block.raw(self.point) is not None
+
+    def has_timer(self, block: Block) -> bool:
+        """Tell whether it permits service again by itself."""
+        return self.timer is not None and block.raw(self.timer) is not None
+
+    def energized(self, block: Block) -> bool:
+        """Tell whether the device is permitted to serve."""
+        return bool(block.raw(self.point) != _OFF)
+
+    def writes(
+        self, block: Block, *, energized: bool, after_seconds: int | None
+    ) -> tuple[list[Write], int | None]:
+        """Return what to write, and after how many seconds it falls back by itself."""
+        if energized:
+            return ([] if self.energized(block) else [block.encode(self.point, _ON)]), None
+        writes, armed_seconds = [], None
+        if self.timer is not None and self.has_timer(block):
+            armed_seconds = after_seconds and min(after_seconds, block.most(self.timer))
+            writes.append(block.encode(self.timer, armed_seconds or 0))
+        return [*writes, block.encode(self.point, _OFF)], armed_seconds
+
+
+POWER = (
+    Function(
+        mode="ActivePower",
+        model_id=704,
+        value="WSet",
+        enable="WSetEna",
+        timer="WSetRvrtTms",
+        selector=("WSetMod", 1),  # WATTS
+        fallback_value="WSetRvrt",
+        fallback_enable="WSetEnaRvrt",
+    ),
+    Function(
+        mode="ActivePower",
+        model_id=704,
+        value="WSetPct",
+        enable="WSetEna",
+        timer="WSetRvrtTms",
+        percent=True,
+        selector=("WSetMod", 0),  # W_MAX_PCT
+        fallback_value="WSetPctRvrt",
+        fallback_enable="WSetEnaRvrt",
+    ),
+)
+GENERATION_LIMIT = (
+    Function(
+        mode="GenerationLimit",
+        model_id=704,
+        value="WMaxLimPct",
+        enable="WMaxLimPctEna",
+        timer="WMaxLimPctRvrtTms",
+        percent=True,
+        fallback_value="WMaxLimPctRvrt",
+        fallback_enable="WMaxLimPctEnaRvrt",
+    ),
+    Function(
+        mode="GenerationLimit",
+        model_id=123,
+        value="WMaxLimPct",
+        enable="WMaxLim_Ena",
+        timer="WMaxLimPct_RvrtTms",
+        percent=True,
+    ),
+)
+SWITCHES = (
+    Switch(model_id=703, point="ES"),
+    Switch(model_id=123, point="Conn", timer="Conn_RvrtTms"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Controls:
+    """The functions by which one device is controlled; None = it does not have the mode."""
+
+    power: Function | None
+    limit: Function | None
+    switch: Switch | None
+
+    @property
+    def modes(self) -> frozenset[str]:
+        """Setpoint modes that the device offers."""
+        offered = {
+            "ActivePower": self.power,
+            "GenerationLimit": self.limit,
+            "CeaseToEnergize": self.switch,
+        }
+        return frozenset(mode for mode, how in offered.items() if how is not None)
+
+    @property
+    def model_ids(self) -> frozenset[int]:
+        """Models that they lie in."""
+        return frozenset(
+            how.model_id for how in (self.power, self.limit, self.switch) if how is not None
+        )
+
+    def held(self, blocks: Blocks, most_watts: float) -> Setpoints:
+        """Return what the device says that it holds."""
+        power, limit = (
+            None if each is None else each.held_watts(blocks[each.model_id], most_watts)
+            for each in (self.power, self.limit)
+        )
+        switch = self.switch
+        return Setpoints(
+            active_power_watts=power,
+            max_generation_watts=limit,
+            energized=switch is None or switch.energized(blocks[switch.model_id]),
+        )
+
+
+def controls_of(blocks: Blocks) -> Controls:
+    """Choose the functions of a device, the newer model where it has both."""
+    return Controls(
+        power=next((each for each in POWER if each.is_in(blocks)), None),
+        limit=next((each for each in GENERATION_LIMIT if each.is_in(blocks)), None),
+        switch=next((each for each in SWITCHES if each.is_in(blocks)), None),
+    )

@@ -1,0 +1,293 @@
+"""The SunSpec driver on real Modbus TCP: what it offers, writes, reads back, and makes of errors."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from pymodbus.constants import ExcCodes
+from tests.agent.fakes import T0, FakeClock
+from tests.agent.sunspec.inverter import BASE, BATTERY, SOLAR, Inverter, Line
+
+from derops.errors import DeviceRefusedError, DeviceTimeoutError
+from derops.wire.v1 import agent_pb2
+from derops_agent.drivers.sunspec import SunSpecDevice, open_sunspec
+from derops_agent.ports import Reversion, Setpoints
+
+Q = agent_pb2.Quantity
+TIMEOUT_SECONDS = 0.3
+
+
+@asynccontextmanager
+async def opened(inverter: Inverter, **options: Any) -> AsyncIterator[SunSpecDevice]:
+    async with Line({1: inverter}) as line:
+        device = await connect(line, **options)
+        yield device
+        await device.close()
+
+
+async def connect(line: Line, **options: Any) -> SunSpecDevice:
+    host, port = line.address
+    facts = {"host": host, "port": port, "timeoutSeconds": TIMEOUT_SECONDS, **options}
+    return await open_sunspec(facts, FakeClock())
+
+
+async def test_a_battery_offers_what_its_models_have() -> None:
+    async with opened(Inverter(BATTERY)) as device:
+        capability = device.capability
+
+    assert capability.modes == {"ActivePower", "GenerationLimit", "CeaseToEnergize"}
+    assert (capability.driver, capability.firmware) == ("sunspec", "Maker Battery 10 1.2")
+    assert (capability.max_injection_watts, capability.max_absorption_watts) == (10_000, 8_000)
+    assert capability.can_measure
+    assert capability.reversion
+
+
+async def test_an_older_inverter_offers_what_its_models_have() -> None:
+    async with opened(Inverter(SOLAR)) as device:
+        capability = device.capability
+
+    assert capability.modes == {"GenerationLimit", "CeaseToEnergize"}
+    assert (capability.max_injection_watts, capability.max_absorption_watts) == (5_000, 0)
+
+
+async def test_a_sample_has_units_and_leaves_out_what_is_not_implemented() -> None:
+    inverter = Inverter(BATTERY)
+    async with opened(inverter) as device:
+        await device.write(Setpoints(active_power_watts=-3000))
+        reading = await device.sample()
+
+    assert reading.at_us == T0
+    assert reading.values == {
+        Q.ACTIVE_POWER_WATTS: -3000,
+        Q.VOLTAGE_VOLTS: pytest.approx(230.1),
+        Q.FREQUENCY_HERTZ: pytest.approx(50),
+        Q.ENERGY_INJECTED_WATT_HOURS: 7_000_000,
+        Q.STATE_OF_CHARGE_PERCENT: pytest.approx(50.5),
+    }
+    assert not reading.local_control
+
+
+async def test_local_control_is_seen() -> None:
+    inverter = Inverter(BATTERY)
+    async with opened(inverter) as device:
+        inverter.set(715, "LocRemCtl", 1)
+        assert (await device.sample()).local_control
+
+
+async def test_a_power_is_armed_first_and_enabled_last() -> None:
+    inverter = Inverter(BATTERY)
+    async with opened(inverter) as device:
+        armed_seconds = await device.write(
+            Setpoints(active_power_watts=5000),
+            Reversion(after_seconds=90, setpoints=Setpoints(active_power_watts=-100)),
+        )
+        held = await device.read_setpoints()
+
+    assert armed_seconds == 90
+    assert held == Setpoints(active_power_watts=5000)
+    assert inverter.written == [
+        (704, "WSetRvrt", -100),
+        (704, "WSetEnaRvrt", 1),
+        (704, "WSetRvrtTms", 90),
+        (704, "WSetMod", 1),
+        (704, "WSet", 5000),
+        (704, "WSetEna", 1),
+    ]
+
+
+async def test_the_timer_of_the_device_reverts_it_to_the_fallback() -> None:
+    inverter = Inverter(BATTERY)
+    async with opened(inverter) as device:
+        zero = Setpoints(active_power_watts=0)
+        await device.write(
+            Setpoints(active_power_watts=5000, max_generation_watts=2000),
+            Reversion(after_seconds=90, setpoints=zero),
+        )
+        inverter.now_seconds = 89
+        assert (await device.read_setpoints()).active_power_watts == 5000
+        inverter.now_seconds = 90
+        assert await device.read_setpoints() == zero
+
+
+async def test_all_setpoints_are_written_and_released() -> None:
+    inverter = Inverter(BATTERY)
+    wanted = Setpoints(active_power_watts=-700, max_generation_watts=2500, energized=False)
+    async with opened(inverter) as device:
+        await device.write(wanted)
+        assert await device.read_setpoints() == wanted
+        assert inverter.written[0] == (703, "ES", 0)
+        await device.write(Setpoints())
+        assert await device.read_setpoints() == Setpoints()
+        assert inverter.written[-1] == (703, "ES", 1)
+        writes = len(inverter.written)
+        await device.write(Setpoints())
+        assert len(inverter.written) == writes, "what is off is not touched"
+
+
+async def test_a_switch_without_a_timer_means_that_nothing_guards_the_whole() -> None:
+    async with opened(Inverter(BATTERY)) as device:
+        reversion = Reversion(after_seconds=90, setpoints=Setpoints())
+        off = Setpoints(active_power_watts=1000, energized=False)
+        assert await device.write(off, reversion) is None
+
+
+async def test_a_limit_is_rounded_down_to_what_the_register_holds() -> None:
+    inverter = Inverter(SOLAR)
+    async with opened(inverter) as device:
+        await device.write(Setpoints(max_generation_watts=2999))
+        assert await device.read_setpoints() == Setpoints(max_generation_watts=2950)
+
+
+async def test_the_older_models_fall_back_to_off_within_their_register() -> None:
+    inverter = Inverter(SOLAR)
+    async with opened(inverter) as device:
+        reversion = Reversion(after_seconds=100_000, setpoints=Setpoints(max_generation_watts=10))
+        armed = await device.write(Setpoints(max_generation_watts=1000, energized=False), reversion)
+        inverter.now_seconds = 65_534
+        held = await device.read_setpoints()
+
+    assert armed == 65_534
+    assert held == Setpoints()
+
+
+async def test_a_device_that_keeps_the_old_value_is_switched_off_first() -> None:
+    inverter = Inverter(BATTERY, keeps_value_while_enabled=True)
+    async with opened(inverter, toggleEnable=True) as device:
+        await device.write(Setpoints(max_generation_watts=5000))
+        await device.write(Setpoints(max_generation_watts=4000))
+        assert (await device.read_setpoints()).max_generation_watts == 4000
+
+
+async def test_a_device_that_says_yes_and_does_nothing_is_seen_by_reading_back() -> None:
+    async with opened(Inverter(BATTERY, ignores_values=True)) as device:
+        await device.write(Setpoints(active_power_watts=5000))
+        assert await device.read_setpoints() == Setpoints()
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (ExcCodes.ILLEGAL_FUNCTION, DeviceRefusedError),
+        (ExcCodes.ILLEGAL_ADDRESS, DeviceRefusedError),
+        (ExcCodes.ILLEGAL_VALUE, DeviceRefusedError),
+        (ExcCodes.DEVICE_FAILURE, DeviceTimeoutError),
+        (ExcCodes.DEVICE_BUSY, DeviceTimeoutError),
+        (ExcCodes.GATEWAY_NO_RESPONSE, DeviceTimeoutError),
+    ],
+)
+async def test_an_exception_is_a_no_or_may_pass(code: ExcCodes, error: type[Exception]) -> None:
+    inverter = Inverter(BATTERY)
+    async with opened(inverter) as device:
+        inverter.refuse = code
+        with pytest.raises(error, match=rf"exception {code.value} "):
+            await device.write(Setpoints(active_power_watts=5000))
+
+
+async def test_a_mode_that_it_has_not_is_refused_before_anything_is_written() -> None:
+    inverter = Inverter(SOLAR)
+    async with opened(inverter) as device:
+        with pytest.raises(DeviceRefusedError, match="ActivePower.*CeaseToEnergize"):
+            await device.write(Setpoints(active_power_watts=1, max_generation_watts=1))
+
+    assert inverter.written == []
+
+
+async def test_a_value_that_no_register_holds_is_refused() -> None:
+    async with opened(Inverter(BATTERY)) as device:
+        with pytest.raises(DeviceRefusedError, match="WSet of model 704 cannot hold"):
+            await device.write(Setpoints(active_power_watts=2**31))
+
+
+async def test_a_silent_device_times_out_and_its_late_answer_is_nobodys() -> None:
+    inverter = Inverter(BATTERY)
+    async with opened(inverter) as device:
+        inverter.hold = asyncio.Event()
+        with pytest.raises(DeviceTimeoutError):
+            await device.sample()
+        inverter.hold.set()
+        assert (await device.read_setpoints()) == Setpoints()
+
+
+async def test_a_link_that_drops_is_dialled_again() -> None:
+    inverter = Inverter(BATTERY)
+    async with Line({1: inverter}) as line:
+        device = await connect(line)
+        await line.stop()
+        with pytest.raises(DeviceTimeoutError):
+            await device.sample()
+        await line.start()
+        assert (await device.sample()).values[Q.FREQUENCY_HERTZ] == pytest.approx(50)
+        await device.close()
+
+
+async def test_units_on_one_line_do_not_mix() -> None:
+    first, second = Inverter(BATTERY), Inverter(BATTERY)
+    async with Line({1: first, 7: second}) as line:
+        devices = [await connect(line), await connect(line, unitId=7)]
+        await asyncio.gather(
+            *(
+                device.write(Setpoints(active_power_watts=watts))
+                for device, watts in zip(devices, (1000, -2000), strict=True)
+            )
+        )
+        held = [await device.read_setpoints() for device in devices]
+        for device in devices:
+            await device.close()
+
+    assert [each.active_power_watts for each in held] == [1000, -2000]
+    assert (first.get(704, "WSet"), second.get(704, "WSet")) == (1000, -2000)
+
+
+async def test_a_wrong_unit_id_is_silence() -> None:
+    async with Line({1: Inverter(BATTERY)}) as line:
+        with pytest.raises(DeviceTimeoutError, match="unit 2"):
+            await connect(line, unitId=2)
+
+
+async def test_nobody_there_is_a_timeout() -> None:
+    line = Line({1: Inverter(BATTERY)})
+    await line.start()
+    await line.stop()
+    with pytest.raises(DeviceTimeoutError, match="no connection"):
+        await connect(line)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({701: {**BATTERY[701], "W_SF": 300}}, "W_SF of model 701 is 300"),
+        ({702: {"W_SF": 0}}, "most power is None"),
+        ({713: {"SoC": 2000, "Pct_SF": -1}}, "state of charge is 200 %"),
+    ],
+)
+async def test_nonsense_is_told_with_its_value(changes: dict[int, Any], words: str) -> None:
+    async with Line({1: Inverter({**BATTERY, **changes})}) as line:
+        with pytest.raises(DeviceRefusedError, match=words):
+            await connect(line)
+
+
+async def test_power_that_cannot_be_is_not_a_measurement() -> None:
+    inverter = Inverter({**SOLAR, 103: {**SOLAR[103], "W_SF": 0}})
+    async with opened(inverter) as device:
+        inverter.set(103, "W", 32_000)
+        with pytest.raises(DeviceRefusedError, match="32000 W; it is rated 5000 W"):
+            await device.sample()
+
+
+async def test_what_is_no_sunspec_device_says_what_was_found() -> None:
+    inverter = Inverter(BATTERY)
+    inverter.registers[0] = 0x1234
+    async with Line({1: inverter}) as line:
+        with pytest.raises(DeviceRefusedError, match=f"{BASE} holds 0x12346e53"):
+            await connect(line)
+
+
+async def test_lengths_that_lead_nowhere_are_told() -> None:
+    inverter = Inverter({1: {}})
+    inverter.registers[2:4] = [0, 0xFFFE]
+    inverter.registers += [0] * 300
+    async with Line({1: inverter}) as line:
+        with pytest.raises(DeviceRefusedError):
+            await connect(line)
