@@ -30,8 +30,8 @@ BATTERY: dict[int, dict[str, Any]] = {
         "LNV": 2301,
         "V_SF": -1,
         "TotWhInj": 7_000_000,
-    }
-    | {"TotWh_SF": 0},
+        "TotWh_SF": 0,
+    },
     702: {"WMaxRtg": 1000, "WMax": 1000, "WChaRteMax": 800, "WDisChaRteMax": 1000, "W_SF": 1},
     703: {"ES": 1},
     704: {
@@ -148,7 +148,8 @@ class Inverter:
             return self.refuse
         if values is not None:
             self._take(address - BASE, [int(value) for value in values])
-            values[:] = self.registers[address - BASE : address - BASE + len(values)]
+            took: list[Any] = self.registers[address - BASE : address - BASE + len(values)]
+            values[:] = took
         first = start - BASE
         current[:] = self.registers[first : first + len(current)]
         return None
@@ -219,11 +220,12 @@ class Line:
         server = ModbusTcpServer(self._devices, address=self.address, ignore_missing_devices=True)
         await server.serve_forever(background=True)
         self._server = server
-        port = server.transport.sockets[0].getsockname()[1]
+        listening: Any = server.transport
+        port = listening.sockets[0].getsockname()[1]
         self.address = Address("127.0.0.1", port)
 
     async def stop(self) -> None:
         """End all connections and listen no more."""
         if self._server is not None:
-            await self._server.shutdown()
+            await self._server.shutdown()  # type: ignore[no-untyped-call]
             self._server = None

@@ -1,4 +1,4 @@
-"""The SunSpec driver on real Modbus TCP: what it offers, writes, reads back, and makes of errors."""
+"""The SunSpec driver on real Modbus TCP: what it offers, writes and makes of the answers."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -188,7 +188,7 @@ async def test_an_exception_is_a_no_or_may_pass(code: ExcCodes, error: type[Exce
 async def test_a_mode_that_it_has_not_is_refused_before_anything_is_written() -> None:
     inverter = Inverter(SOLAR)
     async with opened(inverter) as device:
-        with pytest.raises(DeviceRefusedError, match="ActivePower.*CeaseToEnergize"):
+        with pytest.raises(DeviceRefusedError, match=r"ActivePower.*CeaseToEnergize"):
             await device.write(Setpoints(active_power_watts=1, max_generation_watts=1))
 
     assert inverter.written == []
