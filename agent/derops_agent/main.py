@@ -2,8 +2,10 @@
 
 import argparse
 import asyncio
+import logging
 import secrets
 import signal
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -31,9 +33,21 @@ _DEVICE_RETRY_SECONDS = 5
 def main() -> None:
     """Run until SIGTERM."""
     parser = argparse.ArgumentParser(prog="derops-agent", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="YAML file")
+    parser.add_argument("--config", type=Path, help="YAML file; required to run")
+    commands = parser.add_subparsers(dest="command")
+    look = commands.add_parser("probe", help="show what a SunSpec device offers; writes nothing")
+    look.add_argument("--host", required=True)
+    look.add_argument("--port", type=int, default=502)
+    look.add_argument("--unit-id", type=int, default=1)
+    look.add_argument("--timeout-seconds", type=float, default=1.0)
+    look.add_argument("--output", choices=("text", "json"), default="text")
+    arguments = parser.parse_args()
+    if arguments.command == "probe":
+        sys.exit(_probe(arguments))
+    if arguments.config is None:
+        parser.error("the following arguments are required: --config")
     try:
-        settings = load(parser.parse_args().config)
+        settings = load(arguments.config)
         configure_logging(settings.log_level)
         asyncio.run(Host(settings, SystemClock()).run())
     except SettingError as error:
@@ -43,6 +57,29 @@ def main() -> None:
         if wrong is None:
             raise
         refuse_to_start(_first(wrong))
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    """Show what a device offers; 1 = an agent could not use it."""
+    from derops_agent.drivers.sunspec import parse_options
+    from derops_agent.drivers.sunspec.probing import probe
+
+    logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # its errors are ours, told once
+    options = {
+        "host": arguments.host,
+        "port": arguments.port,
+        "unitId": arguments.unit_id,
+        "timeoutSeconds": arguments.timeout_seconds,
+    }
+    try:
+        found = asyncio.run(probe(parse_options(options)))
+    except SettingError as error:
+        refuse_to_start(error)
+    except DeviceError as error:
+        print(f"derops-agent probe: {error}", file=sys.stderr)  # noqa: T201  # what a person reads
+        return 1
+    print(found.as_json() if arguments.output == "json" else found.as_text())  # noqa: T201
+    return 0 if found.usable else 1
 
 
 class Host:

@@ -151,6 +151,12 @@ class Agent:
         )
         self.controller.journal.on_report = self.reports.append
 
+    async def use(self, device: Any) -> None:
+        """Control another device than the one in memory, from the next start on."""
+        self.device = device
+        self.ledger.close()
+        self._open()
+
     async def start(self, config: dispatch_pb2.Asset | None = None) -> "Agent":
         await self.controller.boot()
         await self.snapshot(config=config or asset())

@@ -17,6 +17,7 @@ from derops.checks import MODES_BY_TYPE
 from derops.lifecycle import Phase, Reason
 from derops_agent.drivers.simulated.faults import Faults
 from derops_agent.drivers.simulated.options import MODELS, Options
+from derops_agent.drivers.sunspec.device import SunSpecOptions
 from derops_agent.settings import AgentSettings
 from derops_headend.gateway.settings import GatewaySettings
 from derops_headend.writer_program import WriterSettings
@@ -178,6 +179,14 @@ def test_every_option_of_a_simulated_device_is_on_its_page(model: str) -> None:
     for name, field in MODELS[model].model_fields.items():
         row = found[str(field.alias)]
         assert f" {model}" in row or name in Options.model_fields, f"{field.alias} lacks {model}"
+
+
+def test_every_option_of_a_sunspec_device_is_on_its_page() -> None:
+    found = rows(REFERENCE / "sunspec.md")
+
+    for path, default in keys(SunSpecOptions, ""):
+        row = "required" if default is PydanticUndefined else f"`{default}`"
+        assert f"| {row} |" in found[path], f"{path} has another default"
 
 
 def test_every_fault_of_a_simulated_device_is_on_its_page() -> None:

@@ -18,7 +18,6 @@ from derops_agent.drivers.modbus_tcp import Address
 from derops_agent.drivers.sunspec.models import points_of
 
 BASE = 40000
-_WRITES = (6, 16)
 
 BATTERY: dict[int, dict[str, Any]] = {
     1: {"Mn": "Maker", "Md": "Battery 10", "Vr": "1.2"},

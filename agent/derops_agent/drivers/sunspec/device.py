@@ -170,22 +170,30 @@ async def open_sunspec(options: Mapping[str, Any], clock: Clock) -> SunSpecDevic
         raise
 
 
-async def _open(options: SunSpecOptions, bus: Bus, clock: Clock) -> SunSpecDevice:
-    unit_id = options.unit_id
-    places = await find_models(bus, unit_id)
-    known = {1, *rating_models(places), *_CONTROL_MODELS, *measuring_models(places)}
-    blocks = {
+async def read_used_models(bus: Bus, unit_id: int, places: Mapping[int, Place]) -> dict[int, Block]:
+    """Read every model of a device that the agent makes use of.
+
+    Raises:
+        DeviceError: One could not be read.
+    """
+    used = {1, *rating_models(places), *_CONTROL_MODELS, *measuring_models(places)}
+    return {
         each: await read_block(bus, unit_id, place)
         for each, place in places.items()
-        if each in known
+        if each in used
     }
+
+
+async def _open(options: SunSpecOptions, bus: Bus, clock: Clock) -> SunSpecDevice:
+    places = await find_models(bus, options.unit_id)
+    blocks = await read_used_models(bus, options.unit_id, places)
     ratings, controls = read_ratings(blocks), controls_of(blocks)
     values = read_values(blocks, ratings.max_watts)
     functions = [each for each in (controls.power, controls.limit, controls.switch) if each]
     capability = Capability(
         modes=controls.modes,
         driver="sunspec",
-        firmware=_name(blocks[1]) if 1 in blocks else "",
+        firmware=device_name(blocks),
         max_injection_watts=ratings.max_injection_watts,
         max_absorption_watts=ratings.max_absorption_watts,
         can_measure=bool(values),
@@ -215,9 +223,11 @@ def parse_options(options: Mapping[str, Any]) -> SunSpecOptions:
         raise DriverOptionError(name, "sunspec device", problem) from error
 
 
-def _name(common: Block) -> str:
-    """Return maker, model and version as model 1 says them."""
-    parts = (str(common.raw(name) or "").strip() for name in ("Mn", "Md", "Vr"))
+def device_name(blocks: Mapping[int, Block]) -> str:
+    """Return maker, model and version as model 1 says them; empty without one."""
+    if 1 not in blocks:
+        return ""
+    parts = (str(blocks[1].raw(name) or "").strip() for name in ("Mn", "Md", "Vr"))
     return " ".join(part for part in parts if part)
 
 

@@ -1,0 +1,168 @@
+"""What a SunSpec device offers, before anybody controls it. Nothing is written to the device."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sunspec2.device import get_model_def
+from sunspec2.mdef import ModelDefinitionError
+
+from derops.errors import DeviceError
+from derops.wire.v1 import agent_pb2
+from derops_agent.drivers.modbus_tcp import Address, give_back, take_bus
+from derops_agent.drivers.sunspec.controls import Blocks, Controls, controls_of
+from derops_agent.drivers.sunspec.device import (
+    SunSpecOptions,
+    device_name,
+    read_used_models,
+)
+from derops_agent.drivers.sunspec.measuring import in_local_control, read_ratings, read_values
+from derops_agent.drivers.sunspec.models import Place, find_models
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A model of the device."""
+
+    id: int
+    label: str
+    register: int
+    length: int
+    used: bool
+    """Whether the agent reads or writes it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mode:
+    """A setpoint mode, and by what the agent would hold it."""
+
+    mode: str
+    by: str
+    timer: str
+    """The point of the device's own reversion timer; empty = it has none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """All that was found."""
+
+    device: str
+    models: list[Model]
+    modes: list[Mode]
+    ratings: dict[str, float]
+    measured: dict[str, float]
+    held: dict[str, Any]
+    local_control: bool
+    problems: list[str]
+    """What keeps the agent from using it, or will."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether an agent could open it."""
+        return not self.problems
+
+    def as_json(self) -> str:
+        """Return it for programs."""
+        return json.dumps({**asdict(self), "usable": self.usable}, indent=2)
+
+    def as_text(self) -> str:
+        """Return it for people."""
+        lines = [f"device    {self.device or 'does not say what it is'}", "", "models"]
+        for model in self.models:
+            mark = "used" if model.used else "-"
+            lines.append(f"  {model.id:>5}  at {model.register:<6} {mark:<5} {model.label}")
+        lines += ["", "modes"]
+        lines += [
+            f"  {mode.mode:<16} by {mode.by}, "
+            + (f"device timer {mode.timer}" if mode.timer else "no timer in the device")
+            for mode in self.modes
+        ] or ["  none"]
+        for title, facts in (
+            ("ratings", self.ratings),
+            ("measured", self.measured),
+            ("held now", self.held),
+        ):
+            lines += ["", title]
+            lines += [f"  {name:<28} {value}" for name, value in facts.items()] or ["  nothing"]
+        lines += ["", f"control   {'LOCAL' if self.local_control else 'remote'}"]
+        lines += [f"problem   {problem}" for problem in self.problems]
+        return "\n".join(lines)
+
+
+async def probe(options: SunSpecOptions) -> Probe:
+    """Look at a device.
+
+    Raises:
+        DeviceError: It did not answer, or has no SunSpec map.
+    """
+    bus = take_bus(Address(options.host, options.port), options.timeout_seconds)
+    try:
+        places = await find_models(bus, options.unit_id)
+        blocks = await read_used_models(bus, options.unit_id, places)
+    finally:
+        await give_back(bus)
+    return _describe(places, blocks)
+
+
+def _describe(places: Mapping[int, Place], blocks: Blocks) -> Probe:
+    problems: list[str] = []
+    ratings: dict[str, float] = {}
+    measured: dict[str, float] = {}
+    held: dict[str, Any] = {}
+    controls = controls_of(blocks)
+    modes = _modes(controls, blocks)
+    try:
+        found = read_ratings(blocks)
+        ratings = asdict(found)
+        for quantity, value in read_values(blocks, found.max_watts).items():
+            measured[agent_pb2.Quantity.Name(quantity)] = value
+        held = asdict(controls.held(blocks, found.max_watts))
+    except DeviceError as error:
+        problems.append(str(error))
+    if not modes:
+        problems.append("it has no function that the agent can control it by")
+    return Probe(
+        device=device_name(blocks),
+        models=[
+            Model(
+                id=place.model_id,
+                label=_label(place.model_id),
+                register=place.register,
+                length=place.length,
+                used=place.model_id in blocks,
+            )
+            for place in places.values()
+        ],
+        modes=modes,
+        ratings=ratings,
+        measured=measured,
+        held=held,
+        local_control=in_local_control(blocks),
+        problems=problems,
+    )
+
+
+def _modes(controls: Controls, blocks: Blocks) -> list[Mode]:
+    modes = [
+        Mode(
+            mode=function.mode,
+            by=f"{function.model_id} {function.value}",
+            timer=function.timer if function.has_timer(blocks[function.model_id]) else "",
+        )
+        for function in (controls.power, controls.limit)
+        if function is not None
+    ]
+    switch = controls.switch
+    if switch is not None:
+        timer = switch.timer if switch.has_timer(blocks[switch.model_id]) else None
+        by = f"{switch.model_id} {switch.point}"
+        modes.append(Mode(mode="CeaseToEnergize", by=by, timer=timer or ""))
+    return modes
+
+
+def _label(model_id: int) -> str:
+    try:
+        return str(get_model_def(model_id)["group"].get("label", ""))
+    except ModelDefinitionError:
+        return "not a model that SunSpec defines"

@@ -1,0 +1,62 @@
+"""``derops-agent probe``, as a person runs it."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+from tests.agent.sunspec.inverter import BATTERY, Inverter, Line
+
+
+async def run(line: Line, *more: str) -> tuple[int, str, str]:
+    host, port = line.address
+    process = await asyncio.create_subprocess_exec(
+        str(Path(sys.executable).parent / "derops-agent"),
+        *("probe", "--host", host, "--port", str(port), *more),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+async def test_it_shows_what_a_device_offers_and_writes_nothing() -> None:
+    inverter = Inverter(BATTERY)
+    async with Line({1: inverter}) as line:
+        code, text, _ = await run(line)
+
+    assert code == 0
+    assert "Maker Battery 10 1.2" in text
+    assert "ActivePower      by 704 WSet, device timer WSetRvrtTms" in text
+    assert "CeaseToEnergize  by 703 ES, no timer in the device" in text
+    assert inverter.written == []
+
+
+async def test_programs_get_json() -> None:
+    async with Line({1: Inverter(BATTERY)}) as line:
+        code, text, _ = await run(line, "--output", "json")
+
+    found = json.loads(text)
+    assert code == 0
+    assert found["usable"]
+    assert found["ratings"]["max_injection_watts"] == 10_000
+    assert found["measured"]["STATE_OF_CHARGE_PERCENT"] == 50.5
+    assert [model["id"] for model in found["models"]] == list(BATTERY)
+
+
+async def test_a_device_that_cannot_be_used_says_why() -> None:
+    async with Line({1: Inverter({1: BATTERY[1], 64001: {}} | {702: {"W_SF": 0}})}) as line:
+        code, text, _ = await run(line)
+
+    assert code == 1
+    assert "problem   the device's most power is None" in text
+    assert "problem   it has no function" in text
+
+
+async def test_no_device_is_one_line() -> None:
+    async with Line({1: Inverter(BATTERY)}) as line:
+        code, _, error = await run(line, "--unit-id", "9", "--timeout-seconds", "0.2")
+
+    assert code == 1
+    assert "unit 9" in error
+    assert len(error.splitlines()) == 1
