@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
 from derops.errors import IdentityRefusedError
 from derops.schedules import SECOND_US
@@ -99,6 +100,9 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
             error = IdentityRefusedError(
                 "HelloTimeout", f"no Hello within {self._hello_seconds:g} s", transient=True
             )
+            await self._refuse(context, error, certificate)
+        except DecodeError:
+            error = IdentityRefusedError("BadMessage", "the first bytes are no message")
             await self._refuse(context, error, certificate)
         if message is EOF or message.WhichOneof("kind") != "hello":
             error = IdentityRefusedError("ProtocolViolation", "the first message is not Hello")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2, log_pb2
@@ -235,7 +236,11 @@ class AgentStream:
 
     async def _read(self) -> None:
         while self._ending is None:
-            message = await self._context.read()
+            try:
+                message = await self._context.read()
+            except DecodeError:  # gRPC has taken it off the stream and could go on; we do not
+                self.end("BadMessage", "bytes that are no message of the protocol")
+                return
             if self._ending is not None:
                 return  # superseded or refused: what still arrives is not heard
             if message is EOF:

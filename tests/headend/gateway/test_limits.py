@@ -12,8 +12,10 @@ import h2.connection
 import h2.events
 import h2.settings
 import pytest
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
 from tests.headend.gateway.pki import Leaf
-from tests.headend.gateway.rig import PATIENCE, Operator, Rig
+from tests.headend.gateway.rig import PATIENCE, Agent, Operator, Rig
 
 from derops.wire.v1 import agent_pb2, agent_pb2_grpc
 
@@ -149,6 +151,56 @@ async def test_a_message_beyond_the_cap_ends_the_call(
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await agent.read()
     assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def speaker_of_bytes(rig: Rig, leaf: Leaf) -> Agent:
+    """Return an agent that may send bytes instead of messages."""
+    agent = rig.agent(leaf)
+    agent.call.cancel()
+    agent.call = agent.channel.stream_stream(
+        "/derops.wire.v1.AgentLink/Connect",
+        request_serializer=lambda said: (
+            said if isinstance(said, bytes) else said.SerializeToString()
+        ),
+        response_deserializer=agent_pb2.GatewayMessage.FromString,
+    )()
+    return agent
+
+
+async def test_bytes_that_are_no_message_end_the_stream_and_take_one_line_of_the_log(
+    rig: Rig, operator: Operator, leaf: Leaf
+) -> None:
+    ended = ("derops_gateway_ended_streams_total", {"reason": "BadMessage"})
+    before = REGISTRY.get_sample_value(*ended) or 0
+    agent = speaker_of_bytes(rig, leaf)
+    await agent.connect()
+
+    with capture_logs() as events:
+        await agent.send(b"\xff\xff\xff")
+        bye = await agent.read_until("bye")
+        await rig.log.connection("Disconnected")
+        while await agent.read() is not grpc.aio.EOF:  # type: ignore[attr-defined]
+            pass
+
+    assert bye.reason == "BadMessage"
+    assert REGISTRY.get_sample_value(*ended) == before + 1
+    assert [(event["event"], event["reason"]) for event in events] == [
+        ("agent.disconnected", "BadMessage")
+    ]
+
+
+async def test_bytes_that_are_no_hello_are_refused(
+    rig: Rig, operator: Operator, leaf: Leaf
+) -> None:
+    agent = speaker_of_bytes(rig, leaf)
+
+    with capture_logs() as events:
+        await agent.send(b"\xff\xff\xff")
+        code, details = await agent.refusal()
+
+    assert code is grpc.StatusCode.UNAUTHENTICATED
+    assert details.startswith("BadMessage: ")
+    assert [event["event"] for event in events] == ["agent.refused"]
 
 
 async def test_large_metadata_is_refused(rig: Rig, operator: Operator, leaf: Leaf) -> None:
