@@ -67,11 +67,6 @@ TERMINAL = frozenset(
 _RANKS = {Phase.SUBMITTED: 0, Phase.SENT: 1, Phase.ACKED: 2, Phase.ACTIVE: 3}
 
 
-def furthest(left: Phase, right: Phase) -> Phase:
-    """Return the phase further along; of two terminal ones the left, which was there first."""
-    return right if right.rank > left.rank else left
-
-
 class Reason(StrEnum):
     """Why a dispatch is in its phase; docs/reference/reasons.md explains each to its readers."""
 

@@ -5,6 +5,7 @@ import asyncio
 import random
 import signal
 import sqlite3
+import sys
 import time
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
@@ -29,6 +30,11 @@ def main() -> None:
     )
     skip.add_argument("--record", type=int, required=True, help="its number in the log")
     skip.add_argument("--shard", type=int, default=0, help="the shard that it is in")
+    history = programs.add_parser("history", help="say what became of dispatches")
+    if sys.argv[1:2] == ["history"]:  # the others need no database driver
+        from derops_headend import telling
+
+        telling.add_arguments(history)
     arguments = parser.parse_args()
     # Each imports what it needs when it runs: a gateway has no database driver, a writer no gRPC.
     if arguments.program == "gateway":
@@ -37,6 +43,10 @@ def main() -> None:
         from derops_headend import writer_program
 
         writer_program.main()
+    elif arguments.program == "history":
+        from derops_headend import telling
+
+        telling.main(arguments)
     else:
         from derops_headend import skipping
 

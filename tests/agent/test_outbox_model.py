@@ -51,6 +51,7 @@ class OutboxMachine(RuleBasedStateMachine):
     def crash(self) -> None:
         self.store.close()
         self.waiting = []
+        self.acknowledged = 0  # what was not flushed is acknowledged again
         self._open()
 
     @rule()

@@ -3,7 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
+from derops.lifecycle import Phase
 from derops.schedules import SECOND_US
+from derops.transitions import Actor, may_say
 from derops.wire.v1 import dispatch_pb2
 from derops_operator.facts import FINALIZER, Asset, Dispatch, read_asset, read_dispatch
 from derops_operator.fleet import DispatchView, Holding
@@ -171,6 +173,11 @@ class Story:
     def look(self, seconds: float, seen: DispatchView | None = None) -> "Story":
         """Decide and store what was decided."""
         self.decision = reconcile_dispatch(self.dispatch, self.asset, seen or view(), at(seconds))
+        for line in self.decision.status["history"]:
+            actor = Actor(line["actor"])
+            said = may_say(actor, Phase(line["phase"]), line["reason"])
+            # What a played agent says, it says for a test's own reasons.
+            assert said or actor is Actor.AGENT, line
         meta = self.dispatch.meta
         if self.submit is not None and not meta.holds_finalizer:
             meta = replace(meta, finalizers=(FINALIZER,))

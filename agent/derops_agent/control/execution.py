@@ -5,6 +5,7 @@ from enum import StrEnum
 
 from derops.lifecycle import Phase
 from derops.schedules import Window
+from derops.transitions import fold
 
 LATE_REVERT_US = 10_000_000
 """A device that held its setpoint longer than this past the end has not completed as planned."""
@@ -163,8 +164,8 @@ class Execution:
         return self.stage in (Stage.APPLYING, Stage.HOLDING)
 
     def step(self, phase: Phase, reason: str, message: str, at_us: int) -> "Execution":
-        """Return it in a phase, with the transition recorded. A terminal phase never changes."""
-        if self.phase.terminal:
+        """Return it in a phase, with the transition recorded; only what is further along counts."""
+        if fold(self.phase, phase) is self.phase:
             return self
         return replace(
             self,

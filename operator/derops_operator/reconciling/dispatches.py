@@ -9,11 +9,12 @@ from typing import Any
 
 from derops.lifecycle import Phase, Reason
 from derops.schedules import SECOND_US
+from derops.transitions import Actor, fold
 from derops.wire.v1 import dispatch_pb2
 from derops_operator.facts import Asset, Dispatch
 from derops_operator.fleet import DispatchView
 from derops_operator.instants import format_second, parse_instant
-from derops_operator.reconciling import reporting
+from derops_operator.reconciling import conditions, reporting
 from derops_operator.reconciling.actions import (
     AddFinalizer,
     Delete,
@@ -23,7 +24,7 @@ from derops_operator.reconciling.actions import (
     Submit,
 )
 from derops_operator.reconciling.admitting import Verdict, admit, refuse_for_asset
-from derops_operator.reconciling.conditions import fold, status_of
+from derops_operator.reconciling.conditions import status_of
 from derops_operator.reconciling.judging import Outcome, judge
 
 DELETION_GRACE_US = 60 * SECOND_US
@@ -38,7 +39,7 @@ ASSET_GRACE_US = 60 * SECOND_US
 _PROOF_LOOK_US = 10 * SECOND_US
 """How often a proof is looked for that depends on which replicas there are."""
 
-_OPERATOR, _GATEWAY, _AGENT = "Operator", "Gateway", "Agent"
+_OPERATOR, _GATEWAY, _AGENT = Actor.OPERATOR, Actor.GATEWAY, Actor.AGENT
 _STOPPED = frozenset({Reason.ASSET_DELETED, Reason.ASSET_OUT_OF_SERVICE, Reason.ASSET_QUARANTINED})
 
 
@@ -255,7 +256,8 @@ def _on_its_way(
     waiting = (
         f"; {withdrawal.words}: waiting for the agent to confirm" if withdrawal is not None else ""
     )
-    if report is not None and reported.rank >= max(stored.rank, Phase.ACKED.rank):
+    told = fold(stored, reported) is reported and reported.rank >= Phase.ACKED.rank
+    if report is not None and told:
         return Outcome(
             phase=reported,
             reason=report.reason,
@@ -316,7 +318,7 @@ def _status(
         "timeline": reporting.timeline(dispatch, view, known if submitted else 0),
         "execution": reporting.execution(dispatch, report),
         **reporting.lineage(dispatch, report),
-        "conditions": fold(
+        "conditions": conditions.fold(
             stored.get("conditions", []),
             judge(dispatch, outcome, report, written=bool(view.written_us)),
             dispatch.meta.generation,

@@ -157,7 +157,7 @@ def speaker_of_bytes(rig: Rig, leaf: Leaf) -> Agent:
     """Return an agent that may send bytes instead of messages."""
     agent = rig.agent(leaf)
     agent.call.cancel()
-    agent.call = agent.channel.stream_stream(
+    agent.call = agent.channel.stream_stream(  # type: ignore[call-arg]
         "/derops.wire.v1.AgentLink/Connect",
         request_serializer=lambda said: (
             said if isinstance(said, bytes) else said.SerializeToString()

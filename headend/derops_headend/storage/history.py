@@ -1,0 +1,181 @@
+"""What became of dispatches: was it applied, when, for how long, and why did it end as it did.
+
+Reads the view ``dispatch_history`` and the table ``dispatch_event``.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg.rows import class_row
+
+MOST_ROWS = 1000
+"""Of one answer; a longer one is asked for in pages."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dispatched:
+    """One dispatch. Times of the device's doings are by the agent's clock."""
+
+    dispatch_uid: str
+    namespace: str
+    dispatch_name: str | None
+    asset_name: str
+    phase: str
+    applied: bool | None
+    """Whether the device took it; None = nobody knows."""
+
+    reason: str
+    message: str
+    first_at: datetime
+    accepted_at: datetime | None
+    applied_at: datetime | None
+    ended_at: datetime | None
+    reverted_at: datetime | None
+    applied_watts: int | None
+    active_seconds: float | None
+    within_tolerance_seconds: float | None
+    delivered_watt_hours: float | None
+    evidence: str
+    """Empty, Written, ReadBack or Effect."""
+
+    verified: str
+    """Empty, True, False or Unknown."""
+
+    reported_phase: str | None
+    """What the agent said last; other than ``phase`` if it said so after the end."""
+
+    reported_reason: str | None
+    reported_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One transition of a dispatch."""
+
+    at: datetime
+    """By the clock of the actor."""
+
+    received_at: datetime
+    """When the headend heard of it."""
+
+    actor: str
+    phase: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How many dispatches ended in one way."""
+
+    phase: str
+    reason: str
+    dispatches: int
+    applied: int
+    verified: int
+    active_seconds: float
+    delivered_watt_hours: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which dispatches; None does not restrict."""
+
+    namespace: str | None = None
+    asset_name: str | None = None
+    dispatch: str | None = None
+    """Uid, or name: names may be used again, so several dispatches can have one."""
+
+    phase: str | None = None
+    since: datetime | None = None
+    """Of the first transition."""
+
+    until: datetime | None = None
+    """Before this."""
+
+
+_COLUMNS = ", ".join(
+    f"{name}::double precision" if name.endswith("_seconds") else name
+    for name in Dispatched.__dataclass_fields__
+)
+_RESTRICTIONS: dict[str, LiteralString] = {
+    "namespace": "namespace = %(namespace)s",
+    "asset_name": "asset_name = %(asset_name)s",
+    "dispatch": "dispatch_uid = any(%(dispatch)s)",
+    "phase": "phase = %(phase)s",
+    "since": "first_at >= %(since)s",
+    "until": "first_at < %(until)s",
+}
+
+
+def find(
+    connection: psycopg.Connection,
+    wanted: Wanted,
+    *,
+    after: Dispatched | None = None,
+    limit: int = MOST_ROWS,
+) -> list[Dispatched]:
+    """Return dispatches, the newest first.
+
+    Args:
+        connection: To the migrated database.
+        wanted: Which ones.
+        after: The last of the page before.
+        limit: How many at most, 1 to 1000.
+    """
+    where, facts = _where(connection, wanted)
+    if after is not None:
+        where += " and (first_at, dispatch_uid) < (%(after_at)s, %(after_uid)s)"
+        facts |= {"after_at": after.first_at, "after_uid": after.dispatch_uid}
+    text = (
+        f"select {_COLUMNS} from dispatch_history where {where} "  # noqa: S608  # our own names
+        "order by first_at desc, dispatch_uid desc limit %(limit)s"
+    )
+    with connection.cursor(row_factory=class_row(Dispatched)) as cursor:
+        return cursor.execute(
+            text.encode(), facts | {"limit": max(1, min(limit, MOST_ROWS))}
+        ).fetchall()
+
+
+def read_story(connection: psycopg.Connection, dispatch_uid: str) -> list[Step]:
+    """Return all transitions of one dispatch, in the order in which they happened."""
+    with connection.cursor(row_factory=class_row(Step)) as cursor:
+        return cursor.execute(
+            "select at, received_at, actor, phase, reason, message from dispatch_event "
+            "where dispatch_uid = %s order by at, received_at",
+            (dispatch_uid,),
+        ).fetchall()
+
+
+def sum_up(connection: psycopg.Connection, wanted: Wanted) -> list[Ending]:
+    """Return how the dispatches ended, the most frequent first."""
+    where, facts = _where(connection, wanted)
+    text = (
+        "select phase, reason, count(*) as dispatches, "  # noqa: S608  # our own names
+        "count(*) filter (where applied) as applied, "
+        "count(*) filter (where verified = 'True') as verified, "
+        "coalesce(sum(active_seconds), 0)::double precision as active_seconds, "
+        "coalesce(sum(delivered_watt_hours), 0) as delivered_watt_hours "
+        f"from dispatch_history where {where} group by phase, reason "
+        "order by count(*) desc, phase, reason"
+    )
+    with connection.cursor(row_factory=class_row(Ending)) as cursor:
+        return cursor.execute(text.encode(), facts).fetchall()
+
+
+def _where(connection: psycopg.Connection, wanted: Wanted) -> tuple[str, dict[str, Any]]:
+    facts = {name: getattr(wanted, name) for name in _RESTRICTIONS}
+    given = {name: value for name, value in facts.items() if value is not None}
+    if wanted.dispatch is not None:
+        # Uids are looked up first: the view can begin with them, and not with a name.
+        given["dispatch"] = [
+            uid
+            for (uid,) in connection.execute(
+                "select dispatch_uid from dispatch_event where dispatch_uid = %(it)s "
+                "union select dispatch_uid from dispatch_event where dispatch_name = %(it)s",
+                {"it": wanted.dispatch},
+            )
+        ]
+    return " and ".join(["true", *(_RESTRICTIONS[name] for name in given)]), given

@@ -1,0 +1,3 @@
+-- People ask for a dispatch by its name.
+
+create index on dispatch_event (dispatch_name);

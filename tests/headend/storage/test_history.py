@@ -1,0 +1,149 @@
+"""The four questions, asked of the database: one dispatch, many, and from a shell."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from tests.headend.storage.conftest import Query
+from tests.headend.writing.making import DISPATCH, T0_US, report, sources, transition
+
+from derops_headend.storage.database import Database
+from derops_headend.storage.history import Wanted, find, read_story, sum_up
+
+T0 = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=T0_US)
+MANY = 20_000
+
+
+@pytest.fixture
+def reader(database_url: str, query: Query) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+
+
+def fill(query: Query, dispatches: int) -> None:
+    """Store dispatches of three transitions each; every tenth has failed."""
+    query(
+        "with assets as (insert into asset (namespace, name, uid) "
+        "select 'site', 'a' || n, 'u' || n "
+        "from generate_series(0, 99) n returning asset_id, name), "
+        "told as (insert into dispatch_event (event_id, asset_id, dispatch_uid, dispatch_name, "
+        "actor, phase, reason, message, at, received_at, report, report_received_at, "
+        "report_sequence) select gen_random_uuid(), asset_id, 'd' || n, 'n' || n, 'Agent', phase, "
+        "'Why', '', moment + step * interval '1 minute', moment, "
+        """case when step = 2 then '{"applied_us": 5, "active_milliseconds": 60000, """
+        """"verified": "True"}'::jsonb end, moment, 1 """
+        f"from generate_series(1, {dispatches}) n join assets on name = 'a' || (n % 100), "
+        "lateral (select timestamptz '2026-11-01' + n * interval '2 minutes' as moment) as m, "
+        "lateral (values (0, 'Acked'), (1, 'Active'), "
+        "(2, case when n % 10 = 0 then 'Failed' else 'Complete' end)) as steps (step, phase) "
+        "returning 1) select count(*) from told"
+    )
+
+
+def test_one_dispatch_answers_the_four_questions(
+    database: Database, reader: psycopg.Connection
+) -> None:
+    told = report(
+        "Acked", "Active", "Complete", sequence=3, applied_us=T0_US + 7, reverted_us=T0_US + 99,
+        active_milliseconds=61_500, verified="True", evidence="Effect", applied_watts=5000,
+    )  # fmt: skip
+    database.store(sources(transition("Submitted"), told, offset=1), after=0, through=1)
+
+    (found,) = find(reader, Wanted(dispatch=DISPATCH))
+    steps = read_story(reader, found.dispatch_uid)
+
+    assert (found.applied, found.applied_at) == (True, T0 + timedelta(microseconds=7))
+    assert (found.active_seconds, found.applied_watts) == (61.5, 5000)
+    assert (found.phase, found.reason) == ("Complete", "CompleteReason")
+    assert (found.verified, found.evidence) == ("True", "Effect")
+    # Two clocks said the same instant: which of them is first nobody knows.
+    assert {step.phase for step in steps[:2]} == {"Submitted", "Acked"}
+    assert [step.phase for step in steps[2:]] == ["Active", "Complete"]
+
+
+def test_an_unknown_outcome_is_told_as_unknown(
+    database: Database, reader: psycopg.Connection
+) -> None:
+    entries = (report("Acked", sequence=1), transition("Failed", "OutcomeUnknown"))
+    database.store(sources(*entries, offset=1), after=0, through=1)
+
+    (found,) = find(reader, Wanted(phase="Failed"))
+
+    assert (found.applied, found.reason) == (None, "OutcomeUnknown")
+    assert (found.reported_phase, found.active_seconds) == ("Acked", None)
+
+
+def test_a_month_is_summed_up_and_paged_through(reader: psycopg.Connection, query: Query) -> None:
+    fill(query, 250)
+    begin = datetime(2026, 11, 1, tzinfo=UTC)
+    month = Wanted(namespace="site", since=begin, until=begin + timedelta(days=30))
+
+    pages = [find(reader, month, limit=100)]
+    while pages[-1]:
+        pages.append(find(reader, month, after=pages[-1][-1], limit=100))
+
+    assert [len(page) for page in pages] == [100, 100, 50, 0]
+    assert len({each.dispatch_uid for page in pages for each in page}) == 250
+    assert [(each.phase, each.dispatches, each.verified) for each in sum_up(reader, month)] == [
+        ("Complete", 225, 225),
+        ("Failed", 25, 25),
+    ]
+    assert sum_up(reader, Wanted(since=begin + timedelta(days=30))) == []
+    assert len(find(reader, Wanted(asset_name="a7"))) == 3
+
+
+def test_one_dispatch_is_found_without_reading_all(
+    reader: psycopg.Connection, query: Query
+) -> None:
+    fill(query, MANY)
+    reader.execute("analyze dispatch_event")
+
+    plan = reader.execute(
+        "explain (analyze, format json) select * from dispatch_history where dispatch_uid = 'd77'"
+    ).fetchone()
+
+    assert plan is not None
+    scans = {
+        (node["Node Type"], node["Relation Name"])
+        for node in nodes(plan[0][0]["Plan"])
+        if "Relation Name" in node
+    }
+    assert ("Seq Scan", "dispatch_event") not in scans
+    assert any(relation == "dispatch_event" for _, relation in scans)
+
+
+def nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield node
+    for part in node.get("Plans", ()):
+        yield from nodes(part)
+
+
+def ask(database_url: str, *arguments: str) -> str:
+    return subprocess.run(
+        [str(Path(sys.executable).parent / "derops-headend"), "history", *arguments],
+        env={**os.environ, "DEROPS_WRITER_DATABASE_URL": database_url},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def test_a_person_asks_from_a_shell(database: Database, database_url: str, query: Query) -> None:
+    told = report("Acked", "Active", "Complete", sequence=3, applied_us=T0_US)
+    database.store(sources(transition("Submitted"), told, offset=1), after=0, through=1)
+
+    story = ask(database_url, "--dispatch", "peak")
+    line = json.loads(ask(database_url, "--namespace", "site", "--output", "json"))
+
+    assert "applied                   True" in story
+    assert "CompleteReason" in story
+    assert line["dispatch_uid"] == DISPATCH
+    assert "Complete" in ask(database_url, "--summary")
+    assert ask(database_url, "--phase", "Failed") == "none\n"
