@@ -22,7 +22,7 @@ def measure() -> Iterator[Result]:
     ids = np.array([1])
 
     def product() -> None:
-        encode_samples(convert(sources).all_samples(), ids)
+        encode_samples(convert(sources).samples, ids)
 
     buffer = np.random.default_rng(1).random(values).tobytes()
     row = np.dtype([("fields", ">i2")] + [(f"l{n}", ">i4") for n in range(_COLUMNS + 3)]

@@ -160,7 +160,7 @@ class JetStreamEventLog:
     async def _publish(self, shard: int, place: int, body: bytes) -> None:
         # The same content at the same place is the same message: whoever tries an append again
         # comes to the ids of the first try.
-        digest = hashlib.blake2b(body, digest_size=16).hexdigest()
+        digest = hashlib.sha256(body).hexdigest()[:32]
         message_id = f"{self._boot_id}-{place}-{digest}"
         first_attempt = message_id not in self._attempted
         self._attempted.add(message_id)

@@ -15,6 +15,7 @@ MOST_PER_SECOND = 100_000.0
 _FALL = 0.8
 _RISE = 1.05
 _BURST_SECONDS = 0.02
+_MEMORY_SECONDS = 0.1
 
 
 @dataclass(slots=True)
@@ -23,6 +24,7 @@ class Pace:
 
     per_second: float = MOST_PER_SECOND
     _tokens: float = MOST_PER_SECOND * _BURST_SECONDS
+    _usual: float = 0.0
 
     def take(self) -> bool:
         """Take the token of one credit, if there is one."""
@@ -40,8 +42,12 @@ class Pace:
             received: Telemetry messages since the last turn: what the pace really was.
             waiting: Whether somebody waits for credit, so that more could come in.
         """
+        real = received / seconds
+        self._usual += (real - self._usual) * min(1.0, seconds / _MEMORY_SECONDS)
         if late_seconds > LATE_SECONDS:
-            real = received / seconds
+            # In one turn that comes late for another reason, little may have been received. To take
+            # that for the pace would hold back, for a second, who asks for less than usual.
+            real = max(real, self._usual)
             self.per_second = max(LEAST_PER_SECOND, min(self.per_second, real) * _FALL)
         elif waiting:
             self.per_second = min(MOST_PER_SECOND, self.per_second * _RISE)

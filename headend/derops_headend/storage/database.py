@@ -18,8 +18,9 @@ from derops_headend.storage.merging import KeyedTable, Merged, merge
 from derops_headend.storage.migrating import migrate
 from derops_headend.storage.recording import instant, note_missing, quarantine, record
 from derops_headend.storage.rolling_up import mark, minutes_of
-from derops_headend.writing.converting import clean, convert
+from derops_headend.writing.converting import convert
 from derops_headend.writing.encoding import COLUMNS, encode_samples
+from derops_headend.writing.refusing import clean
 from derops_headend.writing.rows import (
     QUANTITIES,
     AssetKey,
@@ -285,7 +286,7 @@ class Database:
         return quarantine(self._connection, self._log_id, sources, quarantined)
 
     def _store_samples(self, batch: Batch, ids: NDArray[np.int64], tally: Tally) -> Counter[int]:
-        samples = batch.all_samples()
+        samples = batch.samples
         if not len(samples):
             return Counter()
         mark(self._connection, minutes_of(samples, ids))

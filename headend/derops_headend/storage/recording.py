@@ -9,7 +9,7 @@ import numpy as np
 import psycopg
 from numpy.typing import NDArray
 
-from derops_headend.writing.converting import clean
+from derops_headend.writing.refusing import clean
 from derops_headend.writing.rows import Batch, Quarantined, Source
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -127,19 +127,17 @@ class Batch:
 
     sources: list[Source]
     assets: dict[AssetKey, int] = field(default_factory=dict)
-    samples: list[Array] = field(default_factory=list)
+    samples: Array = field(default_factory=lambda: np.empty(0, SAMPLE))
+    """The rows of ``telemetry``."""
+
     measurements: list[Measurements] = field(default_factory=list)
     gaps: list[GapRow] = field(default_factory=list)
     events: list[EventRow] = field(default_factory=list)
     connections: list[ConnectionRow] = field(default_factory=list)
     quarantined: list[Quarantined] = field(default_factory=list)
 
-    def all_samples(self) -> Array:
-        """Return the rows of ``telemetry`` in one array."""
-        return np.concatenate(self.samples) if self.samples else np.empty(0, SAMPLE)
-
     def days(self) -> set[date]:
         """Return the days (UTC) that have samples or measurements."""
-        times = [rows["ts_us"] for rows in self.samples] + [m.ts_us for m in self.measurements]
+        times = [self.samples["ts_us"], *(each.ts_us for each in self.measurements)]
         numbers = {int(n) for ts_us in times for n in np.unique(ts_us // _DAY_US)}
         return {_EPOCH + timedelta(days=number) for number in numbers}

@@ -59,6 +59,17 @@ def test_a_loop_that_is_prompt_is_never_held_back() -> None:
     assert pace.per_second == MOST_PER_SECOND
 
 
+def test_a_pause_of_a_calm_loop_does_not_hold_back_its_agents() -> None:
+    """Another program has the processor for 30 ms, and nothing is received meanwhile."""
+    pace = Pace()
+    for _ in range(100):
+        pace.turn(seconds=TURN_SECONDS, late_seconds=0.0, received=10, waiting=False)
+
+    pace.turn(seconds=0.04, late_seconds=0.03, received=0, waiting=True)
+
+    assert pace.per_second > 400, "of the 1000 a second that are usual"
+
+
 def test_a_loop_that_stands_still_lets_a_little_through() -> None:
     pace = Pace()
     for _ in range(100):

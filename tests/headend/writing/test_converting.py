@@ -33,7 +33,7 @@ def test_columns_become_wide_rows_and_named_points_narrow_ones() -> None:
         sources(telemetry({"active_power_watts": [5000, NAN], "fan_speed": [NAN, 3.5]}))
     )
 
-    rows = result.all_samples()
+    rows = result.samples
     assert rows["ts_us"].tolist() == [T0_US]
     assert rows["active_power_watts"].tolist() == [5000.0]
     assert np.isnan(rows["voltage_volts"]).all()
@@ -58,6 +58,54 @@ def test_a_quantity_of_a_newer_agent_keeps_its_number() -> None:
     assert [each.name for each in result.measurements] == ["quantity_99"]
 
 
+def test_batches_with_different_columns_keep_their_order_and_lack_what_they_do_not_name() -> None:
+    result = convert(
+        sources(
+            telemetry({"active_power_watts": [1, 2]}),
+            telemetry({"voltage_volts": [230]}),
+            telemetry({"active_power_watts": [math.inf, 4], "voltage_volts": [NAN, 231]}),
+        )
+    )
+
+    rows = result.samples
+    assert rows["source"].tolist() == [0, 0, 1, 2]
+    assert rows["active_power_watts"].tolist() == pytest.approx([1, 2, NAN, 4], nan_ok=True)
+    assert rows["voltage_volts"].tolist() == pytest.approx([NAN, NAN, 230, 231], nan_ok=True)
+    assert [(each.source, each.detail) for each in result.quarantined] == [
+        (2, "infinite values: 1 of active_power_watts")
+    ]
+
+
+def test_a_point_named_like_a_quantity_is_no_quantity() -> None:
+    message = batch({"active_power_watts": [1.0]})
+    message.columns.add(name="voltage_volts", values=[2.0])
+
+    result = convert(sources(entry(log_pb2.TELEMETRY, message.SerializeToString())))
+
+    assert np.isnan(result.samples["voltage_volts"]).all()
+    assert [each.name for each in result.measurements] == ["voltage_volts"]
+
+
+def test_values_in_pieces_or_unpacked_are_the_same_values() -> None:
+    """A parser must take them; no program of ours sends them."""
+    number, double = b"\x1a", struct.pack  # field 3 as bytes with a length
+    pieces = number + b"\x08" + double("<d", 1.0) + number + b"\x08" + double("<d", 2.0)
+    unpacked = b"".join(b"\x19" + double("<d", each) for each in (3.0, 4.0))
+    columns = b"".join(
+        b"\x2a" + bytes([2 + len(values)]) + b"\x08" + bytes([quantity]) + values
+        for quantity, values in (
+            (agent_pb2.ACTIVE_POWER_WATTS, pieces),
+            (agent_pb2.VOLTAGE_VOLTS, unpacked),
+        )
+    )
+    times = agent_pb2.TelemetryBatch(t0_us=T0_US, dt_us=[0, 1]).SerializeToString()
+
+    rows = convert(sources(entry(log_pb2.TELEMETRY, times + columns))).samples
+
+    assert rows["active_power_watts"].tolist() == [1.0, 2.0]
+    assert rows["voltage_volts"].tolist() == [3.0, 4.0]
+
+
 @pytest.mark.parametrize("reason", bad_entries())
 def test_a_bad_entry_is_quarantined_with_its_reason_and_stops_nobody(reason: str) -> None:
     good = telemetry({"active_power_watts": [1.0]})
@@ -65,7 +113,7 @@ def test_a_bad_entry_is_quarantined_with_its_reason_and_stops_nobody(reason: str
     result = convert(sources(good, bad_entries()[reason], good))
 
     assert [(each.source, each.reason) for each in result.quarantined] == [(1, reason)]
-    assert [row["source"] for row in result.all_samples()] == [0, 2]
+    assert [row["source"] for row in result.samples] == [0, 2]
     assert not result.events
 
 
@@ -126,6 +174,19 @@ def test_the_columns_of_the_table_are_the_standard_quantities() -> None:
     assert (
         "asset_id", "ts", *QUANTITIES.values(), "clock_offset_seconds", "received_at"
     ) == COLUMNS  # fmt: skip
+
+
+def test_many_rows_are_numbered_through() -> None:
+    count = 5000
+    samples = np.zeros(count, SAMPLE)
+    samples["voltage_volts"] = np.arange(count)
+
+    data = encode_samples(samples, np.array([42], "i8"), numbered=True)
+
+    size = (len(data) - 21) // count
+    rows = [data[19 + n * size :][:size] for n in range(count)]
+    assert [struct.unpack(">i", row[6:10])[0] for row in rows] == list(range(count))
+    assert data == data[:19] + b"".join(rows) + b"\xff\xff"
 
 
 value = st.one_of(st.just(math.nan), st.floats(allow_nan=False))

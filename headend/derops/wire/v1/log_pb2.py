@@ -22,22 +22,27 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from derops.wire.v1 import agent_pb2 as derops_dot_wire_dot_v1_dot_agent__pb2
 from derops.wire.v1 import dispatch_pb2 as derops_dot_wire_dot_v1_dot_dispatch__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64\x65rops/wire/v1/log.proto\x12\x0e\x64\x65rops.wire.v1\x1a\x1d\x64\x65rops/wire/v1/dispatch.proto\"6\n\tLogRecord\x12)\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x18.derops.wire.v1.LogEntry\"\xd5\x01\n\x08LogEntry\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.derops.wire.v1.EntryKind\x12&\n\x05\x61sset\x18\x02 \x01(\x0b\x32\x17.derops.wire.v1.AssetId\x12\x13\n\x0breceived_us\x18\x03 \x01(\x03\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\x12&\n\x19\x63lock_offset_milliseconds\x18\x06 \x01(\x12H\x00\x88\x01\x01\x12\x0f\n\x07refused\x18\x05 \x01(\tB\x1c\n\x1a_clock_offset_milliseconds\"\x86\x01\n\x0f\x43onnectionEvent\x12\r\n\x05\x65vent\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x0c\n\x04peer\x18\x05 \x01(\t\x12\x15\n\rserial_number\x18\x06 \x01(\t\x12\x0f\n\x07replica\x18\x07 \x01(\t*y\n\tEntryKind\x12\x1a\n\x16\x45NTRY_KIND_UNSPECIFIED\x10\x00\x12\r\n\tTELEMETRY\x10\x01\x12\x07\n\x03GAP\x10\x02\x12\x10\n\x0c\x41GENT_REPORT\x10\x03\x12\x16\n\x12HEADEND_TRANSITION\x10\x04\x12\x0e\n\nCONNECTION\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64\x65rops/wire/v1/log.proto\x12\x0e\x64\x65rops.wire.v1\x1a\x1a\x64\x65rops/wire/v1/agent.proto\x1a\x1d\x64\x65rops/wire/v1/dispatch.proto\"6\n\tLogRecord\x12)\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x18.derops.wire.v1.LogEntry\"\xd5\x01\n\x08LogEntry\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.derops.wire.v1.EntryKind\x12&\n\x05\x61sset\x18\x02 \x01(\x0b\x32\x17.derops.wire.v1.AssetId\x12\x13\n\x0breceived_us\x18\x03 \x01(\x03\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\x12&\n\x19\x63lock_offset_milliseconds\x18\x06 \x01(\x12H\x00\x88\x01\x01\x12\x0f\n\x07refused\x18\x05 \x01(\tB\x1c\n\x1a_clock_offset_milliseconds\"\xc0\x01\n\x0bStoredBatch\x12\r\n\x05t0_us\x18\x03 \x01(\x12\x12\r\n\x05\x64t_us\x18\x04 \x03(\x12\x12\x39\n\x07\x63olumns\x18\x05 \x03(\x0b\x32(.derops.wire.v1.StoredBatch.StoredColumn\x1aX\n\x0cStoredColumn\x12*\n\x08quantity\x18\x01 \x01(\x0e\x32\x18.derops.wire.v1.Quantity\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06values\x18\x03 \x01(\x0c\"\x86\x01\n\x0f\x43onnectionEvent\x12\r\n\x05\x65vent\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x0c\n\x04peer\x18\x05 \x01(\t\x12\x15\n\rserial_number\x18\x06 \x01(\t\x12\x0f\n\x07replica\x18\x07 \x01(\t*y\n\tEntryKind\x12\x1a\n\x16\x45NTRY_KIND_UNSPECIFIED\x10\x00\x12\r\n\tTELEMETRY\x10\x01\x12\x07\n\x03GAP\x10\x02\x12\x10\n\x0c\x41GENT_REPORT\x10\x03\x12\x16\n\x12HEADEND_TRANSITION\x10\x04\x12\x0e\n\nCONNECTION\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'derops.wire.v1.log_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENTRYKIND']._serialized_start=484
-  _globals['_ENTRYKIND']._serialized_end=605
-  _globals['_LOGRECORD']._serialized_start=75
-  _globals['_LOGRECORD']._serialized_end=129
-  _globals['_LOGENTRY']._serialized_start=132
-  _globals['_LOGENTRY']._serialized_end=345
-  _globals['_CONNECTIONEVENT']._serialized_start=348
-  _globals['_CONNECTIONEVENT']._serialized_end=482
+  _globals['_ENTRYKIND']._serialized_start=707
+  _globals['_ENTRYKIND']._serialized_end=828
+  _globals['_LOGRECORD']._serialized_start=103
+  _globals['_LOGRECORD']._serialized_end=157
+  _globals['_LOGENTRY']._serialized_start=160
+  _globals['_LOGENTRY']._serialized_end=373
+  _globals['_STOREDBATCH']._serialized_start=376
+  _globals['_STOREDBATCH']._serialized_end=568
+  _globals['_STOREDBATCH_STOREDCOLUMN']._serialized_start=480
+  _globals['_STOREDBATCH_STOREDCOLUMN']._serialized_end=568
+  _globals['_CONNECTIONEVENT']._serialized_start=571
+  _globals['_CONNECTIONEVENT']._serialized_end=705
 # @@protoc_insertion_point(module_scope)

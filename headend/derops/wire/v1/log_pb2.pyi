@@ -1,3 +1,4 @@
+from derops.wire.v1 import agent_pb2 as _agent_pb2
 from derops.wire.v1 import dispatch_pb2 as _dispatch_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -44,6 +45,25 @@ class LogEntry(_message.Message):
     clock_offset_milliseconds: int
     refused: str
     def __init__(self, kind: _Optional[_Union[EntryKind, str]] = ..., asset: _Optional[_Union[_dispatch_pb2.AssetId, _Mapping]] = ..., received_us: _Optional[int] = ..., body: _Optional[bytes] = ..., clock_offset_milliseconds: _Optional[int] = ..., refused: _Optional[str] = ...) -> None: ...
+
+class StoredBatch(_message.Message):
+    __slots__ = ("t0_us", "dt_us", "columns")
+    class StoredColumn(_message.Message):
+        __slots__ = ("quantity", "name", "values")
+        QUANTITY_FIELD_NUMBER: _ClassVar[int]
+        NAME_FIELD_NUMBER: _ClassVar[int]
+        VALUES_FIELD_NUMBER: _ClassVar[int]
+        quantity: _agent_pb2.Quantity
+        name: str
+        values: bytes
+        def __init__(self, quantity: _Optional[_Union[_agent_pb2.Quantity, str]] = ..., name: _Optional[str] = ..., values: _Optional[bytes] = ...) -> None: ...
+    T0_US_FIELD_NUMBER: _ClassVar[int]
+    DT_US_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    t0_us: int
+    dt_us: _containers.RepeatedScalarFieldContainer[int]
+    columns: _containers.RepeatedCompositeFieldContainer[StoredBatch.StoredColumn]
+    def __init__(self, t0_us: _Optional[int] = ..., dt_us: _Optional[_Iterable[int]] = ..., columns: _Optional[_Iterable[_Union[StoredBatch.StoredColumn, _Mapping]]] = ...) -> None: ...
 
 class ConnectionEvent(_message.Message):
     __slots__ = ("event", "reason", "message", "epoch", "peer", "serial_number", "replica")

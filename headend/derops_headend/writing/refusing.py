@@ -1,0 +1,29 @@
+"""Why an entry of the log cannot become rows, and the bounds of what can."""
+
+MAX_TIME_US = 4_102_444_800_000_000
+"""The year 2100: later times are a broken clock."""
+
+MAX_AHEAD_US = 2 * 86_400_000_000
+"""A clock that is further ahead of ours is not one: its samples would need days of their own."""
+
+MAX_LATE_US = 400 * 86_400_000_000
+"""Older than any outbox keeps."""
+
+MAX_NAME = 256
+
+MAX_UNNOTED_US = 5_000_000
+"""How far ahead of ours a clock may be before its samples are flagged."""
+
+
+class RefusedError(Exception):
+    """An entry that cannot become rows."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+def clean(text: str) -> str:
+    """Return text as PostgreSQL can store it."""
+    return text.replace("\0", "\ufffd")
