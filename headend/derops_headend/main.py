@@ -2,13 +2,15 @@
 
 import argparse
 import asyncio
+import errno
 import random
 import signal
 import sqlite3
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from derops.errors import SchemaTooNewError, SettingError
 from derops.observing import OpsServer, Readiness, configure_logging
@@ -17,6 +19,8 @@ from derops.settings import load_settings, refuse_to_start
 if TYPE_CHECKING:
     from derops_headend.gateway.settings import GatewaySettings
     from derops_headend.ports import EventLog
+
+Opened = TypeVar("Opened")
 
 
 def main() -> None:
@@ -104,7 +108,12 @@ async def _serve_gateway() -> None:
         opened.callback(ops.stop)
         try:
             settings.data_directory.mkdir(parents=True, exist_ok=True)
-            store = DesiredStore(settings.data_directory / "desired.db", time.time_ns() // 1000)
+            path = settings.data_directory / "desired.db"
+            store = await _when_there_is_room(
+                lambda: DesiredStore(path, time.time_ns() // 1000), readiness, stopping
+            )
+            if store is None:
+                return
             opened.callback(store.close)
             log = await _open_log(settings, opened, readiness, stopping)
         except (OSError, sqlite3.Error, SchemaTooNewError) as error:
@@ -133,12 +142,17 @@ async def _open_log(
 
     drop_oldest = settings.log_when_full == "drop-oldest"
     if settings.event_log == SQLITE:
-        log = SqliteEventLog(
-            settings.data_directory / "events.db",
-            max_bytes=settings.log_max_bytes,
-            drop_oldest=drop_oldest,
+        log = await _when_there_is_room(
+            lambda: SqliteEventLog(
+                settings.data_directory / "events.db",
+                max_bytes=settings.log_max_bytes,
+                drop_oldest=drop_oldest,
+            ),
+            readiness,
+            stopping,
         )
-        opened.callback(log.close)
+        if log is not None:
+            opened.callback(log.close)
         return log
     where = jetstream.JetStreamSettings(
         url=settings.event_log,
@@ -156,8 +170,7 @@ async def _open_log(
             )
         except LogUnavailableError as error:
             readiness.waiting("event log", str(error))
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stopping.wait(), random.uniform(0.5, 2))
+            await _pause(stopping)
         except (LogMismatchError, SchemaTooNewError) as error:
             raise SettingError("DEROPS_GATEWAY_EVENT_LOG", "environment", str(error)) from error
         else:
@@ -165,3 +178,38 @@ async def _open_log(
             opened.push_async_callback(remote.close)
             return remote
     return None
+
+
+async def _when_there_is_room(
+    open_file: Callable[[], Opened], readiness: Readiness, stopping: asyncio.Event
+) -> Opened | None:
+    """Open a file; wait while its disk is full. None = stopped meanwhile."""
+    from derops_headend.gateway import metrics
+
+    while not stopping.is_set():
+        try:
+            found = open_file()
+        except (OSError, sqlite3.Error) as error:
+            if not _is_full(error):
+                raise
+            readiness.waiting("data directory", f"{error}; free space on it")
+            metrics.LOG_FAILING.set(1)
+            await _pause(stopping)
+        else:
+            readiness.found("data directory")
+            metrics.LOG_FAILING.set(0)
+            return found
+    return None
+
+
+def _is_full(error: OSError | sqlite3.Error) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    code = getattr(error, "sqlite_errorcode", None)  # only errors of SQLite itself have one
+    # The index of the write-ahead log grows by its own call, with its own error.
+    return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+
+
+async def _pause(stopping: asyncio.Event) -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(stopping.wait(), random.uniform(0.5, 2))

@@ -72,7 +72,7 @@ def filled(disk: Path) -> Iterator[None]:
                 file.write(bytes(1024))
         yield
     finally:
-        filler.unlink()
+        filler.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -314,12 +314,12 @@ class Field:
         assert self._disk is not None
         with filled(self._disk):
             await self._while_log_fails(fault)
-        await self._start_if_ended()
+        await self._wait_live()
 
     async def _disk_error(self, fault: Fault) -> None:
         with failing_syncs(self.headend.parts["gateway"].pid, self.headend.directory):
             await self._while_log_fails(fault)
-        await self._start_if_ended()
+        await self._wait_live()
 
     async def _while_log_fails(self, fault: Fault) -> None:
         await self.gauge("derops_gateway_log_failing", least=1)
@@ -328,10 +328,8 @@ class Field:
             self.headend.parts["gateway"].start()
         await asyncio.sleep(fault.lasts_seconds)
 
-    async def _start_if_ended(self) -> None:
+    async def _wait_live(self) -> None:
         self.restarted_at = time.monotonic()
-        if not self.headend.parts["gateway"].alive:
-            self.headend.parts["gateway"].start()
         await self._blocking(lambda: self.headend.wait_live("gateway"))
 
 

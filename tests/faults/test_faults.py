@@ -1,12 +1,14 @@
 """A short run of most faults; ``make soak`` is the long one, of all."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.faults.faults import KINDS, Setting, plan
-from tests.faults.ground import SMALL_LOG, Ground, small_disk
+from tests.faults.ground import SMALL_LOG, Ground, filled, small_disk
 from tests.faults.running import Report, run
+from tests.field.headend import FieldHeadend
 from tests.stack.nats import NatsServer
 from tests.stack.postgres import PostgresServer
 
@@ -87,6 +89,23 @@ async def test_a_full_log_and_a_full_disk_are_got_over(
 
     assert kept(report)
     assert report.outcomes.keys() == {kind.name for kind in OF_ROOM}
+
+
+def test_a_gateway_that_starts_on_a_full_disk_says_so_and_goes_on_once_there_is_room(
+    tmp_path: Path, server: PostgresServer
+) -> None:
+    url = server.create_database("full_disk")
+    with small_disk(tmp_path) as disk:
+        headend = FieldHeadend(tmp_path, assets=1, database_url=url, data_directory=disk)
+        with filled(disk), headend:
+            assert headend.metrics("gateway")["derops_gateway_log_failing"] == 1
+            assert "disk is full; free space on it" in headend.readiness("gateway")
+
+            (disk / "filler").unlink()
+
+            asyncio.run(headend.give_desired_state())
+            headend.wait_ready("gateway")
+            assert headend.metrics("gateway")["derops_gateway_log_failing"] == 0
 
 
 def test_a_seed_gives_the_same_plan_again() -> None:

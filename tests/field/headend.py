@@ -3,6 +3,7 @@
 import re
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
@@ -148,6 +149,14 @@ class FieldHeadend:
     def wait_ready(self, part: str) -> None:
         """Wait until a part has all that it needs."""
         self.parts[part].wait_until(http_ok(self._url(part, "readyz")))
+
+    def readiness(self, part: str) -> str:
+        """Return what a part says of what it needs."""
+        try:
+            with urllib.request.urlopen(self._url(part, "readyz"), timeout=5) as answer:
+                return str(answer.read().decode())
+        except urllib.error.HTTPError as error:
+            return error.read().decode()
 
     def metrics(self, part: str) -> dict[str, float]:
         """Return the metrics of a part that have no labels."""

@@ -26,6 +26,7 @@ CREATE TABLE delivery (
   ledger_id TEXT NOT NULL
 ) STRICT;
 """
+_DELIVERIES = "SELECT * FROM delivery WHERE dispatch_uid IN (SELECT uid FROM dispatch)"
 _ORPHANS = "DELETE FROM delivery WHERE dispatch_uid NOT IN (SELECT uid FROM dispatch)"
 
 Result = TypeVar("Result")
@@ -50,7 +51,6 @@ class DesiredStore:
     def load(self) -> tuple[Snapshot, dict[str, Written]] | None:
         """Return the last complete state with its deliveries, None if there was none yet."""
         query = self._connection.execute
-        query(_ORPHANS)
         if not self._meta("complete"):
             return None
         snapshot = Snapshot(
@@ -67,7 +67,7 @@ class DesiredStore:
         )
         written = {
             uid: Written(written_us=written_us, ledger_id=ledger_id)
-            for uid, written_us, ledger_id in query("SELECT * FROM delivery")
+            for uid, written_us, ledger_id in query(_DELIVERIES)
         }
         return snapshot, written
 
