@@ -15,7 +15,15 @@ from pathlib import Path
 # Before gRPC is imported: its fork handlers would fail in the programs that are started.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
-from tests.bench import decoding, dispatch_latency, fleet_memory, gateway, ingest, log
+from tests.bench import (
+    decoding,
+    dispatch_latency,
+    dispatching,
+    fleet_memory,
+    gateway,
+    ingest,
+    log,
+)
 from tests.bench.results import Result
 from tests.stack.stack import Stack
 
@@ -42,7 +50,11 @@ def _ingest() -> Iterator[Result]:
 def _gateway() -> Iterator[Result]:
     yield from gateway.measure_cpu()
     yield from gateway.measure_idle_agents()
-    yield from gateway.measure_dispatch_under_load()
+
+
+def _dispatching() -> Iterator[Result]:
+    yield from dispatching.measure_round_trips()
+    yield from dispatching.measure_fan_out()
 
 
 BENCHES: dict[str, Callable[[], Iterator[Result]]] = {
@@ -50,6 +62,7 @@ BENCHES: dict[str, Callable[[], Iterator[Result]]] = {
     "decoding": decoding.measure,
     "ingest": _ingest,
     "gateway": _gateway,
+    "dispatching": _dispatching,
     "stack": _on_the_stack,
 }
 

@@ -1,34 +1,28 @@
-"""P3, P8, P9, P10, P14: what the gateway costs, beside a bare grpc.aio server over mTLS."""
+"""P3, P9, P10, P14: what the gateway costs, beside a bare grpc.aio server over mTLS."""
 
 import asyncio
-import secrets
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
-import grpc
 from tests.bench import limits
 from tests.bench.echo import Echo
 from tests.bench.results import Result
-from tests.field.headend import FieldAsset, FieldHeadend, PlayedOperator
+from tests.field.headend import FieldHeadend
 from tests.field.load import Load
 from tests.stack.postgres import PostgresServer
-
-from derops.wire.v1 import agent_pb2, agent_pb2_grpc, dispatch_pb2
 
 _SECONDS = 10.0
 _IDLE_AGENTS = 1000
 _LARGEST_SAMPLES = 880
 """With eight quantities: 64,000 bytes, just below the cap of a batch."""
 
-_DISPATCHES = 150
-
 
 @contextmanager
-def _headend(assets: int) -> Iterator[FieldHeadend]:
+def bench_headend(assets: int) -> Iterator[FieldHeadend]:
+    """Yield a headend that knows its assets, with a database."""
     with ExitStack() as opened:
         directory = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         server = opened.enter_context(PostgresServer())
@@ -52,7 +46,7 @@ def measure_cpu() -> Iterator[Result]:
     Limit: that of an echo of the same bytes at the same rate.
     """
     plan = {"samples": 10, "batches_per_second": 5.0}
-    with _headend(100) as headend:
+    with bench_headend(100) as headend:
         headend.parts["writer"].terminate()
         with Load(headend, headend.assets, **plan) as load:
             value = _cpu_per_message(headend.parts["gateway"].pid, load)
@@ -69,7 +63,7 @@ def measure_idle_agents() -> Iterator[Result]:
     P14 beside it: agents connected for each second of the server's processor; P10: memory for each
     after one message of the largest size.
     """
-    with _headend(_IDLE_AGENTS) as headend:
+    with bench_headend(_IDLE_AGENTS) as headend:
         headend.parts["writer"].terminate()
         pid = headend.parts["gateway"].pid
         memory, cpu = limits.resident_kibibytes(pid), limits.cpu_seconds(pid)
@@ -90,7 +84,7 @@ def measure_idle_agents() -> Iterator[Result]:
         limit=bare_connected,
         goal=">= 0.8",
     )
-    with _headend(_IDLE_AGENTS) as headend:
+    with bench_headend(_IDLE_AGENTS) as headend:
         headend.parts["writer"].terminate()
         pid = headend.parts["gateway"].pid
         memory = limits.resident_kibibytes(pid)
@@ -107,95 +101,3 @@ def measure_idle_agents() -> Iterator[Result]:
     yield Result(
         name="P10_memory_per_agent_after_64_KB", value=large, unit="KiB", limit=idle, goal="<= 1.2"
     )
-
-
-def measure_dispatch_under_load() -> Iterator[Result]:
-    """P8: p99 of a dispatch from the operator to an agent and its report back, at 150 % load.
-
-    Load of 1 is what one load process gets acknowledged when it sends as fast as credit allows; at
-    150 % two of them do. Limit: the same p99 beside half that load.
-    """
-    with _headend(101) as headend:
-        target, *others = headend.assets
-        with Load(headend, others) as load:
-            time.sleep(3)
-            first, begun = load.count(), time.perf_counter()
-            time.sleep(_SECONDS)
-            saturated = (load.count().batches - first.batches) / (time.perf_counter() - begun)
-        idle = asyncio.run(_round_trips(headend, target))
-        with Load(headend, others, batches_per_second=saturated / 2 / len(others)):
-            time.sleep(3)
-            beside_half = asyncio.run(_round_trips(headend, target))
-        with Load(headend, others[:50]), Load(headend, others[50:]):
-            time.sleep(3)
-            overloaded = asyncio.run(_round_trips(headend, target))
-    yield Result(name="P8_dispatch_p50_idle", value=_p(idle, 0.5), unit="ms", limit=_p(idle, 0.5))
-    yield Result(
-        name="P8_dispatch_p99_overloaded",
-        value=_p(overloaded, 0.99),
-        unit="ms",
-        limit=_p(beside_half, 0.99),
-        goal="<= 2",
-    )
-
-
-def _p(times: list[float], share: float) -> float:
-    return sorted(times)[int(len(times) * share)] * 1e3
-
-
-async def _round_trips(headend: FieldHeadend, asset: FieldAsset) -> list[float]:
-    channel = grpc.aio.secure_channel(
-        headend.gateway_address,
-        grpc.ssl_channel_credentials(headend.server_ca.pem, asset.leaf.key, asset.leaf.pem),
-        options=[
-            ("grpc.ssl_target_name_override", "derops-gateway"),
-            ("grpc.use_local_subchannel_pool", 1),
-        ],
-    )
-    async with channel, headend.operator() as operator:
-        call: Any = agent_pb2_grpc.AgentLinkStub(channel).Connect()  # type: ignore[no-untyped-call]
-        instance = secrets.token_hex(4)
-        hello = agent_pb2.Hello(
-            protocol=1,
-            epoch=time.time_ns() // 1_000_000,
-            instance_id=instance,
-            ledger_id="bench",
-            outbox_id="bench",
-            first_sequence=1,
-        )
-        await call.write(agent_pb2.AgentMessage(hello=hello))
-        answering = asyncio.create_task(_answer(call))
-        times = [await _round_trip(operator, asset, f"{instance}-{n}") for n in range(_DISPATCHES)]
-        answering.cancel()
-        await asyncio.gather(answering, return_exceptions=True)
-    return times
-
-
-async def _round_trip(operator: PlayedOperator, asset: FieldAsset, uid: str) -> float:
-    order = dispatch_pb2.Dispatch(
-        uid=uid,
-        asset_uid=asset.uid,
-        generation=1,
-        setpoint=dispatch_pb2.Setpoint(mode="ActivePower", watts=1),
-    )
-    begun = time.perf_counter()
-    await operator.say(dispatch=order)
-    await operator.report(uid)
-    elapsed = time.perf_counter() - begun
-    await operator.say(dispatch_removed=uid)
-    return elapsed
-
-
-async def _answer(call: Any) -> None:
-    sequence = 0
-    while True:
-        message = await call.read()
-        if message.WhichOneof("kind") == "dispatch":
-            sequence += 1
-            report = dispatch_pb2.DispatchReport(
-                sequence=sequence,
-                ledger_id="bench",
-                dispatch_uid=message.dispatch.uid,
-                phase="Acked",
-            )
-            await call.write(agent_pb2.AgentMessage(report=report))

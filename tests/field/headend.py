@@ -20,6 +20,20 @@ from tests.stack.processes import Process, http_ok
 from derops.wire.v1 import control_pb2, control_pb2_grpc, dispatch_pb2
 
 NAMESPACE = "field"
+BATTERY_FACTS: dict[str, Any] = {
+    "type": "Battery",
+    "limit_max_injection_watts": 5000,
+    "limit_max_absorption_watts": 5000,
+    "max_dispatch_duration_seconds": 3600,
+    "fallback_active_power_watts": 0,
+    "on_comms_loss": "Continue",
+    "on_restart": "Resume",
+    "telemetry_interval_seconds": 1,
+    "operating_state": "InService",
+    "on_exceed": "Reject",
+}
+"""What every asset of the field is."""
+
 _CONTROL_NAME = "derops-gateway-control"
 
 
@@ -128,6 +142,7 @@ class FieldHeadend:
                 message = dispatch_pb2.Asset(
                     id=dispatch_pb2.AssetId(uid=asset.uid, namespace=NAMESPACE, name=asset.name),
                     generation=1,
+                    **BATTERY_FACTS,
                     identity=dispatch_pb2.IdentityLedger(current=asset.leaf.known),
                 )
                 await operator.say(asset=message)

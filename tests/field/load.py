@@ -1,7 +1,8 @@
 """Telemetry as fast as credit allows, or at a rate, from a process of its own.
 
 ``python -m tests.field.load`` reads a Plan as JSON from stdin, prints ``ready`` once all agents are
-connected, sends until stdin closes, and prints what it counted as JSON.
+connected, sends until stdin closes, and prints what it counted as JSON. Agents that never send
+telemetry answer each dispatch as accepted, at once.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from tests.field.headend import FieldAsset
 from tests.headend.gateway.pki import Authority
 from tests.stack import places
 
-from derops.wire.v1 import agent_pb2
+from derops.wire.v1 import agent_pb2, dispatch_pb2
 
 _END: Any = vars(grpc.aio)["EOF"]
 _SPACING_US = 1000
@@ -47,7 +48,7 @@ class _Agent:
     def __init__(self, plan: Plan, number: int) -> None:
         self._plan, self._number = plan, number
         self._outbox_id = secrets.token_hex(8)
-        self._sent = self._allowed = 0
+        self._sent = self._allowed = self._reports = 0
         self.acknowledged = 0
         self.seconds: list[float] = []
         """From writing a batch to its acknowledgement."""
@@ -101,8 +102,20 @@ class _Agent:
                 self.acknowledged = message.credit.acknowledged_through
                 self._allowed = message.credit.send_through
                 self._work.set()
+            elif kind == "dispatch" and self._plan.batches_per_second < 0:
+                await call.write(self._accept(message.dispatch.uid))
             elif kind == "bye":
                 raise RuntimeError(f"the gateway ended it: {message.bye}")
+
+    def _accept(self, dispatch_uid: str) -> bytes:
+        self._reports += 1
+        report = dispatch_pb2.DispatchReport(
+            sequence=self._reports,
+            ledger_id=self._outbox_id,
+            dispatch_uid=dispatch_uid,
+            phase="Acked",
+        )
+        return agent_pb2.AgentMessage(report=report).SerializeToString()
 
     async def _write(self, call: Any) -> None:
         plan = self._plan

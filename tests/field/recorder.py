@@ -1,21 +1,18 @@
 """Real agents, with somebody in between who writes down what they send and what they are told."""
 
 import asyncio
-import json
-import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import grpc
 from cryptography import x509
-from tests.field.headend import NAMESPACE, FieldAsset, FieldHeadend
+from tests.field.agents import Agents
+from tests.field.headend import FieldAsset, FieldHeadend
 from tests.field.journal import Journal, sent_batch, sent_gap
 from tests.headend.gateway.pki import SERVER
 from tests.stack import places
-from tests.stack.processes import Process, http_ok
 
 from derops.wire.v1 import agent_pb2
 
@@ -144,56 +141,14 @@ class _Stream:
             self._journal.acknowledge(message.credit.acknowledged_through, time.monotonic())
 
 
-class RecordedAgents:
-    """One ``derops-agent`` process for some assets, behind a recorder."""
+class RecordedAgents(Agents):
+    """Real agents behind a recorder."""
 
     def __init__(self, headend: FieldHeadend, assets: Sequence[FieldAsset]) -> None:
         self.recorder = Recorder(headend, assets)
-        directory = headend.directory / "agent"
-        (directory / "data").mkdir(parents=True)
-        server_ca = directory / "server.crt"
-        server_ca.write_bytes(headend.server_ca.pem)
-        self._ops_port = places.free_port()
-        document = {
-            "gateways": [self.recorder.address],
-            "serverCAFile": str(server_ca),
-            "dataDirectory": str(directory / "data"),
-            "opsAddress": "127.0.0.1",
-            "opsPort": self._ops_port,
-            "assets": [self._asset(directory, asset) for asset in assets],
-        }
-        file = directory / "agent.yaml"
-        file.write_text(json.dumps(document))  # JSON is YAML
-        self.process = Process(
-            "agent",
-            [str(Path(sys.executable).parent / "derops-agent"), "--config", str(file)],
-            directory=headend.directory,
-        )
-
-    def start(self) -> None:
-        """Start the process, again after it ended, and wait until it is up. Blocks."""
-        self.process.start()
-        self.process.wait_until(http_ok(f"http://127.0.0.1:{self._ops_port}/livez"))
+        super().__init__(headend, assets, gateway_address=self.recorder.address)
 
     @property
     def journals(self) -> list[Journal]:
         """What was sent and acknowledged."""
         return list(self.recorder.journals.values())
-
-    def _asset(self, directory: Path, asset: FieldAsset) -> dict[str, Any]:
-        certificates = directory / "certificates" / asset.name
-        certificates.mkdir(parents=True)
-        (certificates / "tls.crt").write_bytes(asset.leaf.pem)
-        (certificates / "tls.key").write_bytes(asset.leaf.key)
-        return {
-            "namespace": NAMESPACE,
-            "name": asset.name,
-            "certificateDirectory": str(certificates),
-            "driver": {
-                "kind": "simulated",
-                "model": "battery",
-                "maxInjectionWatts": 5000,
-                "maxAbsorptionWatts": 5000,
-                "energyCapacityWattHours": 10000,
-            },
-        }
