@@ -1,7 +1,6 @@
-"""Kubernetes Events: the few transitions that a reader of ``kubectl describe`` wants to see."""
+"""Kubernetes Events: the story of an object, as ``kubectl describe`` tells it."""
 
 import asyncio
-import secrets
 import socket
 import time
 from collections.abc import Mapping
@@ -25,7 +24,6 @@ _EVENTS_PER_SECOND = 20.0
 _BURST = 50.0
 _API_KINDS = {Kind.ASSET: "DERAsset", Kind.DISPATCH: "Dispatch"}
 _WARNINGS = frozenset({Phase.FAILED, Phase.REJECTED, Phase.EXPIRED})
-_TOLD = frozenset({Phase.ACTIVE, *(phase for phase in Phase if phase.terminal)})
 
 _log = structlog.get_logger("events")
 
@@ -37,17 +35,20 @@ class EventWriter:
         self._kube = kube
         self._queue: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue(_LIMIT)
         self._instance = socket.gethostname()[:128]
+        self._last_ns = 0
 
     def post(self, kind: Kind, meta: Meta, *, warning: bool, reason: str, note: str) -> None:
         """Queue an Event about an object."""
+        # kubectl sorts by a time that only Events of the old API have; what is left is their names.
+        self._last_ns = max(self._last_ns + 1, time.time_ns())
         body = {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
             "metadata": {
-                "name": f"{meta.name[:230]}.{secrets.token_hex(8)}",
+                "name": f"{meta.name[:230]}.{self._last_ns:x}",
                 "namespace": meta.namespace,
             },
-            "eventTime": format_micro(time.time_ns() // 1000),
+            "eventTime": format_micro(self._last_ns // 1000),
             "reportingController": "derops.io/operator",
             "reportingInstance": self._instance,
             "action": "Dispatch" if kind is Kind.DISPATCH else "Manage",
@@ -68,16 +69,26 @@ class EventWriter:
         except asyncio.QueueFull:
             metrics.EVENTS_DROPPED.inc()
 
-    def post_transition(
+    def post_transitions(
         self, meta: Meta, stored: Mapping[str, Any], status: Mapping[str, Any]
     ) -> None:
-        """Queue an Event for a phase of a Dispatch that is worth one."""
-        phase = Phase(status["phase"])
-        if stored.get("phase") == status["phase"] or phase not in _TOLD:
-            return
-        reason = status["reason"] if phase in _WARNINGS else str(phase)
-        note = f"{phase}: {status.get('message') or status['reason']}"
-        self.post(Kind.DISPATCH, meta, warning=phase in _WARNINGS, reason=reason, note=note)
+        """Queue an Event for each step of a Dispatch that its stored status did not have yet."""
+        known = stored.get("history", [])
+        for step in status.get("history", []):
+            if step not in known:
+                phase = Phase(step["phase"])
+                warning = phase in _WARNINGS
+                self.post(
+                    Kind.DISPATCH,
+                    meta,
+                    warning=warning,
+                    reason=step["reason"] if warning else str(phase),
+                    note=f"{phase if warning else step['reason']}: {step['message']}",
+                )
+        late = status.get("lateReport")
+        if late is not None and late != stored.get("lateReport"):
+            note = f"the agent says {late['phase']}, {late['reason']}: {late['message']}"
+            self.post(Kind.DISPATCH, meta, warning=True, reason="LateReport", note=note)
 
     async def run(self) -> None:
         """Write Events until cancelled."""

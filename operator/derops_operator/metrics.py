@@ -2,6 +2,8 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from derops.lifecycle import Reason
+
 RECONCILES = Counter(
     "derops_operator_reconciles_total", "Objects looked at, by kind and result", ("kind", "result")
 )
@@ -16,7 +18,9 @@ STATUS_WRITES = Counter(
     "derops_operator_status_writes_total", "Status writes, by kind and result", ("kind", "result")
 )
 PHASES = Counter(
-    "derops_operator_dispatch_phases_total", "Dispatches that ended, by phase", ("phase",)
+    "derops_operator_dispatch_phases_total",
+    "Dispatches that ended, by phase and reason",
+    ("phase", "reason"),
 )
 EVENTS_DROPPED = Counter(
     "derops_operator_events_dropped_total", "Kubernetes Events that could not be written"
@@ -28,3 +32,8 @@ GATEWAYS_EXPECTED = Gauge(
     "derops_operator_gateways_expected", "Gateway replicas that the configuration resolves to"
 )
 GATEWAYS_CONNECTED = Gauge("derops_operator_gateways_connected", "Gateway replicas connected")
+
+
+def count_ending(phase: str, reason: str) -> None:
+    """Count a dispatch that ended; a reason that only a newer agent knows counts as ``Other``."""
+    PHASES.labels(phase=phase, reason=reason if reason in set(Reason) else "Other").inc()

@@ -100,9 +100,9 @@ class Publisher:
         self._take(key.kind, manifest)
 
     def _tell_transition(self, fact: Dispatch, status: Mapping[str, Any]) -> None:
-        self._events.post_transition(fact.meta, fact.status, status)
+        self._events.post_transitions(fact.meta, fact.status, status)
         if Phase(status["phase"]).terminal and not fact.phase.terminal:
-            metrics.PHASES.labels(phase=status["phase"]).inc()
+            metrics.count_ending(status["phase"], status["reason"])
             _log.info(
                 "dispatch.ended",
                 namespace=fact.meta.namespace,

@@ -192,3 +192,63 @@ def test_the_better_primacy_supersedes(pilot: Pilot) -> None:
 
     assert lost["supersededBy"]
     assert pilot.powers_written() == [5000, -2000, 0]
+
+
+def test_describe_tells_the_story_in_order(pilot: Pilot) -> None:
+    pilot.battery()
+    pilot.dispatch("told")
+    pilot.dispatch("refused", setpoint={"mode": "ActivePower", "activePowerWatts": 9000})
+
+    pilot.wait_for_phase("told", "Complete")
+    pilot.wait_for_phase("refused", "Rejected")
+
+    assert eventually(lambda: story(pilot, "told", "Complete"), "the last Event") == [
+        ("Normal", "Submitted", "Validated"),
+        ("Normal", "Sent", "DeliveredToSession"),
+        ("Normal", "Acked", "Accepted"),
+        ("Normal", "Active", "Applied"),
+        ("Normal", "Complete", "WindowEnded"),
+    ]
+    assert eventually(lambda: story(pilot, "refused", "LimitExceeded"), "the refusal") == [
+        ("Warning", "LimitExceeded", "Rejected")
+    ]
+    assert "9000 W" in pilot.stack.kubectl("describe", "dsp/refused", "-n", pilot.namespace)
+
+
+def story(pilot: Pilot, name: str, last: str) -> list[tuple[str, str, str]]:
+    """Return type, reason and first word of each Event as kubectl lists them; [] before last."""
+    described = pilot.stack.kubectl("describe", f"dsp/{name}", "-n", pilot.namespace)
+    _, _, table = described.partition("Events:")
+    rows = [row for row in table.splitlines()[3:] if row.strip()]
+    told = []
+    for row in rows:
+        kind, reason, *_ = row.split()
+        note = row.partition("derops.io/operator")[2].strip()
+        told.append((kind, reason, note.partition(":")[0]))
+    return told if told and told[-1][1] == last else []
+
+
+def test_kubectl_waits_for_each_condition_and_selects_by_phase(pilot: Pilot) -> None:
+    pilot.battery()
+    pilot.dispatch("awaited", durationSeconds=20)
+    for condition in (
+        "Delivered",
+        "Accepted",
+        "Applied",
+        "Verified",
+        "Ready",
+        "Reverted",
+        "Succeeded",
+    ):
+        pilot.wait_for_condition("dispatch", "awaited", condition, "True")
+        if condition == "Applied":
+            assert selected(pilot, "status.phase=Active") == ["dispatch.derops.io/awaited"]
+            assert selected(pilot, "status.phase=Active,spec.assetRef.name=other") == []
+    assert selected(pilot, "status.phase=Complete") == ["dispatch.derops.io/awaited"]
+
+
+def selected(pilot: Pilot, selector: str) -> list[str]:
+    found = pilot.stack.kubectl(
+        "get", "dsp", "-n", pilot.namespace, "--field-selector", selector, "-o", "name"
+    )
+    return found.split()
