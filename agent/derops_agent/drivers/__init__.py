@@ -5,17 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from derops_agent.clock import Clock
+from derops_agent.drivers.units import UnitOptions
 from derops_agent.ports import Device
 
 KINDS = ("simulated", "sunspec")
 """What ``driver.kind`` may be."""
 
 
-def check_options(config: Mapping[str, Any]) -> tuple[str, int, int] | None:
+def check_options(config: Mapping[str, Any]) -> UnitOptions | None:
     """Check the ``driver`` section of an asset without opening the device.
 
     Returns:
-        Host, port and unit id of a device on a bus: no other asset may have the same.
+        Where a device on a bus is: no other asset may have the same.
 
     Raises:
         DriverOptionError: It names the option and what is allowed.
@@ -24,8 +25,7 @@ def check_options(config: Mapping[str, Any]) -> tuple[str, int, int] | None:
     if config["kind"] == "sunspec":
         from derops_agent.drivers.sunspec import parse_options as parse_sunspec
 
-        parsed = parse_sunspec(options)
-        return parsed.host, parsed.port, parsed.unit_id
+        return parse_sunspec(options)
     from derops_agent.drivers.simulated.options import parse_options
 
     parse_options(options)

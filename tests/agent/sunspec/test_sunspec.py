@@ -240,6 +240,21 @@ async def test_units_on_one_line_do_not_mix() -> None:
     assert (first.get(704, "WSet"), second.get(704, "WSet")) == (1000, -2000)
 
 
+async def test_units_on_one_line_keep_their_own_timeouts() -> None:
+    first, second = Inverter(BATTERY), Inverter(BATTERY)
+    async with Line({1: first, 7: second}) as line:
+        devices = [
+            await connect(line, timeoutSeconds=5),
+            await connect(line, unitId=7, timeoutSeconds=0.2),
+        ]
+        second.hold = asyncio.Event()
+        with pytest.raises(DeviceTimeoutError, match=r"no answer within 0\.2 s"):
+            await devices[1].sample()
+        second.hold.set()
+        for device in devices:
+            await device.close()
+
+
 async def test_a_wrong_unit_id_is_silence() -> None:
     async with Line({1: Inverter(BATTERY)}) as line:
         with pytest.raises(DeviceTimeoutError, match="unit 2"):

@@ -10,7 +10,7 @@ from sunspec2.mdef import ModelDefinitionError
 
 from derops.errors import DeviceError
 from derops.wire.v1 import agent_pb2
-from derops_agent.drivers.modbus_tcp import Address, give_back, take_bus
+from derops_agent.drivers.modbus_tcp import take_unit
 from derops_agent.drivers.sunspec.controls import Blocks, Controls, controls_of
 from derops_agent.drivers.sunspec.device import (
     SunSpecOptions,
@@ -96,12 +96,12 @@ async def probe(options: SunSpecOptions) -> Probe:
     Raises:
         DeviceError: It did not answer, or has no SunSpec map.
     """
-    bus = take_bus(Address(options.host, options.port), options.timeout_seconds)
+    unit = take_unit(options)
     try:
-        places = await find_models(bus, options.unit_id)
-        blocks = await read_used_models(bus, options.unit_id, places)
+        places = await find_models(unit)
+        blocks = await read_used_models(unit, places)
     finally:
-        await give_back(bus)
+        await unit.close()
     return _describe(places, blocks)
 
 
