@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from pymodbus.constants import ExcCodes
+from tests.agent import lines
 from tests.agent.fakes import T0, FakeClock
-from tests.agent.sunspec.inverter import BASE, BATTERY, SOLAR, Inverter, Line
+from tests.agent.sunspec.inverter import BASE, BATTERY, SOLAR, Inverter
 
 from derops.errors import DeviceRefusedError, DeviceTimeoutError
 from derops.wire.v1 import agent_pb2
@@ -17,6 +18,13 @@ from derops_agent.ports import Reversion, Setpoints
 
 Q = agent_pb2.Quantity
 TIMEOUT_SECONDS = 0.3
+Line: type[lines.Line] = lines.PymodbusLine
+
+
+@pytest.fixture(params=lines.LINES, autouse=True)
+def on_servers_of_two_origins(request: pytest.FixtureRequest) -> None:
+    global Line
+    Line = request.param
 
 
 @asynccontextmanager
@@ -27,7 +35,7 @@ async def opened(inverter: Inverter, **options: Any) -> AsyncIterator[SunSpecDev
         await device.close()
 
 
-async def connect(line: Line, **options: Any) -> SunSpecDevice:
+async def connect(line: lines.Line, **options: Any) -> SunSpecDevice:
     host, port = line.address
     facts = {"host": host, "port": port, "timeoutSeconds": TIMEOUT_SECONDS, **options}
     return await open_sunspec(facts, FakeClock())
