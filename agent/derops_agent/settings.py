@@ -41,7 +41,7 @@ class DriverSettings(BaseModel):
     """Which driver; all other keys are the driver's own."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    kind: Literal["simulated", "sunspec"]
+    kind: Literal["simulated", "sunspec", "modbus"]
 
     def options(self) -> dict[str, Any]:
         """Return kind and options as they stand in the file."""
