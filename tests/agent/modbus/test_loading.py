@@ -24,7 +24,7 @@ controls:
   generationLimit: {value: {address: 20, type: uint16}, release: 5000}
   energize: {address: 30}
 timers:
-  - {address: 40, guards: [activePower]}
+  - {address: 40, type: uint16, guards: [activePower]}
 remoteControl: {address: 50}
 localControl: {address: 51, values: [1]}
 """
@@ -106,7 +106,7 @@ def test_what_is_wrong_is_named(
 
 def test_two_timers_for_one_control_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "profile.yaml"
-    second = "timers:\n  - {address: 41, guards: [activePower]}\n"
+    second = "timers:\n  - {address: 41, type: uint16, guards: [activePower]}\n"
     file.write_text(GOOD.replace("timers:\n", second))
 
     with pytest.raises(SettingError, match=r"timers\.1\.guards .*yaml:15.*has two timers"):

@@ -117,7 +117,7 @@ class Controls(Section):
 class Timer(Point):
     """Seconds after which the device falls back by itself; 0 = never. Each write begins anew."""
 
-    type: Literal["uint16", "uint32"] = "uint16"
+    type: Literal["uint16", "uint32"]
     max_seconds: int | None = Field(default=None, ge=1)
     """The most that the device takes; absent = what the register can hold."""
 
