@@ -14,7 +14,7 @@ from sunspec2 import mb
 from tests.agent.lines import Answer
 
 from derops_agent.drivers.modbus_tcp import Table
-from derops_agent.drivers.sunspec.models import points_of
+from derops_agent.drivers.sunspec.models import Point, points_of
 
 BASE = 40000
 
@@ -62,6 +62,22 @@ SOLAR: dict[int, dict[str, Any]] = {
         "WMaxLimPct_RvrtTms": 0,
         "WMaxLim_Ena": 0,
         "WMaxLimPct_SF": 0,
+    },
+}
+STORAGE: dict[int, dict[str, Any]] = {
+    1: {"Mn": "Maker", "Md": "Hybrid 5", "Vr": "3"},
+    103: {"W": 0, "W_SF": 0, "Hz": 5000, "Hz_SF": -2},
+    120: {"WRtg": 5000, "WRtg_SF": 0, "MaxChaRte": 4000, "MaxChaRte_SF": 0},
+    124: {
+        "WChaMax": 400,
+        "WChaMax_SF": 1,
+        "StorCtl_Mod": 0,
+        "ChaState": 505,
+        "ChaState_SF": -1,
+        "OutWRte": 10_000,
+        "InWRte": 10_000,
+        "InOutWRte_SF": -2,
+        "InOutWRte_RvrtTms": 0,
     },
 }
 
@@ -146,7 +162,12 @@ class Inverter:
         return self.registers[first : first + count]
 
     def _take(self, at: int, words: list[int]) -> None:
-        model_id, name = self._point_at(at)
+        while words:
+            model_id, point = self._point_at(at)
+            self._set(model_id, point.name, at, words[: point.registers])
+            at, words = at + point.registers, words[point.registers :]
+
+    def _set(self, model_id: int, name: str, at: int, words: list[int]) -> None:
         before = self.get(model_id, name)
         self.registers[at : at + len(words)] = words
         value = self.get(model_id, name)
@@ -163,11 +184,11 @@ class Inverter:
     def _limited(self, model_id: int) -> bool:
         return bool(self.get(model_id, "WMaxLimPctEna" if model_id == 704 else "WMaxLim_Ena"))
 
-    def _point_at(self, at: int) -> tuple[int, str]:
+    def _point_at(self, at: int) -> tuple[int, Point]:
         for model_id, place in self._places.items():
             for point in points_of(model_id).values():
                 if place + point.at == at:
-                    return model_id, point.name
+                    return model_id, point
         raise AssertionError(f"a write at {at} that is the beginning of no point")
 
     def _fall_back(self, timer: str) -> None:
@@ -180,5 +201,7 @@ class Inverter:
                 self.set(704, "WMaxLimPctEna", self.get(704, "WMaxLimPctEnaRvrt"))
             case "WMaxLimPct_RvrtTms":
                 self.set(123, "WMaxLim_Ena", 0)
+            case "InOutWRte_RvrtTms":
+                self.set(124, "StorCtl_Mod", 0)
             case "Conn_RvrtTms":
                 self.set(123, "Conn", 1)

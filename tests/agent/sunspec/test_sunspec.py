@@ -9,7 +9,7 @@ import pytest
 from pymodbus.constants import ExcCodes
 from tests.agent import lines
 from tests.agent.fakes import T0, FakeClock
-from tests.agent.sunspec.inverter import BASE, BATTERY, SOLAR, Inverter
+from tests.agent.sunspec.inverter import BASE, BATTERY, SOLAR, STORAGE, Inverter
 
 from derops.errors import DeviceRefusedError, DeviceTimeoutError
 from derops.wire.v1 import agent_pb2
@@ -158,6 +158,47 @@ async def test_the_older_models_fall_back_to_off_within_their_register() -> None
 
     assert armed == 65_534
     assert held == Setpoints()
+
+
+async def test_a_battery_without_model_704_is_told_a_window_without_width() -> None:
+    inverter = Inverter(STORAGE)
+    async with opened(inverter) as device:
+        reversion = Reversion(after_seconds=90, setpoints=Setpoints(active_power_watts=100))
+        armed_seconds = await device.write(Setpoints(active_power_watts=-1000), reversion)
+        held = await device.read_setpoints()
+        written = list(inverter.written)
+        inverter.now_seconds = 90
+        reverted = await device.read_setpoints()
+
+    assert device.capability.modes == {"ActivePower"}
+    assert (armed_seconds, held.active_power_watts) == (90, -1000)
+    assert written == [
+        (124, "InOutWRte_RvrtTms", 90),
+        (124, "OutWRte", -2500),
+        (124, "InWRte", 2500),
+        (124, "StorCtl_Mod", 3),
+    ]
+    assert reverted == Setpoints()
+
+
+async def test_rates_that_only_limit_are_not_a_setpoint() -> None:
+    inverter = Inverter(STORAGE)
+    async with opened(inverter) as device:
+        inverter.set(124, "StorCtl_Mod", 2)
+        await device.write(Setpoints())
+        assert inverter.written == [], "a limit of somebody else stays"
+        inverter.set(124, "StorCtl_Mod", 3)
+        assert await device.read_setpoints() == Setpoints()
+        await device.write(Setpoints())
+        assert inverter.written == [(124, "StorCtl_Mod", 0)]
+
+
+async def test_a_battery_with_both_is_told_by_model_704() -> None:
+    inverter = Inverter({**BATTERY, 124: STORAGE[124]})
+    async with opened(inverter) as device:
+        await device.write(Setpoints(active_power_watts=-1000))
+
+    assert {model_id for model_id, _, _ in inverter.written} == {704}
 
 
 async def test_a_device_that_keeps_the_old_value_is_switched_off_first() -> None:

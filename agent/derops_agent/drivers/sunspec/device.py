@@ -9,7 +9,7 @@ from derops.errors import DeviceRefusedError
 from derops_agent.clock import Clock
 from derops_agent.drivers.modbus_tcp import Unit, take_unit
 from derops_agent.drivers.options import DriverOptionError, explain
-from derops_agent.drivers.sunspec.controls import Controls, Fallback, Write, controls_of
+from derops_agent.drivers.sunspec.controls import Controls, controls_of
 from derops_agent.drivers.sunspec.measuring import (
     Ratings,
     in_local_control,
@@ -18,11 +18,18 @@ from derops_agent.drivers.sunspec.measuring import (
     read_ratings,
     read_values,
 )
-from derops_agent.drivers.sunspec.models import Block, Place, find_models, read_block
+from derops_agent.drivers.sunspec.models import (
+    Block,
+    Fallback,
+    Place,
+    Write,
+    find_models,
+    read_block,
+)
 from derops_agent.drivers.units import UnitOptions
 from derops_agent.ports import Capability, Reading, Reversion, Setpoints
 
-_CONTROL_MODELS = (704, 703, 123)
+_CONTROL_MODELS = (704, 703, 123, 124)
 
 
 class SunSpecOptions(UnitOptions):

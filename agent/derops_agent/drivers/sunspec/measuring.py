@@ -7,9 +7,8 @@ from typing import TypeAlias
 from derops.errors import DeviceRefusedError
 from derops.wire.v1 import agent_pb2
 from derops_agent.drivers.plausible import refuse_nonsense
-from derops_agent.drivers.sunspec.models import Block
+from derops_agent.drivers.sunspec.models import Block, Blocks
 
-Blocks = Mapping[int, Block]
 Q: TypeAlias = agent_pb2.Quantity
 
 _OF_INVERTER = {

@@ -132,6 +132,19 @@ class Block:
         return f"{name} of model {self.place.model_id}"
 
 
+Blocks = Mapping[int, Block]
+Write = tuple[int, bytes]
+"""Register, and what to write from there on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fallback:
+    """What a function does by itself after a while; ``watts`` None = it is off then."""
+
+    after_seconds: int
+    watts: int | None
+
+
 async def read_block(unit: Unit, place: Place) -> Block:
     """Read the fixed part of a model.
 

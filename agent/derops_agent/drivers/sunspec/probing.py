@@ -11,14 +11,14 @@ from derops.errors import DeviceError
 from derops.wire.v1 import agent_pb2
 from derops_agent.drivers.findings import Findings, Mode
 from derops_agent.drivers.modbus_tcp import take_unit
-from derops_agent.drivers.sunspec.controls import Blocks, Controls, controls_of
+from derops_agent.drivers.sunspec.controls import Controls, controls_of
 from derops_agent.drivers.sunspec.device import (
     SunSpecOptions,
     device_name,
     read_used_models,
 )
 from derops_agent.drivers.sunspec.measuring import in_local_control, read_ratings, read_values
-from derops_agent.drivers.sunspec.models import Place, find_models
+from derops_agent.drivers.sunspec.models import Blocks, Place, find_models
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
