@@ -22,10 +22,11 @@ lint: setup  ## Check style, types and the direction of imports
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-generate: setup  ## Generate the wire format's Python code from the .proto files
+generate: setup  ## Generate the wire format's Python code and the schema of profiles
 	$(PYTHON) -m grpc_tools.protoc -I headend --python_out=headend --pyi_out=headend \
 		--grpc_python_out=headend $(PROTOS)
 	rm -f headend/derops/wire/v1/dispatch_pb2_grpc.py headend/derops/wire/v1/log_pb2_grpc.py
+	$(PYTHON) -m derops_agent.drivers.modbus > docs/reference/modbus-profile.schema.json
 
 test: setup  ## Run all tests, on real parts
 	.venv/bin/pytest

@@ -8,6 +8,7 @@ import signal
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -20,6 +21,7 @@ from derops_agent.control.site import LocalLimits
 from derops_agent.controller import Controller
 from derops_agent.device import GuardedDevice
 from derops_agent.drivers import open_device
+from derops_agent.drivers.findings import Findings
 from derops_agent.ledger import Ledger
 from derops_agent.link import Endpoint, Link
 from derops_agent.outbox_store import OutboxStore
@@ -35,11 +37,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="derops-agent", description=__doc__)
     parser.add_argument("--config", type=Path, help="YAML file; required to run")
     commands = parser.add_subparsers(dest="command")
-    look = commands.add_parser("probe", help="show what a SunSpec device offers; writes nothing")
+    look = commands.add_parser("probe", help="show what a Modbus device offers; writes nothing")
     look.add_argument("--host", required=True)
     look.add_argument("--port", type=int, default=502)
     look.add_argument("--unit-id", type=int, default=1)
     look.add_argument("--timeout-seconds", type=float, default=1.0)
+    look.add_argument("--profile", help="file with its registers; without one it is SunSpec")
     look.add_argument("--output", choices=("text", "json"), default="text")
     arguments = parser.parse_args()
     if arguments.command == "probe":
@@ -61,9 +64,6 @@ def main() -> None:
 
 def _probe(arguments: argparse.Namespace) -> int:
     """Show what a device offers; 1 = an agent could not use it."""
-    from derops_agent.drivers.sunspec import parse_options
-    from derops_agent.drivers.sunspec.probing import probe
-
     logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # its errors are ours, told once
     options = {
         "host": arguments.host,
@@ -72,7 +72,7 @@ def _probe(arguments: argparse.Namespace) -> int:
         "timeoutSeconds": arguments.timeout_seconds,
     }
     try:
-        found = asyncio.run(probe(parse_options(options)))
+        found = asyncio.run(_look(options, arguments.profile))
     except SettingError as error:
         refuse_to_start(error)
     except DeviceError as error:
@@ -80,6 +80,18 @@ def _probe(arguments: argparse.Namespace) -> int:
         return 1
     print(found.as_json() if arguments.output == "json" else found.as_text())  # noqa: T201
     return 0 if found.usable else 1
+
+
+async def _look(options: dict[str, Any], profile: str | None) -> Findings:
+    if profile is not None:
+        from derops_agent.drivers.modbus import parse_options as parse_modbus
+        from derops_agent.drivers.modbus.probing import probe as probe_by_profile
+
+        return await probe_by_profile(*parse_modbus({**options, "profile": profile}))
+    from derops_agent.drivers.sunspec import parse_options
+    from derops_agent.drivers.sunspec.probing import probe
+
+    return await probe(parse_options(options))
 
 
 class Host:

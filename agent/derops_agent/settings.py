@@ -11,7 +11,8 @@ from pydantic.alias_generators import to_camel
 
 from derops.errors import SettingError
 from derops_agent.drivers import KINDS, check_options
-from derops_agent.drivers.options import DriverOptionError
+from derops_agent.drivers.options import DriverOptionError, first_of, line_of
+from derops_agent.drivers.units import UnitOptions, same_device
 from derops_agent.outbox_store import DEFAULT_MAX_AGE_SECONDS, DEFAULT_MAX_BYTES
 
 ENVIRONMENT_PREFIX = "DEROPS_AGENT_"
@@ -40,7 +41,7 @@ class DriverSettings(BaseModel):
     """Which driver; all other keys are the driver's own."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    kind: Literal["simulated", "sunspec"]
+    kind: Literal["simulated", "sunspec", "modbus"]
 
     def options(self) -> dict[str, Any]:
         """Return kind and options as they stand in the file."""
@@ -94,32 +95,13 @@ def load(file: Path, environment: Mapping[str, str] = os.environ) -> AgentSettin
     try:
         settings = AgentSettings.model_validate(document)
     except ValidationError as error:
-        # A misspelt key is the cause, what is missing for it only the consequence.
-        first = min(
-            error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden"
-        )
+        first = first_of(error)
         key = ".".join(str(part) for part in first["loc"])
-        at = f"{file}:{_line(text, first['loc'])}"
+        at = f"{file}:{line_of(text, first['loc'])}"
         source = overridden.get(str(first["loc"][0]), at) if first["loc"] else str(file)
         raise SettingError(key, source, _problem(first)) from error
-    _check(settings, lambda *path: f"{file}:{_line(text, path)}")
+    _check(settings, lambda *path: f"{file}:{line_of(text, path)}")
     return settings
-
-
-def _line(text: str, path: tuple[int | str, ...]) -> int:
-    """Return the line of a key in a YAML text, or of what is nearest to it; the first is 1."""
-    node, line = yaml.compose(text), 1
-    for part in path:
-        if isinstance(node, yaml.MappingNode):
-            found = [pair for pair in node.value if pair[0].value == part]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
-            found = [(each, each) for each in node.value[part : part + 1]]
-        else:
-            found = []
-        if not found:
-            break
-        line, node = found[0][0].start_mark.line + 1, found[0][1]
-    return line
 
 
 def _override(document: dict[str, Any], environment: Mapping[str, str]) -> dict[str, str]:
@@ -157,7 +139,7 @@ def _allowed(location: tuple[int | str, ...]) -> str:
 
 def _check(settings: AgentSettings, source: Callable[..., str]) -> None:
     names: set[tuple[str, str]] = set()
-    units: dict[tuple[str, int, int], str] = {}
+    units: list[tuple[str, UnitOptions]] = []
     for index, asset in enumerate(settings.assets):
         name = f"{asset.namespace}/{asset.name}"
         if (asset.namespace, asset.name) in names:
@@ -173,16 +155,17 @@ def _check(settings: AgentSettings, source: Callable[..., str]) -> None:
             path = ("assets", index, "driver", *error.setting.split("."))
             key = ".".join(str(part) for part in path)
             raise SettingError(key, source(*path), error.problem) from error
-        if unit is not None and unit in units:
-            host, port, unit_id = unit
-            raise SettingError(
-                f"assets.{index}.driver.unitId",
-                source("assets", index, "driver", "unitId"),
-                f"unit {unit_id} at {host}:{port} is that of {units[unit]}; two assets cannot "
-                f"control one device",
-            )
-        if unit is not None:
-            units[unit] = name
+        if unit is None:
+            continue
+        for other, of_other in units:
+            if same_device(unit, of_other):
+                raise SettingError(
+                    f"assets.{index}.driver.unitId",
+                    source("assets", index, "driver", "unitId"),
+                    f"unit {unit.unit_id} at {unit.host}:{unit.port} is that of {other}; two "
+                    f"assets cannot control one device",
+                )
+        units.append((name, unit))
     for index, gateway in enumerate(settings.gateways):
         port_text = gateway.rpartition(":")[2]
         if ":" not in gateway or not port_text.isdigit() or not 0 < int(port_text) < 65536:

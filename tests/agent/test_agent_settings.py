@@ -76,3 +76,18 @@ def test_two_assets_cannot_have_one_device(tmp_path: Path) -> None:
 
     with pytest.raises(SettingError, match=r"agent\.yaml:13.*unit 3 at inverter:502.*ns/battery"):
         load(file, {})
+
+
+@pytest.mark.parametrize(("host", "same"), [("127.0.0.1", True), ("no-such-host.invalid", False)])
+def test_two_names_of_one_host_are_one_device(tmp_path: Path, host: str, same: bool) -> None:
+    file = tmp_path / "agent.yaml"
+    unit = "driver: {kind: sunspec, host: localhost, unitId: 3}"
+    one = GOOD.replace("driver: {kind: simulated, model: load, maxAbsorptionWatts: 5}", unit)
+    second = one[one.index("  - namespace") :].replace("name: battery", "name: other")
+    file.write_text(one + second.replace("localhost", host))
+
+    if not same:
+        load(file, {})
+        return
+    with pytest.raises(SettingError, match=rf"agent\.yaml:13.*unit 3 at {host}:502.*ns/battery"):
+        load(file, {})

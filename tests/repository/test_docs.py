@@ -15,6 +15,9 @@ from pydantic_settings import BaseSettings
 
 from derops.checks import MODES_BY_TYPE
 from derops.lifecycle import Phase, Reason
+from derops_agent.drivers.modbus import profile
+from derops_agent.drivers.modbus.device import ModbusOptions
+from derops_agent.drivers.modbus.points import Section
 from derops_agent.drivers.simulated.faults import Faults
 from derops_agent.drivers.simulated.options import MODELS, Options
 from derops_agent.drivers.sunspec.device import SunSpecOptions
@@ -187,6 +190,21 @@ def test_every_option_of_a_sunspec_device_is_on_its_page() -> None:
     for path, default in keys(SunSpecOptions, ""):
         row = "required" if default is PydanticUndefined else f"`{default}`"
         assert f"| {row} |" in found[path], f"{path} has another default"
+
+
+def test_every_option_of_a_modbus_device_and_key_of_its_profile_is_on_its_page() -> None:
+    found = rows(REFERENCE / "modbus.md")
+    sections = [each for each in vars(profile).values() if is_section(each)]
+
+    for section in [ModbusOptions, *sections]:
+        for field in section.model_fields.values():
+            row = found[str(field.alias)]
+            if isinstance(field.default, str | int | float):
+                assert f"| `{field.default}` |" in row, f"{field.alias} has another default"
+
+
+def is_section(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Section) and value is not Section
 
 
 def test_every_fault_of_a_simulated_device_is_on_its_page() -> None:

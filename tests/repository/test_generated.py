@@ -1,10 +1,14 @@
-"""The code beside the .proto files is what ``make generate`` makes of them."""
+"""What ``make generate`` makes is what is committed."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-WIRE = Path(__file__).resolve().parents[2] / "headend" / "derops" / "wire" / "v1"
+from derops_agent.drivers.modbus.__main__ import schema_text
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+WIRE = REPOSITORY / "headend" / "derops" / "wire" / "v1"
+SCHEMA = REPOSITORY / "docs" / "reference" / "modbus-profile.schema.json"
 IMPORT_ROOT = WIRE.parents[2]
 GENERATED = ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py")
 
@@ -28,3 +32,7 @@ def test_generating_again_gives_the_same_bytes(tmp_path: Path) -> None:
         del fresh[message_only]
 
     assert fresh == contents(WIRE)
+
+
+def test_the_schema_of_profiles_is_that_of_the_code() -> None:
+    assert SCHEMA.read_text(encoding="utf-8") == schema_text()

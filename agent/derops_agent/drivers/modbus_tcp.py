@@ -6,16 +6,21 @@ answer must not be taken for that of the next request.
 """
 
 import asyncio
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable
+from typing import Literal, NamedTuple, TypeAlias
 
 from pymodbus.client import AsyncModbusTcpClient
 from pymodbus.exceptions import ModbusException
 from pymodbus.pdu import ModbusPDU
 
 from derops.errors import DeviceRefusedError, DeviceTimeoutError
+from derops_agent.drivers.units import MOST_SECONDS, UnitOptions
 
 MOST_REGISTERS = 120
 """Of one request; the protocol allows 125 to read and 123 to write, some gateways fewer."""
+
+Table = Literal["holding", "input"]
+_Answer: TypeAlias = Awaitable[ModbusPDU]
 
 _EXCEPTIONS = {
     1: "illegal function",
@@ -44,58 +49,42 @@ class Address(NamedTuple):
 class Bus:
     """A connection and all units behind it."""
 
-    def __init__(self, address: Address, timeout_seconds: float) -> None:
+    def __init__(self, address: Address) -> None:
         self.address = address
-        self._timeout_seconds = timeout_seconds
         self._client: AsyncModbusTcpClient | None = None
         self._lock = asyncio.Lock()
 
-    async def read(self, unit_id: int, register: int, count: int) -> bytes:
-        """Return ``count`` holding registers, two bytes each.
+    async def request(
+        self, what: str, timeout_seconds: float, call: Callable[[AsyncModbusTcpClient], _Answer]
+    ) -> ModbusPDU:
+        """Ask one thing, once all that was asked before is answered; that wait is not counted.
 
         Raises:
-            DeviceTimeoutError: No answer, or one that may pass.
-            DeviceRefusedError: The device does not have them.
-        """
-        data = b""
-        while len(data) < 2 * count:
-            at = len(data) // 2
-            part = min(count - at, MOST_REGISTERS)
-            data += await self._read(unit_id, register + at, part)
-        return data
-
-    async def write(self, unit_id: int, register: int, data: bytes) -> None:
-        """Write registers, two bytes each, in one request.
-
-        Raises:
-            DeviceTimeoutError: It is not known whether the device acted.
+            DeviceTimeoutError: No answer in time, or one that may pass.
             DeviceRefusedError: The device answered that it will not.
         """
-        words = [int.from_bytes(data[at : at + 2]) for at in range(0, len(data), 2)]
-        what = f"write of {len(words)} registers at {register}, unit {unit_id}"
         async with self._lock:
-            client = await self._connected()
-            answer = await self._ask(
-                client.write_registers(register, words, device_id=unit_id), what
-            )
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    answer = await call(await self._connected())
+            except TimeoutError as error:
+                self._drop()
+                raise DeviceTimeoutError(
+                    f"{what}, {self.address}: no answer within {timeout_seconds:g} s"
+                ) from error
+            except ModbusException as error:
+                self._drop()
+                raise DeviceTimeoutError(f"{what}, {self.address}: {error}") from error
+            except BaseException:
+                self._drop()
+                raise
         self._check(answer, what)
+        return answer
 
     async def close(self) -> None:
         """End the connection; a later request opens it again."""
         async with self._lock:
             self._drop()
-
-    async def _read(self, unit_id: int, register: int, count: int) -> bytes:
-        what = f"read of {count} registers at {register}, unit {unit_id}"
-        async with self._lock:
-            client = await self._connected()
-            answer = await self._ask(
-                client.read_holding_registers(register, count=count, device_id=unit_id), what
-            )
-        self._check(answer, what)
-        if len(answer.registers) != count:
-            raise DeviceTimeoutError(f"{what}: {len(answer.registers)} registers came back")
-        return b"".join(word.to_bytes(2) for word in answer.registers)
 
     async def _connected(self) -> AsyncModbusTcpClient:
         if self._client is not None and self._client.connected:
@@ -104,30 +93,14 @@ class Bus:
         client = AsyncModbusTcpClient(
             self.address.host,
             port=self.address.port,
-            timeout=self._timeout_seconds,
+            timeout=MOST_SECONDS,  # the time-out of each request is shorter
             retries=0,
             reconnect_delay=0,
         )
         self._client = client
-        try:
-            connected = await client.connect()
-        except BaseException:
-            self._drop()
-            raise
-        if not connected:
-            self._drop()
+        if not await client.connect():
             raise DeviceTimeoutError(f"no connection to {self.address}")
         return client
-
-    async def _ask(self, call: "asyncio.Future[ModbusPDU] | object", what: str) -> ModbusPDU:
-        try:
-            return await call  # type: ignore[misc, no-any-return]
-        except ModbusException as error:
-            self._drop()
-            raise DeviceTimeoutError(f"{what}, {self.address}: {error}") from error
-        except BaseException:
-            self._drop()
-            raise
 
     def _drop(self) -> None:
         if self._client is not None:
@@ -143,21 +116,72 @@ class Bus:
         raise DeviceRefusedError(text) if code in _FINAL else DeviceTimeoutError(text)
 
 
+class Unit:
+    """One unit behind a connection, and how long it may take for an answer."""
+
+    def __init__(self, bus: Bus, unit_id: int, timeout_seconds: float) -> None:
+        self._bus, self._unit_id, self._timeout_seconds = bus, unit_id, timeout_seconds
+
+    def __str__(self) -> str:
+        return f"unit {self._unit_id} at {self._bus.address}"
+
+    async def read(self, register: int, count: int, table: Table = "holding") -> bytes:
+        """Return ``count`` registers, two bytes each.
+
+        Raises:
+            DeviceTimeoutError: No answer, or one that may pass.
+            DeviceRefusedError: The device does not have them.
+        """
+        data = b""
+        while len(data) < 2 * count:
+            at = len(data) // 2
+            data += await self._read(register + at, min(count - at, MOST_REGISTERS), table)
+        return data
+
+    async def write(self, register: int, data: bytes) -> None:
+        """Write registers, two bytes each, in one request.
+
+        Raises:
+            DeviceTimeoutError: It is not known whether the device acted.
+            DeviceRefusedError: The device answered that it will not.
+        """
+        words = [int.from_bytes(data[at : at + 2]) for at in range(0, len(data), 2)]
+        await self._bus.request(
+            f"write of {len(words)} registers at {register}, unit {self._unit_id}",
+            self._timeout_seconds,
+            lambda client: client.write_registers(register, words, device_id=self._unit_id),
+        )
+
+    async def close(self) -> None:
+        """End the use of the connection; the last unit behind it closes it."""
+        _, users = _buses[self._bus.address]
+        if users > 1:
+            _buses[self._bus.address] = (self._bus, users - 1)
+            return
+        del _buses[self._bus.address]
+        await self._bus.close()
+
+    async def _read(self, register: int, count: int, table: Table) -> bytes:
+        what = f"read of {count} {table} registers at {register}, unit {self._unit_id}"
+
+        def ask(client: AsyncModbusTcpClient) -> _Answer:
+            read = (
+                client.read_input_registers if table == "input" else client.read_holding_registers
+            )
+            return read(register, count=count, device_id=self._unit_id)
+
+        answer = await self._bus.request(what, self._timeout_seconds, ask)
+        if len(answer.registers) != count:
+            raise DeviceTimeoutError(f"{what}: {len(answer.registers)} registers came back")
+        return b"".join(word.to_bytes(2) for word in answer.registers)
+
+
 _buses: dict[Address, tuple[Bus, int]] = {}
 
 
-def take_bus(address: Address, timeout_seconds: float) -> Bus:
-    """Return the connection to an address; the first to ask sets its time-out."""
-    bus, users = _buses.get(address) or (Bus(address, timeout_seconds), 0)
+def take_unit(options: UnitOptions) -> Unit:
+    """Return a unit; all behind one host and port share a connection."""
+    address = Address(options.host, options.port)
+    bus, users = _buses.get(address) or (Bus(address), 0)
     _buses[address] = (bus, users + 1)
-    return bus
-
-
-async def give_back(bus: Bus) -> None:
-    """End the use of a connection; the last one closes it."""
-    _, users = _buses[bus.address]
-    if users > 1:
-        _buses[bus.address] = (bus, users - 1)
-        return
-    del _buses[bus.address]
-    await bus.close()
+    return Unit(bus, options.unit_id, options.timeout_seconds)

@@ -1,4 +1,4 @@
-"""SunSpec devices on pymodbus's server, laid out from pysunspec2's model files.
+"""SunSpec devices for a Modbus server, laid out from pysunspec2's model files.
 
 They behave: what is enabled decides the power, timers run on a clock that is set by hand, and they
 can be slow, silent, rude or wrong.
@@ -7,15 +7,14 @@ can be slow, silent, rude or wrong.
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 from pymodbus.constants import ExcCodes
-from pymodbus.server import ModbusTcpServer
-from pymodbus.simulator import DataType, SimData, SimDevice
 from sunspec2 import mb
+from tests.agent.lines import Answer
 
-from derops_agent.drivers.modbus_tcp import Address
-from derops_agent.drivers.sunspec.models import points_of
+from derops_agent.drivers.modbus_tcp import Table
+from derops_agent.drivers.sunspec.models import Point, points_of
 
 BASE = 40000
 
@@ -63,6 +62,22 @@ SOLAR: dict[int, dict[str, Any]] = {
         "WMaxLimPct_RvrtTms": 0,
         "WMaxLim_Ena": 0,
         "WMaxLimPct_SF": 0,
+    },
+}
+STORAGE: dict[int, dict[str, Any]] = {
+    1: {"Mn": "Maker", "Md": "Hybrid 5", "Vr": "3"},
+    103: {"W": 0, "W_SF": 0, "Hz": 5000, "Hz_SF": -2},
+    120: {"WRtg": 5000, "WRtg_SF": 0, "MaxChaRte": 4000, "MaxChaRte_SF": 0},
+    124: {
+        "WChaMax": 400,
+        "WChaMax_SF": 1,
+        "StorCtl_Mod": 0,
+        "ChaState": 505,
+        "ChaState_SF": -1,
+        "OutWRte": 10_000,
+        "InWRte": 10_000,
+        "InOutWRte_SF": -2,
+        "InOutWRte_RvrtTms": 0,
     },
 }
 
@@ -131,30 +146,28 @@ class Inverter:
             power = self.get(704, "WSet") if self.get(704, "WSetEna") == 1 else 0
             self.set(701, "W", power if self.get(703, "ES") else 0)
 
-    async def act(
-        self,
-        function_code: int,
-        start: int,
-        address: int,
-        count: int,
-        current: list[int],
-        values: list[int] | list[bool] | None,
-    ) -> ExcCodes | None:
+    async def answer(
+        self, table: Table, address: int, count: int, values: list[int] | None
+    ) -> Answer:
         if self.hold is not None:
             await self.hold.wait()
         self.live()
+        first = address - BASE
+        if table != "holding" or not 0 <= first <= len(self.registers) - count:
+            return ExcCodes.ILLEGAL_ADDRESS
         if values is not None and self.refuse is not None:
             return self.refuse
         if values is not None:
-            self._take(address - BASE, [int(value) for value in values])
-            took: list[Any] = self.registers[address - BASE : address - BASE + len(values)]
-            values[:] = took
-        first = start - BASE
-        current[:] = self.registers[first : first + len(current)]
-        return None
+            self._take(first, values)
+        return self.registers[first : first + count]
 
     def _take(self, at: int, words: list[int]) -> None:
-        model_id, name = self._point_at(at)
+        while words:
+            model_id, point = self._point_at(at)
+            self._set(model_id, point.name, at, words[: point.registers])
+            at, words = at + point.registers, words[point.registers :]
+
+    def _set(self, model_id: int, name: str, at: int, words: list[int]) -> None:
         before = self.get(model_id, name)
         self.registers[at : at + len(words)] = words
         value = self.get(model_id, name)
@@ -171,11 +184,11 @@ class Inverter:
     def _limited(self, model_id: int) -> bool:
         return bool(self.get(model_id, "WMaxLimPctEna" if model_id == 704 else "WMaxLim_Ena"))
 
-    def _point_at(self, at: int) -> tuple[int, str]:
+    def _point_at(self, at: int) -> tuple[int, Point]:
         for model_id, place in self._places.items():
             for point in points_of(model_id).values():
                 if place + point.at == at:
-                    return model_id, point.name
+                    return model_id, point
         raise AssertionError(f"a write at {at} that is the beginning of no point")
 
     def _fall_back(self, timer: str) -> None:
@@ -188,43 +201,7 @@ class Inverter:
                 self.set(704, "WMaxLimPctEna", self.get(704, "WMaxLimPctEnaRvrt"))
             case "WMaxLimPct_RvrtTms":
                 self.set(123, "WMaxLim_Ena", 0)
+            case "InOutWRte_RvrtTms":
+                self.set(124, "StorCtl_Mod", 0)
             case "Conn_RvrtTms":
                 self.set(123, "Conn", 1)
-
-
-class Line:
-    """A Modbus TCP server with inverters behind it, by unit id."""
-
-    def __init__(self, inverters: Mapping[int, Inverter]) -> None:
-        self._devices = [
-            SimDevice(
-                id=unit_id,
-                simdata=[SimData(BASE, values=inverter.registers, datatype=DataType.REGISTERS)],
-                action=inverter.act,
-            )
-            for unit_id, inverter in inverters.items()
-        ]
-        self._server: ModbusTcpServer | None = None
-        self.address = Address("127.0.0.1", 0)
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
-
-    async def start(self) -> None:
-        """Listen, after the first time on the same port."""
-        server = ModbusTcpServer(self._devices, address=self.address, ignore_missing_devices=True)
-        await server.serve_forever(background=True)
-        self._server = server
-        listening: Any = server.transport
-        port = listening.sockets[0].getsockname()[1]
-        self.address = Address("127.0.0.1", port)
-
-    async def stop(self) -> None:
-        """End all connections and listen no more."""
-        if self._server is not None:
-            await self._server.shutdown()  # type: ignore[no-untyped-call]
-            self._server = None

@@ -5,7 +5,8 @@ import json
 import sys
 from pathlib import Path
 
-from tests.agent.sunspec.inverter import BATTERY, Inverter, Line
+from tests.agent.lines import PymodbusLine as Line
+from tests.agent.sunspec.inverter import BATTERY, Inverter
 
 
 async def run(line: Line, *more: str) -> tuple[int, str, str]:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from pymodbus.constants import ExcCodes
+from tests.agent import lines
 from tests.agent.fakes import T0, FakeClock
-from tests.agent.sunspec.inverter import BASE, BATTERY, SOLAR, Inverter, Line
+from tests.agent.sunspec.inverter import BASE, BATTERY, SOLAR, STORAGE, Inverter
 
 from derops.errors import DeviceRefusedError, DeviceTimeoutError
 from derops.wire.v1 import agent_pb2
@@ -17,6 +18,13 @@ from derops_agent.ports import Reversion, Setpoints
 
 Q = agent_pb2.Quantity
 TIMEOUT_SECONDS = 0.3
+Line: type[lines.Line] = lines.PymodbusLine
+
+
+@pytest.fixture(params=lines.LINES, autouse=True)
+def on_servers_of_two_origins(request: pytest.FixtureRequest) -> None:
+    global Line
+    Line = request.param
 
 
 @asynccontextmanager
@@ -27,7 +35,7 @@ async def opened(inverter: Inverter, **options: Any) -> AsyncIterator[SunSpecDev
         await device.close()
 
 
-async def connect(line: Line, **options: Any) -> SunSpecDevice:
+async def connect(line: lines.Line, **options: Any) -> SunSpecDevice:
     host, port = line.address
     facts = {"host": host, "port": port, "timeoutSeconds": TIMEOUT_SECONDS, **options}
     return await open_sunspec(facts, FakeClock())
@@ -152,6 +160,47 @@ async def test_the_older_models_fall_back_to_off_within_their_register() -> None
     assert held == Setpoints()
 
 
+async def test_a_battery_without_model_704_is_told_a_window_without_width() -> None:
+    inverter = Inverter(STORAGE)
+    async with opened(inverter) as device:
+        reversion = Reversion(after_seconds=90, setpoints=Setpoints(active_power_watts=100))
+        armed_seconds = await device.write(Setpoints(active_power_watts=-1000), reversion)
+        held = await device.read_setpoints()
+        written = list(inverter.written)
+        inverter.now_seconds = 90
+        reverted = await device.read_setpoints()
+
+    assert device.capability.modes == {"ActivePower"}
+    assert (armed_seconds, held.active_power_watts) == (90, -1000)
+    assert written == [
+        (124, "InOutWRte_RvrtTms", 90),
+        (124, "OutWRte", -2500),
+        (124, "InWRte", 2500),
+        (124, "StorCtl_Mod", 3),
+    ]
+    assert reverted == Setpoints()
+
+
+async def test_rates_that_only_limit_are_not_a_setpoint() -> None:
+    inverter = Inverter(STORAGE)
+    async with opened(inverter) as device:
+        inverter.set(124, "StorCtl_Mod", 2)
+        await device.write(Setpoints())
+        assert inverter.written == [], "a limit of somebody else stays"
+        inverter.set(124, "StorCtl_Mod", 3)
+        assert await device.read_setpoints() == Setpoints()
+        await device.write(Setpoints())
+        assert inverter.written == [(124, "StorCtl_Mod", 0)]
+
+
+async def test_a_battery_with_both_is_told_by_model_704() -> None:
+    inverter = Inverter({**BATTERY, 124: STORAGE[124]})
+    async with opened(inverter) as device:
+        await device.write(Setpoints(active_power_watts=-1000))
+
+    assert {model_id for model_id, _, _ in inverter.written} == {704}
+
+
 async def test_a_device_that_keeps_the_old_value_is_switched_off_first() -> None:
     inverter = Inverter(BATTERY, keeps_value_while_enabled=True)
     async with opened(inverter, toggleEnable=True) as device:
@@ -238,6 +287,21 @@ async def test_units_on_one_line_do_not_mix() -> None:
 
     assert [each.active_power_watts for each in held] == [1000, -2000]
     assert (first.get(704, "WSet"), second.get(704, "WSet")) == (1000, -2000)
+
+
+async def test_units_on_one_line_keep_their_own_timeouts() -> None:
+    first, second = Inverter(BATTERY), Inverter(BATTERY)
+    async with Line({1: first, 7: second}) as line:
+        devices = [
+            await connect(line, timeoutSeconds=5),
+            await connect(line, unitId=7, timeoutSeconds=0.2),
+        ]
+        second.hold = asyncio.Event()
+        with pytest.raises(DeviceTimeoutError, match=r"no answer within 0\.2 s"):
+            await devices[1].sample()
+        second.hold.set()
+        for device in devices:
+            await device.close()
 
 
 async def test_a_wrong_unit_id_is_silence() -> None:

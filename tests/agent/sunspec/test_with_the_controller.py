@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from tests.agent.fakes import Agent, S, asset, order
-from tests.agent.sunspec.inverter import BATTERY, Inverter, Line
+from tests.agent.lines import PymodbusLine as Line
+from tests.agent.sunspec.inverter import BATTERY, Inverter
 
 from derops_agent.drivers.sunspec import open_sunspec
 

@@ -1,28 +1,17 @@
 """How setpoints stand in SunSpec registers. Pure: blocks as they were read in, writes out.
 
-Functions of model 704 have a reversion value of their own, those of model 123 fall back to off, and
-703 has no timer. The order of writes is the device's safety: what it shall fall back to and when,
-then the value, then the enable.
+Functions of model 704 have a reversion value of their own, those of models 123 and 124 fall back to
+off, and 703 has no timer. The order of writes is the device's safety: what it shall fall back to
+and when, then the value, then the enable.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from derops_agent.drivers.sunspec.models import Block
+from derops_agent.drivers.sunspec.models import Block, Blocks, Fallback, Write
+from derops_agent.drivers.sunspec.storage import StorageRates
 from derops_agent.ports import Setpoints
 
-Write = tuple[int, bytes]
-Blocks = Mapping[int, Block]
-
 _OFF, _ON = 0, 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fallback:
-    """What a function does by itself after a while; ``watts`` None = it is off then."""
-
-    after_seconds: int
-    watts: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +153,7 @@ class Switch:
         return [*writes, block.encode(self.point, _OFF)], armed_seconds
 
 
-POWER = (
+POWER: tuple[Function | StorageRates, ...] = (
     Function(
         mode="ActivePower",
         model_id=704,
@@ -186,6 +175,7 @@ POWER = (
         fallback_value="WSetPctRvrt",
         fallback_enable="WSetEnaRvrt",
     ),
+    StorageRates(),
 )
 GENERATION_LIMIT = (
     Function(
@@ -217,7 +207,7 @@ SWITCHES = (
 class Controls:
     """The functions by which one device is controlled; None = it does not have the mode."""
 
-    power: Function | None
+    power: Function | StorageRates | None
     limit: Function | None
     switch: Switch | None
 

@@ -1,16 +1,15 @@
 """A SunSpec device behind the agent's port."""
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.alias_generators import to_camel
+from pydantic import ValidationError
 
 from derops.errors import DeviceRefusedError
 from derops_agent.clock import Clock
-from derops_agent.drivers.modbus_tcp import Address, Bus, give_back, take_bus
+from derops_agent.drivers.modbus_tcp import Unit, take_unit
 from derops_agent.drivers.options import DriverOptionError, explain
-from derops_agent.drivers.sunspec.controls import Controls, Fallback, Write, controls_of
+from derops_agent.drivers.sunspec.controls import Controls, controls_of
 from derops_agent.drivers.sunspec.measuring import (
     Ratings,
     in_local_control,
@@ -19,21 +18,23 @@ from derops_agent.drivers.sunspec.measuring import (
     read_ratings,
     read_values,
 )
-from derops_agent.drivers.sunspec.models import Block, Place, find_models, read_block
+from derops_agent.drivers.sunspec.models import (
+    Block,
+    Fallback,
+    Place,
+    Write,
+    find_models,
+    read_block,
+)
+from derops_agent.drivers.units import UnitOptions
 from derops_agent.ports import Capability, Reading, Reversion, Setpoints
 
-_CONTROL_MODELS = (704, 703, 123)
+_CONTROL_MODELS = (704, 703, 123, 124)
 
 
-class SunSpecOptions(BaseModel):
+class SunSpecOptions(UnitOptions):
     """Where a device is, and what is peculiar to it."""
 
-    model_config = ConfigDict(alias_generator=to_camel, extra="forbid", frozen=True)
-
-    host: str
-    port: Annotated[int, Field(ge=1, le=65535)] = 502
-    unit_id: Annotated[int, Field(ge=0, le=255)] = 1
-    timeout_seconds: Annotated[float, Field(gt=0, le=5)] = 1.0
     toggle_enable: bool = False
     """Switch a function off before its value changes: some devices keep the old value else."""
 
@@ -44,7 +45,7 @@ class SunSpecDevice:
     def __init__(
         self,
         options: SunSpecOptions,
-        bus: Bus,
+        unit: Unit,
         clock: Clock,
         places: Mapping[int, Place],
         *,
@@ -52,7 +53,7 @@ class SunSpecDevice:
         ratings: Ratings,
         capability: Capability,
     ) -> None:
-        self._options, self._bus, self._clock = options, bus, clock
+        self._options, self._unit, self._clock = options, unit, clock
         self._places, self._controls, self._ratings = places, controls, ratings
         self._capability = capability
         self._measuring = measuring_models(places)
@@ -106,7 +107,7 @@ class SunSpecDevice:
             steps.insert(len(steps) if setpoints.energized else 0, permit)
         for writes, _ in steps:
             for register, data in writes:
-                await self._bus.write(self._options.unit_id, register, data)
+                await self._unit.write(register, data)
         return _least(steps, setpoints)
 
     async def read_setpoints(self) -> Setpoints:
@@ -133,7 +134,7 @@ class SunSpecDevice:
 
     async def close(self) -> None:
         """Give the connection back; the device keeps what it holds."""
-        await give_back(self._bus)
+        await self._unit.close()
 
     def _refuse_modes(self, setpoints: Setpoints) -> None:
         wanted = {
@@ -148,10 +149,7 @@ class SunSpecDevice:
                 raise DeviceRefusedError(f"the device has no {mode}; it has: {has}")
 
     async def _read(self, model_ids: Iterable[int]) -> dict[int, Block]:
-        unit_id = self._options.unit_id
-        return {
-            each: await read_block(self._bus, unit_id, self._places[each]) for each in model_ids
-        }
+        return {each: await read_block(self._unit, self._places[each]) for each in model_ids}
 
 
 async def open_sunspec(options: Mapping[str, Any], clock: Clock) -> SunSpecDevice:
@@ -162,31 +160,27 @@ async def open_sunspec(options: Mapping[str, Any], clock: Clock) -> SunSpecDevic
         DeviceError: It did not answer, or is none that can be used.
     """
     parsed = parse_options(options)
-    bus = take_bus(Address(parsed.host, parsed.port), parsed.timeout_seconds)
+    unit = take_unit(parsed)
     try:
-        return await _open(parsed, bus, clock)
+        return await _open(parsed, unit, clock)
     except BaseException:
-        await give_back(bus)
+        await unit.close()
         raise
 
 
-async def read_used_models(bus: Bus, unit_id: int, places: Mapping[int, Place]) -> dict[int, Block]:
+async def read_used_models(unit: Unit, places: Mapping[int, Place]) -> dict[int, Block]:
     """Read every model of a device that the agent makes use of.
 
     Raises:
         DeviceError: One could not be read.
     """
     used = {1, *rating_models(places), *_CONTROL_MODELS, *measuring_models(places)}
-    return {
-        each: await read_block(bus, unit_id, place)
-        for each, place in places.items()
-        if each in used
-    }
+    return {each: await read_block(unit, place) for each, place in places.items() if each in used}
 
 
-async def _open(options: SunSpecOptions, bus: Bus, clock: Clock) -> SunSpecDevice:
-    places = await find_models(bus, options.unit_id)
-    blocks = await read_used_models(bus, options.unit_id, places)
+async def _open(options: SunSpecOptions, unit: Unit, clock: Clock) -> SunSpecDevice:
+    places = await find_models(unit)
+    blocks = await read_used_models(unit, places)
     ratings, controls = read_ratings(blocks), controls_of(blocks)
     values = read_values(blocks, ratings.max_watts)
     functions = [each for each in (controls.power, controls.limit, controls.switch) if each]
@@ -201,7 +195,7 @@ async def _open(options: SunSpecOptions, bus: Bus, clock: Clock) -> SunSpecDevic
     )
     return SunSpecDevice(
         options,
-        bus,
+        unit,
         clock,
         places,
         controls=controls,

@@ -6,9 +6,9 @@ from typing import TypeAlias
 
 from derops.errors import DeviceRefusedError
 from derops.wire.v1 import agent_pb2
-from derops_agent.drivers.sunspec.models import Block
+from derops_agent.drivers.plausible import refuse_nonsense
+from derops_agent.drivers.sunspec.models import Block, Blocks
 
-Blocks = Mapping[int, Block]
 Q: TypeAlias = agent_pb2.Quantity
 
 _OF_INVERTER = {
@@ -37,7 +37,6 @@ _MEASURING: Mapping[int, Mapping[Q, tuple[str, ...]]] = {
 }
 _CONTROL_SWITCH = {715: "LocRemCtl", 802: "LocRemCtl"}
 _LOCAL = 1
-_BEYOND = 2.0  # times the rating: no device delivers that, so the register is wrong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +108,7 @@ def read_values(blocks: Blocks, most_watts: float) -> dict[int, float]:
     charge = next((blocks[each].value(_CHARGE[each]) for each in models), None)
     if charge is not None:
         values[int(Q.STATE_OF_CHARGE_PERCENT)] = charge
-    _refuse_nonsense(values, most_watts)
+    refuse_nonsense(values, most_watts)
     return values
 
 
@@ -119,17 +118,6 @@ def in_local_control(blocks: Blocks) -> bool:
         each in blocks and blocks[each].raw(name) == _LOCAL
         for each, name in _CONTROL_SWITCH.items()
     )
-
-
-def _refuse_nonsense(values: Mapping[int, float], most_watts: float) -> None:
-    power = values.get(int(Q.ACTIVE_POWER_WATTS))
-    if power is not None and abs(power) > _BEYOND * most_watts:
-        raise DeviceRefusedError(
-            f"the device says that its power is {power:g} W; it is rated {most_watts:g} W"
-        )
-    charge = values.get(int(Q.STATE_OF_CHARGE_PERCENT))
-    if charge is not None and not 0 <= charge <= 100:
-        raise DeviceRefusedError(f"the device says that its state of charge is {charge:g} %")
 
 
 def _of(blocks: Blocks, model_id: int, name: str) -> float | None:

@@ -14,7 +14,7 @@ from sunspec2 import mb
 from sunspec2.device import get_model_def
 
 from derops.errors import DeviceRefusedError
-from derops_agent.drivers.modbus_tcp import Bus
+from derops_agent.drivers.modbus_tcp import Unit
 
 BASE_REGISTERS = (40000, 0, 50000)
 """Where a map may begin; tried in this order, as the SunSpec Modbus specification has them."""
@@ -132,52 +132,62 @@ class Block:
         return f"{name} of model {self.place.model_id}"
 
 
-async def read_block(bus: Bus, unit_id: int, place: Place) -> Block:
+Blocks = Mapping[int, Block]
+Write = tuple[int, bytes]
+"""Register, and what to write from there on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fallback:
+    """What a function does by itself after a while; ``watts`` None = it is off then."""
+
+    after_seconds: int
+    watts: int | None
+
+
+async def read_block(unit: Unit, place: Place) -> Block:
     """Read the fixed part of a model.
 
     Raises:
         DeviceError: It could not be read.
     """
     known = sum(point.registers for point in points_of(place.model_id).values())
-    return Block(place, await bus.read(unit_id, place.register, min(known, place.length + 2)))
+    return Block(place, await unit.read(place.register, min(known, place.length + 2)))
 
 
-async def find_models(bus: Bus, unit_id: int) -> dict[int, Place]:
+async def find_models(unit: Unit) -> dict[int, Place]:
     """Return where a device has its models; of several with one number the first.
 
     Raises:
         DeviceTimeoutError: It did not answer.
         DeviceRefusedError: It has no SunSpec map, or one without an end.
     """
-    register = await _find_map(bus, unit_id) + 2
+    register = await _find_map(unit) + 2
     found: dict[int, Place] = {}
     for _ in range(_MOST_MODELS):
         # Some devices have nothing behind the end mark, so its length is not asked for.
-        model_id = int.from_bytes(await bus.read(unit_id, register, 1))
+        model_id = int.from_bytes(await unit.read(register, 1))
         if model_id == _END:
             return found
-        length = int.from_bytes(await bus.read(unit_id, register + 1, 1))
+        length = int.from_bytes(await unit.read(register + 1, 1))
         found.setdefault(model_id, Place(model_id=model_id, register=register, length=length))
         register += length + 2
         if register >= _END:
             break
     raise DeviceRefusedError(
-        f"unit {unit_id} at {bus.address}: the SunSpec map does not end by register {register}; "
-        f"its lengths cannot be right"
+        f"{unit}: the SunSpec map does not end by register {register}; its lengths cannot be right"
     )
 
 
-async def _find_map(bus: Bus, unit_id: int) -> int:
+async def _find_map(unit: Unit) -> int:
     answers = []
     for register in BASE_REGISTERS:
         try:
-            marker = await bus.read(unit_id, register, 2)
+            marker = await unit.read(register, 2)
         except DeviceRefusedError as error:
             answers.append(str(error))
             continue
         if marker == MARKER:
             return register
         answers.append(f"{register} holds 0x{marker.hex()}")
-    raise DeviceRefusedError(
-        f"unit {unit_id} at {bus.address} has no SunSpec map: {'; '.join(answers)}"
-    )
+    raise DeviceRefusedError(f"{unit} has no SunSpec map: {'; '.join(answers)}")

@@ -1,6 +1,5 @@
 """What a SunSpec device offers, before anybody controls it. Nothing is written to the device."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,15 +9,16 @@ from sunspec2.mdef import ModelDefinitionError
 
 from derops.errors import DeviceError
 from derops.wire.v1 import agent_pb2
-from derops_agent.drivers.modbus_tcp import Address, give_back, take_bus
-from derops_agent.drivers.sunspec.controls import Blocks, Controls, controls_of
+from derops_agent.drivers.findings import Findings, Mode
+from derops_agent.drivers.modbus_tcp import take_unit
+from derops_agent.drivers.sunspec.controls import Controls, controls_of
 from derops_agent.drivers.sunspec.device import (
     SunSpecOptions,
     device_name,
     read_used_models,
 )
 from derops_agent.drivers.sunspec.measuring import in_local_control, read_ratings, read_values
-from derops_agent.drivers.sunspec.models import Place, find_models
+from derops_agent.drivers.sunspec.models import Blocks, Place, find_models
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,60 +34,18 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mode:
-    """A setpoint mode, and by what the agent would hold it."""
-
-    mode: str
-    by: str
-    timer: str
-    """The point of the device's own reversion timer; empty = it has none."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
+class Probe(Findings):
     """All that was found."""
 
-    device: str
     models: list[Model]
-    modes: list[Mode]
-    ratings: dict[str, float]
-    measured: dict[str, float]
-    held: dict[str, Any]
-    local_control: bool
-    problems: list[str]
-    """What keeps the agent from using it, or will."""
 
-    @property
-    def usable(self) -> bool:
-        """Whether an agent could open it."""
-        return not self.problems
-
-    def as_json(self) -> str:
-        """Return it for programs."""
-        return json.dumps({**asdict(self), "usable": self.usable}, indent=2)
-
-    def as_text(self) -> str:
-        """Return it for people."""
-        lines = [f"device    {self.device or 'does not say what it is'}", "", "models"]
+    def parts(self) -> list[str]:
+        """Return a line for each model."""
+        lines = []
         for model in self.models:
             mark = "used" if model.used else "-"
             lines.append(f"  {model.id:>5}  at {model.register:<6} {mark:<5} {model.label}")
-        lines += ["", "modes"]
-        lines += [
-            f"  {mode.mode:<16} by {mode.by}, "
-            + (f"device timer {mode.timer}" if mode.timer else "no timer in the device")
-            for mode in self.modes
-        ] or ["  none"]
-        for title, facts in (
-            ("ratings", self.ratings),
-            ("measured", self.measured),
-            ("held now", self.held),
-        ):
-            lines += ["", title]
-            lines += [f"  {name:<28} {value}" for name, value in facts.items()] or ["  nothing"]
-        lines += ["", f"control   {'LOCAL' if self.local_control else 'remote'}"]
-        lines += [f"problem   {problem}" for problem in self.problems]
-        return "\n".join(lines)
+        return ["models", *lines]
 
 
 async def probe(options: SunSpecOptions) -> Probe:
@@ -96,12 +54,12 @@ async def probe(options: SunSpecOptions) -> Probe:
     Raises:
         DeviceError: It did not answer, or has no SunSpec map.
     """
-    bus = take_bus(Address(options.host, options.port), options.timeout_seconds)
+    unit = take_unit(options)
     try:
-        places = await find_models(bus, options.unit_id)
-        blocks = await read_used_models(bus, options.unit_id, places)
+        places = await find_models(unit)
+        blocks = await read_used_models(unit, places)
     finally:
-        await give_back(bus)
+        await unit.close()
     return _describe(places, blocks)
 
 

@@ -1,0 +1,224 @@
+"""How setpoints stand in the registers of a profile. Pure: registers as read in, writes out.
+
+The order of writes is the device's safety: what it shall fall back to and when, then the values,
+then what makes them count.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from derops.errors import DeviceRefusedError
+from derops_agent.drivers.modbus.image import Image
+from derops_agent.drivers.modbus.points import Register
+from derops_agent.drivers.modbus.profile import Control, ControlName, Profile, Switch, Timer
+from derops_agent.ports import Reversion, Setpoints
+
+Write = tuple[int, bytes]
+
+MODES: Mapping[ControlName, str] = {
+    "activePower": "ActivePower",
+    "generationLimit": "GenerationLimit",
+    "loadLimit": "LoadLimit",
+    "energize": "CeaseToEnergize",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rated:
+    """What a device can do; magnitudes in W."""
+
+    max_injection_watts: int
+    max_absorption_watts: int
+
+    def of(self, name: ControlName) -> int:
+        """Return what a percentage of a control refers to."""
+        return {
+            "generationLimit": self.max_injection_watts,
+            "loadLimit": self.max_absorption_watts,
+        }.get(name, max(self.max_injection_watts, self.max_absorption_watts))
+
+
+def watts_by_control(setpoints: Setpoints) -> dict[ControlName, int | None]:
+    """Return what shall hold, by the control that holds it."""
+    return {
+        "activePower": setpoints.active_power_watts,
+        "generationLimit": setpoints.max_generation_watts,
+        "loadLimit": setpoints.max_load_watts,
+    }
+
+
+def held_controls(setpoints: Setpoints) -> frozenset[ControlName]:
+    """Return which controls hold something."""
+    names = {name for name, watts in watts_by_control(setpoints).items() if watts is not None}
+    return frozenset(names if setpoints.energized else {*names, "energize"})
+
+
+def registers_of(profile: Profile) -> list[Register]:
+    """Return what must be read before anything is written, and to know what is held."""
+    return [register for _, register in profile.written()]
+
+
+def held(profile: Profile, rated: Rated, image: Image, asked: Setpoints) -> Setpoints:
+    """Return what the device says that it holds.
+
+    Args:
+        profile: Its registers.
+        rated: What percentages refer to.
+        image: The registers of ``registers_of``.
+        asked: What was written last. Without ``enable`` a setpoint that equals ``release`` looks
+            released; it counts as held if it was asked for.
+
+    Raises:
+        DeviceRefusedError: A register holds what is no number.
+    """
+    remote = profile.remote_control
+    if remote is not None and image.word(remote) != remote.on_value:
+        return Setpoints()
+    wanted = watts_by_control(asked)
+    found = {
+        name: _held_watts(control, image, rated.of(name), wanted[name])
+        for name, control in profile.controls.values().items()
+    }
+    energize = profile.controls.energize
+    return Setpoints(
+        active_power_watts=found.get("activePower"),
+        max_generation_watts=found.get("generationLimit"),
+        max_load_watts=found.get("loadLimit"),
+        energized=energize is None or image.word(energize) != energize.off_value,
+    )
+
+
+def plan(
+    profile: Profile,
+    rated: Rated,
+    image: Image,
+    setpoints: Setpoints,
+    reversion: Reversion | None,
+) -> tuple[list[Write], int | None]:
+    """Return what to write, in order, and after how many seconds all of it falls back by itself.
+
+    What is released and shall be released is not touched.
+
+    Raises:
+        DeviceRefusedError: The device does not have a mode, or a register cannot hold a value.
+    """
+    names = held_controls(setpoints)
+    _refuse_others(profile, names)
+    writes: list[Write] = []
+    remote, energize = profile.remote_control, profile.controls.energize
+    if remote is not None and names and image.word(remote) != remote.on_value:
+        writes.append(_switched(remote, on=True))
+    armed, armed_seconds = _arm(profile, rated, image, names, reversion)
+    writes += armed
+    if energize is not None and not setpoints.energized:
+        writes.append(_switched(energize, on=False))
+    for name, control in profile.controls.values().items():
+        watts = watts_by_control(setpoints)[name]
+        writes += _hold(control, image, watts, rated.of(name))
+    if energize is not None and setpoints.energized and image.word(energize) == energize.off_value:
+        writes.append(_switched(energize, on=True))
+    if remote is not None and not names and image.word(remote) == remote.on_value:
+        writes.append(_switched(remote, on=False))
+    return writes, armed_seconds
+
+
+def _refuse_others(profile: Profile, names: frozenset[ControlName]) -> None:
+    missing = sorted(MODES[name] for name in names - profile.controls.names())
+    if missing:
+        has = ", ".join(sorted(MODES[name] for name in profile.controls.names())) or "none"
+        raise DeviceRefusedError(f"the device has no {missing[0]}; its profile has: {has}")
+
+
+def _arm(
+    profile: Profile,
+    rated: Rated,
+    image: Image,
+    names: frozenset[ControlName],
+    reversion: Reversion | None,
+) -> tuple[list[Write], int | None]:
+    writes: list[Write] = []
+    armed: dict[ControlName, int] = {}
+    for timer in profile.timers:
+        if not names & set(timer.guards):
+            # One that runs on would pull the device away from its own control later.
+            if image.word(timer) and _holds_any(profile, image, timer):
+                writes.append((timer.address, timer.encode(0)))
+            continue
+        data = timer.encode(min(reversion.after_seconds, timer.most_seconds) if reversion else 0)
+        seconds = int(timer.decode(data))  # what is left of it in the steps of the register
+        if reversion and seconds:
+            writes += _fall_back_to(profile, rated, timer, reversion.setpoints)
+            armed |= dict.fromkeys(timer.guards, seconds)
+        writes.append((timer.address, data))
+    guarded = bool(names) and names <= set(armed)
+    return writes, min(armed[name] for name in names) if guarded else None
+
+
+def _holds_any(profile: Profile, image: Image, timer: Timer) -> bool:
+    controls = profile.controls.values()
+    energize = profile.controls.energize
+    off = energize is not None and image.word(energize) == energize.off_value
+    return ("energize" in timer.guards and off) or any(
+        name in timer.guards and _is_held(control, image) for name, control in controls.items()
+    )
+
+
+def _fall_back_to(
+    profile: Profile, rated: Rated, timer: Timer, setpoints: Setpoints
+) -> list[Write]:
+    writes: list[Write] = []
+    for name, control in profile.controls.values().items():
+        if control.fallback is None or name not in timer.guards:
+            continue
+        watts = watts_by_control(setpoints)[name]
+        number = control.release if watts is None else _number(control, watts, rated.of(name))
+        if number is not None:
+            writes.append((control.fallback.address, control.fallback.encode(number)))
+    return writes
+
+
+def _hold(control: Control, image: Image, watts: int | None, rated_watts: int) -> list[Write]:
+    value, enable = control.value, control.enable
+    if watts is not None:
+        writes = [(value.address, value.encode(_number(control, watts, rated_watts)))]
+        return writes if enable is None else [*writes, _switched(enable, on=True)]
+    if not _is_held(control, image):
+        return []
+    if enable is not None:
+        return [_switched(enable, on=False)]
+    return [(value.address, _released(control))]
+
+
+def _is_held(control: Control, image: Image) -> bool:
+    if control.enable is not None:
+        return image.word(control.enable) == control.enable.on_value
+    return image.data(control.value) != _released(control)
+
+
+def _held_watts(
+    control: Control, image: Image, rated_watts: int, asked_watts: int | None
+) -> int | None:
+    if not _is_held(control, image) and (
+        control.enable is not None
+        or asked_watts is None
+        or control.value.encode(_number(control, asked_watts, rated_watts)) != _released(control)
+    ):
+        return None
+    number = control.value.decode(image.data(control.value))
+    return round(number * rated_watts / 100 if control.unit == "percent" else number)
+
+
+def _released(control: Control) -> bytes:
+    return control.value.encode(control.release or 0)
+
+
+def _number(control: Control, watts: int, rated_watts: int) -> float:
+    if control.unit == "watts":
+        return watts
+    if not rated_watts:
+        raise DeviceRefusedError(f"{watts} W is no percentage of a rating of 0 W")
+    return watts * 100 / rated_watts
+
+
+def _switched(switch: Switch, *, on: bool) -> Write:
+    return switch.address, (switch.on_value if on else switch.off_value).to_bytes(2)

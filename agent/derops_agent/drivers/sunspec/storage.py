@@ -1,0 +1,78 @@
+"""Active power by the charge and discharge rates of model 124, for batteries without model 704.
+
+The two rates are the ends of a window for the battery's power: at most ``OutWRte`` out and at most
+``InWRte`` in. A negative rate in one direction is a least power in the other, so a window without
+width is a setpoint. Both refer to ``WChaMax``; the model has no other reference.
+"""
+
+from dataclasses import dataclass
+
+from derops_agent.drivers.sunspec.models import Block, Blocks, Fallback, Write
+
+_OFF = 0
+_BOTH = 3  # bit 0: InWRte counts, bit 1: OutWRte counts
+_NARROW = 1e-6  # percent: widths below come from the scale factor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageRates:
+    """The window of model 124; used as a ``Function`` is."""
+
+    mode: str = "ActivePower"
+    model_id: int = 124
+    value: str = "OutWRte and InWRte"
+    timer: str = "InOutWRte_RvrtTms"
+
+    def is_in(self, blocks: Blocks) -> bool:
+        """Tell whether a device implements it."""
+        block = blocks.get(self.model_id)
+        return (
+            block is not None
+            and all(block.raw(name) is not None for name in ("StorCtl_Mod", "OutWRte", "InWRte"))
+            and bool(block.value("WChaMax"))
+        )
+
+    def has_timer(self, block: Block) -> bool:
+        """Tell whether it can fall back by itself."""
+        return block.raw(self.timer) is not None
+
+    def held_watts(self, block: Block, most_watts: float) -> int | None:
+        """Return what the device says that it holds; None = off, or limits and no setpoint."""
+        outwards, inwards = block.value("OutWRte"), block.value("InWRte")
+        reference_watts = block.value("WChaMax")
+        if block.raw("StorCtl_Mod") != _BOTH or reference_watts is None:
+            return None
+        if outwards is None or inwards is None or abs(outwards + inwards) > _NARROW:
+            return None
+        return round(outwards * reference_watts / 100)
+
+    def writes(
+        self,
+        block: Block,
+        watts: int | None,
+        fallback: Fallback | None,
+        *,
+        most_watts: float,
+        toggle: bool,
+    ) -> tuple[list[Write], int | None]:
+        """Return what to write, in order, and after how many seconds it falls back to off.
+
+        Limits of somebody else, where only one rate counts, are not touched by a release.
+        """
+        counts = block.raw("StorCtl_Mod") == _BOTH
+        if watts is None:
+            return ([block.encode("StorCtl_Mod", _OFF)] if counts else []), None
+        writes: list[Write] = []
+        armed_seconds = None
+        if self.has_timer(block):
+            if fallback is not None:
+                armed_seconds = min(fallback.after_seconds, block.most(self.timer))
+            writes.append(block.encode(self.timer, armed_seconds or 0))
+        if toggle and counts:
+            writes.append(block.encode("StorCtl_Mod", _OFF))
+        percent = watts * 100 / (block.value("WChaMax") or most_watts)
+        register, outwards = block.encode("OutWRte", percent)
+        _, inwards = block.encode("InWRte", -percent)
+        # They are neighbours, and one request: else the window is upside down for a moment.
+        writes += [(register, outwards + inwards), block.encode("StorCtl_Mod", _BOTH)]
+        return writes, armed_seconds

@@ -1,0 +1,86 @@
+"""``derops-agent probe --profile``, as a person runs it."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+from tests.agent.lines import Line, PymodbusLine
+from tests.agent.modbus.registers import battery
+from tests.agent.modbus.test_device import PROFILES
+
+BATTERY = PROFILES / "battery.yaml"
+
+
+async def run(line: Line, profile: Path, *more: str) -> tuple[int, str, str]:
+    host, port = line.address
+    process = await asyncio.create_subprocess_exec(
+        str(Path(sys.executable).parent / "derops-agent"),
+        *("probe", "--host", host, "--port", str(port), "--profile", str(profile), *more),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+async def test_it_shows_what_a_device_offers_and_writes_nothing() -> None:
+    registers = battery()
+    async with PymodbusLine({1: registers}) as line:
+        code, text, _ = await run(line, BATTERY)
+
+    assert code == 0
+    assert "device    Example battery" in text
+    assert "holding 201    0x0000              controls.activePower.enable" in text
+    assert "input   5      0x8000              measurements.temperatureCelsius" in text
+    assert "ActivePower      by holding 200, device timer holding 230" in text
+    assert "CeaseToEnergize  by holding 220, no timer in the device" in text
+    assert registers.written == []
+
+
+async def test_programs_get_json() -> None:
+    registers = battery()
+    registers.holding |= {240: 1, 201: 2, 200: 0x10000 - 500}
+    registers.input[20] = 1
+    async with PymodbusLine({1: registers}) as line:
+        code, text, _ = await run(line, BATTERY, "--output", "json")
+
+    found = json.loads(text)
+    assert code == 0
+    assert found["usable"]
+    assert found["ratings"]["max_injection_watts"] == 10_000
+    assert found["measured"]["STATE_OF_CHARGE_PERCENT"] == 50.5
+    assert found["held"]["active_power_watts"] == 5000
+    assert found["local_control"]
+
+
+async def test_a_device_that_is_another_one_says_which_registers_it_lacks() -> None:
+    registers = battery()
+    del registers.holding[211]
+    async with PymodbusLine({1: registers}) as line:
+        code, text, _ = await run(line, BATTERY)
+
+    assert code == 1
+    assert "holding 211    refused             controls.generationLimit.enable" in text
+    assert "holding 210    0x03e8              controls.generationLimit.value" in text
+    assert "problem   read of 2 holding registers at 210" in text
+
+
+async def test_a_wrong_profile_is_one_line(tmp_path: Path) -> None:
+    profile = tmp_path / "profile.yaml"
+    profile.write_text(BATTERY.read_text().replace("timers:", "timer:"))
+    async with PymodbusLine({1: battery()}) as line:
+        code, _, error = await run(line, profile)
+
+    assert code == 2
+    assert f"timer ({profile}:" in error
+    assert len(error.splitlines()) == 1
+
+
+async def test_no_device_is_one_line() -> None:
+    async with PymodbusLine({1: battery()}) as line:
+        code, _, error = await run(line, BATTERY, "--unit-id", "9", "--timeout-seconds", "0.2")
+
+    assert code == 1
+    assert "unit 9" in error
+    assert len(error.splitlines()) == 1
