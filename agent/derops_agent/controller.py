@@ -331,7 +331,8 @@ class Controller:
         unfinished = [e for e in self.journal.values() if e.stage is not Stage.DONE]
         wait_us = (1 if unfinished else 30) * SECOND_US
         for due_us in (
-            deciding.next_wakeup_us(unfinished, now),
+            # Before the clock is believed, nothing that it says is due can be done.
+            deciding.next_wakeup_us(unfinished, now) if self._resumed else None,
             self._holder.due_in_us(self.journal, self._site.asset),
         ):
             if due_us is not None:
