@@ -1,6 +1,6 @@
 # Every target does all its own set-up; a second run starts from caches.
 .DEFAULT_GOAL := help
-.PHONY: help setup lint generate test e2e soak bench demo up down status clean
+.PHONY: help setup lint generate test e2e soak faults kills histories bench demo up down status clean
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/derops
 TOOLS := $(CACHE)/tools
@@ -34,8 +34,17 @@ test: setup  ## Run all tests, on real parts
 e2e: setup  ## Run the end-to-end tests only
 	.venv/bin/pytest tests/e2e
 
-soak: setup  ## Break everything many times over, and check; DEROPS_SEED, DEROPS_ROUNDS
+soak: faults kills histories  ## Break everything many times over, and check
+
+faults: setup  ## Break the way of the telemetry; DEROPS_SEED, DEROPS_ROUNDS
 	GRPC_ENABLE_FORK_SUPPORT=0 $(PYTHON) -m tests.faults  # else its handlers fail in what we start
+
+kills: setup  ## kill -9 of parts while dispatches run; DEROPS_SEED, DEROPS_ROUNDS
+	$(PYTHON) -m tests.kills
+
+histories: setup  ## Dispatches through whatever may befall them; DEROPS_SEED, DEROPS_EXAMPLES
+	DEROPS_EXAMPLES=$(or $(DEROPS_EXAMPLES),10000) .venv/bin/pytest tests/lifecycle --timeout=0 \
+		$(if $(DEROPS_SEED),--hypothesis-seed=$(DEROPS_SEED))
 
 bench: setup  ## Measure; prints JSON lines
 	$(PYTHON) -m tests.bench $(BENCH)

@@ -91,6 +91,7 @@ class Controller:
         self._failsafe = False
         self._contact_us = clock.monotonic_us()
         self._sampled_us = clock.monotonic_us()
+        self._decided = moment(clock)
         self._log = structlog.get_logger("controller").bind(asset=str(name))
 
     @property
@@ -147,6 +148,7 @@ class Controller:
         """Handle all events that came, then do what the clock says."""
         while self._inbox:
             await self._handle(self._inbox.popleft())
+        self._decided = self._moment()
         if not self._resumed and not await self._resume():
             reverting = {u: e for u, e in self.journal.items() if e.stage is Stage.REVERTING}
             await self._holder.hold(reverting, self._site)
@@ -154,10 +156,11 @@ class Controller:
         self._check_contact()
         if self._failsafe:
             await self.journal.commit(interrupting.lose_contact(self.journal, self._moment()))
+        self._decided = self._moment()
         await self.journal.commit(
             deciding.advance(
                 self.journal,
-                self._moment(),
+                self._decided,
                 failsafe=self._failsafe,
                 refuse=self._refuse_start,
                 held_off=self._holder.held_off_us(self._site.asset) > 0,
@@ -331,7 +334,7 @@ class Controller:
         unfinished = [e for e in self.journal.values() if e.stage is not Stage.DONE]
         wait_us = (1 if unfinished else 30) * SECOND_US
         for due_us in (
-            deciding.next_wakeup_us(unfinished, now),
+            deciding.next_wakeup_us(unfinished, self._decided, now),
             self._holder.due_in_us(self.journal, self._site.asset),
         ):
             if due_us is not None:

@@ -280,10 +280,12 @@ class Controller:
 
     def _decide(self, dispatch: Dispatch, asset: Asset | None) -> DispatchDecision:
         uid = dispatch.meta.uid
+        first_version, version = self._desired.dispatch_versions(uid)
+        cancelled = self._desired.is_cancelled(uid)
         return reconcile_dispatch(
             dispatch,
             asset,
-            self._fleet.dispatch(uid, *self._desired.dispatch_versions(uid)),
+            self._fleet.dispatch(uid, first_version, version, cancelled=cancelled),
             _now_us(),
             asset_grace_us=self._settings.asset_grace_seconds * SECOND_US,
         )

@@ -107,6 +107,11 @@ class Desired:
         held = self._dispatches.get(uid)
         return (held.first_version, held.version) if held else (self.version, self.version + 1)
 
+    def is_cancelled(self, uid: str) -> bool:
+        """Tell whether a dispatch is held as a cancelled one."""
+        held = self._dispatches.get(uid)
+        return held is not None and held.message.cancelled
+
     def subscribe(self) -> Subscription:
         """Return a snapshot, then all changes, for one replica."""
         message, version = control_pb2.OperatorMessage, self.version

@@ -66,6 +66,9 @@ class DispatchView:
     complete: bool = False
     """All configured replicas are connected; without that nothing can be ruled out."""
 
+    cancelled: bool = False
+    """What ``accepted`` in the holdings speaks of is the cancelled order."""
+
     report: dispatch_pb2.DispatchReport | None = None
     received_us: int = 0
 
@@ -96,11 +99,16 @@ class DispatchView:
     def is_never_delivered(self, generation: int, created_us: int) -> bool:
         """Tell whether it is proven that no agent got this dispatch, and none will.
 
-        For an order that is cancelled: a replica that holds it so will not write it any more.
+        A replica that holds it cancelled will not write it any more; one that holds it as it was
+        may do so at any moment.
         """
-        return self.is_unsent(created_us) and all(
-            each.accepted and each.generation is not None and each.generation >= generation
-            for each in self.holdings
+        return (
+            self.cancelled
+            and self.is_unsent(created_us)
+            and all(
+                each.accepted and each.generation is not None and each.generation >= generation
+                for each in self.holdings
+            )
         )
 
 
@@ -210,13 +218,16 @@ class Fleet:
             (each.accepted_version for each in self.replicas.values() if each.connected), default=0
         )
 
-    def dispatch(self, uid: str, first_version: int, version: int) -> DispatchView:
+    def dispatch(
+        self, uid: str, first_version: int, version: int, *, cancelled: bool = False
+    ) -> DispatchView:
         """Return what is known of a dispatch.
 
         Args:
             uid: Of the dispatch.
             first_version: The version with which it was first given to replicas.
             version: The version of its order as it is now.
+            cancelled: Whether that order is a cancelled one.
         """
         deliveries = self._deliveries.get(uid, {})
         holdings = []
@@ -239,6 +250,7 @@ class Fleet:
         return DispatchView(
             holdings=tuple(holdings),
             complete=self.expected is not None and connected >= self.expected > 0,
+            cancelled=cancelled,
             report=best.report if best else None,
             received_us=best.received_us if best else 0,
         )

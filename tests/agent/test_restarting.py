@@ -173,3 +173,14 @@ def test_a_ledger_of_a_newer_agent_is_not_read(tmp_path: Path) -> None:
 
     with pytest.raises(SchemaTooNewError):
         Ledger(tmp_path / "ledger.db")
+
+
+async def test_while_the_clock_is_not_believed_what_it_calls_due_does_not_keep_the_agent_busy(
+    agent: Agent,
+) -> None:
+    await agent.give(order())
+    await agent.wait(70, step=1)
+    await agent.restart(down_seconds=200, reboot=True)
+
+    assert agent.outcome() == ("Active", "Applied")
+    assert agent.controller._delay_seconds() == 1

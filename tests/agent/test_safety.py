@@ -124,3 +124,19 @@ async def test_the_asset_says_how_its_effect_is_judged(agent: Agent) -> None:
 
     assert agent.report().verified == "False"
     assert agent.report().verified_reason == "EffectNotObserved"
+
+
+async def test_a_start_that_waits_for_the_device_does_not_keep_the_agent_busy(
+    agent: Agent,
+) -> None:
+    await agent.give(order())
+    await agent.wait(59)
+    await agent.give(reading(agent, local_control=True))
+    assert agent.controller._delay_seconds() == 1
+    agent.clock.pass_seconds(0.995)
+    assert agent.controller._delay_seconds() == pytest.approx(0.005)
+    agent.clock.pass_seconds(0.005)
+    await agent.give(reading(agent, local_control=True))
+
+    assert agent.report().phase == "Acked"
+    assert agent.controller._delay_seconds() == 1

@@ -1,4 +1,4 @@
-"""``make soak``: every fault many times over.
+"""``make faults``: every fault many times over.
 
 DEROPS_SEED chooses the plan (random, and printed, without), DEROPS_ROUNDS how often each fault
 happens (100), DEROPS_SENDERS how many agents are played (20), DEROPS_FAULTS which faults (all; or

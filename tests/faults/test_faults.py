@@ -1,4 +1,4 @@
-"""A short run of most faults; ``make soak`` is the long one, of all."""
+"""A short run of most faults; ``make faults`` is the long one, of all."""
 
 import asyncio
 from collections.abc import Iterator

@@ -106,7 +106,8 @@ def holding(**others: Any) -> Holding:
 
 
 def view(*holdings: Holding, **others: Any) -> DispatchView:
-    return DispatchView(**{"holdings": holdings or (holding(),), "complete": True, **others})
+    fields = {"holdings": holdings or (holding(),), "complete": True, "cancelled": True}
+    return DispatchView(**{**fields, **others})
 
 
 def report(phase: str, reason: str = "", **fields: Any) -> dispatch_pb2.DispatchReport:

@@ -42,6 +42,19 @@ def test_an_unsent_dispatch_is_withdrawn_after_accept_by_and_then_expires() -> N
     assert story.conditions["Delivered"] == "False"
 
 
+@pytest.mark.parametrize("state", ["InService", "OutOfService"])
+def test_gateways_that_hold_the_order_as_it_was_prove_nothing(state: str) -> None:
+    story = Story().look(0.1)
+    if state == "OutOfService":
+        story.asset = asset(operatingState=state)
+
+    story.look(52, view(holding(accepted=True), cancelled=False))
+
+    assert story.submit is not None
+    assert story.submit.cancelled
+    assert story.status["phase"] == "Submitted"
+
+
 def test_before_accept_by_nothing_is_withdrawn() -> None:
     story = Story().look(0.1).look(50.5)
 

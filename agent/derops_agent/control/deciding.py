@@ -80,21 +80,26 @@ def bridged(executions: Executions, now: Moment) -> bool:
     )
 
 
-def next_wakeup_us(executions: Iterable[Execution], now: Moment) -> int | None:
-    """Return in how many microseconds something is due; None if nothing is."""
+def next_wakeup_us(executions: Iterable[Execution], decided: Moment, now: Moment) -> int | None:
+    """Return in how many microseconds something becomes due; None if nothing does.
+
+    What was due when it was last decided is not counted: it waits for something else than the time.
+    """
     ahead: list[int] = []
     for execution in executions:
         planned = execution.planned
         if planned is None or execution.stage is Stage.DONE:
             continue
         if execution.stage is Stage.WAITING:
-            ahead.append(planned.start_us - now.wall_us)
+            ahead.append(planned.start_us - decided.wall_us)
         elif execution.stage is Stage.HOLDING:
-            ahead.append(planned.end_us - now.wall_us)
-            ahead.append(execution.ends_monotonic_us - now.monotonic_us)
+            ahead.append(planned.end_us - decided.wall_us)
+            ahead.append(execution.ends_monotonic_us - decided.monotonic_us)
         elif execution.stage is Stage.REVERTING and execution.bridged_us:
-            ahead.append(execution.ended_us + execution.bridged_us - now.wall_us)
-    return max(0, min(ahead)) if ahead else None
+            ahead.append(execution.ended_us + execution.bridged_us - decided.wall_us)
+    ahead = [each for each in ahead if each > 0]
+    passed_us = now.monotonic_us - decided.monotonic_us
+    return max(0, min(ahead) - passed_us) if ahead else None
 
 
 def supersede(

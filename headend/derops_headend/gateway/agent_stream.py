@@ -122,9 +122,8 @@ class AgentStream:
     async def serve(self) -> None:
         """Run until either side ends. The stream is the live one of its asset already."""
         self._log.info("agent.connected", peer=self.peer)
-        opening = self._opening()
         reader = asyncio.create_task(self._read())
-        writer = asyncio.create_task(self._write(opening))
+        writer = asyncio.create_task(self._write())
         try:
             await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
             self.end("ConnectionLost", "")
@@ -152,7 +151,11 @@ class AgentStream:
     # Writing
 
     def _opening(self) -> tuple[agent_pb2.Revision, list[dispatch_pb2.Dispatch]]:
-        """Capture the snapshot in the step that made the stream live: changes queue up behind."""
+        """Return the snapshot; changes queue up behind it since the stream is the live one.
+
+        To be claimed in the same step: an order that is withdrawn between would be sent all the
+        same, and the operator told that it never was.
+        """
         revision = self._exchange.desired.revision
         assert revision is not None  # noqa: S101  # admitted only then
         captured = agent_pb2.Revision(
@@ -166,29 +169,28 @@ class AgentStream:
         ]
         return captured, dispatches
 
-    async def _write(self, opening: tuple[agent_pb2.Revision, list[dispatch_pb2.Dispatch]]) -> None:
+    async def _write(self) -> None:
         try:
-            await self._write_opening(*opening)
+            await self._write_opening()
             await self._outgoing.drain(self._write_item)
         finally:
             self.end("ConnectionLost", "")
         if not self._peer_left:
             await self._context.write(agent_pb2.GatewayMessage(bye=self._ending))
 
-    async def _write_opening(
-        self, revision: agent_pb2.Revision, dispatches: list[dispatch_pb2.Dispatch]
-    ) -> None:
-        uids = [dispatch.uid for dispatch in dispatches]
-        asset = self._exchange.desired.asset(self.session.asset_uid)
+    async def _write_opening(self) -> None:
         welcome = agent_pb2.Welcome(
             now_us=self._exchange.now_us(),
             heartbeat_seconds=self._heartbeat_seconds,
             replica=self._exchange.replica,
         )
         await self._context.write(agent_pb2.GatewayMessage(welcome=welcome))
+        asset = self._exchange.desired.asset(self.session.asset_uid)
         if asset is None:
             self.end("AssetRemoved", "the DERAsset is gone")
             return
+        revision, dispatches = self._opening()
+        uids = [dispatch.uid for dispatch in dispatches]
         await self._exchange.claim(uids, self._ledger_id)
         message = agent_pb2.GatewayMessage
         end = agent_pb2.SyncEnd(revision=revision, count=len(dispatches))

@@ -1,0 +1,125 @@
+"""What an agent's stream begins with, where something changes while it is being opened."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.headend.gateway.rig import FakeLog
+
+from derops.ids import AssetName
+from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
+from derops_headend.access.certificates import AgentCertificate
+from derops_headend.fleet.desired import Revision, Snapshot
+from derops_headend.gateway.agent_stream import AgentStream
+from derops_headend.gateway.desired_store import DesiredStore
+from derops_headend.gateway.exchange import Exchange
+from derops_headend.gateway.journal import Journal
+
+CERTIFICATE = AgentCertificate(
+    asset=AssetName("ns", "battery"), serial_number="1", public_key_sha256="2", not_after_us=2**62
+)
+ASSET = dispatch_pb2.Asset(
+    id=dispatch_pb2.AssetId(uid="asset-1", namespace="ns", name="battery"),
+    identity=dispatch_pb2.IdentityLedger(
+        current=dispatch_pb2.KnownCertificate(serial_number="1", public_key_sha256="2")
+    ),
+)
+
+
+class SlowAgent:
+    """A call whose peer takes nothing until it is let."""
+
+    def __init__(self) -> None:
+        self.written: list[agent_pb2.GatewayMessage] = []
+        self.asked, self.takes = asyncio.Event(), asyncio.Event()
+        self.whole = asyncio.Event()
+
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
+    async def write(self, message: agent_pb2.GatewayMessage) -> None:
+        self.asked.set()
+        await self.takes.wait()
+        self.written.append(message)
+        if message.HasField("sync_end"):
+            self.whole.set()
+
+    async def read(self) -> Any:
+        await asyncio.Event().wait()
+
+
+class Listener:
+    """The operator's stream."""
+
+    def __init__(self) -> None:
+        self.told: list[control_pb2.ReplicaMessage] = []
+
+    def tell(self, message: control_pb2.ReplicaMessage) -> None:
+        self.told.append(message)
+
+    def end(self, reason: str, message: str) -> None:
+        raise AssertionError(f"{reason}: {message}")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[DesiredStore]:
+    store = DesiredStore(tmp_path / "desired.db", 1)
+    yield store
+    store.close()
+
+
+async def test_an_order_withdrawn_while_the_agent_is_welcomed_is_not_sent(
+    store: DesiredStore,
+) -> None:
+    exchange = Exchange(
+        replica="gateway-0",
+        store=store,
+        journal=Journal(FakeLog(), "gateway-0", lambda: 10),
+        admission=Credit(),  # type: ignore[arg-type]
+        now_us=lambda: 10,
+    )
+    operator, agent = Listener(), SlowAgent()
+    exchange.attach(operator)
+    order = dispatch_pb2.Dispatch(uid="d1", asset_uid="asset-1", generation=1)
+    revision = Revision(operator_start_ms=1, version=1)
+    await exchange.replace(
+        operator, Snapshot(revision=revision, assets=(ASSET,), dispatches=(order,))
+    )
+    stream = AgentStream(
+        context=agent,  # type: ignore[arg-type]
+        exchange=exchange,
+        certificate=CERTIFICATE,
+        asset=ASSET,
+        hello=agent_pb2.Hello(epoch=1, instance_id="i", ledger_id="l", outbox_id="o"),
+        heartbeat_seconds=10,
+        monotonic_us=lambda: 10,
+    )
+    exchange.open(stream)
+    commits = asyncio.create_task(exchange.writes.run())
+    serving = asyncio.create_task(stream.serve())
+    await agent.asked.wait()
+
+    withdrawn = dispatch_pb2.Dispatch(uid="d1", asset_uid="asset-1", generation=1, cancelled=True)
+    await exchange.apply(operator, [control_pb2.OperatorMessage(version=2, dispatch=withdrawn)])
+    agent.takes.set()
+    await agent.whole.wait()
+    stream.end("Done", "")
+    await serving
+    exchange.writes.close()
+    await commits
+
+    deliveries = [m.delivery for m in operator.told if m.HasField("delivery")]
+    assert deliveries[-1].written_us == 0
+    assert not any(message.HasField("dispatch") for message in agent.written)
+
+
+class Credit:
+    """Telemetry is not the matter here."""
+
+    def request(self, _: object) -> None:
+        return None
+
+    def forget(self, _: object) -> None:
+        return None

@@ -1,0 +1,39 @@
+"""One kill of each part; ``make kills`` does a hundred."""
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+from tests.e2e.acting import Pilot
+from tests.kills.rounds import PARTS, Rounds, plan
+from tests.stack.stack import Stack
+
+pytestmark = pytest.mark.timeout(400)  # where it is the first to need the whole product, it starts it
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def pilot(stack: Stack) -> Iterator[Pilot]:
+    pilot = Pilot(stack, f"kills-{next(_numbers)}")
+    pilot.create_namespace()
+    yield pilot
+    pilot.delete_everything()
+
+
+def test_every_dispatch_that_a_kill_meets_ends_true(pilot: Pilot) -> None:
+    rounds = Rounds(pilot, seed=20260201)
+    rounds.begin()
+    for each in plan(len(PARTS), seed=20260201):
+        rounds.play(each)
+
+    report = rounds.report
+    print(report.line())
+    assert not report.violations
+    assert report.kills.keys() == set(PARTS)
+    assert report.running_at_the_kill
+
+
+def test_a_seed_gives_the_same_plan_again() -> None:
+    assert plan(9, 7) == plan(9, 7)
+    assert plan(9, 7) != plan(9, 8)
