@@ -23,6 +23,8 @@ from tests.bench import (
     gateway,
     ingest,
     log,
+    operator_scale,
+    starting,
 )
 from tests.bench.results import Result
 from tests.stack.stack import Stack
@@ -63,7 +65,9 @@ BENCHES: dict[str, Callable[[], Iterator[Result]]] = {
     "ingest": _ingest,
     "gateway": _gateway,
     "dispatching": _dispatching,
+    "starting": starting.measure,
     "stack": _on_the_stack,
+    "scale": operator_scale.measure,
 }
 
 
