@@ -362,11 +362,14 @@ class AgentStream:
         def durable(future: asyncio.Future[None]) -> None:
             self._unstored_reports -= 1
             if self._is_durable(future):
-                self._exchange.keep_report(self, received)
+                self._exchange.acknowledge_report(self, report)
+            else:
+                self._exchange.forget_report(report)
 
         self._unstored_reports += 1
         body = report.SerializeToString()
         future = self._exchange.journal.put(log_pb2.AGENT_REPORT, self._asset_id, body)
+        self._exchange.hear_report(received)
         future.add_done_callback(durable)
         return None
 

@@ -5,6 +5,7 @@ done. What must survive goes to the store or to the log first.
 """
 
 from asyncio import Future, Lock
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -85,6 +86,7 @@ class Exchange:
         self._on_ready = on_ready
         self._streams: dict[str, AgentOutlet] = {}
         self._reports: dict[str, control_pb2.AgentReport] = {}
+        self._unstored_reports: Counter[str] = Counter()
         self._operator: OperatorOutlet | None = None
         self._changing = Lock()
         self._log = structlog.get_logger("exchange")
@@ -171,21 +173,34 @@ class Exchange:
         dispatch = self.desired.dispatch(dispatch_uid)
         return dispatch is None or dispatch.asset_uid == asset_uid
 
-    def keep_report(self, stream: AgentOutlet, report: control_pb2.AgentReport) -> None:
-        """Take a report that is durable: acknowledge it, keep the newest, tell the operator."""
-        metrics.REPORTS.inc()
+    def hear_report(self, report: control_pb2.AgentReport) -> None:
+        """Take a report that is on its way into the log: keep the newest, tell the operator.
+
+        The agent keeps it and says it again until it is acknowledged, so it cannot get lost.
+        """
         uid, new = report.report.dispatch_uid, report.report
-        ack = agent_pb2.ReportAck(sequence=new.sequence)
-        stream.send(agent_pb2.GatewayMessage(report_ack=ack))
-        if self.desired.dispatch(uid) is None:
-            self._tell(Message(report=report))
-            stream.send(agent_pb2.GatewayMessage(settled=agent_pb2.Settled(dispatch_uid=uid)))
-            return
-        old = self._reports[uid].report if uid in self._reports else new
-        if old.ledger_id == new.ledger_id and old.sequence > new.sequence:
-            return
-        self._reports[uid] = report
+        self._unstored_reports[uid] += 1
+        if self.desired.dispatch(uid) is not None:
+            old = self._reports[uid].report if uid in self._reports else new
+            if old.ledger_id == new.ledger_id and old.sequence > new.sequence:
+                return
+            self._reports[uid] = report
         self._tell(Message(report=report))
+
+    def acknowledge_report(self, stream: AgentOutlet, report: dispatch_pb2.DispatchReport) -> None:
+        """Acknowledge a report that is durable; of a settled dispatch nothing more is asked."""
+        metrics.REPORTS.inc()
+        self.forget_report(report)
+        ack = agent_pb2.ReportAck(sequence=report.sequence)
+        stream.send(agent_pb2.GatewayMessage(report_ack=ack))
+        if self.desired.dispatch(report.dispatch_uid) is None:
+            self._settle(stream, report.dispatch_uid)
+
+    def forget_report(self, report: dispatch_pb2.DispatchReport) -> None:
+        """Stop waiting for a report to be durable."""
+        self._unstored_reports[report.dispatch_uid] -= 1
+        if not self._unstored_reports[report.dispatch_uid]:
+            del self._unstored_reports[report.dispatch_uid]
 
     def note_refusal(
         self, certificate: AgentCertificate, peer: str, reason: str, message: str
@@ -296,11 +311,16 @@ class Exchange:
         for dispatch in changes.settled:
             self._reports.pop(dispatch.uid, None)
             if dispatch.asset_uid in self._streams:
-                settled = agent_pb2.Settled(dispatch_uid=dispatch.uid)
-                self._streams[dispatch.asset_uid].send(agent_pb2.GatewayMessage(settled=settled))
+                self._settle(self._streams[dispatch.asset_uid], dispatch.uid)
         for uid in changes.assets | {dispatch.asset_uid for dispatch in changes.settled}:
             if uid in self._streams:
                 self._end_if_refused(self._streams[uid])
+
+    def _settle(self, stream: AgentOutlet, dispatch_uid: str) -> None:
+        """Let the agent forget a dispatch, once all that it said of it is durable."""
+        if dispatch_uid not in self._unstored_reports:
+            settled = agent_pb2.Settled(dispatch_uid=dispatch_uid)
+            stream.send(agent_pb2.GatewayMessage(settled=settled))
 
     def _route_assets(self, changes: Changes) -> None:
         for uid in changes.removed_assets:

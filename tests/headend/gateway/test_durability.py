@@ -34,23 +34,42 @@ async def answers_of(agent: Agent, count: int) -> list[agent_pb2.GatewayMessage]
     return [await agent.read() for _ in range(count)]
 
 
-async def test_a_report_is_acknowledged_once_it_is_durable(
+async def test_a_report_is_told_at_once_and_acknowledged_once_it_is_durable(
     rig: Rig, agent: Agent, operator: Operator
 ) -> None:
     rig.log.open.clear()
     rig.log.asked.clear()
     await agent.report("d1", sequence=3)
     await rig.log.asked.wait()
+    told = await operator.read_until("report")
     assert await echo(agent) == []
 
     rig.log.open.set()
 
     assert (await agent.read_until("report_ack")).sequence == 3
-    told = await operator.read_until("report")
     assert (told.asset_uid, told.report.dispatch_uid) == ("uid-battery", "d1")
     (entry,) = rig.log.of(log_pb2.AGENT_REPORT)
     assert dispatch_pb2.DispatchReport.FromString(entry.body) == told.report
     assert entry.asset == rig.asset("battery").id
+
+
+async def test_an_agent_may_forget_a_dispatch_only_when_its_reports_are_durable(
+    rig: Rig, agent: Agent, operator: Operator
+) -> None:
+    rig.log.open.clear()
+    rig.log.asked.clear()
+    await agent.report("d1", "Rejected", sequence=1)
+    await agent.report("d1", "Rejected", sequence=2)
+    await rig.log.asked.wait()
+    await operator.read_until("report")
+    await operator.accepted(await operator.say(dispatch_removed="d1"))
+    assert await echo(agent) == []
+
+    rig.log.open.set()
+
+    kinds = [message.WhichOneof("kind") for message in await answers_of(agent, 3)]
+    assert sorted(kinds) == ["report_ack", "report_ack", "settled"]
+    assert kinds[-1] == "settled"
 
 
 async def test_a_log_that_fails_acknowledges_nothing_until_it_is_well_again(
