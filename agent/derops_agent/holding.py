@@ -73,7 +73,7 @@ class Holder:
         ahead = []
         if self._failed is not None:
             ahead.append(self._retry_at_us - now_us)
-        if self._refresh_at_us is not None:
+        elif self._refresh_at_us is not None:
             ahead.append(self._refresh_at_us - now_us)
         if self._ramping and self._stepped_at_us is not None and asset is not None:
             ahead.append(self._stepped_at_us + _step_us(asset) - now_us)
@@ -91,11 +91,13 @@ class Holder:
         owners = deciding.owners(scope)
         target = wanted_setpoints(owners, asset.fallback, site.local)
         pending = _pending(scope, owners)
+        refresh = self._refresh_at_us is not None and now.monotonic_us >= self._refresh_at_us
         if pending and not _starting(owners) and deciding.bridged(scope, now):
+            if refresh:
+                await self._prolong(asset, site)
             return
         step = self._step(target, asset, site, now)
         on_the_way = step != target and step == self._written
-        refresh = self._refresh_at_us is not None and now.monotonic_us >= self._refresh_at_us
         if not refresh and (on_the_way or (not pending and step == self._written)):
             return
         if target == self._failed and now.monotonic_us < self._retry_at_us:
@@ -151,6 +153,21 @@ class Holder:
             return 0
         return round(site.reading.values.get(agent_pb2.Quantity.ACTIVE_POWER_WATTS, 0.0))
 
+    async def _prolong(self, asset: Asset, site: Site) -> None:
+        """Have the device keep what it holds until the next window: its timer is about to end."""
+        if self._written is None:
+            return
+        reversion = Reversion(
+            after_seconds=REVERSION_MARGIN_SECONDS, setpoints=bounded(asset.fallback, site.local)
+        )
+        armed_seconds = None
+        try:
+            armed_seconds = await self._device.write(self._written, reversion)
+        except DeviceError as error:
+            self._log.warning("setpoint.not_prolonged", error=str(error))
+        wait_us = armed_seconds * SECOND_US // 2 if armed_seconds else _APPLY_RETRY_US
+        self._refresh_at_us = self._clock.monotonic_us() + wait_us
+
     def _note_write(
         self,
         step: Setpoints,
@@ -173,7 +190,8 @@ class Holder:
         ends_us = [e.planned.end_us for e in owners.values() if e.planned]
         if armed_seconds and ends_us:
             runs_out_us = self._clock.now_us() + armed_seconds * SECOND_US
-            if runs_out_us < min(ends_us) + SECOND_US:
+            # What ended may have to stay until the next window.
+            if runs_out_us < min(ends_us) + deciding.GAP_TOLERANCE_US + SECOND_US:
                 self._refresh_at_us = now_us + armed_seconds * SECOND_US // 2
         self._guard = "DeviceTimer" if armed_seconds else "AgentTimer"
 

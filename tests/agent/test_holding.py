@@ -1,9 +1,19 @@
 """What is on the device: confirmed by it, in steps, armed, and looked at again."""
 
-import pytest
-from tests.agent.fakes import T0, Agent, S, asset, order
+from pathlib import Path
 
+import pytest
+from tests.agent.fakes import T0, Agent, FakeClock, S, asset, order
+
+from derops_agent.drivers.simulated import open_device
 from derops_agent.ports import Setpoints
+
+BATTERY = {
+    "model": "battery",
+    "maxInjectionWatts": 10_000,
+    "maxAbsorptionWatts": 10_000,
+    "energyCapacityWattHours": 20_000,
+}
 
 
 async def test_a_write_that_the_device_confirms_is_read_back(agent: Agent) -> None:
@@ -215,3 +225,38 @@ async def test_a_short_timer_is_refreshed_without_a_report(agent: Agent) -> None
 
     assert len(agent.device.writes) - writes == 9
     assert len(agent.reports) == reports
+
+
+@pytest.mark.parametrize("timer_seconds", [4, 20, 25])
+async def test_a_timer_of_the_device_does_not_end_a_value_that_bridges_a_gap(
+    tmp_path: Path, timer_seconds: int
+) -> None:
+    clock = FakeClock(ntp=True)
+    options = {**BATTERY, "reversionMaxSeconds": timer_seconds}
+    device = open_device(options, tmp_path / "device.json", clock.now_us)
+    agent = Agent(tmp_path)
+    agent.clock = clock
+    await agent.use(device)
+    await agent.start()
+    for number, start in enumerate((0, 47)):
+        chained = order(f"d{number}", start_us=T0 + start * S, duration_seconds=39)
+        await agent.give(chained)
+
+    for _ in range(60):
+        clock.pass_seconds(1)
+        await agent.give()
+        assert (await device.read_setpoints()).active_power_watts == 5000
+
+    assert agent.outcome("d0") == ("Complete", "WindowEnded")
+    assert agent.report("d0").active_milliseconds == 47_000
+    agent.ledger.close()
+
+
+async def test_a_timer_that_cannot_be_set_again_does_not_keep_the_agent_busy(agent: Agent) -> None:
+    agent.device.timer_seconds = 20
+    await agent.give(order())
+    await agent.wait(60)
+    agent.device.fail = "timeout"
+    await agent.wait(25, step=1)
+
+    assert agent.controller._delay_seconds() > 0.01

@@ -8,7 +8,9 @@ from tests.e2e.acting import Pilot
 from tests.kills.rounds import PARTS, Rounds, plan
 from tests.stack.stack import Stack
 
-pytestmark = pytest.mark.timeout(400)  # where it is the first to need the whole product, it starts it
+pytestmark = pytest.mark.timeout(
+    400
+)  # where it is the first to need the whole product, it starts it
 
 _numbers = itertools.count(1)
 

@@ -1,0 +1,223 @@
+"""What must hold after every step, and what must hold once everything is mended.
+
+The device's own account is the truth; it is kept by the true time, whatever the agent's clock says.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.lifecycle.site import Entry, Site
+
+from derops.lifecycle import Phase, Reason
+from derops.schedules import SECOND_US
+from derops.transitions import TRANSITIONS, Actor, may_say
+from derops.wire.v1 import dispatch_pb2
+from derops_agent.ports import Setpoints
+from derops_operator.facts import Dispatch
+
+DEFAULT = Setpoints(active_power_watts=0)
+LOOK_SECONDS = 5.0
+"""How long a device may have dropped a setpoint before the agent looks."""
+
+TOLERANCE_SECONDS = 1.0
+
+
+@dataclass(slots=True)
+class Known:
+    """One dispatch as everybody saw it."""
+
+    dispatch: Dispatch
+    expected_fog_us: int
+    withdrawn: bool = False
+    given_up: bool = False
+    """Its status has an end: agents are told to forget it."""
+
+    reports: dict[str, dispatch_pb2.DispatchReport] = field(default_factory=dict)
+    """The last of each ledger."""
+
+    over_us: int = 0
+    """When an agent first said that it had ended, by the true time."""
+
+    over_fog_us: int = 0
+    held_us: int = 0
+    """For how long its device held its value, by the device's account."""
+
+    stays: int = 0
+    """How often the value came onto the device."""
+
+    since_us: int = 0
+    """Since when the device holds it; 0 = it does not."""
+
+    unsure_seconds: float = 0.0
+    """By how much the agent may be wrong about that, for what befell device and clock."""
+
+    disk_lost: bool = False
+
+
+class Checker:
+    """Hears everything that is said, reads the device's account, and complains."""
+
+    def __init__(self, site: Site, now_us: Callable[[], int]) -> None:
+        self._site, self._now_us = site, now_us
+        self.known: dict[str, Known] = {}
+
+    # What happens
+
+    def expect(self, dispatch: Dispatch) -> None:
+        """Note a new dispatch. No other has its value in its mode."""
+        self.known[dispatch.meta.uid] = Known(dispatch=dispatch, expected_fog_us=self._site.fog_us)
+
+    def withdraw(self, uid: str) -> None:
+        """Note that somebody wants it gone."""
+        self.known[uid].withdrawn = True
+
+    def doubt(self, seconds: float) -> None:
+        """Note something that leaves the agent unsure of what the device held, for so long."""
+        for each in self.known.values():
+            if not each.over_us:
+                each.unsure_seconds += seconds
+
+    def doubt_clock(self, seconds: float) -> None:
+        """Note that the wall clock was set: over a reboot nothing else counts."""
+        self.doubt(seconds)
+
+    def lose_disk(self) -> None:
+        """Note that the agent knows nothing any more."""
+        for each in self.known.values():
+            each.disk_lost = True
+
+    # What is said
+
+    def hear(self, report: dispatch_pb2.DispatchReport) -> None:
+        """Check the agent's word against its earlier word and the table of transitions."""
+        known = self.known[report.dispatch_uid]
+        phases = [Phase(step.phase) for step in report.transitions]
+        for before, step in zip([Phase.SENT, *phases], report.transitions, strict=False):
+            assert _is_listed(before, Phase(step.phase), step.reason), f"no such step: {report}"
+        assert sum(phase.terminal for phase in phases) <= 1, f"two ends: {report}"
+        assert phases.count(Phase.ACTIVE) <= 1, f"ran twice: {report}"
+        assert (report.applied_us > 0) == (Phase.ACTIVE in phases), f"applied or not: {report}"
+        before_it = known.reports.get(report.ledger_id)
+        if before_it is not None and Phase(before_it.phase).terminal:
+            same = (before_it.phase, before_it.reason) == (report.phase, report.reason)
+            assert same, f"an end changed: {before_it} became {report}"
+        known.reports[report.ledger_id] = report
+        if Phase(report.phase).terminal and not known.over_us:
+            known.over_us, known.over_fog_us = self._now_us(), self._site.fog_us
+        self._check_end(known, report)
+
+    def _check_end(self, known: Known, report: dispatch_pb2.DispatchReport) -> None:
+        if report.phase == Phase.CANCELLED:
+            late = self._now_us() > known.dispatch.accept_by_us
+            assert known.withdrawn or known.given_up or late, f"nobody withdrew it: {report}"
+        if report.phase == Phase.SUPERSEDED:
+            winner = self.known[report.superseded_by].dispatch
+            assert winner.mode == known.dispatch.mode
+            assert _strength(winner) > _strength(known.dispatch), f"the weaker won: {report}"
+
+    def read_status(self, before: Dispatch, status: Mapping[str, Any]) -> None:
+        """Check what the operator is about to store."""
+        known = self.known[before.meta.uid]
+        old, new = Phase(before.status.get("phase") or Phase.SUBMITTED), Phase(status["phase"])
+        assert new.rank >= old.rank, f"{old} went back to {new}"
+        known.given_up = known.given_up or new.terminal
+        if old.terminal:
+            said = (old, before.status["reason"])
+            assert said == (new, status["reason"]), f"the end {said} became {status}"
+        lines = status["history"]
+        assert sum(Phase(line["phase"]).terminal for line in lines) <= 1, f"two ends: {lines}"
+        for line in lines:
+            listed = may_say(Actor(line["actor"]), Phase(line["phase"]), line["reason"])
+            assert listed, f"nobody may say that: {line}"
+        told = {each["type"]: each["status"] for each in status["conditions"]}
+        heard = any(report.applied_us for report in known.reports.values())
+        assert told["Applied"] != "True" or heard, "applied, and the agent never said so"
+        assert told["Applied"] != "True" or known.stays, "applied, and the device never had it"
+        if new is Phase.CANCELLED and not old.terminal:
+            assert known.withdrawn or self._now_us() > known.dispatch.accept_by_us
+
+    # What is on the device
+
+    def look(self) -> None:
+        """Check what the device did since the last look."""
+        for entry in self._site.read_account():
+            for each in self.known.values():
+                self._follow(each, entry)
+        held = self._site.held
+        for each in self.known.values():
+            gone = each.over_us and not each.disk_lost
+            assert not (gone and _holds(held, each.dispatch)), f"{each} ended and is still held"
+
+    def _follow(self, known: Known, entry: Entry) -> None:
+        holds = _holds(entry.setpoints, known.dispatch)
+        if holds and not known.since_us:
+            again = known.over_us and entry.at_us > known.over_us
+            assert not again or known.disk_lost, f"{known} was applied after its end"
+            known.since_us = entry.at_us
+            known.stays += 1
+        elif not holds and known.since_us:
+            known.held_us += entry.at_us - known.since_us
+            known.since_us = 0
+
+    # At the end
+
+    def conclude(self, dispatches: Mapping[str, Dispatch]) -> None:
+        """Check what came of everything, with all mended and all time passed."""
+        assert self._site.held in (Setpoints(), DEFAULT), f"without owner: {self._site.held}"
+        for each in self.known.values():
+            self._compare(each)
+        for dispatch in dispatches.values():
+            assert dispatch.phase.terminal, f"never ended: {dispatch}"
+            assert not dispatch.meta.finalizers, f"never let go: {dispatch}"
+            self._compare_status(dispatch)
+
+    def _compare(self, known: Known) -> None:
+        """Hold the agent's last word against the device's account."""
+        for report in known.reports.values():
+            assert Phase(report.phase).terminal or known.disk_lost, f"never ended: {report}"
+        if known.disk_lost or known.dispatch.mode == "CeaseToEnergize":
+            return
+        claimed = sum(each.active_milliseconds for each in known.reports.values()) / 1000
+        seconds = known.held_us / SECOND_US
+        fog = (known.over_fog_us or self._site.fog_us) - known.expected_fog_us
+        allowed = TOLERANCE_SECONDS + known.unsure_seconds + fog / SECOND_US
+        assert abs(claimed - seconds) <= allowed, (
+            f"claims {claimed} s, the device says {seconds} s, allowed are {allowed} s: {known}"
+        )
+        applied = any(report.applied_us for report in known.reports.values())
+        assert not applied or known.stays, f"applied, and never on the device: {known}"
+
+    def _compare_status(self, dispatch: Dispatch) -> None:
+        known = self.known[dispatch.meta.uid]
+        status = dispatch.status
+        ends = [each for each in known.reports.values() if Phase(each.phase).terminal]
+        if status["reason"] == Reason.OUTCOME_UNKNOWN or not ends:
+            return
+        said = {(each.phase, each.reason) for each in ends}
+        assert (status["phase"], status["reason"]) in said, f"{status} is not what was said: {said}"
+
+
+def _is_listed(before: Phase, after: Phase, reason: str) -> bool:
+    return any(
+        each.actor is Actor.AGENT
+        and each.end is after
+        and before in each.starts
+        and reason in each.reasons
+        for each in TRANSITIONS
+    )
+
+
+def _holds(setpoints: Setpoints, dispatch: Dispatch) -> bool:
+    match dispatch.mode:
+        case "ActivePower":
+            return setpoints.active_power_watts == dispatch.watts
+        case "GenerationLimit":
+            return setpoints.max_generation_watts == dispatch.watts
+        case "LoadLimit":
+            return setpoints.max_load_watts == dispatch.watts
+    return False  # that it is not energized says nothing of whose wish it is
+
+
+def _strength(dispatch: Dispatch) -> tuple[int, int, str]:
+    return (-dispatch.primacy, dispatch.meta.created_us, dispatch.meta.uid)

@@ -1,0 +1,292 @@
+"""Gateways with their real exchange and store, and the links on both sides of them.
+
+A link is a stream: what is on its way arrives in order, or not at all because the stream was cut.
+Reports, orders and words of settlement may besides be lost, repeated and overtaken, which gRPC
+would not do: nothing may depend on it.
+"""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from tests.headend.gateway.rig import FakeLog
+from tests.lifecycle.operating import KEY, SERIAL, Operator
+
+from derops.ids import AssetName
+from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
+from derops_agent.controller import Acknowledged, Controller, Settled, Snapshot
+from derops_headend.access.certificates import AgentCertificate
+from derops_headend.fleet.desired import DELTA_KINDS, BadSyncError, SnapshotBuilder
+from derops_headend.fleet.reports import problem_of
+from derops_headend.fleet.sessions import Session
+from derops_headend.gateway.desired_store import DesiredStore
+from derops_headend.gateway.exchange import Exchange, without_identity
+from derops_headend.gateway.journal import Journal
+
+_CERTIFICATE = AgentCertificate(
+    asset=AssetName("pilot", "battery"),
+    serial_number=SERIAL,
+    public_key_sha256=KEY,
+    not_after_us=2**62,
+)
+Down = Snapshot | Acknowledged | Settled | dispatch_pb2.Asset | dispatch_pb2.Dispatch
+
+
+class Gateway:
+    """One replica; its disk outlives its process."""
+
+    def __init__(self, number: int, folder: Path, now_us: Callable[[], int]) -> None:
+        self.name = f"gateway-{number}"
+        self._file = folder / f"{self.name}.db"
+        self._now_us = now_us
+        self._disks = 0
+        self.exchange: Exchange | None = None
+
+    async def start(self) -> None:
+        """Start the process with what the disk has."""
+        file = self._file.with_suffix(f".{self._disks}")
+        self._store = DesiredStore(file, self._now_us())
+        self.exchange = Exchange(
+            replica=self.name,
+            store=self._store,
+            journal=Journal(FakeLog(), self.name, self._now_us),
+            admission=cast("Any", None),
+            now_us=self._now_us,
+        )
+        self._commits = asyncio.ensure_future(self.exchange.writes.run())
+
+    async def kill(self, *, lose_disk: bool = False) -> None:
+        """End the process."""
+        if self.exchange is None:
+            return
+        self.exchange = None
+        self._commits.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._commits
+        self._store.close()
+        self._disks += lose_disk
+
+
+class ControlLink:
+    """One stream of Control.Sync."""
+
+    def __init__(self, operator: Operator, gateway: Gateway) -> None:
+        assert gateway.exchange is not None
+        self.down: deque[control_pb2.OperatorMessage] = deque()
+        self.up: deque[control_pb2.ReplicaMessage] = deque()
+        self.ended = False
+        self._operator, self._exchange, self._name = operator, gateway.exchange, gateway.name
+        self._builder: SnapshotBuilder | None = None
+        self._synced = self._welcomed = False
+        self._exchange.attach(self)
+        hello = control_pb2.ReplicaHello(
+            replica=gateway.name, state_since_us=self._exchange.store.state_since_us
+        )
+        self.up.append(control_pb2.ReplicaMessage(hello=hello))
+        self._subscription = operator.desired.subscribe()
+
+    # What the exchange asks of it
+
+    def tell(self, message: control_pb2.ReplicaMessage) -> None:
+        if self._synced:
+            self.up.append(message)
+
+    def end(self, reason: str, message: str) -> None:
+        self.ended = True
+
+    # Its two ways
+
+    def collect(self) -> None:
+        """Take what the operator has for this replica onto the way."""
+        while self._subscription._waiting:
+            message = self._subscription._waiting.popleft()
+            if self._welcomed:
+                self._operator.fleet.note_sent(self._name, message.version)
+            self.down.append(message)
+
+    async def pass_down(self) -> None:
+        """Have the replica take the next message."""
+        message = self.down.popleft()
+        kind = message.WhichOneof("kind")
+        if kind == "snapshot_begin":
+            self._builder = SnapshotBuilder(message.snapshot_begin.operator_start_ms)
+        elif kind == "snapshot_end":
+            await self._finish_snapshot(message)
+        elif self._builder is not None and kind in DELTA_KINDS:
+            self._builder.add(message)
+        else:
+            await self._take_change(message, kind)
+
+    async def _finish_snapshot(self, message: control_pb2.OperatorMessage) -> None:
+        assert self._builder is not None
+        snapshot, self._builder = self._builder.finish(message), None
+        try:
+            await self._exchange.replace(self, snapshot)
+        except BadSyncError:
+            self.ended = True
+            return
+        self.up.append(control_pb2.ReplicaMessage(accepted_version=message.version))
+        self.up.extend(self._exchange.everything())
+        self._synced = True
+
+    async def _take_change(self, message: control_pb2.OperatorMessage, kind: str | None) -> None:
+        try:
+            if kind in DELTA_KINDS:
+                await self._exchange.apply(self, [message])
+        except BadSyncError:
+            self.ended = True
+            return
+        if kind == "epoch_seen":
+            self._exchange.see_epoch(message.epoch_seen)
+        if message.version:
+            self.up.append(control_pb2.ReplicaMessage(accepted_version=message.version))
+
+    def pass_up(self) -> None:
+        """Have the operator hear the next message."""
+        message = self.up.popleft()
+        if message.WhichOneof("kind") == "hello":
+            fleet, version = self._operator.fleet, self._operator.desired.version
+            fleet.add_replica(
+                self._name, message.hello.state_since_us, version, self._exchange.now_us()
+            )
+            self._welcomed = True
+            for uid, epoch in fleet.epochs().items():
+                seen = control_pb2.EpochSeen(asset_uid=uid, epoch=epoch)
+                told = control_pb2.OperatorMessage(epoch_seen=seen)
+                self._operator.desired.tell(told, to=self._subscription)
+        else:
+            self._operator.hear(self._name, message)
+
+    def close(self) -> None:
+        """Note the cut on both sides."""
+        self._operator.desired.unsubscribe(self._subscription)
+        self._exchange.detach(self)
+        if self._welcomed:
+            self._operator.fleet.lose_replica(self._name, self._exchange.now_us())
+
+
+class Stream:
+    """One stream of AgentLink.Connect; the gateway's end is its outlet."""
+
+    certificate = _CERTIFICATE
+    peer = "ipv4:127.0.0.1:1"
+
+    def __init__(
+        self, gateway: Gateway, controller: Controller, ledger_id: str, session: Session
+    ) -> None:
+        assert gateway.exchange is not None
+        self.session, self.gateway = session, gateway
+        self.ended = self.left = self.synchronised = False
+        self.wire: deque[Down] = deque()
+        self.up: deque[dispatch_pb2.DispatchReport] = deque()
+        self._outgoing: deque[agent_pb2.GatewayMessage | str] = deque()
+        self._exchange, self._controller, self._ledger_id = gateway.exchange, controller, ledger_id
+        self._exchange.open(self)
+        self._opened = False
+
+    # What the exchange asks of it
+
+    def send(self, message: agent_pb2.GatewayMessage) -> None:
+        self._outgoing.append(message)
+
+    def offer(self, dispatch_uid: str) -> None:
+        self._outgoing.append(dispatch_uid)
+
+    def end(self, reason: str, message: str) -> None:
+        self.ended = True
+
+    def end_if_silent(self) -> None:
+        raise AssertionError("nobody asks here")
+
+    # Its two ways
+
+    async def write(self) -> bool:
+        """Have the gateway write what it has; return whether there was anything."""
+        if self.ended or self.left:
+            return False
+        some = not self._opened or bool(self._outgoing)
+        if not self._opened:
+            self._opened = True
+            await self._write_opening()
+        while self._outgoing and not self.ended:
+            item = self._outgoing.popleft()
+            if isinstance(item, str):
+                await self._write_dispatch(item)
+            else:
+                self._write_other(item)
+        return some
+
+    async def _write_opening(self) -> None:
+        desired = self._exchange.desired
+        asset, revision = desired.asset(self.session.asset_uid), desired.revision
+        assert asset is not None
+        assert revision is not None
+        dispatches = [
+            each
+            for each in desired.dispatches_of(self.session.asset_uid)
+            if desired.may_be_written(each.uid)
+        ]
+        counted = agent_pb2.Revision(
+            operator_start_ms=revision.operator_start_ms, counter=revision.version
+        )
+        await self._exchange.claim([each.uid for each in dispatches], self._ledger_id)
+        self.wire.append(
+            Snapshot(revision=counted, asset=without_identity(asset), dispatches=dispatches)
+        )
+        for each in dispatches:
+            self._exchange.tell_delivery(each.uid)
+
+    async def _write_dispatch(self, uid: str) -> None:
+        if not self._exchange.desired.may_be_written(uid):
+            return
+        await self._exchange.claim([uid], self._ledger_id)
+        dispatch = self._exchange.desired.dispatch(uid)
+        if dispatch is not None:
+            self.wire.append(dispatch)
+            self._exchange.tell_delivery(uid)
+
+    def _write_other(self, message: agent_pb2.GatewayMessage) -> None:
+        kind = message.WhichOneof("kind")
+        if kind == "report_ack":
+            self.wire.append(Acknowledged(sequence=message.report_ack.sequence))
+        elif kind == "settled":
+            self.wire.append(Settled(uid=message.settled.dispatch_uid))
+        elif kind == "asset":
+            self.wire.append(message.asset)
+
+    def read(self) -> None:
+        """Have the agent take the next message, as its session does."""
+        message = self.wire.popleft()
+        if isinstance(message, Snapshot):
+            if _order(message.revision) < _order(self._controller.revision):
+                self.left = True
+                return
+            self.synchronised = True
+        if self.synchronised:
+            self._controller.take(message)
+
+    def pass_up(self) -> None:
+        """Have the gateway take the next report; its log is durable at once."""
+        report = self.up.popleft()
+        if self.ended or self.gateway.exchange is not self._exchange:
+            return
+        problem = problem_of(report)
+        assert not problem, f"the gateway refuses an honest report: {problem}"
+        assert self._exchange.owns(self.session.asset_uid, report.dispatch_uid)
+        received = control_pb2.AgentReport(
+            asset_uid=self.session.asset_uid, received_us=self._exchange.now_us(), report=report
+        )
+        self._exchange.keep_report(self, received)
+
+    def close(self) -> None:
+        """Have the gateway notice the end."""
+        self.ended = True
+        if self.gateway.exchange is self._exchange:
+            self._exchange.close(self, "ConnectionLost", "")
+
+
+def _order(revision: agent_pb2.Revision) -> tuple[int, int]:
+    return revision.operator_start_ms, revision.counter

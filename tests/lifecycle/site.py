@@ -1,0 +1,226 @@
+"""One site: the real controller on its real ledger, and the simulated device with its account."""
+
+import contextlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tests.agent.fakes import FakeClock
+
+from derops.errors import DeviceError
+from derops.ids import AssetName
+from derops.schedules import SECOND_US
+from derops.wire.v1 import dispatch_pb2
+from derops_agent.control.site import LocalLimits
+from derops_agent.controller import Controller
+from derops_agent.device import GuardedDevice
+from derops_agent.drivers.simulated import open_device
+from derops_agent.drivers.simulated.device import SimulatedDevice
+from derops_agent.drivers.simulated.faults import write_faults
+from derops_agent.ledger import Ledger
+from derops_agent.ports import Capability, Reading, Reversion, Setpoints
+
+BATTERY = {
+    "model": "battery",
+    "maxInjectionWatts": 10_000,
+    "maxAbsorptionWatts": 10_000,
+    "energyCapacityWattHours": 20_000,
+}
+FAULTS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "refuses": {"refuseWrites": True},
+    "ignores": {"ignoreWrites": True},
+    "silent": {"writeTimeout": {"probability": 1.0}},
+    "acts and is silent": {"writeTimeout": {"probability": 1.0, "acts": True}},
+    "answers the next write not": {"writeTimeout": {"nextWrites": 1, "acts": True}},
+    "no effect": {"ignoreSetpoints": True},
+    "local control": {"localControl": True},
+    "offline": {"offlineFrom": "2000-01-01T00:00:00Z"},
+}
+SILENT = {"silent", "acts and is silent", "offline"}
+"""Faults under which nobody but the device knows what it holds."""
+
+
+class PowerCutError(BaseException):
+    """The process is gone, whatever it was about to do."""
+
+
+class Fuse:
+    """Ends a process at an instruction that is counted from now on."""
+
+    def __init__(self) -> None:
+        self.left: int | None = None
+
+    def burn(self) -> None:
+        """Pass one instruction."""
+        if self.left is None:
+            return
+        self.left -= 1
+        if self.left < 0:
+            self.left = None
+            raise PowerCutError
+
+
+class Wired:
+    """The device as the agent's process reaches it: the power may go before or after a write."""
+
+    def __init__(self, device: SimulatedDevice, clock: FakeClock, fuse: Fuse) -> None:
+        self._device, self._clock, self._fuse = device, clock, fuse
+
+    @property
+    def capability(self) -> Capability:
+        return self._device.capability
+
+    async def write(self, setpoints: Setpoints, reversion: Reversion | None = None) -> int | None:
+        self._fuse.burn()
+        armed_seconds = await self._device.write(setpoints, reversion)
+        self._fuse.burn()
+        return armed_seconds
+
+    async def read_setpoints(self) -> Setpoints:
+        self._fuse.burn()
+        return await self._device.read_setpoints()
+
+    async def sample(self) -> Reading:
+        # A sample is stamped by the agent, whose clock is not the device's.
+        return replace(await self._device.sample(), at_us=self._clock.now_us())
+
+    async def close(self) -> None:
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What the device's account says that it held from ``at_us`` on, by the true time."""
+
+    at_us: int
+    setpoints: Setpoints
+
+
+class Site:
+    """A device, and the agent that controls it; the device outlives the agent's process."""
+
+    def __init__(
+        self,
+        folder: Path,
+        now_us: Callable[[], int],
+        on_report: Callable[[dispatch_pb2.DispatchReport], None],
+        **device: Any,
+    ) -> None:
+        self.clock = FakeClock(wall_us=now_us(), ntp=True)
+        self.fuse = Fuse()
+        self.fault = "none"
+        self.fog_us = 0
+        """For how long nobody but the device could know what it holds."""
+
+        self.processes = self.ledgers = 0
+        self.account: list[Entry] = []
+        self.controller: Controller | None = None
+        self._folder, self._now_us, self._on_report = folder, now_us, on_report
+        self._state_file = folder / "device.json"
+        self.device = open_device({**BATTERY, **device}, self._state_file, now_us)
+        self._account_file = folder / "device.writes.jsonl"
+        self._read_bytes = 0
+
+    @property
+    def ledger(self) -> Ledger:
+        return self._ledger
+
+    @property
+    def held(self) -> Setpoints:
+        """What the device holds, by its own account."""
+        return self.account[-1].setpoints if self.account else Setpoints()
+
+    async def start(self) -> None:
+        """Start the agent's process with what its disk has."""
+        self.fuse.left = None
+        self.processes += 1
+        self._ledger = Ledger(self._folder / f"ledger-{self.ledgers}.db")
+        self._guarded = GuardedDevice(Wired(self.device, self.clock, self.fuse))
+        self.controller = Controller(
+            AssetName("pilot", "battery"),
+            self._guarded,
+            self._ledger,
+            self.clock,
+            self._run,
+            local=LocalLimits(),
+            draw=lambda: 0.5,
+        )
+        self.controller.journal.on_report = self._on_report
+        await self.controller.boot()
+
+    def cut(self) -> None:
+        """End the process; what is not on the disk is gone."""
+        if self.controller is not None:
+            self._ledger.close()
+        self.controller = None
+
+    def lose_disk(self) -> None:
+        """Have the next process begin with an empty ledger."""
+        self.cut()
+        self.ledgers += 1
+
+    def reboot(self) -> None:
+        """Restart the clock that nobody can set."""
+        self.clock.boot, self.clock.mono_us = self.clock.boot + "+", 7 * SECOND_US
+
+    def break_device(self, fault: str) -> None:
+        """Have the device behave like this from now on."""
+        self.fault = fault
+        write_faults(self._state_file, **FAULTS[fault])
+
+    async def drop_setpoints(self) -> None:
+        """Have somebody at the device put it back, behind the agent's back."""
+        with contextlib.suppress(DeviceError):
+            await self.device.write(Setpoints(active_power_watts=0))
+
+    async def turn(self) -> None:
+        """Let the agent do what is due."""
+        assert self.controller is not None
+        await self.controller.turn()
+
+    async def sample(self) -> None:
+        """Measure, as the agent does each second."""
+        reading = await self._guarded.sample()
+        if reading is not None and self.controller is not None:
+            self.controller.take(reading)
+
+    def due_us(self) -> int:
+        """Return in how many microseconds the agent's loop wakes up by itself."""
+        assert self.controller is not None
+        return max(1000, round(self.controller._delay_seconds() * SECOND_US))
+
+    def pass_us(self, span_us: int) -> None:
+        """Let time pass on the agent's clocks."""
+        self.clock.wall_us += span_us
+        self.clock.mono_us += span_us
+        if self.fault in SILENT or self.controller is None:
+            self.fog_us += span_us
+
+    def read_account(self) -> list[Entry]:
+        """Take what is new in the device's account, and return that."""
+        self.device._catch_up()
+        with self._account_file.open("rb") as stream:
+            stream.seek(self._read_bytes)
+            lines = stream.readlines()
+        self._read_bytes += sum(map(len, lines))
+        fresh = [_entry(json.loads(line)) for line in lines]
+        self.account += fresh
+        return fresh
+
+    def close(self) -> None:
+        self.cut()
+
+    async def _run(self, call: Callable[..., Any], /, *arguments: Any) -> Any:
+        self.fuse.burn()
+        answer = call(*arguments)
+        self.fuse.burn()
+        return answer
+
+
+def _entry(line: dict[str, Any]) -> Entry:
+    at_us = line.pop("at_us")
+    del line["number"]
+    return Entry(at_us=at_us, setpoints=Setpoints(**line))

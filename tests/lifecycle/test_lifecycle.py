@@ -1,0 +1,244 @@
+"""Dispatches through whatever may befall them: each ends once, true, and leaves nothing behind.
+
+``make histories`` runs 10,000 of these histories.
+"""
+
+import asyncio
+import inspect
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from tests.lifecycle.site import FAULTS
+from tests.lifecycle.world import GATEWAYS, World
+
+EXAMPLES = int(os.environ.get("DEROPS_EXAMPLES") or 120)
+STEPS = 40
+
+NUMBERS = st.integers(0, 11)
+GATEWAY = st.integers(0, GATEWAYS - 1)
+MODES = st.sampled_from(
+    ["ActivePower", "ActivePower", "ActivePower", "GenerationLimit", "LoadLimit"]
+)
+_FIELDS = {
+    "ActivePower": "activePowerWatts",
+    "GenerationLimit": "maxGenerationWatts",
+    "LoadLimit": "maxLoadWatts",
+}
+_RAM = Path("/dev/shm")
+
+
+class Lifecycle(RuleBasedStateMachine):
+    """Each rule is something that happens; after it, what is not held back arrives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        ram = str(_RAM) if os.access(_RAM, os.W_OK) else None
+        self._folder = tempfile.TemporaryDirectory(dir=ram)
+        self._loop = asyncio.new_event_loop()
+        self._names: list[str] = []
+
+    def _do(self, act: Callable[..., Any], *facts: Any, **more: Any) -> None:
+        """Have something happen, and whatever follows from it at once."""
+
+        async def run() -> None:
+            answer = act(*facts, **more)
+            if inspect.isawaitable(answer):
+                await answer
+            if act != self.world.end:
+                await self.world.flow()
+
+        self._loop.run_until_complete(run())
+
+    def _name(self, number: int) -> str | None:
+        return self._names[number % len(self._names)] if self._names else None
+
+    @initialize(timer=st.sampled_from([None, 20]))
+    def begin(self, timer: int | None) -> None:
+        device = {} if timer is None else {"reversionMaxSeconds": timer}
+        self.world = World(Path(self._folder.name), **device)
+        self._do(self.world.begin)
+
+    # People
+
+    @rule(
+        mode=MODES,
+        start=st.integers(-5, 30),
+        duration=st.integers(1, 40),
+        primacy=st.sampled_from([50, 100, 100]),
+        late=st.sampled_from(["KeepEnd", "KeepDuration"]),
+        verify=st.sampled_from(["Report", "Report", "Required"]),
+        spread=st.sampled_from([0, 0, 10]),
+        deadline=st.integers(1, 30),
+        patience=st.sampled_from([10, 60, 300]),
+    )
+    def apply(
+        self,
+        mode: str,
+        start: int,
+        duration: int,
+        primacy: int,
+        late: str,
+        verify: str,
+        spread: int,
+        deadline: int,
+        patience: int,
+    ) -> None:
+        watts = 1000 + 100 * len(self._names)
+        name = f"d{len(self._names)}"
+        self._names.append(name)
+        self._do(
+            self.world.apply,
+            name,
+            start,
+            setpoint={"mode": mode, _FIELDS[mode]: watts},
+            durationSeconds=duration,
+            startDeadlineSeconds=deadline,
+            randomizeStartSeconds=spread,
+            reportDeadlineSeconds=patience,
+            latePolicy=late,
+            primacy=primacy,
+            verify=verify,
+        )
+
+    @rule(number=NUMBERS)
+    def cancel(self, number: int) -> None:
+        if (name := self._name(number)) is not None:
+            self._do(self.world.cancel, name)
+
+    @rule(number=NUMBERS)
+    def delete(self, number: int) -> None:
+        if (name := self._name(number)) is not None:
+            self._do(self.world.delete, name)
+
+    @rule(state=st.sampled_from(["InService", "InService", "OutOfService"]))
+    def set_operating_state(self, state: str) -> None:
+        self._do(self.world.change_asset, operatingState=state)
+
+    @rule(loss=st.booleans(), restart=st.booleans(), pause=st.sampled_from([0, 5]))
+    def change_policy(self, loss: bool, restart: bool, pause: int) -> None:
+        fallback = {"activePowerWatts": 0, "onRestart": "Revert" if restart else "Resume"}
+        if loss:
+            fallback |= {"onCommsLoss": "Revert", "failsafeAfterSeconds": 15}
+        limits = {"maxDispatchDurationSeconds": 3600, "minSecondsBetweenWrites": pause}
+        self._do(self.world.change_asset, fallback=fallback, limits=limits)
+
+    # Time
+
+    @rule(seconds=st.integers(1, 6))
+    def wait(self, seconds: int) -> None:
+        self._do(self.world.advance, seconds)
+
+    @rule(seconds=st.integers(5, 40))
+    def wait_long(self, seconds: int) -> None:
+        self._do(self.world.advance, seconds)
+
+    @rule(milliseconds=st.integers(1, 999))
+    def wait_a_moment(self, milliseconds: int) -> None:
+        self._do(self.world.advance, milliseconds / 1000)
+
+    @rule(seconds=st.integers(-60, 60), confirmed=st.booleans())
+    def step_clock(self, seconds: int, confirmed: bool) -> None:
+        self.world.site.clock.ntp = confirmed
+        self._do(self.world.step_clock, seconds)
+
+    # Programs
+
+    @rule(at_once=st.booleans(), after=st.integers(0, 4))
+    def kill_operator(self, at_once: bool, after: int) -> None:
+        if at_once:
+            self._do(self.world.kill_operator)
+        elif self.world.operator is not None:
+            self.world.operator.fuse.left = after
+
+    @rule(number=GATEWAY, lose_disk=st.sampled_from([False, False, False, True]))
+    def kill_gateway(self, number: int, lose_disk: bool) -> None:
+        self._do(self.world.kill_gateway, number, lose_disk=lose_disk)
+
+    @rule()
+    def start_what_is_down(self) -> None:
+        self._do(self.world.start_what_is_down)
+
+    @rule(after=st.integers(0, 8))
+    def cut_power_soon(self, after: int) -> None:
+        self.world.site.fuse.left = after
+
+    @rule(seconds=st.sampled_from([0, 1, 5, 20, 70]), reboot=st.booleans())
+    def restart_agent(self, seconds: int, reboot: bool) -> None:
+        self._do(self.world.cut_power)
+        self._do(self.world.advance, seconds)
+        if reboot:
+            self.world.site.reboot()
+        self._do(self.world.start_agent)
+
+    @precondition(lambda self: self.world.site.ledgers == 0)
+    @rule()
+    def lose_disk(self) -> None:
+        self._do(self.world.cut_power, lose_disk=True)
+        self._do(self.world.start_agent)
+
+    # Links
+
+    @rule(number=GATEWAY, stays=st.booleans())
+    def cut_control(self, number: int, stays: bool) -> None:
+        self.world.ways.control[number].cut = stays
+        self._do(self.world.cut_control, number)
+
+    @rule(noticed=st.booleans(), closed=st.sampled_from([[], [], [0], [1], [0, 1]]))
+    def cut_stream(self, noticed: bool, closed: list[int]) -> None:
+        for number, way in enumerate(self.world.ways.agent):
+            way.cut = number in closed
+        self._do(self.world.cut_stream, noticed=noticed)
+
+    @rule(number=GATEWAY, agent=st.booleans(), held=st.sampled_from(["", "up", "down", "both"]))
+    def hold_link(self, number: int, agent: bool, held: str) -> None:
+        way = (self.world.ways.agent if agent else self.world.ways.control)[number]
+        way.holds_down, way.holds_up = held in {"down", "both"}, held in {"up", "both"}
+        self._do(self.world.flow)
+
+    @rule(
+        queue=st.sampled_from(["reports", "orders", "told"]),
+        act=st.sampled_from(["drop", "repeat", "overtake"]),
+        at=st.integers(0, 3),
+        number=GATEWAY,
+    )
+    def disturb(self, queue: str, act: str, at: int, number: int) -> None:
+        self._do(self.world.disturb, queue, act, at, number)
+
+    # The device
+
+    @rule(fault=st.sampled_from([*sorted(FAULTS), "none", "none", "none"]))
+    def break_device(self, fault: str) -> None:
+        self._do(self.world.site.break_device, fault)
+
+    @rule()
+    def drop_setpoints(self) -> None:
+        self.world.checker.doubt(5)
+        self._do(self.world.site.drop_setpoints)
+
+    def teardown(self) -> None:
+        try:
+            if hasattr(self, "world"):
+                self._do(self.world.heal)
+                self.world.checker.conclude(self.world.cluster.dispatches)
+                assert self.world.at_rest(), "something is left over"
+        finally:
+            if hasattr(self, "world"):
+                self._do(self.world.end)
+            self._loop.run_until_complete(self._loop.shutdown_default_executor())
+            self._loop.close()
+            self._folder.cleanup()
+
+
+TestLifecycle = Lifecycle.TestCase
+TestLifecycle.settings = settings(
+    max_examples=EXAMPLES,
+    stateful_step_count=STEPS,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
