@@ -12,7 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from pymodbus.constants import ExcCodes
 from pymodbus.server import ModbusTcpServer
@@ -94,9 +94,14 @@ class PymodbusLine:
 class GoLine:
     """On the server in tests/modbusserver; for a unit that it does not have it answers 11."""
 
+    _ports: ClassVar[list[int]] = []
+    """Claims of earlier lines: each holds an open file until this process ends."""
+
     def __init__(self, units: Mapping[int, Answering]) -> None:
         self._units = units
-        self.address = Address("127.0.0.1", places.free_port())
+        self.address = Address(
+            "127.0.0.1", self._ports.pop() if self._ports else places.free_port()
+        )
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -106,6 +111,7 @@ class GoLine:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
+        self._ports.append(self.address.port)
 
     async def start(self) -> None:
         """Listen."""

@@ -133,8 +133,9 @@ async def test_all_setpoints_are_written_and_released() -> None:
     async with opened(registers) as device:
         await device.write(wanted, Reversion(after_seconds=90, setpoints=Setpoints()))
         assert await device.read_setpoints() == wanted
-        assert registers.written[:2] == [(240, [1]), (230, [90])]
-        assert registers.written[2] == (220, [0]), "what switches off comes before values"
+        assert registers.written[:4] == [(240, [1]), (202, [0]), (230, [90]), (220, [0])], (
+            "what switches off comes before values"
+        )
         registers.written.clear()
         await device.write(Setpoints())
         assert await device.read_setpoints() == Setpoints()
@@ -173,6 +174,28 @@ async def test_a_charger_falls_back_by_its_own_timer() -> None:
 
     assert armed_seconds == 90, "what the register holds, in its steps"
     assert held == Setpoints()
+
+
+async def test_a_fallback_of_an_earlier_dispatch_does_not_stay() -> None:
+    registers = battery()
+    async with opened(registers) as device:
+        for fallback in (Setpoints(active_power_watts=-100), Setpoints()):
+            reversion = Reversion(after_seconds=90, setpoints=fallback)
+            await device.write(Setpoints(active_power_watts=5000), reversion)
+        registers.now_seconds = 90
+        assert await device.read_setpoints() == Setpoints(active_power_watts=0)
+
+
+async def test_a_device_that_obeys_somebody_else_is_left_alone() -> None:
+    registers = battery()
+    registers.holding |= {201: 2, 200: 100, 240: 0}
+    async with opened(registers) as device:
+        await device.write(Setpoints())
+        assert registers.written == []
+        assert await device.read_setpoints() == Setpoints()
+        await device.write(Setpoints(max_generation_watts=5000))
+        assert (201, [0]) in registers.written, "what it was left with counts from then on"
+        assert await device.read_setpoints() == Setpoints(max_generation_watts=5000)
 
 
 async def test_a_time_below_one_step_of_the_timer_arms_nothing() -> None:

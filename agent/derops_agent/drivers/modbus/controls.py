@@ -106,7 +106,9 @@ def plan(
     _refuse_others(profile, names)
     writes: list[Write] = []
     remote, energize = profile.remote_control, profile.controls.energize
-    if remote is not None and names and image.word(remote) != remote.on_value:
+    if remote is not None and image.word(remote) != remote.on_value:
+        if not names:
+            return [], None  # nothing counts now, and many devices refuse writes then
         writes.append(_switched(remote, on=True))
     armed, armed_seconds = _arm(profile, rated, image, names, reversion)
     writes += armed
@@ -170,10 +172,14 @@ def _fall_back_to(
     for name, control in profile.controls.values().items():
         if control.fallback is None or name not in timer.guards:
             continue
-        watts = watts_by_control(setpoints)[name]
-        number = control.release if watts is None else _number(control, watts, rated.of(name))
-        if number is not None:
-            writes.append((control.fallback.address, control.fallback.encode(number)))
+        watts, rated_watts = watts_by_control(setpoints)[name], rated.of(name)
+        if watts is None and control.release is not None:
+            number = control.release
+        else:
+            # The timer does not switch off, so nothing to hold is said by what limits nothing.
+            unlimited = 0 if name == "activePower" else rated_watts
+            number = _number(control, unlimited if watts is None else watts, rated_watts)
+        writes.append((control.fallback.address, control.fallback.encode(number)))
     return writes
 
 
