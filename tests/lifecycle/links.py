@@ -182,6 +182,7 @@ class Stream:
         self.ended = self.left = self.synchronised = False
         self.wire: deque[Down] = deque()
         self.up: deque[dispatch_pb2.DispatchReport] = deque()
+        self.unstored: deque[dispatch_pb2.DispatchReport] = deque()
         self._outgoing: deque[agent_pb2.GatewayMessage | str] = deque()
         self._exchange, self._controller, self._ledger_id = gateway.exchange, controller, ledger_id
         self._exchange.open(self)
@@ -269,7 +270,7 @@ class Stream:
             self._controller.take(message)
 
     def pass_up(self) -> None:
-        """Have the gateway take the next report; its log is durable at once."""
+        """Have the gateway take the next report; it is durable when ``store`` says so."""
         report = self.up.popleft()
         if self.ended or self.gateway.exchange is not self._exchange:
             return
@@ -279,7 +280,14 @@ class Stream:
         received = control_pb2.AgentReport(
             asset_uid=self.session.asset_uid, received_us=self._exchange.now_us(), report=report
         )
-        self._exchange.keep_report(self, received)
+        self._exchange.hear_report(received)
+        self.unstored.append(report)
+
+    def store(self) -> None:
+        """Have the gateway's log take the next report that was heard."""
+        report = self.unstored.popleft()
+        if self.gateway.exchange is self._exchange:
+            self._exchange.acknowledge_report(self, report)
 
     def close(self) -> None:
         """Have the gateway notice the end."""

@@ -282,7 +282,10 @@ class World:
 
     async def _pass_stream(self, stream: Stream) -> bool:
         way = self.ways.agent[self.gateways.index(stream.gateway)]
-        some = await stream.write()
+        some = bool(stream.unstored)
+        while stream.unstored:
+            stream.store()
+        some |= await stream.write()
         while stream.wire and not way.holds_down and not stream.left:
             stream.read()
             some = True
