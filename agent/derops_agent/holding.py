@@ -71,16 +71,17 @@ class Holder:
         """Return in how many microseconds this wants to act again; None = not by itself."""
         now_us = self._clock.monotonic_us()
         ahead = []
+        stages = {e.stage for e in scope.values()}
+        waits = Stage.APPLYING in stages and Stage.REVERTING not in stages
+        held_off_us = self.held_off_us(asset) if waits else 0
         if self._failed is not None:
-            ahead.append(self._retry_at_us - now_us)
+            ahead.append(max(self._retry_at_us - now_us, held_off_us))
         elif self._refresh_at_us is not None:
-            ahead.append(self._refresh_at_us - now_us)
+            ahead.append(max(self._refresh_at_us - now_us, held_off_us))
         if self._ramping and self._stepped_at_us is not None and asset is not None:
             ahead.append(self._stepped_at_us + _step_us(asset) - now_us)
-        if any(e.stage is Stage.APPLYING for e in scope.values()):
-            held_off_us = self.held_off_us(asset)
-            if held_off_us:
-                ahead.append(held_off_us)
+        if held_off_us:
+            ahead.append(held_off_us)
         return max(0, min(ahead)) if ahead else None
 
     async def hold(self, scope: Scope, site: Site) -> None:
