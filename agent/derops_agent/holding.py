@@ -121,12 +121,13 @@ class Holder:
         if now_us < self._look_at_us or not (holding or now_us < self._suspect_until_us):
             return
         self._look_at_us = now_us + LOOK_EVERY_US
-        if self._written is None:
+        if self._written is None and not holding:
             return
         held = await self._device.read_setpoints()
         if held is None:
             return
-        if now_us < self._suspect_until_us and self._held is not None and held != self._held:
+        suspect = now_us < self._suspect_until_us and self._written is not None
+        if suspect and self._held is not None and held != self._held:
             self._log.warning("setpoint.landed_late", held=str(held), wanted=str(self._written))
             self.doubt()
         await self._journal.commit(outcomes.look_again(scope, held, site, moment(self._clock)))

@@ -272,3 +272,15 @@ async def test_a_retry_that_may_not_be_written_yet_does_not_keep_the_agent_busy(
 
     assert agent.report().phase == "Acked"
     assert agent.controller._delay_seconds() == 1
+
+
+async def test_a_device_that_takes_no_write_is_still_asked_what_it_holds(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(70, step=1)
+    agent.device.held = Setpoints(active_power_watts=0)
+    agent.device.fail = "refuse"
+    await agent.give(order("d2", watts=1000, start_us=agent.clock.wall_us))
+    await agent.wait(120, step=1)
+
+    assert agent.outcome("d2") == ("Failed", "DeviceWriteFailed")
+    assert agent.report().active_milliseconds <= 10_000
