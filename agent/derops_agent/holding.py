@@ -71,16 +71,17 @@ class Holder:
         """Return in how many microseconds this wants to act again; None = not by itself."""
         now_us = self._clock.monotonic_us()
         ahead = []
+        stages = {e.stage for e in scope.values()}
+        waits = Stage.APPLYING in stages and Stage.REVERTING not in stages
+        held_off_us = self.held_off_us(asset) if waits else 0
         if self._failed is not None:
-            ahead.append(self._retry_at_us - now_us)
+            ahead.append(max(self._retry_at_us - now_us, held_off_us))
         elif self._refresh_at_us is not None:
-            ahead.append(self._refresh_at_us - now_us)
+            ahead.append(max(self._refresh_at_us - now_us, held_off_us))
         if self._ramping and self._stepped_at_us is not None and asset is not None:
             ahead.append(self._stepped_at_us + _step_us(asset) - now_us)
-        if any(e.stage is Stage.APPLYING for e in scope.values()):
-            held_off_us = self.held_off_us(asset)
-            if held_off_us:
-                ahead.append(held_off_us)
+        if held_off_us:
+            ahead.append(held_off_us)
         return max(0, min(ahead)) if ahead else None
 
     async def hold(self, scope: Scope, site: Site) -> None:
@@ -120,12 +121,13 @@ class Holder:
         if now_us < self._look_at_us or not (holding or now_us < self._suspect_until_us):
             return
         self._look_at_us = now_us + LOOK_EVERY_US
-        if self._written is None:
+        if self._written is None and not holding:
             return
         held = await self._device.read_setpoints()
         if held is None:
             return
-        if now_us < self._suspect_until_us and self._held is not None and held != self._held:
+        suspect = now_us < self._suspect_until_us and self._written is not None
+        if suspect and self._held is not None and held != self._held:
             self._log.warning("setpoint.landed_late", held=str(held), wanted=str(self._written))
             self.doubt()
         await self._journal.commit(outcomes.look_again(scope, held, site, moment(self._clock)))

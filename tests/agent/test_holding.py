@@ -260,3 +260,27 @@ async def test_a_timer_that_cannot_be_set_again_does_not_keep_the_agent_busy(age
     await agent.wait(25, step=1)
 
     assert agent.controller._delay_seconds() > 0.01
+
+
+async def test_a_retry_that_may_not_be_written_yet_does_not_keep_the_agent_busy(
+    agent: Agent,
+) -> None:
+    agent.device.fail = "ignore"
+    await agent.give(asset(min_seconds_between_writes=30), order())
+    await agent.wait(60)
+    await agent.wait(10, step=1)
+
+    assert agent.report().phase == "Acked"
+    assert agent.controller._delay_seconds() == 1
+
+
+async def test_a_device_that_takes_no_write_is_still_asked_what_it_holds(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(70, step=1)
+    agent.device.held = Setpoints(active_power_watts=0)
+    agent.device.fail = "refuse"
+    await agent.give(order("d2", watts=1000, start_us=agent.clock.wall_us))
+    await agent.wait(120, step=1)
+
+    assert agent.outcome("d2") == ("Failed", "DeviceWriteFailed")
+    assert agent.report().active_milliseconds <= 10_000

@@ -17,8 +17,8 @@ from derops_agent.ports import Setpoints
 from derops_operator.facts import Dispatch
 
 DEFAULT = Setpoints(active_power_watts=0)
-LOOK_SECONDS = 5.0
-"""How long a device may have dropped a setpoint before the agent looks."""
+SAVED_EVERY_SECONDS = 10.0
+"""How old the agent's last word to its disk may be: what came after is not claimed."""
 
 TOLERANCE_SECONDS = 1.0
 

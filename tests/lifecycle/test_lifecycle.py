@@ -106,6 +106,29 @@ class Lifecycle(RuleBasedStateMachine):
             verify=verify,
         )
 
+    @rule(
+        mode=MODES,
+        start=st.integers(0, 2),
+        duration=st.integers(8, 40),
+        primacy=st.sampled_from([50, 100, 100]),
+        late=st.sampled_from(["KeepEnd", "KeepDuration"]),
+        wait=st.integers(0, 8),
+    )
+    def apply_soon(
+        self, mode: str, start: int, duration: int, primacy: int, late: str, wait: int
+    ) -> None:
+        self.apply(mode, start, duration, primacy, late, "Report", 0, 30, 300)
+        self._do(self.world.advance, wait)
+
+    @rule(
+        seconds=st.integers(1, 6),
+    )
+    def mend_and_wait(self, seconds: int) -> None:
+        self.world.site.break_device("none")
+        self.world.mend_links()
+        self._do(self.world.start_what_is_down)
+        self._do(self.world.advance, seconds)
+
     @rule(number=NUMBERS)
     def cancel(self, number: int) -> None:
         if (name := self._name(number)) is not None:
@@ -183,6 +206,10 @@ class Lifecycle(RuleBasedStateMachine):
         self._do(self.world.start_agent)
 
     # Links
+
+    @rule()
+    def mend_links(self) -> None:
+        self._do(self.world.mend_links)
 
     @rule(number=GATEWAY, stays=st.booleans())
     def cut_control(self, number: int, stays: bool) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.lifecycle.checking import Checker
+from tests.lifecycle.checking import SAVED_EVERY_SECONDS, Checker
 from tests.lifecycle.links import ControlLink, Gateway, Stream
 from tests.lifecycle.operating import SERIAL, Cluster, Operator, ended
 from tests.lifecycle.site import PowerCutError, Site
@@ -153,6 +153,7 @@ class World:
     def cut_power(self, *, lose_disk: bool = False) -> None:
         """End the agent's process at once."""
         self.cut_stream()
+        self.checker.doubt(SAVED_EVERY_SECONDS)
         if lose_disk:
             self.checker.lose_disk()
             self.site.lose_disk()
@@ -160,6 +161,10 @@ class World:
             self.site.cut()
 
     # What befalls the links
+
+    def mend_links(self) -> None:
+        """Let all links be made again and hold nothing back."""
+        self.ways = Ways()
 
     def cut_control(self, number: int) -> None:
         """Cut the operator off from a gateway."""
