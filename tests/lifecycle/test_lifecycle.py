@@ -89,7 +89,8 @@ class Lifecycle(RuleBasedStateMachine):
         deadline: int,
         patience: int,
     ) -> None:
-        watts = 1000 + 100 * len(self._names)
+        # Further apart than the 1 % of its rating by which a device's registers may round.
+        watts = 1000 + 150 * len(self._names)
         name = f"d{len(self._names)}"
         self._names.append(name)
         self._do(
