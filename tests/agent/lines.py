@@ -5,19 +5,14 @@ github.com/simonvetter/modbus, which has nothing in common with the library of t
 """
 
 import asyncio
-import hashlib
 import json
-import os
-import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 from pymodbus.constants import ExcCodes
 from pymodbus.server import ModbusTcpServer
 from pymodbus.simulator import DataType, SimData, SimDevice
-from tests.stack import places
+from tests.stack import build, places
 from tests.stack.processes import StackError
 
 from derops_agent.drivers.modbus_tcp import Address, Table
@@ -115,7 +110,7 @@ class GoLine:
 
     async def start(self) -> None:
         """Listen."""
-        program = await asyncio.to_thread(find_program)
+        program = await asyncio.to_thread(build.program, "modbusserver")
         self._process = await asyncio.create_subprocess_exec(
             str(program),
             str(self.address),
@@ -155,34 +150,6 @@ class GoLine:
         assert process.stdin is not None
         if not process.stdin.is_closing():
             process.stdin.write(json.dumps(reply).encode() + b"\n")
-
-
-def find_program() -> Path:
-    """Return the server of another origin, built once for each state of its source."""
-    sources = places.REPOSITORY / "tests" / "modbusserver"
-    digest = hashlib.sha256()
-    for file in sorted([*sources.glob("*.go"), *sources.glob("go.*")]):
-        digest.update(f"{file.name}\0".encode() + file.read_bytes() + b"\0")
-    program = places.cache() / f"modbusserver-{digest.hexdigest()[:16]}"
-    with places.locked("modbusserver"):
-        if program.exists():
-            return program
-        go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
-        if go is None:
-            raise StackError("Go is not on PATH: it builds a Modbus server, see https://go.dev/dl/")
-        scratch = program.with_suffix(".part")
-        done = subprocess.run(
-            [go, "build", "-trimpath", "-buildvcs=false", "-o", str(scratch), "."],
-            cwd=sources,
-            env=os.environ | {"CGO_ENABLED": "0"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise StackError(f"go build of the Modbus server failed\n{done.stderr[-2000:]}")
-        scratch.rename(program)
-    return program
 
 
 def _action(unit: Answering) -> Any:

@@ -28,9 +28,8 @@ def documents(kind: str) -> dict[str, Manifest]:
 
 
 ASSETS = {asset.metadata.name: asset for asset in map(parse_asset, documents("DERAsset").values())}
-DISPATCHES = {
-    name.partition("/")[0]: parse_dispatch(each) for name, each in documents("Dispatch").items()
-}
+DISPATCHES = {name: parse_dispatch(each) for name, each in documents("Dispatch").items()}
+REJECTED = "dispatch-rejected.yaml/too-much"
 
 
 def refusal_of(dispatch: Dispatch) -> Reason | None:
@@ -71,18 +70,22 @@ def test_there_is_an_example_of_every_mode() -> None:
     assert modes == MODES_BY_TYPE["Battery"]
 
 
-@pytest.mark.parametrize("file", DISPATCHES)
-def test_only_the_example_of_a_refusal_is_beyond_its_asset(file: str) -> None:
-    expected = Reason.LIMIT_EXCEEDED if file == "dispatch-rejected.yaml" else None
+def test_there_is_an_example_of_every_type_of_asset() -> None:
+    assert {each.spec.type for each in ASSETS.values()} == set(MODES_BY_TYPE)
 
-    assert refusal_of(DISPATCHES[file]) == expected
+
+@pytest.mark.parametrize("name", DISPATCHES)
+def test_only_the_example_of_a_refusal_is_beyond_its_asset(name: str) -> None:
+    expected = Reason.LIMIT_EXCEEDED if name == REJECTED else None
+
+    assert refusal_of(DISPATCHES[name]) == expected
 
 
 def test_examples_that_run_at_once_do_not_take_each_others_place() -> None:
     competing = [
         (each.spec.asset_ref.name, each.spec.setpoint.mode)
-        for file, each in DISPATCHES.items()
-        if each.spec.start_time is None and file != "dispatch-rejected.yaml"
+        for name, each in DISPATCHES.items()
+        if each.spec.start_time is None and name != REJECTED
     ]
 
     assert len(competing) == len(set(competing)) == 2

@@ -1,4 +1,4 @@
-"""Builds the control plane binary once for each state of its sources, and keeps it in the cache."""
+"""Builds programs in Go once for each state of their sources, and keeps them in the cache."""
 
 import hashlib
 import os
@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,38 +44,56 @@ class Binaries:
 
 
 def binaries() -> Binaries:
-    """Return the programs; build them first where the cache does not have this state."""
+    """Return the control plane; build it first where the cache does not have this state."""
+    return Binaries(_cached(SOURCES, _build_control_plane))
+
+
+def program(name: str) -> Path:
+    """Return the program whose Go sources are in ``tests/<name>``; build it first if need be."""
+    sources = places.REPOSITORY / "tests" / name
+
+    def build(go: str, scratch: Path) -> None:
+        command = [go, "build", "-trimpath", "-buildvcs=false", "-o", str(scratch / name), "."]
+        _run(command, sources, CGO_ENABLED="0")
+
+    return _cached(sources, build) / name
+
+
+def _cached(sources: Path, build: Callable[[str, Path], None]) -> Path:
+    """Return the directory that ``build`` filled, once for each state of the sources."""
     go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
     if go is None:
-        raise StackError("Go is not on PATH: it builds the control plane, see https://go.dev/dl/")
-    directory = places.cache() / f"controlplane-{_fingerprint(go)}"
+        raise StackError(f"Go is not on PATH: it builds {sources.name}, see https://go.dev/dl/")
+    directory = places.cache() / f"{sources.name}-{_fingerprint(go, sources)}"
     if not directory.exists():
-        with places.locked("controlplane"):
+        with places.locked(sources.name):
             if not directory.exists():  # else somebody built it while we waited for the lock
-                _build(go, directory)
-    return Binaries(directory)
+                scratch = directory.with_suffix(".part")
+                shutil.rmtree(scratch, ignore_errors=True)
+                scratch.mkdir()
+                build(go, scratch)
+                scratch.rename(directory)
+    return directory
 
 
-def _fingerprint(go: str) -> str:
-    digest = hashlib.sha256(_run([go, "env", "GOVERSION"]).encode())
-    for file in sorted([*SOURCES.glob("*.go"), *SOURCES.glob("go.*")]):
+def _fingerprint(go: str, sources: Path) -> str:
+    digest = hashlib.sha256(_run([go, "env", "GOVERSION"], sources).encode())
+    for file in sorted([*sources.glob("*.go"), *sources.glob("go.*")]):
         digest.update(f"{file.name}\0".encode() + file.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
-def _build(go: str, directory: Path) -> None:
-    scratch = directory.with_suffix(".part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
+def _build_control_plane(go: str, scratch: Path) -> None:
+    command = [go, "build", *_flags(), "-o", str(scratch / "controlplane"), "."]
     with _Progress():
-        _run([go, "build", *_flags(), "-o", str(scratch / "controlplane"), "."], CGO_ENABLED="0")
+        _run(command, SOURCES, CGO_ENABLED="0")
     (scratch / "kubectl").symlink_to("controlplane")
-    module = _run([go, "list", "-m", "-f", "{{.Dir}}", "github.com/cert-manager/cert-manager"])
+    module = "github.com/cert-manager/cert-manager"
+    found = _run([go, "list", "-m", "-f", "{{.Dir}}", module], SOURCES)
     crds = scratch / "cert-manager-crds"
     crds.mkdir()
-    for file in sorted((Path(module.strip()) / "deploy" / "crds").glob("*.yaml")):
+    for file in sorted((Path(found.strip()) / "deploy" / "crds").glob("*.yaml")):
         (crds / file.name).write_bytes(file.read_bytes())
-    scratch.rename(directory)
 
 
 def _flags() -> list[str]:
@@ -91,10 +110,10 @@ def _flags() -> list[str]:
     return ["-trimpath", "-buildvcs=false", f"-ldflags=-s -w {stamps}"]
 
 
-def _run(command: list[str], **environment: str) -> str:
+def _run(command: list[str], directory: Path, **environment: str) -> str:
     done = subprocess.run(
         command,
-        cwd=SOURCES,
+        cwd=directory,
         env=os.environ | environment,
         capture_output=True,
         text=True,

@@ -1,0 +1,88 @@
+"""What Flux and others that go by kstatus make of our objects, by its own algorithm."""
+
+import json
+import subprocess
+from typing import Any
+
+import pytest
+from tests.operator.certifying import answered, certificate, request
+from tests.operator.making import Story, acked, active, asset, dispatch, ended, view
+from tests.operator.test_assets import after, decide
+from tests.stack import build
+
+UNSEEN: dict[str, Any] = {"observedGeneration": -1}
+"""What the API server makes of an object without status: the default in the CRDs."""
+
+
+def computed(*objects: dict[str, Any]) -> list[str]:
+    """Return InProgress, Current or Failed for each object."""
+    done = subprocess.run(
+        [build.program("kstatus")],
+        input=json.dumps(objects),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    statuses: list[str] = json.loads(done.stdout)
+    return statuses
+
+
+def of(kind: str, status: dict[str, Any], **metadata: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "derops.io/v1alpha1",
+        "kind": kind,
+        "metadata": {"namespace": "pilot", "name": "it", "generation": 1, **metadata},
+        "status": status,
+    }
+
+
+def test_a_dispatch_on_its_way_and_accepted() -> None:
+    story = Story().look(0.1)
+    submitted = story.status
+    accepted = story.look(1, view(report=acked())).status
+    running = story.look(2, view(report=active())).status
+
+    assert computed(
+        of("Dispatch", UNSEEN),
+        of("Dispatch", submitted),
+        of("Dispatch", accepted),
+        of("Dispatch", running),
+        of("Dispatch", running, generation=2),
+        of("Dispatch", running, deletionTimestamp="2027-01-15T08:00:00Z"),
+    ) == ["InProgress", "InProgress", "Current", "Current", "InProgress", "Terminating"]
+
+
+@pytest.mark.parametrize(
+    ("phase", "health"),
+    [
+        ("Complete", "Current"),
+        ("Cancelled", "Current"),
+        ("Superseded", "Current"),
+        ("Failed", "Failed"),
+        ("Rejected", "Failed"),
+        ("Expired", "Failed"),
+    ],
+)
+def test_a_dispatch_that_ended(phase: str, health: str) -> None:
+    story = Story().look(0.1).look(101, view(report=ended(phase, "Because")))
+
+    assert computed(of("Dispatch", story.status)) == [health]
+
+
+def test_a_dispatch_that_the_operator_refused() -> None:
+    beyond = dispatch(setpoint={"mode": "ActivePower", "activePowerWatts": 900_000})
+
+    assert computed(of("Dispatch", Story(beyond).look(1).status)) == ["Failed"]
+
+
+def test_an_asset_does_not_wait_for_a_device_that_is_not_installed_yet() -> None:
+    waiting = decide(accepted=False)
+    stored = decide(after(asset(), waiting))
+    denied = decide(requests=[answered(request(), "Denied", "no")], known=certificate())
+
+    assert computed(
+        of("DERAsset", UNSEEN),
+        of("DERAsset", waiting.status),
+        of("DERAsset", stored.status),
+        of("DERAsset", denied.status),
+    ) == ["InProgress", "InProgress", "Current", "Failed"]
