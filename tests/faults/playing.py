@@ -31,6 +31,7 @@ MAX_WAITING = 60
 
 PATIENCE_SECONDS = 120
 _FULL = 0.95
+_ROOM_SECONDS = 5.0
 _BURST_SAMPLES = 100
 _OF_AGENTS = ("agent killed", "agent stopped and continued", "links silent")
 _LOCKED = ("log_offset", "telemetry", "measurement", "roll_up_due")
@@ -143,9 +144,11 @@ class Field:
             return SqliteLogReader(self.headend.data_directory / "events.db")
         return JetStreamLogReader(JetStreamSettings(url=self.nats.url))
 
-    async def gauge(self, name: str, *, least: float) -> None:
+    async def gauge(
+        self, name: str, least: float, patience_seconds: float = PATIENCE_SECONDS
+    ) -> None:
         """Wait until a gauge of the gateway is at least so much."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(patience_seconds):
             while (await asyncio.to_thread(self.headend.metrics, "gateway"))[name] < least:
                 await asyncio.sleep(0.05)
 
@@ -313,16 +316,19 @@ class Field:
     async def _disk_full(self, fault: Fault) -> None:
         assert self._disk is not None
         with filled(self._disk):
-            await self._while_log_fails(fault)
+            # A log whose files have room inside goes on to take what comes.
+            with contextlib.suppress(TimeoutError):
+                await self.gauge("derops_gateway_log_failing", 1, _ROOM_SECONDS)
+            await self._kill_gateway_or_not(fault)
         await self._wait_live()
 
     async def _disk_error(self, fault: Fault) -> None:
         with failing_syncs(self.headend.parts["gateway"].pid, self.headend.directory):
-            await self._while_log_fails(fault)
+            await self.gauge("derops_gateway_log_failing", 1)
+            await self._kill_gateway_or_not(fault)
         await self._wait_live()
 
-    async def _while_log_fails(self, fault: Fault) -> None:
-        await self.gauge("derops_gateway_log_failing", least=1)
+    async def _kill_gateway_or_not(self, fault: Fault) -> None:
         if fault.name.endswith("gateway killed"):
             self.headend.parts["gateway"].kill()
             self.headend.parts["gateway"].start()
