@@ -146,20 +146,12 @@ def _by_time(execution: Execution, now: Moment) -> Execution:
         return execution.begin_ending(
             Phase.COMPLETE, Reason.WINDOW_ENDED, "the window ended", now.wall_us
         )
-    if execution.stage is Stage.WAITING and _missed(execution, now):
-        return execution.step(
-            Phase.FAILED,
-            execution.last_error or Reason.AGENT_RESTARTED,
-            f"the start deadline passed; {execution.last_message or 'the agent could not act'}",
-            now.wall_us,
-        )
-    if execution.stage is Stage.APPLYING and _missed(execution, now):
-        return execution.begin_ending(
-            Phase.FAILED,
-            execution.last_error or Reason.AGENT_RESTARTED,
-            f"the start deadline passed; {execution.last_message or 'the agent could not act'}",
-            now.wall_us,
-        )
+    if execution.stage in (Stage.WAITING, Stage.APPLYING) and _missed(execution, now):
+        reason = execution.last_error or Reason.AGENT_RESTARTED
+        why = execution.last_message or "the agent could not act"
+        # What may be on the device is reverted before it has Failed.
+        end = execution.step if execution.stage is Stage.WAITING else execution.begin_ending
+        return end(Phase.FAILED, reason, f"the start deadline passed; {why}", now.wall_us)
     return execution
 
 
