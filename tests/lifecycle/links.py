@@ -44,6 +44,8 @@ class Gateway:
         self._now_us = now_us
         self._disks = 0
         self.exchange: Exchange | None = None
+        self.unstored: deque[tuple[Stream, dispatch_pb2.DispatchReport]] = deque()
+        """What it has heard and its log does not have yet."""
 
     async def start(self) -> None:
         """Start the process with what the disk has."""
@@ -63,11 +65,19 @@ class Gateway:
         if self.exchange is None:
             return
         self.exchange = None
+        self.unstored.clear()
         self._commits.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._commits
         self._store.close()
         self._disks += lose_disk
+
+    def store(self) -> bool:
+        """Have the log take what was heard; tell whether there was anything."""
+        some = bool(self.unstored)
+        while self.unstored and self.exchange is not None:
+            self.exchange.acknowledge_report(*self.unstored.popleft())
+        return some
 
 
 class ControlLink:
@@ -182,7 +192,6 @@ class Stream:
         self.ended = self.left = self.synchronised = False
         self.wire: deque[Down] = deque()
         self.up: deque[dispatch_pb2.DispatchReport] = deque()
-        self.unstored: deque[dispatch_pb2.DispatchReport] = deque()
         self._outgoing: deque[agent_pb2.GatewayMessage | str] = deque()
         self._exchange, self._controller, self._ledger_id = gateway.exchange, controller, ledger_id
         self._exchange.open(self)
@@ -270,7 +279,7 @@ class Stream:
             self._controller.take(message)
 
     def pass_up(self) -> None:
-        """Have the gateway take the next report; it is durable when ``store`` says so."""
+        """Have the gateway take the next report; its log has it when it ``store``s."""
         report = self.up.popleft()
         if self.ended or self.gateway.exchange is not self._exchange:
             return
@@ -281,13 +290,7 @@ class Stream:
             asset_uid=self.session.asset_uid, received_us=self._exchange.now_us(), report=report
         )
         self._exchange.hear_report(received)
-        self.unstored.append(report)
-
-    def store(self) -> None:
-        """Have the gateway's log take the next report that was heard."""
-        report = self.unstored.popleft()
-        if self.gateway.exchange is self._exchange:
-            self._exchange.acknowledge_report(self, report)
+        self.gateway.unstored.append((self, report))
 
     def close(self) -> None:
         """Have the gateway notice the end."""

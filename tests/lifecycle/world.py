@@ -242,6 +242,8 @@ class World:
     async def _pass(self) -> bool:
         self._connect_controls()
         some = await self._act()
+        for gateway in self.gateways:
+            some = gateway.store() or some
         for number, link in enumerate(self.controls):
             if link is not None:
                 some = await self._pass_control(number, link) or some
@@ -287,10 +289,7 @@ class World:
 
     async def _pass_stream(self, stream: Stream) -> bool:
         way = self.ways.agent[self.gateways.index(stream.gateway)]
-        some = bool(stream.unstored)
-        while stream.unstored:
-            stream.store()
-        some |= await stream.write()
+        some = await stream.write()
         while stream.wire and not way.holds_down and not stream.left:
             stream.read()
             some = True
