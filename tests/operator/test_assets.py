@@ -178,8 +178,22 @@ def test_an_empty_ledger_beside_a_ready_certificate_has_it_issued_again() -> Non
 
     assert looked.actions == (ReadCertificate(name="battery-derops-agent"),)
     assert fresh.actions == (Reissue(name="battery-derops-agent"),)
-    assert pending.actions == (ReadCertificate(name="battery-derops-agent"),)
+    assert pending.actions == ()
     assert looked.again_us is not None
+
+
+def test_a_certificate_that_does_not_come_is_looked_for_ever_less_often() -> None:
+    waits = []
+    seconds = 0.0
+    while seconds < 3600:
+        decision = decide(known=certificate(seen=0, ready=False), seconds=seconds)
+        assert decision.again_us is not None
+        waits.append((decision.again_us - at(seconds)) / 1e6)
+        seconds += waits[-1]
+
+    assert waits == sorted(waits)
+    assert waits[0] == pytest.approx(5, abs=0.1)
+    assert len(waits) < 20
 
 
 # Ledger

@@ -152,16 +152,16 @@ def _certifying(
         else:
             actions.append(Approve(request=request.meta.name))
     if "current" not in ledger and not own:
-        actions.append(_recover_ledger(certificate, now_us))
+        actions += _recover_ledger(certificate, now_us)
     return actions
 
 
-def _recover_ledger(certificate: Certificate, now_us: int) -> AssetAction:
+def _recover_ledger(certificate: Certificate, now_us: int) -> list[AssetAction]:
     """Return what fills an empty ledger: a Secret of a former asset of this name has no request."""
     name = certificate.meta.name
-    if now_us < certificate.seen_us + _CERTIFICATE_LOOK_US and certificate.is_true("Ready"):
-        return Reissue(name=name)
-    return ReadCertificate(name=name)
+    if now_us >= certificate.seen_us + _CERTIFICATE_LOOK_US:
+        return [ReadCertificate(name=name)]
+    return [Reissue(name=name)] if certificate.is_true("Ready") else []
 
 
 def _quarantine(
@@ -310,7 +310,9 @@ def _next_look(
     if "current" in ledger:
         looks.append(parse_instant(ledger["current"]["notAfter"]))
     elif certificate is not None:
-        looks.append(now_us + _CERTIFICATE_LOOK_US)
+        # Ever less often: thousands may wait for an issuer that is away.
+        waited_us = now_us - certificate.meta.created_us
+        looks.append(now_us + max(_CERTIFICATE_LOOK_US, waited_us // 2))
     if session.link is Link.UNHEARD:
         looks += [now_us + SESSIONS_WITHIN_US, now_us + LOST_AFTER_US]
     if releasing:
