@@ -1,5 +1,6 @@
 """Manifests to facts; what cannot be read is said once for each version and not guessed."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ _log = structlog.get_logger("reading")
 
 def read_fact(kind: Kind, manifest: Mapping[str, Any], now_us: int) -> Fact | None:
     """Read a manifest of any of our kinds; None where it is not what its kind promises."""
+    manifest = _shared(manifest)
     try:
         if kind is Kind.ASSET:
             return read_asset(manifest)
@@ -31,3 +33,14 @@ def read_fact(kind: Kind, manifest: Mapping[str, Any], now_us: int) -> Fact | No
             why=f"{type(error).__name__}: {error}",
         )
         return None
+
+
+def _shared(value: Any) -> Any:
+    """Return a JSON value whose texts stand in memory once: thousands of objects say the same."""
+    if isinstance(value, str):
+        return sys.intern(value)
+    if isinstance(value, Mapping):
+        return {sys.intern(name): _shared(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_shared(each) for each in value]
+    return value
