@@ -8,7 +8,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -42,6 +42,14 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What changed, and the state that it is from; an older gateway does not say which."""
+
+    part: dispatch_pb2.Asset | dispatch_pb2.Dispatch
+    revision: agent_pb2.Revision = field(default_factory=agent_pb2.Revision)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Acknowledged:
     """A report is durable at the gateway."""
 
@@ -55,7 +63,12 @@ class Settled:
     uid: str
 
 
-Event = Snapshot | Acknowledged | Settled | Reading | dispatch_pb2.Asset | dispatch_pb2.Dispatch
+Event = Snapshot | Change | Acknowledged | Settled | Reading
+
+
+def order_of(revision: agent_pb2.Revision) -> tuple[int, int]:
+    """Return what is greater for a newer revision."""
+    return revision.operator_start_ms, revision.counter
 
 
 class Controller:
@@ -181,20 +194,29 @@ class Controller:
                 await self._drop({event.uid})
             case Reading():
                 await self._observe(event)
-            case dispatch_pb2.Asset():
-                self._site = replace(self._site, asset=read_asset(event))
-                await self.journal.commit({}, asset=event)
-            case _:
-                await self._take_orders([event])
+            case Change():
+                await self._take_change(event)
 
     async def _take_snapshot(self, snapshot: Snapshot) -> None:
         self._site = replace(self._site, asset=read_asset(snapshot.asset))
         self.revision = snapshot.revision
         self._failsafe = False
         self.note_contact()
-        await self._take_orders(snapshot.dispatches, snapshot)
+        await self._take_orders(
+            snapshot.dispatches, asset=snapshot.asset, revision=snapshot.revision
+        )
         present = {order.uid for order in snapshot.dispatches}
         await self._drop(self.journal.keys() - present)
+
+    async def _take_change(self, change: Change) -> None:
+        revision = None
+        if order_of(change.revision) > order_of(self.revision):
+            self.revision = revision = change.revision
+        if isinstance(change.part, dispatch_pb2.Asset):
+            self._site = replace(self._site, asset=read_asset(change.part))
+            await self.journal.commit({}, asset=change.part, revision=revision)
+        else:
+            await self._take_orders([change.part], revision=revision)
 
     async def _drop(self, uids: set[str]) -> None:
         """End what the headend no longer has; it is forgotten once its last report arrived."""
@@ -207,7 +229,11 @@ class Controller:
         await self.journal.settle()
 
     async def _take_orders(
-        self, messages: list[dispatch_pb2.Dispatch], snapshot: Snapshot | None = None
+        self,
+        messages: list[dispatch_pb2.Dispatch],
+        *,
+        asset: dispatch_pb2.Asset | None = None,
+        revision: agent_pb2.Revision | None = None,
     ) -> None:
         result: dict[str, Execution] = {}
         for message in messages:
@@ -224,8 +250,8 @@ class Controller:
         await self.journal.commit(
             result,
             orders={message.uid: message for message in messages},
-            asset=snapshot.asset if snapshot else None,
-            revision=snapshot.revision if snapshot else None,
+            asset=asset,
+            revision=revision,
         )
 
     async def _observe(self, reading: Reading) -> None:

@@ -16,7 +16,14 @@ import structlog
 from derops.wire.v1 import agent_pb2, agent_pb2_grpc, dispatch_pb2
 from derops_agent import metrics
 from derops_agent.clock import Clock
-from derops_agent.controller import Acknowledged, Controller, Settled, Snapshot
+from derops_agent.controller import (
+    Acknowledged,
+    Change,
+    Controller,
+    Settled,
+    Snapshot,
+    order_of,
+)
 from derops_agent.journal import Runner
 from derops_agent.outbox import Outbox
 
@@ -164,7 +171,9 @@ class Session:
             self._heard_us = self._clock.monotonic_us()
             self._controller.note_contact()
             kind = message.WhichOneof("kind")
-            if kind is not None:  # None: a kind that a newer gateway knows
+            if kind in ("asset", "dispatch"):
+                self._receive(getattr(message, kind), message.revision)
+            elif kind is not None:  # None: a kind that a newer gateway knows
                 getattr(self, f"_on_{kind}")(getattr(message, kind))
 
     async def _beat(self) -> None:
@@ -202,21 +211,17 @@ class Session:
             self._log.info("stream.opened", replica=welcome.replica, epoch=self._hello.epoch)
 
     def _on_sync_begin(self, begin: agent_pb2.SyncBegin) -> None:
-        if _order(begin.revision) < _order(self._controller.revision):
+        if order_of(begin.revision) < order_of(self._controller.revision):
             self.close("StaleReplica", "your desired state is older than one I have taken")
         self._snapshot = (begin.revision, [])
 
-    def _on_asset(self, asset: dispatch_pb2.Asset) -> None:
-        self._receive(asset)
-
-    def _on_dispatch(self, dispatch: dispatch_pb2.Dispatch) -> None:
-        self._receive(dispatch)
-
-    def _receive(self, message: Any) -> None:
+    def _receive(
+        self, part: dispatch_pb2.Asset | dispatch_pb2.Dispatch, revision: agent_pb2.Revision
+    ) -> None:
         if self._snapshot is not None:
-            self._snapshot[1].append(message)
+            self._snapshot[1].append(part)
         elif self.synchronised.is_set():
-            self._controller.take(message)
+            self._controller.take(Change(part=part, revision=revision))
 
     def _on_sync_end(self, end: agent_pb2.SyncEnd) -> None:
         if self._snapshot is None:
@@ -226,7 +231,7 @@ class Session:
         assets = [m for m in messages if isinstance(m, dispatch_pb2.Asset)]
         orders = [m for m in messages if isinstance(m, dispatch_pb2.Dispatch)]
         complete = len(assets) == 1 and len(orders) == end.count
-        if not complete or _order(end.revision) != _order(revision):
+        if not complete or order_of(end.revision) != order_of(revision):
             self.close(
                 "BadSnapshot", f"{len(assets)} assets and {len(orders)} of {end.count} dispatches"
             )
@@ -291,7 +296,3 @@ class _deadline:  # noqa: N801  # used like asyncio.timeout
             await self._timeout.__aexit__(kind, error, trace)
         except TimeoutError as late:
             raise StreamEndedError(self._reason) from late
-
-
-def _order(revision: agent_pb2.Revision) -> tuple[int, int]:
-    return revision.operator_start_ms, revision.counter

@@ -9,7 +9,7 @@ from derops.errors import DeviceRefusedError, DeviceTimeoutError
 from derops.ids import AssetName
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_agent.control.site import LocalLimits
-from derops_agent.controller import Acknowledged, Controller, Snapshot
+from derops_agent.controller import Acknowledged, Change, Controller, Snapshot
 from derops_agent.device import GuardedDevice
 from derops_agent.ledger import Ledger
 from derops_agent.ports import Capability, Reading, Reversion, Setpoints
@@ -183,7 +183,8 @@ class Agent:
 
     async def give(self, *events: Any) -> None:
         for event in events:
-            self.controller.take(event)
+            part = isinstance(event, dispatch_pb2.Asset | dispatch_pb2.Dispatch)
+            self.controller.take(Change(part=event) if part else event)
         await self.controller.turn()
 
     async def wait(self, seconds: float, *, step: float | None = None) -> None:

@@ -160,6 +160,25 @@ async def test_an_older_desired_state_is_refused(site: Site) -> None:
     assert site.controller.revision.counter == 7
 
 
+async def test_a_snapshot_older_than_a_dispatch_that_was_taken_withdraws_nothing(site: Site) -> None:
+    await site.start()
+    stream = await site.gateway.next_stream()
+    await stream.welcome(now_us=site.clock.wall_us)
+    await stream.snapshot(asset(), counter=7)
+    revision = agent_pb2.Revision(operator_start_ms=1, counter=9)
+    await stream.send(dispatch=order(), revision=revision)
+    assert (await stream.until("report")).phase == "Acked"
+    await stream.send(bye=agent_pb2.Bye(reason="Rebalance"))
+
+    behind = await site.gateway.next_stream()
+    assert behind.received[0].hello.highest_revision.counter == 9
+    await behind.welcome()
+    await behind.snapshot(asset(), counter=8)
+
+    assert (await behind.until("bye")).reason == "StaleReplica"
+    assert site.controller.journal["d1"].phase == "Acked"
+
+
 async def test_telemetry_runs_on_credit_and_goes_when_acknowledged(site: Site) -> None:
     for number in range(5):
         site.outbox.add(Reading(at_us=number, values={int(agent_pb2.ACTIVE_POWER_WATTS): 1.0}))

@@ -17,7 +17,14 @@ from tests.lifecycle.operating import KEY, SERIAL, Operator
 
 from derops.ids import AssetName
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
-from derops_agent.controller import Acknowledged, Controller, Settled, Snapshot
+from derops_agent.controller import (
+    Acknowledged,
+    Change,
+    Controller,
+    Settled,
+    Snapshot,
+    order_of,
+)
 from derops_headend.access.certificates import AgentCertificate
 from derops_headend.fleet.desired import DELTA_KINDS, BadSyncError, SnapshotBuilder
 from derops_headend.fleet.reports import problem_of
@@ -32,7 +39,7 @@ _CERTIFICATE = AgentCertificate(
     public_key_sha256=KEY,
     not_after_us=2**62,
 )
-Down = Snapshot | Acknowledged | Settled | dispatch_pb2.Asset | dispatch_pb2.Dispatch
+Down = Snapshot | Change | Acknowledged | Settled
 
 
 class Gateway:
@@ -231,20 +238,17 @@ class Stream:
 
     async def _write_opening(self) -> None:
         desired = self._exchange.desired
-        asset, revision = desired.asset(self.session.asset_uid), desired.revision
+        asset = desired.asset(self.session.asset_uid)
         assert asset is not None
-        assert revision is not None
         dispatches = [
             each
             for each in desired.dispatches_of(self.session.asset_uid)
             if desired.may_be_written(each.uid)
         ]
-        counted = agent_pb2.Revision(
-            operator_start_ms=revision.operator_start_ms, counter=revision.version
-        )
+        revision = self._exchange.revision()
         await self._exchange.claim([each.uid for each in dispatches], self._ledger_id)
         self.wire.append(
-            Snapshot(revision=counted, asset=without_identity(asset), dispatches=dispatches)
+            Snapshot(revision=revision, asset=without_identity(asset), dispatches=dispatches)
         )
         for each in dispatches:
             self._exchange.tell_delivery(each.uid)
@@ -255,7 +259,7 @@ class Stream:
         await self._exchange.claim([uid], self._ledger_id)
         dispatch = self._exchange.desired.dispatch(uid)
         if dispatch is not None:
-            self.wire.append(dispatch)
+            self.wire.append(Change(part=dispatch, revision=self._exchange.revision()))
             self._exchange.tell_delivery(uid)
 
     def _write_other(self, message: agent_pb2.GatewayMessage) -> None:
@@ -265,13 +269,13 @@ class Stream:
         elif kind == "settled":
             self.wire.append(Settled(uid=message.settled.dispatch_uid))
         elif kind == "asset":
-            self.wire.append(message.asset)
+            self.wire.append(Change(part=message.asset, revision=message.revision))
 
     def read(self) -> None:
         """Have the agent take the next message, as its session does."""
         message = self.wire.popleft()
         if isinstance(message, Snapshot):
-            if _order(message.revision) < _order(self._controller.revision):
+            if order_of(message.revision) < order_of(self._controller.revision):
                 self.left = True
                 return
             self.synchronised = True
@@ -297,7 +301,3 @@ class Stream:
         self.ended = True
         if self.gateway.exchange is self._exchange:
             self._exchange.close(self, "ConnectionLost", "")
-
-
-def _order(revision: agent_pb2.Revision) -> tuple[int, int]:
-    return revision.operator_start_ms, revision.counter

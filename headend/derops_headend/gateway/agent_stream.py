@@ -156,18 +156,13 @@ class AgentStream:
         To be claimed in the same step: an order that is withdrawn between would be sent all the
         same, and the operator told that it never was.
         """
-        revision = self._exchange.desired.revision
-        assert revision is not None  # noqa: S101  # admitted only then
-        captured = agent_pb2.Revision(
-            operator_start_ms=revision.operator_start_ms, counter=revision.version
-        )
         desired = self._exchange.desired
         dispatches = [
             dispatch
             for dispatch in desired.dispatches_of(self.session.asset_uid)
             if desired.may_be_written(dispatch.uid)
         ]
-        return captured, dispatches
+        return self._exchange.revision(), dispatches
 
     async def _write(self) -> None:
         try:
@@ -226,7 +221,9 @@ class AgentStream:
         if dispatch is None:
             return
         try:
-            await self._context.write(agent_pb2.GatewayMessage(dispatch=dispatch))
+            await self._context.write(
+                agent_pb2.GatewayMessage(dispatch=dispatch, revision=self._exchange.revision())
+            )
         finally:
             self._exchange.tell_delivery(uid)
 

@@ -152,6 +152,14 @@ class Exchange:
             self._tell(Message(session=ended.to_message()))
         self._note_connection(stream, "Disconnected", reason, message)
 
+    def revision(self) -> agent_pb2.Revision:
+        """Return how new the state is that is served; there must be one."""
+        revision = self.desired.revision
+        assert revision is not None  # noqa: S101  # agents are admitted only then
+        return agent_pb2.Revision(
+            operator_start_ms=revision.operator_start_ms, counter=revision.version
+        )
+
     async def claim(self, dispatch_uids: Sequence[str], ledger_id: str) -> None:
         """Note on disk that dispatches are about to be written to a stream."""
         firsts: list[Future[None]] = []
@@ -330,7 +338,11 @@ class Exchange:
         for uid in changes.assets:
             asset, stream = self.desired.asset(uid), self._streams.get(uid)
             if asset is not None and stream is not None:
-                stream.send(agent_pb2.GatewayMessage(asset=without_identity(asset)))
+                stream.send(
+                    agent_pb2.GatewayMessage(
+                        asset=without_identity(asset), revision=self.revision()
+                    )
+                )
 
     def _check(self, asset: dispatch_pb2.Asset, certificate: AgentCertificate) -> None:
         admit(

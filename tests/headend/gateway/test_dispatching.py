@@ -210,3 +210,16 @@ async def test_a_restart_serves_the_last_state_and_remembers_deliveries(
     assert messages[3].dispatch.uid == "written"
     assert 0 < since_us < before.written_us
     assert [delivery.written_us for delivery in after] == [before.written_us, 0]
+
+
+async def test_an_agent_is_told_which_state_a_change_is_from(
+    rig: Rig, leaf: Leaf, operator: Operator
+) -> None:
+    agent = rig.agent(leaf)
+    await agent.connect()
+
+    for kind, change in (("dispatch", rig.dispatch("d1")), ("asset", rig.asset("battery"))):
+        version = await operator.say(**{kind: change})
+        while (message := await agent.read()).WhichOneof("kind") != kind:
+            pass
+        assert message.revision.counter == version

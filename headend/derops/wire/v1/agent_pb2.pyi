@@ -54,7 +54,7 @@ class AgentMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., telemetry: _Optional[_Union[TelemetryBatch, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ..., report: _Optional[_Union[_dispatch_pb2.DispatchReport, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ...) -> None: ...
 
 class GatewayMessage(_message.Message):
-    __slots__ = ("welcome", "sync_begin", "asset", "dispatch", "sync_end", "credit", "report_ack", "heartbeat_reply", "settled", "bye", "telemetry_refused")
+    __slots__ = ("welcome", "sync_begin", "asset", "dispatch", "sync_end", "credit", "report_ack", "heartbeat_reply", "settled", "bye", "telemetry_refused", "revision")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     SYNC_BEGIN_FIELD_NUMBER: _ClassVar[int]
     ASSET_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class GatewayMessage(_message.Message):
     SETTLED_FIELD_NUMBER: _ClassVar[int]
     BYE_FIELD_NUMBER: _ClassVar[int]
     TELEMETRY_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     sync_begin: SyncBegin
     asset: _dispatch_pb2.Asset
@@ -77,7 +78,8 @@ class GatewayMessage(_message.Message):
     settled: Settled
     bye: Bye
     telemetry_refused: TelemetryRefused
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., sync_begin: _Optional[_Union[SyncBegin, _Mapping]] = ..., asset: _Optional[_Union[_dispatch_pb2.Asset, _Mapping]] = ..., dispatch: _Optional[_Union[_dispatch_pb2.Dispatch, _Mapping]] = ..., sync_end: _Optional[_Union[SyncEnd, _Mapping]] = ..., credit: _Optional[_Union[TelemetryCredit, _Mapping]] = ..., report_ack: _Optional[_Union[ReportAck, _Mapping]] = ..., heartbeat_reply: _Optional[_Union[HeartbeatReply, _Mapping]] = ..., settled: _Optional[_Union[Settled, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., telemetry_refused: _Optional[_Union[TelemetryRefused, _Mapping]] = ...) -> None: ...
+    revision: Revision
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., sync_begin: _Optional[_Union[SyncBegin, _Mapping]] = ..., asset: _Optional[_Union[_dispatch_pb2.Asset, _Mapping]] = ..., dispatch: _Optional[_Union[_dispatch_pb2.Dispatch, _Mapping]] = ..., sync_end: _Optional[_Union[SyncEnd, _Mapping]] = ..., credit: _Optional[_Union[TelemetryCredit, _Mapping]] = ..., report_ack: _Optional[_Union[ReportAck, _Mapping]] = ..., heartbeat_reply: _Optional[_Union[HeartbeatReply, _Mapping]] = ..., settled: _Optional[_Union[Settled, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., telemetry_refused: _Optional[_Union[TelemetryRefused, _Mapping]] = ..., revision: _Optional[_Union[Revision, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol", "epoch", "instance_id", "ledger_id", "outbox_id", "software_version", "capability", "highest_revision", "first_sequence")
