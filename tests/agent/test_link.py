@@ -160,7 +160,7 @@ async def test_an_older_desired_state_is_refused(site: Site) -> None:
     assert site.controller.revision.counter == 7
 
 
-async def test_a_snapshot_older_than_a_dispatch_that_was_taken_withdraws_nothing(site: Site) -> None:
+async def test_a_snapshot_older_than_what_was_taken_withdraws_nothing(site: Site) -> None:
     await site.start()
     stream = await site.gateway.next_stream()
     await stream.welcome(now_us=site.clock.wall_us)

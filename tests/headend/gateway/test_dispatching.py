@@ -1,6 +1,7 @@
 """Desired state to the stream, and the proof of what was never written."""
 
 import asyncio
+from typing import Any
 
 import grpc
 import pytest
@@ -218,7 +219,11 @@ async def test_an_agent_is_told_which_state_a_change_is_from(
     agent = rig.agent(leaf)
     await agent.connect()
 
-    for kind, change in (("dispatch", rig.dispatch("d1")), ("asset", rig.asset("battery"))):
+    changes: dict[str, Any] = {
+        "dispatch": rig.dispatch("d1"),
+        "asset": rig.asset("battery", leaf),
+    }
+    for kind, change in changes.items():
         version = await operator.say(**{kind: change})
         while (message := await agent.read()).WhichOneof("kind") != kind:
             pass
