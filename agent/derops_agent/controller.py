@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from derops.checks import Refusal
-from derops.errors import DeviceError
 from derops.ids import AssetName
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, dispatch_pb2
@@ -21,7 +20,7 @@ from derops_agent.clock import Clock, moment
 from derops_agent.control import deciding, interrupting, verifying
 from derops_agent.control.execution import Execution, Moment, Stage
 from derops_agent.control.judging import judge
-from derops_agent.control.site import LocalLimits, Site, bounded
+from derops_agent.control.site import LocalLimits, Site
 from derops_agent.control.translating import read_asset, read_order
 from derops_agent.device import GuardedDevice
 from derops_agent.holding import Holder
@@ -91,7 +90,7 @@ class Controller:
         self.revision = ledger.revision
         self._device, self._ledger, self._clock, self._run = device, ledger, clock, run
         self._draw = draw
-        self._holder = Holder(device, self.journal, clock)
+        self._holder = Holder(device, self.journal, clock, str(name))
         self._site = Site(
             capability=device.capability,
             local=local,
@@ -140,8 +139,6 @@ class Controller:
         asset = await self._run(self._ledger.asset)
         if asset is not None:
             self._site = replace(self._site, asset=read_asset(asset))
-        else:
-            await self._release_stray()
         await self.turn()
 
     async def run(self) -> None:
@@ -256,10 +253,13 @@ class Controller:
 
     async def _observe(self, reading: Reading) -> None:
         self._sampled_us = self._clock.monotonic_us()
+        before = self._site.reading
+        if before is not None and before.local_control and not reading.local_control:
+            self._holder.try_now()
         self._site = replace(self._site, reading=reading)
         rule, asset = self._site.rule, self._site.asset
-        for before in list(self.journal.values()):
-            self.journal.set_in_memory(verifying.observe(before, reading, rule))
+        for execution in list(self.journal.values()):
+            self.journal.set_in_memory(verifying.observe(execution, reading, rule))
         seen = {
             uid: verifying.tell_first_verdict(execution, now_us=reading.at_us, rule=rule)
             for uid, execution in self.journal.items()
@@ -337,22 +337,6 @@ class Controller:
         if asset.failsafe_after_seconds and silent_us > asset.failsafe_after_seconds * SECOND_US:
             self._failsafe = True
             self._log.warning("failsafe.entered", silent_seconds=silent_us / SECOND_US)
-
-    async def _release_stray(self) -> None:
-        """Release a setpoint that no ledger owns.
-
-        Limits stay: without a configuration nothing tells what may be lifted.
-        """
-        held = await self._device.read_setpoints()
-        if held is None or held.active_power_watts is None:
-            return
-        try:
-            await self._device.write(
-                bounded(replace(held, active_power_watts=None), self._site.local)
-            )
-            self._log.warning("setpoint.stray_released", watts=held.active_power_watts)
-        except DeviceError as error:
-            self._log.warning("setpoint.stray_kept", error=str(error))
 
     def _delay_seconds(self) -> float:
         """Return how long nothing can be due; short, so that a step of the clock is seen."""

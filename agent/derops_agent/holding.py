@@ -40,7 +40,7 @@ Scope = Mapping[str, Execution]
 class Holder:
     """What one device was told, and the next thing to tell it."""
 
-    def __init__(self, device: GuardedDevice, journal: Journal, clock: Clock) -> None:
+    def __init__(self, device: GuardedDevice, journal: Journal, clock: Clock, asset: str) -> None:
         self._device, self._journal, self._clock = device, journal, clock
         self._written: Setpoints | None = None
         self._held: Setpoints | None = None
@@ -54,11 +54,15 @@ class Holder:
         self._suspect_until_us = 0
         self._ramping = False
         self._guard = "AgentTimer"
-        self._log = structlog.get_logger("holder")
+        self._log = structlog.get_logger("holder").bind(asset=asset)
 
     def doubt(self) -> None:
         """Forget what was written: nobody knows what the device holds now."""
         self._written = self._held = None
+
+    def try_now(self) -> None:
+        """Write again what failed: why it did is over."""
+        self._failures, self._retry_at_us = 0, 0
 
     def held_off_us(self, asset: Asset | None) -> int:
         """Return for how long the device may not be given a new setpoint."""
@@ -88,6 +92,7 @@ class Holder:
         """Write what ``scope`` wants, if that is not what was written."""
         asset, now = site.asset, moment(self._clock)
         if asset is None:
+            await self._release_stray(site)
             return
         owners = deciding.owners(scope)
         target = wanted_setpoints(owners, asset.fallback, site.local)
@@ -108,11 +113,41 @@ class Holder:
             return
         try:
             armed_seconds = await self._device.write(step, _reversion(owners, site, now))
+            held, answered = await self._device.read_setpoints(), True
         except DeviceError as error:
-            await self._note_failure(scope, target, error)
+            refused = isinstance(error, DeviceRefusedError)
+            held = None if refused else await self._device.read_setpoints()
+            if held is None or _wrong(scope, step, held, site):
+                await self._note_failure(scope, target, error)
+                return
+            # It acted and its answer is lost: what it says that it holds is better evidence.
+            armed_seconds, answered = None, False
+        self._note_write(step, target, owners, armed_seconds, pending=pending, answered=answered)
+        await self._note_success(scope, step, target, held, site)
+
+    async def _release_stray(self, site: Site) -> None:
+        """Release a setpoint that no ledger owns, however often it takes.
+
+        Limits stay: without a configuration nothing tells what may be lifted.
+        """
+        if self._written is not None or self._clock.monotonic_us() < self._retry_at_us:
             return
-        self._note_write(step, target, owners, armed_seconds, pending=pending)
-        await self._note_success(scope, step, target, site)
+        held = await self._device.read_setpoints()
+        if held is None:
+            self._try_again({}, Setpoints())
+            return
+        released = bounded(replace(held, active_power_watts=None), site.local)
+        if held.active_power_watts is not None:
+            try:
+                await self._device.write(released)
+            except DeviceError as error:
+                delay_us = self._try_again({}, released)
+                self._log.warning(
+                    "setpoint.stray_kept", error=str(error), retry_seconds=delay_us / SECOND_US
+                )
+                return
+            self._log.warning("setpoint.stray_released", watts=held.active_power_watts)
+        self._written, self._failed, self._failures = released, None, 0
 
     async def look(self, scope: Scope, site: Site) -> None:
         """Ask the device whether it still holds what it was told, now and then."""
@@ -178,8 +213,10 @@ class Holder:
         armed_seconds: int | None,
         *,
         pending: bool,
+        answered: bool,
     ) -> None:
         now_us = self._clock.monotonic_us()
+        metrics.DEVICE_WRITES.labels("ok" if answered else "timeout").inc()
         before = self._written.active_power_watts if self._written else None
         if step.active_power_watts != before:
             self._stepped_at_us = now_us
@@ -195,14 +232,22 @@ class Holder:
             # What ended may have to stay until the next window.
             if runs_out_us < min(ends_us) + deciding.GAP_TOLERANCE_US + SECOND_US:
                 self._refresh_at_us = now_us + armed_seconds * SECOND_US // 2
+        if not answered:
+            self._suspect_until_us = now_us + _SUSPECT_US
+            if self._device.capability.reversion and ends_us:
+                # Nobody knows to what its timer is set.
+                self._refresh_at_us = now_us + LOOK_EVERY_US
         self._guard = "DeviceTimer" if armed_seconds else "AgentTimer"
 
     async def _note_success(
-        self, scope: Scope, step: Setpoints, target: Setpoints, site: Site
+        self,
+        scope: Scope,
+        step: Setpoints,
+        target: Setpoints,
+        held: Setpoints | None,
+        site: Site,
     ) -> None:
         now = moment(self._clock)
-        metrics.DEVICE_WRITES.labels("ok").inc()
-        held = await self._device.read_setpoints()
         self._held = held
         wrong = _wrong(scope, step, held, site)
         after = outcomes.written(

@@ -64,6 +64,8 @@ class FakeDevice:
     async def write(self, setpoints: Setpoints, reversion: Reversion | None = None) -> int | None:
         if self.fail == "timeout":
             raise DeviceTimeoutError("no answer")
+        if self.fail == "local":
+            raise DeviceRefusedError("local control")
         if self.fail == "refuse" and setpoints.active_power_watts:
             raise DeviceRefusedError(self.refusal)
         if self.fail != "ignore":

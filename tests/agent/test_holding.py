@@ -1,12 +1,13 @@
 """What is on the device: confirmed by it, in steps, armed, and looked at again."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.agent.fakes import T0, Agent, FakeClock, S, asset, order
 
 from derops_agent.drivers.simulated import open_device
-from derops_agent.ports import Setpoints
+from derops_agent.ports import Reading, Setpoints
 
 BATTERY = {
     "model": "battery",
@@ -284,3 +285,43 @@ async def test_a_device_that_takes_no_write_is_still_asked_what_it_holds(agent: 
 
     assert agent.outcome("d2") == ("Failed", "DeviceWriteFailed")
     assert agent.report().active_milliseconds <= 10_000
+
+
+async def test_a_write_whose_answer_is_lost_is_applied_once_the_device_says_so(
+    agent: Agent,
+) -> None:
+    await agent.give(order())
+    agent.device.fail = "acted"
+    await agent.wait(70, step=1)
+
+    assert (agent.outcome(), agent.report().evidence) == (("Active", "Applied"), "ReadBack")
+    agent.device.fail = ""
+    await agent.wait(91, step=1)
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert agent.report().active_milliseconds == 100_000
+
+
+async def test_a_timer_that_may_not_have_been_armed_is_armed_again(agent: Agent) -> None:
+    agent.device.timer_seconds = 30
+    agent.device.capability = replace(agent.device.capability, reversion=True)
+    await agent.give(order())
+    agent.device.fail = "acted"
+    await agent.wait(61, step=1)
+    agent.device.fail = ""
+    await agent.wait(6, step=1)
+
+    assert agent.report().reversion_guard == "DeviceTimer"
+
+
+async def test_what_local_control_refused_is_written_as_soon_as_that_ends(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(70, step=1)
+    agent.device.fail = "local"
+    for _ in range(40):
+        agent.clock.pass_seconds(1)
+        await agent.give(Reading(at_us=agent.clock.wall_us, values={}, local_control=True))
+    agent.device.fail = ""
+    await agent.wait(1)
+
+    assert agent.device.held.active_power_watts == 0
+    assert agent.outcome() == ("Failed", "LocalOverride")

@@ -156,6 +156,24 @@ async def test_a_lost_ledger_releases_a_stray_setpoint_but_no_limit(tmp_path: Pa
     agent.ledger.close()
 
 
+@pytest.mark.parametrize("fail", ["timeout", "local"])
+async def test_a_stray_setpoint_is_released_however_long_it_takes(
+    tmp_path: Path, fail: str
+) -> None:
+    agent = Agent(tmp_path)
+    agent.device.held, agent.device.fail = Setpoints(active_power_watts=5000), fail
+    await agent.controller.boot()
+    await agent.wait(100, step=1)
+    assert agent.device.held == Setpoints(active_power_watts=5000)
+    agent.device.fail = ""
+    agent.clock.pass_seconds(agent.controller._delay_seconds())
+    assert agent.controller._delay_seconds() < 61
+    await agent.controller.turn()
+
+    assert agent.device.held == Setpoints()
+    agent.ledger.close()
+
+
 def test_epochs_rise_across_restarts_and_clocks_that_went_back(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.db")
     first, second = ledger.next_epoch(1000), ledger.next_epoch(10)

@@ -16,7 +16,6 @@ from derops.wire.v1 import dispatch_pb2
 from derops_agent.ports import Setpoints
 from derops_operator.facts import Dispatch
 
-DEFAULT = Setpoints(active_power_watts=0)
 SAVED_EVERY_SECONDS = 10.0
 """How old the agent's last word to its disk may be: what came after is not claimed."""
 
@@ -164,7 +163,7 @@ class Checker:
 
     def conclude(self, dispatches: Mapping[str, Dispatch]) -> None:
         """Check what came of everything, with all mended and all time passed."""
-        assert self._site.held in (Setpoints(), DEFAULT), f"without owner: {self._site.held}"
+        assert self._site.at_fallback, f"without owner: {self._site.held}"
         for each in self.known.values():
             self._compare(each)
         for dispatch in dispatches.values():

@@ -133,6 +133,11 @@ class Site:
         """What the device holds, by its own account."""
         return self.account[-1].setpoints if self.account else Setpoints()
 
+    @property
+    def at_fallback(self) -> bool:
+        """Whether the device holds nothing of anybody's."""
+        return self.held in (Setpoints(), Setpoints(active_power_watts=0))
+
     async def start(self) -> None:
         """Start the agent's process with what its disk has."""
         self.fuse.left = None

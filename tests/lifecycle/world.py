@@ -416,6 +416,7 @@ class World:
             and all(ended(each) for each in self.cluster.dispatches.values())
             and not any(each.meta.finalizers for each in self.cluster.dispatches.values())
             and len(controller.journal) == 0
+            and self.site.at_fallback
         )
 
 
