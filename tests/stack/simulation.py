@@ -1,4 +1,7 @@
-"""The agent's file for a DERAsset: a simulated device with the asset's type and ratings."""
+"""The agent's file for a DERAsset: a simulated device with the asset's type and ratings.
+
+An asset with the annotation ``derops.io/agent-driver`` gets the driver section in it, in JSON.
+"""
 
 import json
 from collections.abc import Sequence
@@ -6,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+DRIVER_ANNOTATION = "derops.io/agent-driver"
 _MODELS = {
     "Battery": "battery",
     "Solar": "solar",
@@ -42,7 +46,7 @@ def write_agent_file(
                 "namespace": asset["metadata"]["namespace"],
                 "name": asset["metadata"]["name"],
                 "certificateDirectory": str(certificate_directory(directory, asset)),
-                "driver": driver(asset["spec"]),
+                "driver": driver(asset),
             }
             for asset in assets
         ],
@@ -57,8 +61,13 @@ def certificate_directory(directory: Path, asset: dict[str, Any]) -> Path:
     return directory / "certificates" / f"{metadata['namespace']}_{metadata['name']}"
 
 
-def driver(spec: dict[str, Any]) -> dict[str, Any]:
+def driver(asset: dict[str, Any]) -> dict[str, Any]:
     """Return the driver section: the model that fits the type, with the ratings of the asset."""
+    said = asset["metadata"].get("annotations", {}).get(DRIVER_ANNOTATION)
+    if said:
+        options: dict[str, Any] = json.loads(said)
+        return options
+    spec = asset["spec"]
     ratings = spec["ratings"]
     options = {
         "kind": "simulated",

@@ -24,7 +24,7 @@ def test_what_the_stack_writes_for_a_type_is_good(model: type[Any]) -> None:
         "maxAbsorptionWatts": 7_000,
         "energyCapacityWattHours": 10_000,
     }
-    options = driver({"type": model.type, "ratings": ratings})
+    options = driver({"metadata": {}, "spec": {"type": model.type, "ratings": ratings}})
 
     assert options.pop("kind") == "simulated"
     assert isinstance(parse_options(options), model)
