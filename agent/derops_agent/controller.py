@@ -26,7 +26,7 @@ from derops_agent.device import GuardedDevice
 from derops_agent.holding import Holder
 from derops_agent.journal import Journal, Runner
 from derops_agent.ledger import Alive, Ledger
-from derops_agent.ports import Reading
+from derops_agent.ports import Reading, Setpoints
 
 _ALIVE_EVERY_US = 10 * SECOND_US
 
@@ -100,6 +100,7 @@ class Controller:
         self._inbox: deque[Event] = deque()
         self._wakeup = asyncio.Event()
         self._resumed = False
+        self._found: tuple[Moment, Setpoints] | None = None
         self._failsafe = False
         self._contact_us = clock.monotonic_us()
         self._sampled_us = clock.monotonic_us()
@@ -160,6 +161,7 @@ class Controller:
             await self._handle(self._inbox.popleft())
         self._decided = self._moment()
         if not self._resumed and not await self._resume():
+            await self._find_held()
             reverting = {u: e for u, e in self.journal.items() if e.stage is Stage.REVERTING}
             await self._holder.hold(reverting, self._site)
             return
@@ -303,7 +305,7 @@ class Controller:
                         self._moment(),
                         revert=revert,
                         held=None if held is None else self._site.holds(held, execution),
-                        last_alive_us=alive.at_us,
+                        last_held_us=self._last_held_us(execution),
                     )
                     for uid, execution in self.journal.items()
                 }
@@ -312,6 +314,19 @@ class Controller:
         self._holder.doubt()
         self.journal.believes_clock = True
         return True
+
+    async def _find_held(self) -> None:
+        """Note what the device holds before it is put to its fallback: the time comes later."""
+        if self._found is None:
+            held = await self._device.read_setpoints()
+            self._found = held and (self._moment(), held)
+
+    def _last_held_us(self, execution: Execution) -> int:
+        """Return when the device is last known to have held it, by the clock that is believed."""
+        if self._found is not None and self._site.holds(self._found[1], execution):
+            now = self._moment()
+            return now.wall_us - (now.monotonic_us - self._found[0].monotonic_us)
+        return self.journal.alive.at_us
 
     def _rebase(self) -> None:
         """After a boot, count on this boot's monotonic clock."""

@@ -127,6 +127,21 @@ async def test_after_a_boot_nothing_resumes_until_the_clock_is_confirmed(agent: 
     assert agent.outcome() == ("Complete", "WindowEnded")
 
 
+async def test_what_the_device_held_until_an_unbelieved_clock_ended_it_counts(
+    agent: Agent,
+) -> None:
+    await agent.give(order())
+    await agent.wait(60)
+    await agent.restart(down_seconds=70, reboot=True)
+    assert agent.device.held.active_power_watts == 0
+    await agent.wait(5, step=1)
+    agent.controller.measure_offset(20)
+    await agent.wait(30, step=1)
+
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert agent.report().active_milliseconds == (70 + 24) * 1000
+
+
 async def test_nothing_resumes_before_the_last_stored_time(agent: Agent) -> None:
     await agent.give(order())
     await agent.wait(70)

@@ -201,7 +201,7 @@ class Site:
         """Let time pass on the agent's clocks."""
         self.clock.wall_us += span_us
         self.clock.mono_us += span_us
-        if self.fault in SILENT or self.controller is None or not self.controller._resumed:
+        if self.fault in SILENT or self.controller is None:
             self.fog_us += span_us
 
     def read_account(self) -> list[Entry]:

@@ -87,7 +87,7 @@ def resume(
     *,
     revert: bool,
     held: bool | None,
-    last_alive_us: int,
+    last_held_us: int,
 ) -> Execution:
     """Decide what becomes of a stored execution when the agent starts.
 
@@ -96,14 +96,14 @@ def resume(
         now: Both clocks, confirmed.
         revert: ``fallback.onRestart`` is Revert.
         held: Whether the device says that it holds the value, None if it does not say.
-        last_alive_us: The last time that the agent is known to have run.
+        last_held_us: The last time that the device is known to have held it, if it does no more.
     """
     if execution.stage in (Stage.WAITING, Stage.DONE):
         return execution
     if held is False:
-        died_ago_us = max(0, now.wall_us - last_alive_us)
+        ago_us = max(0, now.wall_us - last_held_us)
         execution = execution.stop_holding(
-            Moment(wall_us=last_alive_us, monotonic_us=now.monotonic_us - died_ago_us)
+            Moment(wall_us=last_held_us, monotonic_us=now.monotonic_us - ago_us)
         )
     if execution.stage is Stage.REVERTING:
         return execution
