@@ -1,7 +1,7 @@
 """The event log in one SQLite file: the gateway appends, the writer beside it reads and trims.
 
-WAL, synchronous=FULL and pages of 64 KiB: measured, this appends at more than half the speed of a
-bare write and fdatasync, in records of 256 KiB.
+WAL, synchronous=FULL and pages of 16 KiB: measured, larger pages write more beside a record, smaller
+ones cost more for each. The rest of an append is reading the entries, see docs/development/benchmarks.md.
 
 The bound is on what the records take. The file gives its space back once most of it is free; until
 then it keeps it for the next outage, since to move records costs as much as to write them.
@@ -61,8 +61,8 @@ _DROP = (
     f"DELETE FROM record WHERE log_offset <= min(({_LAST}) - 1, "  # noqa: S608
     "(SELECT min(log_offset) FROM record) + ?)"
 )
-_VACUUM_PAGES = 1024
-_FREE_PAGES_TO_VACUUM = 256
+_VACUUM_PAGES = 4096
+_FREE_PAGES_TO_VACUUM = 1024
 _MEASURE_SECONDS = 0.1
 
 Pending = tuple[list[bytes], "Future[None]"]
@@ -316,10 +316,10 @@ def _connect(path: Path, *, create: bool) -> sqlite3.Connection:
             raise
         raise LogMissingError(f"{path} does not exist") from error
     for pragma in (
-        "page_size = 65536",
+        "page_size = 16384",
         "auto_vacuum = INCREMENTAL",  # only a new file takes it
         "synchronous = FULL",
-        "wal_autocheckpoint = 500",
+        "wal_autocheckpoint = 2000",
         "journal_size_limit = 67108864",
     ):
         connection.execute(f"PRAGMA {pragma}")

@@ -155,7 +155,7 @@ async def test_the_file_is_set_up_for_durable_large_records(
     log: SqliteEventLog, path: Path
 ) -> None:
     connection = sqlite3.connect(path)
-    assert connection.execute("PRAGMA page_size").fetchone() == (65536,)
+    assert connection.execute("PRAGMA page_size").fetchone() == (16384,)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
     assert log._appending.execute("PRAGMA synchronous").fetchone() == (2,)
