@@ -319,7 +319,7 @@ class Controller:
         """Note what the device holds before it is put to its fallback: the time comes later."""
         if self._found is None:
             held = await self._device.read_setpoints()
-            self._found = held and (self._moment(), held)
+            self._found = (self._moment(), held) if held else None
 
     def _last_held_us(self, execution: Execution) -> int:
         """Return when the device is last known to have held it, by the clock that is believed."""

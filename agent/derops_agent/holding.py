@@ -50,6 +50,7 @@ class Holder:
         self._wrote_at_us: int | None = None
         self._stepped_at_us: int | None = None
         self._refresh_at_us: int | None = None
+        self._timer_ends_us: int | None = None
         self._look_at_us = 0
         self._suspect_until_us = 0
         self._ramping = False
@@ -111,19 +112,7 @@ class Holder:
         reverting = any(e.stage is Stage.REVERTING for e in scope.values())
         if _starting(owners) and not reverting and self.held_off_us(asset):
             return
-        try:
-            armed_seconds = await self._device.write(step, _reversion(owners, site, now))
-            held, answered = await self._device.read_setpoints(), True
-        except DeviceError as error:
-            refused = isinstance(error, DeviceRefusedError)
-            held = None if refused else await self._device.read_setpoints()
-            if held is None or _wrong(scope, step, held, site):
-                await self._note_failure(scope, target, error)
-                return
-            # It acted and its answer is lost: what it says that it holds is better evidence.
-            armed_seconds, answered = None, False
-        self._note_write(step, target, owners, armed_seconds, pending=pending, answered=answered)
-        await self._note_success(scope, step, target, held, site)
+        await self._write(scope, step, target, site, pending=pending)
 
     async def _release_stray(self, site: Site) -> None:
         """Release a setpoint that no ledger owns, however often it takes.
@@ -152,7 +141,7 @@ class Holder:
     async def look(self, scope: Scope, site: Site) -> None:
         """Ask the device whether it still holds what it was told, now and then."""
         now_us = self._clock.monotonic_us()
-        holding = any(e.stage is Stage.HOLDING and e.held_since for e in scope.values())
+        holding = any(e.held_since for e in scope.values())
         if now_us < self._look_at_us or not (holding or now_us < self._suspect_until_us):
             return
         self._look_at_us = now_us + LOOK_EVERY_US
@@ -165,7 +154,15 @@ class Holder:
         if suspect and self._held is not None and held != self._held:
             self._log.warning("setpoint.landed_late", held=str(held), wanted=str(self._written))
             self.doubt()
-        await self._journal.commit(outcomes.look_again(scope, held, site, moment(self._clock)))
+        after = self._look_again(scope, held, site)
+        if any(e.held_since and not after[u].held_since for u, e in scope.items()):
+            self.try_now()
+        await self._journal.commit(after)
+
+    def _look_again(self, scope: Scope, held: Setpoints, site: Site) -> dict[str, Execution]:
+        return outcomes.look_again(
+            scope, held, site, moment(self._clock), timer_ends_us=self._timer_ends_us
+        )
 
     def _step(self, target: Setpoints, asset: Asset, site: Site, now: Moment) -> Setpoints:
         """Return the part of the way to ``target`` that the ramp allows now."""
@@ -190,6 +187,32 @@ class Holder:
             return 0
         return round(site.reading.values.get(agent_pb2.Quantity.ACTIVE_POWER_WATTS, 0.0))
 
+    async def _write(
+        self, scope: Scope, step: Setpoints, target: Setpoints, site: Site, *, pending: bool
+    ) -> None:
+        owners, armed_seconds, answer = deciding.owners(scope), None, "ok"
+        try:
+            armed_seconds = await self._device.write(
+                step, _reversion(owners, site, moment(self._clock))
+            )
+            held = await self._device.read_setpoints()
+        except DeviceError as error:
+            answer = "refused" if isinstance(error, DeviceRefusedError) else "timeout"
+            denied = answer == "refused" and owners
+            held = None if denied else await self._device.read_setpoints()
+            if held is None or _wrong(scope, step, held, site):
+                await self._note_failure(scope, target, error)
+                return
+            # It acted and its answer is lost, or its own timer did what somebody on site keeps us
+            # from: what it says that it holds is better evidence.
+            if answer == "refused":
+                scope = self._look_again(scope, held, site)
+        metrics.DEVICE_WRITES.labels(answer).inc()
+        self._note_write(step, target, owners, armed_seconds, pending=pending)
+        if answer == "timeout":
+            self._note_silence(owners)
+        await self._note_success(scope, step, target, held, site)
+
     async def _prolong(self, asset: Asset, site: Site) -> None:
         """Have the device keep what it holds until the next window: its timer is about to end."""
         if self._written is None:
@@ -203,7 +226,10 @@ class Holder:
         except DeviceError as error:
             self._log.warning("setpoint.not_prolonged", error=str(error))
         wait_us = armed_seconds * SECOND_US // 2 if armed_seconds else _APPLY_RETRY_US
-        self._refresh_at_us = self._clock.monotonic_us() + wait_us
+        now_us = self._clock.monotonic_us()
+        self._refresh_at_us = now_us + wait_us
+        if armed_seconds:
+            self._timer_ends_us = now_us + armed_seconds * SECOND_US
 
     def _note_write(
         self,
@@ -213,10 +239,8 @@ class Holder:
         armed_seconds: int | None,
         *,
         pending: bool,
-        answered: bool,
     ) -> None:
         now_us = self._clock.monotonic_us()
-        metrics.DEVICE_WRITES.labels("ok" if answered else "timeout").inc()
         before = self._written.active_power_watts if self._written else None
         if step.active_power_watts != before:
             self._stepped_at_us = now_us
@@ -226,18 +250,21 @@ class Holder:
             self._wrote_at_us = now_us
         self._look_at_us = now_us + LOOK_EVERY_US
         self._refresh_at_us = None
+        self._timer_ends_us = now_us + armed_seconds * SECOND_US if armed_seconds else None
         ends_us = [e.planned.end_us for e in owners.values() if e.planned]
         if armed_seconds and ends_us:
             runs_out_us = self._clock.now_us() + armed_seconds * SECOND_US
             # What ended may have to stay until the next window.
             if runs_out_us < min(ends_us) + deciding.GAP_TOLERANCE_US + SECOND_US:
                 self._refresh_at_us = now_us + armed_seconds * SECOND_US // 2
-        if not answered:
-            self._suspect_until_us = now_us + _SUSPECT_US
-            if self._device.capability.reversion and ends_us:
-                # Nobody knows to what its timer is set.
-                self._refresh_at_us = now_us + LOOK_EVERY_US
         self._guard = "DeviceTimer" if armed_seconds else "AgentTimer"
+
+    def _note_silence(self, owners: Scope) -> None:
+        """Note that the device acted and did not answer: nobody knows to what its timer is set."""
+        now_us = self._clock.monotonic_us()
+        self._suspect_until_us = now_us + _SUSPECT_US
+        if self._device.capability.reversion and owners:
+            self._refresh_at_us = now_us + LOOK_EVERY_US
 
     async def _note_success(
         self,

@@ -325,3 +325,20 @@ async def test_what_local_control_refused_is_written_as_soon_as_that_ends(agent:
 
     assert agent.device.held.active_power_watts == 0
     assert agent.outcome() == ("Failed", "LocalOverride")
+
+
+async def test_a_revert_that_local_control_refuses_is_over_when_the_device_reverted_itself(
+    agent: Agent,
+) -> None:
+    agent.device.timer_seconds = 130
+    await agent.give(order())
+    await agent.wait(60)
+    agent.device.fail = "local"
+    for second in range(140):
+        if second == 130:
+            agent.device.held = Setpoints(active_power_watts=0)
+        await agent.wait(1)
+    report = agent.report()
+
+    assert (agent.outcome(), report.active_milliseconds) == (("Failed", "RevertedLate"), 130_000)
+    assert report.reverted_us - report.applied_us <= 136 * S

@@ -91,19 +91,42 @@ def write_failed(
 
 
 def look_again(
-    executions: Executions, held: Setpoints, site: Site, now: Moment
+    executions: Executions,
+    held: Setpoints,
+    site: Site,
+    now: Moment,
+    *,
+    timer_ends_us: int | None = None,
 ) -> dict[str, Execution]:
-    """Return what it means for the executions that a device now says that it holds ``held``."""
+    """Return what it means for the executions that a device now says that it holds ``held``.
+
+    Args:
+        executions: All.
+        held: By the device.
+        site: For how much registers may round.
+        now: Both clocks.
+        timer_ends_us: When the device's own timer runs out, by the monotonic clock; None = it is
+            not known to run.
+    """
     result = dict(executions)
-    for execution in owners(executions).values():
-        if execution.stage is not Stage.HOLDING or execution.held_since is None:
+    for uid, execution in executions.items():
+        if execution.held_since is None or execution.let_go_monotonic_us:
             continue
-        uid = execution.order.uid
         if not execution.arrived_us or site.holds(held, execution):
             result[uid] = replace(execution, confirmed=now)
         else:
-            result[uid] = _lose(execution, now, f"it now says that it holds {held}")
+            until = _last_held(execution, now, timer_ends_us)
+            result[uid] = _lose(execution, now, f"it now says that it holds {held}", until)
     return result
+
+
+def _last_held(execution: Execution, now: Moment, timer_ends_us: int | None) -> Moment:
+    """Return when a device that holds it no more most likely let go of it."""
+    last = execution.confirmed or now
+    if timer_ends_us is not None and last.monotonic_us < timer_ends_us <= now.monotonic_us:
+        ago_us = now.monotonic_us - timer_ends_us
+        return Moment(wall_us=now.wall_us - ago_us, monotonic_us=timer_ends_us)
+    return last
 
 
 def _hold(execution: Execution, now: Moment, evidence: str) -> Execution:
@@ -127,12 +150,17 @@ def _hold(execution: Execution, now: Moment, evidence: str) -> Execution:
     )
 
 
-def _lose(execution: Execution, now: Moment, message: str) -> Execution:
+def _lose(
+    execution: Execution, now: Moment, message: str, until: Moment | None = None
+) -> Execution:
     """Return it as one that the device does not hold, whatever it answered to the write."""
+    until = until or execution.confirmed or now
+    if execution.stage is Stage.REVERTING:
+        return execution.stop_holding(until)
     if execution.stage is not Stage.HOLDING:
         return replace(execution, last_error=Reason.READ_BACK_MISMATCH, last_message=message)
     lost = replace(
-        execution.stop_holding(execution.confirmed or now),
+        execution.stop_holding(until),
         interruptions=execution.interruptions + bool(execution.held_since),
         losses=execution.losses + 1,
     )

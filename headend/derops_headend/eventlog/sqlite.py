@@ -1,7 +1,7 @@
 """The event log in one SQLite file: the gateway appends, the writer beside it reads and trims.
 
-WAL, synchronous=FULL and pages of 16 KiB: measured, larger pages write more beside a record, smaller
-ones cost more for each. The rest of an append is reading the entries, see docs/development/benchmarks.md.
+WAL, synchronous=FULL and pages of 16 KiB: measured, larger pages write more beside a record, and
+smaller ones cost more processor time.
 
 The bound is on what the records take. The file gives its space back once most of it is free; until
 then it keeps it for the next outage, since to move records costs as much as to write them.
