@@ -88,6 +88,10 @@ def program(path: Path, url: str) -> Iterator["subprocess.Popen[bytes]"]:
             running.kill()
 
 
+RENEW = "UPDATE meta SET log_id = lower(hex(randomblob(16)))"
+"""As docs/operations/event-log.md says it."""
+
+
 def connector(url: str) -> Callable[[str], Database]:
     return lambda log_id: Database.connect(url, log_id)
 
@@ -279,6 +283,27 @@ async def test_a_log_restored_from_a_backup_is_followed_from_its_own_end(
         until(lambda: stored(query)[0] == 10, "what came after")
 
     assert query("select detail from quarantine") == [("records 7 to 100 were not in the log",)]
+
+
+async def test_a_restored_log_with_a_new_id_is_stored_whole_whatever_numbers_it_gives_again(
+    log: SqliteEventLog, path: Path, database_url: str, query: Query
+) -> None:
+    await fill(log)
+    with Running(path, connector(database_url)):
+        until(lambda: stored(query)[0] == 50, "first samples")
+    restored = path.with_name("restored.db")
+    older = SqliteEventLog(restored)
+    older._appending.execute("UPDATE meta SET log_id = ?", (log.log_id,))
+    await older.append([samples(0), connection()])
+    older._appending.execute(RENEW)
+    for number in range(5, 13):  # past what is stored of the lost log
+        await older.append([samples(number)])
+
+    with Running(restored, connector(database_url)):
+        until(lambda: stored(query)[0] == 130, "all that the restored log has")
+    older.close()
+
+    assert query("select count(*) from quarantine") == [(0,)]
 
 
 def test_missing_ranges() -> None:
