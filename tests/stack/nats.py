@@ -16,9 +16,14 @@ _VERSION = "v2.14.9"
 
 
 class NatsServer:
-    """A server on a free loopback port; what it acknowledges is on its disk."""
+    """A server on a free loopback port; what it acknowledges is on its disk.
 
-    def __init__(self) -> None:
+    Args:
+        more: Further lines of its configuration.
+    """
+
+    def __init__(self, more: str = "") -> None:
+        self._more = more
         self._cleanup = ExitStack()
         self.port = places.free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
@@ -30,6 +35,7 @@ class NatsServer:
         config.write_text(
             f'listen: "127.0.0.1:{self.port}"\n'
             f'jetstream {{ store_dir: "{directory / "store"}", sync_interval: always }}\n'
+            + self._more
         )
         self.process = Process(
             "nats", [str(find_program()), "-c", str(config)], directory=directory
