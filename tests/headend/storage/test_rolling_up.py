@@ -221,3 +221,39 @@ def test_writers_that_roll_up_at_once_make_whole_quarters(
 
     assert not wrong
     check(query, samples)
+
+
+def test_a_roll_up_reads_the_day_of_its_samples_by_key_and_no_other_day(
+    store: Store, database_url: str
+) -> None:
+    days = [NOW - timedelta(days=number) for number in range(2, 12)]
+    for day in days:
+        store([Sample(us(day) + 1_000_000 * n, 100.0) for n in range(900)])
+    roll_up_all(database_url)
+    store([Sample(us(days[4]) + 500_000, 200.0)])
+
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for table in parts_of_telemetry(connection):
+            connection.execute(f"vacuum analyze {table}".encode())
+        with connection.transaction():
+            assert roll_up(connection, NOW, 500) == 1
+            read = connection.execute(_READ, [parts_of_telemetry(connection)]).fetchall()
+
+    assert len(read) == 1, "one day of ten"
+    ((_, scans, rows),) = read
+    assert scans == 0, "sequential scans"
+    assert rows < 900, "no more than the minutes that are made"
+
+
+_READ = """
+    select relname, seq_scan, seq_tup_read + idx_tup_fetch from pg_stat_xact_user_tables
+    where relid = any(%s::regclass[]) and seq_scan + idx_scan > 0
+"""
+
+
+def parts_of_telemetry(connection: psycopg.Connection) -> list[str]:
+    """Return the names of partitions or chunks."""
+    rows = connection.execute(
+        "select inhrelid::regclass::text from pg_inherits where inhparent = 'telemetry'::regclass"
+    ).fetchall()
+    return [name for (name,) in rows]
