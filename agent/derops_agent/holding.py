@@ -100,6 +100,7 @@ class Holder:
         pending = _pending(scope, owners)
         refresh = self._refresh_at_us is not None and now.monotonic_us >= self._refresh_at_us
         if pending and not _starting(owners) and deciding.bridged(scope, now):
+            self._failed = None  # what could not be reverted may stay until then as well
             if refresh:
                 await self._prolong(asset, site)
             return
@@ -159,6 +160,18 @@ class Holder:
             self.try_now()
         await self._journal.commit(after)
 
+    def _look_at_others(
+        self, scope: Scope, wrong: Mapping[str, str], held: Setpoints, site: Site
+    ) -> dict[str, Execution]:
+        """Return those that still hold the device where what was to take their place did not."""
+        owners = deciding.owners(scope)
+        others = {
+            uid: execution
+            for uid, execution in scope.items()
+            if execution.order.mode in wrong and uid not in {e.order.uid for e in owners.values()}
+        }
+        return self._look_again(others, held, site)
+
     def _look_again(self, scope: Scope, held: Setpoints, site: Site) -> dict[str, Execution]:
         return outcomes.look_again(
             scope, held, site, moment(self._clock), timer_ends_us=self._timer_ends_us
@@ -216,6 +229,7 @@ class Holder:
     async def _prolong(self, asset: Asset, site: Site) -> None:
         """Have the device keep what it holds until the next window: its timer is about to end."""
         if self._written is None:
+            self._refresh_at_us = None
             return
         reversion = Reversion(
             after_seconds=REVERSION_MARGIN_SECONDS, setpoints=bounded(asset.fallback, site.local)
@@ -245,7 +259,7 @@ class Holder:
         if step.active_power_watts != before:
             self._stepped_at_us = now_us
         self._ramping = step != target
-        self._written, self._failed, self._failures = step, None, 0
+        self._written, self._failed = step, None
         if pending:
             self._wrote_at_us = now_us
         self._look_at_us = now_us + LOOK_EVERY_US
@@ -277,6 +291,8 @@ class Holder:
         now = moment(self._clock)
         self._held = held
         wrong = _wrong(scope, step, held, site)
+        if wrong and held is not None:
+            scope = {**scope, **self._look_at_others(scope, wrong, held, site)}
         after = outcomes.written(
             scope,
             now,
@@ -294,6 +310,8 @@ class Holder:
             self._log.warning("setpoint.not_held", modes=sorted(wrong), held=str(held))
             metrics.DEVICE_WRITES.labels("ignored").inc()
             self._try_again(scope, target)
+        else:
+            self._failures = 0
         await self._journal.commit(after)
         await self._journal.settle()
 

@@ -342,3 +342,34 @@ async def test_a_revert_that_local_control_refuses_is_over_when_the_device_rever
 
     assert (agent.outcome(), report.active_milliseconds) == (("Failed", "RevertedLate"), 130_000)
     assert report.reverted_us - report.applied_us <= 136 * S
+
+
+async def test_a_revert_that_failed_before_its_value_may_stay_does_not_keep_the_agent_busy(
+    agent: Agent,
+) -> None:
+    await agent.give(order())
+    await agent.wait(60)
+    await agent.wait(99, step=1)
+    agent.device.fail = "local"
+    await agent.wait(1.1)
+    await agent.give(order("d2", start_us=T0 + 166 * S))
+    await agent.wait(1)
+
+    assert agent.controller._delay_seconds() == 1
+
+
+async def test_what_another_was_to_replace_is_told_as_long_as_the_device_held_it(
+    agent: Agent,
+) -> None:
+    await agent.give(order(mode="GenerationLimit", watts=2000))
+    await agent.wait(60)
+    agent.device.fail = "ignore"
+    await agent.give(order("d2", mode="GenerationLimit", watts=4000, start_us=T0 + 70 * S))
+    await agent.wait(20, step=1)
+    agent.device.held = Setpoints(active_power_watts=0)  # its own timer
+    await agent.wait(20, step=1)
+    agent.device.fail = ""
+    await agent.wait(2, step=1)
+
+    assert agent.outcome() == ("Superseded", "SupersededBy")
+    assert 19_000 <= agent.report().active_milliseconds <= 20_000
