@@ -1,6 +1,6 @@
 # Every target does all its own set-up; a second run starts from caches.
 .DEFAULT_GOAL := help
-.PHONY: help setup lint generate test e2e soak faults kills histories bench demo up down status clean
+.PHONY: help setup parts lint generate test e2e soak faults kills histories bench demo up down status clean
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/derops
 TOOLS := $(CACHE)/tools
@@ -16,6 +16,9 @@ setup: .venv/.complete  ## Install what the other targets need, into .venv
 	@scripts/setup '$(TOOLS)'
 	@touch $@
 
+parts: setup  ## Have the real parts that tests use: found, or made once
+	@$(PYTHON) -m tests.stack.parts
+
 lint: setup  ## Check style, types and the direction of imports
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
@@ -28,25 +31,25 @@ generate: setup  ## Generate the wire format's Python code and the schema of pro
 	rm -f headend/derops/wire/v1/dispatch_pb2_grpc.py headend/derops/wire/v1/log_pb2_grpc.py
 	$(PYTHON) -m derops_agent.drivers.modbus > docs/reference/modbus-profile.schema.json
 
-test: setup  ## Run all tests, on real parts
+test: parts  ## Run all tests, on real parts
 	.venv/bin/pytest
 
-e2e: setup  ## Run the end-to-end tests only
+e2e: parts  ## Run the end-to-end tests only
 	.venv/bin/pytest tests/e2e
 
 soak: faults kills histories  ## Break everything many times over, and check
 
-faults: setup  ## Break the way of the telemetry; DEROPS_SEED, DEROPS_ROUNDS
+faults: parts  ## Break the way of the telemetry; DEROPS_SEED, DEROPS_ROUNDS
 	GRPC_ENABLE_FORK_SUPPORT=0 $(PYTHON) -m tests.faults  # else its handlers fail in what we start
 
-kills: setup  ## kill -9 of parts while dispatches run; DEROPS_SEED, DEROPS_ROUNDS
+kills: parts  ## kill -9 of parts while dispatches run; DEROPS_SEED, DEROPS_ROUNDS
 	$(PYTHON) -m tests.kills
 
 histories: setup  ## Dispatches through whatever may befall them; DEROPS_SEED, DEROPS_EXAMPLES
 	DEROPS_EXAMPLES=$(or $(DEROPS_EXAMPLES),10000) .venv/bin/pytest tests/lifecycle --timeout=0 \
 		$(if $(DEROPS_SEED),--hypothesis-seed=$(DEROPS_SEED))
 
-bench: setup  ## Measure; prints JSON lines
+bench: parts  ## Measure; prints JSON lines
 	$(PYTHON) -m tests.bench $(BENCH)
 
 demo: setup  ## Run the examples on the whole product and watch

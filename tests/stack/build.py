@@ -25,6 +25,9 @@ class Binaries:
 
     directory: Path
 
+    def __str__(self) -> str:
+        return str(self.directory)
+
     @property
     def controlplane(self) -> str:
         return str(self.directory / "controlplane")

@@ -21,19 +21,16 @@ _PRELOAD = ("-c", "shared_preload_libraries=timescaledb", "-c", "timescaledb.tel
 
 
 def find_timescale() -> Installation:
-    """Return, and print, where PostgreSQL with TimescaleDB is; the first time takes a minute."""
+    """Return the PostgreSQL that has TimescaleDB; the first time takes a minute."""
     own = find_installation()
     if _has_extension(own.programs):
-        found = Installation(programs=own.programs, user=own.user, options=_PRELOAD)
-    else:
-        found = Installation(
-            programs=Path(f"/usr/lib/postgresql/{_MAJOR}/bin"),
-            user="postgres",
-            root=_unpack(),
-            options=_PRELOAD,
-        )
-    print(f"TimescaleDB is that of {found}", flush=True)
-    return found
+        return Installation(programs=own.programs, user=own.user, options=_PRELOAD)
+    return Installation(
+        programs=Path(f"/usr/lib/postgresql/{_MAJOR}/bin"),
+        user="postgres",
+        root=_unpack(),
+        options=_PRELOAD,
+    )
 
 
 def _has_extension(programs: Path) -> bool:
