@@ -33,6 +33,20 @@ _FIELDS = {
 _RAM = Path("/dev/shm")
 
 
+class InPlaceLoop(asyncio.SelectorEventLoop):
+    """Runs blocking calls where they are made: faster, and in the same order each time."""
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: object, call: Callable[..., Any], *arguments: Any
+    ) -> asyncio.Future[Any]:
+        future = self.create_future()
+        try:
+            future.set_result(call(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
 class Lifecycle(RuleBasedStateMachine):
     """Each rule is something that happens; after it, what is not held back arrives."""
 
@@ -40,7 +54,7 @@ class Lifecycle(RuleBasedStateMachine):
         super().__init__()
         ram = str(_RAM) if os.access(_RAM, os.W_OK) else None
         self._folder = tempfile.TemporaryDirectory(dir=ram)
-        self._loop = asyncio.new_event_loop()
+        self._loop = InPlaceLoop()
         self._names: list[str] = []
 
     def _do(self, act: Callable[..., Any], *facts: Any, **more: Any) -> None:
@@ -258,7 +272,6 @@ class Lifecycle(RuleBasedStateMachine):
         finally:
             if hasattr(self, "world"):
                 self._do(self.world.end)
-            self._loop.run_until_complete(self._loop.shutdown_default_executor())
             self._loop.close()
             self._folder.cleanup()
 
