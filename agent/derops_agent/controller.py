@@ -17,7 +17,7 @@ from derops.ids import AssetName
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_agent.clock import Clock, moment
-from derops_agent.control import deciding, interrupting, verifying
+from derops_agent.control import deciding, interrupting, silence, verifying
 from derops_agent.control.execution import Execution, Moment, Stage
 from derops_agent.control.judging import judge
 from derops_agent.control.site import LocalLimits, Site
@@ -180,6 +180,9 @@ class Controller:
         )
         await self._holder.look(self.journal, self._site)
         await self._holder.hold(self.journal, self._site)
+        await self.journal.commit(
+            silence.bear(self.journal, self._holder.silence, self._moment(), self._site.rule)
+        )
         if self.holding and self.journal.idle_us > _ALIVE_EVERY_US:
             await self.journal.save_progress()
 
@@ -255,6 +258,7 @@ class Controller:
 
     async def _observe(self, reading: Reading) -> None:
         self._sampled_us = self._clock.monotonic_us()
+        self._holder.note_answer()
         before = self._site.reading
         if before is not None and before.local_control and not reading.local_control:
             self._holder.try_now()

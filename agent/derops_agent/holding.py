@@ -18,6 +18,7 @@ from derops_agent import metrics
 from derops_agent.clock import Clock, moment
 from derops_agent.control import deciding, outcomes
 from derops_agent.control.execution import Execution, Moment, Stage
+from derops_agent.control.silence import Silence
 from derops_agent.control.site import Asset, Site, bounded, wanted_setpoints
 from derops_agent.device import GuardedDevice
 from derops_agent.journal import Journal
@@ -29,6 +30,7 @@ LOOK_EVERY_US = 5 * SECOND_US
 REVERSION_MARGIN_SECONDS = 60
 """By how much a device's own timer outlasts the window, so that the agent ends it first."""
 
+_MISSED_LOOKS = 2
 _SUSPECT_US = 120 * SECOND_US  # how long after an unanswered write it may still land
 _FIRST_RETRY_US = 250_000
 _APPLY_RETRY_US = 1 * SECOND_US
@@ -53,6 +55,9 @@ class Holder:
         self._timer_ends_us: int | None = None
         self._look_at_us = 0
         self._suspect_until_us = 0
+        self._unanswered = 0
+        self._answered: Moment | None = None
+        self._heard_us = clock.monotonic_us()
         self._ramping = False
         self._guard = "AgentTimer"
         self._log = structlog.get_logger("holder").bind(asset=asset)
@@ -64,6 +69,22 @@ class Holder:
     def try_now(self) -> None:
         """Write again what failed: why it did is over."""
         self._failures, self._retry_at_us = 0, 0
+
+    def note_answer(self) -> None:
+        """Note that the device answered, whatever it was asked."""
+        if self._unanswered >= _MISSED_LOOKS:
+            self._look_at_us = 0
+            self.try_now()
+        self._answered = moment(self._clock)
+        self._unanswered, self._heard_us = 0, self._answered.monotonic_us
+
+    @property
+    def silence(self) -> Silence | None:
+        """What there is to say of a device that left more than one question without an answer."""
+        silent_us = self._clock.monotonic_us() - self._heard_us
+        if self._unanswered < _MISSED_LOOKS or silent_us < _MISSED_LOOKS * LOOK_EVERY_US:
+            return None
+        return Silence(since_us=self._heard_us, last_answer=self._answered)
 
     def held_off_us(self, asset: Asset | None) -> int:
         """Return for how long the device may not be given a new setpoint."""
@@ -143,12 +164,15 @@ class Holder:
         """Ask the device whether it still holds what it was told, now and then."""
         now_us = self._clock.monotonic_us()
         holding = any(e.held_since for e in scope.values())
-        if now_us < self._look_at_us or not (holding or now_us < self._suspect_until_us):
+        # A device that was silent says what it holds before it is written: it may have let go.
+        first = self._unanswered and self._failed is not None and now_us >= self._retry_at_us
+        due = first or now_us >= self._look_at_us
+        if not due or not (holding or now_us < self._suspect_until_us):
             return
         self._look_at_us = now_us + LOOK_EVERY_US
         if self._written is None and not holding:
             return
-        held = await self._device.read_setpoints()
+        held = await self._ask()
         if held is None:
             return
         suspect = now_us < self._suspect_until_us and self._written is not None
@@ -159,6 +183,14 @@ class Holder:
         if any(e.held_since and not after[u].held_since for u, e in scope.items()):
             self.try_now()
         await self._journal.commit(after)
+
+    async def _ask(self) -> Setpoints | None:
+        held = await self._device.read_setpoints()
+        if held is None:
+            self._unanswered += 1
+        else:
+            self.note_answer()
+        return held
 
     def _look_at_others(
         self, scope: Scope, wrong: Mapping[str, str], held: Setpoints, site: Site
@@ -208,11 +240,14 @@ class Holder:
             armed_seconds = await self._device.write(
                 step, _reversion(owners, site, moment(self._clock))
             )
+            self.note_answer()
             held = await self._device.read_setpoints()
         except DeviceError as error:
             answer = "refused" if isinstance(error, DeviceRefusedError) else "timeout"
             denied = answer == "refused" and owners
-            held = None if denied else await self._device.read_setpoints()
+            held = None if denied else await self._ask()
+            if answer == "refused":
+                self.note_answer()
             if held is None or _wrong(scope, step, held, site):
                 await self._note_failure(scope, target, error)
                 return

@@ -135,9 +135,9 @@ TRANSITIONS = (
         "T12", Phase.ACTIVE, Phase.FAILED, Actor.AGENT,
         frozenset({
             Reason.LOCAL_OVERRIDE, Reason.SETPOINT_NOT_HELD, Reason.EFFECT_NOT_OBSERVED,
-            Reason.INSUFFICIENT_ENERGY, Reason.REVERTED_LATE,
+            Reason.INSUFFICIENT_ENERGY, Reason.REVERTED_LATE, Reason.DEVICE_OFFLINE,
         }),
-        "it did not go as promised; the device is reverted",
+        "it did not go as promised; the device is reverted, or does not answer",
     ),
     _of(
         "T13", _UNFINISHED, Phase.FAILED, Actor.OPERATOR, Reason.OUTCOME_UNKNOWN,

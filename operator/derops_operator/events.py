@@ -11,11 +11,12 @@ import structlog
 from kubernetes.aio.client.exceptions import ApiException
 
 from derops.errors import DeropsError
-from derops.lifecycle import Phase
+from derops.lifecycle import Phase, Reason
 from derops_operator import metrics
 from derops_operator.facts import Kind, Meta
 from derops_operator.instants import format_micro
 from derops_operator.kube import Kube
+from derops_operator.reconciling.conditions import find
 from derops_operator.statuses import TokenBucket
 
 _LIMIT = 1000
@@ -85,6 +86,14 @@ class EventWriter:
                     reason=step["reason"] if warning else str(phase),
                     note=f"{phase if warning else step['reason']}: {step['message']}",
                 )
+        if _is_silent(status) and not _is_silent(stored):
+            self.post(
+                Kind.DISPATCH,
+                meta,
+                warning=True,
+                reason=Reason.DEVICE_OFFLINE,
+                note=f"{status['phase']}: {status['message']}",
+            )
         late = status.get("lateReport")
         if late is not None and late != stored.get("lateReport"):
             note = f"the agent says {late['phase']}, {late['reason']}: {late['message']}"
@@ -101,3 +110,9 @@ class EventWriter:
             except (ApiException, DeropsError, aiohttp.ClientError, TimeoutError) as error:
                 metrics.EVENTS_DROPPED.inc()
                 _log.warning("event.dropped", why=str(error)[:200], reason=body["reason"])
+
+
+def _is_silent(status: Mapping[str, Any]) -> bool:
+    """Tell whether a status says that the device fell silent in its window."""
+    verified = find(status.get("conditions", []), "Verified")
+    return status.get("phase") == Phase.ACTIVE and verified.get("reason") == Reason.DEVICE_OFFLINE

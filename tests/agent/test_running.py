@@ -81,7 +81,7 @@ async def test_cancel_while_active_reverts_first(agent: Agent) -> None:
 async def test_a_failing_revert_is_retried_until_it_works_and_told_late(agent: Agent) -> None:
     await agent.give(order())
     await agent.wait(60)
-    agent.device.fail = "timeout"
+    agent.device.fail = "local"
     await agent.wait(700, step=1)
     assert agent.report().phase == "Active"
     agent.device.fail = ""

@@ -36,7 +36,7 @@ class Known:
     """The last of each ledger."""
 
     over_us: int = 0
-    """When an agent first said that it had ended, by the true time."""
+    """When an agent first said that it had ended and is off the device, by the true time."""
 
     over_fog_us: int = 0
     held_us: int = 0
@@ -102,7 +102,7 @@ class Checker:
             same = (before_it.phase, before_it.reason) == (report.phase, report.reason)
             assert same, f"an end changed: {before_it} became {report}"
         known.reports[report.ledger_id] = report
-        if Phase(report.phase).terminal and not known.over_us:
+        if Phase(report.phase).terminal and not _awaits_revert(report) and not known.over_us:
             known.over_us, known.over_fog_us = self._now_us(), self._site.fog_us
         self._check_end(known, report)
 
@@ -174,7 +174,8 @@ class Checker:
     def _compare(self, known: Known) -> None:
         """Hold the agent's last word against the device's account."""
         for report in known.reports.values():
-            assert Phase(report.phase).terminal or known.disk_lost, f"never ended: {report}"
+            ended = Phase(report.phase).terminal and not _awaits_revert(report)
+            assert ended or known.disk_lost, f"never ended: {report}"
         if known.disk_lost or known.dispatch.mode == "CeaseToEnergize":
             return
         claimed = sum(each.active_milliseconds for each in known.reports.values()) / 1000
@@ -216,6 +217,11 @@ def _holds(setpoints: Setpoints, dispatch: Dispatch) -> bool:
         case "LoadLimit":
             return setpoints.max_load_watts == dispatch.watts
     return False  # that it is not energized says nothing of whose wish it is
+
+
+def _awaits_revert(report: dispatch_pb2.DispatchReport) -> bool:
+    """Tell whether the agent says that it failed, and that the device was not there to revert."""
+    return report.reason == Reason.DEVICE_OFFLINE and not report.reverted_us
 
 
 def _strength(dispatch: Dispatch) -> tuple[int, int, str]:

@@ -1,6 +1,7 @@
 """How a dispatch ends: proofs, cancels, deletions, and that an ending stays."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.operator.making import (
@@ -304,3 +305,57 @@ def test_two_replicas_both_need_to_prove() -> None:
 
     story.look(61, view(holding(), holding(replica="gateway-1")))
     assert story.status["phase"] == "Expired"
+
+
+# A device that does not answer
+
+
+def unreverted(**fields: Any) -> dispatch_pb2.DispatchReport:
+    known = {"reverted_us": 0, "active_milliseconds": 40_000, "message": "not known"}
+    return ended("Failed", "DeviceOffline", **{**known, **fields})
+
+
+def test_a_silent_device_is_told_while_the_window_goes_on() -> None:
+    story = Story().look(0.1).look(2, view(report=active(verified="True")))
+    assert story.conditions["Verified"] == "True"
+
+    silent = active(sequence=2, verified="Unknown", verified_reason="DeviceOffline")
+    story.look(20, view(report=silent))
+    assert story.status["phase"] == "Active"
+    assert story.conditions["Verified"] == "Unknown"
+    assert "does not answer" in story.status["message"]
+
+    story.look(30, view(report=active(sequence=3, verified="True")))
+    assert story.conditions["Verified"] == "True"
+    assert "does not answer" not in story.status["message"]
+
+
+def test_an_end_before_the_revert_says_so_and_is_completed_by_it() -> None:
+    story = Story().look(0.1).look(111, view(report=unreverted()))
+    assert story.ending == ("Failed", "DeviceOffline")
+    assert story.conditions["Applied"] == "True"
+    assert story.conditions["Reverted"] == "False"
+
+    story.look(112, view(report=unreverted()))
+    assert Settle() not in story.decision.actions
+    assert RemoveFinalizer() in story.decision.actions
+
+    reverted = unreverted(sequence=10, reverted_us=at(700), active_milliseconds=698_000)
+    story.look(701, view(report=reverted))
+    assert Settle() in story.decision.actions
+    assert story.ending == ("Failed", "DeviceOffline")
+    assert story.conditions["Reverted"] == "True"
+    assert story.status["execution"]["activeSeconds"] == 698
+    assert "revertedAt" in story.status["timeline"]
+    assert "lateReport" not in story.status
+
+
+def test_of_a_device_that_was_dead_at_the_start_it_is_not_known_whether_it_took_it() -> None:
+    dead = {"applied_us": 0, "active_milliseconds": 0}
+    story = Story().look(0.1).look(111, view(report=unreverted(**dead)))
+    assert story.conditions["Applied"] == "Unknown"
+    assert story.conditions["Reverted"] == "False"
+
+    story.look(701, view(report=unreverted(**dead, sequence=10, reverted_us=at(700))))
+    assert story.conditions["Applied"] == "False"
+    assert story.conditions["Reverted"] == "True"

@@ -144,6 +144,9 @@ class Execution:
     """How often the device said that it holds something else, since it was applied."""
 
     interruptions: int = 0
+    silences: int = 0
+    """How often it was told that the device does not answer while it was to hold it."""
+
     last_error: str = ""
     """Why it is not on the device yet: the reason that it fails with at its start deadline."""
 
@@ -193,10 +196,13 @@ class Execution:
     def rebase(self, now: Moment) -> "Execution":
         """Return it with its monotonic instants on the clock of a new boot."""
         ahead_us = now.monotonic_us - now.wall_us
-        held = self.held_since
+
+        def moved(at: Moment | None) -> Moment | None:
+            return at and Moment(wall_us=at.wall_us, monotonic_us=at.wall_us + ahead_us)
+
         return replace(
             self,
-            held_since=held and Moment(wall_us=held.wall_us, monotonic_us=held.wall_us + ahead_us),
-            confirmed=None,
+            held_since=moved(self.held_since),
+            confirmed=moved(self.confirmed),
             ends_monotonic_us=self.planned.end_us + ahead_us if self.planned else 0,
         )

@@ -178,9 +178,10 @@ def _finish(execution: Execution, now: Moment, rule: Rule) -> Execution:
     ending = execution.ending
     if ending is None:
         raise ValueError(f"execution {execution.order.uid} is reverting without an ending")
-    found = verifying.verdict(execution, until_us=execution.ended_us, rule=rule)
-    done = verifying.conclude(execution, found, now.wall_us) if execution.applied_us else execution
+    done = verifying.conclude_window(execution, now.wall_us, rule)
     done = replace(done.stop_holding(now), reverted_us=now.wall_us)
+    if done.phase.terminal:  # told before, as the device did not answer
+        return replace(done, stage=Stage.DONE)
     phase, reason, message = ending.phase, ending.reason, ending.message
     late_us = execution.let_go_monotonic_us - execution.ends_monotonic_us - execution.bridged_us
     if phase is Phase.COMPLETE and late_us > LATE_REVERT_US:

@@ -87,6 +87,14 @@ def verdict(execution: Execution, *, until_us: int, rule: Rule) -> Verdict:
     return Verdict(verified="Unknown", reason="TooFewSamples")
 
 
+def conclude_window(execution: Execution, now_us: int, rule: Rule) -> Execution:
+    """Return it with the verdict on its whole window, if it was applied."""
+    if not execution.applied_us:
+        return execution
+    found = verdict(execution, until_us=execution.ended_us, rule=rule)
+    return conclude(execution, found, now_us)
+
+
 def tell_first_verdict(execution: Execution, *, now_us: int, rule: Rule) -> Execution:
     """Return it with a first verdict while its window is open; later ones wait for the end."""
     in_a_row = execution.effect.in_a_row

@@ -25,7 +25,7 @@ from derops_operator.reconciling.actions import (
 )
 from derops_operator.reconciling.admitting import Verdict, admit, refuse_for_asset
 from derops_operator.reconciling.conditions import status_of
-from derops_operator.reconciling.judging import Outcome, judge
+from derops_operator.reconciling.judging import Outcome, is_silent, judge
 
 DELETION_GRACE_US = 60 * SECOND_US
 """How long a deleted object waits for the agent to confirm."""
@@ -141,10 +141,13 @@ def _tidy_up(dispatch: Dispatch, view: DispatchView, now_us: int) -> DispatchDec
         {**each, "observedGeneration": dispatch.meta.generation}
         for each in dispatch.status.get("conditions", [])
     ]
+    status |= _what_was_missing(dispatch, view, now_us)
     late = reporting.late_report(dispatch, view)
     if late is not None:
         status["lateReport"] = late
-    actions: list[DispatchAction] = [Settle()]
+    # What an agent has yet to revert is kept at the gateways: it has more to tell.
+    waits = view.report is not None and is_silent(view.report)
+    actions: list[DispatchAction] = [] if waits else [Settle()]
     if dispatch.meta.holds_finalizer:
         actions.append(RemoveFinalizer())
     again_us = None
@@ -156,6 +159,30 @@ def _tidy_up(dispatch: Dispatch, view: DispatchView, now_us: int) -> DispatchDec
         else:
             again_us = due_us
     return DispatchDecision(actions=tuple(actions), status=status, again_us=again_us)
+
+
+def _what_was_missing(dispatch: Dispatch, view: DispatchView, now_us: int) -> dict[str, Any]:
+    """Return what an agent learnt that told the end before it could revert the device."""
+    status, report = dispatch.status, view.report
+    told = (status.get("phase"), status.get("reason"))
+    if report is None or told != (report.phase, report.reason) or not report.reverted_us:
+        return {}
+    stored = status.get("conditions", [])
+    if status_of(stored, "Reverted") != "False":
+        return {}
+    outcome = Outcome(
+        phase=dispatch.phase,
+        reason=report.reason,
+        message=str(status.get("message", "")),
+        actor=_AGENT,
+        at_us=view.received_us,
+    )
+    wanted = judge(dispatch, outcome, report, written=bool(view.written_us))
+    return {
+        "timeline": reporting.timeline(dispatch, view, 0),
+        "execution": reporting.execution(dispatch, report),
+        "conditions": conditions.fold(stored, wanted, dispatch.meta.generation, now_us),
+    }
 
 
 def _withdrawal(
@@ -258,10 +285,11 @@ def _on_its_way(
     )
     told = fold(stored, reported) is reported and reported.rank >= Phase.ACKED.rank
     if report is not None and told:
+        unheard = "; it does not answer, what it holds is not known" if is_silent(report) else ""
         return Outcome(
             phase=reported,
             reason=report.reason,
-            message=_words(report, None) + waiting,
+            message=_words(report, None) + unheard + waiting,
             actor=_AGENT,
             at_us=view.received_us,
         )

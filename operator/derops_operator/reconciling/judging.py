@@ -34,6 +34,18 @@ class _Facts:
     accepted: bool
     applied: bool
     reverted: bool
+    silent: bool
+    """The device does not answer: nobody knows what it holds."""
+
+
+def is_silent(report: dispatch_pb2.DispatchReport) -> bool:
+    """Tell whether an agent says that the device does not answer, and what it holds is not known.
+
+    An end for this reason is told before the device is reverted, and again when it is.
+    """
+    if Phase(report.phase or Phase.SUBMITTED).terminal:
+        return report.reason == Reason.DEVICE_OFFLINE and not report.reverted_us
+    return report.verified_reason == Reason.DEVICE_OFFLINE
 
 
 def judge(
@@ -54,6 +66,7 @@ def judge(
         applied=(report is not None and report.applied_us > 0)
         or status_of(stored, "Applied") == "True",
         reverted=report is not None and report.reverted_us > 0,
+        silent=report is not None and is_silent(report),
     )
     return [
         _delivered(facts),
@@ -91,9 +104,11 @@ def _applied(facts: _Facts) -> Wanted:
 
 def _if_never(facts: _Facts, kind: str, pending: str) -> Wanted:
     outcome = facts.outcome
-    if outcome.phase.terminal and not outcome.unknown:
-        return Wanted(kind, "False", outcome.reason, outcome.message)
-    return Wanted(kind, "Unknown", Reason.OUTCOME_UNKNOWN if outcome.unknown else pending)
+    if not outcome.phase.terminal:
+        return Wanted(kind, "Unknown", pending)
+    if outcome.unknown or facts.silent:
+        return Wanted(kind, "Unknown", outcome.reason, outcome.message)
+    return Wanted(kind, "False", outcome.reason, outcome.message)
 
 
 def _verified(facts: _Facts) -> Wanted:
@@ -106,7 +121,8 @@ def _verified(facts: _Facts) -> Wanted:
     if facts.outcome.phase.terminal and not facts.applied:
         return Wanted("Verified", "Unknown", "NotApplied")
     reason = report.verified_reason if report is not None else ""
-    return Wanted("Verified", "Unknown", reason or "VerificationPending")
+    words = "the device does not answer; what it holds is not known" if facts.silent else ""
+    return Wanted("Verified", "Unknown", reason or "VerificationPending", words)
 
 
 def _reverted(facts: _Facts) -> Wanted:
@@ -117,7 +133,7 @@ def _reverted(facts: _Facts) -> Wanted:
         return Wanted(
             "Reverted", "Unknown", Reason.OUTCOME_UNKNOWN if outcome.unknown else "WaitingForEnd"
         )
-    if facts.applied:
+    if facts.applied or facts.silent:
         return Wanted("Reverted", "False", outcome.reason, outcome.message)
     return Wanted("Reverted", "True", "NothingToRevert", "the device was never changed")
 

@@ -1,0 +1,35 @@
+"""Which Events a new status brings; that they arrive is tested with the whole product."""
+
+from typing import Any, cast
+
+from tests.operator.making import Story, active, dispatch, ended, view
+
+from derops_operator.events import EventWriter
+from derops_operator.kube import Kube
+
+
+def events(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, str]]:
+    writer = EventWriter(cast("Kube", None))
+    writer.post_transitions(dispatch().meta, before, after)
+    bodies = [writer._queue.get_nowait()[1] for _ in range(writer._queue.qsize())]
+    return [(body["type"], body["reason"]) for body in bodies]
+
+
+def test_a_device_that_falls_silent_is_one_event() -> None:
+    story = Story().look(0.1).look(2, view(report=active()))
+    running = story.status
+    silent = active(sequence=2, verified="Unknown", verified_reason="DeviceOffline")
+    story.look(20, view(report=silent))
+
+    assert events(running, story.status) == [("Warning", "DeviceOffline")]
+
+    told, later = story.status, {"active_milliseconds": 9000, "interruptions": 1, "sequence": 3}
+    silent = active(verified="Unknown", verified_reason="DeviceOffline", **later)
+    story.look(30, view(report=silent))
+    assert events(told, story.status) == []
+
+    told = story.status
+    story.look(111, view(report=ended("Failed", "DeviceOffline", reverted_us=0)))
+    assert [each for each in events(told, story.status) if each[0] == "Warning"] == [
+        ("Warning", "DeviceOffline")
+    ]
