@@ -86,6 +86,9 @@ class Controller:
         settle_us: int = 5 * SECOND_US,
         draw: Callable[[], float] = random.random,
     ) -> None:
+        self.on_failsafe: Callable[[], None] = lambda: None
+        """Told when failsafe is entered: only a new snapshot ends it."""
+
         self.journal = Journal(ledger, clock, run, str(name))
         self.revision = ledger.revision
         self._device, self._ledger, self._clock, self._run = device, ledger, clock, run
@@ -356,6 +359,7 @@ class Controller:
         if asset.failsafe_after_seconds and silent_us > asset.failsafe_after_seconds * SECOND_US:
             self._failsafe = True
             self._log.warning("failsafe.entered", silent_seconds=silent_us / SECOND_US)
+            self.on_failsafe()
 
     def _delay_seconds(self) -> float:
         """Return how long nothing can be due; short, so that a step of the clock is seen."""

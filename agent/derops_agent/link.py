@@ -191,6 +191,8 @@ class Link:
 
     def _use(self, session: Session) -> None:
         self._controller.journal.on_report = session.report
+        # A stream that was only slow is heard again and brings no snapshot; a new one does.
+        self._controller.on_failsafe = lambda: session.close("Failsafe")
         self._outbox.on_stored = session.telemetry_stored
         self._outbox.on_replaced = lambda: session.close("OutboxReplaced")
 

@@ -66,6 +66,8 @@ class Session:
         self._sent = self._allowed = hello.first_sequence - 1
         self._held: agent_pb2.TelemetryCredit | None = None
         self._heard_us = clock.monotonic_us()
+        self._failsafe_seconds = 0
+        self._asset_changed = asyncio.Event()
         self._welcome: asyncio.Future[agent_pb2.Welcome] = asyncio.Future()
         self._snapshot: tuple[agent_pb2.Revision, list[Any]] | None = None
         self._offsets: deque[int] = deque(maxlen=_OFFSETS)
@@ -183,10 +185,19 @@ class Session:
         while True:
             sent_us = self._clock.now_us()
             self._send(agent_pb2.AgentMessage(heartbeat=agent_pb2.Heartbeat(agent_sent_us=sent_us)))
-            await asyncio.sleep(period)
+            await self._rest(period)
             silent_us = self._clock.monotonic_us() - self._heard_us
             if silent_us > SILENT_HEARTBEATS * period * 1_000_000:
                 raise StreamEndedError("GatewaySilent", f"nothing heard for {silent_us} us")
+
+    async def _rest(self, period_seconds: float) -> None:
+        """Wait for the next heartbeat, which is due in time for what the asset calls silence."""
+        if self._failsafe_seconds:
+            period_seconds = min(period_seconds, self._failsafe_seconds / SILENT_HEARTBEATS)
+        self._asset_changed.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(period_seconds):
+                await self._asset_changed.wait()
 
     async def _refusal(self, call: Any) -> StreamEndedError:
         """Return why the gateway or the network ended the call."""
@@ -218,6 +229,10 @@ class Session:
     def _receive(
         self, part: dispatch_pb2.Asset | dispatch_pb2.Dispatch, revision: agent_pb2.Revision
     ) -> None:
+        if isinstance(part, dispatch_pb2.Asset):
+            reverts = part.on_comms_loss == "Revert"
+            self._failsafe_seconds = part.failsafe_after_seconds if reverts else 0
+            self._asset_changed.set()
         if self._snapshot is not None:
             self._snapshot[1].append(part)
         elif self.synchronised.is_set():

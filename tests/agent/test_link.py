@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.agent.fakes import FakeClock, FakeDevice, S, asset, inline, order
-from tests.agent.gateway import SERVER_NAME, Authority, Gateway, serve
+from tests.agent.gateway import SERVER_NAME, Authority, Gateway, Stream, serve
 
 from derops.ids import AssetName
 from derops.observing import Readiness
@@ -328,3 +328,35 @@ async def test_the_clock_offset_is_the_median_of_the_heartbeats(site: Site) -> N
 
     assert (report.phase, report.reason) == ("Rejected", "ClockSkewTooLarge")
     assert report.clock_offset_milliseconds == 8000
+
+
+async def test_after_failsafe_a_stream_that_lives_on_is_left_for_a_new_snapshot(site: Site) -> None:
+    config = asset(on_comms_loss="Revert", failsafe_after_seconds=3600)
+    await site.start()
+    slow = await site.gateway.next_stream()
+    await slow.welcome(now_us=site.clock.wall_us)
+    await slow.snapshot(config, order())
+    await slow.until("report", lambda r: r.phase == "Acked")
+    site.clock.mono_us += 3601 * S
+    site.controller.take(Reading(at_us=site.clock.wall_us, values={}))  # it looks at the clock
+
+    assert (await slow.until("bye")).reason == "Failsafe"
+    fresh = await site.gateway.next_stream()
+    await fresh.welcome(now_us=site.clock.wall_us)
+    site.clock.pass_seconds(60)
+    await fresh.snapshot(config, order(), counter=2)
+    await fresh.until("report", lambda r: r.phase == "Active")
+
+
+async def test_a_quiet_gateway_is_asked_more_often_than_the_asset_calls_silence(site: Site) -> None:
+    await site.start()
+    stream = await site.gateway.next_stream()
+    await stream.welcome(heartbeat_seconds=3600)
+    await stream.until("heartbeat")
+    await stream.snapshot(asset(on_comms_loss="Revert", failsafe_after_seconds=1))
+
+    await stream.until("heartbeat", lambda _: _count(stream, "heartbeat") == 3)
+
+
+def _count(stream: Stream, kind: str) -> int:
+    return sum(message.WhichOneof("kind") == kind for message in stream.received)

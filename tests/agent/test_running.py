@@ -262,6 +262,16 @@ async def test_silence_reverts_only_where_it_is_asked_for(tmp_path: Path) -> Non
     agent.ledger.close()
 
 
+async def test_a_start_missed_in_failsafe_says_that_no_gateway_was_heard(tmp_path: Path) -> None:
+    agent = await Agent(tmp_path).start(asset(on_comms_loss="Revert", failsafe_after_seconds=30))
+    await agent.give(order())
+    await agent.wait(120, step=1)
+
+    assert agent.outcome() == ("Failed", "CommsLossFailsafe")
+    assert 5000 not in agent.powers
+    agent.ledger.close()
+
+
 @pytest.mark.parametrize(
     ("watts", "verify", "outcome", "verified"),
     [

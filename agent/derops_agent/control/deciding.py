@@ -52,8 +52,12 @@ def advance(
         if not due:
             continue
         best = max(due, key=lambda execution: execution.order.strength)
-        if best.stage is Stage.WAITING and not failsafe:
-            result[best.order.uid] = _start(best, refuse(best), now, held_off=held_off)
+        if best.stage is Stage.WAITING:
+            result[best.order.uid] = (
+                _wait_for_headend(best)
+                if failsafe
+                else _start(best, refuse(best), now, held_off=held_off)
+            )
         elif best.stage is Stage.HOLDING:
             supersede(result, best, [other for other in due if other is not best], now)
     return result
@@ -162,6 +166,14 @@ def _missed(execution: Execution, now: Moment) -> bool:
     deadline_us = planned.start_us + execution.order.start_deadline_seconds * SECOND_US
     over = execution.order.late_policy != "KeepDuration" and now.wall_us >= planned.end_us
     return now.wall_us > deadline_us or over
+
+
+def _wait_for_headend(execution: Execution) -> Execution:
+    return replace(
+        execution,
+        last_error=Reason.COMMS_LOSS_FAILSAFE,
+        last_message="no gateway was heard for longer than failsafeAfterSeconds",
+    )
 
 
 def _start(
