@@ -83,7 +83,8 @@ class Publisher:
             self._wanted.pop(key, None)
             return
         if isinstance(fact, Dispatch):
-            if fact.phase.terminal and wanted.status["phase"] != fact.phase:
+            if fact.phase.terminal and wanted.status["history"] != fact.status.get("history"):
+                # Decided before that end was stored: it ends once, and is told once.
                 self._wanted.pop(key, None)
                 return
             asset = self._cache.asset(key.namespace, fact.asset_name)

@@ -1,0 +1,62 @@
+"""From decisions to stored statuses, where one is made while another is being stored."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from tests.operator.making import Story, at, dispatch, holding, view
+
+from derops.wire.v1 import control_pb2
+from derops_operator.cache import Cache
+from derops_operator.events import EventWriter
+from derops_operator.facts import Key, Kind, Meta
+from derops_operator.publishing import Publisher
+from derops_operator.reconciling.dispatches import reconcile_dispatch
+from derops_operator.statuses import StatusWriter
+
+
+class SlowKube:
+    """Stores a status; the controller looks at the dispatch again meanwhile."""
+
+    def __init__(self) -> None:
+        self.writes = 0
+        self.meanwhile = lambda: None
+
+    async def patch_status(self, kind: Kind, meta: Meta, patch: Mapping[str, Any]) -> Any:
+        self.writes += 1
+        self.meanwhile()
+        return {"metadata": {"resourceVersion": "11"}, "status": patch}
+
+
+async def test_an_end_that_is_decided_again_while_it_is_stored_is_stored_once() -> None:
+    story = Story(dispatch(submitted=True)).look(1)
+    submitted, unsent = story.dispatch, view(holding(written_us=0))
+    key, cache, kube = Key(Kind.DISPATCH, "pilot", "peak"), Cache(), SlowKube()
+    told: list[control_pb2.HeadendTransition] = []
+    cache.put(Kind.DISPATCH, submitted)
+
+    def take(kind: Kind, manifest: Mapping[str, Any]) -> None:
+        meta = replace(submitted.meta, resource_version="11")
+        status = {**submitted.status, **manifest["status"]}
+        cache.put(kind, replace(submitted, meta=meta, status=status))
+
+    publisher = Publisher(
+        cache,
+        StatusWriter(kube),  # type: ignore[arg-type]
+        EventWriter(kube),  # type: ignore[arg-type]
+        told.append,
+        take,
+    )
+
+    def decide(seconds: int) -> None:
+        decision = reconcile_dispatch(submitted, story.asset, unsent, at(seconds))
+        assert decision.status["phase"] == "Expired"
+        publisher.want(key, decision.status)
+
+    decide(200)
+    kube.meanwhile = lambda: decide(201)
+    await publisher.publish(key)
+    await publisher.publish(key)
+
+    assert kube.writes == 1
+    assert [each.transition.phase for each in told] == ["Expired"]
