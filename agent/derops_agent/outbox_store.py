@@ -19,10 +19,17 @@ from derops_agent.outbox import Outbox, Row
 
 SCHEMA_VERSION = 1
 DEFAULT_MAX_BYTES = 160_000_000
-"""For one asset: seven days of one sample of eight quantities a second, at 250 bytes each."""
+"""For one asset: eight days of one sample of eight quantities a second, at 225 bytes each."""
 
 DEFAULT_MAX_AGE_SECONDS = 7 * 86400
 _MOST_DROPPED = 50_000
+_ROW_BYTES = 60
+"""What a row takes in the file beside its message; measured."""
+
+_SIZE = f"length(message) + {_ROW_BYTES}"
+_GAP = bytes([agent_pb2.AgentMessage.GAP_FIELD_NUMBER << 3 | 2])
+"""What the message of a gap begins with."""
+
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _SCHEMA = """
 CREATE TABLE outbox (
@@ -49,8 +56,8 @@ class _Stored:
 
     batches: int = 0
     size: int = 0
-    oldest_us: int = 0
-    """When its oldest sample was taken; 0 = not looked up."""
+    oldest_us: int | None = None
+    """When the newest sample of its oldest batch was taken; None = not looked up."""
 
 
 class OutboxStore:
@@ -72,7 +79,7 @@ class OutboxStore:
 
         Args:
             path: The file.
-            max_bytes: Bound on the messages of each asset.
+            max_bytes: Bound on what each asset takes in the file.
             max_age_seconds: Bound on the age of its samples.
             now_us: The wall clock, None while nobody has confirmed it: a clock that jumps ahead
                 would make everything too old.
@@ -98,7 +105,7 @@ class OutboxStore:
         self._kept = {
             key: _Stored(batches, size)
             for key, batches, size in self._db.execute(
-                "SELECT key, count(*), sum(length(message)) FROM batch GROUP BY key"
+                f"SELECT key, count(*), sum({_SIZE}) FROM batch GROUP BY key"  # noqa: S608
             )
         }
 
@@ -215,32 +222,36 @@ class OutboxStore:
                     (key, *row),
                 ).rowcount
                 stored.batches += new
-                stored.size += new * len(row[4])
+                stored.size += new * (len(row[4]) + _ROW_BYTES)
             self._db.execute(
                 "UPDATE outbox SET last_sequence = ? WHERE key = ?", [rows[-1][0], key]
             )
         if stored.batches:
             gone = self._db.execute(
-                "DELETE FROM batch WHERE key = ? AND sequence <= ? RETURNING length(message)",
+                f"DELETE FROM batch WHERE key = ? AND sequence <= ? RETURNING {_SIZE}",  # noqa: S608
                 [key, acknowledged],
             ).fetchall()
-            self._forget(stored, [size for (size,) in gone])
+            self._forget(stored, len(gone), sum(size for (size,) in gone))
 
-    def _forget(self, stored: _Stored, sizes: list[int]) -> None:
-        if sizes:
-            stored.batches -= len(sizes)
-            stored.size -= sum(sizes)
-            stored.oldest_us = 0
+    def _forget(self, stored: _Stored, batches: int, size: int) -> None:
+        if batches:
+            stored.batches -= batches
+            stored.size -= size
+            stored.oldest_us = None
 
     def _oldest_us(self, key: int, stored: _Stored) -> int:
-        """Return when the newest sample of the oldest batch was taken; 2**63 = there is none."""
-        if not stored.batches:
-            return 2**63
-        if not stored.oldest_us:
-            (stored.oldest_us,) = self._db.execute(
-                "SELECT to_us FROM batch WHERE key = ? ORDER BY sequence LIMIT 1", [key]
+        """Return when the newest sample of the oldest batch was taken; 2**63 = there is none.
+
+        A gap is never too old: nothing could take its place but itself.
+        """
+        if stored.batches and stored.oldest_us is None:
+            row = self._db.execute(
+                "SELECT to_us FROM batch WHERE key = ? AND substr(message, 1, 1) <> ? "
+                "ORDER BY sequence LIMIT 1",
+                [key, _GAP],
             ).fetchone()
-        return stored.oldest_us
+            stored.oldest_us = row[0] if row else None
+        return 2**63 if stored.oldest_us is None else stored.oldest_us
 
     def _shorten(self, key: int, stored: _Stored, reason: str, oldest_us: int = 0) -> int:
         """Replace the oldest by one Gap, which takes the last dropped sequence.
@@ -248,20 +259,22 @@ class OutboxStore:
         Those that are too old, or a tenth of the bound: each step costs as much as it drops.
         """
         through, from_us, to_us, samples = 0, 2**63 - 1, 0, 0
-        sizes: list[int] = []
+        rows = size = dropped = 0
         room = stored.size - self._max_bytes * 9 // 10
         for row in self._db.execute(
-            "SELECT sequence, from_us, to_us, samples, length(message) FROM batch "
-            "WHERE key = ? ORDER BY sequence",
-            [key],
+            f"SELECT sequence, from_us, to_us, samples, {_SIZE}, "  # noqa: S608
+            "substr(message, 1, 1) = ? FROM batch WHERE key = ? ORDER BY sequence",
+            [_GAP, key],
         ):
-            enough = row[2] >= oldest_us if oldest_us else sum(sizes) >= room
-            if len(sizes) >= 2 and (enough or len(sizes) >= _MOST_DROPPED):
+            is_gap = row[5]
+            enough = row[2] >= oldest_us if oldest_us else rows >= 2 and size >= room
+            if not is_gap and (enough or rows >= _MOST_DROPPED):
                 break
             through = row[0]
             from_us, to_us = min(from_us, row[1]), max(to_us, row[2])
             samples += row[3]
-            sizes.append(row[4])
+            dropped += 0 if is_gap else row[3]
+            rows, size = rows + 1, size + row[4]
         gap = agent_pb2.Gap(
             sequence=through,
             outbox_id=self._outboxes[key].outbox_id,
@@ -277,12 +290,12 @@ class OutboxStore:
             "VALUES (?, ?, ?, ?, ?, ?)",
             [key, through, from_us, to_us, samples, message],
         )
-        self._forget(stored, sizes)
+        self._forget(stored, rows, size)
         stored.batches += 1
-        stored.size += len(message)
-        metrics.SAMPLES_DROPPED.labels(reason).inc(samples)
+        stored.size += len(message) + _ROW_BYTES
+        metrics.SAMPLES_DROPPED.labels(reason).inc(dropped)
         self._log.warning(
-            "samples.dropped", asset=str(self._names[key]), reason=reason, samples=samples
+            "samples.dropped", asset=str(self._names[key]), reason=reason, samples=dropped
         )
         return int(through)
 

@@ -7,6 +7,7 @@ import pytest
 
 from derops.ids import AssetName
 from derops.wire.v1 import agent_pb2
+from derops_agent import metrics
 from derops_agent.outbox import MAX_WAITING, Outbox, split
 from derops_agent.outbox_store import OutboxStore
 from derops_agent.ports import Reading
@@ -117,6 +118,44 @@ def test_what_is_too_old_is_dropped_once_the_clock_is_confirmed(tmp_path: Path) 
     assert (gap.gap.reason, gap.gap.samples, gap.gap.to_us) == ("OutboxTooOld", 5, 4)
     assert [batch.telemetry.t0_us for batch in batches] == [5, 6, 7, 8, 9]
     store.close()
+
+
+def test_a_gap_that_is_old_takes_no_fresh_sample_with_it_and_is_counted_once(
+    tmp_path: Path,
+) -> None:
+    clock: list[int | None] = [None]
+    store = OutboxStore(tmp_path / "outbox.db", max_age_seconds=60, now_us=lambda: clock[0])
+    outbox = store.open(NAME)
+    fill(store, outbox, 5)
+    counted = metrics.SAMPLES_DROPPED.labels("OutboxTooOld")
+    before = counted._value.get()
+
+    clock[0] = 200_000_000
+    store.flush()
+    store.flush()
+    fill(store, outbox, 1, first=clock[0])
+    store.flush()
+
+    gap, *batches = messages(outbox)
+    assert (gap.gap.samples, gap.gap.to_us) == (5, 4)
+    assert [batch.telemetry.t0_us for batch in batches] == [200_000_000]
+
+    clock[0] = 300_000_000
+    store.flush()
+    assert [m.gap.samples for m in messages(outbox)] == [6]
+    assert counted._value.get() == before + 6
+    store.close()
+
+
+def test_the_bound_is_on_what_the_file_takes(tmp_path: Path) -> None:
+    store = OutboxStore(tmp_path / "outbox.db", max_bytes=200_000)
+    outbox = store.open(NAME)
+    for number in range(1_800):
+        outbox.add(Reading(at_us=number, values=dict.fromkeys(range(1, 9), float(number))))
+        store.flush()
+    store.close()
+
+    assert 170_000 < (tmp_path / "outbox.db").stat().st_size < 215_000
 
 
 def test_while_the_disk_takes_nothing_the_newest_wait_and_a_gap_stands_for_the_others(

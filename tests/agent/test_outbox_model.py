@@ -1,4 +1,4 @@
-"""The outbox against a simple model: crashes, acknowledgements and the bound in any order."""
+"""The outbox against a simple model: crashes, acknowledgements and the bounds in any order."""
 
 import tempfile
 from pathlib import Path
@@ -13,11 +13,13 @@ from derops_agent.outbox_store import OutboxStore
 from derops_agent.ports import Reading
 
 POWER = int(agent_pb2.ACTIVE_POWER_WATTS)
-MAX_BYTES = 1500
+MAX_BYTES = 3000
+MAX_AGE = 60
+SECOND_US = 1_000_000
 
 
 class OutboxMachine(RuleBasedStateMachine):
-    """Samples are numbered by their time; the model knows which were stored and acknowledged."""
+    """Samples are a second apart; the model knows which were stored and acknowledged."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,11 +29,20 @@ class OutboxMachine(RuleBasedStateMachine):
         self.stored: list[int] = []
         self.acknowledged = 0
         self.last = 0
+        self.now: int | None = None
+        """Seconds; None = nobody has confirmed the clock."""
+        self.oldest = 0
+        """What is younger was not too old at the last flush."""
         self._open()
 
     def _open(self) -> None:
         path = Path(self._folder.name) / "outbox.db"
-        self.store = OutboxStore(path, max_bytes=MAX_BYTES)
+        self.store = OutboxStore(
+            path,
+            max_bytes=MAX_BYTES,
+            max_age_seconds=MAX_AGE,
+            now_us=lambda: None if self.now is None else self.now * SECOND_US,
+        )
         self.outbox = self.store.open(AssetName("ns", "battery"))
 
     @rule(count=st.integers(1, 30))
@@ -39,13 +50,26 @@ class OutboxMachine(RuleBasedStateMachine):
         for _ in range(count):
             self.taken += 1
             self.waiting.append(self.taken)
-            self.outbox.add(Reading(at_us=self.taken, values={POWER: float(self.taken)}))
+            reading = Reading(at_us=self.taken * SECOND_US, values={POWER: float(self.taken)})
+            self.outbox.add(reading)
+        if self.now is not None:
+            self.now += count
+
+    @rule(seconds=st.integers(0, 2 * MAX_AGE))
+    def time_passes_without_samples(self, seconds: int) -> None:
+        self.taken += seconds
+        self.now = self.taken
 
     @rule()
     def flush(self) -> None:
         self.store.flush()
+        self._note_stored()
+
+    def _note_stored(self) -> None:
         self.stored += self.waiting
         self.waiting = []
+        if self.now is not None:
+            self.oldest = self.now - MAX_AGE
 
     @rule()
     def crash(self) -> None:
@@ -57,8 +81,7 @@ class OutboxMachine(RuleBasedStateMachine):
     @rule()
     def crash_before_the_commit_is_told(self) -> None:
         self.store.commit(self.store.collect())
-        self.stored += self.waiting
-        self.waiting = []
+        self._note_stored()
         self.crash()
 
     @rule(share=st.floats(0, 1))
@@ -89,14 +112,17 @@ class OutboxMachine(RuleBasedStateMachine):
     def _check_samples(self, kept: list[agent_pb2.AgentMessage]) -> None:
         """What is there are the newest that were stored; a gap counts what was dropped."""
         batches = [m.telemetry for m in kept if m.HasField("telemetry")]
-        times = [batch.t0_us + dt for batch in batches for dt in batch.dt_us]
+        times = [(batch.t0_us + dt) // SECOND_US for batch in batches for dt in batch.dt_us]
+        assert all(max(b.dt_us) + b.t0_us >= self.oldest * SECOND_US for b in batches)
         assert times == self.stored[len(self.stored) - len(times) :]
         for gap in (m.gap for m in kept if m.HasField("gap")):
             older = self.stored[: len(self.stored) - len(times)]
-            assert gap.to_us == older[-1]
-            assert [t for t in older if gap.from_us <= t <= gap.to_us][-gap.samples :] == (
+            first, last = gap.from_us // SECOND_US, gap.to_us // SECOND_US
+            assert last == older[-1]
+            assert [t for t in older if first <= t <= last][-gap.samples :] == (
                 older[len(older) - gap.samples :]
             )
+            assert gap.reason == "OutboxFull" or last < self.oldest
         size = sum(len(wire) for _, wire in self.outbox.read(0, 2**60, 10_000))
         assert size <= MAX_BYTES or len(kept) <= 2
 
