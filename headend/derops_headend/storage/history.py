@@ -43,6 +43,22 @@ class Dispatched:
     verified: str
     """Empty, True, False or Unknown."""
 
+    verified_reason: str
+    verified_at: datetime | None
+    planned_start_at: datetime | None
+    planned_end_at: datetime | None
+    interruptions: int
+    """Times that holding it was cut short and taken up again."""
+
+    clamped_by: str
+    """The limit that ``applied_watts`` was cut to; empty = none."""
+
+    reversion_guard: str
+    """What ended the setpoint if the agent could not: AgentTimer or DeviceTimer."""
+
+    clock_offset_milliseconds: int | None
+    """The gateway's clock less the agent's, as the agent last measured it."""
+
     reported_phase: str | None
     """What the agent said last; other than ``phase`` if it said so after the end."""
 
@@ -75,6 +91,9 @@ class Ending:
     dispatches: int
     applied: int
     verified: int
+    refuted: int
+    """Those that were applied, and whose measured power was not what it should be."""
+
     active_seconds: float
     delivered_watt_hours: float
 
@@ -156,6 +175,7 @@ def sum_up(connection: psycopg.Connection, wanted: Wanted) -> list[Ending]:
         "select phase, reason, count(*) as dispatches, "  # noqa: S608  # our own names
         "count(*) filter (where applied) as applied, "
         "count(*) filter (where verified = 'True') as verified, "
+        "count(*) filter (where verified = 'False') as refuted, "
         "coalesce(sum(active_seconds), 0)::double precision as active_seconds, "
         "coalesce(sum(delivered_watt_hours), 0) as delivered_watt_hours "
         f"from dispatch_history where {where} group by phase, reason "

@@ -37,8 +37,9 @@ def fill(query: Query, dispatches: int) -> None:
         "actor, phase, reason, message, at, received_at, report, report_received_at, "
         "report_sequence) select gen_random_uuid(), asset_id, 'd' || n, 'n' || n, 'Agent', phase, "
         "'Why', '', moment + step * interval '1 minute', moment, "
-        """case when step = 2 then '{"applied_us": 5, "active_milliseconds": 60000, """
-        """"verified": "True"}'::jsonb end, moment, 1 """
+        """case when step = 2 then ('{"applied_us": 5, "active_milliseconds": 60000, """
+        """"verified": "' || case when n % 10 = 0 then 'False' else 'True' end || '"}')::jsonb """
+        "end, moment, 1 "
         f"from generate_series(1, {dispatches}) n join assets on name = 'a' || (n % 100), "
         "lateral (select timestamptz '2026-11-01' + n * interval '2 minutes' as moment) as m, "
         "lateral (values (0, 'Acked'), (1, 'Active'), "
@@ -53,6 +54,9 @@ def test_one_dispatch_answers_the_four_questions(
     told = report(
         "Acked", "Active", "Complete", sequence=3, applied_us=T0_US + 7, reverted_us=T0_US + 99,
         active_milliseconds=61_500, verified="True", evidence="Effect", applied_watts=5000,
+        verified_us=T0_US + 9, verified_reason="WithinTolerance", clamped_by="LocalLimits",
+        planned_start_us=T0_US + 5, planned_end_us=T0_US + 90, interruptions=1,
+        reversion_guard="DeviceTimer", clock_offset_milliseconds=-1500,
     )  # fmt: skip
     database.store(sources(transition("Submitted"), told, offset=1), after=0, through=1)
 
@@ -63,6 +67,11 @@ def test_one_dispatch_answers_the_four_questions(
     assert (found.active_seconds, found.applied_watts) == (61.5, 5000)
     assert (found.phase, found.reason) == ("Complete", "CompleteReason")
     assert (found.verified, found.evidence) == ("True", "Effect")
+    assert (found.verified_reason, found.clamped_by) == ("WithinTolerance", "LocalLimits")
+    assert (found.interruptions, found.reversion_guard) == (1, "DeviceTimer")
+    assert found.clock_offset_milliseconds == -1500
+    instants = (found.planned_start_at, found.verified_at, found.planned_end_at)
+    assert instants == tuple(T0 + timedelta(microseconds=n) for n in (5, 9, 90))
     # Two clocks said the same instant: which of them is first nobody knows.
     assert {step.phase for step in steps[:2]} == {"Submitted", "Acked"}
     assert [step.phase for step in steps[2:]] == ["Active", "Complete"]
@@ -78,6 +87,8 @@ def test_an_unknown_outcome_is_told_as_unknown(
 
     assert (found.applied, found.reason) == (None, "OutcomeUnknown")
     assert (found.reported_phase, found.active_seconds) == ("Acked", None)
+    assert (found.verified, found.verified_reason, found.interruptions) == ("", "", 0)
+    assert (found.verified_at, found.clock_offset_milliseconds) == (None, None)
 
 
 def test_a_month_is_summed_up_and_paged_through(reader: psycopg.Connection, query: Query) -> None:
@@ -91,10 +102,10 @@ def test_a_month_is_summed_up_and_paged_through(reader: psycopg.Connection, quer
 
     assert [len(page) for page in pages] == [100, 100, 50, 0]
     assert len({each.dispatch_uid for page in pages for each in page}) == 250
-    assert [(each.phase, each.dispatches, each.verified) for each in sum_up(reader, month)] == [
-        ("Complete", 225, 225),
-        ("Failed", 25, 25),
+    endings = [
+        (each.phase, each.dispatches, each.verified, each.refuted) for each in sum_up(reader, month)
     ]
+    assert endings == [("Complete", 225, 225, 0), ("Failed", 25, 0, 25)]
     assert sum_up(reader, Wanted(since=begin + timedelta(days=30))) == []
     assert len(find(reader, Wanted(asset_name="a7"))) == 3
 
