@@ -350,6 +350,14 @@ def test_an_end_before_the_revert_says_so_and_is_completed_by_it() -> None:
     assert "lateReport" not in story.status
 
 
+def test_an_unknown_outcome_is_settled_also_when_the_device_was_silent_at_last() -> None:
+    silent = active(verified="Unknown", verified_reason="DeviceOffline")
+    story = Story().look(0.1).look(1001, view(report=silent)).look(1002, view(report=silent))
+
+    assert story.ending == ("Failed", "OutcomeUnknown")
+    assert Settle() in story.decision.actions
+
+
 def test_of_a_device_that_was_dead_at_the_start_it_is_not_known_whether_it_took_it() -> None:
     dead = {"applied_us": 0, "active_milliseconds": 0}
     story = Story().look(0.1).look(111, view(report=unreverted(**dead)))

@@ -146,7 +146,8 @@ def _tidy_up(dispatch: Dispatch, view: DispatchView, now_us: int) -> DispatchDec
     if late is not None:
         status["lateReport"] = late
     # What an agent has yet to revert is kept at the gateways: it has more to tell.
-    waits = view.report is not None and is_silent(view.report)
+    told_early = dispatch.status.get("reason") == Reason.DEVICE_OFFLINE
+    waits = told_early and view.report is not None and is_silent(view.report)
     actions: list[DispatchAction] = [] if waits else [Settle()]
     if dispatch.meta.holds_finalizer:
         actions.append(RemoveFinalizer())
