@@ -97,7 +97,8 @@ class Holder:
         """Return in how many microseconds this wants to act again; None = not by itself."""
         now_us = self._clock.monotonic_us()
         ahead = []
-        stages = {e.stage for e in scope.values()}
+        ending = _without(scope, deciding.staying(scope, moment(self._clock)))
+        stages = {e.stage for e in ending.values()}
         waits = Stage.APPLYING in stages and Stage.REVERTING not in stages
         held_off_us = self.held_off_us(asset) if waits else 0
         if self._failed is not None:
@@ -116,25 +117,26 @@ class Holder:
         if asset is None:
             await self._release_stray(site)
             return
-        owners = deciding.owners(scope)
-        target = wanted_setpoints(owners, asset.fallback, site.local)
-        pending = _pending(scope, owners)
+        owners, staying = deciding.owners(scope), deciding.staying(scope, now)
+        target = wanted_setpoints({**staying, **owners}, asset.fallback, site.local)
         refresh = self._refresh_at_us is not None and now.monotonic_us >= self._refresh_at_us
-        if pending and not _starting(owners) and deciding.bridged(scope, now):
+        if not _starting(owners) and deciding.bridged(scope, now):
             self._failed = None  # what could not be reverted may stay until then as well
             if refresh:
                 await self._prolong(asset, site)
             return
+        changing = _without(scope, staying)
+        pending = _pending(changing, owners)
         step = self._step(target, asset, site, now)
         on_the_way = step != target and step == self._written
         if not refresh and (on_the_way or (not pending and step == self._written)):
             return
         if target == self._failed and now.monotonic_us < self._retry_at_us:
             return
-        reverting = any(e.stage is Stage.REVERTING for e in scope.values())
+        reverting = any(e.stage is Stage.REVERTING for e in changing.values())
         if _starting(owners) and not reverting and self.held_off_us(asset):
             return
-        await self._write(scope, step, target, site, pending=pending)
+        await self._write(changing, step, target, site, pending=pending, staying=staying)
 
     async def _release_stray(self, site: Site) -> None:
         """Release a setpoint that no ledger owns, however often it takes.
@@ -233,12 +235,19 @@ class Holder:
         return round(site.reading.values.get(agent_pb2.Quantity.ACTIVE_POWER_WATTS, 0.0))
 
     async def _write(
-        self, scope: Scope, step: Setpoints, target: Setpoints, site: Site, *, pending: bool
+        self,
+        scope: Scope,
+        step: Setpoints,
+        target: Setpoints,
+        site: Site,
+        *,
+        pending: bool,
+        staying: Scope,
     ) -> None:
         owners, armed_seconds, answer = deciding.owners(scope), None, "ok"
         try:
             armed_seconds = await self._device.write(
-                step, _reversion(owners, site, moment(self._clock))
+                step, _reversion(owners or staying, site, moment(self._clock))
             )
             self.note_answer()
             held = await self._device.read_setpoints()
@@ -382,6 +391,11 @@ class Holder:
 
 def _step_us(asset: Asset) -> int:
     return max(1, asset.min_seconds_between_writes) * SECOND_US
+
+
+def _without(scope: Scope, others: Scope) -> dict[str, Execution]:
+    uids = {e.order.uid for e in others.values()}
+    return {uid: execution for uid, execution in scope.items() if uid not in uids}
 
 
 def _starting(owners: Scope) -> bool:

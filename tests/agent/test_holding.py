@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from tests.agent.fakes import T0, Agent, FakeClock, S, asset, order
 
+from derops.errors import DeviceRefusedError
 from derops_agent.drivers.simulated import open_device
-from derops_agent.ports import Reading, Setpoints
+from derops_agent.ports import Reading, Reversion, Setpoints
 
 BATTERY = {
     "model": "battery",
@@ -177,6 +178,45 @@ async def test_a_gap_between_two_windows_makes_no_dip(agent: Agent) -> None:
     assert agent.powers == [0, 5000, 3000]
     assert agent.outcome("a") == ("Complete", "WindowEnded")
     assert agent.outcome("b") == ("Active", "Applied")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_start_of_another_mode_makes_no_dip_in_a_gap(agent: Agent, fails: bool) -> None:
+    limit = order("c", mode="GenerationLimit", watts=2000, start_us=T0 + 163 * S)
+    await agent.give(order("a"), order("b", watts=3000, start_us=T0 + 168 * S), limit)
+    await agent.wait(162, step=1)
+    write = agent.device.write
+
+    async def refused(setpoints: Setpoints, reversion: Reversion | None = None) -> int | None:
+        if setpoints.max_generation_watts is not None:
+            raise DeviceRefusedError("no limits here")
+        return await write(setpoints, reversion)
+
+    if fails:
+        agent.device.write = refused  # type: ignore[method-assign]
+    await agent.wait(3, step=1)
+    assert agent.report("a").phase == "Active"
+    assert agent.report("c").phase == ("Failed" if fails else "Active")
+    await agent.wait(10, step=1)
+
+    assert agent.powers == [0, 5000, 3000]
+    assert agent.outcome("a") == ("Complete", "WindowEnded")
+    assert agent.report("a").active_milliseconds == pytest.approx(108_000, abs=1_000)
+    assert agent.outcome("b") == ("Active", "Applied")
+
+
+async def test_an_end_of_another_mode_makes_no_dip_in_a_gap(agent: Agent) -> None:
+    agent.device.timer_seconds = 600
+    limit = order("c", mode="GenerationLimit", watts=2000, duration_seconds=103)
+    await agent.give(order("a"), order("b", watts=3000, start_us=T0 + 168 * S), limit)
+    await agent.wait(165, step=1)
+    assert agent.outcome("c") == ("Complete", "WindowEnded")
+    assert agent.device.held.max_generation_watts is None
+    # The agent may die in the gap.
+    assert agent.device.reversions[-1] is not None
+    await agent.wait(10, step=1)
+
+    assert agent.powers == [0, 5000, 3000]
 
 
 async def test_a_longer_gap_falls_back(agent: Agent) -> None:

@@ -78,10 +78,20 @@ def owners(executions: Executions) -> dict[str, Execution]:
 def bridged(executions: Executions, now: Moment) -> bool:
     """Tell whether nothing ends now but what waits for the next window of its mode."""
     ending = [e for e in executions.values() if e.stage is Stage.REVERTING]
-    # A clock that is set back ends the wait: it must not prolong it.
-    return bool(ending) and all(
-        e.ended_us <= now.wall_us < e.ended_us + e.bridged_us for e in ending
-    )
+    return bool(ending) and all(_waits_for_next(e, now) for e in ending)
+
+
+def staying(executions: Executions, now: Moment) -> dict[str, Execution]:
+    """Return whose value each mode keeps past its window, until the next one of the mode."""
+    modes_owned = owners(executions).keys()
+    return {
+        e.order.mode: e
+        for e in executions.values()
+        if e.stage is Stage.REVERTING
+        and e.held_since is not None
+        and e.order.mode not in modes_owned
+        and _waits_for_next(e, now)
+    }
 
 
 def next_wakeup_us(executions: Iterable[Execution], decided: Moment, now: Moment) -> int | None:
@@ -143,6 +153,11 @@ def is_over(execution: Execution, now: Moment) -> bool:
     if planned is None or now.wall_us >= planned.end_us:
         return True
     return execution.stage is Stage.HOLDING and now.monotonic_us >= execution.ends_monotonic_us
+
+
+def _waits_for_next(execution: Execution, now: Moment) -> bool:
+    # A clock that is set back ends the wait: it must not prolong it.
+    return execution.ended_us <= now.wall_us < execution.ended_us + execution.bridged_us
 
 
 def _by_time(execution: Execution, now: Moment) -> Execution:
