@@ -336,9 +336,15 @@ class Controller:
         return self.journal.alive.at_us
 
     def _rebase(self) -> None:
-        """After a boot, count on this boot's monotonic clock."""
-        if self.journal.alive.boot_id != self._clock.boot_id():
+        """After a boot, count on this boot's monotonic clock.
+
+        Before the wall clock is believed nobody knows for how long it was off: that is not counted.
+        """
+        alive = self.journal.alive
+        if alive.boot_id != self._clock.boot_id():
             now = self._moment()
+            if not self._clock_is_good(now, alive):
+                now = replace(now, wall_us=alive.at_us)
             for execution in list(self.journal.values()):
                 self.journal.set_in_memory(execution.rebase(now))
 

@@ -134,6 +134,18 @@ async def test_a_ramp_is_written_in_steps_and_judged_once_it_arrived(agent: Agen
     assert agent.report().reverted_us == pytest.approx(T0 + 164 * S, abs=2 * S)
 
 
+async def test_a_ramp_down_that_has_begun_goes_on_although_a_next_window_is_near(
+    agent: Agent,
+) -> None:
+    await agent.give(asset(max_ramp_watts_per_second=1000), order())
+    await agent.wait(162, step=1)
+    assert agent.powers[-1] == 2000
+    await agent.give(order("b", watts=5000, start_us=T0 + 169 * S))
+    await agent.wait(5, step=1)
+
+    assert agent.powers[-3:] == [2000, 1000, 0]
+
+
 async def test_a_long_ramp_down_is_not_a_late_revert(agent: Agent) -> None:
     await agent.give(asset(max_ramp_watts_per_second=100), order(duration_seconds=200))
     await agent.wait(400, step=1)

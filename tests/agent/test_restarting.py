@@ -142,6 +142,23 @@ async def test_what_the_device_held_until_an_unbelieved_clock_ended_it_counts(
     assert agent.report().active_milliseconds == (70 + 24) * 1000
 
 
+@pytest.mark.parametrize("off_seconds", [-86_400, 86_400])
+async def test_a_clock_that_is_not_believed_does_not_tell_for_how_long_a_device_held_it(
+    agent: Agent, off_seconds: int
+) -> None:
+    await agent.give(order())
+    await agent.wait(60)
+    agent.device.fail = "local"
+    await agent.wait(105, step=1)
+    agent.device.fail = ""
+    agent.clock.wall_us += off_seconds * S
+    await agent.restart(down_seconds=30, reboot=True)
+
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    # How long the agent was off is not known; until then it was 105 s.
+    assert agent.report().active_milliseconds == pytest.approx(105_000, abs=5_000)
+
+
 async def test_nothing_resumes_before_the_last_stored_time(agent: Agent) -> None:
     await agent.give(order())
     await agent.wait(70)

@@ -105,6 +105,19 @@ async def test_a_device_that_stays_away_fails_the_dispatch_at_its_deadline(agent
     assert 5000 not in agent.powers
 
 
+async def test_nothing_is_applied_after_the_end_although_the_start_deadline_is_later(
+    agent: Agent,
+) -> None:
+    agent.device.fail = "timeout"
+    await agent.give(order(duration_seconds=20))
+    await agent.wait(85, step=1)
+    agent.device.fail = ""
+    await agent.wait(30, step=1)
+
+    assert agent.outcome() == ("Failed", "DeviceOffline")
+    assert agent.powers == [0]
+
+
 async def test_a_refused_write_fails_at_once_and_the_fallback_is_written(agent: Agent) -> None:
     agent.device.fail = "refuse"
     await agent.give(order())
