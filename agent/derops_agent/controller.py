@@ -318,7 +318,6 @@ class Controller:
                 }
             )
         self._resumed = True
-        self._holder.doubt()
         self.journal.believes_clock = True
         return True
 

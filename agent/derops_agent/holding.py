@@ -62,10 +62,6 @@ class Holder:
         self._guard = "AgentTimer"
         self._log = structlog.get_logger("holder").bind(asset=asset)
 
-    def doubt(self) -> None:
-        """Forget what was written: nobody knows what the device holds now."""
-        self._written = self._held = None
-
     def try_now(self) -> None:
         """Write again what failed: why it did is over."""
         self._failures, self._retry_at_us = 0, 0
@@ -180,7 +176,7 @@ class Holder:
         suspect = now_us < self._suspect_until_us and self._written is not None
         if suspect and self._held is not None and held != self._held:
             self._log.warning("setpoint.landed_late", held=str(held), wanted=str(self._written))
-            self.doubt()
+            self._written = self._held = None
         after = self._look_again(scope, held, site)
         if any(e.held_since and not after[u].held_since for u, e in scope.items()):
             self.try_now()

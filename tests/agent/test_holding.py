@@ -217,6 +217,19 @@ async def test_a_start_of_another_mode_makes_no_dip_in_a_gap(agent: Agent, fails
     assert agent.outcome("b") == ("Active", "Applied")
 
 
+async def test_a_start_in_a_gap_waits_until_the_device_may_be_written(agent: Agent) -> None:
+    limit = order("c", mode="GenerationLimit", watts=2000, start_us=T0 + 163 * S)
+    config = asset(min_seconds_between_writes=105)
+    await agent.give(config, order("a"), order("b", watts=3000, start_us=T0 + 170 * S), limit)
+    await agent.wait(164.5, step=0.5)
+    assert agent.outcome("c") == ("Acked", "Accepted")
+    assert agent.controller._delay_seconds() == 0.5
+    await agent.wait(1, step=0.5)
+
+    assert agent.outcome("c") == ("Active", "Applied")
+    assert agent.powers == [0, 5000]
+
+
 async def test_an_end_of_another_mode_makes_no_dip_in_a_gap(agent: Agent) -> None:
     agent.device.timer_seconds = 600
     limit = order("c", mode="GenerationLimit", watts=2000, duration_seconds=103)
@@ -229,6 +242,15 @@ async def test_an_end_of_another_mode_makes_no_dip_in_a_gap(agent: Agent) -> Non
     await agent.wait(10, step=1)
 
     assert agent.powers == [0, 5000, 3000]
+
+
+async def test_a_gap_of_ten_seconds_is_not_a_late_revert(agent: Agent) -> None:
+    await agent.give(order("a"), order("b", watts=3000, start_us=T0 + 170 * S))
+    await agent.wait(169.5, step=0.5)
+    await agent.wait(1)
+
+    assert agent.powers == [0, 5000, 3000]
+    assert agent.outcome("a") == ("Complete", "WindowEnded")
 
 
 async def test_a_longer_gap_falls_back(agent: Agent) -> None:

@@ -159,6 +159,23 @@ async def test_a_clock_that_is_not_believed_does_not_tell_for_how_long_a_device_
     assert agent.report().active_milliseconds == pytest.approx(105_000, abs=5_000)
 
 
+async def test_what_was_measured_is_stored_also_where_a_device_does_not_say_what_it_holds(
+    agent: Agent,
+) -> None:
+    async def unreadable() -> Setpoints:
+        raise TimeoutError
+
+    agent.device.read_setpoints = unreadable  # type: ignore[method-assign]
+    await agent.give(order())
+    await agent.wait(60)
+    await agent.sampled(5000, 60)
+    await agent.restart()
+    await agent.sampled(5000, 41)
+
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert agent.report().within_tolerance_milliseconds >= 85_000
+
+
 async def test_nothing_resumes_before_the_last_stored_time(agent: Agent) -> None:
     await agent.give(order())
     await agent.wait(70)

@@ -65,6 +65,14 @@ async def test_cancel_before_the_start_never_touches_the_device(agent: Agent) ->
     assert agent.powers == [0]
 
 
+async def test_an_older_order_that_comes_late_changes_nothing(agent: Agent) -> None:
+    await agent.give(order(generation=3))
+    await agent.give(order(generation=2, cancelled=True))
+
+    assert agent.outcome() == ("Acked", "Accepted")
+    assert agent.report().observed_generation == 3
+
+
 async def test_cancel_while_active_reverts_first(agent: Agent) -> None:
     await agent.give(order())
     await agent.wait(70)
@@ -127,6 +135,17 @@ async def test_a_refused_write_fails_at_once_and_the_fallback_is_written(agent: 
     assert agent.outcome() == ("Failed", "DeviceWriteFailed")
     assert "not now" in agent.report().message
     assert agent.powers == [0]
+
+
+async def test_a_refused_write_is_not_applied_because_the_device_holds_the_same(
+    agent: Agent,
+) -> None:
+    await agent.give(order())
+    await agent.wait(59)
+    agent.device.fail, agent.device.held = "refuse", Setpoints(active_power_watts=5000)
+    await agent.wait(2, step=1)
+
+    assert agent.outcome() == ("Failed", "DeviceWriteFailed")
 
 
 async def test_what_a_device_says_at_length_is_cut_to_what_status_takes(agent: Agent) -> None:

@@ -161,6 +161,47 @@ async def test_one_that_let_go_meanwhile_is_not_said_to_have_held_it(agent: Agen
     assert report.active_milliseconds <= 10_000
 
 
+@pytest.mark.parametrize("late_seconds", [1, 2, 3])
+async def test_it_is_asked_what_it_held_before_a_retry_ends_that(
+    agent: Agent, late_seconds: int
+) -> None:
+    await fall_silent(agent)
+    await agent.wait(90 + late_seconds - 1, step=1)
+    agent.device.fail, agent.device.held = "", Setpoints(active_power_watts=0)
+    agent.clock.pass_seconds(1)
+    await agent.controller.turn()
+    assert agent.device.writes[-1].active_power_watts == 0
+
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert agent.report().active_milliseconds <= 10_000
+
+
+async def test_its_own_timer_tells_until_when_it_held_it(agent: Agent) -> None:
+    agent.device.timer_seconds = 30
+    await fall_silent(agent)
+    await agent.wait(50, step=1)
+    agent.device.fail, agent.device.held = "", Setpoints(active_power_watts=0)
+    await agent.wait(41, step=1)
+
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    # 30 s to the timer's end, and from the return at 60 s to the end at 100 s.
+    assert agent.report().active_milliseconds == pytest.approx(70_000, abs=2_000)
+
+
+async def test_a_silence_over_a_gap_between_two_windows_is_no_failure_of_the_first(
+    agent: Agent,
+) -> None:
+    await agent.give(order("b", watts=3000, start_us=T0 + 170 * S))
+    await fall_silent(agent)
+    await agent.wait(105, step=1)
+    agent.device.fail = ""
+    await agent.wait(5, step=1)
+
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert agent.outcome("b") == ("Active", "Applied")
+    assert agent.powers == [0, 5000, 3000]
+
+
 async def test_the_revert_is_tried_on_after_a_restart(agent: Agent) -> None:
     await fall_silent(agent)
     await agent.wait(120, step=1)
