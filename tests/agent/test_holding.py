@@ -230,6 +230,19 @@ async def test_a_start_in_a_gap_waits_until_the_device_may_be_written(agent: Age
     assert agent.powers == [0, 5000]
 
 
+async def test_a_value_that_the_device_dropped_in_a_gap_is_not_put_there_again(
+    agent: Agent,
+) -> None:
+    limit = order("c", mode="GenerationLimit", watts=2000, start_us=T0 + 167 * S)
+    await agent.give(order("a"), order("b", watts=3000, start_us=T0 + 169 * S), limit)
+    await agent.wait(161, step=1)
+    agent.device.held = Setpoints(active_power_watts=0)
+    await agent.wait(7, step=1)
+
+    assert agent.outcome("c") == ("Active", "Applied")
+    assert agent.device.held.active_power_watts == 0
+
+
 async def test_an_end_of_another_mode_makes_no_dip_in_a_gap(agent: Agent) -> None:
     agent.device.timer_seconds = 600
     limit = order("c", mode="GenerationLimit", watts=2000, duration_seconds=103)
