@@ -1,7 +1,7 @@
 """What keeps the database in order while the writer runs: partitions, roll-ups, retention.
 
-None of it may hold up what comes in: where somebody holds a lock (a backup, a long query), it is
-put off and tried again.
+None of it may hold up what comes in: where it fails, because somebody holds a lock (a backup, a
+long query) or for any other reason, it is put off and tried again.
 """
 
 import time
@@ -10,7 +10,6 @@ from datetime import UTC, date, datetime, timedelta
 
 import psycopg
 import structlog
-from psycopg import errors
 
 from derops_headend.storage import metrics
 from derops_headend.storage.engines import Engine, days_ahead
@@ -28,7 +27,6 @@ _LIMITS = {"lock_timeout": (1000, 0), "statement_timeout": (10_000, STATEMENT_MI
 _STEP_SECONDS = 0.25
 _KEEP_SECONDS = 3600.0
 _AGAIN_SECONDS = 60.0
-_PUT_OFF = (errors.LockNotAvailable, errors.QueryCanceled, errors.DeadlockDetected)
 
 
 class Keeper:
@@ -54,7 +52,7 @@ class Keeper:
         """Roll up what is due, a part of it; now and then make partitions and drop what is too old.
 
         Raises:
-            psycopg.Error: The database failed; that somebody holds a lock is no failure.
+            psycopg.Error: The connection is lost.
         """
         done = self._try(lambda: self._roll_up(now))
         wanted = 2 * self._minutes if done else self._minutes // 2
@@ -96,11 +94,13 @@ class Keeper:
         metrics.ROLL_UP_DELAY_SECONDS.set(max(0.0, (now - due).total_seconds()) if due else 0)
 
     def _try(self, work: Callable[[], None]) -> bool:
-        """Do some work unless a lock is in the way; return whether it was done."""
+        """Do some work; return whether it was done."""
         self._limit(0)
         try:
             work()
-        except _PUT_OFF as error:
+        except psycopg.Error as error:
+            if self._connection.closed:
+                raise
             metrics.PUT_OFF.inc()
             self._log.warning("maintenance.put_off", why=str(error).partition("\n")[0])
             return False

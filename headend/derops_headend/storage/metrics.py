@@ -22,7 +22,7 @@ DAYS_DROPPED = Counter(
 )
 PUT_OFF = Counter(
     "derops_writer_maintenance_put_off",
-    "Times that roll-ups, partitions or retention waited in vain for a lock.",
+    "Times that roll-ups, partitions or retention failed, mostly in vain for a lock.",
 )
 ROLL_UP_DELAY_SECONDS = Gauge(
     "derops_writer_roll_up_delay_seconds", "Age of the oldest minute that is to be rolled up."

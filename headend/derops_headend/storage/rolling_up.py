@@ -65,6 +65,17 @@ _CLEAR = """
       as w (asset_id, bucket)
     where m.asset_id = w.asset_id and m.bucket = w.bucket
 """
+_ROLLED_UP = (
+    "active_power_watts",
+    "reactive_power_vars",
+    "voltage_volts",
+    "frequency_hertz",
+    "state_of_charge_percent",
+    "temperature_celsius",
+)
+_SANE = "case when abs(t.{it}) < 1e-30 then 0 when abs(t.{it}) <= 1e30 then t.{it} end"
+"""A value as it can be summed and divided: PostgreSQL refuses what overflows, or underflows."""
+
 _MINUTES = """
     insert into telemetry_1m
     select asset_id, bucket,
@@ -99,7 +110,7 @@ _MINUTES = """
         from (
           (select {columns}, false as inside from telemetry t
           where t.ts >= %(first)s and t.ts < %(end)s
-            and t.asset_id = w.asset_id and t.active_power_watts is not null
+            and t.asset_id = w.asset_id and {sane} is not null
             and t.ts < w.bucket and t.ts > w.bucket - make_interval(secs => %(hold)s)
           order by t.ts desc limit 1)
           union all
@@ -112,10 +123,10 @@ _MINUTES = """
     ) held
     group by asset_id, bucket
     having bool_or(inside or held_seconds > 0)
-""".replace(
+"""
+_MINUTES = _MINUTES.replace("{sane}", _SANE.replace("{it}", "active_power_watts")).replace(
     "{columns}",
-    "t.ts, t.active_power_watts, t.reactive_power_vars, t.voltage_volts, t.frequency_hertz,"
-    " t.state_of_charge_percent, t.temperature_celsius",
+    ", ".join(["t.ts", *(f"{_SANE.replace('{it}', column)} as {column}" for column in _ROLLED_UP)]),
 )
 _QUARTERS_OF = """
     select array_agg(asset_id), array_agg(bucket) from (

@@ -27,8 +27,8 @@ class Sample(NamedTuple):
 class Store:
     """Stores batches one by one, as a writer does."""
 
-    def __init__(self, database: Database) -> None:
-        self.database, self.offset = database, 0
+    def __init__(self, database: Database, offset: int = 0) -> None:
+        self.database, self.offset = database, offset
 
     def __call__(self, samples: Sequence[Sample], received: datetime = NOW) -> None:
         self.offset += 1

@@ -171,6 +171,30 @@ def test_maintenance_waits_for_locks_for_a_second_only(keeper: Keeper) -> None:
     assert limits() == ["0", "1min"]
 
 
+def test_maintenance_that_fails_does_not_keep_the_writer_from_storing(
+    store: Store, database_url: str, query: Query
+) -> None:
+    store([Sample(us(NOW - timedelta(hours=1)), 1.0)])
+    with psycopg.connect(database_url, autocommit=True) as person:
+        person.execute("alter table telemetry_1m add check (samples < 0)")
+    before = metrics.PUT_OFF._value.get()
+
+    again = Database.connect(database_url, "log")
+    again.maintain()
+    Store(again, 1)([Sample(us(NOW), 2.0)])
+    again.close()
+
+    assert metrics.PUT_OFF._value.get() - before == 2
+    assert query("select count(*) from telemetry where ts >= %s", NOW) == [(1,)]
+
+
+def test_maintenance_says_when_the_database_went_away(keeper: Keeper) -> None:
+    with pytest.raises(psycopg.OperationalError):
+        keeper._try(
+            lambda: keeper._connection.execute("select pg_terminate_backend(pg_backend_pid())")
+        )
+
+
 def test_the_age_of_the_oldest_due_minute_is_told(store: Store, keeper: Keeper) -> None:
     minute: datetime = NOW.replace(second=0)
     store([Sample(us(minute), 1.0)])

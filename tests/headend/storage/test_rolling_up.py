@@ -257,3 +257,26 @@ def parts_of_telemetry(connection: psycopg.Connection) -> list[str]:
         "select inhrelid::regclass::text from pg_inherits where inhparent = 'telemetry'::regclass"
     ).fetchall()
     return [name for (name,) in rows]
+
+
+def test_values_that_no_sum_could_hold_are_stored_and_not_rolled_up(
+    store: Store, database_url: str, query: Query
+) -> None:
+    begin_us = minute_of(NOW - timedelta(hours=1))
+    wild = [1e308, -1e308, 1e155, 2e30, 1e30, -1e30, 5e-324, -1e-310]
+    store([Sample(begin_us + n * 1_000_000, watts, 230.0) for n, watts in enumerate(wild)])
+    store([Sample(begin_us - MINUTE_US + 500, 1e200)])  # held into the minute, if it were power
+    store([Sample(begin_us + 5 * MINUTE_US + n, 5e-324, 5e-324) for n in range(3)])
+
+    roll_up_all(database_url)
+
+    assert query(
+        "select samples, active_power_watts_samples, active_power_watts_min, "
+        "active_power_watts_max, voltage_volts_mean from telemetry_1m where bucket = %s",
+        datetime.fromtimestamp(begin_us / 1e6, UTC),
+    ) == [(8, 4, -1e30, 1e30, 230.0)]
+    assert query("select sum(samples)::bigint from telemetry_15m") == [(12,)]
+    assert query("select array_agg(active_power_watts order by ts) from telemetry") == [
+        ([1e200, *wild, 5e-324, 5e-324, 5e-324],)
+    ]
+    assert query("select count(*) from quarantine") == [(0,)]
