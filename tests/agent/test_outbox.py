@@ -133,7 +133,7 @@ def test_a_gap_that_is_old_takes_no_fresh_sample_with_it_and_is_counted_once(
     clock[0] = 200_000_000
     store.flush()
     store.flush()
-    fill(store, outbox, 1, first=clock[0])
+    fill(store, outbox, 1, first=200_000_000)
     store.flush()
 
     gap, *batches = messages(outbox)

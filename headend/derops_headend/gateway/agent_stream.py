@@ -32,7 +32,9 @@ from derops_headend.gateway.outgoing import Outgoing
 MAX_QUEUED = 1024
 """Messages that wait for a slow agent before its stream is ended."""
 
-MAX_UNSTORED_REPORTS = 512
+MAX_UNSTORED = 512
+"""Reports and gaps, which need no credit, that wait for the log before the stream is ended."""
+
 MAX_REFUSED_REPORTS = 64
 """Reports that break a rule before the stream is ended."""
 
@@ -44,6 +46,11 @@ MAX_DROPPED_BATCHES = 256
 
 MAX_CLOCK_OFFSET_US = 5_000_000
 """An agent refuses dispatches beyond this; its samples are marked."""
+
+AGENT_REASONS = frozenset(
+    {"BadSnapshot", "CertificateRenewed", "OutboxReplaced", "Shutdown", "StaleReplica", "Withdrawn"}
+)
+"""Why agents end their streams; whatever else one says is counted as ``Other``."""
 
 SILENT_HEARTBEATS = 3
 _BYE_SECONDS = 2.0
@@ -82,11 +89,11 @@ class AgentStream:
         self._heard_us = monotonic_us()
         self._outgoing: Outgoing[agent_pb2.GatewayMessage | str] = Outgoing(MAX_QUEUED)
         self._order = OutboxOrder(hello.outbox_id, hello.first_sequence)
-        self._unstored_reports = self._refused_reports = 0
+        self._unstored = self._refused_reports = 0
         self._dropped_batches = self._refused_batches = 0
         self._clock_offset_milliseconds: int | None = None
         self._ending: agent_pb2.Bye | None = None
-        self._peer_left = False
+        self._peer_left = self._said_bye = False
         self._log = structlog.get_logger("agent").bind(
             asset=str(certificate.asset), epoch=hello.epoch
         )
@@ -136,11 +143,16 @@ class AgentStream:
             bye = self._ending or agent_pb2.Bye()
             self._exchange.admission.forget(self)
             self._exchange.close(self, bye.reason, bye.message)
+            metrics.ENDED_STREAMS.labels(self._label(bye.reason)).inc()
             self._log.info("agent.disconnected", reason=bye.reason, why=bye.message)
             failures = await asyncio.gather(reader, writer, return_exceptions=True)
             self._log_failures(failures)
         if stuck:  # the peer grants no window for the Bye; only an abort ends such a call
             await self._context.abort(grpc.StatusCode.ABORTED, f"{bye.reason}: {bye.message}")
+
+    def _label(self, reason: str) -> str:
+        known = not self._said_bye or reason in AGENT_REASONS
+        return reason if known else "Other"
 
     def _log_failures(self, failures: Iterable[BaseException | None]) -> None:
         for failure in failures:
@@ -267,7 +279,7 @@ class AgentStream:
             )
             self.send(agent_pb2.GatewayMessage(heartbeat_reply=reply))
         elif kind == "bye":
-            self._peer_left = True
+            self._peer_left = self._said_bye = True
             self.end(message.bye.reason or "Bye", message.bye.message)
         elif kind == "hello":
             return Violation(reason="ProtocolViolation", message="a second Hello")
@@ -287,14 +299,16 @@ class AgentStream:
         broken = check_batch(batch)
         body = batch.SerializeToString()
         if broken is not None:
-            return self._refuse_batch(batch.sequence, body, broken)
+            return self._refuse(log_pb2.TELEMETRY, batch.sequence, body, broken)
         metrics.BATCHES.inc()
         metrics.SAMPLES.inc(len(batch.dt_us))
         self._store(log_pb2.TELEMETRY, body, batch.sequence)
         return None
 
-    def _refuse_batch(self, sequence: int, body: bytes, broken: Violation) -> Violation | None:
-        """Keep a batch for quarantine; where there are too many, end the stream."""
+    def _refuse(
+        self, kind: log_pb2.EntryKind, sequence: int, body: bytes, broken: Violation
+    ) -> Violation | None:
+        """Keep a batch or gap for quarantine; where there are too many, end the stream."""
         metrics.REFUSED_BATCHES.inc()
         self._log.warning("telemetry.refused", sequence=sequence, why=broken.message)
         self._refused_batches += 1
@@ -304,19 +318,23 @@ class AgentStream:
             sequence=sequence, reason=broken.reason, message=broken.message
         )
         self.send(agent_pb2.GatewayMessage(telemetry_refused=refused))
-        self._store(log_pb2.TELEMETRY, body, sequence, refused=broken.message)
+        self._store(kind, body, sequence, refused=broken.message)
         return None
 
     def _take_gap(self, gap: agent_pb2.Gap) -> Violation | None:
-        violation = check_gap(gap)
-        if violation is not None:
-            return violation
         verdict = self._place(gap.sequence, gap.outbox_id, gap=True)
-        if verdict is Verdict.STORE:
-            metrics.GAPS.inc()
-            self._log.warning("telemetry.lost", samples=gap.samples, reason=gap.reason)
-            self._store(log_pb2.GAP, gap.SerializeToString(), gap.sequence)
-        return verdict if isinstance(verdict, Violation) else None
+        if verdict is not Verdict.STORE:
+            return verdict if isinstance(verdict, Violation) else None
+        if self._unstored >= MAX_UNSTORED:
+            return Violation(reason="TooManyGaps", message="gaps outrun the log")
+        broken = check_gap(gap)
+        body = gap.SerializeToString()
+        if broken is not None:
+            return self._refuse(log_pb2.GAP, gap.sequence, body, broken)
+        metrics.GAPS.inc()
+        self._log.warning("telemetry.lost", samples=gap.samples, reason=gap.reason)
+        self._store(log_pb2.GAP, body, gap.sequence)
+        return None
 
     def _place(self, sequence: int, outbox_id: str, *, gap: bool) -> Verdict | Violation:
         verdict = self._order.take(sequence, outbox_id, gap=gap)
@@ -333,10 +351,12 @@ class AgentStream:
         self, kind: log_pb2.EntryKind, body: bytes, sequence: int, *, refused: str = ""
     ) -> None:
         def durable(future: asyncio.Future[None]) -> None:
+            self._unstored -= kind == log_pb2.GAP
             if self._is_durable(future):
                 self._order.stored(sequence)
                 self._exchange.admission.request(self)
 
+        self._unstored += kind == log_pb2.GAP
         future = self._exchange.journal.put(
             kind,
             self._asset_id,
@@ -350,20 +370,20 @@ class AgentStream:
         problem = self._problem_of(report)
         if problem:
             return self._refuse_report(report, problem)
-        if self._unstored_reports >= MAX_UNSTORED_REPORTS:
+        if self._unstored >= MAX_UNSTORED:
             return Violation(reason="TooManyReports", message="reports outrun the log")
         received = control_pb2.AgentReport(
             asset_uid=self.session.asset_uid, received_us=self._exchange.now_us(), report=report
         )
 
         def durable(future: asyncio.Future[None]) -> None:
-            self._unstored_reports -= 1
+            self._unstored -= 1
             if self._is_durable(future):
                 self._exchange.acknowledge_report(self, report)
             else:
                 self._exchange.forget_report(report)
 
-        self._unstored_reports += 1
+        self._unstored += 1
         body = report.SerializeToString()
         future = self._exchange.journal.put(log_pb2.AGENT_REPORT, self._asset_id, body)
         self._exchange.hear_report(received)

@@ -146,7 +146,6 @@ class Exchange:
         if self._streams.get(uid) is stream:
             del self._streams[uid]
         metrics.CONNECTED_AGENTS.set(len(self._streams))
-        metrics.ENDED_STREAMS.labels(reason).inc()
         ended = self.sessions.close(uid, stream.session.epoch, reason, self.now_us())
         if ended is not None:
             self._tell(Message(session=ended.to_message()))

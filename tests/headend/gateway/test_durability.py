@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 import pytest
@@ -9,7 +10,11 @@ from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import Agent, Operator, Rig, now_us
 
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2, log_pb2
-from derops_headend.gateway.agent_stream import MAX_REFUSED_BATCHES, MAX_REFUSED_REPORTS
+from derops_headend.gateway.agent_stream import (
+    MAX_REFUSED_BATCHES,
+    MAX_REFUSED_REPORTS,
+    MAX_UNSTORED,
+)
 
 
 @pytest.fixture
@@ -333,6 +338,32 @@ async def test_a_batch_that_breaks_a_rule_goes_into_quarantine_alone(
     assert broken.refused == refused.message
     assert agent_pb2.TelemetryBatch.FromString(broken.body).sequence == 1
     assert good.refused == ""
+
+
+@pytest.mark.parametrize("changes", [{"to_us": 2**62}, {"from_us": -1}, {"reason": "x" * 65}])
+async def test_a_gap_that_breaks_a_rule_goes_into_quarantine_alone(
+    rig: Rig, agent: Agent, changes: dict[str, Any]
+) -> None:
+    """An agent whose clock was in the next century would otherwise send it for ever."""
+    good: dict[str, Any] = {"outbox_id": "outbox-1", "from_us": 1, "to_us": 2, "samples": 9}
+    bad = agent_pb2.Gap(sequence=5, **(good | changes))
+    await agent.send(agent_pb2.AgentMessage(gap=bad))
+    await agent.send(agent_pb2.AgentMessage(gap=agent_pb2.Gap(sequence=6, **good)))
+
+    assert (await agent.read_until("telemetry_refused")).sequence == 5
+    while (await agent.read_until("credit")).acknowledged_through < 6:
+        pass
+    assert [bool(entry.refused) for entry in rig.log.of(log_pb2.GAP)] == [True, False]
+
+
+async def test_an_agent_whose_gaps_outrun_the_log_is_ended(rig: Rig, agent: Agent) -> None:
+    rig.log.open.clear()
+    for sequence in range(1, MAX_UNSTORED + 2):
+        gap = agent_pb2.Gap(sequence=sequence, outbox_id="outbox-1", from_us=1, to_us=2)
+        await agent.send(agent_pb2.AgentMessage(gap=gap))
+
+    assert (await agent.read_until("bye")).reason == "TooManyGaps"
+    rig.log.open.set()
 
 
 async def test_an_agent_whose_batches_keep_breaking_rules_is_ended(rig: Rig, agent: Agent) -> None:

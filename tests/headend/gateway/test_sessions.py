@@ -10,6 +10,7 @@ from tests.headend.gateway.rig import Agent, Operator, Rig
 
 from derops.errors import SettingError
 from derops.wire.v1 import agent_pb2, agent_pb2_grpc, control_pb2
+from derops_headend.gateway import metrics
 
 
 async def session_of(operator: Operator, *, connected: bool) -> control_pb2.Session:
@@ -168,3 +169,17 @@ async def test_a_port_in_use_is_a_wrong_setting(rig: Rig) -> None:
         await rig.start()
 
     rig.gateway = running
+
+
+@pytest.mark.parametrize(("said", "counted"), [("Shutdown", "Shutdown"), ("Nonsense7", "Other")])
+async def test_what_an_agent_says_at_its_end_makes_no_metric_of_its_own(
+    rig: Rig, leaf: Leaf, operator: Operator, said: str, counted: str
+) -> None:
+    agent = rig.agent(leaf)
+    await agent.connect()
+    await rig.log.connection("Connected")
+    before = metrics.ENDED_STREAMS.labels(counted)._value.get()
+    await agent.send(agent_pb2.AgentMessage(bye=agent_pb2.Bye(reason=said)))
+
+    assert (await rig.log.connection("Disconnected")).reason == said
+    assert metrics.ENDED_STREAMS.labels(counted)._value.get() == before + 1

@@ -188,11 +188,12 @@ def test_maintenance_that_fails_does_not_keep_the_writer_from_storing(
     assert query("select count(*) from telemetry where ts >= %s", NOW) == [(1,)]
 
 
-def test_maintenance_says_when_the_database_went_away(keeper: Keeper) -> None:
+def test_maintenance_says_when_the_connection_is_lost(keeper: Keeper) -> None:
+    def vanish() -> None:
+        keeper._connection.execute("select pg_terminate_backend(pg_backend_pid())")
+
     with pytest.raises(psycopg.OperationalError):
-        keeper._try(
-            lambda: keeper._connection.execute("select pg_terminate_backend(pg_backend_pid())")
-        )
+        keeper._try(vanish)
 
 
 def test_the_age_of_the_oldest_due_minute_is_told(store: Store, keeper: Keeper) -> None:
