@@ -19,7 +19,7 @@ from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_agent.clock import Clock, moment
 from derops_agent.control import deciding, interrupting, silence, verifying
 from derops_agent.control.execution import Execution, Moment, Stage
-from derops_agent.control.judging import judge
+from derops_agent.control.judging import judge, refuse_power
 from derops_agent.control.site import LocalLimits, Site
 from derops_agent.control.translating import read_asset, read_order
 from derops_agent.device import GuardedDevice
@@ -210,6 +210,7 @@ class Controller:
         await self._take_orders(
             snapshot.dispatches, asset=snapshot.asset, revision=snapshot.revision
         )
+        await self._bind()
         present = {order.uid for order in snapshot.dispatches}
         await self._drop(self.journal.keys() - present)
 
@@ -220,8 +221,13 @@ class Controller:
         if isinstance(change.part, dispatch_pb2.Asset):
             self._site = replace(self._site, asset=read_asset(change.part))
             await self.journal.commit({}, asset=change.part, revision=revision)
+            await self._bind()
         else:
             await self._take_orders([change.part], revision=revision)
+
+    async def _bind(self) -> None:
+        """Hold what was accepted to the asset's limits as they are now."""
+        await self.journal.commit(interrupting.bind(self.journal, self._site, self._moment()))
 
     async def _drop(self, uids: set[str]) -> None:
         """End what the headend no longer has; it is forgotten once its last report arrived."""
@@ -291,7 +297,8 @@ class Controller:
     def _refuse_start(self, execution: Execution) -> Refusal | None:
         planned = execution.planned
         seconds = (planned.end_us - self._clock.now_us()) / SECOND_US if planned else 0
-        return self._look_around().refuse_start(
+        site = self._look_around()
+        return refuse_power(execution.order, site) or site.refuse_start(
             execution.order.mode, execution.target_watts, seconds
         )
 

@@ -35,6 +35,18 @@ class Setpoints:
     energized: bool = True
     """False = cease to energize; True permits service and overrides no trip of the device."""
 
+    def __str__(self) -> str:
+        """Return it in words, for people who read a status or a log."""
+        parts = {
+            "an active power of {} W": self.active_power_watts,
+            "at most {} W of generation": self.max_generation_watts,
+            "at most {} W of load": self.max_load_watts,
+        }
+        held = [words.format(watts) for words, watts in parts.items() if watts is not None]
+        if not self.energized:
+            held.append("cease to energize")
+        return ", ".join(held) or "nothing"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reversion:

@@ -123,7 +123,8 @@ TRANSITIONS = (
         frozenset({
             Reason.DEVICE_WRITE_FAILED, Reason.DEVICE_OFFLINE, Reason.READ_BACK_MISMATCH,
             Reason.RATE_LIMITED, Reason.STALE_TELEMETRY, Reason.LOCAL_CONTROL_ACTIVE,
-            Reason.INSUFFICIENT_ENERGY, Reason.COMMS_LOSS_FAILSAFE, Reason.AGENT_RESTARTED,
+            Reason.INSUFFICIENT_ENERGY, Reason.LIMIT_EXCEEDED, Reason.COMMS_LOSS_FAILSAFE,
+            Reason.AGENT_RESTARTED,
         }),
         "it could not be put on the device by its start deadline",
     ),
@@ -135,7 +136,8 @@ TRANSITIONS = (
         "T12", Phase.ACTIVE, Phase.FAILED, Actor.AGENT,
         frozenset({
             Reason.LOCAL_OVERRIDE, Reason.SETPOINT_NOT_HELD, Reason.EFFECT_NOT_OBSERVED,
-            Reason.INSUFFICIENT_ENERGY, Reason.REVERTED_LATE, Reason.DEVICE_OFFLINE,
+            Reason.INSUFFICIENT_ENERGY, Reason.LIMIT_EXCEEDED, Reason.REVERTED_LATE,
+            Reason.DEVICE_OFFLINE,
         }),
         "it did not go as promised; the device is reverted, or does not answer",
     ),

@@ -48,6 +48,7 @@ async def test_a_device_that_says_yes_and_holds_nothing_was_never_applied(agent:
 
     report = agent.report()
     assert agent.outcome() == ("Failed", "ReadBackMismatch")
+    assert "wrote an active power of 5000 W, the device says" in agent.report().message
     assert (report.applied_us, report.active_milliseconds) == (0, 0)
     assert "5000" in report.message
 

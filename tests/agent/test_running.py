@@ -325,6 +325,38 @@ async def test_verification_judges_the_samples(
     assert agent.report().delivered_watt_hours == pytest.approx(watts * 100 / 3600, rel=0.02)
 
 
+async def test_a_missing_effect_is_told_in_numbers(agent: Agent) -> None:
+    await agent.give(order(verify="Required"))
+    await agent.wait(60)
+    await agent.sampled(5000, 50)
+    await agent.sampled(0, 50)
+
+    assert agent.report().message == (
+        "verification was required and is False: of 95 s after settling the measured power was "
+        "within tolerance for 45 s and beyond it for 50 s; 80% must be within"
+    )
+
+
+async def test_a_window_cut_short_by_its_clock_does_not_say_as_planned(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(70, step=1)
+    agent.clock.wall_us += 600 * S
+    await agent.wait(1)
+
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert "set forward in the window, which ended 89 s early" in agent.report().message
+    assert agent.report().active_milliseconds == 11_000
+
+
+async def test_a_start_missed_by_a_clock_that_was_set_says_so(agent: Agent) -> None:
+    await agent.give(order())
+    agent.clock.wall_us += 600 * S
+    await agent.wait(1)
+
+    assert agent.outcome() == ("Failed", "AgentRestarted")
+    assert "its clock was set" in agent.report().message
+
+
 async def test_a_battery_that_ran_empty_is_not_verified(agent: Agent) -> None:
     await agent.give(order())
     await agent.wait(60)

@@ -57,6 +57,48 @@ async def test_more_than_the_battery_could_ever_hold_is_refused_at_once(agent: A
     assert agent.outcome() == ("Rejected", "InsufficientEnergy")
 
 
+async def test_a_start_above_limits_that_were_lowered_meanwhile_fails(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.give(asset(limit_max_injection_watts=2000))
+    assert agent.report().phase == "Acked"
+    await agent.wait(61, step=1)
+
+    assert agent.outcome() == ("Failed", "LimitExceeded")
+    assert "5000 W" in agent.report().message
+    assert "2000 W" in agent.report().message
+    assert agent.powers == [0]
+
+
+async def test_limits_lowered_below_a_running_setpoint_end_it(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(70, step=1)
+    await agent.snapshot(order(), config=asset(limit_max_injection_watts=2000))
+
+    assert agent.outcome() == ("Failed", "LimitExceeded")
+    assert "2000 W" in agent.report().message
+    assert agent.powers == [0, 5000, 0]
+    assert agent.report().active_milliseconds == 10_000
+
+
+async def test_limits_that_change_while_it_runs_clamp_it_where_the_asset_says_so(
+    agent: Agent,
+) -> None:
+    await agent.give(asset(on_exceed="Clamp"), order())
+    await agent.wait(70, step=1)
+    await agent.give(asset(on_exceed="Clamp", limit_max_injection_watts=2000))
+    assert agent.device.held.active_power_watts == 2000
+    clamped = agent.report()
+    assert (clamped.phase, clamped.applied_watts) == ("Active", 2000)
+    assert clamped.clamped_by == "AssetLimits"
+    await agent.give(asset(on_exceed="Clamp", limit_max_injection_watts=6000))
+    await agent.wait(100, step=1)
+
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert agent.powers == [0, 5000, 2000, 5000, 0]
+    assert agent.report().interruptions == 0
+    assert agent.report().active_milliseconds == 100_000
+
+
 async def test_the_reserve_is_kept_while_a_window_runs(agent: Agent) -> None:
     config = asset(energy_capacity_watt_hours=1000, min_reserve_percent=20)
     await agent.give(config, reading(agent, 60.0), order())

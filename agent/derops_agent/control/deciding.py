@@ -10,7 +10,7 @@ from dataclasses import replace
 from derops.checks import Refusal
 from derops.lifecycle import Phase, Reason
 from derops.schedules import SECOND_US
-from derops_agent.control.execution import Execution, Moment, Stage
+from derops_agent.control.execution import LATE_REVERT_US, Execution, Moment, Stage
 
 GAP_TOLERANCE_US = 10 * SECOND_US
 """A value stays on the device over a gap up to this long before the next window of its mode."""
@@ -162,12 +162,17 @@ def _waits_for_next(execution: Execution, now: Moment) -> bool:
 
 def _by_time(execution: Execution, now: Moment) -> Execution:
     if execution.stage is Stage.HOLDING and is_over(execution, now):
-        return execution.begin_ending(
-            Phase.COMPLETE, Reason.WINDOW_ENDED, "the window ended", now.wall_us
-        )
+        early_us = execution.ends_monotonic_us - now.monotonic_us
+        message = "the window ended as planned and the device was reverted"
+        if early_us > LATE_REVERT_US:
+            message = (
+                f"the agent's clock was set forward in the window, which ended "
+                f"{early_us / SECOND_US:.0f} s early; the device was reverted"
+            )
+        return execution.begin_ending(Phase.COMPLETE, Reason.WINDOW_ENDED, message, now.wall_us)
     if execution.stage in (Stage.WAITING, Stage.APPLYING) and _missed(execution, now):
         reason = execution.last_error or Reason.AGENT_RESTARTED
-        why = execution.last_message or "the agent could not act"
+        why = execution.last_message or "the agent did not run until then, or its clock was set"
         # What may be on the device is reverted before it has Failed.
         end = execution.step if execution.stage is Stage.WAITING else execution.begin_ending
         return end(Phase.FAILED, reason, f"the start deadline passed; {why}", now.wall_us)

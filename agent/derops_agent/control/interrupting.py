@@ -5,7 +5,9 @@ from dataclasses import replace
 from derops.lifecycle import Phase, Reason
 from derops.wire.v1 import agent_pb2
 from derops_agent.control.deciding import Executions, is_over
-from derops_agent.control.execution import Execution, Moment, Order, Stage
+from derops_agent.control.execution import Effect, Execution, Moment, Order, Stage
+from derops_agent.control.judging import refuse_power, target
+from derops_agent.control.site import Site
 from derops_agent.ports import Reading
 
 
@@ -45,6 +47,43 @@ def lose_contact(executions: Executions, now: Moment) -> dict[str, Execution]:
         else execution
         for uid, execution in executions.items()
     }
+
+
+def bind(executions: Executions, site: Site, now: Moment) -> dict[str, Execution]:
+    """Hold what was accepted to limits that may have changed since.
+
+    What runs is clamped, or ends where the asset rejects; what waits is looked at at its start.
+    """
+    return {uid: _bind(execution, site, now) for uid, execution in executions.items()}
+
+
+def _bind(execution: Execution, site: Site, now: Moment) -> Execution:
+    if execution.stage not in (Stage.WAITING, Stage.APPLYING, Stage.HOLDING):
+        return execution
+    refusal = refuse_power(execution.order, site)
+    if refusal is not None:
+        message = f"the limits were lowered: {refusal.message}"
+        return (
+            execution
+            if execution.stage is Stage.WAITING
+            else execution.begin_ending(Phase.FAILED, refusal.reason, message, now.wall_us)
+        )
+    watts, clamped_by = target(execution.order, site.asset, site.local)
+    if watts == execution.target_watts:
+        return execution
+    before = execution.effect
+    return replace(
+        execution,
+        target_watts=watts,
+        clamped_by=clamped_by,
+        arrived_us=0,
+        # What was measured was of another value.
+        effect=Effect(
+            last_sample_us=before.last_sample_us,
+            within_us=before.within_us,
+            delivered_watt_hours=before.delivered_watt_hours,
+        ),
+    )
 
 
 def endure(

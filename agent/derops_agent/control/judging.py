@@ -81,6 +81,27 @@ def target(order: Order, asset: Asset | None, local: LocalLimits) -> tuple[int, 
     return (watts, clamped_by) if local_bound == watts else (local_bound, "LocalLimits")
 
 
+def refuse_power(order: Order, site: Site) -> Refusal | None:
+    """Return why the asset's limits, as they are now, do not allow an order's power, or None."""
+    asset = site.asset
+    if asset is None:
+        return None
+    watts, _ = target(order, asset, LocalLimits())
+    envelope = Envelope(
+        max_injection_watts=asset.max_injection_watts,
+        max_absorption_watts=asset.max_absorption_watts,
+        max_dispatch_duration_seconds=order.duration_seconds,
+        modes=frozenset({order.mode}),
+        owner="the asset's limits",
+    )
+    return check_dispatch(
+        mode=order.mode,
+        watts=watts,
+        duration_seconds=order.duration_seconds,
+        envelope=envelope,
+    )
+
+
 def _refuse_history(order: Order) -> _Answer | None:
     # First of all: an order that has run elsewhere in time is never run again, whatever else.
     if order.known_phase and Phase(order.known_phase).rank >= Phase.ACKED.rank:

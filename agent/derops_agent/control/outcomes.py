@@ -189,5 +189,6 @@ def _finish(execution: Execution, now: Moment, rule: Rule) -> Execution:
         message = f"the device was reverted {late_us / SECOND_US:.1f} s after the end"
     elif phase is Phase.COMPLETE and execution.order.verify_required and done.verified != "True":
         phase, reason = Phase.FAILED, str(Reason.EFFECT_NOT_OBSERVED)
-        message = f"verification was required and is {done.verified}: {done.verified_reason}"
+        why = verifying.explain(execution, until_us=execution.ended_us, rule=rule)
+        message = f"verification was required and is {done.verified}: {why}"
     return done.step(phase, reason, message, now.wall_us)

@@ -95,6 +95,17 @@ def conclude_window(execution: Execution, now_us: int, rule: Rule) -> Execution:
     return conclude(execution, found, now_us)
 
 
+def explain(execution: Execution, *, until_us: int, rule: Rule) -> str:
+    """Return in numbers what the verdict on the window up to ``until_us`` is from."""
+    effect = execution.effect
+    due_us = max(0, until_us - execution.arrived_us - rule.settle_us) if execution.arrived_us else 0
+    return (
+        f"of {due_us / 1e6:.0f} s after settling the measured power was within tolerance for "
+        f"{effect.good_us / 1e6:.0f} s and beyond it for "
+        f"{(effect.judged_us - effect.good_us) / 1e6:.0f} s; {GOOD_SHARE:.0%} must be within"
+    )
+
+
 def tell_first_verdict(execution: Execution, *, now_us: int, rule: Rule) -> Execution:
     """Return it with a first verdict while its window is open; later ones wait for the end."""
     in_a_row = execution.effect.in_a_row

@@ -410,7 +410,6 @@ _SENTENCES: dict[str, str] = {
     Reason.DELIVERED: "written to the stream of the agent; waiting for it to accept",
     Reason.ACCEPTED: "the agent checked and stored it; it runs at its start, connected or not",
     Reason.APPLIED: "the device took the setpoint",
-    Reason.WINDOW_ENDED: "the window ended as planned and the device was reverted",
     Reason.CANCELLED_BEFORE_START: "cancelled before its start; the device was not touched",
     Reason.CANCELLED_WHILE_ACTIVE: "cancelled while it ran; the device was reverted",
 }
