@@ -112,8 +112,8 @@ class Controller:
 
     @property
     def holding(self) -> bool:
-        """Whether a setpoint is to be verified."""
-        return any(e.stage is Stage.HOLDING for e in self.journal.values())
+        """Whether the device may hold a setpoint, which is to be measured."""
+        return any(e.stage in (Stage.HOLDING, Stage.REVERTING) for e in self.journal.values())
 
     @property
     def telemetry_interval_seconds(self) -> int:
@@ -274,7 +274,8 @@ class Controller:
         self._site = replace(self._site, reading=reading)
         rule, asset = self._site.rule, self._site.asset
         for execution in list(self.journal.values()):
-            self.journal.set_in_memory(verifying.observe(execution, reading, rule))
+            observed = verifying.observe(execution, reading, rule, self._moment())
+            self.journal.set_in_memory(observed)
         seen = {
             uid: verifying.tell_first_verdict(execution, now_us=reading.at_us, rule=rule)
             for uid, execution in self.journal.items()

@@ -94,6 +94,38 @@ async def test_a_setpoint_that_the_device_drops_is_written_again(agent: Agent) -
     assert 90_000 <= report.active_milliseconds <= 98_000
 
 
+async def test_power_that_only_the_setpoint_explains_confirms_it(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(60)
+    held_seconds = 0
+    for second in range(100):
+        if second % 25 == 18:
+            agent.device.held = Setpoints(active_power_watts=0)
+        held_seconds += agent.device.held.active_power_watts == 5000
+        await agent.sampled(float(agent.device.held.active_power_watts or 0), 1)
+
+    report = agent.report()
+    assert report.interruptions == 4
+    assert report.active_milliseconds == held_seconds * 1000
+
+
+async def test_energy_past_the_end_is_counted_while_the_device_still_holds_it(
+    agent: Agent,
+) -> None:
+    await agent.give(order())
+    await agent.wait(60)
+    await agent.sampled(5000, 90)
+    agent.device.fail = "local"
+    await agent.sampled(5000, 30)
+    agent.device.fail = ""
+    await agent.sampled(5000, 60)
+
+    report = agent.report()
+    assert (report.phase, report.reason) == ("Failed", "RevertedLate")
+    held_hours = report.active_milliseconds / 3.6e6
+    assert report.delivered_watt_hours == pytest.approx(5000 * held_hours, rel=0.02)
+
+
 async def test_a_device_that_keeps_dropping_it_fails_the_dispatch(agent: Agent) -> None:
     await agent.give(order())
     await agent.wait(60, step=1)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from derops.wire.v1 import agent_pb2
-from derops_agent.control.execution import Execution, Stage
+from derops_agent.control.execution import Execution, Moment, Stage
 from derops_agent.ports import Reading
 
 GOOD_SHARE = 0.8
@@ -45,16 +45,27 @@ class Verdict:
     reason: str
 
 
-def observe(execution: Execution, reading: Reading, rule: Rule) -> Execution:
+def observe(execution: Execution, reading: Reading, rule: Rule, now: Moment) -> Execution:
     """Fold one sample into what is known of the effect."""
     power = reading.values.get(agent_pb2.Quantity.ACTIVE_POWER_WATTS)
     held = execution.held_since
-    if power is None or held is None or execution.stage is not Stage.HOLDING:
+    if power is None or held is None:
         return execution
     effect = execution.effect
     since_us = max(effect.last_sample_us, held.wall_us)
     span_us = max(0, min(reading.at_us - since_us, _MAX_SAMPLE_US))
+    delivered = (effect.delivered_watt_hours or 0.0) + power * span_us / 3.6e9
+    if execution.stage is not Stage.HOLDING:  # past its end: it counts, and is not judged
+        past = replace(effect, last_sample_us=reading.at_us, delivered_watt_hours=delivered)
+        return replace(execution, effect=past)
     good = rule.tolerates(execution.order.mode, execution.target_watts, power)
+    if (
+        good
+        and execution.order.mode == "ActivePower"
+        and not rule.tolerates("ActivePower", 0, power)
+    ):
+        # A power that only the setpoint explains is evidence that the device still holds it.
+        execution = replace(execution, confirmed=now)
     # Before the whole value is written nothing is judged: a ramp is not a miss.
     settled_us = execution.arrived_us + rule.settle_us if execution.arrived_us else reading.at_us
     judged_us = max(0, min(span_us, reading.at_us - settled_us))
@@ -68,7 +79,7 @@ def observe(execution: Execution, reading: Reading, rule: Rule) -> Execution:
             judged_us=effect.judged_us + judged_us,
             good_us=effect.good_us + (judged_us if good else 0),
             in_a_row=in_a_row if judged_us else 0,
-            delivered_watt_hours=(effect.delivered_watt_hours or 0.0) + power * span_us / 3.6e9,
+            delivered_watt_hours=delivered,
         ),
     )
 
