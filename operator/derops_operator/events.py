@@ -17,6 +17,7 @@ from derops_operator.facts import Kind, Meta
 from derops_operator.instants import format_micro
 from derops_operator.kube import Kube
 from derops_operator.reconciling.conditions import find
+from derops_operator.reconciling.judging import REVERT_FAILED
 from derops_operator.statuses import TokenBucket
 
 _LIMIT = 1000
@@ -93,6 +94,13 @@ class EventWriter:
                 warning=True,
                 reason=Reason.DEVICE_OFFLINE,
                 note=f"{status['phase']}: {status['message']}",
+            )
+        reverted, before = (
+            find(each.get("conditions", []), "Reverted") for each in (status, stored)
+        )
+        if reverted.get("reason") == REVERT_FAILED and before.get("reason") != REVERT_FAILED:
+            self.post(
+                Kind.DISPATCH, meta, warning=True, reason=REVERT_FAILED, note=reverted["message"]
             )
         late = status.get("lateReport")
         if late is not None and late != stored.get("lateReport"):

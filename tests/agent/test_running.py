@@ -126,6 +126,54 @@ async def test_nothing_is_applied_after_the_end_although_the_start_deadline_is_l
     assert agent.powers == [0]
 
 
+async def test_a_device_that_does_not_let_go_is_told_while_it_lasts(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(70, step=1)
+    agent.device.fail = "local"
+    await agent.wait(95, step=1)
+    held = agent.report()
+    assert held.phase == "Active"
+    assert held.pending_error == (
+        "it ended (WindowEnded), and the device is not reverted yet: local control; "
+        "it is tried until it is"
+    )
+    sent = len(agent.reports)
+    await agent.wait(60, step=1)
+    assert len(agent.reports) == sent, "once is enough"
+    agent.device.fail = ""
+    await agent.wait(61, step=1)
+
+    assert agent.report().phase == "Failed"
+    assert agent.report().pending_error == ""
+
+
+async def test_a_device_that_ignores_the_end_is_told_while_it_lasts(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(70, step=1)
+    agent.device.fail = "ignore"
+    await agent.wait(95, step=1)
+
+    assert agent.report().pending_error.startswith(
+        "it ended (WindowEnded), and the device is not reverted yet: wrote an active power of 0 W"
+    )
+
+
+async def test_a_start_that_the_device_does_not_take_is_told_before_its_deadline(
+    agent: Agent,
+) -> None:
+    await agent.give(order())
+    agent.device.fail = "timeout"
+    await agent.wait(62, step=1)
+    waiting = agent.report()
+    assert waiting.phase == "Acked"
+    assert waiting.pending_error == "its start has come, the device has not taken it: no answer"
+    agent.device.fail = ""
+    await agent.wait(3, step=1)
+
+    assert agent.report().phase == "Active"
+    assert agent.report().pending_error == ""
+
+
 async def test_a_refused_write_fails_at_once_and_the_fallback_is_written(agent: Agent) -> None:
     agent.device.fail = "refuse"
     await agent.give(order())

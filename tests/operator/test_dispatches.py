@@ -24,6 +24,7 @@ from derops_operator.reconciling.actions import (
     AddFinalizer,
     Submit,
 )
+from derops_operator.reconciling.conditions import find
 from derops_operator.reconciling.dispatches import reconcile_dispatch
 
 
@@ -316,3 +317,29 @@ def test_supersession_is_told_by_uid() -> None:
 
     assert story.ending == ("Superseded", "SupersededBy")
     assert story.status["supersededBy"] == "uid-other"
+
+
+def test_a_start_that_is_overdue_says_why_it_waits() -> None:
+    overdue = "its start has come, the device has not taken it: no answer"
+    story = Story(dispatch(submitted=True)).look(2, view(report=acked(pending_error=overdue)))
+    applied = find(story.status["conditions"], "Applied")
+
+    assert story.status["phase"] == "Acked"
+    assert story.status["message"] == overdue
+    assert (applied["status"], applied["reason"]) == ("Unknown", "WaitingForDevice")
+    assert applied["message"] == overdue
+
+
+def test_a_revert_that_does_not_succeed_is_told_until_it_does() -> None:
+    stuck = "it ended (WindowEnded), and the device is not reverted yet: local control"
+    report = active(ended_us=at(100), pending_error=stuck, sequence=3)
+    story = Story(dispatch(submitted=True)).look(2, view(report=active()))
+    assert story.conditions["Reverted"] == "Unknown"
+    story.look(103, view(report=report))
+    reverted = find(story.status["conditions"], "Reverted")
+
+    assert story.status["phase"] == "Active"
+    assert story.status["message"] == stuck
+    assert (reverted["status"], reverted["reason"]) == ("False", "RevertFailed")
+    assert reverted["message"] == stuck
+    assert story.look(120, view(report=ended())).conditions["Reverted"] == "True"

@@ -2,7 +2,7 @@
 
 from typing import Any, cast
 
-from tests.operator.making import Story, active, dispatch, ended, view
+from tests.operator.making import Story, active, at, dispatch, ended, view
 
 from derops_operator.events import EventWriter
 from derops_operator.kube import Kube
@@ -33,3 +33,15 @@ def test_a_device_that_falls_silent_is_one_event() -> None:
     assert [each for each in events(told, story.status) if each[0] == "Warning"] == [
         ("Warning", "DeviceOffline")
     ]
+
+
+def test_a_revert_that_does_not_succeed_is_one_event() -> None:
+    story = Story().look(0.1).look(2, view(report=active()))
+    running = story.status
+    stuck = active(ended_us=at(100), pending_error="it ended and is not reverted", sequence=3)
+    story.look(103, view(report=stuck))
+    assert events(running, story.status) == [("Warning", "RevertFailed")]
+
+    told = story.status
+    story.look(110, view(report=stuck))
+    assert events(told, story.status) == []

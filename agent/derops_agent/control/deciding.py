@@ -189,25 +189,31 @@ def _missed(execution: Execution, now: Moment) -> bool:
 
 
 def _wait_for_headend(execution: Execution) -> Execution:
-    return replace(
+    return _delay(
         execution,
-        last_error=Reason.COMMS_LOSS_FAILSAFE,
-        last_message="no gateway was heard for longer than failsafeAfterSeconds",
+        Reason.COMMS_LOSS_FAILSAFE,
+        "no gateway was heard for longer than failsafeAfterSeconds",
     )
+
+
+def _delay(execution: Execution, reason: Reason, message: str) -> Execution:
+    """Note why it does not start although its time has come."""
+    overdue = f"its start has come, and waits: {message}"
+    return replace(execution, last_error=reason, last_message=message, pending_error=overdue)
 
 
 def _start(
     execution: Execution, refusal: Refusal | None, now: Moment, *, held_off: bool
 ) -> Execution:
     if refusal is not None and refusal.reason in _MAY_PASS:
-        return replace(execution, last_error=refusal.reason, last_message=refusal.message)
+        return _delay(execution, refusal.reason, refusal.message)
     if refusal is not None:
         return execution.step(Phase.FAILED, refusal.reason, refusal.message, now.wall_us)
     applying = replace(execution, stage=Stage.APPLYING, last_error="", last_message="")
     if not held_off:
         return applying
     message = "minSecondsBetweenWrites had not passed since the last write to the device"
-    return replace(applying, last_error=Reason.RATE_LIMITED, last_message=message)
+    return _delay(applying, Reason.RATE_LIMITED, message)
 
 
 def _bridge(execution: Execution, all_of_them: Iterable[Execution]) -> Execution:

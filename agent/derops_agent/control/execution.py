@@ -153,6 +153,9 @@ class Execution:
     last_message: str = ""
     """The same in words."""
 
+    pending_error: str = ""
+    """Why what is due has not happened yet, in words for status; empty = nothing is overdue."""
+
     evidence: str = ""
     verified: str = "Unknown"
     verified_reason: str = ""
@@ -176,6 +179,7 @@ class Execution:
             reason=reason,
             message=message,
             stage=Stage.DONE if phase.terminal else self.stage,
+            pending_error="" if phase.terminal else self.pending_error,
             steps=(*self.steps, Step(phase=phase, reason=reason, message=message, at_us=at_us)),
         )
 

@@ -17,6 +17,7 @@ MOST_LOSSES = 3
 """How often a device may drop a setpoint and have it written again."""
 
 _NONE_WRONG: Mapping[str, str] = MappingProxyType({})
+_TOLD_AFTER_US = 2 * SECOND_US  # a revert that succeeds at the second try is no news
 _KEEP_END_SLACK_US = SECOND_US  # an ordinary start is some milliseconds late and moves nothing
 
 
@@ -63,7 +64,10 @@ def written(
         ]
         supersede(result, active, losers, now)
     for uid, execution in result.items():
-        if execution.stage is not Stage.REVERTING or execution.order.mode in wrong:
+        if execution.stage is not Stage.REVERTING:
+            continue
+        if execution.order.mode in wrong:
+            result[uid] = _still_held(execution, now, wrong[execution.order.mode])
             continue
         let_go = execution.let_go_monotonic_us or now.monotonic_us
         ending = replace(execution, let_go_monotonic_us=let_go)
@@ -76,12 +80,12 @@ def write_failed(
     executions: Executions, now: Moment, *, refused: bool, message: str
 ) -> dict[str, Execution]:
     """Return what a failed write makes of those that wanted it; a refusal is not tried again."""
-    result = dict(executions)
+    result = {uid: _still_held(each, now, message) for uid, each in executions.items()}
     for execution in owners(executions).values():
         if execution.stage is Stage.APPLYING:
             uid = execution.order.uid
             reason = Reason.DEVICE_WRITE_FAILED if refused else Reason.DEVICE_OFFLINE
-            failed = replace(execution, last_error=reason, last_message=message)
+            failed = _not_taken(execution, reason, message)
             result[uid] = (
                 failed.begin_ending(Phase.FAILED, reason, message, now.wall_us)
                 if refused
@@ -144,6 +148,7 @@ def _hold(execution: Execution, now: Moment, evidence: str) -> Execution:
         planned=planned,
         applied_us=now.wall_us,
         held_since=now,
+        pending_error="",
         ends_monotonic_us=now.monotonic_us + max(0, planned.end_us - now.wall_us),
         evidence=evidence,
         verified_reason="VerificationPending" if evidence == "ReadBack" else "ReadBackFailed",
@@ -158,7 +163,7 @@ def _lose(
     if execution.stage is Stage.REVERTING:
         return execution.stop_holding(until)
     if execution.stage is not Stage.HOLDING:
-        return replace(execution, last_error=Reason.READ_BACK_MISMATCH, last_message=message)
+        return _not_taken(execution, Reason.READ_BACK_MISMATCH, message)
     lost = replace(
         execution.stop_holding(until),
         interruptions=execution.interruptions + bool(execution.held_since),
@@ -172,6 +177,26 @@ def _lose(
         f"the device dropped the setpoint {lost.losses} times in the window; {message}",
         now.wall_us,
     )
+
+
+def _not_taken(execution: Execution, reason: Reason, message: str) -> Execution:
+    pending = (
+        execution.pending_error or f"its start has come, the device has not taken it: {message}"
+    )
+    return replace(execution, last_error=reason, last_message=message, pending_error=pending)
+
+
+def _still_held(execution: Execution, now: Moment, message: str) -> Execution:
+    """Return it with words for a revert that does not succeed; the first that are found stay."""
+    ending = execution.ending
+    if execution.stage is not Stage.REVERTING or ending is None or execution.phase.terminal:
+        return execution
+    said = f"it ended ({ending.reason}), and the device is not reverted yet"
+    if now.wall_us - execution.ended_us < _TOLD_AFTER_US or execution.pending_error.startswith(
+        said
+    ):
+        return execution
+    return replace(execution, pending_error=f"{said}: {message}; it is tried until it is")
 
 
 def _finish(execution: Execution, now: Moment, rule: Rule) -> Execution:

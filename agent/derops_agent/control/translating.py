@@ -123,6 +123,7 @@ def write_report(
         superseded_by=execution.superseded_by,
         supersedes=execution.supersedes,
         clock_offset_milliseconds=clock_offset_milliseconds,
+        pending_error=execution.pending_error[:MESSAGE_LIMIT],
     )
     if execution.applied_us:
         report.applied_watts = execution.target_watts

@@ -290,7 +290,7 @@ def _on_its_way(
         return Outcome(
             phase=reported,
             reason=report.reason,
-            message=_words(report, None) + unheard + waiting,
+            message=(report.pending_error or _words(report, None) + unheard) + waiting,
             actor=_AGENT,
             at_us=view.received_us,
         )

@@ -7,6 +7,9 @@ from derops.wire.v1 import dispatch_pb2
 from derops_operator.facts import Dispatch
 from derops_operator.reconciling.conditions import Wanted, status_of, truth
 
+REVERT_FAILED = "RevertFailed"
+"""Reason of the condition Reverted while the device does not take what is to end a dispatch."""
+
 _STALLED = frozenset({Phase.FAILED, Phase.REJECTED, Phase.EXPIRED})
 
 
@@ -46,6 +49,13 @@ def is_silent(report: dispatch_pb2.DispatchReport) -> bool:
     if Phase(report.phase or Phase.SUBMITTED).terminal:
         return report.reason == Reason.DEVICE_OFFLINE and not report.reverted_us
     return report.verified_reason == Reason.DEVICE_OFFLINE
+
+    @property
+    def overdue(self) -> str:
+        """Why a start or a revert that is due has not happened yet; empty = nothing is overdue."""
+        if self.report is None or self.outcome.phase.terminal:
+            return ""
+        return self.report.pending_error
 
 
 def judge(
@@ -99,6 +109,8 @@ def _accepted(facts: _Facts) -> Wanted:
 def _applied(facts: _Facts) -> Wanted:
     if facts.applied:
         return Wanted("Applied", "True", Reason.APPLIED, "the device took the setpoint")
+    if facts.overdue:
+        return Wanted("Applied", "Unknown", "WaitingForDevice", facts.overdue)
     return _if_never(facts, "Applied", "WaitingForStart")
 
 
@@ -129,6 +141,8 @@ def _reverted(facts: _Facts) -> Wanted:
     outcome = facts.outcome
     if facts.reverted:
         return Wanted("Reverted", "True", "Reverted", "the device is back at the asset's fallback")
+    if facts.overdue and facts.report is not None and facts.report.ended_us:
+        return Wanted("Reverted", "False", REVERT_FAILED, facts.overdue)
     if not outcome.phase.terminal or outcome.unknown:
         return Wanted(
             "Reverted", "Unknown", Reason.OUTCOME_UNKNOWN if outcome.unknown else "WaitingForEnd"
