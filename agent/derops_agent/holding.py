@@ -240,6 +240,7 @@ class Holder:
         pending: bool,
         staying: Scope,
     ) -> None:
+        scope = await self._ask_first(scope, site)
         owners, armed_seconds, answer = deciding.owners(scope), None, "ok"
         try:
             armed_seconds = await self._device.write(
@@ -265,6 +266,17 @@ class Holder:
         if answer == "timeout":
             self._note_silence(owners)
         await self._note_success(scope, step, target, held, site)
+
+    async def _ask_first(self, scope: Scope, site: Site) -> Scope:
+        """Ask a device whether it took a start that it left unanswered, before it is reverted."""
+        if not any(map(outcomes.is_doubtful, scope.values())):
+            return scope
+        held = await self._device.read_setpoints()
+        if held is None:
+            return scope
+        found = outcomes.found_held(scope, held, site, moment(self._clock))
+        await self._journal.commit(found)
+        return found
 
     async def _prolong(self, asset: Asset, site: Site) -> None:
         """Have the device keep what it holds until the next window: its timer is about to end."""
@@ -313,6 +325,12 @@ class Holder:
                 self._refresh_at_us = now_us + armed_seconds * SECOND_US // 2
         self._guard = "DeviceTimer" if armed_seconds else "AgentTimer"
 
+    def _timer_ends_at(self, now: Moment) -> int:
+        """Return when the device's own timer runs out, by the wall clock; 0 = none runs."""
+        if self._timer_ends_us is None:
+            return 0
+        return now.wall_us + self._timer_ends_us - now.monotonic_us
+
     def _note_silence(self, owners: Scope) -> None:
         """Note that the device acted and did not answer: nobody knows to what its timer is set."""
         now_us = self._clock.monotonic_us()
@@ -341,6 +359,7 @@ class Holder:
             ramping=self._ramping,
             evidence="Written" if held is None else "ReadBack",
             guard=self._guard,
+            timer_ends_us=self._timer_ends_at(now),
         )
         for execution in after.values():
             if execution.applied_us == now.wall_us and execution.planned:

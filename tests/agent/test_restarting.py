@@ -10,6 +10,22 @@ from derops_agent.ledger import Ledger, open_database
 from derops_agent.ports import Setpoints
 
 
+async def test_what_the_timer_of_the_device_ended_meanwhile_counts_until_then(
+    agent: Agent,
+) -> None:
+    agent.device.timer_seconds = 10
+    await agent.give(order())
+    await agent.wait(70, step=1)
+    agent.device.held = Setpoints(active_power_watts=0)
+    await agent.restart(down_seconds=20)
+    await agent.wait(80, step=1)
+    report = agent.report()
+
+    assert (report.phase, report.interruptions) == ("Complete", 1)
+    # From 60 s to 80 s, ten after the last refresh, and from 90 s to 160 s.
+    assert report.active_milliseconds == 90_000
+
+
 async def test_an_accepted_order_survives_and_starts_on_time(agent: Agent) -> None:
     await agent.give(order())
     await agent.restart(down_seconds=30)

@@ -174,6 +174,36 @@ async def test_a_start_that_the_device_does_not_take_is_told_before_its_deadline
     assert agent.report().pending_error == ""
 
 
+async def test_a_device_that_took_a_start_and_fell_silent_is_found_holding_it(
+    agent: Agent,
+) -> None:
+    await agent.give(order())
+    agent.device.fail = "timeout"
+    await agent.wait(60)
+    agent.device.held = Setpoints(active_power_watts=5000)
+    await agent.wait(70, step=1)
+    agent.device.fail = ""
+    await agent.wait(61, step=1)
+    report = agent.report()
+
+    assert (report.phase, report.reason) == ("Failed", "DeviceOffline")
+    assert "it did take the setpoint" in report.message
+    assert report.applied_us == T0 + 60 * S
+    assert report.evidence == "ReadBack"
+    assert report.active_milliseconds == (report.reverted_us - report.applied_us) // 1000 >= 70_000
+
+
+async def test_a_device_that_took_no_start_was_never_applied(agent: Agent) -> None:
+    await agent.give(order())
+    agent.device.fail = "timeout"
+    await agent.wait(130, step=1)
+    agent.device.fail = ""
+    await agent.wait(61, step=1)
+
+    assert agent.outcome() == ("Failed", "DeviceOffline")
+    assert agent.report().applied_us == 0
+
+
 async def test_a_refused_write_fails_at_once_and_the_fallback_is_written(agent: Agent) -> None:
     agent.device.fail = "refuse"
     await agent.give(order())

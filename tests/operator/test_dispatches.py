@@ -343,3 +343,13 @@ def test_a_revert_that_does_not_succeed_is_told_until_it_does() -> None:
     assert (reverted["status"], reverted["reason"]) == ("False", "RevertFailed")
     assert reverted["message"] == stuck
     assert story.look(120, view(report=ended())).conditions["Reverted"] == "True"
+
+
+def test_a_cancel_at_the_start_does_not_claim_that_the_device_was_not_touched() -> None:
+    facts = {"applied_us": 0, "applied_watts": 0}
+    cancelled = ended("Cancelled", "CancelledBeforeStart", **facts)
+    story = Story(dispatch(submitted=True)).look(2, view(report=acked()))
+
+    assert story.look(103, view(report=cancelled)).status["message"] == (
+        "cancelled at its start; the device was reverted"
+    )

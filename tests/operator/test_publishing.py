@@ -1,6 +1,6 @@
 """From decisions to stored statuses, where one is made while another is being stored."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ class SlowKube:
 
     def __init__(self) -> None:
         self.writes = 0
-        self.meanwhile = lambda: None
+        self.meanwhile: Callable[[], None] = lambda: None
 
     async def patch_status(self, kind: Kind, meta: Meta, patch: Mapping[str, Any]) -> Any:
         self.writes += 1

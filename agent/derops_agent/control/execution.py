@@ -137,6 +137,12 @@ class Execution:
     guard: str = "AgentTimer"
     """What ends it if the agent dies: AgentTimer = only a restart of it, or DeviceTimer."""
 
+    timer_ends_us: int = 0
+    """When the device's own timer lets go of it, as last armed; 0 = none was armed."""
+
+    sent: Moment | None = None
+    """When a write of it first was not answered: from then on the device may hold it."""
+
     confirmed: Moment | None = None
     """When the device last said that it holds it."""
 
@@ -207,6 +213,7 @@ class Execution:
         return replace(
             self,
             held_since=moved(self.held_since),
+            sent=moved(self.sent),
             confirmed=moved(self.confirmed),
             ends_monotonic_us=self.planned.end_us + ahead_us if self.planned else 0,
         )

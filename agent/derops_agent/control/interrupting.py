@@ -140,6 +140,9 @@ def resume(
     if execution.stage in (Stage.WAITING, Stage.DONE):
         return execution
     if held is False:
+        # Its own timer is the likeliest to have ended it, if it has run out since.
+        if last_held_us < execution.timer_ends_us <= now.wall_us:
+            last_held_us = execution.timer_ends_us
         ago_us = max(0, now.wall_us - last_held_us)
         execution = execution.stop_holding(
             Moment(wall_us=last_held_us, monotonic_us=now.monotonic_us - ago_us)

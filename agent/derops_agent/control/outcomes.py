@@ -30,6 +30,7 @@ def written(
     ramping: bool = False,
     evidence: str = "Written",
     guard: str = "AgentTimer",
+    timer_ends_us: int = 0,
 ) -> dict[str, Execution]:
     """Return what a successful write makes of the executions.
 
@@ -42,6 +43,7 @@ def written(
         ramping: The active power that was written is only a step on the way.
         evidence: ReadBack if the device confirmed the modes that are not wrong.
         guard: What ends the owners if the agent dies.
+        timer_ends_us: When a timer of the device does, by the wall clock; 0 = it has none.
     """
     result = dict(executions)
     for mode, owner in owners(executions).items():
@@ -49,7 +51,7 @@ def written(
             result[owner.order.uid] = _lose(owner, now, wrong[mode])
             continue
         active = _hold(owner, now, evidence)
-        active = replace(active, guard=guard)
+        active = replace(active, guard=guard, timer_ends_us=timer_ends_us)
         if evidence == "ReadBack":
             active = replace(active, confirmed=now)
         if not active.arrived_us and not (ramping and mode == "ActivePower"):
@@ -86,12 +88,52 @@ def write_failed(
             uid = execution.order.uid
             reason = Reason.DEVICE_WRITE_FAILED if refused else Reason.DEVICE_OFFLINE
             failed = _not_taken(execution, reason, message)
+            if not refused:
+                failed = replace(failed, sent=execution.sent or now)
             result[uid] = (
                 failed.begin_ending(Phase.FAILED, reason, message, now.wall_us)
                 if refused
                 else failed
             )
     return result
+
+
+def found_held(
+    executions: Executions, held: Setpoints, site: Site, now: Moment
+) -> dict[str, Execution]:
+    """Return what it means that a device, about to be reverted, says that it holds ``held``.
+
+    It may have taken a setpoint whose write it left unanswered, and that was given up since.
+    """
+    return {
+        uid: _found(execution, execution.sent, now)
+        if execution.sent and is_doubtful(execution) and site.holds(held, execution)
+        else execution
+        for uid, execution in executions.items()
+    }
+
+
+def is_doubtful(execution: Execution) -> bool:
+    """Tell whether nobody knows if the device took what is to be reverted."""
+    return (
+        execution.stage is Stage.REVERTING
+        and execution.sent is not None
+        and not execution.applied_us
+    )
+
+
+def _found(execution: Execution, since: Moment, now: Moment) -> Execution:
+    ending = execution.ending
+    words = "it did take the setpoint, and held it until it was reverted"
+    return replace(
+        execution,
+        applied_us=since.wall_us,
+        arrived_us=since.wall_us,
+        held_since=since,
+        confirmed=now,
+        evidence="ReadBack",
+        ending=ending and replace(ending, message=f"{ending.message}; {words}"),
+    )
 
 
 def look_again(
