@@ -40,6 +40,13 @@ class _Facts:
     silent: bool
     """The device does not answer: nobody knows what it holds."""
 
+    @property
+    def overdue(self) -> str:
+        """Why a start or a revert that is due has not happened yet; empty = nothing is overdue."""
+        if self.report is None or self.outcome.phase.terminal:
+            return ""
+        return self.report.pending_error
+
 
 def is_silent(report: dispatch_pb2.DispatchReport) -> bool:
     """Tell whether an agent says that the device does not answer, and what it holds is not known.
@@ -49,13 +56,6 @@ def is_silent(report: dispatch_pb2.DispatchReport) -> bool:
     if Phase(report.phase or Phase.SUBMITTED).terminal:
         return report.reason == Reason.DEVICE_OFFLINE and not report.reverted_us
     return report.verified_reason == Reason.DEVICE_OFFLINE
-
-    @property
-    def overdue(self) -> str:
-        """Why a start or a revert that is due has not happened yet; empty = nothing is overdue."""
-        if self.report is None or self.outcome.phase.terminal:
-            return ""
-        return self.report.pending_error
 
 
 def judge(
