@@ -105,8 +105,10 @@ class SimulatedDevice:
         now_us = self._catch_up()
         faults = self._faults.faults
         self._check_reachable(now_us)
-        if faults.refuse_writes or faults.local_control:
+        if faults.local_control:
             raise DeviceRefusedError("the device is in local control and takes no setpoint")
+        if faults.refuse_writes:
+            raise DeviceRefusedError("the device refuses setpoints (fault refuseWrites)")
         self._check(setpoints)
         silent = self._falls_silent()
         entry = armed_seconds = None
