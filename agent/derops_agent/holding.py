@@ -250,12 +250,14 @@ class Holder:
             held = await self._device.read_setpoints()
         except DeviceError as error:
             answer = "refused" if isinstance(error, DeviceRefusedError) else "timeout"
-            denied = answer == "refused" and owners
+            denied = answer == "refused" and bool(owners)
             held = None if denied else await self._ask()
             if answer == "refused":
                 self.note_answer()
             if held is None or _wrong(scope, step, held, site):
-                await self._note_failure(scope, target, error)
+                await self._note_failure(
+                    scope, target, error, site, answers=denied or held is not None
+                )
                 return
             # It acted and its answer is lost, or its own timer did what somebody on site keeps us
             # from: what it says that it holds is better evidence.
@@ -374,7 +376,9 @@ class Holder:
         await self._journal.commit(after)
         await self._journal.settle()
 
-    async def _note_failure(self, scope: Scope, wanted: Setpoints, error: DeviceError) -> None:
+    async def _note_failure(
+        self, scope: Scope, wanted: Setpoints, error: DeviceError, site: Site, *, answers: bool
+    ) -> None:
         refused = isinstance(error, DeviceRefusedError)
         now = moment(self._clock)
         reverting = [u for u, e in scope.items() if e.stage is Stage.REVERTING]
@@ -389,7 +393,9 @@ class Holder:
             event, error=str(error), retry_seconds=delay_us / SECOND_US, dispatch_uids=reverting
         )
         await self._journal.commit(
-            outcomes.write_failed(scope, now, refused=refused, message=str(error))
+            outcomes.write_failed(
+                scope, now, rule=site.rule, refused=refused, answers=answers, message=str(error)
+            )
         )
 
     def _try_again(self, scope: Scope, wanted: Setpoints) -> int:

@@ -104,5 +104,6 @@ class Reason(StrEnum):
     COMMS_LOSS_FAILSAFE = "CommsLossFailsafe"
     AGENT_RESTARTED = "AgentRestarted"
     REVERTED_LATE = "RevertedLate"
+    REVERT_FAILED = "RevertFailed"
     LEDGER_LOST = "LedgerLost"
     OUTCOME_UNKNOWN = "OutcomeUnknown"

@@ -124,9 +124,9 @@ TRANSITIONS = (
             Reason.DEVICE_WRITE_FAILED, Reason.DEVICE_OFFLINE, Reason.READ_BACK_MISMATCH,
             Reason.RATE_LIMITED, Reason.STALE_TELEMETRY, Reason.LOCAL_CONTROL_ACTIVE,
             Reason.INSUFFICIENT_ENERGY, Reason.LIMIT_EXCEEDED, Reason.COMMS_LOSS_FAILSAFE,
-            Reason.AGENT_RESTARTED,
+            Reason.AGENT_RESTARTED, Reason.REVERT_FAILED,
         }),
-        "it could not be put on the device by its start deadline",
+        "it could not be put on the device by its start deadline, or may be there and stay",
     ),
     _of(
         "T11", Phase.ACTIVE, Phase.COMPLETE, Actor.AGENT, Reason.WINDOW_ENDED,
@@ -137,9 +137,9 @@ TRANSITIONS = (
         frozenset({
             Reason.LOCAL_OVERRIDE, Reason.SETPOINT_NOT_HELD, Reason.EFFECT_NOT_OBSERVED,
             Reason.INSUFFICIENT_ENERGY, Reason.LIMIT_EXCEEDED, Reason.REVERTED_LATE,
-            Reason.DEVICE_OFFLINE,
+            Reason.DEVICE_OFFLINE, Reason.REVERT_FAILED,
         }),
-        "it did not go as promised; the device is reverted, or does not answer",
+        "it did not go as promised; the device is reverted, or that is tried on",
     ),
     _of(
         "T13", _UNFINISHED, Phase.FAILED, Actor.OPERATOR, Reason.OUTCOME_UNKNOWN,

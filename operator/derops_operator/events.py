@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import aiohttp
@@ -17,7 +17,6 @@ from derops_operator.facts import Kind, Meta
 from derops_operator.instants import format_micro
 from derops_operator.kube import Kube
 from derops_operator.reconciling.conditions import find
-from derops_operator.reconciling.judging import REVERT_FAILED
 from derops_operator.statuses import TokenBucket
 
 _LIMIT = 1000
@@ -87,21 +86,8 @@ class EventWriter:
                     reason=step["reason"] if warning else str(phase),
                     note=f"{phase if warning else step['reason']}: {step['message']}",
                 )
-        if _is_silent(status) and not _is_silent(stored):
-            self.post(
-                Kind.DISPATCH,
-                meta,
-                warning=True,
-                reason=Reason.DEVICE_OFFLINE,
-                note=f"{status['phase']}: {status['message']}",
-            )
-        reverted, before = (
-            find(each.get("conditions", []), "Reverted") for each in (status, stored)
-        )
-        if reverted.get("reason") == REVERT_FAILED and before.get("reason") != REVERT_FAILED:
-            self.post(
-                Kind.DISPATCH, meta, warning=True, reason=REVERT_FAILED, note=reverted["message"]
-            )
+        for warning, reason, note in _found_out(stored, status):
+            self.post(Kind.DISPATCH, meta, warning=warning, reason=reason, note=note)
         late = status.get("lateReport")
         if late is not None and late != stored.get("lateReport"):
             note = f"the agent says {late['phase']}, {late['reason']}: {late['message']}"
@@ -120,7 +106,20 @@ class EventWriter:
                 _log.warning("event.dropped", why=str(error)[:200], reason=body["reason"])
 
 
-def _is_silent(status: Mapping[str, Any]) -> bool:
-    """Tell whether a status says that the device fell silent in its window."""
-    verified = find(status.get("conditions", []), "Verified")
-    return status.get("phase") == Phase.ACTIVE and verified.get("reason") == Reason.DEVICE_OFFLINE
+def _found_out(
+    stored: Mapping[str, Any], status: Mapping[str, Any]
+) -> Iterator[tuple[bool, str, str]]:
+    """Yield what conditions tell between two transitions: a warning or not, reason and note."""
+    (verified, was_verified), (reverted, was_reverted) = (
+        [find(each.get("conditions", []), kind) for each in (status, stored)]
+        for kind in ("Verified", "Reverted")
+    )
+    story = f"{status['phase']}: {status['message']}"
+    offline, stays = Reason.DEVICE_OFFLINE, Reason.REVERT_FAILED
+    running = status["phase"] == Phase.ACTIVE
+    if running and verified.get("reason") == offline != was_verified.get("reason"):
+        yield True, offline, story
+    if running and reverted.get("reason") == stays != was_reverted.get("reason"):
+        yield True, stays, story
+    if (was_reverted.get("status"), reverted.get("status")) == ("False", "True"):
+        yield False, "Reverted", f"{status['phase']}: the device is reverted now"

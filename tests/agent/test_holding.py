@@ -58,11 +58,13 @@ async def test_a_revert_that_the_device_ignores_is_not_told_as_done(agent: Agent
     await agent.wait(70)
     agent.device.fail = "ignore"
     await agent.wait(300, step=1)
-    assert agent.report().phase == "Active"
+    assert agent.outcome() == ("Failed", "RevertFailed")
+    assert agent.report().reverted_us == 0
+    assert "holds" in agent.report().message
     agent.device.fail = ""
     await agent.wait(61, step=1)
 
-    assert agent.outcome() == ("Failed", "RevertedLate")
+    assert agent.report().reverted_us
     assert agent.device.held.active_power_watts == 0
 
 
@@ -121,7 +123,7 @@ async def test_energy_past_the_end_is_counted_while_the_device_still_holds_it(
     await agent.sampled(5000, 60)
 
     report = agent.report()
-    assert (report.phase, report.reason) == ("Failed", "RevertedLate")
+    assert (report.phase, report.reason) == ("Failed", "RevertFailed")
     held_hours = report.active_milliseconds / 3.6e6
     assert report.delivered_watt_hours == pytest.approx(5000 * held_hours, rel=0.02)
 
@@ -460,7 +462,7 @@ async def test_a_revert_that_local_control_refuses_is_over_when_the_device_rever
         await agent.wait(1)
     report = agent.report()
 
-    assert (agent.outcome(), report.active_milliseconds) == (("Failed", "RevertedLate"), 130_000)
+    assert (agent.outcome(), report.active_milliseconds) == (("Failed", "RevertFailed"), 130_000)
     assert report.reverted_us - report.applied_us <= 136 * S
 
 

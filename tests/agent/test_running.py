@@ -8,7 +8,7 @@ from tests.agent.fakes import T0, Agent, S, asset, order
 
 from derops.lifecycle import MESSAGE_LIMIT
 from derops_agent.controller import Settled
-from derops_agent.ports import Setpoints
+from derops_agent.ports import Reading, Setpoints
 
 
 async def test_a_window_is_applied_on_time_and_reverted_on_time(agent: Agent) -> None:
@@ -86,18 +86,57 @@ async def test_cancel_while_active_reverts_first(agent: Agent) -> None:
     assert agent.powers == [0, 5000, 0]
 
 
-async def test_a_failing_revert_is_retried_until_it_works_and_told_late(agent: Agent) -> None:
+async def test_a_failing_revert_is_told_and_retried_until_it_works(agent: Agent) -> None:
     await agent.give(order())
     await agent.wait(60)
     agent.device.fail = "local"
-    await agent.wait(700, step=1)
+    await agent.wait(109, step=1)
     assert agent.report().phase == "Active"
+    await agent.wait(12, step=1)
+    told = agent.report()
+    assert agent.outcome() == ("Failed", "RevertFailed")
+    assert told.reverted_us == 0
+    assert told.active_milliseconds == pytest.approx(115_000, abs=5_000)
+    assert "local control" in told.message
+    await agent.wait(579, step=1)
     agent.device.fail = ""
     await agent.wait(61, step=1)
 
-    assert agent.outcome() == ("Failed", "RevertedLate")
+    assert agent.outcome() == ("Failed", "RevertFailed")
+    assert agent.report().reverted_us > told.transitions[-1].at_us
     assert agent.device.held.active_power_watts == 0
     assert agent.report().active_milliseconds >= 700_000
+
+
+async def test_what_failed_before_its_revert_failed_keeps_its_reason(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(60)
+    agent.device.fail = "local"
+    await agent.give(Reading(at_us=agent.clock.wall_us, values={}, local_control=True))
+    await agent.wait(20, step=1)
+
+    assert agent.outcome() == ("Failed", "LocalOverride")
+    assert agent.report().reverted_us == 0
+    agent.device.fail = ""
+    await agent.wait(61, step=1)
+    assert agent.outcome() == ("Failed", "LocalOverride")
+    assert agent.report().reverted_us
+
+
+async def test_a_withdrawn_setpoint_that_stays_has_failed(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(60)
+    agent.device.fail = "ignore"
+    await agent.give(order(cancelled=True, generation=2))
+    await agent.wait(20, step=1)
+    assert agent.outcome() == ("Failed", "RevertFailed")
+    await agent.restart(down_seconds=5)
+    agent.device.fail = ""
+    await agent.wait(61, step=1)
+
+    assert agent.outcome() == ("Failed", "RevertFailed")
+    assert agent.device.held.active_power_watts == 0
+    assert agent.report().reverted_us
 
 
 async def test_a_device_that_stays_away_fails_the_dispatch_at_its_deadline(agent: Agent) -> None:
@@ -139,7 +178,7 @@ async def test_a_device_that_does_not_let_go_is_told_while_it_lasts(agent: Agent
     )
     sent = len(agent.reports)
     await agent.wait(60, step=1)
-    assert len(agent.reports) == sent, "once is enough"
+    assert len(agent.reports) == sent + 1, "once is enough, and once that it has failed"
     agent.device.fail = ""
     await agent.wait(61, step=1)
 

@@ -220,8 +220,9 @@ def _holds(setpoints: Setpoints, dispatch: Dispatch) -> bool:
 
 
 def _awaits_revert(report: dispatch_pb2.DispatchReport) -> bool:
-    """Tell whether the agent says that it failed, and that the device was not there to revert."""
-    return report.reason == Reason.DEVICE_OFFLINE and not report.reverted_us
+    """Tell whether the agent says that it failed, and has yet to say that it is reverted."""
+    early = report.applied_us or report.reason in (Reason.DEVICE_OFFLINE, Reason.REVERT_FAILED)
+    return bool(early) and not report.reverted_us
 
 
 def _strength(dispatch: Dispatch) -> tuple[int, int, str]:

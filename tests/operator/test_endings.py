@@ -310,9 +310,9 @@ def test_two_replicas_both_need_to_prove() -> None:
 # A device that does not answer
 
 
-def unreverted(**fields: Any) -> dispatch_pb2.DispatchReport:
+def unreverted(reason: str = "DeviceOffline", **fields: Any) -> dispatch_pb2.DispatchReport:
     known = {"reverted_us": 0, "active_milliseconds": 40_000, "message": "not known"}
-    return ended("Failed", "DeviceOffline", **{**known, **fields})
+    return ended("Failed", reason, **{**known, **fields})
 
 
 def test_a_silent_device_is_told_while_the_window_goes_on() -> None:
@@ -330,24 +330,38 @@ def test_a_silent_device_is_told_while_the_window_goes_on() -> None:
     assert "does not answer" not in story.status["message"]
 
 
-def test_an_end_before_the_revert_says_so_and_is_completed_by_it() -> None:
-    story = Story().look(0.1).look(111, view(report=unreverted()))
-    assert story.ending == ("Failed", "DeviceOffline")
+@pytest.mark.parametrize("reason", ["DeviceOffline", "RevertFailed", "LocalOverride"])
+def test_an_end_before_the_revert_says_so_and_is_completed_by_it(reason: str) -> None:
+    story = Story().look(0.1).look(111, view(report=unreverted(reason)))
+    assert story.ending == ("Failed", reason)
     assert story.conditions["Applied"] == "True"
     assert story.conditions["Reverted"] == "False"
 
-    story.look(112, view(report=unreverted()))
+    story.look(112, view(report=unreverted(reason)))
     assert Settle() not in story.decision.actions
     assert RemoveFinalizer() in story.decision.actions
 
-    reverted = unreverted(sequence=10, reverted_us=at(700), active_milliseconds=698_000)
+    reverted = unreverted(reason, sequence=10, reverted_us=at(700), active_milliseconds=698_000)
     story.look(701, view(report=reverted))
     assert Settle() in story.decision.actions
-    assert story.ending == ("Failed", "DeviceOffline")
+    assert story.ending == ("Failed", reason)
     assert story.conditions["Reverted"] == "True"
     assert story.status["execution"]["activeSeconds"] == 698
     assert "revertedAt" in story.status["timeline"]
     assert "lateReport" not in story.status
+
+
+def test_a_deleted_dispatch_waits_for_its_revert_for_as_long_as_for_its_end() -> None:
+    story = Story().look(0.1).look(2, view(report=active()))
+    story.change(deleting_us=at(20))
+    left = unreverted("RevertFailed", sequence=9)
+    story.look(40, view(report=left)).look(79, view(report=left))
+    assert story.ending == ("Failed", "RevertFailed")
+    assert RemoveFinalizer() not in story.decision.actions
+    assert story.decision.again_us == at(80)
+
+    story.look(81, view(report=left))
+    assert RemoveFinalizer() in story.decision.actions
 
 
 def test_an_unknown_outcome_is_settled_also_when_the_device_was_silent_at_last() -> None:
@@ -359,7 +373,7 @@ def test_an_unknown_outcome_is_settled_also_when_the_device_was_silent_at_last()
 
 
 def test_of_a_device_that_was_dead_at_the_start_it_is_not_known_whether_it_took_it() -> None:
-    dead = {"applied_us": 0, "active_milliseconds": 0}
+    dead: dict[str, Any] = {"applied_us": 0, "active_milliseconds": 0}
     story = Story().look(0.1).look(111, view(report=unreverted(**dead)))
     assert story.conditions["Applied"] == "Unknown"
     assert story.conditions["Reverted"] == "False"

@@ -34,6 +34,10 @@ def test_a_device_that_falls_silent_is_one_event() -> None:
         ("Warning", "DeviceOffline")
     ]
 
+    told = story.status
+    story.look(300, view(report=ended("Failed", "DeviceOffline", sequence=9, reverted_us=at(299))))
+    assert events(told, story.status) == [("Normal", "Reverted")]
+
 
 def test_a_revert_that_does_not_succeed_is_one_event() -> None:
     story = Story().look(0.1).look(2, view(report=active()))

@@ -203,6 +203,13 @@ class Execution:
         held_us = max(0, at.monotonic_us - self.held_since.monotonic_us)
         return replace(self, held_since=None, active_us=self.active_us + held_us)
 
+    def count_until(self, at: Moment | None) -> "Execution":
+        """Count the time in which the device is known to have held it; it may hold it on."""
+        held = self.held_since
+        if held is None or at is None or at.monotonic_us <= held.monotonic_us:
+            return self
+        return replace(self.stop_holding(at), held_since=at)
+
     def rebase(self, now: Moment) -> "Execution":
         """Return it with its monotonic instants on the clock of a new boot."""
         ahead_us = now.monotonic_us - now.wall_us

@@ -10,6 +10,7 @@ from derops_agent.control import verifying
 from derops_agent.control.deciding import Executions, is_due, owners, supersede
 from derops_agent.control.execution import LATE_REVERT_US, Execution, Moment, Stage
 from derops_agent.control.site import Site
+from derops_agent.control.unreverted import not_reverted
 from derops_agent.control.verifying import Rule
 from derops_agent.ports import Setpoints
 
@@ -17,7 +18,6 @@ MOST_LOSSES = 3
 """How often a device may drop a setpoint and have it written again."""
 
 _NONE_WRONG: Mapping[str, str] = MappingProxyType({})
-_TOLD_AFTER_US = 2 * SECOND_US  # a revert that succeeds at the second try is no news
 _KEEP_END_SLACK_US = SECOND_US  # an ordinary start is some milliseconds late and moves nothing
 
 
@@ -69,7 +69,7 @@ def written(
         if execution.stage is not Stage.REVERTING:
             continue
         if execution.order.mode in wrong:
-            result[uid] = _still_held(execution, now, wrong[execution.order.mode])
+            result[uid] = not_reverted(execution, now, rule, wrong[execution.order.mode])
             continue
         let_go = execution.let_go_monotonic_us or now.monotonic_us
         ending = replace(execution, let_go_monotonic_us=let_go)
@@ -79,10 +79,28 @@ def written(
 
 
 def write_failed(
-    executions: Executions, now: Moment, *, refused: bool, message: str
+    executions: Executions,
+    now: Moment,
+    *,
+    rule: Rule,
+    refused: bool,
+    answers: bool,
+    message: str,
 ) -> dict[str, Execution]:
-    """Return what a failed write makes of those that wanted it; a refusal is not tried again."""
-    result = {uid: _still_held(each, now, message) for uid, each in executions.items()}
+    """Return what a failed write makes of those that wanted it; a refusal is not tried again.
+
+    Args:
+        executions: All.
+        now: Both clocks.
+        rule: For the verdict on those that fail.
+        refused: The device said no; else it did not answer the write.
+        answers: The device is not silent altogether.
+        message: What it said, or did not.
+    """
+    result = {
+        uid: not_reverted(execution, now, rule, message, answers=answers)
+        for uid, execution in executions.items()
+    }
     for execution in owners(executions).values():
         if execution.stage is Stage.APPLYING:
             uid = execution.order.uid
@@ -226,19 +244,6 @@ def _not_taken(execution: Execution, reason: Reason, message: str) -> Execution:
         execution.pending_error or f"its start has come, the device has not taken it: {message}"
     )
     return replace(execution, last_error=reason, last_message=message, pending_error=pending)
-
-
-def _still_held(execution: Execution, now: Moment, message: str) -> Execution:
-    """Return it with words for a revert that does not succeed; the first that are found stay."""
-    ending = execution.ending
-    if execution.stage is not Stage.REVERTING or ending is None or execution.phase.terminal:
-        return execution
-    said = f"it ended ({ending.reason}), and the device is not reverted yet"
-    if now.wall_us - execution.ended_us < _TOLD_AFTER_US or execution.pending_error.startswith(
-        said
-    ):
-        return execution
-    return replace(execution, pending_error=f"{said}: {message}; it is tried until it is")
 
 
 def _finish(execution: Execution, now: Moment, rule: Rule) -> Execution:

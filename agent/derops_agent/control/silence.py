@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, replace
 
-from derops.lifecycle import Phase, Reason
+from derops.lifecycle import Reason
 from derops.schedules import SECOND_US
 from derops_agent.control import verifying
 from derops_agent.control.deciding import Executions
 from derops_agent.control.execution import LATE_REVERT_US, Execution, Moment, Stage
+from derops_agent.control.unreverted import give_up
 from derops_agent.control.verifying import Rule, Verdict
 
 MOST_SILENCES = 2
@@ -78,11 +79,7 @@ def _claim_no_more(execution: Execution, silence: Silence) -> Execution:
 
     What follows is counted when the device says, once it answers, that it has held it on.
     """
-    held = execution.held_since
-    until = execution.confirmed or silence.last_answer
-    if held is None or until is None or until.monotonic_us <= held.monotonic_us:
-        return execution
-    return replace(execution.stop_holding(until), held_since=until)
+    return execution.count_until(execution.confirmed or silence.last_answer)
 
 
 def _given_up_us(execution: Execution) -> int:
@@ -91,15 +88,12 @@ def _given_up_us(execution: Execution) -> int:
 
 
 def _give_up(execution: Execution, silence: Silence, now: Moment, rule: Rule) -> Execution:
-    if execution.phase.terminal or execution.ending is None:
-        return execution
     silent_seconds = (now.monotonic_us - silence.since_us) / SECOND_US
-    known = verifying.conclude_window(_claim_no_more(execution, silence), now.wall_us, rule)
-    failed = known.step(
-        Phase.FAILED,
+    return give_up(
+        _claim_no_more(execution, silence),
+        now,
+        rule,
         Reason.DEVICE_OFFLINE,
         f"the device has not answered for {silent_seconds:.0f} s, what it holds is not known; "
-        f"it is reverted as soon as it answers ({execution.ending.message})",
-        now.wall_us,
+        "it is reverted as soon as it answers",
     )
-    return replace(failed, stage=Stage.REVERTING)

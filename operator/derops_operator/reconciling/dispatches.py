@@ -25,7 +25,7 @@ from derops_operator.reconciling.actions import (
 )
 from derops_operator.reconciling.admitting import Verdict, admit, refuse_for_asset
 from derops_operator.reconciling.conditions import status_of
-from derops_operator.reconciling.judging import Outcome, is_silent, judge
+from derops_operator.reconciling.judging import Outcome, is_silent, is_unreverted, judge
 
 DELETION_GRACE_US = 60 * SECOND_US
 """How long a deleted object waits for the agent to confirm."""
@@ -146,12 +146,15 @@ def _tidy_up(dispatch: Dispatch, view: DispatchView, now_us: int) -> DispatchDec
     if late is not None:
         status["lateReport"] = late
     # What an agent has yet to revert is kept at the gateways: it has more to tell.
-    told_early = dispatch.status.get("reason") == Reason.DEVICE_OFFLINE
-    waits = told_early and view.report is not None and is_silent(view.report)
+    report = view.report
+    told_early = report is not None and dispatch.status.get("reason") == report.reason
+    waits = told_early and report is not None and is_unreverted(report)
     actions: list[DispatchAction] = [] if waits else [Settle()]
-    if dispatch.meta.holds_finalizer:
+    again_us, deleting_us = None, dispatch.meta.deleting_us
+    if waits and deleting_us is not None and now_us < deleting_us + DELETION_GRACE_US:
+        again_us = deleting_us + DELETION_GRACE_US
+    elif dispatch.meta.holds_finalizer:
         actions.append(RemoveFinalizer())
-    again_us = None
     if dispatch.ttl_seconds_after_finished is not None and dispatch.meta.deleting_us is None:
         ended_us = parse_instant(dispatch.status["completionTime"])
         due_us = ended_us + dispatch.ttl_seconds_after_finished * SECOND_US

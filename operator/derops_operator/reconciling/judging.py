@@ -7,9 +7,7 @@ from derops.wire.v1 import dispatch_pb2
 from derops_operator.facts import Dispatch
 from derops_operator.reconciling.conditions import Wanted, status_of, truth
 
-REVERT_FAILED = "RevertFailed"
-"""Reason of the condition Reverted while the device does not take what is to end a dispatch."""
-
+_MAY_BE_THERE = frozenset({Reason.DEVICE_OFFLINE, Reason.REVERT_FAILED})
 _STALLED = frozenset({Phase.FAILED, Phase.REJECTED, Phase.EXPIRED})
 
 
@@ -40,6 +38,9 @@ class _Facts:
     silent: bool
     """The device does not answer: nobody knows what it holds."""
 
+    unreverted: bool
+    """It has ended, and the device may hold it still."""
+
     @property
     def overdue(self) -> str:
         """Why a start or a revert that is due has not happened yet; empty = nothing is overdue."""
@@ -49,13 +50,17 @@ class _Facts:
 
 
 def is_silent(report: dispatch_pb2.DispatchReport) -> bool:
-    """Tell whether an agent says that the device does not answer, and what it holds is not known.
-
-    An end for this reason is told before the device is reverted, and again when it is.
-    """
+    """Tell whether an agent says that the device does not answer: what it holds is not known."""
     if Phase(report.phase or Phase.SUBMITTED).terminal:
         return report.reason == Reason.DEVICE_OFFLINE and not report.reverted_us
     return report.verified_reason == Reason.DEVICE_OFFLINE
+
+
+def is_unreverted(report: dispatch_pb2.DispatchReport) -> bool:
+    """Tell whether an agent says that it ended, and has yet to say that the device is reverted."""
+    if not Phase(report.phase or Phase.SUBMITTED).terminal or report.reverted_us:
+        return False
+    return report.applied_us > 0 or report.reason in _MAY_BE_THERE
 
 
 def judge(
@@ -77,6 +82,7 @@ def judge(
         or status_of(stored, "Applied") == "True",
         reverted=report is not None and report.reverted_us > 0,
         silent=report is not None and is_silent(report),
+        unreverted=report is not None and is_unreverted(report),
     )
     return [
         _delivered(facts),
@@ -142,12 +148,12 @@ def _reverted(facts: _Facts) -> Wanted:
     if facts.reverted:
         return Wanted("Reverted", "True", "Reverted", "the device is back at the asset's fallback")
     if facts.overdue and facts.report is not None and facts.report.ended_us:
-        return Wanted("Reverted", "False", REVERT_FAILED, facts.overdue)
+        return Wanted("Reverted", "False", Reason.REVERT_FAILED, facts.overdue)
     if not outcome.phase.terminal or outcome.unknown:
         return Wanted(
             "Reverted", "Unknown", Reason.OUTCOME_UNKNOWN if outcome.unknown else "WaitingForEnd"
         )
-    if facts.applied or facts.silent:
+    if facts.applied or facts.unreverted:
         return Wanted("Reverted", "False", outcome.reason, outcome.message)
     return Wanted("Reverted", "True", "NothingToRevert", "the device was never changed")
 

@@ -61,6 +61,7 @@ def report(
         reason=f"{phases[-1]}Reason",
         transitions=steps,
     )
+    message.transitions[-1].reason = str(facts.get("reason", message.reason))
     for name, value in facts.items():
         setattr(message, name, value)
     return entry(log_pb2.AGENT_REPORT, message.SerializeToString())

@@ -1,0 +1,56 @@
+"""What is told of an execution whose device is not reverted in time. Pure."""
+
+from dataclasses import replace
+
+from derops.lifecycle import Phase, Reason
+from derops.schedules import SECOND_US
+from derops_agent.control import verifying
+from derops_agent.control.execution import LATE_REVERT_US, Execution, Moment, Stage
+from derops_agent.control.verifying import Rule
+
+_TOLD_AFTER_US = 2 * SECOND_US  # a revert that succeeds at the second try is no news
+
+
+def give_up(execution: Execution, now: Moment, rule: Rule, reason: str, message: str) -> Execution:
+    """Return it as one that has failed before its device is reverted; that is tried on."""
+    ending = execution.ending
+    if execution.phase.terminal or ending is None:
+        return execution
+    known = verifying.conclude_window(execution, now.wall_us, rule)
+    failed_before = ending.phase is Phase.FAILED
+    words = f"{ending.message}; {message}" if failed_before else f"{message} ({ending.reason})"
+    failed = known.step(Phase.FAILED, reason, words, now.wall_us)
+    return replace(failed, stage=Stage.REVERTING)
+
+
+def not_reverted(
+    execution: Execution, now: Moment, rule: Rule, message: str, *, answers: bool = True
+) -> Execution:
+    """Return what a failed try to revert its device makes of an execution.
+
+    It is told soon. It has failed when that is late and the device answers; one that had failed
+    anyway keeps its reason. What becomes of it while the device is silent is decided elsewhere.
+
+    Args:
+        execution: Any.
+        now: Both clocks.
+        rule: For the verdict on its window.
+        message: What the device answered, or says that it holds.
+        answers: The device is not silent altogether.
+    """
+    ending = execution.ending
+    if execution.stage is not Stage.REVERTING or ending is None or execution.phase.terminal:
+        return execution
+    late_us = now.wall_us - execution.ended_us - execution.bridged_us
+    if answers and late_us > LATE_REVERT_US:
+        return give_up(
+            execution.count_until(execution.confirmed),
+            now,
+            rule,
+            ending.reason if ending.phase is Phase.FAILED else Reason.REVERT_FAILED,
+            f"the device is not reverted, which is tried on: {message}",
+        )
+    said = f"it ended ({ending.reason}), and the device is not reverted yet"
+    if late_us < _TOLD_AFTER_US or execution.pending_error.startswith(said):
+        return execution
+    return replace(execution, pending_error=f"{said}: {message}; it is tried until it is")
