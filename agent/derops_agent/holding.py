@@ -11,7 +11,7 @@ from math import ceil
 
 import structlog
 
-from derops.errors import DeviceError, DeviceRefusedError
+from derops.errors import DeviceError, DeviceRefusedError, DeviceUnreachableError
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2
 from derops_agent import metrics
@@ -249,19 +249,23 @@ class Holder:
             self.note_answer()
             held = await self._device.read_setpoints()
         except DeviceError as error:
-            answer = "refused" if isinstance(error, DeviceRefusedError) else "timeout"
-            denied = answer == "refused" and bool(owners)
-            held = None if denied else await self._ask()
-            if answer == "refused":
+            refused = isinstance(error, DeviceRefusedError)
+            answer = "refused" if refused else "timeout"
+            held = None if refused and owners else await self._ask()
+            if refused:
                 self.note_answer()
             if held is None or _wrong(scope, step, held, site):
-                await self._note_failure(
-                    scope, target, error, site, answers=denied or held is not None
+                failure = outcomes.WriteFailure(
+                    message=str(error),
+                    refused=refused,
+                    sent=not refused and not isinstance(error, DeviceUnreachableError),
+                    answers=refused or held is not None,
                 )
+                await self._note_failure(scope, target, failure, site)
                 return
             # It acted and its answer is lost, or its own timer did what somebody on site keeps us
             # from: what it says that it holds is better evidence.
-            if answer == "refused":
+            if refused:
                 scope = self._look_again(scope, held, site)
         metrics.DEVICE_WRITES.labels(answer).inc()
         self._note_write(step, target, owners, armed_seconds, pending=pending)
@@ -273,7 +277,7 @@ class Holder:
         """Ask a device whether it took a start that it left unanswered, before it is reverted."""
         if not any(map(outcomes.is_doubtful, scope.values())):
             return scope
-        held = await self._device.read_setpoints()
+        held = await self._ask()
         if held is None:
             return scope
         found = outcomes.found_held(scope, held, site, moment(self._clock))
@@ -377,26 +381,24 @@ class Holder:
         await self._journal.settle()
 
     async def _note_failure(
-        self, scope: Scope, wanted: Setpoints, error: DeviceError, site: Site, *, answers: bool
+        self, scope: Scope, wanted: Setpoints, failure: outcomes.WriteFailure, site: Site
     ) -> None:
-        refused = isinstance(error, DeviceRefusedError)
         now = moment(self._clock)
         reverting = [u for u, e in scope.items() if e.stage is Stage.REVERTING]
-        if not refused:
+        if failure.sent:
             self._suspect_until_us = now.monotonic_us + _SUSPECT_US
         delay_us = self._try_again(scope, wanted)
-        metrics.DEVICE_WRITES.labels("refused" if refused else "timeout").inc()
+        metrics.DEVICE_WRITES.labels("refused" if failure.refused else "timeout").inc()
         event = "revert.failed" if reverting else "setpoint.write_failed"
         if reverting:
             metrics.REVERT_FAILURES.inc()
         self._log.warning(
-            event, error=str(error), retry_seconds=delay_us / SECOND_US, dispatch_uids=reverting
+            event,
+            error=failure.message,
+            retry_seconds=delay_us / SECOND_US,
+            dispatch_uids=reverting,
         )
-        await self._journal.commit(
-            outcomes.write_failed(
-                scope, now, rule=site.rule, refused=refused, answers=answers, message=str(error)
-            )
-        )
+        await self._journal.commit(outcomes.write_failed(scope, now, failure, rule=site.rule))
 
     def _try_again(self, scope: Scope, wanted: Setpoints) -> int:
         """Note that ``wanted`` is not on the device; return when it is tried again, in us."""

@@ -74,7 +74,8 @@ class Reading:
 class Device(Protocol):
     """One device behind a driver.
 
-    Every method raises DeviceTimeoutError when it is not known whether the device acted, and
+    Every method raises DeviceTimeoutError when it is not known whether the device acted,
+    DeviceUnreachableError when it cannot have acted, and
     DeviceRefusedError when the device said no.
     """
 

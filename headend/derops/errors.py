@@ -7,6 +7,7 @@ DeropsError
 |-- IdentityRefusedError    a peer may not be what it says it is
 `-- DeviceError             a device did not do what was asked of it
     |-- DeviceTimeoutError  it did not answer; trying again may help
+    |   `-- DeviceUnreachableError  and nothing was sent that could change it
     `-- DeviceRefusedError  it said no; trying again will not help
 """
 
@@ -72,6 +73,10 @@ class DeviceTimeoutError(DeviceError):
     """The device did not answer in time; whether it acted is not known."""
 
     retryable = True
+
+
+class DeviceUnreachableError(DeviceTimeoutError):
+    """The device did not answer, and nothing was sent to it that could change what it holds."""
 
 
 class DeviceRefusedError(DeviceError):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from derops.errors import DeviceRefusedError, DeviceTimeoutError
+from derops.errors import DeviceRefusedError, DeviceTimeoutError, DeviceUnreachableError
 from derops.ids import AssetName
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_agent.control.site import LocalLimits
@@ -64,6 +64,8 @@ class FakeDevice:
     async def write(self, setpoints: Setpoints, reversion: Reversion | None = None) -> int | None:
         if self.fail == "timeout":
             raise DeviceTimeoutError("no answer")
+        if self.fail == "unreachable":
+            raise DeviceUnreachableError("no connection")
         if self.fail == "local":
             raise DeviceRefusedError("local control")
         if self.fail == "refuse" and setpoints.active_power_watts:
@@ -79,7 +81,7 @@ class FakeDevice:
         return min(reversion.after_seconds, self.timer_seconds)
 
     async def read_setpoints(self) -> Setpoints:
-        if self.fail == "timeout":
+        if self.fail in ("timeout", "unreachable"):
             raise DeviceTimeoutError("no answer")
         return self.held
 
@@ -195,7 +197,7 @@ class Agent:
             part = min(step or seconds, seconds - passed)
             self.clock.pass_seconds(part)
             passed += part
-            if self.device.fail != "timeout":
+            if self.device.fail not in ("timeout", "unreachable"):
                 self.controller.take(Reading(at_us=self.clock.wall_us, values={}))
             await self.controller.turn()
 

@@ -173,8 +173,7 @@ async def test_a_device_that_does_not_let_go_is_told_while_it_lasts(agent: Agent
     held = agent.report()
     assert held.phase == "Active"
     assert held.pending_error == (
-        "it ended (WindowEnded), and the device is not reverted yet: local control; "
-        "it is tried until it is"
+        "it ended (WindowEnded), and the device is not reverted yet: local control"
     )
     sent = len(agent.reports)
     await agent.wait(60, step=1)
@@ -237,15 +236,48 @@ async def test_a_device_that_took_a_start_and_fell_silent_is_found_holding_it(
     assert report.active_milliseconds == held_milliseconds > 50_000
 
 
-async def test_a_device_that_took_no_start_was_never_applied(agent: Agent) -> None:
+async def test_a_device_that_was_never_reached_fails_at_the_deadline_and_was_not_touched(
+    agent: Agent,
+) -> None:
     await agent.give(order())
-    agent.device.fail = "timeout"
-    await agent.wait(130, step=1)
+    agent.device.fail = "unreachable"
+    await agent.wait(111, step=1)
+    report = agent.report()
+
+    assert (report.phase, report.reason) == ("Failed", "DeviceOffline")
+    assert report.message == "the start deadline passed; no connection"
+    assert (report.applied_us, report.ended_us, report.reverted_us) == (0, 0, 0)
+    agent.device.held = Setpoints(active_power_watts=1234)
     agent.device.fail = ""
     await agent.wait(61, step=1)
+    assert agent.device.held.active_power_watts == 0, "it is put to its fallback all the same"
 
-    assert agent.outcome() == ("Failed", "DeviceOffline")
-    assert agent.report().applied_us == 0
+
+async def test_a_device_that_answers_nothing_until_it_was_reverted_leaves_it_unknown(
+    agent: Agent,
+) -> None:
+    await agent.give(order())
+    agent.device.fail = "timeout"
+    await agent.wait(115, step=1)
+    agent.device.fail = ""
+    await agent.wait(3, step=1)
+    report = agent.report()
+
+    assert (report.phase, report.reason) == ("Failed", "DeviceOffline")
+    assert report.reverted_us
+    assert "is not known" in report.pending_error
+
+
+async def test_a_cancel_of_a_start_that_never_reached_the_device_is_at_once(
+    agent: Agent,
+) -> None:
+    await agent.give(order())
+    agent.device.fail = "unreachable"
+    await agent.wait(70, step=1)
+    await agent.give(order(generation=2, cancelled=True))
+
+    assert agent.outcome() == ("Cancelled", "CancelledBeforeStart")
+    assert agent.report().ended_us == 0
 
 
 async def test_a_refused_write_fails_at_once_and_the_fallback_is_written(agent: Agent) -> None:

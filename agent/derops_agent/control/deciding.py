@@ -163,19 +163,18 @@ def _waits_for_next(execution: Execution, now: Moment) -> bool:
 def _by_time(execution: Execution, now: Moment) -> Execution:
     if execution.stage is Stage.HOLDING and is_over(execution, now):
         early_us = execution.ends_monotonic_us - now.monotonic_us
-        message = "the window ended as planned and the device was reverted"
+        message = "the window ended as planned"
         if early_us > LATE_REVERT_US:
             message = (
                 f"the agent's clock was set forward in the window, which ended "
-                f"{early_us / SECOND_US:.0f} s early; the device was reverted"
+                f"{early_us / SECOND_US:.0f} s early"
             )
         return execution.begin_ending(Phase.COMPLETE, Reason.WINDOW_ENDED, message, now.wall_us)
     if execution.stage in (Stage.WAITING, Stage.APPLYING) and _missed(execution, now):
         reason = execution.last_error or Reason.AGENT_RESTARTED
         why = execution.last_message or "the agent did not run until then, or its clock was set"
-        # What may be on the device is reverted before it has Failed.
-        end = execution.step if execution.stage is Stage.WAITING else execution.begin_ending
-        return end(Phase.FAILED, reason, f"the start deadline passed; {why}", now.wall_us)
+        message = f"the start deadline passed; {why}"
+        return execution.withdraw(Phase.FAILED, reason, message, now.wall_us)
     return execution
 
 

@@ -74,6 +74,11 @@ class Step:
     message: str
     at_us: int
 
+    @property
+    def not_reverted(self) -> str:
+        """Words for an ending that waits for the device."""
+        return f"it ended ({self.reason}), and the device is not reverted yet"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
@@ -143,6 +148,9 @@ class Execution:
     sent: Moment | None = None
     """When a write of it first was not answered: from then on the device may hold it."""
 
+    blind: bool = False
+    """Whether a revert of it was not answered either: what it held before will not be known."""
+
     confirmed: Moment | None = None
     """When the device last said that it holds it."""
 
@@ -160,7 +168,8 @@ class Execution:
     """The same in words."""
 
     pending_error: str = ""
-    """Why what is due has not happened yet, in words for status; empty = nothing is overdue."""
+    """Why what is due has not happened yet, in words for status; empty = nothing is overdue. After
+    the end: what could not be found out."""
 
     evidence: str = ""
     verified: str = "Unknown"
@@ -194,7 +203,20 @@ class Execution:
         if self.stage in (Stage.REVERTING, Stage.DONE):
             return self
         ending = Step(phase=phase, reason=reason, message=message, at_us=at_us)
-        return replace(self, stage=Stage.REVERTING, ending=ending, ended_us=at_us)
+        pending = f"{ending.not_reverted}: {message}" if self.pending_error else ""
+        return replace(
+            self,
+            stage=Stage.REVERTING,
+            ending=ending,
+            ended_us=at_us,
+            pending_error=pending,
+        )
+
+    def withdraw(self, phase: Phase, reason: str, message: str, at_us: int) -> "Execution":
+        """End it: at once where the device cannot hold it, else as soon as that is reverted."""
+        untouched = self.stage is Stage.APPLYING and self.sent is None
+        end = self.step if self.stage is Stage.WAITING or untouched else self.begin_ending
+        return end(phase, reason, message, at_us)
 
     def stop_holding(self, at: Moment) -> "Execution":
         """Close the interval in which the device held it."""

@@ -22,22 +22,17 @@ def order_again(execution: Execution, order: Order, now: Moment) -> Execution:
 def cancel(execution: Execution, now: Moment, reason: str = "") -> Execution:
     """Withdraw it: at once if the device was never touched, else when it is reverted."""
     match execution.stage:
-        case Stage.WAITING:
-            reason = reason or Reason.CANCELLED_BEFORE_START
-            return execution.step(
-                Phase.CANCELLED, reason, "withdrawn before its start", now.wall_us
-            )
-        case Stage.APPLYING:
+        case Stage.WAITING | Stage.APPLYING:
             reason = reason or Reason.CANCELLED_BEFORE_START
         case Stage.HOLDING:
             reason = reason or Reason.CANCELLED_WHILE_ACTIVE
-    return execution.begin_ending(Phase.CANCELLED, reason, "withdrawn", now.wall_us)
+    return execution.withdraw(Phase.CANCELLED, reason, "withdrawn", now.wall_us)
 
 
 def lose_contact(executions: Executions, now: Moment) -> dict[str, Execution]:
     """End all that the device holds because the headend was silent for too long."""
     return {
-        uid: execution.begin_ending(
+        uid: execution.withdraw(
             Phase.FAILED,
             Reason.COMMS_LOSS_FAILSAFE,
             "no gateway was heard for longer than failsafeAfterSeconds",
@@ -66,7 +61,7 @@ def _bind(execution: Execution, site: Site, now: Moment) -> Execution:
         return (
             execution
             if execution.stage is Stage.WAITING
-            else execution.begin_ending(Phase.FAILED, refusal.reason, message, now.wall_us)
+            else execution.withdraw(Phase.FAILED, refusal.reason, message, now.wall_us)
         )
     watts, clamped_by = target(execution.order, site.asset, site.local)
     if watts == execution.target_watts:
@@ -147,6 +142,10 @@ def resume(
         execution = execution.stop_holding(
             Moment(wall_us=last_held_us, monotonic_us=now.monotonic_us - ago_us)
         )
+    if execution.stage is Stage.APPLYING and held is not False:
+        ago_us = max(0, now.wall_us - last_held_us)
+        since = Moment(wall_us=now.wall_us - ago_us, monotonic_us=now.monotonic_us - ago_us)
+        execution = replace(execution, sent=execution.sent or since)
     if execution.stage is Stage.REVERTING:
         return execution
     if revert and not is_over(execution, now):

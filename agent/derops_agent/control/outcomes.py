@@ -1,7 +1,7 @@
 """What a device's answers make of the executions: to a write, and to being asked what it holds."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from derops.lifecycle import Phase, Reason
@@ -18,6 +18,9 @@ MOST_LOSSES = 3
 """How often a device may drop a setpoint and have it written again."""
 
 _NONE_WRONG: Mapping[str, str] = MappingProxyType({})
+_NOT_KNOWN = (
+    "it answered no write, neither of the setpoint nor of its end: whether it took it is not known"
+)
 _KEEP_END_SLACK_US = SECOND_US  # an ordinary start is some milliseconds late and moves nothing
 
 
@@ -78,40 +81,48 @@ def written(
     return result
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteFailure:
+    """A write that the device did not confirm."""
+
+    message: str
+    """Of the device, or what was waited for."""
+
+    refused: bool
+    """It said no."""
+
+    sent: bool
+    """It did not answer, and may have acted."""
+
+    answers: bool
+    """It is not silent altogether."""
+
+
 def write_failed(
-    executions: Executions,
-    now: Moment,
-    *,
-    rule: Rule,
-    refused: bool,
-    answers: bool,
-    message: str,
+    executions: Executions, now: Moment, failure: WriteFailure, *, rule: Rule
 ) -> dict[str, Execution]:
     """Return what a failed write makes of those that wanted it; a refusal is not tried again.
 
     Args:
         executions: All.
         now: Both clocks.
+        failure: What the device answered, or did not.
         rule: For the verdict on those that fail.
-        refused: The device said no; else it did not answer the write.
-        answers: The device is not silent altogether.
-        message: What it said, or did not.
     """
-    result = {
-        uid: not_reverted(execution, now, rule, message, answers=answers)
-        for uid, execution in executions.items()
-    }
+    result = {}
+    for uid, execution in executions.items():
+        told = not_reverted(execution, now, rule, failure.message, answers=failure.answers)
+        blind = execution.blind or (failure.sent and is_doubtful(execution))
+        result[uid] = replace(told, blind=blind)
     for execution in owners(executions).values():
         if execution.stage is Stage.APPLYING:
             uid = execution.order.uid
-            reason = Reason.DEVICE_WRITE_FAILED if refused else Reason.DEVICE_OFFLINE
-            failed = _not_taken(execution, reason, message)
-            if not refused:
-                failed = replace(failed, sent=execution.sent or now)
+            reason = Reason.DEVICE_WRITE_FAILED if failure.refused else Reason.DEVICE_OFFLINE
+            sent_at = now if failure.sent else None
             result[uid] = (
-                failed.begin_ending(Phase.FAILED, reason, message, now.wall_us)
-                if refused
-                else failed
+                execution.begin_ending(Phase.FAILED, reason, failure.message, now.wall_us)
+                if failure.refused
+                else _not_taken(execution, reason, failure.message, sent_at=sent_at)
             )
     return result
 
@@ -223,7 +234,7 @@ def _lose(
     if execution.stage is Stage.REVERTING:
         return execution.stop_holding(until)
     if execution.stage is not Stage.HOLDING:
-        return _not_taken(execution, Reason.READ_BACK_MISMATCH, message)
+        return _not_taken(execution, Reason.READ_BACK_MISMATCH, message, sent_at=now)
     lost = replace(
         execution.stop_holding(until),
         interruptions=execution.interruptions + bool(execution.held_since),
@@ -239,11 +250,17 @@ def _lose(
     )
 
 
-def _not_taken(execution: Execution, reason: Reason, message: str) -> Execution:
-    pending = (
-        execution.pending_error or f"its start has come, the device has not taken it: {message}"
+def _not_taken(
+    execution: Execution, reason: Reason, message: str, *, sent_at: Moment | None
+) -> Execution:
+    overdue = f"its start has come, the device has not taken it: {message}"
+    return replace(
+        execution,
+        last_error=reason,
+        last_message=message,
+        pending_error=execution.pending_error or overdue,
+        sent=execution.sent or sent_at,
     )
-    return replace(execution, last_error=reason, last_message=message, pending_error=pending)
 
 
 def _finish(execution: Execution, now: Moment, rule: Rule) -> Execution:
@@ -252,9 +269,12 @@ def _finish(execution: Execution, now: Moment, rule: Rule) -> Execution:
         raise ValueError(f"execution {execution.order.uid} is reverting without an ending")
     done = verifying.conclude_window(execution, now.wall_us, rule)
     done = replace(done.stop_holding(now), reverted_us=now.wall_us)
+    unknown = _NOT_KNOWN if execution.blind and not execution.applied_us else ""
     if done.phase.terminal:  # told before, as the device did not answer
-        return replace(done, stage=Stage.DONE)
+        return replace(done, stage=Stage.DONE, pending_error=unknown)
     phase, reason, message = ending.phase, ending.reason, ending.message
+    if phase is Phase.COMPLETE:
+        message = f"{message} and the device was reverted"
     late_us = execution.let_go_monotonic_us - execution.ends_monotonic_us - execution.bridged_us
     if phase is Phase.COMPLETE and late_us > LATE_REVERT_US:
         phase, reason = Phase.FAILED, str(Reason.REVERTED_LATE)
@@ -263,4 +283,4 @@ def _finish(execution: Execution, now: Moment, rule: Rule) -> Execution:
         phase, reason = Phase.FAILED, str(Reason.EFFECT_NOT_OBSERVED)
         why = verifying.explain(execution, until_us=execution.ended_us, rule=rule)
         message = f"verification was required and is {done.verified}: {why}"
-    return done.step(phase, reason, message, now.wall_us)
+    return replace(done.step(phase, reason, message, now.wall_us), pending_error=unknown)

@@ -6,14 +6,15 @@ answer must not be taken for that of the next request.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal, NamedTuple, TypeAlias
 
 from pymodbus.client import AsyncModbusTcpClient
 from pymodbus.exceptions import ModbusException
 from pymodbus.pdu import ModbusPDU
 
-from derops.errors import DeviceRefusedError, DeviceTimeoutError
+from derops.errors import DeviceRefusedError, DeviceTimeoutError, DeviceUnreachableError
 from derops_agent.drivers.units import MOST_SECONDS, UnitOptions
 
 MOST_REGISTERS = 120
@@ -114,6 +115,15 @@ class Bus:
         name = _EXCEPTIONS.get(code, "unknown")
         text = f"{what}, {self.address}: the device answered exception {code} ({name})"
         raise DeviceRefusedError(text) if code in _FINAL else DeviceTimeoutError(text)
+
+
+@contextmanager
+def before_writing() -> Iterator[None]:
+    """Say of what fails in here that nothing was written yet."""
+    try:
+        yield
+    except DeviceTimeoutError as error:
+        raise DeviceUnreachableError(str(error)) from error
 
 
 class Unit:

@@ -117,6 +117,8 @@ def _applied(facts: _Facts) -> Wanted:
         return Wanted("Applied", "True", Reason.APPLIED, "the device took the setpoint")
     if facts.overdue:
         return Wanted("Applied", "Unknown", "WaitingForDevice", facts.overdue)
+    if facts.report is not None and facts.report.pending_error:
+        return Wanted("Applied", "Unknown", facts.outcome.reason, facts.report.pending_error)
     return _if_never(facts, "Applied", "WaitingForStart")
 
 

@@ -9,7 +9,7 @@ from tests.agent import lines
 from tests.agent.fakes import T0, FakeClock
 from tests.agent.modbus.registers import Registers, battery, charger
 
-from derops.errors import DeviceRefusedError, DeviceTimeoutError
+from derops.errors import DeviceRefusedError, DeviceTimeoutError, DeviceUnreachableError
 from derops.wire.v1 import agent_pb2
 from derops_agent.drivers.modbus import ProfiledDevice, open_modbus
 from derops_agent.ports import Reversion, Setpoints
@@ -262,6 +262,21 @@ async def test_a_register_that_the_device_does_not_have_is_told() -> None:
     ):
         async with opened(registers):
             pass
+
+
+async def test_a_device_that_is_gone_before_anything_was_written_cannot_have_acted() -> None:
+    registers = battery()
+    line = Line({1: registers})
+    await line.start()
+    options = {"host": line.address.host, "port": line.address.port}
+    profile = {"profile": str(PROFILES / "battery.yaml"), "timeoutSeconds": 0.3}
+    device = await open_modbus(options | profile, FakeClock())
+    await line.stop()
+    with pytest.raises(DeviceUnreachableError):
+        await device.write(Setpoints(active_power_watts=5000))
+    await device.close()
+
+    assert registers.written == []
 
 
 async def test_a_wrong_unit_id_may_pass() -> None:

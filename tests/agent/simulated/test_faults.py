@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 from tests.agent.simulated.rig import BATTERY, T0, Rig
 
-from derops.errors import DeviceError, DeviceRefusedError, DeviceTimeoutError
+from derops.errors import (
+    DeviceError,
+    DeviceRefusedError,
+    DeviceTimeoutError,
+    DeviceUnreachableError,
+)
 from derops.wire.v1 import agent_pb2
 from derops_agent.drivers.simulated.faults import write_faults
 from derops_agent.drivers.simulated.storing import Store
@@ -80,6 +85,15 @@ async def test_a_device_may_act_and_then_fall_silent(broken: Breaker) -> None:
 
     assert await rig.device.read_setpoints() == FIVE
     assert rig.told() == [5_000]
+
+
+async def test_what_is_offline_cannot_have_acted(broken: Breaker) -> None:
+    rig = broken(offlineFrom="2000-01-01T00:00:00Z")
+
+    with pytest.raises(DeviceUnreachableError):
+        await rig.device.write(FIVE)
+
+    assert rig.told() == []
 
 
 async def test_some_writes_time_out_by_the_seed(tmp_path: Path) -> None:

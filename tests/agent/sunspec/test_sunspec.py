@@ -11,7 +11,7 @@ from tests.agent import lines
 from tests.agent.fakes import T0, FakeClock
 from tests.agent.sunspec.inverter import BASE, BATTERY, SOLAR, STORAGE, Inverter
 
-from derops.errors import DeviceRefusedError, DeviceTimeoutError
+from derops.errors import DeviceRefusedError, DeviceTimeoutError, DeviceUnreachableError
 from derops.wire.v1 import agent_pb2
 from derops_agent.drivers.sunspec import SunSpecDevice, open_sunspec
 from derops_agent.ports import Reversion, Setpoints
@@ -230,8 +230,10 @@ async def test_an_exception_is_a_no_or_may_pass(code: ExcCodes, error: type[Exce
     inverter = Inverter(BATTERY)
     async with opened(inverter) as device:
         inverter.refuse = code
-        with pytest.raises(error, match=rf"exception {code.value} "):
+        with pytest.raises(error, match=rf"exception {code.value} ") as raised:
             await device.write(Setpoints(active_power_watts=5000))
+
+    assert not isinstance(raised.value, DeviceUnreachableError), "some of it may have been written"
 
 
 async def test_a_mode_that_it_has_not_is_refused_before_anything_is_written() -> None:
@@ -257,6 +259,18 @@ async def test_a_silent_device_times_out_and_its_late_answer_is_nobodys() -> Non
             await device.sample()
         inverter.hold.set()
         assert (await device.read_setpoints()) == Setpoints()
+
+
+async def test_a_device_that_is_gone_before_anything_was_written_cannot_have_acted() -> None:
+    inverter = Inverter(BATTERY)
+    async with Line({1: inverter}) as line:
+        device = await connect(line)
+        await line.stop()
+        with pytest.raises(DeviceUnreachableError):
+            await device.write(Setpoints(active_power_watts=5000))
+        await device.close()
+
+    assert inverter.written == []
 
 
 async def test_a_link_that_drops_is_dialled_again() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 
 from derops.checks import MODES_BY_TYPE
-from derops.errors import DeviceRefusedError, DeviceTimeoutError
+from derops.errors import DeviceRefusedError, DeviceTimeoutError, DeviceUnreachableError
 from derops.wire.v1 import agent_pb2
 from derops_agent.drivers.simulated.faults import FILE_NAME, FaultSource
 from derops_agent.drivers.simulated.noise import draw, smooth
@@ -99,6 +99,7 @@ class SimulatedDevice:
 
         Raises:
             DeviceTimeoutError: A fault, or the disk, kept the answer back.
+            DeviceUnreachableError: It is offline.
             DeviceRefusedError: Beyond the ratings, a mode that it has not, or a fault.
         """
         await asyncio.sleep(self._faults.refresh().write_delay_seconds)
@@ -191,7 +192,7 @@ class SimulatedDevice:
 
     def _check_reachable(self, now_us: int) -> None:
         if self._faults.faults.offline_at(now_us):
-            raise DeviceTimeoutError("the device is offline")
+            raise DeviceUnreachableError("the device is offline")
 
     def _check_answering(self, now_us: int) -> None:
         self._check_reachable(now_us)

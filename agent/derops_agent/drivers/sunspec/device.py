@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from derops.errors import DeviceRefusedError
 from derops_agent.clock import Clock
-from derops_agent.drivers.modbus_tcp import Unit, take_unit
+from derops_agent.drivers.modbus_tcp import Unit, before_writing, take_unit
 from derops_agent.drivers.options import DriverOptionError, explain
 from derops_agent.drivers.sunspec.controls import Controls, controls_of
 from derops_agent.drivers.sunspec.measuring import (
@@ -70,10 +70,12 @@ class SunSpecDevice:
 
         Raises:
             DeviceTimeoutError: It is not known whether the device acted.
+            DeviceUnreachableError: Nothing was written.
             DeviceRefusedError: The device answered no, or a register cannot hold a value.
         """
         self._refuse_modes(setpoints)
-        blocks = await self._read(self._controls.model_ids)
+        with before_writing():
+            blocks = await self._read(self._controls.model_ids)
         after_seconds = reversion.after_seconds if reversion else None
         falls_to = reversion.setpoints if reversion else Setpoints()
         steps: list[tuple[list[Write], int | None]] = []
