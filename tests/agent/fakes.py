@@ -62,7 +62,7 @@ class FakeDevice:
     reversions: list[Reversion | None] = field(default_factory=list)
 
     async def write(self, setpoints: Setpoints, reversion: Reversion | None = None) -> int | None:
-        if self.fail == "timeout":
+        if self.fail in ("timeout", "deaf"):
             raise DeviceTimeoutError("no answer")
         if self.fail == "unreachable":
             raise DeviceUnreachableError("no connection")

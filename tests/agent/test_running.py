@@ -268,6 +268,22 @@ async def test_a_device_that_answers_nothing_until_it_was_reverted_leaves_it_unk
     assert "is not known" in report.pending_error
 
 
+async def test_a_device_that_says_before_the_revert_that_it_did_not_take_it_is_believed(
+    agent: Agent,
+) -> None:
+    await agent.give(order())
+    agent.device.fail = "timeout"
+    await agent.wait(100, step=1)
+    agent.device.fail, agent.device.held = "deaf", Setpoints(active_power_watts=1234)
+    await agent.wait(15, step=1)
+    agent.device.fail = ""
+    await agent.wait(61, step=1)
+
+    assert agent.outcome() == ("Failed", "DeviceOffline")
+    assert agent.report().applied_us == 0
+    assert agent.report().pending_error == ""
+
+
 async def test_a_cancel_of_a_start_that_never_reached_the_device_is_at_once(
     agent: Agent,
 ) -> None:

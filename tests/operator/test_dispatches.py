@@ -364,3 +364,13 @@ def test_a_device_that_answered_no_write_leaves_open_whether_it_was_applied() ->
 
     assert (applied["status"], applied["message"]) == ("Unknown", "it answered no write")
     assert story.conditions["Reverted"] == "True"
+
+
+def test_a_device_that_was_never_reached_was_not_touched() -> None:
+    facts = {"applied_us": 0, "applied_watts": 0, "ended_us": 0, "reverted_us": 0}
+    failed = ended("Failed", "DeviceOffline", **facts)
+    story = Story(dispatch(submitted=True)).look(2, view(report=acked()))
+    story.look(51, view(report=failed))
+
+    assert story.conditions["Applied"] == "False"
+    assert find(story.status["conditions"], "Reverted")["reason"] == "NothingToRevert"

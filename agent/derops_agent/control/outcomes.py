@@ -135,11 +135,18 @@ def found_held(
     It may have taken a setpoint whose write it left unanswered, and that was given up since.
     """
     return {
-        uid: _found(execution, execution.sent, now)
-        if execution.sent and is_doubtful(execution) and site.holds(held, execution)
+        uid: _judge_sent(execution, execution.sent, now, held=site.holds(held, execution))
+        if execution.sent and is_doubtful(execution)
         else execution
         for uid, execution in executions.items()
     }
+
+
+def _judge_sent(execution: Execution, sent: Moment, now: Moment, *, held: bool) -> Execution:
+    if held:
+        return _found(execution, sent, now)
+    # It did not take it; unless a revert ended that, whose answer was lost as well.
+    return execution if execution.blind else replace(execution, sent=None)
 
 
 def is_doubtful(execution: Execution) -> bool:

@@ -52,7 +52,8 @@ class _Facts:
 def is_silent(report: dispatch_pb2.DispatchReport) -> bool:
     """Tell whether an agent says that the device does not answer: what it holds is not known."""
     if Phase(report.phase or Phase.SUBMITTED).terminal:
-        return report.reason == Reason.DEVICE_OFFLINE and not report.reverted_us
+        unreverted = report.ended_us > 0 and not report.reverted_us  # 0: it was never touched
+        return report.reason == Reason.DEVICE_OFFLINE and unreverted
     return report.verified_reason == Reason.DEVICE_OFFLINE
 
 
