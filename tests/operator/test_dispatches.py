@@ -374,3 +374,25 @@ def test_a_device_that_was_never_reached_was_not_touched() -> None:
 
     assert story.conditions["Applied"] == "False"
     assert find(story.status["conditions"], "Reverted")["reason"] == "NothingToRevert"
+
+
+def test_an_end_that_is_not_reported_is_told_while_it_is_waited_for() -> None:
+    story = Story(dispatch(submitted=True)).look(2, view(report=active()))
+    assert (
+        story.look(129, view(report=active())).status["message"] == "the device took the setpoint"
+    )
+    assert story.decision.again_us == at(130.01)
+    story.look(131, view(report=active()))
+
+    assert story.status["phase"] == "Active"
+    assert "its end 2027-01-15T08:01:40Z has passed" in story.status["message"]
+    assert "waited for until 2027-01-15T08:16:40Z" in story.status["message"]
+    told = story.status
+    assert story.look(500, view(report=active())).status == told
+
+
+def test_an_end_that_waits_for_the_device_is_not_called_unreported() -> None:
+    stuck = active(ended_us=at(100), pending_error="not reverted yet", sequence=3)
+    story = Story(dispatch(submitted=True)).look(2, view(report=active()))
+
+    assert story.look(500, view(report=stuck)).status["message"] == "not reverted yet"

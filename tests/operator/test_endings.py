@@ -123,6 +123,10 @@ def test_a_decision_names_the_time_of_the_next_one() -> None:
 
     story.look(60, view(report=acked()))
     assert story.decision.again_us is not None
+    assert at(130) <= story.decision.again_us < at(131)
+
+    story.look(131, view(report=acked()))
+    assert story.decision.again_us is not None
     assert at(1000) <= story.decision.again_us < at(1001)
 
 

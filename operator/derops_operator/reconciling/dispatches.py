@@ -36,6 +36,9 @@ WITHDRAW_AFTER_US = SECOND_US
 ASSET_GRACE_US = 60 * SECOND_US
 """How long after its creation a dispatch waits for its asset, if its accept-by is not later."""
 
+_REPORT_GRACE_US = 30 * SECOND_US
+"""How long after the end a report is no news yet; then status says that it is missing."""
+
 _PROOF_LOOK_US = 10 * SECOND_US
 """How often a proof is looked for that depends on which replicas there are."""
 
@@ -250,7 +253,16 @@ def _outcome(
             actor=_OPERATOR,
             at_us=now_us,
         )
-    return _on_its_way(dispatch, view, reported, withdrawal, now_us)
+    on_its_way = _on_its_way(dispatch, view, reported, withdrawal, now_us)
+    end_us = deadline_us - dispatch.report_deadline_seconds * SECOND_US
+    ended = view.report is not None and view.report.ended_us
+    if ended or now_us <= end_us + _REPORT_GRACE_US:
+        return on_its_way
+    overdue = (
+        f"{on_its_way.message}; its end {format_second(end_us)} has passed and the agent has not "
+        f"reported it: that is waited for until {format_second(deadline_us)}"
+    )
+    return replace(on_its_way, message=overdue)
 
 
 def _proven(
@@ -375,14 +387,12 @@ def _deadline_us(dispatch: Dispatch, view: DispatchView) -> int:
 
 
 def _next_look(dispatch: Dispatch, now_us: int) -> int | None:
-    looks = [
-        dispatch.accept_by_us + WITHDRAW_AFTER_US,
-        dispatch.end_us + dispatch.report_deadline_seconds * SECOND_US,
-        dispatch.latest_end_us + dispatch.report_deadline_seconds * SECOND_US,
-    ]
+    ends = [dispatch.end_us, dispatch.latest_end_us]
     if "plannedEnd" in dispatch.status.get("timeline", {}):
-        end_us = parse_instant(dispatch.status["timeline"]["plannedEnd"])
-        looks.append(end_us + dispatch.report_deadline_seconds * SECOND_US)
+        ends.append(parse_instant(dispatch.status["timeline"]["plannedEnd"]))
+    looks = [dispatch.accept_by_us + WITHDRAW_AFTER_US]
+    looks += [end_us + dispatch.report_deadline_seconds * SECOND_US for end_us in ends]
+    looks += [end_us + _REPORT_GRACE_US for end_us in ends]
     if dispatch.meta.deleting_us is not None:
         looks.append(dispatch.meta.deleting_us + DELETION_GRACE_US)
     if dispatch.phase is Phase.SUBMITTED and now_us > dispatch.accept_by_us + WITHDRAW_AFTER_US:
