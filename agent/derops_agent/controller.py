@@ -169,8 +169,11 @@ class Controller:
             await self._holder.hold(reverting, self._site)
             return
         self._check_contact()
-        if self._failsafe:
-            await self.journal.commit(interrupting.lose_contact(self.journal, self._moment()))
+        if self._failsafe and self._site.asset is not None:
+            seconds = self._site.asset.failsafe_after_seconds
+            await self.journal.commit(
+                interrupting.lose_contact(self.journal, self._moment(), seconds)
+            )
         self._decided = self._moment()
         await self.journal.commit(
             deciding.advance(

@@ -455,6 +455,7 @@ async def test_silence_reverts_only_where_it_is_asked_for(tmp_path: Path) -> Non
     assert agent.report().phase == "Active"
     await agent.wait(1)
     assert agent.outcome() == ("Failed", "CommsLossFailsafe")
+    assert "no gateway was heard for 30 s" in agent.report().message
     assert agent.powers == [0, 5000, 0]
     agent.controller.note_contact()
     await agent.wait(310, step=10)

@@ -29,13 +29,15 @@ def cancel(execution: Execution, now: Moment, reason: str = "") -> Execution:
     return execution.withdraw(Phase.CANCELLED, reason, "withdrawn", now.wall_us)
 
 
-def lose_contact(executions: Executions, now: Moment) -> dict[str, Execution]:
+def lose_contact(
+    executions: Executions, now: Moment, failsafe_after_seconds: int
+) -> dict[str, Execution]:
     """End all that the device holds because the headend was silent for too long."""
     return {
         uid: execution.withdraw(
             Phase.FAILED,
             Reason.COMMS_LOSS_FAILSAFE,
-            "no gateway was heard for longer than failsafeAfterSeconds",
+            f"no gateway was heard for {failsafe_after_seconds} s (fallback.failsafeAfterSeconds)",
             now.wall_us,
         )
         if execution.owns_device
