@@ -144,7 +144,9 @@ async def test_a_device_that_stays_away_fails_the_dispatch_at_its_deadline(agent
     await agent.give(order())
     await agent.wait(109, step=1)
     assert agent.report().phase == "Acked"
-    await agent.wait(5, step=1)
+    await agent.wait(2, step=1)
+    assert agent.report().pending_error == "", "a revert that has not failed for long is no news"
+    await agent.wait(3, step=1)
     agent.device.fail = ""
     await agent.wait(61, step=1)
 

@@ -396,3 +396,12 @@ def test_an_end_that_waits_for_the_device_is_not_called_unreported() -> None:
     story = Story(dispatch(submitted=True)).look(2, view(report=active()))
 
     assert story.look(500, view(report=stuck)).status["message"] == "not reverted yet"
+
+
+def test_an_end_that_the_device_is_about_to_follow_is_told() -> None:
+    ending = active(ended_us=at(100), sequence=3)
+    story = Story(dispatch(submitted=True)).look(2, view(report=active()))
+
+    message = story.look(101, view(report=ending)).status["message"]
+    assert message == "it has ended; the device is about to be reverted, or to take the next value"
+    assert story.conditions["Reverted"] == "Unknown"

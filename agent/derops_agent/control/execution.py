@@ -74,11 +74,6 @@ class Step:
     message: str
     at_us: int
 
-    @property
-    def not_reverted(self) -> str:
-        """Words for an ending that waits for the device."""
-        return f"it ended ({self.reason}), and the device is not reverted yet"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
@@ -203,14 +198,7 @@ class Execution:
         if self.stage in (Stage.REVERTING, Stage.DONE):
             return self
         ending = Step(phase=phase, reason=reason, message=message, at_us=at_us)
-        pending = f"{ending.not_reverted}: {message}" if self.pending_error else ""
-        return replace(
-            self,
-            stage=Stage.REVERTING,
-            ending=ending,
-            ended_us=at_us,
-            pending_error=pending,
-        )
+        return replace(self, stage=Stage.REVERTING, ending=ending, ended_us=at_us, pending_error="")
 
     def withdraw(self, phase: Phase, reason: str, message: str, at_us: int) -> "Execution":
         """End it: at once where the device cannot hold it, else as soon as that is reverted."""

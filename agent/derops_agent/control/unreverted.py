@@ -50,7 +50,7 @@ def not_reverted(
             ending.reason if ending.phase is Phase.FAILED else Reason.REVERT_FAILED,
             f"the device is not reverted, which is tried on: {message}",
         )
-    said = f"it ended ({ending.reason}), and the device is not reverted yet"
-    if late_us < _TOLD_AFTER_US or execution.pending_error.startswith(said):
+    if execution.pending_error or late_us < _TOLD_AFTER_US:
         return execution
-    return replace(execution, pending_error=f"{said}: {message}; it is tried until it is")
+    said = f"it ended ({ending.reason}), and the device is not reverted yet: {message}"
+    return replace(execution, pending_error=said)

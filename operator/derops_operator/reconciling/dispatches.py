@@ -328,6 +328,8 @@ def _words(report: dispatch_pb2.DispatchReport, withdrawal: _Withdrawal | None) 
     if withdrawal is not None and report.phase == Phase.CANCELLED and withdrawal.reason in _STOPPED:
         reverted = "reverted" if report.applied_us else "not touched"
         return f"{withdrawal.words}; the device was {reverted}"
+    if report.ended_us and not Phase(report.phase).terminal:
+        return "it has ended; the device is about to be reverted, or to take the next value"
     if report.reason == Reason.CANCELLED_BEFORE_START and report.ended_us:
         return "cancelled at its start; the device was reverted"
     return _SENTENCES.get(report.reason) or report.message or report.reason
