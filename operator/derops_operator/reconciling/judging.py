@@ -59,7 +59,8 @@ def is_silent(report: dispatch_pb2.DispatchReport) -> bool:
 
 def is_unreverted(report: dispatch_pb2.DispatchReport) -> bool:
     """Tell whether an agent says that it ended, and has yet to say that the device is reverted."""
-    if not Phase(report.phase or Phase.SUBMITTED).terminal or report.reverted_us:
+    terminal = Phase(report.phase or Phase.SUBMITTED).terminal
+    if not terminal or report.reverted_us or not report.ended_us:  # 0: it was never touched
         return False
     return report.applied_us > 0 or report.reason in _MAY_BE_THERE
 
