@@ -405,3 +405,23 @@ def test_an_end_that_the_device_is_about_to_follow_is_told() -> None:
     message = story.look(101, view(report=ending)).status["message"]
     assert message == "it has ended; the device is about to be reverted, or to take the next value"
     assert story.conditions["Reverted"] == "Unknown"
+
+
+def test_the_same_word_again_is_no_new_line_of_history() -> None:
+    told = ended().transitions[:2]
+    story = Story().look(0.1).look(2, view(report=active(transitions=told)))
+    lines = story.status["history"]
+    assert [line["phase"] for line in lines] == ["Submitted", "Acked", "Active"]
+
+    story.look(3, view(report=active(transitions=told, sequence=2)))
+    assert story.status["history"] == lines
+
+
+def test_what_a_lost_disk_does_not_know_stays_in_status() -> None:
+    story = Story().look(0.1).look(2, view(report=active(evidence="ReadBack")))
+    known = story.status["execution"]
+
+    story.look(50, view(report=report("Failed", "LedgerLost", ledger_id="new")))
+    assert story.ending == ("Failed", "LedgerLost")
+    assert story.status["execution"] == known
+    assert story.conditions["Applied"] == "True"

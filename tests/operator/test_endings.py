@@ -112,6 +112,7 @@ def test_the_agents_planned_end_moves_the_report_deadline() -> None:
     late = active(planned_end_us=at(160))
     story = Story(dispatch(latePolicy="KeepDuration")).look(0.1).look(3, view(report=late))
 
+    assert story.look(1058, view()).status["phase"] == "Active"
     assert story.look(1059, view(report=late)).status["phase"] == "Active"
     assert story.look(1061, view(report=late)).status["phase"] == "Failed"
 
