@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.agent.fakes import FakeClock
 
-from derops.errors import DeviceError
+from derops.errors import DeviceError, DeviceTimeoutError
 from derops.ids import AssetName
 from derops.schedules import SECOND_US
 from derops.wire.v1 import dispatch_pb2
@@ -17,7 +17,6 @@ from derops_agent.control.site import LocalLimits
 from derops_agent.controller import Controller
 from derops_agent.device import GuardedDevice
 from derops_agent.drivers.simulated import open_device
-from derops_agent.drivers.simulated.device import SimulatedDevice
 from derops_agent.drivers.simulated.faults import write_faults
 from derops_agent.ledger import Ledger
 from derops_agent.ports import Capability, Reading, Reversion, Setpoints
@@ -34,12 +33,16 @@ FAULTS: dict[str, dict[str, Any]] = {
     "ignores": {"ignoreWrites": True},
     "silent": {"writeTimeout": {"probability": 1.0}},
     "acts and is silent": {"writeTimeout": {"probability": 1.0, "acts": True}},
+    "acts and is not heard": {"writeTimeout": {"probability": 1.0, "acts": True}},
     "answers the next write not": {"writeTimeout": {"nextWrites": 1, "acts": True}},
     "no effect": {"ignoreSetpoints": True},
     "local control": {"localControl": True},
     "offline": {"offlineFrom": "2000-01-01T00:00:00Z"},
 }
-SILENT = {"silent", "acts and is silent", "offline"}
+UNHEARD = {"acts and is not heard"}
+"""Faults under which what the device says does not arrive."""
+
+SILENT = {"silent", "acts and is silent", "offline"} | UNHEARD
 """Faults under which nobody but the device knows what it holds."""
 
 
@@ -66,8 +69,9 @@ class Fuse:
 class Wired:
     """The device as the agent's process reaches it: the power may go before or after a write."""
 
-    def __init__(self, device: SimulatedDevice, clock: FakeClock, fuse: Fuse) -> None:
-        self._device, self._clock, self._fuse = device, clock, fuse
+    def __init__(self, site: "Site") -> None:
+        self._site, self._device = site, site.device
+        self._clock, self._fuse = site.clock, site.fuse
 
     @property
     def capability(self) -> Capability:
@@ -81,14 +85,20 @@ class Wired:
 
     async def read_setpoints(self) -> Setpoints:
         self._fuse.burn()
+        self._answer()
         return await self._device.read_setpoints()
 
     async def sample(self) -> Reading:
+        self._answer()
         # A sample is stamped by the agent, whose clock is not the device's.
         return replace(await self._device.sample(), at_us=self._clock.now_us())
 
     async def close(self) -> None:
         return None
+
+    def _answer(self) -> None:
+        if self._site.fault in UNHEARD:
+            raise DeviceTimeoutError("the answer does not arrive")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +153,7 @@ class Site:
         self.fuse.left = None
         self.processes += 1
         self._ledger = Ledger(self._folder / f"ledger-{self.ledgers}.db")
-        self._guarded = GuardedDevice(Wired(self.device, self.clock, self.fuse))
+        self._guarded = GuardedDevice(Wired(self))
         self.controller = Controller(
             AssetName("pilot", "battery"),
             self._guarded,

@@ -384,5 +384,5 @@ def test_of_a_device_that_was_dead_at_the_start_it_is_not_known_whether_it_took_
     assert story.conditions["Reverted"] == "False"
 
     story.look(701, view(report=unreverted(**dead, sequence=10, reverted_us=at(700))))
-    assert story.conditions["Applied"] == "False"
+    assert story.conditions["Applied"] == "Unknown"
     assert story.conditions["Reverted"] == "True"

@@ -126,11 +126,9 @@ def _applied(facts: _Facts) -> Wanted:
 
 def _if_never(facts: _Facts, kind: str, pending: str) -> Wanted:
     outcome = facts.outcome
-    if not outcome.phase.terminal:
-        return Wanted(kind, "Unknown", pending)
-    if outcome.unknown or facts.silent:
-        return Wanted(kind, "Unknown", outcome.reason, outcome.message)
-    return Wanted(kind, "False", outcome.reason, outcome.message)
+    if outcome.phase.terminal and not outcome.unknown:
+        return Wanted(kind, "False", outcome.reason, outcome.message)
+    return Wanted(kind, "Unknown", Reason.OUTCOME_UNKNOWN if outcome.unknown else pending)
 
 
 def _verified(facts: _Facts) -> Wanted:
