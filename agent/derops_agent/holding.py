@@ -180,6 +180,10 @@ class Holder:
         after = self._look_again(scope, held, site)
         if any(e.held_since and not after[u].held_since for u, e in scope.items()):
             self.try_now()
+        for uid, execution in after.items():
+            # That all is as it was is no news: it is stored with the progress.
+            if execution == replace(scope[uid], confirmed=execution.confirmed):
+                self._journal.set_in_memory(execution)
         await self._journal.commit(after)
 
     async def _ask(self) -> Setpoints | None:

@@ -128,6 +128,16 @@ async def test_energy_past_the_end_is_counted_while_the_device_still_holds_it(
     assert report.delivered_watt_hours == pytest.approx(5000 * held_hours, rel=0.02)
 
 
+async def test_that_a_device_holds_it_still_is_no_news(agent: Agent) -> None:
+    await agent.give(order(mode="GenerationLimit", watts=6000))
+    await agent.wait(60)
+    await agent.sampled(5000, 20)
+    reports = len(agent.reports)
+    await agent.sampled(5000, 60)
+
+    assert len(agent.reports) == reports
+
+
 async def test_a_device_that_keeps_dropping_it_fails_the_dispatch(agent: Agent) -> None:
     await agent.give(order())
     await agent.wait(60, step=1)
