@@ -192,6 +192,40 @@ async def test_what_was_measured_is_stored_also_where_a_device_does_not_say_what
     assert agent.report().within_tolerance_milliseconds >= 85_000
 
 
+class PowerCutError(BaseException):
+    """The process ends in the middle of a write."""
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_a_write_in_which_the_power_went_may_have_been_applied(
+    agent: Agent, kept: bool
+) -> None:
+    write = agent.device.write
+
+    async def cut(setpoints: Setpoints, reversion: object = None) -> int | None:
+        await write(setpoints)
+        raise PowerCutError
+
+    await agent.give(order())
+    agent.device.write = cut  # type: ignore[method-assign]
+    with pytest.raises(PowerCutError):
+        await agent.wait(60)
+    agent.device.write = write  # type: ignore[method-assign]
+    if not kept:
+        agent.device.held = Setpoints()
+    await agent.restart(down_seconds=120)
+
+    report = agent.report()
+    assert agent.outcome() == ("Failed", "AgentRestarted")
+    assert agent.device.held.active_power_watts == 0
+    if kept:
+        assert report.evidence == "ReadBack"
+        assert report.applied_us == pytest.approx(T0 + 60 * S, abs=S)
+        assert report.active_milliseconds == pytest.approx(120_000, abs=1_000)
+    else:
+        assert (report.evidence, report.applied_us) == ("Unanswered", 0)
+
+
 async def test_nothing_resumes_before_the_last_stored_time(agent: Agent) -> None:
     await agent.give(order())
     await agent.wait(70)

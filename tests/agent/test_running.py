@@ -267,7 +267,7 @@ async def test_a_device_that_answers_nothing_until_it_was_reverted_leaves_it_unk
 
     assert (report.phase, report.reason) == ("Failed", "DeviceOffline")
     assert report.reverted_us
-    assert "is not known" in report.pending_error
+    assert report.evidence == "Unanswered"
 
 
 async def test_a_device_that_says_before_the_revert_that_it_did_not_take_it_is_believed(
@@ -283,7 +283,7 @@ async def test_a_device_that_says_before_the_revert_that_it_did_not_take_it_is_b
 
     assert agent.outcome() == ("Failed", "DeviceOffline")
     assert agent.report().applied_us == 0
-    assert agent.report().pending_error == ""
+    assert agent.report().evidence == ""
 
 
 async def test_a_cancel_of_a_start_that_never_reached_the_device_is_at_once(

@@ -96,7 +96,8 @@ class Checker:
             assert _is_listed(before, Phase(step.phase), step.reason), f"no such step: {report}"
         assert sum(phase.terminal for phase in phases) <= 1, f"two ends: {report}"
         assert phases.count(Phase.ACTIVE) <= 1, f"ran twice: {report}"
-        assert (report.applied_us > 0) == (Phase.ACTIVE in phases), f"applied or not: {report}"
+        # That it had been applied may be found out when it is to be reverted.
+        assert report.applied_us or Phase.ACTIVE not in phases, f"active, not applied: {report}"
         before_it = known.reports.get(report.ledger_id)
         if before_it is not None and Phase(before_it.phase).terminal:
             same = (before_it.phase, before_it.reason) == (report.phase, report.reason)
@@ -191,6 +192,9 @@ class Checker:
     def _compare_status(self, dispatch: Dispatch) -> None:
         known = self.known[dispatch.meta.uid]
         status = dispatch.status
+        told = {each["type"]: each["status"] for each in status["conditions"]}
+        never = told["Applied"] == "False"
+        assert not never or not known.stays, f"not applied, and the device had it: {known}"
         ends = [each for each in known.reports.values() if Phase(each.phase).terminal]
         if status["reason"] == Reason.OUTCOME_UNKNOWN or not ends:
             return

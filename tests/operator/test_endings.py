@@ -378,7 +378,7 @@ def test_an_unknown_outcome_is_settled_also_when_the_device_was_silent_at_last()
 
 
 def test_of_a_device_that_was_dead_at_the_start_it_is_not_known_whether_it_took_it() -> None:
-    dead: dict[str, Any] = {"applied_us": 0, "active_milliseconds": 0}
+    dead: dict[str, Any] = {"applied_us": 0, "active_milliseconds": 0, "evidence": "Unanswered"}
     story = Story().look(0.1).look(111, view(report=unreverted(**dead)))
     assert story.conditions["Applied"] == "Unknown"
     assert story.conditions["Reverted"] == "False"

@@ -163,8 +163,7 @@ class Execution:
     """The same in words."""
 
     pending_error: str = ""
-    """Why what is due has not happened yet, in words for status; empty = nothing is overdue. After
-    the end: what could not be found out."""
+    """Why what is due has not happened yet, in words for status; empty = nothing is overdue."""
 
     evidence: str = ""
     verified: str = "Unknown"

@@ -124,6 +124,7 @@ def resume(
     revert: bool,
     held: bool | None,
     last_held_us: int,
+    stored_us: int,
 ) -> Execution:
     """Decide what becomes of a stored execution when the agent starts.
 
@@ -133,9 +134,15 @@ def resume(
         revert: ``fallback.onRestart`` is Revert.
         held: Whether the device says that it holds the value, None if it does not say.
         last_held_us: The last time that the device is known to have held it, if it does no more.
+        stored_us: When the agent last stored anything.
     """
     if execution.stage in (Stage.WAITING, Stage.DONE):
         return execution
+    if execution.stage is Stage.APPLYING:
+        # It was stored because it was about to be written; what happened since nobody saw.
+        ago_us = max(0, now.wall_us - stored_us)
+        since = Moment(wall_us=stored_us, monotonic_us=now.monotonic_us - ago_us)
+        execution = replace(execution, sent=execution.sent or since, blind=not held)
     if held is False:
         # Its own timer is the likeliest to have ended it, if it has run out since.
         if last_held_us < execution.timer_ends_us <= now.wall_us:
@@ -144,10 +151,6 @@ def resume(
         execution = execution.stop_holding(
             Moment(wall_us=last_held_us, monotonic_us=now.monotonic_us - ago_us)
         )
-    if execution.stage is Stage.APPLYING and held is not False:
-        ago_us = max(0, now.wall_us - last_held_us)
-        since = Moment(wall_us=now.wall_us - ago_us, monotonic_us=now.monotonic_us - ago_us)
-        execution = replace(execution, sent=execution.sent or since)
     if execution.stage is Stage.REVERTING:
         return execution
     if revert and not is_over(execution, now):

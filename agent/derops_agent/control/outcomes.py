@@ -18,9 +18,6 @@ MOST_LOSSES = 3
 """How often a device may drop a setpoint and have it written again."""
 
 _NONE_WRONG: Mapping[str, str] = MappingProxyType({})
-_NOT_KNOWN = (
-    "it answered no write, neither of the setpoint nor of its end: whether it took it is not known"
-)
 _KEEP_END_SLACK_US = SECOND_US  # an ordinary start is some milliseconds late and moves nothing
 
 
@@ -276,9 +273,8 @@ def _finish(execution: Execution, now: Moment, rule: Rule) -> Execution:
         raise ValueError(f"execution {execution.order.uid} is reverting without an ending")
     done = verifying.conclude_window(execution, now.wall_us, rule)
     done = replace(done.stop_holding(now), reverted_us=now.wall_us)
-    unknown = _NOT_KNOWN if execution.blind and not execution.applied_us else ""
-    if done.phase.terminal:  # told before, as the device did not answer
-        return replace(done, stage=Stage.DONE, pending_error=unknown)
+    if done.phase.terminal:  # told before, as the device did not answer, or did not let go
+        return replace(done, stage=Stage.DONE)
     phase, reason, message = ending.phase, ending.reason, ending.message
     if phase is Phase.COMPLETE:
         message = f"{message} and the device was reverted"
@@ -290,4 +286,4 @@ def _finish(execution: Execution, now: Moment, rule: Rule) -> Execution:
         phase, reason = Phase.FAILED, str(Reason.EFFECT_NOT_OBSERVED)
         why = verifying.explain(execution, until_us=execution.ended_us, rule=rule)
         message = f"verification was required and is {done.verified}: {why}"
-    return replace(done.step(phase, reason, message, now.wall_us), pending_error=unknown)
+    return done.step(phase, reason, message, now.wall_us)

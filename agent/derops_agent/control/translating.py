@@ -1,6 +1,6 @@
 """Between wire messages and the values of the domain."""
 
-from derops.lifecycle import MESSAGE_LIMIT
+from derops.lifecycle import MESSAGE_LIMIT, UNANSWERED
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_agent.control.execution import Execution, Order
 from derops_agent.control.site import Asset
@@ -115,7 +115,7 @@ def write_report(
         active_milliseconds=execution.active_us // 1000,
         within_tolerance_milliseconds=execution.effect.within_us // 1000,
         delivered_watt_hours=execution.effect.delivered_watt_hours,
-        evidence=execution.evidence,
+        evidence=execution.evidence or (UNANSWERED if execution.sent else ""),
         verified=execution.verified,
         verified_reason=execution.verified_reason,
         interruptions=execution.interruptions,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from derops.lifecycle import Phase, Reason
+from derops.lifecycle import UNANSWERED, Phase, Reason
 from derops.wire.v1 import dispatch_pb2
 from derops_operator.facts import Dispatch
 from derops_operator.reconciling.conditions import Wanted, status_of, truth
@@ -119,8 +119,9 @@ def _applied(facts: _Facts) -> Wanted:
         return Wanted("Applied", "True", Reason.APPLIED, "the device took the setpoint")
     if facts.overdue:
         return Wanted("Applied", "Unknown", "WaitingForDevice", facts.overdue)
-    if facts.report is not None and facts.report.pending_error:
-        return Wanted("Applied", "Unknown", facts.outcome.reason, facts.report.pending_error)
+    unanswered = facts.report is not None and facts.report.evidence == UNANSWERED
+    if unanswered and facts.outcome.phase.terminal:
+        return Wanted("Applied", "Unknown", facts.outcome.reason, facts.outcome.message)
     return _if_never(facts, "Applied", "WaitingForStart")
 
 

@@ -91,14 +91,15 @@ def test_an_unknown_outcome_is_told_as_unknown(
     assert (found.verified_at, found.clock_offset_milliseconds) == (None, None)
 
 
-@pytest.mark.parametrize(("reverted_us", "applied"), [(0, None), (T0_US + 99, False)])
-def test_a_write_without_an_answer_is_unknown_until_the_device_is_reverted(
-    database: Database, reader: psycopg.Connection, reverted_us: int, applied: bool | None
+def test_a_write_that_was_never_confirmed_is_told_as_unknown(
+    database: Database, reader: psycopg.Connection
 ) -> None:
-    entry = report("Acked", "Failed", sequence=2, reason="DeviceOffline", reverted_us=reverted_us)
-    database.store(sources(entry, offset=1), after=0, through=1)
+    told = report("Acked", "Failed", sequence=2, reverted_us=T0_US + 99, evidence="Unanswered")
+    database.store(sources(told, offset=1), after=0, through=1)
 
-    assert [each.applied for each in find(reader, Wanted(phase="Failed"))] == [applied]
+    (found,) = find(reader, Wanted(phase="Failed"))
+
+    assert (found.applied, found.evidence) == (None, "Unanswered")
 
 
 def test_a_month_is_summed_up_and_paged_through(reader: psycopg.Connection, query: Query) -> None:

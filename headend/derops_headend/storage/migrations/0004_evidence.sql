@@ -29,9 +29,7 @@ select
   case
     when coalesce((latest.report->>'applied_us')::bigint, 0) > 0 then true
     when furthest.reason in ('LedgerLost', 'OutcomeUnknown') then null
-    -- A write without an answer may have landed, until the agent could revert the device.
-    when furthest.reason = 'DeviceOffline'
-      and coalesce((latest.report->>'reverted_us')::bigint, 0) = 0 then null
+    when latest.report->>'evidence' = 'Unanswered' then null
     else false
   end as applied,
   furthest.reason,
