@@ -62,7 +62,7 @@ class Violation:
     """A promise that was not kept."""
 
     kind: str
-    """Lost, duplicate, altered, invented, out of order or contradiction."""
+    """Lost, duplicate, altered, invented, out of order, contradiction or rolled up wrongly."""
     asset_uid: str
     detail: str
     sequence: int = 0

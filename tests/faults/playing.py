@@ -19,6 +19,7 @@ from tests.field.headend import FieldHeadend
 from tests.field.journal import Journal
 from tests.field.recorder import RecordedAgents
 from tests.field.sender import Sender
+from tests.stack.processes import Process, StackError
 
 from derops_headend.eventlog.jetstream import JetStreamLogReader, JetStreamSettings
 from derops_headend.eventlog.sqlite import SqliteLogReader
@@ -33,7 +34,7 @@ PATIENCE_SECONDS = 120
 _FULL = 0.95
 _ROOM_SECONDS = 5.0
 _BURST_SAMPLES = 100
-_OF_AGENTS = ("agent killed", "agent stopped and continued", "links silent")
+_OF_AGENTS = ("agent killed", "agent ended", "agent stopped and continued", "links silent")
 _LOCKED = ("log_offset", "telemetry", "measurement", "roll_up_due")
 """The writer stands at the begin of its transaction, or with rows in it."""
 
@@ -54,11 +55,14 @@ class Field:
         self._acts: dict[str, Callable[[Fault], Awaitable[None]]] = {
             "gateway killed": lambda _: self._kill("gateway"),
             "gateway stopped and continued": self._stop_gateway,
+            "gateway ended": lambda _: self._end("gateway"),
             "writer killed": lambda _: self._kill("writer"),
+            "writer ended": lambda _: self._end("writer"),
             "writer killed in a transaction": self._kill_writer_in_transaction,
             "writer killed, its session in the database stopped": self._orphan_session,
             "writer stopped and continued": self._stop_writer,
             "agent killed": self._kill_agent,
+            "agent ended": self._end_agent,
             "agent stopped and continued": self._stop_agent,
             "database killed": lambda _: self._blocking(self.server.crash),
             "database away": self._database_away,
@@ -183,6 +187,11 @@ class Field:
         self.headend.parts[part].kill()
         await self._start(lambda: self.headend.start(part))
 
+    async def _end(self, part: str) -> None:
+        """Ask a part to end, in the midst of its work: it must, and well."""
+        await self._blocking(lambda: _end_well(self.headend.parts[part]))
+        await self._start(lambda: self.headend.start(part))
+
     async def _start(self, start: Callable[[], object]) -> None:
         self.restarted_at = time.monotonic()
         await self._blocking(start)
@@ -215,6 +224,11 @@ class Field:
 
     async def _kill_agent(self, fault: Fault) -> None:
         self.agents.process.kill()
+        await asyncio.sleep(fault.lasts_seconds)
+        await self._start(self.agents.start)
+
+    async def _end_agent(self, fault: Fault) -> None:
+        await self._blocking(lambda: _end_well(self.agents.process))
         await asyncio.sleep(fault.lasts_seconds)
         await self._start(self.agents.start)
 
@@ -359,6 +373,13 @@ async def played(ground: Ground) -> AsyncIterator[Field]:
                 await running.stop()
     finally:
         ground.server.drop_database(DATABASE)
+
+
+def _end_well(process: Process) -> None:
+    """Send SIGTERM and wait; raise where the program says that it did not end well."""
+    code = process.terminate()
+    if code != 0:
+        raise StackError(f"{process.name} ended with {code}\n{process.log_tail()}")
 
 
 def _signal(pids: Sequence[int], number: signal.Signals) -> None:

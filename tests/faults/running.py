@@ -15,6 +15,7 @@ from tests.faults.faults import Fault, Kind, plan
 from tests.faults.ground import Ground
 from tests.faults.playing import DATABASE, Field, played
 from tests.faults.reading import read
+from tests.faults.rolled_up import wrong_roll_ups
 from tests.field.journal import Journal
 
 CHECK_ROUNDS = 40
@@ -177,6 +178,7 @@ async def run(
                 await going.check()
         await running.finish()
         await going.check()
+        report.violations += await asyncio.to_thread(wrong_roll_ups, ground.server.url(DATABASE))
     return report
 
 

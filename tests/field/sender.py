@@ -24,6 +24,9 @@ SPACING_US = 4_000
 """Between two samples: batches may be made fast without running ahead of the clock."""
 
 HEARTBEAT_SECONDS = 1.0
+RESENT = 0.05
+"""Share of messages after which one that is not acknowledged yet is sent once more."""
+
 _MEASUREMENT = "playedUnits"
 
 
@@ -184,7 +187,14 @@ class Sender:
                     self.journal.record(sequence, sent)
                     await call.write(message)
                     self._sent = sequence
+                    await self._send_again(call)
             await self._work.wait()
+
+    async def _send_again(self, call: Any) -> None:
+        """Write one of the unacknowledged twice, now and then: an agent may."""
+        sent = [message for sequence, message, _ in self._outbox if sequence <= self._sent]
+        if sent and random.random() < RESENT:
+            await call.write(random.choice(sent))
 
     async def _beat(self, call: Any) -> None:
         while True:
