@@ -1,0 +1,78 @@
+"""What the first version wrote is read by this one: log, outbox, and a ledger in mid-window.
+
+The files in ``first`` are what it left, as SQL. They never change; what a later version writes
+gets a folder of its own.
+"""
+
+import sqlite3
+from pathlib import Path
+
+from tests.agent.fakes import Agent
+from tests.headend.storage.conftest import Query, database, database_url, query
+
+from derops.ids import AssetName
+from derops.wire.v1 import agent_pb2, dispatch_pb2, log_pb2
+from derops_agent.outbox_store import OutboxStore
+from derops_agent.ports import Reading, Setpoints
+from derops_headend.eventlog.sqlite import SqliteEventLog
+from derops_headend.storage.database import Database
+from derops_headend.writing.rows import Source
+
+__all__ = ["database", "database_url", "query"]
+FIRST = Path(__file__).parent / "first"
+
+
+def lay_down(name: str, path: Path) -> None:
+    """Make the file that the first version left."""
+    path.parent.mkdir(exist_ok=True)
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.executescript((FIRST / name).read_text())
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.close()
+
+
+async def test_a_log_is_read_and_goes_on(tmp_path: Path, database: Database, query: Query) -> None:
+    lay_down("events.sql", tmp_path / "events.db")
+    log = SqliteEventLog(tmp_path / "events.db")
+    asset = dispatch_pb2.AssetId(uid="u", namespace="pilot-north", name="battery-7")
+    await log.append([log_pb2.LogEntry(kind=log_pb2.CONNECTION, asset=asset, received_us=1)])
+
+    records = log.read(0)
+    assert [record.offset for record in records] == [1, 2, 3, 4]
+    sources = [Source(record.offset, 0, record.record.entries[0]) for record in records]
+    database.store(sources, after=0, through=4)
+    assert query("select active_power_watts from telemetry order by ts") == [(5000.0,), (5001.0,)]
+    assert query("select name, value from measurement order by ts") == [("fan", 3), ("fan", 4)]
+    assert query("select samples from telemetry_gap") == [(3,)]
+    assert query("select phase, active_seconds from dispatch_history") == [("Complete", 60)]
+    assert query("select count(*) from quarantine") == [(0,)]
+    log.close()
+
+
+def test_an_outbox_is_sent_under_its_own_id(tmp_path: Path) -> None:
+    lay_down("outbox.sql", tmp_path / "outbox.db")
+    store = OutboxStore(tmp_path / "outbox.db")
+    outbox = store.open(AssetName("pilot-north", "battery-7"))
+    outbox.add(Reading(at_us=1_700_000_006_000_000, values={1: 5006.0}))
+    store.flush()
+
+    found = [agent_pb2.AgentMessage.FromString(wire) for _, wire in outbox.read(0, 100)]
+    assert outbox.outbox_id == "c36cf75745ac0dcb4a81aa30f48cbf5c"
+    assert (outbox.first_sequence, outbox.gap_sequence, outbox.stored_sequence) == (5, 5, 7)
+    assert [message.WhichOneof("kind") for message in found] == ["gap", "telemetry", "telemetry"]
+    assert (found[0].gap.samples, found[1].telemetry.columns[0].values[0]) == (5, 5005.0)
+    store.close()
+
+
+async def test_a_window_that_was_open_is_taken_up_and_ended(tmp_path: Path) -> None:
+    lay_down("ledger.sql", tmp_path / "ledger.db")
+    agent = Agent(tmp_path)
+    agent.device.held = Setpoints(active_power_watts=5000)
+    agent.clock.pass_seconds(80)
+    await agent.controller.boot()
+    await agent.wait(90, step=10)
+
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert (agent.report().interruptions, agent.report().active_milliseconds) == (1, 100_000)
+    assert agent.device.held.active_power_watts == 0
+    agent.ledger.close()
