@@ -183,3 +183,30 @@ async def test_what_an_agent_says_at_its_end_makes_no_metric_of_its_own(
 
     assert (await rig.log.connection("Disconnected")).reason == said
     assert metrics.ENDED_STREAMS.labels(counted)._value.get() == before + 1
+
+
+async def beat_without_reading(deaf: Agent, other: Agent) -> None:
+    """Ask for ever more answers until the stream ends; the other's are read."""
+    beat = agent_pb2.AgentMessage(heartbeat=agent_pb2.Heartbeat(agent_sent_us=7))
+    for sent in range(1, 500_000):
+        await deaf.send(beat)
+        if sent % 5000 == 0:
+            await other.send(beat)
+            assert (await other.read_until("heartbeat_reply")).agent_sent_us == 7
+
+
+async def test_an_agent_that_never_reads_is_ended_and_nobody_else_waits(
+    rig: Rig, leaf: Leaf, operator: Operator
+) -> None:
+    other_leaf = rig.agent_ca.agent("other")
+    await operator.accepted(await operator.say(asset=rig.asset("other", other_leaf)))
+    other, deaf = rig.agent(other_leaf), rig.agent(leaf)
+    await other.connect()
+    await deaf.connect()
+
+    with pytest.raises((grpc.aio.AioRpcError, asyncio.InvalidStateError)):
+        await beat_without_reading(deaf, other)
+
+    assert (await rig.log.connection("Disconnected")).reason == "AgentTooSlow"
+    await other.send(agent_pb2.AgentMessage(heartbeat=agent_pb2.Heartbeat(agent_sent_us=8)))
+    assert (await other.read_until("heartbeat_reply")).agent_sent_us == 8
