@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import structlog
@@ -14,8 +15,10 @@ _log = structlog.get_logger("reading")
 
 def read_fact(kind: Kind, manifest: Mapping[str, Any], now_us: int) -> Fact | None:
     """Read a manifest of any of our kinds; None where it is not what its kind promises."""
-    manifest = _shared(manifest)
     try:
+        # Without managed fields: they are the larger half, and nothing here looks at them.
+        metadata = {k: each for k, each in manifest["metadata"].items() if k != "managedFields"}
+        manifest = _shared({**manifest, "metadata": metadata})
         if kind is Kind.ASSET:
             return read_asset(manifest)
         if kind is Kind.DISPATCH:
@@ -36,11 +39,24 @@ def read_fact(kind: Kind, manifest: Mapping[str, Any], now_us: int) -> Fact | No
 
 
 def _shared(value: Any) -> Any:
-    """Return a JSON value whose texts stand in memory once: thousands of objects say the same."""
+    """Return a JSON value that shares what thousands of objects say alike.
+
+    Texts stand in memory once. So do objects without others inside, as conditions are, when they
+    arrive soon after each other. So nobody may change what comes from here.
+    """
     if isinstance(value, str):
         return sys.intern(value)
-    if isinstance(value, Mapping):
-        return {sys.intern(name): _shared(each) for name, each in value.items()}
+    if isinstance(value, dict):
+        items = tuple((sys.intern(name), _shared(each)) for name, each in value.items())
+        if any(isinstance(each, dict | list) for _, each in items):
+            return dict(items)
+        return _flat(items, tuple(type(each) for _, each in items))
     if isinstance(value, list):
         return [_shared(each) for each in value]
     return value
+
+
+@lru_cache(maxsize=4096)
+def _flat(items: tuple[tuple[str, Any], ...], types: tuple[type, ...]) -> dict[str, Any]:
+    """Return one and the same object for the same items; ``types`` tell True from 1."""
+    return dict(items)
