@@ -81,7 +81,8 @@ class WorkQueue(Generic[Key]):
         self._failures.pop(key, None)
 
     async def get(self) -> Key:
-        """Wait for a key; the caller must say ``done`` with it."""
+        """Wait for a key, at least one turn of the loop; the caller must say ``done`` with it."""
+        await asyncio.sleep(0)  # thousands of ready keys would keep all else waiting
         while not self._ready:
             self._some.clear()
             await self._some.wait()
@@ -105,6 +106,8 @@ class WorkQueue(Generic[Key]):
 
     def _arm(self) -> None:
         if self._timer is not None:
+            if self._heap and self._timer.when() == self._heap[0][0]:
+                return
             self._timer.cancel()
             self._timer = None
         if self._heap:

@@ -36,6 +36,17 @@ async def test_a_key_queued_during_its_work_comes_once_more_and_not_before() -> 
     assert subject.idle
 
 
+async def test_ready_keys_do_not_keep_the_loop_from_all_else() -> None:
+    subject = queue()
+    turns: list[str] = []
+    for key in ("a", "b"):
+        subject.add(key)
+        asyncio.get_running_loop().call_soon(turns.append, key)
+        await subject.get()
+
+        assert turns[-1] == key
+
+
 async def test_many_workers_never_work_on_one_key_together() -> None:
     subject = queue()
     working: dict[str, int] = defaultdict(int)
