@@ -5,6 +5,7 @@ Values arrive from watches, lists and our own writes in any order; of one object
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from derops_operator.facts import Asset, Certificate, Dispatch, Key, Kind, Meta, Request
 
@@ -68,6 +69,12 @@ class Cache:
             and known.meta.uid == uid
             and known.meta.resource_version == resource_version
         )
+
+    def see_again(self, key: Key, now_us: int) -> None:
+        """Note that an object was found as it is known; only Certificates tell when."""
+        known = self._facts.get(key)
+        if isinstance(known, Certificate):
+            self._facts[key] = replace(known, seen_us=now_us)
 
     def keys(self, kind: Kind) -> list[Key]:
         """Return the keys of one kind."""

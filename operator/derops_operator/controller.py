@@ -5,6 +5,7 @@ Submission never waits for a status write: the two have their own queues and wor
 
 import asyncio
 import itertools
+import random
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
@@ -18,10 +19,10 @@ from derops.schedules import SECOND_US
 from derops_operator import convert, metrics
 from derops_operator.acting import Actor
 from derops_operator.cache import Cache, Fact
-from derops_operator.desired import Desired
+from derops_operator.desired import Awaiting, Desired
 from derops_operator.events import EventWriter
 from derops_operator.facts import Asset, Dispatch, Key, Kind
-from derops_operator.fleet import LOST_AFTER_US, Fleet
+from derops_operator.fleet import LOST_AFTER_US, SESSIONS_WITHIN_US, Fleet
 from derops_operator.headend import Headend
 from derops_operator.kube import ChangedMeanwhileError, GoneError, Kube
 from derops_operator.publishing import Publisher
@@ -38,6 +39,7 @@ from derops_operator.workqueue import WorkQueue
 _WORKERS = 16
 _STATUS_WORKERS = 8
 _STUCK_SECONDS = 30.0
+_FIRST_RESYNC_SECONDS = 60.0
 _HISTORY_US = 24 * 3600 * SECOND_US
 
 _log = structlog.get_logger("controller")
@@ -58,9 +60,11 @@ class Controller:
         self._fleet = Fleet(now_us)
         self._desired = Desired(operator_start_ms=now_us // 1000)
         self._queue: WorkQueue[Key] = WorkQueue()
-        self._awaiting: set[Key] = set()
+        self._awaiting = Awaiting[Key]()
         self._beat = time.monotonic()
-        self._loaded = False
+        self.loaded = asyncio.Event()
+        """Set when all resources were listed; what watches tell is worth hearing from then on."""
+
         self._events = EventWriter(kube)
         self._actor = Actor(kube, self._events, self.cache, self.take, _now_us)
         self._resync = Resync(kube, self.cache, self.take, self.drop)
@@ -76,7 +80,7 @@ class Controller:
     def alive(self) -> bool:
         """Whether the event loop turns and the resync is not overdue; asked from any thread."""
         stuck = time.monotonic() > self._beat + _STUCK_SECONDS
-        overdue = self._loaded and self._resync.is_overdue(self._settings.resync_seconds)
+        overdue = self.loaded.is_set() and self._resync.is_overdue(self._settings.resync_seconds)
         return not (stuck or overdue)
 
     async def run(self) -> None:
@@ -101,6 +105,7 @@ class Controller:
         metadata = manifest["metadata"]
         key = Key(kind, metadata["namespace"], metadata["name"])
         if self.cache.has(key, metadata["uid"], metadata["resourceVersion"]):
+            self.cache.see_again(key, _now_us())
             return
         fact = read_fact(kind, manifest, _now_us())
         if fact is None:
@@ -146,9 +151,8 @@ class Controller:
             self._queue.add(key)
 
     def _accepted(self) -> None:
-        for key in self._awaiting:
+        for key in self._awaiting.take_until(self._fleet.accepted_version()):
             self._queue.add(key)
-        self._awaiting.clear()
 
     async def _load(self) -> None:
         """List everything and build the first desired state, in flight dispatches included."""
@@ -161,7 +165,7 @@ class Controller:
             dispatch = self.cache.dispatch(key.namespace, key.name)
             if dispatch is not None:
                 self._load_dispatch(dispatch)
-        self._loaded = True
+        self.loaded.set()
         self._readiness.found("kubernetes")
         _log.info("resources.listed", objects=len(self.cache))
 
@@ -197,8 +201,10 @@ class Controller:
         return True
 
     async def _keep_resyncing(self) -> None:
+        period_seconds = self._settings.resync_seconds
+        # What was deleted between the list at the start and the first watch, nobody reports.
+        await asyncio.sleep(min(period_seconds, _FIRST_RESYNC_SECONDS))
         while True:
-            await asyncio.sleep(self._settings.resync_seconds)
             await self._list_until_complete()
             self._readiness.found("kubernetes")
             for uid in self._fleet.known_uids():
@@ -206,20 +212,31 @@ class Controller:
                     self._fleet.forget(uid)
             for kind in (Kind.ASSET, Kind.DISPATCH):
                 for key in self.cache.keys(kind):
-                    self._queue.add(key)
+                    # Spread, so that none of it stands before what just happened.
+                    self._queue.add_after(key, random.uniform(0, period_seconds / 10))
+            await asyncio.sleep(period_seconds)
 
     async def _keep_beating(self) -> None:
         lost: set[str] = set()
+        synced: set[tuple[str, int]] = set()
         while True:
             self._beat = time.monotonic()
             metrics.QUEUE_LENGTH.set(len(self._queue))
-            gone = {each.name for each in self._fleet.replicas.values() if not each.connected}
+            replicas = self._fleet.replicas.values()
+            gone = {each.name for each in replicas if not each.connected}
             if gone - lost:
                 # Their sessions count for a while yet; then all assets are looked at again.
-                for key in self.cache.keys(Kind.ASSET):
-                    self._queue.add_after(key, LOST_AFTER_US / SECOND_US + 1)
-            lost = gone
+                self._look_at_assets_after(LOST_AFTER_US)
+            told = {(each.name, each.synced_us) for each in replicas if each.synced_us}
+            if told - synced:
+                # They tell what sessions there are; an asset of which they said nothing has none.
+                self._look_at_assets_after(SESSIONS_WITHIN_US)
+            lost, synced = gone, told
             await asyncio.sleep(1.0)
+
+    def _look_at_assets_after(self, delay_us: int) -> None:
+        for key in self.cache.keys(Kind.ASSET):
+            self._queue.add_after(key, delay_us / SECOND_US + 1)
 
     async def _work(
         self, queue: WorkQueue[Key], work: Callable[[Key], Coroutine[Any, Any, None]]
@@ -297,7 +314,7 @@ class Controller:
             if isinstance(action, Submit):
                 self._submit(stored, asset, action)
                 if action.cancelled:
-                    self._awaiting.add(key)
+                    self._awaiting.add(key, self._desired.dispatch_versions(stored.meta.uid)[1])
             elif isinstance(action, Settle):
                 self._desired.remove_dispatch(stored.meta.uid)
             else:
@@ -323,8 +340,9 @@ class Controller:
         self._give_asset(asset, decision.status["identity"])
         for action in decision.actions:
             await self._actor.act_on_asset(key, action)
-        if not accepted:
-            self._awaiting.add(key)
+        version = self._desired.asset_version(uid, generation)
+        if not accepted and version is not None:
+            self._awaiting.add(key, version)
         self._publisher.want(key, decision.status)
         self._look_again(key, decision.again_us)
 

@@ -1,8 +1,10 @@
 """The desired state of all gateways: a snapshot and numbered changes, each replica told alike."""
 
 import asyncio
+import heapq
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Hashable, Iterator
+from typing import Generic, NamedTuple, TypeVar
 
 from derops.wire.v1 import control_pb2, dispatch_pb2
 
@@ -10,19 +12,58 @@ BACKLOG_LIMIT = 50_000
 """Changes that wait for one replica; beyond that a new snapshot is cheaper."""
 
 
-class _Held(NamedTuple):
+class _HeldAsset(NamedTuple):
+    encoded: bytes
+    """A tenth of the message; a great fleet changes little."""
+
+    generation: int
+    version: int
+
+
+class _HeldDispatch(NamedTuple):
     message: dispatch_pb2.Dispatch
     first_version: int
     version: int
 
 
-class Subscription:
-    """The messages for one replica, in order."""
+Waiter = TypeVar("Waiter", bound=Hashable)
 
-    def __init__(self, messages: list[control_pb2.OperatorMessage]) -> None:
-        self._waiting = deque(messages)
+
+class Awaiting(Generic[Waiter]):
+    """Who waits until a version of the desired state is stored somewhere."""
+
+    def __init__(self) -> None:
+        self._versions: dict[Waiter, int] = {}
+        self._heap: list[tuple[int, int, Waiter]] = []
+        self._count = 0
+
+    def add(self, waiter: Waiter, version: int) -> None:
+        """Wait for ``version`` and for no other."""
+        if self._versions.get(waiter) != version:
+            self._versions[waiter] = version
+            self._count += 1
+            heapq.heappush(self._heap, (version, self._count, waiter))
+
+    def discard(self, waiter: Waiter) -> None:
+        """Wait no more."""
+        self._versions.pop(waiter, None)
+
+    def take_until(self, version: int) -> Iterator[Waiter]:
+        """Yield all who wait for ``version`` or an earlier one; they wait no more."""
+        while self._heap and self._heap[0][0] <= version:
+            awaited, _, waiter = heapq.heappop(self._heap)
+            if self._versions.get(waiter) == awaited:
+                del self._versions[waiter]
+                yield waiter
+
+
+class Subscription:
+    """The messages for one replica, in order: a snapshot, then what is put."""
+
+    def __init__(self, snapshot: Iterator[control_pb2.OperatorMessage]) -> None:
+        self._snapshot = snapshot
+        self._waiting: deque[control_pb2.OperatorMessage] = deque()
         self._some = asyncio.Event()
-        self._some.set()
         self.overrun = False
         """The replica is too slow: end its stream, the next snapshot brings it up to date."""
 
@@ -35,6 +76,11 @@ class Subscription:
 
     async def get(self) -> control_pb2.OperatorMessage | None:
         """Wait for the next message; None ends the stream."""
+        if self.overrun:
+            return None
+        first = next(self._snapshot, None)
+        if first is not None:
+            return first
         while not self._waiting and not self.overrun:
             self._some.clear()
             await self._some.wait()
@@ -51,17 +97,18 @@ class Desired:
     def __init__(self, operator_start_ms: int) -> None:
         self.operator_start_ms = operator_start_ms
         self.version = 1
-        self._assets: dict[str, tuple[dispatch_pb2.Asset, int]] = {}
-        self._dispatches: dict[str, _Held] = {}
+        self._assets: dict[str, _HeldAsset] = {}
+        self._dispatches: dict[str, _HeldDispatch] = {}
         self._subscriptions: list[Subscription] = []
 
     def put_asset(self, message: dispatch_pb2.Asset) -> None:
         """Hold an asset as it is now."""
-        uid = message.id.uid
-        if uid in self._assets and self._assets[uid][0] == message:
+        encoded = message.SerializeToString(deterministic=True)
+        known = self._assets.get(message.id.uid)
+        if known is not None and known.encoded == encoded:
             return
         version = self._publish(control_pb2.OperatorMessage(asset=message))
-        self._assets[uid] = (message, version)
+        self._assets[message.id.uid] = _HeldAsset(encoded, message.generation, version)
 
     def put_dispatch(self, message: dispatch_pb2.Dispatch) -> None:
         """Hold a dispatch as it is now."""
@@ -73,7 +120,7 @@ class Desired:
             return
         version = self._publish(control_pb2.OperatorMessage(dispatch=message))
         first = known.first_version if known is not None else version
-        self._dispatches[message.uid] = _Held(message, first, version)
+        self._dispatches[message.uid] = _HeldDispatch(message, first, version)
 
     def remove_asset(self, uid: str) -> None:
         """Let go of an asset: its agent may not connect any more."""
@@ -97,7 +144,7 @@ class Desired:
     def asset_version(self, uid: str, generation: int) -> int | None:
         """Return the version that brought this generation of an asset; None = not held."""
         held = self._assets.get(uid)
-        return held[1] if held is not None and held[0].generation >= generation else None
+        return held.version if held is not None and held.generation >= generation else None
 
     def dispatch_versions(self, uid: str) -> tuple[int, int]:
         """Return the versions that brought a dispatch first and as it is now.
@@ -114,22 +161,27 @@ class Desired:
 
     def subscribe(self) -> Subscription:
         """Return a snapshot, then all changes, for one replica."""
-        message, version = control_pb2.OperatorMessage, self.version
-        begin = control_pb2.SnapshotBegin(operator_start_ms=self.operator_start_ms)
-        end = control_pb2.SnapshotEnd(assets=len(self._assets), dispatches=len(self._dispatches))
-        subscription = Subscription(
-            [
-                message(version=version, snapshot_begin=begin),
-                *(message(version=version, asset=held[0]) for held in self._assets.values()),
-                *(
-                    message(version=version, dispatch=held.message)
-                    for held in self._dispatches.values()
-                ),
-                message(version=version, snapshot_end=end),
-            ]
+        snapshot = self._snapshot(
+            self.version, list(self._assets.values()), list(self._dispatches.values())
         )
+        subscription = Subscription(snapshot)
         self._subscriptions.append(subscription)
         return subscription
+
+    def _snapshot(
+        self, version: int, assets: list[_HeldAsset], dispatches: list[_HeldDispatch]
+    ) -> Iterator[control_pb2.OperatorMessage]:
+        """Yield what was held at ``version``; each message is made when it is sent."""
+        message = control_pb2.OperatorMessage
+        begin = control_pb2.SnapshotBegin(operator_start_ms=self.operator_start_ms)
+        yield message(version=version, snapshot_begin=begin)
+        for asset in assets:
+            decoded = dispatch_pb2.Asset.FromString(asset.encoded)
+            yield message(version=version, asset=decoded)
+        for dispatch in dispatches:
+            yield message(version=version, dispatch=dispatch.message)
+        end = control_pb2.SnapshotEnd(assets=len(assets), dispatches=len(dispatches))
+        yield message(version=version, snapshot_end=end)
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Stop the changes for one replica."""

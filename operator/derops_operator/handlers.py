@@ -10,6 +10,7 @@ from derops_operator.facts import MANAGED_BY, Key, Kind
 
 Take = Callable[[Kind, Mapping[str, Any]], None]
 Drop = Callable[[Key, str | None], None]
+Step = Callable[[], Awaitable[object]]
 
 _GROUPS = {
     Kind.ASSET: ("derops.io", "v1alpha1"),
@@ -18,22 +19,38 @@ _GROUPS = {
 }
 
 
-def make_registry(
-    take: Take, drop: Drop, stop: Callable[[], Awaitable[None]]
-) -> kopf.OperatorRegistry:
+class _NoDiffs(kopf.DiffBaseStorage):
+    """What kopf compares to find changes: nothing. It would copy each object in full to do so."""
+
+    def build(self, **_: object) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: object) -> None:
+        return None
+
+    def store(self, **_: object) -> None:
+        return None
+
+
+def make_registry(take: Take, drop: Drop, start: Step, stop: Step) -> kopf.OperatorRegistry:
     """Return kopf's handlers.
 
     Args:
         take: Called with each object as it is now.
         drop: Called with the key and uid of each object that was deleted.
+        start: Waited for before anything is watched.
         stop: Ends all other tasks of the program. kopf takes them for its own and would wait 5 s.
     """
+
+    async def start_up(settings: kopf.OperatorSettings, **_: object) -> None:
+        configure(settings)
+        await start()
 
     async def clean_up(**_: object) -> None:
         await stop()
 
     registry = kopf.OperatorRegistry()
-    kopf.on.startup(registry=registry)(configure)
+    kopf.on.startup(registry=registry)(start_up)
     kopf.on.cleanup(registry=registry)(clean_up)
     kopf.on.login(registry=registry)(log_in)
     for kind, (group, version) in _GROUPS.items():
@@ -43,7 +60,7 @@ def make_registry(
     return registry
 
 
-async def configure(settings: kopf.OperatorSettings, **_: object) -> None:
+def configure(settings: kopf.OperatorSettings) -> None:
     """Make kopf an informer and nothing else."""
     settings.scanning.disabled = True
     settings.peering.standalone = True
@@ -57,7 +74,8 @@ async def configure(settings: kopf.OperatorSettings, **_: object) -> None:
         f"{name}={value}" for name, value in MANAGED_BY.items()
     )
     settings.queueing.worker_limit = None
-    settings.queueing.idle_timeout = 0.5
+    # Until then kopf keeps a task and the whole object, managed fields included.
+    settings.queueing.idle_timeout = 0.05
     settings.queueing.exit_timeout = 2.0
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 10
@@ -66,6 +84,7 @@ async def configure(settings: kopf.OperatorSettings, **_: object) -> None:
     settings.process.ultimate_exiting_timeout = 25
     settings.persistence.finalizer = "derops.io/unused"
     settings.persistence.consistency_timeout = 0
+    settings.persistence.diffbase_storage = _NoDiffs()
 
 
 async def log_in(**kwargs: Any) -> kopf.ConnectionInfo | None:

@@ -44,7 +44,7 @@ async def run(settings: OperatorSettings) -> None:
 
     watching = asyncio.create_task(
         kopf.operator(
-            registry=make_registry(controller.take, controller.drop, stop),
+            registry=make_registry(controller.take, controller.drop, controller.loaded.wait, stop),
             clusterwide=True,
             standalone=True,
         ),

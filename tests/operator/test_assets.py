@@ -10,9 +10,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from tests.operator.certifying import URI, answered, certificate, csr, request, until
 from tests.operator.making import asset, at, dispatch
 
+from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2
 from derops_operator.facts import Asset, Certificate, Dispatch, Request
-from derops_operator.fleet import Link, SessionView
+from derops_operator.fleet import LOST_AFTER_US, Link, SessionView
 from derops_operator.reconciling.actions import (
     AddFinalizer,
     ApplyCertificate,
@@ -182,6 +183,16 @@ def test_an_empty_ledger_beside_a_ready_certificate_has_it_issued_again() -> Non
     assert looked.again_us is not None
 
 
+def test_a_ready_certificate_that_was_read_unchanged_is_issued_again() -> None:
+    looked = decide(known=certificate(seen=0), seconds=600)
+    assert looked.actions == (ReadCertificate(name="battery-derops-agent"),)
+    assert looked.again_us is not None
+
+    again = decide(known=certificate(seen=600), seconds=(looked.again_us - at(0)) / SECOND_US)
+
+    assert again.actions == (Reissue(name="battery-derops-agent"),)
+
+
 def test_a_certificate_that_does_not_come_is_looked_for_ever_less_often() -> None:
     waits = []
     seconds = 0.0
@@ -194,6 +205,16 @@ def test_a_certificate_that_does_not_come_is_looked_for_ever_less_often() -> Non
     assert waits == sorted(waits)
     assert waits[0] == pytest.approx(5, abs=0.1)
     assert len(waits) < 20
+
+
+def test_a_restart_does_not_read_all_certificates_that_did_not_come() -> None:
+    listed = decide(known=certificate(seen=600, ready=False), seconds=620)
+    later = decide(known=certificate(seen=600, ready=False), seconds=901)
+
+    assert listed.actions == ()
+    assert listed.again_us is not None
+    assert at(900) <= listed.again_us < at(901)
+    assert later.actions == (ReadCertificate(name="battery-derops-agent"),)
 
 
 # Ledger
@@ -310,6 +331,13 @@ def test_a_restarted_operator_keeps_what_it_said_until_it_has_asked() -> None:
     decision = decide(subject, session=SessionView(link=Link.UNHEARD))
 
     assert conditions(decision)["Connected"] == ("True", "StreamOpen")
+
+
+def test_an_asset_of_which_no_replica_spoke_is_not_looked_at_every_few_seconds() -> None:
+    decision = decide(known=certificate(seen=3600), session=SessionView(link=Link.UNHEARD))
+
+    assert decision.again_us is not None
+    assert decision.again_us >= at(LOST_AFTER_US / SECOND_US)
 
 
 def test_contact_times_and_capability_change_with_the_stream() -> None:

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from tests.operator.certifying import request
-from tests.operator.making import asset, dispatch
+from tests.operator.certifying import certificate, request
+from tests.operator.making import asset, at, dispatch
 
 from derops_operator.cache import Cache, Fact
 from derops_operator.facts import Key, Kind
@@ -49,6 +49,18 @@ def test_a_late_deletion_of_the_former_leaves_the_recreated_object() -> None:
 
     assert cache.drop(PEAK, "uid-peak") is None
     assert cache.dispatch("pilot", "peak") is not None
+
+
+def test_a_certificate_found_unchanged_was_seen_again() -> None:
+    cache = Cache()
+    cache.put(Kind.CERTIFICATE, certificate(seen=0))
+    key = Key(Kind.CERTIFICATE, "pilot", "battery-derops-agent")
+
+    cache.see_again(key, at(60))
+
+    known = cache.certificate("pilot", "battery-derops-agent")
+    assert known is not None
+    assert known.seen_us == at(60)
 
 
 def test_the_indexes_follow() -> None:

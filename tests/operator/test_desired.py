@@ -4,7 +4,7 @@ from tests.operator.making import asset, dispatch
 
 from derops.wire.v1 import control_pb2, dispatch_pb2
 from derops_operator import convert, desired
-from derops_operator.desired import Desired, Subscription
+from derops_operator.desired import Awaiting, Desired, Subscription
 from derops_operator.reconciling.actions import Submit
 
 ASSET = convert.asset_message(asset(), {})
@@ -79,6 +79,48 @@ async def test_versions_say_since_when_replicas_may_know() -> None:
     assert subject.asset_version("uid-battery", 2) is None
 
 
+async def test_a_snapshot_is_what_was_held_when_it_was_asked_for() -> None:
+    subject = Desired(operator_start_ms=7)
+    subject.put_asset(ASSET)
+    subject.put_dispatch(order())
+    subscription = subject.subscribe()
+
+    subject.remove_dispatch("uid-peak")
+    subject.remove_asset("uid-battery")
+
+    told = await read(subscription, 6)
+    assert [message.WhichOneof("kind") for message in told] == [
+        "snapshot_begin", "asset", "dispatch", "snapshot_end", "dispatch_removed", "asset_removed",
+    ]  # fmt: skip
+    assert told[1].asset == ASSET
+    assert [message.version for message in told] == [3, 3, 3, 3, 4, 5]
+
+
+async def test_changes_wait_behind_a_snapshot_of_any_size() -> None:
+    subject = Desired(operator_start_ms=7)
+    for number in range(3):
+        subject.put_asset(dispatch_pb2.Asset(id=dispatch_pb2.AssetId(uid=f"uid-{number}")))
+    subscription = subject.subscribe()
+    subscription.put(control_pb2.OperatorMessage(asset_removed="uid-0"))
+
+    assert len(subscription._waiting) == 1
+
+
+def test_who_waits_for_a_version_is_told_once_and_not_before() -> None:
+    subject = Awaiting[str]()
+    subject.add("late", 9)
+    subject.add("early", 2)
+    subject.add("gone", 2)
+    subject.discard("gone")
+    subject.add("changed", 2)
+    subject.add("changed", 9)
+
+    assert list(subject.take_until(1)) == []
+    assert list(subject.take_until(8)) == ["early"]
+    assert list(subject.take_until(9)) == ["late", "changed"]
+    assert list(subject.take_until(9)) == []
+
+
 async def test_history_goes_to_one_replica_and_waits_for_one() -> None:
     subject = Desired(operator_start_ms=7)
     message = control_pb2.OperatorMessage(transition=control_pb2.HeadendTransition())
@@ -93,7 +135,7 @@ async def test_history_goes_to_one_replica_and_waits_for_one() -> None:
 
 
 async def test_a_replica_that_is_too_slow_is_ended() -> None:
-    subscription = Subscription([])
+    subscription = Subscription(iter(()))
     for _ in range(desired.BACKLOG_LIMIT + 1):
         subscription.put(control_pb2.OperatorMessage())
 

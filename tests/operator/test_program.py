@@ -1,5 +1,6 @@
 """The program's edges: settings, rights, and what of kopf is used."""
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def test_only_the_handlers_of_kopf_that_write_nothing_are_used() -> None:
 
 async def test_kopf_is_an_informer_and_nothing_else() -> None:
     settings = kopf.OperatorSettings()
-    await configure(settings)
+    configure(settings)
 
     assert settings.scanning.disabled
     assert settings.peering.standalone
@@ -68,8 +69,32 @@ async def test_kopf_is_an_informer_and_nothing_else() -> None:
     }
 
 
+async def test_kopf_keeps_no_copy_of_an_object() -> None:
+    settings = kopf.OperatorSettings()
+    configure(settings)
+
+    body = kopf.Body({"metadata": {"name": "battery"}, "spec": {"type": "Battery"}})
+    assert settings.persistence.diffbase_storage.build(body=body) == {}
+    assert settings.persistence.diffbase_storage.fetch(body=body) is None
+    assert settings.queueing.idle_timeout < 0.1
+
+
+async def test_nothing_is_watched_before_the_resources_were_listed() -> None:
+    listed = asyncio.Event()
+    registry = make_registry(lambda *_: None, lambda *_: None, listed.wait, asyncio.sleep)  # type: ignore[arg-type]
+    handlers: Any = registry._activities.get_all_handlers()
+    (start,) = (each.fn for each in handlers if each.id.endswith("start_up"))
+    starting = asyncio.ensure_future(start(settings=kopf.OperatorSettings()))
+
+    await asyncio.sleep(0)
+    assert not starting.done()
+
+    listed.set()
+    await starting
+
+
 def test_three_kinds_are_watched() -> None:
-    registry = make_registry(lambda *_: None, lambda *_: None, lambda: None)  # type: ignore[arg-type,return-value]
+    registry = make_registry(lambda *_: None, lambda *_: None, asyncio.sleep, asyncio.sleep)  # type: ignore[arg-type]
 
     selectors = {
         (handler.selector.group, handler.selector.version, handler.selector.any_name)

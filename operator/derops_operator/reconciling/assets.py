@@ -7,7 +7,7 @@ from typing import Any
 from derops.lifecycle import Phase
 from derops.schedules import SECOND_US
 from derops_operator.facts import Asset, Certificate, Dispatch, Request
-from derops_operator.fleet import LOST_AFTER_US, SESSIONS_WITHIN_US, Link, SessionView
+from derops_operator.fleet import LOST_AFTER_US, Link, SessionView
 from derops_operator.instants import format_instant, format_second, parse_instant
 from derops_operator.reconciling import identities
 from derops_operator.reconciling.actions import (
@@ -159,9 +159,26 @@ def _certifying(
 def _recover_ledger(certificate: Certificate, now_us: int) -> list[AssetAction]:
     """Return what fills an empty ledger: a Secret of a former asset of this name has no request."""
     name = certificate.meta.name
-    if now_us >= certificate.seen_us + _CERTIFICATE_LOOK_US:
+    if now_us >= _certificate_look_us(certificate, certificate.seen_us):
         return [ReadCertificate(name=name)]
     return [Reissue(name=name)] if certificate.is_true("Ready") else []
+
+
+def _certificate_look_us(certificate: Certificate, seen_us: int) -> int:
+    """Return when to read one again: ever later, thousands may wait for an issuer that is away."""
+    waited_us = seen_us - certificate.meta.created_us
+    return seen_us + max(_CERTIFICATE_LOOK_US, waited_us // 2)
+
+
+def _next_certificate_look_us(certificate: Certificate, now_us: int) -> int:
+    """Return when an asset without a ledger is to be looked at for its Certificate's sake."""
+    due_us = _certificate_look_us(certificate, certificate.seen_us)
+    if due_us > now_us:
+        return due_us
+    # It is being read. Found unchanged it is no news, yet one that is Ready is to be reissued then.
+    if certificate.is_true("Ready"):
+        return now_us + SECOND_US
+    return _certificate_look_us(certificate, now_us)
 
 
 def _quarantine(
@@ -310,11 +327,9 @@ def _next_look(
     if "current" in ledger:
         looks.append(parse_instant(ledger["current"]["notAfter"]))
     elif certificate is not None:
-        # Ever less often: thousands may wait for an issuer that is away.
-        waited_us = now_us - certificate.meta.created_us
-        looks.append(now_us + max(_CERTIFICATE_LOOK_US, waited_us // 2))
+        looks.append(_next_certificate_look_us(certificate, now_us))
     if session.link is Link.UNHEARD:
-        looks += [now_us + SESSIONS_WITHIN_US, now_us + LOST_AFTER_US]
+        looks.append(now_us + LOST_AFTER_US)
     if releasing:
         looks.append(_since(asset, "Released", now_us) + RELEASE_GRACE_US + SECOND_US)
     if releasing and asset.meta.deleting_us is not None:
