@@ -13,6 +13,10 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 BUILD = REPOSITORY / "build"
 
+_SHARED_MEMORY = Path("/dev/shm")
+MEMORY = _SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None
+"""For files that need no disk and are many; None = where temporary files are."""
+
 _PORTS = range(20_000, 32_000)
 """Below the range from which Linux takes the ports of outgoing connections."""
 

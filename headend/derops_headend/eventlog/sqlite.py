@@ -114,7 +114,8 @@ class SqliteLogReader:
         try:
             with self._lock, closing(self._connection.execute(_SELECT, (after, limit))) as rows:
                 for offset, checksum, body in rows:
-                    found.append(StoredRecord(offset, self._decode(offset, checksum, body)))
+                    last = found[-1].offset if found else after
+                    found.append(self._decode(last, offset, checksum, body))
                     size += len(body)
                     if size >= MAX_READ_BYTES:
                         break
@@ -122,7 +123,7 @@ class SqliteLogReader:
             if not found:
                 raise
         except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode not in _DAMAGED:
+            if not _is_damage(error):
                 raise
             if not found:
                 raise LogDamagedError(str(self._path), after + 1) from error
@@ -135,10 +136,10 @@ class SqliteLogReader:
             with self._lock:
                 row = self._connection.execute(query, (offset,)).fetchone()
         except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode not in _DAMAGED:
+            if not _is_damage(error):
                 raise
             return b""
-        return bytes(row[0]) if row else b""
+        return row[0] if row and isinstance(row[0], bytes) else b""
 
     def trim(self, through: int) -> None:
         """Forget the oldest records up to an offset, a bounded step of them; the last of all stays.
@@ -164,13 +165,14 @@ class SqliteLogReader:
         )
         return pages - free, free, size
 
-    def _decode(self, offset: int, checksum: int, body: bytes) -> log_pb2.LogRecord:
-        if checksum == _checksum(offset, body):
+    def _decode(self, last: int, offset: int, checksum: object, body: object) -> StoredRecord:
+        # In a damaged file rows lead back, and columns are of any type, whatever the schema says.
+        if offset > last and isinstance(body, bytes) and checksum == _checksum(offset, body):
             try:
-                return log_pb2.LogRecord.FromString(body)
+                return StoredRecord(offset, log_pb2.LogRecord.FromString(body))
             except DecodeError:
                 pass
-        raise LogDamagedError(str(self._path), offset)
+        raise LogDamagedError(str(self._path), max(offset, last + 1))
 
 
 class SqliteEventLog(SqliteLogReader):
@@ -295,6 +297,12 @@ class SqliteEventLog(SqliteLogReader):
             return
         for _, done in group:
             done.set_result(None)
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    # Without a code: a column that should be bytes is text now, and not even that.
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+    return code & 0xFF in _DAMAGED
 
 
 def _checksum(offset: int, body: bytes) -> int:
