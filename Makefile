@@ -1,6 +1,6 @@
 # Every target does all its own set-up; a second run starts from caches.
 .DEFAULT_GOAL := help
-.PHONY: help setup parts lint generate test e2e soak faults kills histories fuzz bench demo up down status clean
+.PHONY: help setup parts lint generate test e2e soak faults powerloss kills histories fuzz bench demo up down status clean
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/derops
 TOOLS := $(CACHE)/tools
@@ -37,10 +37,13 @@ test: parts  ## Run all tests, on real parts
 e2e: parts  ## Run the end-to-end tests only
 	.venv/bin/pytest tests/e2e
 
-soak: faults kills histories fuzz  ## Break everything many times over, and check
+soak: faults powerloss kills histories fuzz  ## Break everything many times over, and check
 
 faults: parts  ## Break the way of the telemetry; DEROPS_SEED, DEROPS_ROUNDS
 	GRPC_ENABLE_FORK_SUPPORT=0 $(PYTHON) -m tests.faults  # else its handlers fail in what we start
+
+powerloss: setup  ## Cut the power while stores write; DEROPS_SEED, DEROPS_CRASHES
+	$(PYTHON) -m tests.powerloss
 
 kills: parts  ## kill -9 of parts while dispatches run; DEROPS_SEED, DEROPS_ROUNDS
 	$(PYTHON) -m tests.kills

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from derops.errors import SchemaTooNewError
+from derops.files import make_directory, sync_recovered
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_agent.control.execution import Execution
 
@@ -75,7 +76,7 @@ def open_database(path: Path, schema: str, version: int) -> sqlite3.Connection:
     Raises:
         SchemaTooNewError: A newer program wrote it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA journal_mode=WAL")
@@ -87,6 +88,7 @@ def open_database(path: Path, schema: str, version: int) -> sqlite3.Connection:
             connection.executescript(
                 f"BEGIN IMMEDIATE;{schema};PRAGMA user_version={version};COMMIT;"
             )
+        sync_recovered(path)
     except BaseException:
         connection.close()
         raise

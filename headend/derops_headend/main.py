@@ -107,7 +107,6 @@ async def _serve_gateway() -> None:
         ops.start()
         opened.callback(ops.stop)
         try:
-            settings.data_directory.mkdir(parents=True, exist_ok=True)
             path = settings.data_directory / "desired.db"
             store = await _when_there_is_room(
                 lambda: DesiredStore(path, time.time_ns() // 1000), readiness, stopping

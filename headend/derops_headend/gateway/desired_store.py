@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from derops.errors import SchemaTooNewError
+from derops.files import make_directory, sync_recovered
 from derops.wire.v1 import control_pb2, dispatch_pb2
 from derops_headend.fleet.desired import Revision, Snapshot, Written
 
@@ -41,11 +42,13 @@ class DesiredStore:
         Raises:
             SchemaTooNewError: A newer program wrote it.
         """
+        make_directory(path.parent)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="desired-store")
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
         self._migrate(str(path), now_us)
+        sync_recovered(path)
         self.state_since_us = self._meta("state_since_us")
 
     def load(self) -> tuple[Snapshot, dict[str, Written]] | None:
@@ -144,10 +147,12 @@ class DesiredStore:
         if found > SCHEMA_VERSION:
             raise SchemaTooNewError(path, found, SCHEMA_VERSION)
         if found == 0:
+            # One transaction: without this time, the memory of it would go back for ever.
             self._connection.executescript(
-                f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
+                f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}"
             )
             self._set_meta("state_since_us", now_us)
+            self._connection.execute("COMMIT")
 
     def _meta(self, key: str) -> int:
         row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()

@@ -1,0 +1,47 @@
+"""``make powerloss``: cut the power while the stores write, many times over.
+
+DEROPS_SEED chooses what is done, when the power goes and what the disk holds then (random, and
+printed, without); DEROPS_CRASHES how often it goes, for all stores together (10,000).
+"""
+
+import json
+import os
+import secrets
+import sys
+from concurrent.futures import ProcessPoolExecutor
+
+import structlog
+from tests.powerloss.crashing import Report, crash
+from tests.powerloss.stores import STORES
+
+_AT_A_TIME = 500
+_SHOWN = 3
+
+
+def main() -> int:
+    """Run; 0 means that no promise was broken."""
+    seed = int(os.environ.get("DEROPS_SEED") or secrets.randbelow(2**31))
+    crashes = int(os.environ.get("DEROPS_CRASHES") or 10_000)
+    each = -(-crashes // len(STORES))
+    print(f"seed {seed}, {each} losses of power for each store", flush=True)
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), initializer=_be_quiet) as pool:
+        total = {store: Report(store, seed) for store in STORES}
+        parts = [
+            pool.submit(crash, store, crashes=min(_AT_A_TIME, each - done), seed=seed + done)
+            for done in range(0, each, _AT_A_TIME)
+            for store in STORES
+        ]
+        for part in parts:
+            total[part.result().store].add(part.result())
+    for report in total.values():
+        print(json.dumps(report.line()), flush=True)
+        print("\n".join(report.violations[:_SHOWN]), end="", flush=True)
+    return 1 if any(report.violations for report in total.values()) else 0
+
+
+def _be_quiet() -> None:
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+
+
+if __name__ == "__main__":  # the pool's processes may import this
+    sys.exit(main())
