@@ -9,22 +9,24 @@ import psycopg
 
 from derops_headend.storage.database import Database
 from derops_headend.writing.encoding import COLUMNS, encode_samples
-from derops_headend.writing.rows import QUANTITIES, SAMPLE, Array
+from derops_headend.writing.rows import QUANTITIES, Samples
 
 QUANTITIES_SENT = 8
 _ROUND_ROWS = 2500
 
 
-def rows_of(assets: int, count: int, first_us: int) -> Array:
+def rows_of(assets: int, count: int, first_us: int) -> Samples:
     """Return ``count`` samples of eight quantities, spread over ``assets``."""
-    rows = np.zeros(count, SAMPLE)
-    rows["asset"] = np.arange(count) % assets
-    rows["ts_us"] = first_us + np.arange(count) // assets * 1000
-    rows["received_us"] = first_us
-    rows["clock_offset_seconds"] = np.nan
-    for number, column in enumerate(QUANTITIES.values()):
-        rows[column] = 1.25 if number < QUANTITIES_SENT else np.nan
-    return rows
+    number = np.arange(count)
+    return Samples(
+        source=np.zeros(count, "i4"),
+        asset=(number % assets).astype("i4"),
+        ts_us=first_us + number // assets * 1000,
+        received_us=np.full(count, first_us),
+        values={
+            column: np.full(count, 1.25) for column in list(QUANTITIES.values())[:QUANTITIES_SENT]
+        },
+    )
 
 
 def copy_values_per_second(url: str, *, assets: int = 200, seconds: float = 5.0) -> float:
@@ -36,7 +38,7 @@ def copy_values_per_second(url: str, *, assets: int = 200, seconds: float = 5.0)
     ids = np.arange(1, assets + 1)
     first_us = time.time_ns() // 1000 - 3_600_000_000
     buffers = [
-        encode_samples(rows_of(assets, _ROUND_ROWS, first_us + n * 10_000_000), ids)
+        b"".join(encode_samples(rows_of(assets, _ROUND_ROWS, first_us + n * 10_000_000), ids))
         for n in range(400)
     ]
     columns = ", ".join(COLUMNS)

@@ -296,14 +296,20 @@ class Database:
                 self._connection.cursor() as cursor,
                 cursor.copy(_COPY) as copy,
             ):
-                copy.write(encode_samples(samples, ids))
+                for part in encode_samples(samples, ids):
+                    copy.write(part)
             tally.samples += len(samples)
             return Counter()
         except errors.UniqueViolation:
-            numbered = encode_samples(samples, ids, numbered=True)
-        merged = merge(self._connection, TELEMETRY, lambda copy: copy.write(numbered))
+            pass
+
+        def load(copy: psycopg.Copy) -> None:
+            for part in encode_samples(samples, ids, numbered=True):
+                copy.write(part)
+
+        merged = merge(self._connection, TELEMETRY, load)
         tally.samples += merged.stored
-        return _differing(merged, samples["source"].tolist(), tally)
+        return _differing(merged, samples.source.tolist(), tally)
 
     def _store_measurements(
         self, measurements: list[Measurements], ids: NDArray[np.int64], tally: Tally

@@ -11,7 +11,7 @@ import numpy as np
 import psycopg
 from numpy.typing import NDArray
 
-from derops_headend.writing.rows import Array
+from derops_headend.writing.rows import Samples
 
 HOLD_SECONDS = 120
 """A sample's power counts until the next sample, at most this long: beyond, nothing is known."""
@@ -20,6 +20,9 @@ SETTLE_SECONDS = 180
 """A minute is rolled up this long after its end, when most of what belongs to it has arrived."""
 
 _MINUTE_US = 60_000_000
+_MINUTE_BITS = 32
+"""More than the minutes of any time that a sample may have."""
+
 _LOCK = 0x726F6C6C7570  # "rollup"
 
 _MARK = """
@@ -171,16 +174,19 @@ class Touched:
     bucket_us: NDArray[np.int64]
 
 
-def minutes_of(samples: Array, asset_ids: NDArray[np.int64]) -> Touched:
+def minutes_of(samples: Samples, asset_ids: NDArray[np.int64]) -> Touched:
     """Return the minutes that samples lie in, each once.
 
     Args:
-        samples: Of dtype ``SAMPLE``.
+        samples: The rows.
         asset_ids: The database's id for each asset index of the samples.
     """
-    bucket_us = samples["ts_us"] // _MINUTE_US * _MINUTE_US
-    minutes = np.unique(np.stack([asset_ids[samples["asset"]], bucket_us], axis=1), axis=0)
-    return Touched(asset_ids=minutes[:, 0], bucket_us=minutes[:, 1])
+    # One number for both, as numpy sorts numbers far faster than pairs.
+    keys = (samples.asset.astype("i8") << _MINUTE_BITS) + samples.ts_us // _MINUTE_US
+    changes = np.flatnonzero(keys[1:] != keys[:-1]) + 1  # samples of a minute lie side by side
+    keys = np.unique(keys[np.concatenate(([0], changes))])
+    minutes = keys & ((1 << _MINUTE_BITS) - 1)
+    return Touched(asset_ids=asset_ids[keys >> _MINUTE_BITS], bucket_us=minutes * _MINUTE_US)
 
 
 def mark(connection: psycopg.Connection, touched: Touched) -> None:

@@ -42,15 +42,17 @@ def convert(sources: Sequence[Source]) -> Batch:
             else:
                 add(batch, index, asset)
         except RefusedError as refused:
-            batch.quarantined.append(
-                Quarantined(source=index, reason=refused.reason, detail=refused.detail)
-            )
+            batch.quarantined.append(_refused(index, refused))
         except DecodeError as error:
             batch.quarantined.append(
                 Quarantined(source=index, reason="Unreadable", detail=clean(str(error)))
             )
     _add_samples(batch, telemetry)
     return batch
+
+
+def _refused(source: int, error: RefusedError) -> Quarantined:
+    return Quarantined(source=source, reason=error.reason, detail=error.detail)
 
 
 def event_id(dispatch_uid: str, actor: str, transition: str) -> UUID:
@@ -61,6 +63,8 @@ def event_id(dispatch_uid: str, actor: str, transition: str) -> UUID:
 def _add_samples(batch: Batch, telemetry: Sequence[Checked]) -> None:
     rows = to_rows(telemetry)
     batch.samples, batch.measurements = rows.samples, rows.measurements
+    for source, refused in rows.refused.items():
+        batch.quarantined.append(_refused(source, refused))
     for source, counts in rows.infinite.items():
         detail = ", ".join(f"{count} of {name}" for name, count in counts.items())
         batch.quarantined.append(
@@ -197,7 +201,10 @@ def _event(
 
 
 def _asset(batch: Batch, asset: dispatch_pb2.AssetId) -> int:
-    key = AssetKey(clean(asset.namespace), clean(asset.name), clean(asset.uid))
+    key = AssetKey(asset.namespace, asset.name, asset.uid)
+    if (known := batch.assets.get(key)) is not None:
+        return known
+    key = AssetKey(*map(clean, key))
     if not key.namespace or not key.name or max(map(len, key)) > MAX_NAME:
         raise RefusedError("NoAsset", f"asset {key.namespace[:MAX_NAME]}/{key.name[:MAX_NAME]}")
     return batch.assets.setdefault(key, len(batch.assets))

@@ -1,8 +1,9 @@
 """What a part of the log becomes: values that any database could store."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple, Self
 from uuid import UUID
 
 import numpy as np
@@ -18,15 +19,42 @@ QUANTITIES: dict[int, str] = {
 _EPOCH = date(1970, 1, 1)
 _DAY_US = 86_400_000_000
 
-Array = NDArray[Any]
-"""A structured array; its dtype says what is in it."""
+CLOCK_OFFSET = "clock_offset_seconds"
 
-SAMPLE = np.dtype(
-    [("source", "i4"), ("asset", "i4"), ("ts_us", "i8")]
-    + [(column, "f8") for column in QUANTITIES.values()]
-    + [("clock_offset_seconds", "f8"), ("received_us", "i8")]
-)
-"""One row of ``telemetry``; source and asset are indices into the batch, NaN is absent."""
+NUMBERS: tuple[str, ...] = (*QUANTITIES.values(), CLOCK_OFFSET)
+"""The columns of ``telemetry`` that may be absent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """Rows of ``telemetry`` by column. Source and asset are indices into the batch."""
+
+    source: NDArray[np.int32]
+    asset: NDArray[np.int32]
+    ts_us: NDArray[np.int64]
+    received_us: NDArray[np.int64]
+    values: Mapping[str, NDArray[np.float64]]
+    """Of those of ``NUMBERS`` that occur; NaN is absent."""
+
+    @classmethod
+    def none(cls) -> Self:
+        """Return no rows."""
+        index, time_us = np.empty(0, "i4"), np.empty(0, "i8")
+        return cls(source=index, asset=index, ts_us=time_us, received_us=time_us, values={})
+
+    def __len__(self) -> int:
+        return len(self.ts_us)
+
+    def __getitem__(self, which: slice | NDArray[np.bool_]) -> Self:
+        """Return some of the rows."""
+        return replace(
+            self,
+            source=self.source[which],
+            asset=self.asset[which],
+            ts_us=self.ts_us[which],
+            received_us=self.received_us[which],
+            values={name: values[which] for name, values in self.values.items()},
+        )
 
 
 class AssetKey(NamedTuple):
@@ -127,7 +155,7 @@ class Batch:
 
     sources: list[Source]
     assets: dict[AssetKey, int] = field(default_factory=dict)
-    samples: Array = field(default_factory=lambda: np.empty(0, SAMPLE))
+    samples: Samples = field(default_factory=Samples.none)
     """The rows of ``telemetry``."""
 
     measurements: list[Measurements] = field(default_factory=list)
@@ -138,6 +166,13 @@ class Batch:
 
     def days(self) -> set[date]:
         """Return the days (UTC) that have samples or measurements."""
-        times = [self.samples["ts_us"], *(each.ts_us for each in self.measurements)]
-        numbers = {int(n) for ts_us in times for n in np.unique(ts_us // _DAY_US)}
+        times = [self.samples.ts_us, *(each.ts_us for each in self.measurements)]
+        numbers = {number for ts_us in times if len(ts_us) for number in _days_of(ts_us)}
         return {_EPOCH + timedelta(days=number) for number in numbers}
+
+
+def _days_of(ts_us: NDArray[np.int64]) -> list[int]:
+    first, last = int(ts_us.min()) // _DAY_US, int(ts_us.max()) // _DAY_US
+    if last - first < 2:  # as a rule; to sort all times takes twenty times as long
+        return [first, last]
+    return [int(day) for day in np.unique(ts_us // _DAY_US)]

@@ -4,7 +4,7 @@ numpy takes about a microsecond for a call whatever the array: called for each b
 the writer would spend its time on.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,22 +20,35 @@ from derops_headend.writing.refusing import (
     RefusedError,
     clean,
 )
-from derops_headend.writing.rows import QUANTITIES, SAMPLE, Array, Measurements
+from derops_headend.writing.rows import CLOCK_OFFSET, QUANTITIES, Measurements, Samples
 
 _VALUE = np.dtype("<f8")
 _ABSENT = np.array([np.nan], _VALUE).tobytes()
+_CONTINUED = bytes(range(128, 256))
+"""The bytes of a varint but for its last."""
+
+_MAX_VARINT = 10
 
 
 class Checked(NamedTuple):
-    """A batch that may become rows."""
+    """A batch whose parts fit together; its times are not checked yet."""
 
     source: int
     asset: int
     received_us: int
-    clock_offset_seconds: float
-    ts_us: NDArray[np.int64]
+    clock_offset_milliseconds: int | None
+    """What the gateway said."""
+
+    t0_us: int
+    samples: int
+    """How many it has."""
+
+    dt_us: bytes
+    """As many varints, as they are on the wire."""
+
     columns: dict[str, bytes]
     """Values by the name of the standard quantity, as they are on the wire."""
+
     points: dict[str, bytes]
     """The same of what has no column of its own."""
 
@@ -43,17 +56,28 @@ class Checked(NamedTuple):
 class Converted(NamedTuple):
     """What batches become; a batch with infinite values keeps the others."""
 
-    samples: Array
+    samples: Samples
     measurements: list[Measurements]
     infinite: dict[int, dict[str, int]]
     """By source and quantity: how many values were infinite."""
 
+    refused: dict[int, RefusedError]
+    """By source: batches whose times are impossible. They have no rows."""
+
+
+class _Times(NamedTuple):
+    """Of all samples, and the last of each batch."""
+
+    ts_us: NDArray[np.int64]
+    last_us: NDArray[np.int64]
+    refused: dict[int, RefusedError]
+
 
 def check(source: int, asset: int, entry: log_pb2.LogEntry) -> Checked:
-    """Return a batch that fits together and whose times are possible.
+    """Return a batch that fits together.
 
     Raises:
-        RefusedError: It does not, or they are not.
+        RefusedError: It does not.
         DecodeError: It is no batch.
     """
     try:
@@ -67,112 +91,170 @@ def check(source: int, asset: int, entry: log_pb2.LogEntry) -> Checked:
 
 def _check(source: int, asset: int, entry: log_pb2.LogEntry, body: bytes) -> Checked:
     message = log_pb2.StoredBatch.FromString(body)
-    ts_us, last_us = _times(message, entry.received_us)
-    size = len(ts_us) * _VALUE.itemsize
+    dt_us, count = _dt_us(message)
+    columns, points = _columns(message, count)
+    said_ms = (
+        entry.clock_offset_milliseconds if entry.HasField("clock_offset_milliseconds") else None
+    )
+    return Checked(
+        source, asset, entry.received_us, said_ms, message.t0_us, count, dt_us, columns, points
+    )
+
+
+def _dt_us(message: log_pb2.StoredBatch) -> tuple[bytes, int]:
+    """Return the times of the samples as varints, and how many there are."""
+    pieces = message.dt_us
+    if len(pieces) != 1:
+        raise RefusedError("NoSamples", "the batch has no times")
+    (dt_us,) = pieces
+    count = len(dt_us.translate(None, _CONTINUED))
+    if not count or dt_us[-1] > 127:
+        raise RefusedError("NoSamples", "the batch has no times, or the last one has no end")
+    return dt_us, count
+
+
+def _columns(message: log_pb2.StoredBatch, count: int) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """Return the values of standard quantities, and those of other points."""
+    size = count * _VALUE.itemsize
     columns: dict[str, bytes] = {}
     points: dict[str, bytes] = {}
     for column in message.columns:
-        standard = QUANTITIES.get(column.quantity)
-        name = standard or _name_of(column)
-        if name in columns or name in points:
-            raise RefusedError("DuplicateColumn", f"{name} is there twice")
-        values = column.values
+        values, standard = column.values, QUANTITIES.get(column.quantity)
         if len(values) != size:
-            count = len(values) // _VALUE.itemsize
-            raise RefusedError(
-                "UnequalColumns", f"{count} values of {name} for {len(ts_us)} samples"
-            )
-        (columns if standard else points)[name] = values
-    offset_seconds = _clock_offset_seconds(entry, last_us)
-    return Checked(source, asset, entry.received_us, offset_seconds, ts_us, columns, points)
+            found = len(values) // _VALUE.itemsize
+            name = standard or _name_of(column)
+            raise RefusedError("UnequalColumns", f"{found} values of {name} for {count} samples")
+        if standard:
+            columns[standard] = values
+        else:
+            points[_name_of(column)] = values
+    if len(columns.keys() | points.keys() if points else columns) != len(message.columns):
+        raise RefusedError("DuplicateColumn", "two columns have one name")
+    return columns, points
 
 
 def to_rows(batches: Sequence[Checked]) -> Converted:
-    """Return the rows of all batches, in their order."""
-    counts = [len(each.ts_us) for each in batches]
-    rows = np.empty(sum(counts), SAMPLE)
-    result = Converted(rows, [], {})
+    """Return the rows of all batches whose times are possible, in their order."""
     if not batches:
-        return result
+        return Converted(Samples.none(), [], {}, {})
+    counts = np.array([each.samples for each in batches])
+    received_us = np.array([each.received_us for each in batches])
+    times = _times(batches, counts, received_us)
+    if times.refused:
+        others = to_rows([each for each in batches if each.source not in times.refused])
+        return others._replace(refused=times.refused)
 
-    def spread(values: Sequence[float]) -> Array:
-        return np.repeat(np.array(values), counts)
-
-    rows["source"] = spread([each.source for each in batches])
-    rows["asset"] = spread([each.asset for each in batches])
-    rows["received_us"] = spread([each.received_us for each in batches])
-    rows["clock_offset_seconds"] = spread([each.clock_offset_seconds for each in batches])
-    rows["ts_us"] = np.concatenate([each.ts_us for each in batches])
-    present = np.zeros(len(rows), bool)
+    sources = np.repeat(np.array([each.source for each in batches], "i4"), counts)
+    infinite: dict[int, dict[str, int]] = {}
+    values: dict[str, NDArray[np.float64]] = {}
+    present = np.zeros(len(sources), bool)
     for name in QUANTITIES.values():
         parts = [each.columns.get(name) for each in batches]
-        if not any(parts):
-            rows[name] = np.nan
-            continue
-        joined = b"".join(
-            part or _ABSENT * count for part, count in zip(parts, counts, strict=True)
-        )
-        values, known = _without_infinite(
-            joined, name, lambda at: int(rows["source"][at]), result.infinite
-        )
-        rows[name] = values
-        present |= known
-    for each in batches:
-        result.measurements.extend(_measurements(each, result.infinite))
-    return result if present.all() else result._replace(samples=rows[present])
+        if any(parts):
+            filled = [
+                _ABSENT * each.samples if part is None else part
+                for part, each in zip(parts, batches, strict=True)
+            ]
+            values[name], known = _without_infinite(b"".join(filled), name, sources, infinite)
+            present |= known
+    offset_seconds = _clock_offset_seconds(batches, times.last_us - received_us)
+    if not np.isnan(offset_seconds).all():
+        values[CLOCK_OFFSET] = np.repeat(offset_seconds, counts)
+    samples = Samples(
+        source=sources,
+        asset=np.repeat(np.array([each.asset for each in batches], "i4"), counts),
+        ts_us=times.ts_us,
+        received_us=np.repeat(received_us, counts),
+        values=values,
+    )
+    return Converted(
+        samples if present.all() else samples[present],
+        _measurements(batches, sources, times.ts_us, infinite),
+        infinite,
+        {},
+    )
 
 
-def _measurements(batch: Checked, infinite: dict[int, dict[str, int]]) -> list[Measurements]:
+def _measurements(
+    batches: Sequence[Checked],
+    sources: NDArray[np.int32],
+    ts_us: NDArray[np.int64],
+    infinite: dict[int, dict[str, int]],
+) -> list[Measurements]:
     found = []
-    for name, data in batch.points.items():
-        values, known = _without_infinite(data, name, lambda _: batch.source, infinite)
-        if known.any():
-            found.append(
-                Measurements(
-                    source=batch.source,
-                    asset=batch.asset,
-                    name=name,
-                    ts_us=batch.ts_us[known],
-                    values=values[known],
+    end = 0
+    for batch in batches:
+        first, end = end, end + batch.samples
+        for name, data in batch.points.items():
+            values, known = _without_infinite(data, name, sources[first:end], infinite)
+            if known.any():
+                found.append(
+                    Measurements(
+                        source=batch.source,
+                        asset=batch.asset,
+                        name=name,
+                        ts_us=ts_us[first:end][known],
+                        values=values[known],
+                    )
                 )
-            )
     return found
 
 
 def _without_infinite(
-    data: bytes,
-    name: str,
-    source_at: Callable[[int], int],
-    infinite: dict[int, dict[str, int]],
+    data: bytes, name: str, sources: NDArray[np.int32], infinite: dict[int, dict[str, int]]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return values and which of them are known; count under their source what is infinite."""
     values = np.frombuffer(data, _VALUE)
     known = np.isfinite(values)
     if not known.all():
         wrong = np.isinf(values)
-        for at in np.flatnonzero(wrong).tolist():
-            of_source = infinite.setdefault(source_at(at), {})
+        for source in sources[wrong].tolist():
+            of_source = infinite.setdefault(source, {})
             of_source[name] = of_source.get(name, 0) + 1
         values = np.where(wrong, np.nan, values)
     return values, known
 
 
-def _times(message: log_pb2.StoredBatch, received_us: int) -> tuple[NDArray[np.int64], int]:
-    """Return the times of the samples, and the last of them."""
-    if not message.dt_us:
-        raise RefusedError("NoSamples", "the batch has no times")
-    offsets = np.array(message.dt_us, "i8")
-    first_us, last_us = int(offsets.min()), int(offsets.max())
-    # Both bounds before the sum, so that it cannot overflow into a good time.
-    if not (abs(message.t0_us) < MAX_TIME_US and max(-first_us, last_us) < MAX_TIME_US):
-        raise RefusedError("BadTime", f"t0 {message.t0_us} us, offsets up to {last_us} us")
-    first_us += message.t0_us
-    last_us += message.t0_us
-    if not (received_us - first_us <= MAX_LATE_US and last_us - received_us <= MAX_AHEAD_US):
-        raise RefusedError(
-            "BadTime", f"samples from {first_us} to {last_us} us, received at {received_us} us"
+def _times(
+    batches: Sequence[Checked], counts: NDArray[np.int64], received_us: NDArray[np.int64]
+) -> _Times:
+    offsets = _decode_varints(b"".join([each.dt_us for each in batches]))
+    first_at = np.cumsum(counts) - counts
+    t0_us = np.array([each.t0_us for each in batches])
+    least, most = np.minimum.reduceat(offsets, first_at), np.maximum.reduceat(offsets, first_at)
+    first_us, last_us = t0_us + least, t0_us + most
+    # Bounds of both parts too, as the sum may have overflowed into a good time.
+    good = (
+        (t0_us > -MAX_TIME_US) & (t0_us < MAX_TIME_US)
+        & (least > -MAX_TIME_US) & (most < MAX_TIME_US)
+        & (received_us - first_us <= MAX_LATE_US) & (last_us - received_us <= MAX_AHEAD_US)
+    )  # fmt: skip
+    refused = {
+        batches[at].source: RefusedError(
+            "BadTime",
+            f"samples from {t0_us[at]} {least[at]:+} to {most[at]:+} us,"
+            f" received at {received_us[at]} us",
         )
-    return offsets + message.t0_us, last_us
+        for at in np.flatnonzero(~good).tolist()
+    }
+    return _Times(offsets + np.repeat(t0_us, counts), last_us, refused)
+
+
+def _decode_varints(data: bytes) -> NDArray[np.int64]:
+    """Return the numbers of packed sint64; one that is too long is out of all bounds."""
+    byte = np.frombuffer(data + bytes(_MAX_VARINT), "u1")
+    ends = np.flatnonzero(byte[: len(data)] < 128)
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    lengths = ends - starts + 1
+    raw = np.zeros(len(ends), "u8")
+    for place in range(min(int(lengths.max()), _MAX_VARINT) - 1, -1, -1):
+        part = byte[starts + place] & 127
+        part[lengths <= place] = 0
+        raw <<= np.uint64(7)
+        raw |= part
+    numbers: NDArray[np.int64] = (raw >> np.uint64(1)).view("i8") ^ -(raw & np.uint64(1)).view("i8")
+    numbers[lengths > _MAX_VARINT] = np.iinfo("i8").max
+    return numbers
 
 
 def _name_of(column: log_pb2.StoredBatch.StoredColumn) -> str:
@@ -183,9 +265,10 @@ def _name_of(column: log_pb2.StoredBatch.StoredColumn) -> str:
     return name
 
 
-def _clock_offset_seconds(entry: log_pb2.LogEntry, last_us: int) -> float:
+def _clock_offset_seconds(
+    batches: Sequence[Checked], ahead_us: NDArray[np.int64]
+) -> NDArray[np.float64]:
     """Return what the gateway said; else what is certain: no sample is from the future."""
-    if entry.HasField("clock_offset_milliseconds"):
-        return entry.clock_offset_milliseconds / 1000
-    ahead_us = last_us - entry.received_us
-    return -ahead_us / 1e6 if ahead_us > MAX_UNNOTED_US else np.nan
+    said_ms = np.array([each.clock_offset_milliseconds for each in batches], "f8")
+    certain_seconds = np.where(ahead_us > MAX_UNNOTED_US, -ahead_us / 1e6, np.nan)
+    return np.where(np.isnan(said_ms), certain_seconds, said_ms / 1000)

@@ -2,11 +2,13 @@
 
 import math
 import struct
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from tests.headend.writing.making import (
     DISPATCH,
     NAN,
@@ -24,8 +26,8 @@ from tests.headend.writing.making import (
 
 from derops.wire.v1 import agent_pb2, dispatch_pb2, log_pb2
 from derops_headend.writing.converting import convert
-from derops_headend.writing.encoding import COLUMNS, NUMBERS, POSTGRES_EPOCH_US, encode_samples
-from derops_headend.writing.rows import QUANTITIES, SAMPLE
+from derops_headend.writing.encoding import COLUMNS, POSTGRES_EPOCH_US, encode_samples
+from derops_headend.writing.rows import NUMBERS, QUANTITIES, Samples
 
 
 def test_columns_become_wide_rows_and_named_points_narrow_ones() -> None:
@@ -34,9 +36,9 @@ def test_columns_become_wide_rows_and_named_points_narrow_ones() -> None:
     )
 
     rows = result.samples
-    assert rows["ts_us"].tolist() == [T0_US]
-    assert rows["active_power_watts"].tolist() == [5000.0]
-    assert np.isnan(rows["voltage_volts"]).all()
+    assert rows.ts_us.tolist() == [T0_US]
+    assert rows.values["active_power_watts"].tolist() == [5000.0]
+    assert list(rows.values) == ["active_power_watts"]
     (odd,) = result.measurements
     assert (odd.name, odd.ts_us.tolist(), odd.values.tolist()) == (
         "fan_speed",
@@ -68,9 +70,9 @@ def test_batches_with_different_columns_keep_their_order_and_lack_what_they_do_n
     )
 
     rows = result.samples
-    assert rows["source"].tolist() == [0, 0, 1, 2]
-    assert rows["active_power_watts"].tolist() == pytest.approx([1, 2, NAN, 4], nan_ok=True)
-    assert rows["voltage_volts"].tolist() == pytest.approx([NAN, NAN, 230, 231], nan_ok=True)
+    assert rows.source.tolist() == [0, 0, 1, 2]
+    assert rows.values["active_power_watts"].tolist() == pytest.approx([1, 2, NAN, 4], nan_ok=True)
+    assert rows.values["voltage_volts"].tolist() == pytest.approx([NAN, NAN, 230, 231], nan_ok=True)
     assert [(each.source, each.detail) for each in result.quarantined] == [
         (2, "infinite values: 1 of active_power_watts")
     ]
@@ -82,7 +84,7 @@ def test_a_point_named_like_a_quantity_is_no_quantity() -> None:
 
     result = convert(sources(entry(log_pb2.TELEMETRY, message.SerializeToString())))
 
-    assert np.isnan(result.samples["voltage_volts"]).all()
+    assert list(result.samples.values) == ["active_power_watts"]
     assert [each.name for each in result.measurements] == ["voltage_volts"]
 
 
@@ -102,8 +104,70 @@ def test_values_in_pieces_or_unpacked_are_the_same_values() -> None:
 
     rows = convert(sources(entry(log_pb2.TELEMETRY, times + columns))).samples
 
-    assert rows["active_power_watts"].tolist() == [1.0, 2.0]
-    assert rows["voltage_volts"].tolist() == [3.0, 4.0]
+    assert rows.values["active_power_watts"].tolist() == [1.0, 2.0]
+    assert rows.values["voltage_volts"].tolist() == [3.0, 4.0]
+
+
+def test_times_in_pieces_are_the_same_times() -> None:
+    times = agent_pb2.TelemetryBatch(t0_us=T0_US, dt_us=[0, 1]).SerializeToString()
+    pieces = times + b"\x22\x02\x04\x06"
+    message = agent_pb2.TelemetryBatch(
+        columns=[agent_pb2.Column(quantity=agent_pb2.VOLTAGE_VOLTS, values=[1, 2, 3, 4])]
+    )
+
+    rows = convert(sources(entry(log_pb2.TELEMETRY, pieces + message.SerializeToString()))).samples
+
+    assert rows.ts_us.tolist() == [T0_US, T0_US + 1, T0_US + 2, T0_US + 3]
+
+
+@given(
+    batches=st.lists(
+        st.lists(st.integers(-3_000_000_000, 3_000_000_000), min_size=1, max_size=12),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_times_are_what_protobuf_reads(batches: list[list[int]]) -> None:
+    messages = [batch({"voltage_volts": [0.0] * len(dt_us)}) for dt_us in batches]
+    for message, dt_us in zip(messages, batches, strict=True):
+        message.dt_us[:] = dt_us
+
+    result = convert(
+        sources(*(entry(log_pb2.TELEMETRY, each.SerializeToString()) for each in messages))
+    )
+
+    assert result.samples.ts_us.tolist() == [T0_US + dt for dt_us in batches for dt in dt_us]
+    assert result.days() == {
+        datetime.fromtimestamp((T0_US + dt) / 1e6, UTC).date() for dt_us in batches for dt in dt_us
+    }
+
+
+@pytest.mark.parametrize(
+    "dt_us", [2**63 - 1, -(2**63), 2**62, 4_102_444_800_000_000, 3 * 86_400_000_000]
+)
+@pytest.mark.parametrize("t0_us", [T0_US, 2**63 - 1, -(2**63), 0])
+def test_an_impossible_time_takes_only_its_own_batch(t0_us: int, dt_us: int) -> None:
+    good = telemetry({"active_power_watts": [1.0]})
+    message = batch({"active_power_watts": [math.inf, 2.0], "odd": [1.0, 2.0]}, t0_us=t0_us)
+    message.dt_us[1] = dt_us
+
+    result = convert(sources(good, entry(log_pb2.TELEMETRY, message.SerializeToString()), good))
+
+    assert result.samples.source.tolist() == [0, 2]
+    assert [(each.source, each.reason) for each in result.quarantined] == [(1, "BadTime")]
+    assert result.measurements == []
+
+
+@pytest.mark.parametrize("times", [b"\x00\x80", b"\x00" + b"\x80" * 10 + b"\x01"])
+def test_times_that_protobuf_cannot_read_are_quarantined(times: bytes) -> None:
+    message = batch({"active_power_watts": [1.0, 2.0]})
+    del message.dt_us[:]
+    body = message.SerializeToString() + b"\x22" + bytes([len(times)]) + times
+
+    result = convert(sources(entry(log_pb2.TELEMETRY, body)))
+
+    assert len(result.samples) == 0
+    assert [each.source for each in result.quarantined] == [0]
 
 
 @pytest.mark.parametrize("reason", bad_entries())
@@ -113,7 +177,7 @@ def test_a_bad_entry_is_quarantined_with_its_reason_and_stops_nobody(reason: str
     result = convert(sources(good, bad_entries()[reason], good))
 
     assert [(each.source, each.reason) for each in result.quarantined] == [(1, reason)]
-    assert [row["source"] for row in result.samples] == [0, 2]
+    assert result.samples.source.tolist() == [0, 2]
     assert not result.events
 
 
@@ -176,12 +240,26 @@ def test_the_columns_of_the_table_are_the_standard_quantities() -> None:
     ) == COLUMNS  # fmt: skip
 
 
+def samples_of(values: dict[str, NDArray[np.float64]], count: int) -> Samples:
+    return Samples(
+        source=np.zeros(count, "i4"),
+        asset=np.zeros(count, "i4"),
+        ts_us=T0_US + np.arange(count),
+        received_us=np.zeros(count, "i8"),
+        values=values,
+    )
+
+
+def encoded(samples: Samples, *, numbered: bool) -> bytes:
+    return b"".join(encode_samples(samples, np.array([42], "i8"), numbered=numbered))
+
+
 def test_many_rows_are_numbered_through() -> None:
     count = 5000
-    samples = np.zeros(count, SAMPLE)
-    samples["voltage_volts"] = np.arange(count)
 
-    data = encode_samples(samples, np.array([42], "i8"), numbered=True)
+    data = encoded(
+        samples_of({"voltage_volts": np.arange(count, dtype="f8")}, count), numbered=True
+    )
 
     size = (len(data) - 21) // count
     rows = [data[19 + n * size :][:size] for n in range(count)]
@@ -197,13 +275,10 @@ value = st.one_of(st.just(math.nan), st.floats(allow_nan=False))
     numbered=st.booleans(),
 )
 def test_encoded_rows_are_what_copy_expects(rows: list[list[float]], *, numbered: bool) -> None:
-    samples = np.zeros(len(rows), SAMPLE)
-    for number, row in enumerate(rows):
-        samples["ts_us"][number] = T0_US + number
-        for column, each in zip(NUMBERS, row, strict=True):
-            samples[column][number] = each
+    columns = np.array(rows).reshape(-1, len(NUMBERS)).T
+    values = dict(zip(NUMBERS, columns, strict=True))
 
-    data = encode_samples(samples, np.array([42], "i8"), numbered=numbered)
+    data = encoded(samples_of(values, len(rows)), numbered=numbered)
 
     expected = b"PGCOPY\n\xff\r\n\0" + bytes(8)
     for number, row in enumerate(rows):

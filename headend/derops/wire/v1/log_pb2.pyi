@@ -61,9 +61,9 @@ class StoredBatch(_message.Message):
     DT_US_FIELD_NUMBER: _ClassVar[int]
     COLUMNS_FIELD_NUMBER: _ClassVar[int]
     t0_us: int
-    dt_us: _containers.RepeatedScalarFieldContainer[int]
+    dt_us: _containers.RepeatedScalarFieldContainer[bytes]
     columns: _containers.RepeatedCompositeFieldContainer[StoredBatch.StoredColumn]
-    def __init__(self, t0_us: _Optional[int] = ..., dt_us: _Optional[_Iterable[int]] = ..., columns: _Optional[_Iterable[_Union[StoredBatch.StoredColumn, _Mapping]]] = ...) -> None: ...
+    def __init__(self, t0_us: _Optional[int] = ..., dt_us: _Optional[_Iterable[bytes]] = ..., columns: _Optional[_Iterable[_Union[StoredBatch.StoredColumn, _Mapping]]] = ...) -> None: ...
 
 class ConnectionEvent(_message.Message):
     __slots__ = ("event", "reason", "message", "epoch", "peer", "serial_number", "replica")
