@@ -7,13 +7,14 @@ entries keep their order. What makes an acknowledgement durable is the server's 
 
 import asyncio
 import hashlib
+import itertools
 import json
 import secrets
 import threading
 import zlib
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import nats.errors
 import structlog
@@ -26,7 +27,7 @@ from nats.js.errors import APIError, NotFoundError
 from derops.errors import LogDamagedError
 from derops.wire.v1 import log_pb2
 from derops_headend.eventlog import metrics
-from derops_headend.eventlog.packing import encode, pack
+from derops_headend.eventlog.packing import pack
 from derops_headend.eventlog.streams import (
     TIMEOUT_SECONDS,
     JetStreamSettings,
@@ -55,6 +56,30 @@ _READ_AHEAD = 16
 Answer = TypeVar("Answer")
 
 
+class _IdTakenError(LogUnavailableError):
+    """A message with the id of this one is in the stream already, and it is another one."""
+
+
+class _Message(NamedTuple):
+    """A record on its way."""
+
+    shard: int
+    number: int
+    """Among the records of its shard in one append."""
+
+    body: bytes
+    message_id: str
+    first_try: bool
+
+
+_Place = tuple[int, int, bytes]
+
+
+def _place(message: _Message) -> _Place:
+    """Return what a message is known by when its append is tried again."""
+    return message.shard, message.number, hashlib.sha256(message.body).digest()
+
+
 class JetStreamEventLog:
     """The log of one gateway. For the event loop that opened it."""
 
@@ -66,7 +91,8 @@ class JetStreamEventLog:
         self._settings, self._shards, self._max_bytes = settings, shards, max_bytes
         self._boot_id = secrets.token_hex(8)
         self._appending = asyncio.Lock()
-        self._attempted: set[str] = set()
+        self._numbers = itertools.count(1)
+        self._tried: dict[_Place, str] = {}
         self._highest: dict[str, int] = {}
         self._fill = 0.0
         self._polling = asyncio.create_task(self._poll_fill())
@@ -125,17 +151,21 @@ class JetStreamEventLog:
         """
         if not entries:
             raise ValueError("nothing to append")
-        by_shard: dict[int, list[log_pb2.LogEntry]] = {}
-        for entry in entries:
-            by_shard.setdefault(shard_of(entry.asset.uid, self._shards), []).append(entry)
         async with self._appending:  # what comes later must not overtake what is tried again
-            async with asyncio.TaskGroup() as tasks:
-                failures: list[Exception] = []
-                for shard, its in by_shard.items():
-                    tasks.create_task(self._append_to(shard, its, failures))
-            if failures:
-                raise failures[0]
-            self._attempted.clear()
+            messages: list[_Message] = []
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    failures: list[Exception] = []
+                    for shard, its in self._by_shard(entries).items():
+                        tasks.create_task(self._append_to(shard, its, messages, failures))
+                if failures:
+                    raise failures[0]
+            except BaseException:
+                self._tried |= {_place(each): each.message_id for each in messages}
+                raise
+            if self._tried:
+                for each in messages:
+                    self._tried.pop(_place(each), None)
 
     def fill(self) -> float:
         """Return the share of the bound that the fullest stream takes; 0 where the oldest go."""
@@ -148,24 +178,46 @@ class JetStreamEventLog:
             await self._polling
         await self._connection.close()
 
+    def _by_shard(
+        self, entries: Sequence[log_pb2.LogEntry]
+    ) -> Mapping[int, Sequence[log_pb2.LogEntry]]:
+        if self._shards == 1:
+            return {0: entries}
+        found: dict[int, list[log_pb2.LogEntry]] = {}
+        for entry in entries:
+            found.setdefault(shard_of(entry.asset.uid, self._shards), []).append(entry)
+        return found
+
     async def _append_to(
-        self, shard: int, entries: list[log_pb2.LogEntry], failures: list[Exception]
+        self,
+        shard: int,
+        entries: Sequence[log_pb2.LogEntry],
+        messages: list[_Message],
+        failures: list[Exception],
     ) -> None:
+        """Publish the records of one shard; note in ``messages`` what was tried."""
         try:
-            for place, body in enumerate(pack(map(encode, entries))):
-                await self._publish(shard, place, body)
+            for number, body in enumerate(pack(entry.SerializeToString() for entry in entries)):
+                message = self._message(shard, number, body)
+                messages.append(message)
+                try:
+                    await self._publish(message)
+                except _IdTakenError:
+                    messages.remove(message)  # tried again, it gets another id
+                    raise
         except (LogFullError, LogUnavailableError) as error:
             failures.append(error)
 
-    async def _publish(self, shard: int, place: int, body: bytes) -> None:
-        # The same content at the same place is the same message: whoever tries an append again
-        # comes to the ids of the first try.
-        digest = hashlib.sha256(body).hexdigest()[:32]
-        message_id = f"{self._boot_id}-{place}-{digest}"
-        first_attempt = message_id not in self._attempted
-        self._attempted.add(message_id)
-        name = self._settings.stream(shard)
-        headers = {"Nats-Msg-Id": message_id, _CHECKSUM: str(zlib.crc32(body))}
+    def _message(self, shard: int, number: int, body: bytes) -> _Message:
+        """Return a record with its id: that of the first try, where an append is tried again."""
+        new = _Message(shard, number, body, f"{self._boot_id}-{next(self._numbers)}", True)
+        if self._tried and (message_id := self._tried.get(_place(new))):
+            return new._replace(message_id=message_id, first_try=False)
+        return new
+
+    async def _publish(self, message: _Message) -> None:
+        name, body = self._settings.stream(message.shard), message.body
+        headers = {"Nats-Msg-Id": message.message_id, _CHECKSUM: str(zlib.crc32(body))}
         try:
             answer = await self._stream.publish(
                 name, body, timeout=TIMEOUT_SECONDS, stream=name, headers=headers
@@ -176,9 +228,9 @@ class JetStreamEventLog:
             raise LogUnavailableError(f"stream {name}: {error}") from error
         except (nats.errors.Error, TimeoutError, OSError) as error:
             raise LogUnavailableError(f"stream {name}: {error or type(error).__name__}") from error
-        if answer.duplicate and first_attempt:
+        if answer.duplicate and message.first_try:
             self._log.error("log.duplicate_id", stream=name, sequence=answer.seq)
-            raise LogUnavailableError(f"stream {name} calls a new message a duplicate")
+            raise _IdTakenError(f"stream {name} calls a new message a duplicate")
         if not answer.duplicate:
             self._note_place(name, answer.seq)
 

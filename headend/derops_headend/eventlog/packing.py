@@ -1,6 +1,7 @@
 """Entries into records of bounded size, the same for every engine."""
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from derops.wire.v1 import log_pb2
 
@@ -11,27 +12,35 @@ _ENTRIES_TAG = bytes([log_pb2.LogRecord.ENTRIES_FIELD_NUMBER << 3 | 2])
 """A length-delimited field of the wire format."""
 
 
-def encode(entry: log_pb2.LogEntry) -> bytes:
-    """Return a record of one entry.
+def pack(entries: Iterable[bytes]) -> list[bytes]:
+    """Return records with all entries, in their order.
 
-    That is the entry with its tag and length, so that a record of several entries is these bytes in
-    a row. Put together by hand, as a LogRecord around it would copy the entry once more.
+    A record is its entries, each behind its tag and length. Put together by hand, as a LogRecord
+    would copy each entry once more.
+
+    Args:
+        entries: LogEntry messages, serialised.
     """
-    body = entry.SerializeToString()
-    length = bytearray()
-    rest = len(body)
-    while rest > 127:
-        length.append(rest & 127 | 128)
-        rest >>= 7
-    length.append(rest)
-    return _ENTRIES_TAG + bytes(length) + body
+    records: list[bytes] = []
+    parts: list[bytes] = []
+    size = 0
+    for entry in entries:
+        head = _head(len(entry))
+        size += len(head) + len(entry)
+        if parts and size > MAX_RECORD_BYTES:
+            records.append(b"".join(parts))
+            parts, size = [], len(head) + len(entry)
+        parts += (head, entry)
+    records.append(b"".join(parts))
+    return records
 
 
-def pack(encoded: Iterable[bytes]) -> list[bytes]:
-    """Return records with all entries, in their order."""
-    records: list[bytearray] = [bytearray()]
-    for entry in encoded:
-        if records[-1] and len(records[-1]) + len(entry) > MAX_RECORD_BYTES:
-            records.append(bytearray())
-        records[-1] += entry
-    return [bytes(record) for record in records]
+@lru_cache(maxsize=4096)
+def _head(length: int) -> bytes:
+    """Return tag and length of an entry."""
+    head = bytearray(_ENTRIES_TAG)
+    while length > 127:
+        head.append(length & 127 | 128)
+        length >>= 7
+    head.append(length)
+    return bytes(head)

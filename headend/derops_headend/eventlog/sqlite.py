@@ -25,7 +25,7 @@ from google.protobuf.message import DecodeError
 from derops.errors import LogDamagedError, SchemaTooNewError
 from derops.wire.v1 import log_pb2
 from derops_headend.eventlog import metrics
-from derops_headend.eventlog.packing import encode, pack
+from derops_headend.eventlog.packing import pack
 from derops_headend.ports import MAX_READ_RECORDS, LogFullError, LogMissingError, StoredRecord
 
 SCHEMA_VERSION = 1
@@ -216,9 +216,9 @@ class SqliteEventLog(SqliteLogReader):
         """
         if not entries or self._closed:
             raise ValueError("the event log is closed" if self._closed else "nothing to append")
-        packed = [encode(entry) for entry in entries]
+        serialized = [entry.SerializeToString() for entry in entries]
         done: Future[None] = Future()
-        self._waiting.put((packed, done))
+        self._waiting.put((serialized, done))
         await asyncio.wrap_future(done)
 
     def fill(self) -> float:
@@ -279,7 +279,7 @@ class SqliteEventLog(SqliteLogReader):
         structlog.get_logger("log").error("records.dropped", records=dropped, first=first)
 
     def _commit_group(self, group: list[Pending]) -> None:
-        records = pack(entry for packed, _ in group for entry in packed)
+        records = pack(entry for serialized, _ in group for entry in serialized)
         try:
             self._make_room()
             with _transaction(self._appending):

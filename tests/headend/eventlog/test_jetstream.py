@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import nats
+import nats.errors
 import pytest
 from structlog.testing import capture_logs
 from tests.headend.eventlog.engines import MAX_BYTES
@@ -19,6 +20,7 @@ from derops_headend.eventlog.jetstream import (
     JetStreamLogReader,
     JetStreamSettings,
 )
+from derops_headend.eventlog.packing import MAX_RECORD_BYTES
 from derops_headend.eventlog.streams import count_shards, shard_of
 from derops_headend.ports import LogMismatchError, LogMissingError, LogUnavailableError
 
@@ -140,15 +142,52 @@ async def test_a_damaged_record_is_named(
     await log.close()
 
 
-async def test_a_first_attempt_that_is_called_a_duplicate_is_not_believed(
-    nats_server: NatsServer,
+async def test_a_new_message_that_is_called_a_duplicate_is_not_believed(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where = JetStreamSettings(url=nats_server.url, prefix="TWICE")
-    log = await JetStreamEventLog.open(where, shards=1, max_bytes=MAX_BYTES)
-    await log.append([entry(b"a")])
+    monkeypatch.setattr("secrets.token_hex", lambda _: "f" * 16)  # each log has the same boot id
+    first = await JetStreamEventLog.open(where, shards=1, max_bytes=MAX_BYTES)
+    second = await JetStreamEventLog.open(where, shards=1, max_bytes=MAX_BYTES)
+    await first.append([entry(b"a")])
 
     with pytest.raises(LogUnavailableError, match="duplicate"):
-        await log.append([entry(b"a")])
+        await second.append([entry(b"b")])
+    await second.append([entry(b"b")])
+
+    reader = await asyncio.to_thread(JetStreamLogReader, where)
+    assert await bodies(reader) == [b"a", b"b"]
+    reader.close()
+    await first.close()
+    await second.close()
+
+
+async def test_an_append_whose_acknowledgement_was_lost_is_stored_once(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = JetStreamSettings(url=nats_server.url, prefix="UNHEARD")
+    log = await JetStreamEventLog.open(where, shards=1, max_bytes=MAX_BYTES)
+    great = [entry(name * (MAX_RECORD_BYTES - 100)) for name in (b"x", b"x", b"y")]
+    publish, heard = log._stream.publish, iter([True, True, False])
+
+    async def lose_the_last(*arguments: Any, **more: Any) -> Any:
+        answer = await publish(*arguments, **more)
+        if not next(heard):
+            raise nats.errors.TimeoutError
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log._stream, "publish", lose_the_last)
+        with pytest.raises(LogUnavailableError):
+            await log.append(great)
+    await log.append([entry(b"between")])
+    await log.append(great)
+    await log.append(great)
+
+    reader = await asyncio.to_thread(JetStreamLogReader, where)
+    held = [body[:7] for body in await bodies(reader)]
+    assert held == [b"x" * 7, b"x" * 7, b"y" * 7, b"between", b"x" * 7, b"x" * 7, b"y" * 7]
+    reader.close()
     await log.close()
 
 

@@ -3,15 +3,17 @@
 import pytest
 
 from derops.wire.v1 import dispatch_pb2, log_pb2
-from derops_headend.eventlog.packing import MAX_RECORD_BYTES, encode, pack
+from derops_headend.eventlog.packing import MAX_RECORD_BYTES, pack
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 127, 128, 16383, 16384, 300_000])
-def test_an_encoded_entry_is_a_record_of_one(size: int) -> None:
+def test_a_record_of_one_is_what_protobuf_makes(size: int) -> None:
     asset = dispatch_pb2.AssetId(uid="u", namespace="ns", name="battery")
     entry = log_pb2.LogEntry(kind=log_pb2.GAP, asset=asset, received_us=5, body=bytes(size))
 
-    assert encode(entry) == log_pb2.LogRecord(entries=[entry]).SerializeToString()
+    records = pack([entry.SerializeToString()])
+
+    assert records == [log_pb2.LogRecord(entries=[entry]).SerializeToString()]
 
 
 def test_packed_records_have_all_entries_in_order() -> None:
@@ -19,7 +21,7 @@ def test_packed_records_have_all_entries_in_order() -> None:
         log_pb2.LogEntry(received_us=number, body=bytes(number * 1000)) for number in range(40)
     ]
 
-    records = pack(map(encode, entries))
+    records = pack(entry.SerializeToString() for entry in entries)
 
     read = [entry for body in records for entry in log_pb2.LogRecord.FromString(body).entries]
     assert read == entries
