@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from derops.errors import SchemaTooNewError, SettingError
+from derops.memory import keep_freed_memory
 from derops.observing import OpsServer, Readiness, configure_logging
 from derops.settings import load_settings, refuse_to_start
 
@@ -40,6 +41,7 @@ def main() -> None:
 
         telling.add_arguments(history)
     arguments = parser.parse_args()
+    keep_freed_memory()
     # Each imports what it needs when it runs: a gateway has no database driver, a writer no gRPC.
     if arguments.program == "gateway":
         _run_gateway()

@@ -29,6 +29,8 @@ from tests.bench import (
 from tests.bench.results import Result
 from tests.stack.stack import Stack
 
+from derops.memory import keep_freed_memory
+
 
 def _on_the_stack() -> Iterator[Result]:
     with Stack() as stack:
@@ -73,6 +75,7 @@ BENCHES: dict[str, Callable[[], Iterator[Result]]] = {
 
 def main() -> None:
     """Run those that are named, or all."""
+    keep_freed_memory()  # as the programs do; for the limits as well
     for name in sys.argv[1:] or BENCHES:
         for result in BENCHES[name]():
             print(json.dumps(result.as_dict()), flush=True)
