@@ -17,12 +17,21 @@ import structlog
 
 from derops.errors import LogDamagedError
 from derops.observing import Readiness
-from derops_headend.ports import LogMissingError, LogReader, LogUnavailableError, StoredRecord
+from derops_headend.ports import (
+    MAX_READ_RECORDS,
+    LogMissingError,
+    LogReader,
+    LogUnavailableError,
+    StoredRecord,
+)
 from derops_headend.storage import metrics
 from derops_headend.storage.database import OffsetMovedError, Tally
 from derops_headend.writing.rows import Source
 
 POLL_SECONDS = 0.05
+FULL_ROUND_BYTES = 256 * 1024
+"""A smaller round is followed by a pause: each costs a transaction, however little it stores."""
+
 CHECK_SECONDS = 5.0
 TRIM_SECONDS = 1.0
 MAINTAIN_SECONDS = 1.0
@@ -175,7 +184,7 @@ class Writer:
             if time.monotonic() - maintained_at >= MAINTAIN_SECONDS:
                 database.maintain()
                 maintained_at = time.monotonic()
-            if not records:
+            if not _is_full(records):
                 self._stopping.wait(POLL_SECONDS)
 
     def _stand_by(self, log: LogReader, database: Store, why: str) -> None:
@@ -246,6 +255,11 @@ class Writer:
             metrics.BACKLOG.labels(self._shard).set(last - through)
             if first >= through:  # else that was a step, and the next round makes the next
                 self._trimmed_at = now
+
+
+def _is_full(records: Sequence[StoredRecord]) -> bool:
+    size = sum(len(entry.body) for _, record in records for entry in record.entries)
+    return size >= FULL_ROUND_BYTES or len(records) >= MAX_READ_RECORDS
 
 
 def missing_ranges(after: int, offsets: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -1,5 +1,6 @@
 """The writer between a real log and a real database: each sample once, whatever dies when."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -8,12 +9,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from tests.headend.storage.conftest import Query
 from tests.headend.storage.storing import until
-from tests.headend.writing.making import T0_US, connection, report, telemetry
+from tests.headend.writing.making import T0_US, connection, entry, report, telemetry
 
 from derops.observing import Readiness
 from derops.wire.v1 import log_pb2
@@ -46,9 +48,14 @@ def samples(number: int, count: int = 10) -> log_pb2.LogEntry:
 class Running:
     """A writer in a thread of the test."""
 
-    def __init__(self, path: Path, connect: Callable[[str], Database]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        connect: Callable[[str], Database],
+        stopping: threading.Event | None = None,
+    ) -> None:
         self.readiness = Readiness()
-        self.stopping = threading.Event()
+        self.stopping = stopping or threading.Event()
         self.writer = Writer(
             open_log=lambda: SqliteLogReader(path),
             connect=connect,
@@ -131,6 +138,73 @@ async def test_it_follows_the_log_and_trims_it(
     assert query("select committed_offset from log_offset") == [(7,)]
     assert query("select count(*) from connection_event") == [(5,)]
     assert query("select count(*) from quarantine") == [(0,)]
+
+
+class Pausing(threading.Event):
+    """Notes when the writer pauses, and does something meanwhile."""
+
+    def __init__(self, told: list[str], meanwhile: Callable[[], object]) -> None:
+        super().__init__()
+        self._told, self._meanwhile = told, meanwhile
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._told.append("pause")
+        self._meanwhile()
+        return super().wait(timeout)
+
+
+class Telling(Database):
+    """Notes how much the writer stores at once, and does something meanwhile."""
+
+    told: list[str]
+    meanwhile: Callable[[], object]
+
+    def store(self, sources: Sequence[Source], **how: Any) -> Tally:
+        tally = super().store(sources, **how)
+        self.told.append(f"{len(sources)} stored")
+        self.meanwhile()
+        return tally
+
+
+def telling(url: str, told: list[str], meanwhile: Callable[[], object]) -> Callable[[str], Telling]:
+    def connect(log_id: str) -> Telling:
+        database = Telling.connect(url, log_id)
+        database.told, database.meanwhile = told, meanwhile
+        return database
+
+    return connect
+
+
+def test_what_comes_while_it_stores_little_waits_for_more(
+    log: SqliteEventLog, path: Path, database_url: str, query: Query
+) -> None:
+    told: list[str] = []
+    numbers = iter(range(12))
+
+    def append_another() -> None:
+        with contextlib.suppress(StopIteration):
+            asyncio.run(log.append([samples(next(numbers))]))
+
+    connect = telling(database_url, told, append_another)
+    with Running(path, connect, Pausing(told, append_another)):
+        until(lambda: stored(query)[0] == 120, "all samples")
+
+    first = told.index("1 stored")
+    assert told[first : first + 5] == ["1 stored", "pause", "2 stored", "pause", "2 stored"]
+
+
+async def test_a_backlog_is_stored_without_a_pause(
+    log: SqliteEventLog, path: Path, database_url: str, query: Query
+) -> None:
+    for _ in range(12):
+        await log.append([entry(log_pb2.ENTRY_KIND_UNSPECIFIED, bytes(300_000))])
+    told: list[str] = []
+
+    connect = telling(database_url, told, lambda: None)
+    with Running(path, connect, Pausing(told, lambda: None)):
+        until(lambda: query("select count(*) from quarantine") == [(12,)], "all entries")
+
+    assert told[:3] == ["4 stored", "4 stored", "4 stored"]
 
 
 async def test_killed_between_copy_and_commit_it_stores_each_sample_once(
