@@ -17,7 +17,8 @@ from derops_operator.certificates import Csr, Issued, read_csr, read_issued
 from derops_operator.instants import parse_instant, to_us
 
 FINALIZER = "derops.io/in-flight"
-"""On a Dispatch from submission to its terminal phase, on a DERAsset while it has such a one."""
+"""On a Dispatch from submission to its terminal phase; on a DERAsset while it has such a one, or
+one that its device may still hold."""
 
 MANAGED_BY = {"app.kubernetes.io/managed-by": "derops"}
 """Label of everything the operator creates."""
@@ -157,6 +158,19 @@ class Dispatch:
         return not self.phase.terminal and (
             self.meta.holds_finalizer or self.phase is not Phase.SUBMITTED
         )
+
+    @property
+    def is_unreverted(self) -> bool:
+        """Whether its end was told before its device was reverted, and that is still to come."""
+        return self.phase.terminal and any(
+            (each["type"], each["status"]) == ("Reverted", "False")
+            for each in self.status.get("conditions", [])
+        )
+
+    def is_of_an_earlier(self, asset: Asset) -> bool:
+        """Tell whether it was submitted before this asset was re-created under its name."""
+        submitted = self.status.get("timeline", {}).get("submittedAt")
+        return submitted is not None and asset.meta.created_us > parse_instant(submitted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

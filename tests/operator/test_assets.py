@@ -386,6 +386,36 @@ def test_a_deleted_asset_waits_for_its_dispatches_and_then_says_what_is_not_know
     assert "peak" in action.warning
 
 
+def test_a_device_that_is_not_reverted_holds_its_asset_after_the_end_was_told() -> None:
+    stuck = {
+        "phase": "Failed",
+        "conditions": [{"type": "Reverted", "status": "False"}],
+        "timeline": {"submittedAt": "2027-01-15T08:00:01.000Z"},
+    }
+    subject, failed = asset(held=True, deleting=10), dispatch(status=stuck)
+
+    waiting = decide(subject, seconds=69, dispatches=[failed])
+    given_up = decide(subject, seconds=71, dispatches=[failed])
+
+    assert waiting.actions == ()
+    assert conditions(waiting)["Released"] == ("False", "Releasing")
+    (action,) = given_up.actions
+    assert isinstance(action, RemoveFinalizer)
+    assert "peak" in action.warning
+
+
+def test_what_an_earlier_asset_of_the_name_did_not_revert_holds_no_other() -> None:
+    stuck = {
+        "phase": "Failed",
+        "conditions": [{"type": "Reverted", "status": "False"}],
+        "timeline": {"submittedAt": "2027-01-15T07:00:00.000Z"},
+    }
+
+    assert decide(asset(held=True), dispatches=[dispatch(status=stuck)]).actions[:1] == (
+        RemoveFinalizer(),
+    )
+
+
 def test_quarantine_begins_when_the_device_is_released() -> None:
     subject = asset(operatingState="Quarantined")
     flying = dispatch(submitted=True)

@@ -72,12 +72,16 @@ def reconcile_asset(
         realm: Trust domain and issuer.
     """
     in_flight = [each for each in dispatches if each.in_flight]
+    unreverted = [
+        each for each in dispatches if each.is_unreverted and not each.is_of_an_earlier(asset)
+    ]
+    holding = in_flight + unreverted
     uri = identities.asset_uri(asset, realm.trust_domain)
     own = identities.own_requests(requests, asset, certificate)
     stored = asset.status.get("identity", {})
     ledger = identities.next_ledger(stored, own, session, uri, now_us)
-    releasing = _is_taken_out(asset) and bool(in_flight)
-    actions = _finalizing(asset, in_flight, now_us)
+    releasing = _is_taken_out(asset) and bool(holding)
+    actions = _finalizing(asset, holding, now_us)
     if asset.meta.deleting_us is None:
         actions += _certifying(asset, own, certificate, ledger, now_us, realm)
     quarantine = _quarantine(asset, session, now_us, releasing=releasing)
@@ -111,19 +115,19 @@ def _is_taken_out(asset: Asset) -> bool:
     return asset.meta.deleting_us is not None or asset.operating_state != "InService"
 
 
-def _finalizing(asset: Asset, in_flight: list[Dispatch], now_us: int) -> list[AssetAction]:
+def _finalizing(asset: Asset, holding: list[Dispatch], now_us: int) -> list[AssetAction]:
     holds, deleting_us = asset.meta.holds_finalizer, asset.meta.deleting_us
-    if in_flight and not holds and deleting_us is None:
+    if holding and not holds and deleting_us is None:
         return [AddFinalizer()]
-    if not in_flight and holds:
+    if not holding and holds:
         return [RemoveFinalizer()]
     if holds and deleting_us is not None and now_us > deleting_us + RELEASE_GRACE_US:
-        names = ", ".join(sorted(each.meta.name for each in in_flight))
+        names = ", ".join(sorted(each.meta.name for each in holding))
         return [
             RemoveFinalizer(
                 warning=(
-                    f"deleted while these dispatches were in flight and the agent did not confirm "
-                    f"within 60 s: {names}; whether the device was reverted is not known"
+                    f"deleted while these dispatches may be on the device, and the agent did not "
+                    f"confirm within 60 s: {names}; whether the device was reverted is not known"
                 )
             )
         ]
@@ -239,7 +243,7 @@ def _readiness(
         else Wanted("Stalled", "False", "Proceeding"),
     ]
     if releasing:
-        words = "waiting for dispatches in flight to be reverted"
+        words = "waiting for the device to be reverted"
         wanted.append(Wanted("Released", "False", "Releasing", words))
     elif _is_taken_out(asset):
         wanted.append(Wanted("Released", "True", "NothingInFlight"))

@@ -199,7 +199,7 @@ def _withdrawal(
         return _Withdrawal(reason="", words="cancelled by its requester")
     if dispatch.meta.deleting_us is not None:
         return _Withdrawal(reason="", words="the Dispatch is being deleted")
-    if asset is None or _is_another(asset, dispatch):
+    if asset is None or dispatch.is_of_an_earlier(asset):
         return _Withdrawal(
             reason=Reason.ASSET_DELETED, words=f"asset {dispatch.asset_name} was deleted"
         )
@@ -219,12 +219,6 @@ def _is_unsent(dispatch: Dispatch, view: DispatchView) -> bool:
         and status_of(dispatch.status.get("conditions", []), "Delivered") != "True"
         and view.is_unsent(dispatch.meta.created_us)
     )
-
-
-def _is_another(asset: Asset, dispatch: Dispatch) -> bool:
-    """Tell whether the asset was re-created under its name after the dispatch was submitted."""
-    submitted = dispatch.status.get("timeline", {}).get("submittedAt")
-    return submitted is not None and asset.meta.created_us > parse_instant(submitted)
 
 
 def _outcome(
