@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.powerloss.recording import Told, tell
 from tests.powerloss.stores import STORES, Store
 
-_STEPS = 40
+_STEPS = 15
 
 
 def main(name: str, folder: str, journal: str, *runs: str) -> None:

@@ -130,10 +130,12 @@ def _play(
 
 
 def _points(operations: Sequence[Operation], count: int, rng: random.Random) -> Iterator[int]:
-    """Yield points to cut the power at; half of them right after something was told."""
-    after_tells = [n + 1 for n, each in enumerate(operations) if each.kind is Kind.TELL]
+    """Yield points to cut the power at; many right after something was told, where most is due."""
+    tells = {n + 1: each.told for n, each in enumerate(operations) if each.kind is Kind.TELL}
+    firsts = {told.process: n for n, told in reversed(tells.items())}
     for _ in range(count):
-        yield rng.choice(after_tells) if rng.random() < 0.5 else rng.randint(0, len(operations))
+        anywhere = rng.randint(0, len(operations))
+        yield rng.choice((anywhere, rng.choice(list(tells)), rng.choice(list(firsts.values()))))
 
 
 def _images(

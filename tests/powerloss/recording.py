@@ -12,7 +12,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
@@ -25,7 +25,7 @@ State = dict[str, Any]
 
 _HEADER = struct.Struct("=IIQQQ")
 _ROOTS = ("agent", "headend", ".")
-_RUNS = (1, 4)
+_RUNS = (4, 12)
 
 
 class Kind(IntEnum):
@@ -48,6 +48,8 @@ class Told:
     state: State
     losing: bool = False
     """Whether the store is about to give it up, and to begin anew."""
+
+    process: int = field(default_factory=os.getpid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ def record(store: str, folder: Path, journal: Path, rng: random.Random) -> list[
     """
     runs = []
     for rest in reversed(range(rng.randint(*_RUNS))):
-        kill_before = rng.choice((0, rng.randint(1, 10), rng.randint(1, 150))) if rest else 0
+        kill_before = rng.randint(1, 12) if rest else 0
         runs.append(f"{rng.getrandbits(32)},{kill_before}")
     run(["-m", "tests.powerloss.child", store, str(folder), str(journal), *runs], folder, journal)
     return read(journal)
@@ -112,6 +114,7 @@ def run(arguments: list[str], folder: Path, journal: Path) -> None:
         "LD_PRELOAD": str(library()),
         "RECORD_FOLDER": str(folder),
         "RECORD_JOURNAL": str(journal),
+        "PYTHONHASHSEED": "0",
         "PYTHONPATH": os.pathsep.join(str(places.REPOSITORY / root) for root in _ROOTS),
     }
     command = [sys.executable, *arguments]

@@ -12,6 +12,7 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -309,11 +310,24 @@ class GatewayLog:
         return [f"{what}: found {found}; told {possible}" for what, is_so in wrong.items() if is_so]
 
 
+class OlderGatewayLog(GatewayLog):
+    """A log that was made before its file gave space back: opening one writes nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "events.db"
+        if not path.exists():
+            with closing(sqlite3.connect(path)) as made:
+                made.execute("PRAGMA auto_vacuum = NONE")
+                made.execute("PRAGMA journal_mode = WAL")
+        super().__init__(folder)
+
+
 STORES: dict[str, Callable[[Path], Store]] = {
     "agent's outbox": AgentOutbox,
     "agent's ledger": AgentLedger,
     "gateway's desired state": GatewayDesired,
     "gateway's event log": GatewayLog,
+    "gateway's event log, older": OlderGatewayLog,
 }
 
 

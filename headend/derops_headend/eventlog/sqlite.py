@@ -23,6 +23,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from derops.errors import LogDamagedError, SchemaTooNewError
+from derops.files import sync_recovered
 from derops.wire.v1 import log_pb2
 from derops_headend.eventlog import metrics
 from derops_headend.eventlog.packing import pack
@@ -333,6 +334,7 @@ def _connect(path: Path, *, create: bool) -> sqlite3.Connection:
         connection.execute(f"PRAGMA {pragma}")
     # Debian's SQLite writes zeros over what it deletes: a trim would cost as much as an append.
     connection.execute("PRAGMA secure_delete = OFF")
+    sync_recovered(path)
     return connection
 
 
