@@ -52,6 +52,10 @@ histories: setup  ## Dispatches through whatever may befall them; DEROPS_SEED, D
 	DEROPS_EXAMPLES=$(or $(DEROPS_EXAMPLES),10000) .venv/bin/pytest tests/lifecycle --timeout=0 \
 		$(if $(DEROPS_SEED),--hypothesis-seed=$(DEROPS_SEED))
 
+fuzz: parts  ## A million messages that may be anything, to the database; DEROPS_SEED, DEROPS_MESSAGES
+	DEROPS_MESSAGES=$(or $(DEROPS_MESSAGES),1000000) .venv/bin/pytest -s --timeout=0 \
+		tests/headend/writing/test_fuzzing.py
+
 bench: parts  ## Measure; prints JSON lines
 	$(PYTHON) -m tests.bench $(BENCH)
 
