@@ -21,7 +21,7 @@ SETTLE_SECONDS = 180
 
 _MINUTE_US = 60_000_000
 _MINUTE_BITS = 32
-"""More than the minutes of any time that a sample may have."""
+"""Enough for the minutes between any two times that samples may have."""
 
 _LOCK = 0x726F6C6C7570  # "rollup"
 
@@ -181,12 +181,16 @@ def minutes_of(samples: Samples, asset_ids: NDArray[np.int64]) -> Touched:
         samples: The rows.
         asset_ids: The database's id for each asset index of the samples.
     """
+    minutes = samples.ts_us // _MINUTE_US
+    first = minutes.min()
     # One number for both, as numpy sorts numbers far faster than pairs.
-    keys = (samples.asset.astype("i8") << _MINUTE_BITS) + samples.ts_us // _MINUTE_US
+    keys = (samples.asset.astype("i8") << _MINUTE_BITS) + (minutes - first)
     changes = np.flatnonzero(keys[1:] != keys[:-1]) + 1  # samples of a minute lie side by side
     keys = np.unique(keys[np.concatenate(([0], changes))])
-    minutes = keys & ((1 << _MINUTE_BITS) - 1)
-    return Touched(asset_ids=asset_ids[keys >> _MINUTE_BITS], bucket_us=minutes * _MINUTE_US)
+    return Touched(
+        asset_ids=asset_ids[keys >> _MINUTE_BITS],
+        bucket_us=((keys & ((1 << _MINUTE_BITS) - 1)) + first) * _MINUTE_US,
+    )
 
 
 def mark(connection: psycopg.Connection, touched: Touched) -> None:

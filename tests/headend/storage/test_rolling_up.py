@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import psycopg
 import pytest
 from tests.headend.storage.conftest import Query
@@ -20,7 +21,8 @@ from tests.headend.storage.storing import (
     us,
 )
 
-from derops_headend.storage.rolling_up import HOLD_SECONDS, roll_up
+from derops_headend.storage.rolling_up import HOLD_SECONDS, minutes_of, roll_up
+from derops_headend.writing.rows import Samples
 
 QUARTER_US = 15 * MINUTE_US
 COLUMNS = (
@@ -280,3 +282,27 @@ def test_values_that_no_sum_could_hold_are_stored_and_not_rolled_up(
         ([1e200, *wild, 5e-324, 5e-324, 5e-324],)
     ]
     assert query("select count(*) from quarantine") == [(0,)]
+
+
+def test_minutes_are_those_of_each_asset_once_whatever_the_order_and_the_epoch() -> None:
+    minutes = [7, -3, 7, 6, 40_000_000, -3, 7]
+    assets = [1, 0, 0, 1, 1, 0, 1]
+    samples = Samples(
+        source=np.zeros(7, "i4"),
+        asset=np.array(assets, "i4"),
+        ts_us=np.array(minutes) * MINUTE_US + 59_999_999,
+        received_us=np.zeros(7, "i8"),
+        values={},
+    )
+    ids = np.array([2**40, 5])
+
+    touched = minutes_of(samples, ids)
+
+    pairs = list(zip(touched.asset_ids.tolist(), touched.bucket_us.tolist(), strict=True))
+    assert sorted(pairs) == sorted(
+        {
+            (int(ids[asset]), minute * MINUTE_US)
+            for asset, minute in zip(assets, minutes, strict=True)
+        }
+    )
+    assert len(pairs) == 5
