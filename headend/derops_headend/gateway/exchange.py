@@ -267,8 +267,6 @@ class Exchange:
                 )
             await self.store.replace(snapshot)
             changes = self.desired.replace(snapshot)
-            known = {dispatch.uid for dispatch in snapshot.dispatches}
-            self._reports = {uid: r for uid, r in self._reports.items() if uid in known}
             self._on_ready()
             self._route(changes)
 

@@ -172,7 +172,7 @@ def _what_was_missing(dispatch: Dispatch, view: DispatchView, now_us: int) -> di
     """Return what an agent learnt that told the end before it could revert the device."""
     status, report = dispatch.status, view.report
     told = (status.get("phase"), status.get("reason"))
-    if report is None or told != (report.phase, report.reason) or not report.reverted_us:
+    if report is None or told != (report.phase, report.reason):
         return {}
     stored = status.get("conditions", [])
     if status_of(stored, "Reverted") != "False":
