@@ -272,7 +272,11 @@ class Holder:
             if refused:
                 scope = self._look_again(scope, held, site)
         metrics.DEVICE_WRITES.labels(answer).inc()
+        timer_ends_us = self._timer_ends_us
         self._note_write(step, target, owners, armed_seconds, pending=pending)
+        if _wrong(scope, step, held, site):
+            # What the device did not take did not set its timer either.
+            self._timer_ends_us = timer_ends_us
         if answer == "timeout":
             self._note_silence(owners)
         await self._note_success(scope, step, target, held, site)

@@ -68,6 +68,21 @@ async def test_a_revert_that_the_device_ignores_is_not_told_as_done(agent: Agent
     assert agent.device.held.active_power_watts == 0
 
 
+async def test_the_timer_of_a_device_that_ignores_its_revert_tells_until_when_it_held_it(
+    agent: Agent,
+) -> None:
+    agent.device.timer_seconds = 118
+    await agent.give(order(mode="GenerationLimit", watts=2000))
+    await agent.wait(155, step=1)
+    agent.device.fail = "ignore"
+    await agent.wait(23, step=1)
+    agent.device.held = Setpoints(active_power_watts=0)
+    await agent.wait(60, step=1)
+
+    assert agent.report().phase == "Failed"
+    assert agent.report().active_milliseconds == 118_000
+
+
 async def test_a_released_value_that_stays_is_not_told_as_reverted(agent: Agent) -> None:
     await agent.give(asset(), order(mode="GenerationLimit", watts=2000))
     await agent.wait(70)

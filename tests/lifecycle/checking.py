@@ -226,7 +226,7 @@ def _holds(setpoints: Setpoints, dispatch: Dispatch) -> bool:
 def _awaits_revert(report: dispatch_pb2.DispatchReport) -> bool:
     """Tell whether the agent says that it failed, and has yet to say that it is reverted."""
     early = report.applied_us or report.reason in (Reason.DEVICE_OFFLINE, Reason.REVERT_FAILED)
-    return bool(early) and not report.reverted_us
+    return bool(early and report.ended_us) and not report.reverted_us
 
 
 def _strength(dispatch: Dispatch) -> tuple[int, int, str]:
