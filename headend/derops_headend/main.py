@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import errno
+import gc
 import random
 import signal
 import sqlite3
@@ -125,6 +126,8 @@ async def _serve_gateway() -> None:
             return
         gateway = Gateway(options, store=store, log=log, readiness=readiness)
         await gateway.start()
+        # What is here now stays: to look through it for garbage would make turns of the loop late.
+        gc.freeze()
         await stopping.wait()
         await gateway.stop()
 

@@ -4,7 +4,7 @@ Everything here runs in one event loop; a method without ``await`` is a step tha
 done. What must survive goes to the store or to the log first.
 """
 
-from asyncio import Future, Lock
+from asyncio import Future, Lock, sleep
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -24,6 +24,7 @@ from derops_headend.gateway.group_commit import GroupCommit
 from derops_headend.gateway.journal import Journal
 
 Message = control_pb2.ReplicaMessage
+_SWEPT_AT_ONCE = 100
 
 
 class NotReadyError(DeropsError):
@@ -224,12 +225,17 @@ class Exchange:
                 serial_number=certificate.serial_number,
             )
 
-    def end_overdue(self) -> None:
-        """End streams whose certificate's time is over, or that were silent too long."""
+    async def end_overdue(self) -> None:
+        """End streams whose certificate's time is over, or that were silent too long.
+
+        In steps: to look at ten thousand streams at once would make the loop late.
+        """
         now_us = self.now_us()
-        for stream in list(self._streams.values()):
+        for number, stream in enumerate(list(self._streams.values()), start=1):
             self._end_if_expired(stream, now_us)
             stream.end_if_silent()
+            if number % _SWEPT_AT_ONCE == 0:
+                await sleep(0)
 
     def end_all(self, reason: str, message: str) -> None:
         """End every stream, of agents and of the operator."""

@@ -213,7 +213,7 @@ class Gateway:
     async def _sweep(self) -> None:
         while True:
             self._alive_at = time.monotonic()
-            self.exchange.end_overdue()
+            await self.exchange.end_overdue()
             await asyncio.sleep(_SWEEP_SECONDS)
 
 
