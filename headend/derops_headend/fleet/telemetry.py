@@ -50,18 +50,21 @@ def check_batch(batch: agent_pb2.TelemetryBatch) -> Violation | None:
     samples = len(batch.dt_us)
     if not 1 <= samples <= MAX_SAMPLES:
         return _bad(f"{samples} samples; 1 to {MAX_SAMPLES} are allowed")
-    if batch.ByteSize() > MAX_BATCH_BYTES:
-        return _bad(f"{batch.ByteSize()} bytes; up to {MAX_BATCH_BYTES} are allowed")
+    size = batch.ByteSize()
+    if size > MAX_BATCH_BYTES:
+        return _bad(f"{size} bytes; up to {MAX_BATCH_BYTES} are allowed")
     if not 1 <= len(batch.columns) <= MAX_COLUMNS:
         return _bad(f"{len(batch.columns)} columns; 1 to {MAX_COLUMNS} are allowed")
     for column in batch.columns:
-        if len(column.values) != samples:
-            return _bad(f"a column has {len(column.values)} values for {samples} samples")
-        if bool(column.quantity) == bool(column.name) or len(column.name) > MAX_COLUMN_NAME:
+        values, name = len(column.values), column.name
+        if values != samples:
+            return _bad(f"a column has {values} values for {samples} samples")
+        if bool(column.quantity) == bool(name) or len(name) > MAX_COLUMN_NAME:
             return _bad("a column has either a quantity or a name of up to 64 characters")
-    if batch.dt_us[0] != 0:
+    dt_us = batch.dt_us[:]  # a list: to walk the field itself takes several times as long
+    if dt_us[0] != 0:
         return _bad("the first dt_us is not 0")
-    first, last = batch.t0_us + min(batch.dt_us), batch.t0_us + max(batch.dt_us)
+    first, last = batch.t0_us + min(dt_us), batch.t0_us + max(dt_us)
     if first <= 0 or last >= MAX_TIME_US:
         return _bad(f"times from {first} to {last} us are not between 1970 and 2100")
     return None
@@ -122,6 +125,11 @@ class OutboxOrder:
             )
         self._received = sequence
         return Verdict.STORE
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether all that came is durable, and more may come without further credit."""
+        return self._acknowledged == self._received < self._promised
 
     def stored(self, sequence: int) -> None:
         """Note that all up to ``sequence`` are durable."""

@@ -1,4 +1,9 @@
-"""Gives telemetry its credit: at once while the loop keeps up, else in turn and at a pace."""
+"""Gives telemetry its credit: at once while the loop keeps up, else in turn and at a pace.
+
+The pace holds back what may come in. An agent that sends less than it may is not what there is too
+much of: it hears at once that its batch is durable. One that sends all it may hears of it with its
+next credit, of many batches in one message.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -14,8 +19,15 @@ TURN_SECONDS = 0.01
 class Creditor(Protocol):
     """A stream that may be given credit."""
 
+    @property
+    def is_calm(self) -> bool:
+        """Whether all that came is durable, and its agent may send more."""
+
     def give_credit(self, window: int) -> None:
-        """Tell the agent what is acknowledged, and how many batches it may have on their way."""
+        """Tell the agent what is acknowledged, and how many batches it may have on their way.
+
+        A window of 0 takes back nothing that was promised.
+        """
 
 
 class AdmissionControl:
@@ -28,7 +40,8 @@ class AdmissionControl:
     def __init__(self, fill: Callable[[], float]) -> None:
         self._fill = fill
         self._pace = Pace()
-        self._waiting: dict[Creditor, None] = {}  # an ordered set: first come, first served
+        self._asking: dict[Creditor, None] = {}  # ordered sets: first come, first served
+        self._waiting: dict[Creditor, None] = {}
         self._without_room: set[Creditor] = set()
         self._received = 0
         self._pressed = False
@@ -39,18 +52,19 @@ class AdmissionControl:
         self._received += 1
 
     def request(self, stream: Creditor) -> None:
-        """Give ``stream`` its credit when it is its turn, at the earliest after this step.
+        """Give ``stream`` its acknowledgement after this step, and its credit when it is its turn.
 
         What becomes durable in one step of the loop is acknowledged to a stream in one message.
         """
         self._without_room.discard(stream)
-        self._waiting[stream] = None
+        self._asking[stream] = None
         if not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._serve)
 
     def forget(self, stream: Creditor) -> None:
         """Drop a stream that ended."""
+        self._asking.pop(stream, None)
         self._waiting.pop(stream, None)
         self._without_room.discard(stream)
 
@@ -68,23 +82,34 @@ class AdmissionControl:
                 waiting=bool(self._waiting),
             )
             before, self._received = now, 0
-            if window_of(self._fill()):
+            fill = self._fill()
+            if window_of(fill):
                 self._waiting |= dict.fromkeys(self._without_room)
                 self._without_room.clear()
             self._serve()
+            metrics.LOG_FILL.set(fill)
+            metrics.CREDIT_WAITING.set(len(self._waiting))
 
     def _serve(self) -> None:
         self._scheduled = False
-        fill = self._fill()
-        window = window_of(fill)
+        window = window_of(self._fill())
         if self._pressed:  # what is already on its way is more than can be served
             window = min(window, 1)
         while self._waiting and self._pace.take():
             stream = next(iter(self._waiting))
             del self._waiting[stream]
-            if not window:
-                self._without_room.add(stream)
-            stream.give_credit(window)
+            self._give(stream, window)
+        asking, self._asking = self._asking, {}
+        for stream in asking:
+            if not self._waiting and self._pace.take():
+                self._give(stream, window)
+            elif stream.is_calm:
+                stream.give_credit(0)
+            else:
+                self._waiting[stream] = None  # who waits already keeps its place
         self._pressed = bool(self._waiting)
-        metrics.LOG_FILL.set(fill)
-        metrics.CREDIT_WAITING.set(len(self._waiting))
+
+    def _give(self, stream: Creditor, window: int) -> None:
+        if not window:
+            self._without_room.add(stream)
+        stream.give_credit(window)

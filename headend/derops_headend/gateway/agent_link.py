@@ -55,6 +55,11 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
         context: Context,
     ) -> None:
         """Serve one agent."""
+        # Its Hello is not kept for as long as the stream lives.
+        await (await self._admit(context)).serve()
+
+    async def _admit(self, context: Context) -> AgentStream:
+        """Return the stream of an agent, the live one of its asset, or refuse it."""
         certificate = await self._authenticate(context)
         hello = await self._read_hello(context, certificate)
         try:
@@ -78,7 +83,7 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
         except CloneSuspectedError as error:
             clone = IdentityRefusedError("CloneSuspected", str(error))
             await self._refuse(context, clone, certificate)
-        await stream.serve()
+        return stream
 
     async def _authenticate(self, context: Context) -> AgentCertificate:
         """Return what the certificate says; refuse before anything is read."""

@@ -1,11 +1,14 @@
 """One agent's stream from Hello to its end.
 
-Two tasks: one reads and never waits for a disk, one writes and is the only one that does. What
-arrives is acknowledged by callbacks of the log, in the order it came.
+The call's own task reads and never waits for a disk. A second one lives while there is something to
+write and is the only one that does: an idle agent costs the memory of one task. What arrives is
+acknowledged by callbacks of the log, in the order it came.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable
+from functools import partial
 
 import grpc
 import structlog
@@ -27,7 +30,6 @@ from derops_headend.fleet.telemetry import (
 from derops_headend.gateway import metrics
 from derops_headend.gateway.calls import EOF, Context
 from derops_headend.gateway.exchange import Exchange, without_identity
-from derops_headend.gateway.outgoing import Outgoing
 
 MAX_QUEUED = 1024
 """Messages that wait for a slow agent before its stream is ended."""
@@ -57,9 +59,36 @@ _BYE_SECONDS = 2.0
 _MAX_REASON = 64
 _MAX_TEXT = 500
 
+_log = structlog.get_logger("agent")
+
 
 class AgentStream:
     """Serves one call of AgentLink.Connect after its Hello was accepted."""
+
+    __slots__ = (
+        "_asset_id",
+        "_clock_offset_milliseconds",
+        "_context",
+        "_dropped_batches",
+        "_ending",
+        "_exchange",
+        "_handler",
+        "_heard_us",
+        "_heartbeat_seconds",
+        "_ledger_id",
+        "_monotonic_us",
+        "_order",
+        "_peer_left",
+        "_refused_batches",
+        "_refused_reports",
+        "_said_bye",
+        "_unstored",
+        "_waiting",
+        "_writer",
+        "certificate",
+        "peer",
+        "session",
+    )
 
     def __init__(
         self,
@@ -72,6 +101,8 @@ class AgentStream:
         heartbeat_seconds: int,
         monotonic_us: Callable[[], int],
     ) -> None:
+        capability = agent_pb2.Capability()
+        capability.CopyFrom(hello.capability)  # a part of the Hello would keep all of it
         self.certificate = certificate
         self.peer: str = context.peer()
         self.session = Session(
@@ -80,23 +111,22 @@ class AgentStream:
             instance_id=hello.instance_id,
             serial_number=certificate.serial_number,
             since_us=exchange.now_us(),
-            capability=hello.capability,
+            capability=capability,
         )
         self._context, self._exchange, self._asset_id = context, exchange, asset.id
         self._ledger_id = hello.ledger_id
         self._heartbeat_seconds = heartbeat_seconds
         self._monotonic_us = monotonic_us
         self._heard_us = monotonic_us()
-        self._outgoing: Outgoing[agent_pb2.GatewayMessage | str] = Outgoing(MAX_QUEUED)
+        self._waiting: deque[agent_pb2.GatewayMessage | str] | None = None
+        self._handler: asyncio.Task[None] | None = None
+        self._writer: asyncio.Task[None] | None = None
         self._order = OutboxOrder(hello.outbox_id, hello.first_sequence)
         self._unstored = self._refused_reports = 0
         self._dropped_batches = self._refused_batches = 0
         self._clock_offset_milliseconds: int | None = None
         self._ending: agent_pb2.Bye | None = None
         self._peer_left = self._said_bye = False
-        self._log = structlog.get_logger("agent").bind(
-            asset=str(certificate.asset), epoch=hello.epoch
-        )
 
     # What the exchange asks of it
 
@@ -108,6 +138,11 @@ class AgentStream:
         """Queue a dispatch, in the state it has when it is its turn."""
         self._put(dispatch_uid)
 
+    @property
+    def is_calm(self) -> bool:
+        """Whether all that came is durable, and the agent may send more."""
+        return self._order.is_calm
+
     def give_credit(self, window: int) -> None:
         """Queue what is acknowledged, and what may be on its way from here on."""
         self.send(agent_pb2.GatewayMessage(credit=self._order.credit(window)))
@@ -116,7 +151,10 @@ class AgentStream:
         """Say Bye and end; the first reason stands."""
         if self._ending is None:
             self._ending = agent_pb2.Bye(reason=reason[:_MAX_REASON], message=message[:_MAX_TEXT])
-            self._outgoing.close()
+            self._waiting = None
+            # Until now it has done nothing but read; where it is the one who ends, it knows.
+            if self._handler is not None and self._handler is not asyncio.current_task():
+                self._handler.cancel()
 
     def end_if_silent(self) -> None:
         """End where nothing was heard for three heartbeats."""
@@ -128,25 +166,24 @@ class AgentStream:
 
     async def serve(self) -> None:
         """Run until either side ends. The stream is the live one of its asset already."""
-        self._log.info("agent.connected", peer=self.peer)
-        reader = asyncio.create_task(self._read())
-        writer = asyncio.create_task(self._write())
+        self._log().info("agent.connected", peer=self.peer)
+        self._handler = asyncio.current_task()
+        self._writer = asyncio.create_task(self._write(opening=True))
+        stuck = False
         try:
-            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
-            self.end("ConnectionLost", "")
-            await asyncio.wait({writer}, timeout=_BYE_SECONDS)
-            stuck = not writer.done()
+            await self._read()
+            stuck = not await self._say_bye()
         finally:
             self.end("ConnectionLost", "")
-            for task in (reader, writer):
-                task.cancel()
+            if self._writer is not None:
+                self._writer.cancel()
             bye = self._ending or agent_pb2.Bye()
             self._exchange.admission.forget(self)
             self._exchange.close(self, bye.reason, bye.message)
             metrics.ENDED_STREAMS.labels(self._label(bye.reason)).inc()
-            self._log.info("agent.disconnected", reason=bye.reason, why=bye.message)
-            failures = await asyncio.gather(reader, writer, return_exceptions=True)
-            self._log_failures(failures)
+            self._log().info("agent.disconnected", reason=bye.reason, why=bye.message)
+            if self._writer is not None:
+                await asyncio.wait({self._writer})
         if stuck:  # the peer grants no window for the Bye; only an abort ends such a call
             await self._context.abort(grpc.StatusCode.ABORTED, f"{bye.reason}: {bye.message}")
 
@@ -154,11 +191,32 @@ class AgentStream:
         known = not self._said_bye or reason in AGENT_REASONS
         return reason if known else "Other"
 
-    def _log_failures(self, failures: Iterable[BaseException | None]) -> None:
-        for failure in failures:
-            expected = (asyncio.CancelledError, grpc.RpcError, grpc.aio.BaseError)
-            if failure is not None and not isinstance(failure, expected):
-                self._log.error("stream.failed", exc_info=failure)
+    def _fail(self, failure: Exception) -> None:
+        """End because of a failure; that a connection is lost is no news."""
+        if not isinstance(failure, grpc.RpcError | grpc.aio.BaseError):
+            self._log().error("stream.failed", exc_info=failure)
+        self.end("ConnectionLost", "")
+
+    async def _say_bye(self) -> bool:
+        """Write the Bye behind what is being written; tell whether the peer took it in time."""
+        try:
+            async with asyncio.timeout(_BYE_SECONDS):
+                if self._writer is not None:
+                    await asyncio.wait({self._writer})
+                if not self._peer_left:
+                    await self._context.write(agent_pb2.GatewayMessage(bye=self._ending))
+        except TimeoutError:
+            return False
+        except (grpc.RpcError, grpc.aio.BaseError):
+            pass
+        return True
+
+    def _log(self) -> structlog.stdlib.BoundLogger:
+        """Return a logger that says whose stream it is; made when it is needed, which is seldom."""
+        bound: structlog.stdlib.BoundLogger = _log.bind(
+            asset=str(self.certificate.asset), epoch=self.session.epoch
+        )
+        return bound
 
     # Writing
 
@@ -176,14 +234,17 @@ class AgentStream:
         ]
         return self._exchange.revision(), dispatches
 
-    async def _write(self) -> None:
+    async def _write(self, *, opening: bool = False) -> None:
+        """Write what waits, then end."""
         try:
-            await self._write_opening()
-            await self._outgoing.drain(self._write_item)
+            if opening:
+                await self._write_opening()
+            while self._waiting:
+                await self._write_item(self._waiting.popleft())
+        except Exception as failure:
+            self._fail(failure)
         finally:
-            self.end("ConnectionLost", "")
-        if not self._peer_left:
-            await self._context.write(agent_pb2.GatewayMessage(bye=self._ending))
+            self._writer = None
 
     async def _write_opening(self) -> None:
         welcome = agent_pb2.Welcome(
@@ -240,30 +301,45 @@ class AgentStream:
             self._exchange.tell_delivery(uid)
 
     def _put(self, item: agent_pb2.GatewayMessage | str) -> None:
-        if not self._outgoing.put(item):
+        if self._ending is not None:
+            return
+        if self._waiting is None:
+            self._waiting = deque()
+        if len(self._waiting) >= MAX_QUEUED:
             self.end("AgentTooSlow", f"{MAX_QUEUED} messages wait to be read")
+            return
+        self._waiting.append(item)
+        if self._writer is None and self._handler is not None:
+            self._writer = asyncio.create_task(self._write())
 
     # Reading
 
     async def _read(self) -> None:
         while self._ending is None:
             try:
-                message = await self._context.read()
+                # No name for the message: it would keep 64 KiB until the next one comes.
+                violation = self._take(await self._context.read())
             except DecodeError:  # gRPC has taken it off the stream and could go on; we do not
                 self.end("BadMessage", "bytes that are no message of the protocol")
                 return
-            if self._ending is not None:
-                return  # superseded or refused: what still arrives is not heard
-            if message is EOF:
-                self._peer_left = True
-                self.end("ConnectionLost", "the stream ended without Bye")
+            except asyncio.CancelledError:
+                if self._ending is None or self._handler is None or self._handler.uncancel():
+                    raise  # gRPC's: the connection is gone
                 return
-            self._heard_us = self._monotonic_us()
-            violation = self._take(message)
+            except Exception as failure:
+                self._fail(failure)
+                return
             if violation is not None:
                 self.end(violation.reason, violation.message)
 
     def _take(self, message: agent_pb2.AgentMessage) -> Violation | None:
+        if self._ending is not None:
+            return None  # superseded or refused: what still arrives is not heard
+        if message is EOF:
+            self._peer_left = True
+            self.end("ConnectionLost", "the stream ended without Bye")
+            return None
+        self._heard_us = self._monotonic_us()
         kind = message.WhichOneof("kind")
         if kind == "telemetry":
             return self._take_telemetry(message.telemetry)
@@ -310,7 +386,7 @@ class AgentStream:
     ) -> Violation | None:
         """Keep a batch or gap for quarantine; where there are too many, end the stream."""
         metrics.REFUSED_BATCHES.inc()
-        self._log.warning("telemetry.refused", sequence=sequence, why=broken.message)
+        self._log().warning("telemetry.refused", sequence=sequence, why=broken.message)
         self._refused_batches += 1
         if self._refused_batches > MAX_REFUSED_BATCHES:
             return broken
@@ -332,7 +408,7 @@ class AgentStream:
         if broken is not None:
             return self._refuse(log_pb2.GAP, gap.sequence, body, broken)
         metrics.GAPS.inc()
-        self._log.warning("telemetry.lost", samples=gap.samples, reason=gap.reason)
+        self._log().warning("telemetry.lost", samples=gap.samples, reason=gap.reason)
         self._store(log_pb2.GAP, body, gap.sequence)
         return None
 
@@ -350,21 +426,21 @@ class AgentStream:
     def _store(
         self, kind: log_pb2.EntryKind, body: bytes, sequence: int, *, refused: str = ""
     ) -> None:
-        def durable(future: asyncio.Future[None]) -> None:
-            self._unstored -= kind == log_pb2.GAP
-            if self._is_durable(future):
-                self._order.stored(sequence)
-                self._exchange.admission.request(self)
-
         self._unstored += kind == log_pb2.GAP
-        future = self._exchange.journal.put(
+        self._exchange.journal.put(
             kind,
             self._asset_id,
             body,
+            partial(self._settle, kind, sequence),
             refused=refused,
             clock_offset_milliseconds=self._clock_offset_milliseconds,
         )
-        future.add_done_callback(durable)
+
+    def _settle(self, kind: log_pb2.EntryKind, sequence: int, error: BaseException | None) -> None:
+        self._unstored -= kind == log_pb2.GAP
+        if self._is_durable(error):
+            self._order.stored(sequence)
+            self._exchange.admission.request(self)
 
     def _take_report(self, report: dispatch_pb2.DispatchReport) -> Violation | None:
         problem = self._problem_of(report)
@@ -376,18 +452,17 @@ class AgentStream:
             asset_uid=self.session.asset_uid, received_us=self._exchange.now_us(), report=report
         )
 
-        def durable(future: asyncio.Future[None]) -> None:
+        def settle(error: BaseException | None) -> None:
             self._unstored -= 1
-            if self._is_durable(future):
+            if self._is_durable(error):
                 self._exchange.acknowledge_report(self, report)
             else:
                 self._exchange.forget_report(report)
 
         self._unstored += 1
         body = report.SerializeToString()
-        future = self._exchange.journal.put(log_pb2.AGENT_REPORT, self._asset_id, body)
+        self._exchange.journal.put(log_pb2.AGENT_REPORT, self._asset_id, body, settle)
         self._exchange.hear_report(received)
-        future.add_done_callback(durable)
         return None
 
     def _problem_of(self, report: dispatch_pb2.DispatchReport) -> str:
@@ -400,13 +475,13 @@ class AgentStream:
     def _refuse_report(self, report: dispatch_pb2.DispatchReport, why: str) -> Violation | None:
         metrics.REFUSED_REPORTS.inc()
         self._refused_reports += 1
-        self._log.error("report.refused", dispatch_uid=report.dispatch_uid[:MAX_WORD], why=why)
+        self._log().error("report.refused", dispatch_uid=report.dispatch_uid[:MAX_WORD], why=why)
         if self._refused_reports > MAX_REFUSED_REPORTS:
             return Violation(reason="BadReport", message=why)
         return None
 
-    def _is_durable(self, future: asyncio.Future[None]) -> bool:
-        if future.cancelled() or future.exception() is not None:
+    def _is_durable(self, error: BaseException | None) -> bool:
+        if error is not None:
             self.end("LogUnavailable", "the event log did not take what arrived")
             return False
         return True

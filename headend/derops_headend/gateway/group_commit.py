@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from time import perf_counter
 from typing import Generic, TypeVar
 
@@ -11,6 +11,7 @@ import structlog
 _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.05, 2.0
 
 Item = TypeVar("Item")
+Settle = Callable[[BaseException | None], object]
 
 
 class GroupCommit(Generic[Item]):
@@ -38,7 +39,7 @@ class GroupCommit(Generic[Item]):
     ) -> None:
         self._write, self._size, self._most, self._observe = write, size, most, observe
         self._on_failure = on_failure
-        self._queue: deque[tuple[Item, asyncio.Future[None]]] = deque()
+        self._queue: deque[tuple[Item, Settle]] = deque()
         self._work, self._closing = asyncio.Event(), asyncio.Event()
         self._log = structlog.get_logger("commit")
 
@@ -49,12 +50,30 @@ class GroupCommit(Generic[Item]):
 
     def put(self, item: Item) -> asyncio.Future[None]:
         """Queue an item; the future is done once it is durable, or fails when it never will be."""
-        future = asyncio.get_running_loop().create_future()
-        # Not everybody waits: an unobserved failure is logged once, by run.
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self._queue.append((item, future))
-        self._work.set()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def settle(error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(None)
+            elif isinstance(error, asyncio.CancelledError):
+                future.cancel()
+            else:
+                future.set_exception(error)
+                future.exception()  # not everybody waits, and run has logged it
+
+        self.add(item, settle)
         return future
+
+    def add(self, item: Item, settle: Settle) -> None:
+        """Queue an item; ``settle`` is called once it is durable, or with why it never will be.
+
+        The items of one write are settled in one step of the loop, in their order, so that what
+        follows from them can be done once for all. ``settle`` must not raise.
+        """
+        self._queue.append((item, settle))
+        self._work.set()
 
     async def run(self) -> None:
         """Write groups until closed and empty. One task runs this."""
@@ -66,9 +85,8 @@ class GroupCommit(Generic[Item]):
             group = self._take_group()
             try:
                 await self._write_group(group)
-            except asyncio.CancelledError:
-                for _, future in group:
-                    future.cancel()
+            except asyncio.CancelledError as error:
+                _settle(group, error)
                 raise
 
     def close(self) -> None:
@@ -76,7 +94,7 @@ class GroupCommit(Generic[Item]):
         self._closing.set()
         self._work.set()
 
-    def _take_group(self) -> list[tuple[Item, asyncio.Future[None]]]:
+    def _take_group(self) -> list[tuple[Item, Settle]]:
         group = [self._queue.popleft()]
         weight = self._size(group[0][0])
         while self._queue:
@@ -86,7 +104,7 @@ class GroupCommit(Generic[Item]):
             group.append(self._queue.popleft())
         return group
 
-    async def _write_group(self, group: list[tuple[Item, asyncio.Future[None]]]) -> None:
+    async def _write_group(self, group: list[tuple[Item, Settle]]) -> None:
         items, pause_seconds, failed = [item for item, _ in group], _FIRST_PAUSE_SECONDS, False
         while True:
             begun = perf_counter()
@@ -100,9 +118,7 @@ class GroupCommit(Generic[Item]):
                 failed = True
                 self._on_failure(why)
                 if self._closing.is_set():
-                    for _, future in group:
-                        if not future.done():
-                            future.set_exception(error)
+                    _settle(group, error)
                     return
             await self._pause(pause_seconds)
             pause_seconds = min(2 * pause_seconds, _LAST_PAUSE_SECONDS)
@@ -110,9 +126,7 @@ class GroupCommit(Generic[Item]):
             self._log.info("commit.recovered", items=len(group))
             self._on_failure("")
         self._observe(perf_counter() - begun)
-        for _, future in group:
-            if not future.done():
-                future.set_result(None)
+        _settle(group, None)
 
     async def _pause(self, seconds: float) -> None:
         """Wait, but not once closed."""
@@ -120,3 +134,8 @@ class GroupCommit(Generic[Item]):
             await asyncio.wait_for(self._closing.wait(), seconds)
         except TimeoutError:
             return
+
+
+def _settle(group: Iterable[tuple[object, Settle]], error: BaseException | None) -> None:
+    for _, settle in group:
+        settle(error)

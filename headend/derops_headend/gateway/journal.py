@@ -1,12 +1,12 @@
 """Entries on their way into the event log."""
 
-from asyncio import Future, gather
+from asyncio import gather
 from collections.abc import Callable, Iterable
 
 from derops.wire.v1 import control_pb2, dispatch_pb2, log_pb2
 from derops_headend.eventlog.packing import MAX_RECORD_BYTES
 from derops_headend.gateway import metrics
-from derops_headend.gateway.group_commit import GroupCommit
+from derops_headend.gateway.group_commit import GroupCommit, Settle
 from derops_headend.ports import EventLog
 
 _MAX_MESSAGE = 500
@@ -37,29 +37,30 @@ class Journal:
         kind: log_pb2.EntryKind,
         asset: dispatch_pb2.AssetId,
         body: bytes,
+        settle: Settle,
         *,
         refused: str = "",
         clock_offset_milliseconds: int | None = None,
-    ) -> Future[None]:
-        """Queue an entry; the future is done once it is durable.
+    ) -> None:
+        """Queue an entry; ``settle`` is called once it is durable, see GroupCommit.add.
 
         Args:
             kind: Of the entry.
             asset: Whose it is.
             body: The sender's bytes.
+            settle: Is given None, or why the entry never will be durable.
             refused: The rule that a batch broke: the writer puts it into quarantine.
             clock_offset_milliseconds: Our clock less the agent's, where that is worth a note.
         """
-        return self._commit.put(
-            log_pb2.LogEntry(
-                kind=kind,
-                asset=asset,
-                received_us=self._now_us(),
-                body=body,
-                refused=refused,
-                clock_offset_milliseconds=clock_offset_milliseconds,
-            )
+        entry = log_pb2.LogEntry(
+            kind=kind,
+            asset=asset,
+            received_us=self._now_us(),
+            body=body,
+            refused=refused,
+            clock_offset_milliseconds=clock_offset_milliseconds,
         )
+        self._commit.add(entry, settle)
 
     def put_connection(
         self,
@@ -88,7 +89,7 @@ class Journal:
             serial_number=serial_number,
             replica=self._replica,
         )
-        self.put(log_pb2.CONNECTION, asset, body.SerializeToString())
+        self.put(log_pb2.CONNECTION, asset, body.SerializeToString(), lambda _: None)
 
     async def append_transitions(
         self, transitions: Iterable[control_pb2.HeadendTransition]
@@ -96,7 +97,14 @@ class Journal:
         """Put transitions that no agent says into the log; return when they are durable."""
         await gather(
             *(
-                self.put(log_pb2.HEADEND_TRANSITION, each.asset, each.SerializeToString())
+                self._commit.put(
+                    log_pb2.LogEntry(
+                        kind=log_pb2.HEADEND_TRANSITION,
+                        asset=each.asset,
+                        received_us=self._now_us(),
+                        body=each.SerializeToString(),
+                    )
+                )
                 for each in transitions
             )
         )

@@ -172,6 +172,20 @@ def test_what_is_acknowledged_was_stored_without_a_hole(
     assert stored == list(range(base, base + len(stored)))
 
 
+def test_an_outbox_is_calm_where_all_that_came_is_durable_and_more_may_come() -> None:
+    order = OutboxOrder("o", 1)
+    assert not order.is_calm, "nothing is promised yet"
+    order.credit(2)
+    assert order.is_calm
+    order.take(1, "o", gap=False)
+    assert not order.is_calm, "it is on its way into the log"
+    order.stored(1)
+    assert order.is_calm
+    order.take(2, "o", gap=False)
+    order.stored(2)
+    assert not order.is_calm, "the credit is used up"
+
+
 @pytest.mark.parametrize(
     ("fill", "window"),
     [(0.0, 16), (0.8, 16), (0.875, 8), (0.9499, 1), (0.95, 0), (1.2, 0)],

@@ -1,6 +1,7 @@
 """What an agent's stream begins with, where something changes while it is being opened."""
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,12 @@ ASSET = dispatch_pb2.Asset(
 class SlowAgent:
     """A call whose peer takes nothing until it is let."""
 
-    def __init__(self) -> None:
+    def __init__(self, *sends: agent_pb2.AgentMessage) -> None:
+        self.sends = list(sends)
         self.written: list[agent_pb2.GatewayMessage] = []
         self.asked, self.takes = asyncio.Event(), asyncio.Event()
-        self.whole = asyncio.Event()
+        self.whole, self.settled = asyncio.Event(), asyncio.Event()
+        self.silent = asyncio.Event()
 
     def peer(self) -> str:
         return "ipv4:127.0.0.1:1"
@@ -45,9 +48,14 @@ class SlowAgent:
         self.written.append(message)
         if message.HasField("sync_end"):
             self.whole.set()
+        if message.HasField("settled"):
+            self.settled.set()
 
     async def read(self) -> Any:
-        await asyncio.Event().wait()
+        if self.sends:
+            return self.sends.pop()
+        self.silent.set()
+        return await asyncio.Future()
 
 
 class Listener:
@@ -70,9 +78,10 @@ def store(tmp_path: Path) -> Iterator[DesiredStore]:
     store.close()
 
 
-async def test_an_order_withdrawn_while_the_agent_is_welcomed_is_not_sent(
-    store: DesiredStore,
-) -> None:
+async def _stream(
+    store: DesiredStore, agent: Any, operator: "Listener", *orders: dispatch_pb2.Dispatch
+) -> tuple[Exchange, AgentStream]:
+    """Return a stream that is the live one of its asset, and not served yet."""
     exchange = Exchange(
         replica="gateway-0",
         store=store,
@@ -80,23 +89,32 @@ async def test_an_order_withdrawn_while_the_agent_is_welcomed_is_not_sent(
         admission=Credit(),  # type: ignore[arg-type]
         now_us=lambda: 10,
     )
-    operator, agent = Listener(), SlowAgent()
     exchange.attach(operator)
-    order = dispatch_pb2.Dispatch(uid="d1", asset_uid="asset-1", generation=1)
     revision = Revision(operator_start_ms=1, version=1)
     await exchange.replace(
-        operator, Snapshot(revision=revision, assets=(ASSET,), dispatches=(order,))
+        operator, Snapshot(revision=revision, assets=(ASSET,), dispatches=orders)
     )
     stream = AgentStream(
-        context=agent,  # type: ignore[arg-type]
+        context=agent,
         exchange=exchange,
         certificate=CERTIFICATE,
         asset=ASSET,
-        hello=agent_pb2.Hello(epoch=1, instance_id="i", ledger_id="l", outbox_id="o"),
+        hello=agent_pb2.Hello(
+            epoch=1, instance_id="i", ledger_id="l", outbox_id="o", first_sequence=1
+        ),
         heartbeat_seconds=10,
         monotonic_us=lambda: 10,
     )
     exchange.open(stream)
+    return exchange, stream
+
+
+async def test_an_order_withdrawn_while_the_agent_is_welcomed_is_not_sent(
+    store: DesiredStore,
+) -> None:
+    operator, agent = Listener(), SlowAgent()
+    order = dispatch_pb2.Dispatch(uid="d1", asset_uid="asset-1", generation=1)
+    exchange, stream = await _stream(store, agent, operator, order)
     commits = asyncio.create_task(exchange.writes.run())
     serving = asyncio.create_task(stream.serve())
     await agent.asked.wait()
@@ -115,6 +133,39 @@ async def test_an_order_withdrawn_while_the_agent_is_welcomed_is_not_sent(
     assert not any(message.HasField("dispatch") for message in agent.written)
 
 
+async def test_a_change_before_the_stream_is_served_comes_behind_its_snapshot(
+    store: DesiredStore,
+) -> None:
+    agent = SlowAgent()
+    _, stream = await _stream(store, agent, Listener())
+    stream.send(agent_pb2.GatewayMessage(settled=agent_pb2.Settled(dispatch_uid="d1")))
+    agent.takes.set()
+    serving = asyncio.create_task(stream.serve())
+    await agent.settled.wait()
+    stream.end("Done", "")
+    await serving
+
+    kinds = [message.WhichOneof("kind") for message in agent.written]
+    assert kinds == ["welcome", "sync_begin", "asset", "sync_end", "settled", "bye"]
+
+
+async def test_a_message_that_was_taken_is_not_kept_until_the_next(store: DesiredStore) -> None:
+    """A message of the largest size for each of ten thousand agents would be 640 MB."""
+    batch = agent_pb2.TelemetryBatch(sequence=1, outbox_id="o", t0_us=1, dt_us=[0])
+    agent = SlowAgent(agent_pb2.AgentMessage(telemetry=batch))
+    message = agent.sends[0]
+    _, stream = await _stream(store, agent, Listener())
+    serving = asyncio.create_task(stream.serve())
+    await agent.silent.wait()
+
+    held_by_test = sys.getrefcount(object())
+    assert sys.getrefcount(message) == held_by_test + 1
+
+    agent.takes.set()
+    stream.end("Done", "")
+    await serving
+
+
 class Credit:
     """Telemetry is not the matter here."""
 
@@ -122,4 +173,7 @@ class Credit:
         return None
 
     def forget(self, _: object) -> None:
+        return None
+
+    def count(self) -> None:
         return None

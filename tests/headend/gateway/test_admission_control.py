@@ -1,0 +1,65 @@
+"""Who hears of credit and acknowledgement when, while the loop has more to do than it can."""
+
+import asyncio
+
+from derops_headend.fleet.pacing import Pace
+from derops_headend.gateway.admission_control import AdmissionControl
+
+
+class Stream:
+    """A stream of an agent that sends less than it may, or all."""
+
+    def __init__(self, *, is_calm: bool) -> None:
+        self.is_calm = is_calm
+        self.windows: list[int] = []
+
+    def give_credit(self, window: int) -> None:
+        self.windows.append(window)
+
+
+async def _spent() -> AdmissionControl:
+    """Return a control that gives no more credit for now."""
+    control = AdmissionControl(fill=lambda: 0.0)
+    pace = Pace()
+    while pace.take():
+        control.request(Stream(is_calm=False))
+    await asyncio.sleep(0)
+    return control
+
+
+async def test_who_sends_less_than_it_may_is_acknowledged_whatever_the_pace() -> None:
+    control = await _spent()
+    greedy, calm = Stream(is_calm=False), Stream(is_calm=True)
+
+    for stream in (greedy, calm):
+        control.request(stream)
+    await asyncio.sleep(0)
+
+    assert calm.windows == [0], "acknowledged, and nothing more is let in"
+    assert greedy.windows == []
+
+
+async def test_who_waits_for_credit_keeps_its_place_and_is_served_once() -> None:
+    control = await _spent()
+    first, second = Stream(is_calm=False), Stream(is_calm=False)
+    for stream in (first, second, first):
+        control.request(stream)
+        await asyncio.sleep(0)
+    assert (first.windows, second.windows) == ([], [])
+
+    serving = asyncio.create_task(control.run())
+    async with asyncio.timeout(10):
+        while not second.windows:
+            await asyncio.sleep(0)
+    serving.cancel()
+
+    assert len(first.windows) == len(second.windows) == 1
+
+
+async def test_a_stream_that_ended_is_told_nothing() -> None:
+    control, gone = AdmissionControl(fill=lambda: 0.0), Stream(is_calm=True)
+    control.request(gone)
+    control.forget(gone)
+    await asyncio.sleep(0)
+
+    assert gone.windows == []
