@@ -200,7 +200,7 @@ class Stream:
         self.wire: deque[Down] = deque()
         self.up: deque[dispatch_pb2.DispatchReport] = deque()
         self._outgoing: deque[agent_pb2.GatewayMessage | str] = deque()
-        self._exchange, self._controller, self._ledger_id = gateway.exchange, controller, ledger_id
+        self._exchange, self._controller, self.ledger_id = gateway.exchange, controller, ledger_id
         self._exchange.open(self)
         self._opened = False
 
@@ -246,7 +246,7 @@ class Stream:
             if desired.may_be_written(each.uid)
         ]
         revision = self._exchange.revision()
-        await self._exchange.claim([each.uid for each in dispatches], self._ledger_id)
+        await self._exchange.claim([each.uid for each in dispatches], self.ledger_id)
         self.wire.append(
             Snapshot(revision=revision, asset=without_identity(asset), dispatches=dispatches)
         )
@@ -256,7 +256,7 @@ class Stream:
     async def _write_dispatch(self, uid: str) -> None:
         if not self._exchange.desired.may_be_written(uid):
             return
-        await self._exchange.claim([uid], self._ledger_id)
+        await self._exchange.claim([uid], self.ledger_id)
         dispatch = self._exchange.desired.dispatch(uid)
         if dispatch is not None:
             self.wire.append(Change(part=dispatch, revision=self._exchange.revision()))

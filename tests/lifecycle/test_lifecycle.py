@@ -243,6 +243,11 @@ class Lifecycle(RuleBasedStateMachine):
         way.holds_down, way.holds_up = held in {"down", "both"}, held in {"up", "both"}
         self._do(self.world.flow)
 
+    @rule(number=GATEWAY, stalls=st.booleans())
+    def stall_writer(self, number: int, stalls: bool) -> None:
+        self.world.ways.agent[number].stalls = stalls
+        self._do(self.world.flow)
+
     @rule(
         queue=st.sampled_from(["reports", "orders", "told"]),
         act=st.sampled_from(["drop", "repeat", "overtake"]),

@@ -31,6 +31,8 @@ class Way:
     holds_down: bool = False
     holds_up: bool = False
     cut: bool = False
+    stalls: bool = False
+    """Whether what the gateway has for the agent waits for its turn to be written."""
 
 
 @dataclass(slots=True)
@@ -250,7 +252,8 @@ class World:
         if self.stream is not None:
             some = await self._pass_stream(self.stream) or some
         for stream in self.forgotten:
-            await stream.write()  # into the void
+            if not self.ways.agent[self.gateways.index(stream.gateway)].stalls:
+                await stream.write()  # into the void
         return some
 
     async def _act(self) -> bool:
@@ -289,7 +292,7 @@ class World:
 
     async def _pass_stream(self, stream: Stream) -> bool:
         way = self.ways.agent[self.gateways.index(stream.gateway)]
-        some = await stream.write()
+        some = not way.stalls and await stream.write()
         while stream.wire and not way.holds_down and not stream.left:
             stream.read()
             some = True

@@ -114,6 +114,8 @@ class DesiredState:
         self._dispatches: dict[str, dispatch_pb2.Dispatch] = {}
         self._of_asset: dict[str, dict[str, dispatch_pb2.Dispatch]] = {}
         self._written: dict[str, Written] = {}
+        self._noted: dict[str, Written] = {}
+        """Writes that are on the disk and did not happen yet."""
 
     def assets(self) -> Sequence[dispatch_pb2.Asset]:
         """Return all assets."""
@@ -161,6 +163,7 @@ class DesiredState:
         self._written = {
             uid: write for uid, write in self._written.items() if uid in self._dispatches
         }
+        self._noted = {uid: write for uid, write in self._noted.items() if uid in self._dispatches}
         return Changes(
             assets={uid for uid, asset in self._assets.items() if old_assets.get(uid) != asset},
             removed_assets=old_assets.keys() - self._assets.keys(),
@@ -196,21 +199,38 @@ class DesiredState:
         already that nothing was delivered.
         """
         dispatch = self._dispatches.get(dispatch_uid)
-        if dispatch is None:
-            return False
-        unheard = dispatch.known_phase in {"", Phase.SUBMITTED}
-        return not (dispatch.cancelled and unheard and self.written(dispatch_uid) is NEVER)
+        return dispatch is not None and self._is_wanted(dispatch)
+
+    def may_be_first_written(self, dispatch: dispatch_pb2.Dispatch) -> bool:
+        """Tell whether a dispatch that is about to be taken would be written for the first time."""
+        return dispatch.uid not in self._written and self._is_wanted(dispatch)
+
+    def note_ahead(self, dispatch_uid: str, write: Written) -> None:
+        """Note that a first write which may follow is on the disk already.
+
+        It counts only once it is marked: until then the dispatch was never written.
+        """
+        if dispatch_uid not in self._written:
+            self._noted[dispatch_uid] = write
 
     def mark_written(self, dispatch_uid: str, now_us: int, ledger_id: str) -> Written | None:
-        """Note a write before it happens; return it where it is the first.
+        """Note a write before it happens; return it where the disk does not have it.
 
         In memory at once, so that no cancel that arrives while the note goes to the disk can be
         answered with "never written". The first ledger stays: another's word proves nothing of it.
         """
         if dispatch_uid in self._written:
             return None
+        noted = self._noted.pop(dispatch_uid, None)
+        if noted is not None and noted.ledger_id == ledger_id:
+            self._written[dispatch_uid] = noted
+            return None
         self._written[dispatch_uid] = Written(written_us=now_us, ledger_id=ledger_id)
         return self._written[dispatch_uid]
+
+    def _is_wanted(self, dispatch: dispatch_pb2.Dispatch) -> bool:
+        unheard = dispatch.known_phase in {"", Phase.SUBMITTED}
+        return not (dispatch.cancelled and unheard and self.written(dispatch.uid) is NEVER)
 
     def _put_asset(self, asset: dispatch_pb2.Asset) -> None:
         self._assets[asset.id.uid] = asset
@@ -231,6 +251,7 @@ class DesiredState:
     def _remove_dispatch(self, uid: str) -> list[dispatch_pb2.Dispatch]:
         dispatch = self._dispatches.pop(uid, None)
         self._written.pop(uid, None)
+        self._noted.pop(uid, None)
         if dispatch is None:
             return []
         of_asset = self._of_asset[dispatch.asset_uid]

@@ -114,7 +114,7 @@ class AgentStream:
             capability=capability,
         )
         self._context, self._exchange, self._asset_id = context, exchange, asset.id
-        self._ledger_id = hello.ledger_id
+        self.ledger_id = hello.ledger_id
         self._heartbeat_seconds = heartbeat_seconds
         self._monotonic_us = monotonic_us
         self._heard_us = monotonic_us()
@@ -259,7 +259,7 @@ class AgentStream:
             return
         revision, dispatches = self._opening()
         uids = [dispatch.uid for dispatch in dispatches]
-        await self._exchange.claim(uids, self._ledger_id)
+        await self._exchange.claim(uids, self.ledger_id)
         message = agent_pb2.GatewayMessage
         end = agent_pb2.SyncEnd(revision=revision, count=len(dispatches))
         try:
@@ -289,16 +289,15 @@ class AgentStream:
         desired = self._exchange.desired
         if not desired.may_be_written(uid):
             return
-        await self._exchange.claim([uid], self._ledger_id)
+        await self._exchange.claim([uid], self.ledger_id)
         dispatch = desired.dispatch(uid)
         if dispatch is None:
             return
-        try:
-            await self._context.write(
-                agent_pb2.GatewayMessage(dispatch=dispatch, revision=self._exchange.revision())
-            )
-        finally:
-            self._exchange.tell_delivery(uid)
+        # Told in the step that writes: it may have arrived also where the write fails.
+        self._exchange.tell_delivery(uid)
+        await self._context.write(
+            agent_pb2.GatewayMessage(dispatch=dispatch, revision=self._exchange.revision())
+        )
 
     def _put(self, item: agent_pb2.GatewayMessage | str) -> None:
         if self._ending is not None:
@@ -460,13 +459,13 @@ class AgentStream:
                 self._exchange.forget_report(report)
 
         self._unstored += 1
+        self._exchange.hear_report(received)  # first: the operator waits for it, the log does not
         body = report.SerializeToString()
         self._exchange.journal.put(log_pb2.AGENT_REPORT, self._asset_id, body, settle)
-        self._exchange.hear_report(received)
         return None
 
     def _problem_of(self, report: dispatch_pb2.DispatchReport) -> str:
-        if report.ledger_id != self._ledger_id or not report.dispatch_uid or not report.sequence:
+        if report.ledger_id != self.ledger_id or not report.dispatch_uid or not report.sequence:
             return "not a report of this stream's ledger"
         if not self._exchange.owns(self.session.asset_uid, report.dispatch_uid):
             return "the dispatch is another asset's"

@@ -5,9 +5,10 @@ What was written to whom lies here too: "never written" is a proof only as far b
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 from derops.errors import SchemaTooNewError
@@ -78,18 +79,17 @@ class DesiredStore:
         """Put a complete snapshot in the place of what is there; deliveries of it stay."""
         await self._in_transaction(lambda: self._replace(snapshot))
 
-    async def apply(self, deltas: Sequence[control_pb2.OperatorMessage]) -> None:
-        """Store changes."""
-        await self._in_transaction(lambda: self._apply(deltas))
+    async def apply(
+        self,
+        deltas: Sequence[control_pb2.OperatorMessage],
+        writes: Mapping[str, Written] = MappingProxyType({}),
+    ) -> None:
+        """Store changes, and with them first writes that follow, by uid of the dispatch."""
+        await self._in_transaction(lambda: self._apply(deltas, writes))
 
     async def record(self, writes: Sequence[tuple[str, Written]]) -> None:
-        """Store first writes, by uid of the dispatch."""
-        rows = [(uid, write.written_us, write.ledger_id) for uid, write in writes]
-        await self._in_transaction(
-            lambda: self._connection.executemany(
-                "INSERT OR IGNORE INTO delivery VALUES (?, ?, ?)", rows
-            )
-        )
+        """Store first writes, by uid of the dispatch, in the place of what did not happen."""
+        await self._in_transaction(lambda: self._record(writes))
 
     def close(self) -> None:
         """Wait for what is under way and close the file."""
@@ -125,7 +125,16 @@ class DesiredStore:
         self._set_meta("version", snapshot.revision.version)
         self._set_meta("complete", 1)
 
-    def _apply(self, deltas: Sequence[control_pb2.OperatorMessage]) -> None:
+    def _record(self, writes: Iterable[tuple[str, Written]]) -> None:
+        self._connection.executemany(
+            "INSERT OR REPLACE INTO delivery VALUES (?, ?, ?)",
+            [(uid, write.written_us, write.ledger_id) for uid, write in writes],
+        )
+
+    def _apply(
+        self, deltas: Sequence[control_pb2.OperatorMessage], writes: Mapping[str, Written]
+    ) -> None:
+        self._record(writes.items())  # first: what is removed below takes its row with it
         query = self._connection.execute
         for delta in deltas:
             kind = delta.WhichOneof("kind")

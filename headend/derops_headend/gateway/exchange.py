@@ -4,9 +4,10 @@ Everything here runs in one event loop; a method without ``await`` is a step tha
 done. What must survive goes to the store or to the log first.
 """
 
-from asyncio import Future, Lock, sleep
+from asyncio import Future, Lock, shield, sleep
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -38,6 +39,7 @@ class AgentOutlet(Protocol):
 
     certificate: AgentCertificate
     session: Session
+    ledger_id: str
     peer: str
 
     def send(self, message: agent_pb2.GatewayMessage) -> None:
@@ -88,6 +90,7 @@ class Exchange:
         self._streams: dict[str, AgentOutlet] = {}
         self._reports: dict[str, control_pb2.AgentReport] = {}
         self._unstored_reports: Counter[str] = Counter()
+        self._noting: dict[str, Future[None]] = {}
         self._operator: OperatorOutlet | None = None
         self._changing = Lock()
         self._log = structlog.get_logger("exchange")
@@ -162,13 +165,18 @@ class Exchange:
 
     async def claim(self, dispatch_uids: Sequence[str], ledger_id: str) -> None:
         """Note on disk that dispatches are about to be written to a stream."""
-        firsts: list[Future[None]] = []
         for uid in dispatch_uids:
             first = self.desired.mark_written(uid, self.now_us(), ledger_id)
             if first is not None:
-                firsts.append(self.writes.put((uid, first)))
-        for future in firsts:
-            await future
+                self._noting[uid] = self.writes.put((uid, first))
+                self._noting[uid].add_done_callback(partial(self._forget_noting, uid))
+        # Another stream's notes, too; and this stream may end while others wait for its own.
+        for noting in [self._noting[uid] for uid in dispatch_uids if uid in self._noting]:
+            await shield(noting)
+
+    def _forget_noting(self, dispatch_uid: str, noting: Future[None]) -> None:
+        if self._noting.get(dispatch_uid) is noting:
+            del self._noting[dispatch_uid]
 
     def tell_delivery(self, dispatch_uid: str) -> None:
         """Tell the operator where this replica stands with a dispatch."""
@@ -286,9 +294,24 @@ class Exchange:
         """
         async with self._changing:
             self._check_current(operator)
-            await self.store.apply(messages)
+            writes = self._writes_ahead(messages)
+            await self.store.apply(messages, writes)
+            for uid, write in writes.items():
+                self.desired.note_ahead(uid, write)
             for message in messages:
                 self._route(self.desired.apply(message))
+
+    def _writes_ahead(self, messages: Iterable[control_pb2.OperatorMessage]) -> dict[str, Written]:
+        """Return the first writes that follow where streams stay: one commit serves both."""
+        now_us = self.now_us()
+        writes: dict[str, Written] = {}
+        for message in messages:
+            uid = message.dispatch.uid
+            writes.pop(uid, None)  # its last state in the group decides
+            stream = self._streams.get(message.dispatch.asset_uid)
+            if stream is not None and self.desired.may_be_first_written(message.dispatch):
+                writes[uid] = Written(written_us=now_us, ledger_id=stream.ledger_id)
+        return writes
 
     def see_epoch(self, seen: control_pb2.EpochSeen) -> None:
         """Take the highest epoch of an asset at any replica."""
@@ -316,9 +339,9 @@ class Exchange:
     def _route(self, changes: Changes) -> None:
         self._route_assets(changes)
         for dispatch in changes.dispatches:
-            self.tell_delivery(dispatch.uid)
             if dispatch.asset_uid in self._streams:
                 self._streams[dispatch.asset_uid].offer(dispatch.uid)
+            self.tell_delivery(dispatch.uid)
         for dispatch in changes.settled:
             self._reports.pop(dispatch.uid, None)
             if dispatch.asset_uid in self._streams:

@@ -6,11 +6,13 @@ from hypothesis import strategies as st
 
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
 from derops_headend.fleet.desired import (
+    NEVER,
     BadSyncError,
     DesiredState,
     Revision,
     Snapshot,
     SnapshotBuilder,
+    Written,
 )
 from derops_headend.fleet.sessions import (
     CloneSuspectedError,
@@ -89,6 +91,63 @@ def test_the_first_write_and_its_ledger_stand() -> None:
     assert desired.mark_written("d", 5, "first") is not None
     assert desired.mark_written("d", 6, "second") is None
     assert (desired.written("d").written_us, desired.written("d").ledger_id) == (5, "first")
+
+
+def test_a_write_that_was_noted_ahead_counts_once_it_happens() -> None:
+    desired = state(dispatch("d"))
+    desired.note_ahead("d", Written(written_us=5, ledger_id="ledger"))
+    before = desired.written("d")
+
+    to_store = desired.mark_written("d", 6, "ledger")
+
+    assert before == NEVER
+    assert to_store is None, "the disk has it"
+    assert desired.written("d") == Written(written_us=5, ledger_id="ledger")
+
+
+def test_a_note_ahead_proves_nothing_of_another_ledger() -> None:
+    desired = state(dispatch("d"))
+    desired.note_ahead("d", Written(written_us=5, ledger_id="gone"))
+
+    to_store = desired.mark_written("d", 6, "ledger")
+
+    assert to_store == desired.written("d") == Written(written_us=6, ledger_id="ledger")
+
+
+def test_a_note_ahead_comes_too_late_for_a_write_that_happened() -> None:
+    desired = state(dispatch("d"))
+    desired.mark_written("d", 5, "first")
+
+    desired.note_ahead("d", Written(written_us=4, ledger_id="second"))
+
+    assert desired.written("d").ledger_id == "first"
+    assert not desired.may_be_first_written(dispatch("d"))
+
+
+def test_what_was_noted_ahead_is_withdrawn_all_the_same() -> None:
+    desired = state(dispatch("d"))
+    desired.note_ahead("d", Written(written_us=5, ledger_id="ledger"))
+
+    cancel = control_pb2.OperatorMessage(version=2, dispatch=dispatch("d", cancelled=True))
+    desired.apply(cancel)
+
+    assert not desired.may_be_written("d")
+    assert not desired.may_be_first_written(cancel.dispatch)
+
+
+@pytest.mark.parametrize("way", ["removed", "replaced"])
+def test_a_note_ahead_goes_with_its_dispatch(way: str) -> None:
+    desired = state(dispatch("d"))
+    desired.note_ahead("d", Written(written_us=5, ledger_id="ledger"))
+
+    if way == "removed":
+        desired.apply(control_pb2.OperatorMessage(version=2, dispatch_removed="d"))
+    else:
+        revision = Revision(operator_start_ms=1, version=2)
+        desired.replace(Snapshot(revision=revision, assets=(asset("a"),), dispatches=()))
+    desired.apply(control_pb2.OperatorMessage(version=3, dispatch=dispatch("d")))
+
+    assert desired.mark_written("d", 6, "ledger") == Written(written_us=6, ledger_id="ledger")
 
 
 @pytest.mark.parametrize(

@@ -159,8 +159,7 @@ async def test_a_cancel_reaches_who_may_have_the_order(
 async def test_a_cancel_that_meets_a_write_under_way_is_not_answered_with_never(
     rig: Rig, leaf: Leaf, operator: Operator
 ) -> None:
-    agent = rig.agent(leaf)
-    await agent.connect()
+    await operator.accepted(await operator.say(dispatch=rig.dispatch("d1")))
     assert rig.gateway is not None
     exchange = rig.gateway.exchange
     record, begun, go = exchange.store.record, asyncio.Event(), asyncio.Event()
@@ -171,7 +170,8 @@ async def test_a_cancel_that_meets_a_write_under_way_is_not_answered_with_never(
         await record(writes)  # type: ignore[arg-type]
 
     exchange.writes._write = slow
-    await operator.say(dispatch=rig.dispatch("d1"))
+    agent = rig.agent(leaf)
+    await agent.send(agent.hello())
     await begun.wait()
 
     await operator.say(dispatch=rig.dispatch("d1", generation=2, cancelled=True))
@@ -179,7 +179,92 @@ async def test_a_cancel_that_meets_a_write_under_way_is_not_answered_with_never(
     go.set()
 
     assert delivery.written_us > 0
+    assert not (await agent.read_until("dispatch")).cancelled
     assert (await agent.read_until("dispatch")).cancelled
+
+
+async def test_no_stream_writes_before_the_note_of_another_is_on_the_disk(
+    rig: Rig, leaf: Leaf, operator: Operator
+) -> None:
+    await operator.accepted(await operator.say(dispatch=rig.dispatch("d1")))
+    assert rig.gateway is not None
+    exchange = rig.gateway.exchange
+    record, begun, go = exchange.store.record, asyncio.Event(), asyncio.Event()
+
+    async def slow(writes: object) -> None:
+        begun.set()
+        await go.wait()
+        await record(writes)  # type: ignore[arg-type]
+
+    exchange.writes._write = slow
+    first, second = rig.agent(leaf), rig.agent(leaf)
+    await first.send(first.hello(epoch=1))
+    await begun.wait()
+    await second.send(second.hello(epoch=2))
+    await second.read_until("welcome")
+    claim = asyncio.create_task(exchange.claim(["d1"], "ledger-2"))
+    await asyncio.sleep(0)
+
+    assert not claim.done()
+    go.set()
+    await claim
+    _, on_disk = exchange.store.load() or (None, {})
+    assert on_disk["d1"].ledger_id == "ledger-1"
+    assert (await second.read_until("dispatch")).uid == "d1"
+
+
+async def test_one_commit_has_a_dispatch_and_its_write_to_a_live_stream(
+    rig: Rig, leaf: Leaf, operator: Operator
+) -> None:
+    agent = rig.agent(leaf)
+    await agent.connect()
+    assert rig.gateway is not None
+    exchange = rig.gateway.exchange
+
+    async def fail(writes: object) -> None:
+        raise AssertionError(f"a second commit: {writes}")
+
+    exchange.writes._write = fail
+    await operator.say(dispatch=rig.dispatch("d1"))
+    sent = await agent.read_until("dispatch")
+    _, on_disk = exchange.store.load() or (None, {})
+    told = await operator.delivery("d1")
+    while not told.written_us:
+        told = await operator.delivery("d1")
+
+    assert sent.uid == "d1"
+    assert on_disk["d1"].written_us == told.written_us > 0
+    assert on_disk["d1"].ledger_id == told.ledger_id == "ledger-1"
+
+
+async def test_a_write_that_was_noted_and_did_not_happen_is_not_told(
+    rig: Rig, leaf: Leaf, operator: Operator
+) -> None:
+    agent = rig.agent(leaf)
+    await agent.connect()
+    assert rig.gateway is not None
+    exchange = rig.gateway.exchange
+    apply, begun, go = exchange.store.apply, asyncio.Event(), asyncio.Event()
+
+    async def slow(*changes: Any) -> None:
+        await apply(*changes)
+        begun.set()
+        await go.wait()
+
+    exchange.store.apply = slow  # type: ignore[method-assign, assignment]
+    await operator.say(dispatch=rig.dispatch("d1"))
+    await begun.wait()
+    await agent.close()
+    await rig.log.connection("Disconnected")
+    go.set()
+    held = await operator.delivery("d1")
+    await operator.say(dispatch=rig.dispatch("d1", generation=2, cancelled=True))
+    cancelled = await operator.delivery("d1", generation=2)
+    other = rig.agent(leaf)
+    messages = await other.connect(epoch=2)
+
+    assert held.written_us == cancelled.written_us == 0
+    assert "dispatch" not in kinds(messages)  # type: ignore[arg-type]
 
 
 async def test_a_restart_serves_the_last_state_and_remembers_deliveries(
