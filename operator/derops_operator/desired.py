@@ -173,7 +173,9 @@ class Desired:
     ) -> Iterator[control_pb2.OperatorMessage]:
         """Yield what was held at ``version``; each message is made when it is sent."""
         message = control_pb2.OperatorMessage
-        begin = control_pb2.SnapshotBegin(operator_start_ms=self.operator_start_ms)
+        begin = control_pb2.SnapshotBegin(
+            operator_start_ms=self.operator_start_ms, takes_batches=True
+        )
         yield message(version=version, snapshot_begin=begin)
         for asset in assets:
             decoded = dispatch_pb2.Asset.FromString(asset.encoded)

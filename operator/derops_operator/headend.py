@@ -244,6 +244,9 @@ class _Link:
             self._headend._concerns(message.delivery.dispatch_uid)  # noqa: SLF001
         elif kind == "report":
             self._take_report(message.report)
+        elif kind == "batch":
+            for each in message.batch.messages:
+                self._take(each)
 
     def _take_report(self, message: control_pb2.AgentReport) -> None:
         phase = message.report.phase

@@ -105,7 +105,7 @@ async def _order(headend: FieldHeadend) -> list[_Planned]:
                 planned.append(_Planned(asset.uid, 1000 + number, order.start_us, end_us))
         unfinished = {f"{asset.uid}-{n}" for asset in headend.assets for n in range(_WINDOWS)}
         while unfinished:
-            report = (await operator.call.read()).report.report
+            report = (await operator.hear()).report.report
             assert report.phase in ("", "Acked", "Active", "Complete"), report
             if report.phase == "Complete":
                 unfinished.discard(report.dispatch_uid)

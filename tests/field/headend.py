@@ -5,6 +5,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -50,21 +51,34 @@ class PlayedOperator:
     """What the operator says on its stream, and what it hears."""
 
     def __init__(self, call: Any) -> None:
-        self.call = call
+        self._call = call
         self._version = 0
+        self._heard: deque[control_pb2.ReplicaMessage] = deque()
 
     async def say(self, **kind: Any) -> int:
         """Send a message and return its version."""
         self._version += 1
-        await self.call.write(control_pb2.OperatorMessage(version=self._version, **kind))
+        await self._call.write(control_pb2.OperatorMessage(version=self._version, **kind))
         return self._version
+
+    async def hear(self) -> control_pb2.ReplicaMessage:
+        """Wait for the next message of the replica."""
+        while not self._heard:
+            message = await self._call.read()
+            self._heard.extend(message.batch.messages or [message])
+        return self._heard.popleft()
+
+    async def accepted(self, version: int) -> None:
+        """Wait until the replica has stored a version."""
+        while (await self.hear()).accepted_version != version:
+            pass
 
     async def report(self, dispatch_uid: str) -> dispatch_pb2.DispatchReport:
         """Wait for a report on a dispatch."""
         while True:
-            message = await self.call.read()
+            message = await self.hear()
             if message.report.report.dispatch_uid == dispatch_uid:
-                return message.report.report  # type: ignore[no-any-return]
+                return message.report.report
 
 
 class FieldHeadend:
@@ -135,9 +149,10 @@ class FieldHeadend:
         async with channel:
             call = control_pb2_grpc.ControlStub(channel).Sync(wait_for_ready=True)  # type: ignore[no-untyped-call]
             operator = PlayedOperator(call)
-            await operator.say(
-                snapshot_begin=control_pb2.SnapshotBegin(operator_start_ms=time.time_ns() // 10**6)
+            begin = control_pb2.SnapshotBegin(
+                operator_start_ms=time.time_ns() // 10**6, takes_batches=True
             )
+            await operator.say(snapshot_begin=begin)
             for asset in self.assets:
                 message = dispatch_pb2.Asset(
                     id=dispatch_pb2.AssetId(uid=asset.uid, namespace=NAMESPACE, name=asset.name),
@@ -148,8 +163,7 @@ class FieldHeadend:
                 await operator.say(asset=message)
             end = control_pb2.SnapshotEnd(assets=len(self.assets))
             last = await operator.say(snapshot_end=end)
-            while (await call.read()).accepted_version != last:
-                pass
+            await operator.accepted(last)
             yield operator
 
     def start(self, part: str) -> None:

@@ -192,6 +192,23 @@ async def test_a_gateway_gets_the_snapshot_then_changes_and_is_heard(bench: Benc
     assert not bench.readiness.report()[0]
 
 
+async def test_a_batch_is_heard_like_its_messages(bench: Bench) -> None:
+    gateway = await bench.add_gateway("one")
+
+    async with Running(bench.headend()):
+        await until(lambda: bench.readiness.report()[0])
+        delivery = control_pb2.Delivery(dispatch_uid="uid-peak", generation=1, written_us=at(1))
+        report = control_pb2.AgentReport(report=acked())
+        messages = [Message(delivery=delivery), Message(report=report)]
+        await gateway.say(Message(batch=control_pb2.ReplicaBatch(messages=messages)))
+        await until(lambda: len(bench.concerned) == 2)
+
+    view = bench.fleet.dispatch("uid-peak", 1, 1)
+    assert view.written_us == at(1)
+    assert view.report == acked()
+    assert gateway.heard[0].snapshot_begin.takes_batches
+
+
 async def test_a_report_that_makes_no_sense_is_left_out(bench: Bench) -> None:
     gateway = await bench.add_gateway("one")
 

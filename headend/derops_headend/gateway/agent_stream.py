@@ -75,7 +75,6 @@ class AgentStream:
         "_handler",
         "_heard_us",
         "_heartbeat_seconds",
-        "_ledger_id",
         "_monotonic_us",
         "_order",
         "_peer_left",
@@ -86,6 +85,7 @@ class AgentStream:
         "_waiting",
         "_writer",
         "certificate",
+        "ledger_id",
         "peer",
         "session",
     )

@@ -1,7 +1,7 @@
 """Control.Sync: the operator's port. A snapshot, then changes, each answered when on disk."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 
 import grpc
@@ -21,6 +21,9 @@ MAX_QUEUED = 500_000
 """All sessions, deliveries and reports of a full replica, and room for changes."""
 
 _MAX_GROUP = 500
+_MAX_BATCH = 50
+"""Messages to the operator in one; a report is at most 64 KiB, and gRPC takes 4 MiB."""
+
 _END_SECONDS = 2.0
 
 
@@ -57,7 +60,7 @@ class OperatorStream:
         self._outgoing: Outgoing[control_pb2.ReplicaMessage] = Outgoing(MAX_QUEUED)
         self._incoming: asyncio.Queue[control_pb2.OperatorMessage | None] = asyncio.Queue(1000)
         self._builder: SnapshotBuilder | None = None
-        self._synced = False
+        self._synced = self._takes_batches = False
         self._ending: tuple[str, str] | None = None
         self._log = structlog.get_logger("operator").bind(peer=context.peer())
 
@@ -80,7 +83,7 @@ class OperatorStream:
             replica=self._exchange.replica, state_since_us=self._exchange.store.state_since_us
         )
         self._send(control_pb2.ReplicaMessage(hello=hello))
-        writer = asyncio.create_task(self._outgoing.drain(self._context.write))
+        writer = asyncio.create_task(self._outgoing.drain_groups(self._write, _MAX_BATCH))
         tasks = [writer, asyncio.create_task(self._read()), asyncio.create_task(self._work())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -98,6 +101,15 @@ class OperatorStream:
                     self._log.error("stream.failed", exc_info=failure)
         if reason != "Closed":
             await self._context.abort(grpc.StatusCode.ABORTED, f"{reason}: {message}")
+
+    async def _write(self, messages: Sequence[control_pb2.ReplicaMessage]) -> None:
+        """Write what waits as one message: a message costs the same whatever is in it."""
+        if len(messages) > 1 and self._takes_batches:
+            batch = control_pb2.ReplicaBatch(messages=messages)
+            messages = [control_pb2.ReplicaMessage(batch=batch)]
+        for message in messages:
+            if self._ending is None:
+                await self._context.write(message)
 
     async def _read(self) -> None:
         while True:
@@ -128,7 +140,7 @@ class OperatorStream:
         for message in messages:
             kind = message.WhichOneof("kind")
             if kind == "snapshot_begin":
-                self._builder = SnapshotBuilder(message.snapshot_begin.operator_start_ms)
+                self._begin_snapshot(message.snapshot_begin)
             elif kind == "snapshot_end":
                 await self._take_changes(changes)
                 changes = []
@@ -138,6 +150,10 @@ class OperatorStream:
             elif kind is not None:
                 changes.append(message)
         await self._take_changes(changes)
+
+    def _begin_snapshot(self, begin: control_pb2.SnapshotBegin) -> None:
+        self._builder = SnapshotBuilder(begin.operator_start_ms)
+        self._takes_batches = begin.takes_batches
 
     async def _finish_snapshot(self, message: control_pb2.OperatorMessage) -> None:
         if self._builder is None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -34,9 +34,20 @@ class Outgoing(Generic[Item]):
 
     async def drain(self, write: Callable[[Item], Awaitable[None]]) -> None:
         """Write items in order until closed."""
-        while not self._closed:
-            if self._items:
-                await write(self._items.popleft())
-            else:
-                self._work.clear()
-                await self._work.wait()
+        while await self._wait():
+            await write(self._items.popleft())
+
+    async def drain_groups(
+        self, write: Callable[[Sequence[Item]], Awaitable[None]], most: int
+    ) -> None:
+        """Write what waits in order until closed, up to ``most`` items at once."""
+        while await self._wait():
+            count = min(most, len(self._items))
+            await write([self._items.popleft() for _ in range(count)])
+
+    async def _wait(self) -> bool:
+        """Wait for an item; False once closed."""
+        while not self._items and not self._closed:
+            self._work.clear()
+            await self._work.wait()
+        return not self._closed

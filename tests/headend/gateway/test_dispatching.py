@@ -267,6 +267,27 @@ async def test_a_write_that_was_noted_and_did_not_happen_is_not_told(
     assert "dispatch" not in kinds(messages)  # type: ignore[arg-type]
 
 
+async def test_what_waits_for_an_operator_that_takes_batches_comes_in_few_messages(
+    rig: Rig,
+) -> None:
+    operator, assets = rig.operator(), [rig.asset(f"a{number}") for number in range(150)]
+    begin = control_pb2.SnapshotBegin(operator_start_ms=1000, takes_batches=True)
+    await operator.say(snapshot_begin=begin)
+    for asset in assets:
+        await operator.say(asset=asset)
+    end = control_pb2.SnapshotEnd(assets=len(assets))
+    version = await operator.say(snapshot_end=end)
+
+    assert (await operator.read()).HasField("hello")
+    batches = [(await operator.read()).batch.messages for _ in range(3)]
+    accepted, *sessions = [message for batch in batches for message in batch]
+    sessions.append(await operator.read())  # what is alone is no batch
+
+    assert [len(batch) for batch in batches] == [50, 50, 50]
+    assert accepted.accepted_version == version
+    assert [each.session.asset_uid for each in sessions] == [asset.id.uid for asset in assets]
+
+
 async def test_a_restart_serves_the_last_state_and_remembers_deliveries(
     rig: Rig, leaf: Leaf, operator: Operator
 ) -> None:

@@ -1,8 +1,9 @@
 from derops.wire.v1 import agent_pb2 as _agent_pb2
 from derops.wire.v1 import dispatch_pb2 as _dispatch_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -30,10 +31,12 @@ class OperatorMessage(_message.Message):
     def __init__(self, version: _Optional[int] = ..., snapshot_begin: _Optional[_Union[SnapshotBegin, _Mapping]] = ..., asset: _Optional[_Union[_dispatch_pb2.Asset, _Mapping]] = ..., dispatch: _Optional[_Union[_dispatch_pb2.Dispatch, _Mapping]] = ..., snapshot_end: _Optional[_Union[SnapshotEnd, _Mapping]] = ..., asset_removed: _Optional[str] = ..., dispatch_removed: _Optional[str] = ..., epoch_seen: _Optional[_Union[EpochSeen, _Mapping]] = ..., transition: _Optional[_Union[HeadendTransition, _Mapping]] = ...) -> None: ...
 
 class SnapshotBegin(_message.Message):
-    __slots__ = ("operator_start_ms",)
+    __slots__ = ("operator_start_ms", "takes_batches")
     OPERATOR_START_MS_FIELD_NUMBER: _ClassVar[int]
+    TAKES_BATCHES_FIELD_NUMBER: _ClassVar[int]
     operator_start_ms: int
-    def __init__(self, operator_start_ms: _Optional[int] = ...) -> None: ...
+    takes_batches: bool
+    def __init__(self, operator_start_ms: _Optional[int] = ..., takes_batches: _Optional[bool] = ...) -> None: ...
 
 class SnapshotEnd(_message.Message):
     __slots__ = ("assets", "dispatches")
@@ -64,18 +67,26 @@ class HeadendTransition(_message.Message):
     def __init__(self, asset: _Optional[_Union[_dispatch_pb2.AssetId, _Mapping]] = ..., dispatch_uid: _Optional[str] = ..., dispatch_name: _Optional[str] = ..., transition: _Optional[_Union[_dispatch_pb2.Transition, _Mapping]] = ...) -> None: ...
 
 class ReplicaMessage(_message.Message):
-    __slots__ = ("hello", "accepted_version", "session", "delivery", "report")
+    __slots__ = ("hello", "accepted_version", "session", "delivery", "report", "batch")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     DELIVERY_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
     hello: ReplicaHello
     accepted_version: int
     session: Session
     delivery: Delivery
     report: AgentReport
-    def __init__(self, hello: _Optional[_Union[ReplicaHello, _Mapping]] = ..., accepted_version: _Optional[int] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., delivery: _Optional[_Union[Delivery, _Mapping]] = ..., report: _Optional[_Union[AgentReport, _Mapping]] = ...) -> None: ...
+    batch: ReplicaBatch
+    def __init__(self, hello: _Optional[_Union[ReplicaHello, _Mapping]] = ..., accepted_version: _Optional[int] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., delivery: _Optional[_Union[Delivery, _Mapping]] = ..., report: _Optional[_Union[AgentReport, _Mapping]] = ..., batch: _Optional[_Union[ReplicaBatch, _Mapping]] = ...) -> None: ...
+
+class ReplicaBatch(_message.Message):
+    __slots__ = ("messages",)
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[ReplicaMessage]
+    def __init__(self, messages: _Optional[_Iterable[_Union[ReplicaMessage, _Mapping]]] = ...) -> None: ...
 
 class ReplicaHello(_message.Message):
     __slots__ = ("replica", "state_since_us")
