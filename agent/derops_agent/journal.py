@@ -3,6 +3,7 @@
 A change counts only once it is durable, and is reported only then.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -79,6 +80,8 @@ class Journal(Mapping[str, Execution]):
 
     async def recall(self, uid: str) -> None:
         """Bring a settled execution back, if its tombstone is there: the headend asks again."""
+        if not self._ledger.may_have_tombstone(uid):
+            return
         stored = await self._run(self._ledger.tombstone, uid)
         if stored is not None:
             self._executions[uid] = stored.execution
@@ -103,12 +106,16 @@ class Journal(Mapping[str, Execution]):
         if not entries and asset is None and revision is None:
             return
         await self._save(entries, asset, revision)
+        before = {entry.uid: self._executions.get(entry.uid) for entry in entries}
         for entry in entries:
-            self._tell(entry.execution)
+            self._executions[entry.uid] = entry.execution
             if entry.report is not None:
-                self._reports[entry.report.dispatch_uid] = entry.report
-                self._acknowledged.discard(entry.report.dispatch_uid)
+                self._reports[entry.uid] = entry.report
+                self._acknowledged.discard(entry.uid)
                 self.on_report(entry.report)
+        await asyncio.sleep(0)  # the reports leave first: people wait for them
+        for entry in entries:
+            self._note_steps(before[entry.uid], entry.execution)
 
     async def save_progress(self) -> None:
         """Store all as they stand, without a report."""
@@ -179,9 +186,7 @@ class Journal(Mapping[str, Execution]):
         report.sequence = self._sequence
         return report
 
-    def _tell(self, execution: Execution) -> None:
-        before = self._executions.get(execution.order.uid)
-        self._executions[execution.order.uid] = execution
+    def _note_steps(self, before: Execution | None, execution: Execution) -> None:
         for step in execution.steps[len(before.steps) if before else 0 :]:
             metrics.TRANSITIONS.labels(step.phase, step.reason).inc()
             self._log.info(

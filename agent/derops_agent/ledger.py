@@ -53,6 +53,11 @@ class Entry:
     order: dispatch_pb2.Dispatch | None = None
     report: dispatch_pb2.DispatchReport | None = None
 
+    @property
+    def uid(self) -> str:
+        """The dispatch it is of."""
+        return self.execution.order.uid
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alive:
@@ -110,6 +115,9 @@ class Ledger:
             "INSERT OR IGNORE INTO meta (only, ledger_id) VALUES (1, ?)", [secrets.token_hex(16)]
         )
         self.ledger_id: str = self._meta("ledger_id")
+        self._tombstones = {
+            uid for (uid,) in self._db.execute("SELECT uid FROM execution WHERE settled = 1")
+        }
 
     def close(self) -> None:
         """Close the file."""
@@ -151,6 +159,10 @@ class Ledger:
         rows = self._db.execute("SELECT state, report FROM execution WHERE settled = 0")
         return [_stored(*row) for row in rows]
 
+    def may_have_tombstone(self, uid: str) -> bool:
+        """Tell whether ``tombstone`` is worth a look; does not block."""
+        return uid in self._tombstones
+
     def tombstone(self, uid: str) -> Stored | None:
         """Return the settled execution of ``uid``, if it is still remembered."""
         row = self._db.execute(
@@ -186,17 +198,20 @@ class Ledger:
 
     def settle(self, uid: str, keep_until_us: int, now_us: int) -> None:
         """Keep only a tombstone of ``uid``, and forget those that have been kept long enough."""
+        forgotten: set[str] = set()
 
         def write() -> None:
             self._db.execute(
                 "UPDATE execution SET settled = 1, keep_until_us = ? WHERE uid = ?",
                 [keep_until_us, uid],
             )
-            self._db.execute(
-                "DELETE FROM execution WHERE settled = 1 AND keep_until_us < ?", [now_us]
-            )
+            old = "FROM execution WHERE settled = 1 AND keep_until_us < ?"
+            forgotten.update(uid for (uid,) in self._db.execute(f"SELECT uid {old}", [now_us]))
+            self._db.execute(f"DELETE {old}", [now_us])
 
+        self._tombstones.add(uid)  # before: what is there is never denied
         self._transact(write)
+        self._tombstones -= forgotten
 
     def _put(self, entry: Entry) -> None:
         report, execution = entry.report, entry.execution

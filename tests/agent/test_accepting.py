@@ -1,5 +1,7 @@
 """Which orders an agent takes, and what it answers to the others."""
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,43 @@ async def test_an_acceptance_is_on_the_disk_before_it_is_reported(agent: Agent) 
     await agent.give(order())
 
     assert seen == [True]
+
+
+async def test_an_order_that_is_new_costs_one_look_at_the_disk(agent: Agent) -> None:
+    run, calls = agent.controller.journal._run, []
+
+    async def count(call: Callable[..., Any], /, *arguments: Any) -> Any:
+        calls.append(call)
+        return await run(call, *arguments)
+
+    agent.controller.journal._run = count
+    await agent.give(order())
+
+    assert len(agent.reports) == 1
+    assert len(calls) == 1
+
+
+async def test_a_report_leaves_before_the_agent_goes_on(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+    leaves = asyncio.Event()
+
+    async def write() -> None:
+        await leaves.wait()
+        happened.append("written")
+
+    writer = asyncio.create_task(write())
+    await asyncio.sleep(0)
+    agent.controller.journal.on_report = lambda _: leaves.set()
+    monkeypatch.setattr(
+        agent.controller.journal, "_note_steps", lambda *_: happened.append("logged")
+    )
+
+    await agent.give(order())
+    await writer
+
+    assert happened == ["written", "logged"]
 
 
 async def test_a_repeated_order_changes_nothing(agent: Agent) -> None:

@@ -429,18 +429,35 @@ async def test_what_is_settled_but_not_acknowledged_is_kept(agent: Agent) -> Non
     assert agent.controller.journal.reports() == []
 
 
-async def test_a_settled_uid_is_never_run_again(agent: Agent) -> None:
+@pytest.mark.parametrize("restarts", [True, False])
+async def test_a_settled_uid_is_never_run_again(agent: Agent, restarts: bool) -> None:
     await agent.give(order())
     await agent.wait(160, step=10)
     await agent.give(Settled(uid="d1"))
     await agent.acknowledge_all()
-    await agent.restart()
+    if restarts:
+        await agent.restart()
     writes = len(agent.device.writes)
     await agent.snapshot(order(start_us=agent.clock.wall_us + S, generation=9))
     await agent.wait(100, step=1)
 
     assert agent.outcome() == ("Complete", "WindowEnded")
     assert len(agent.device.writes) == writes
+
+
+async def test_a_tombstone_is_forgotten_after_its_time(agent: Agent) -> None:
+    await agent.give(order(), order("d2"))
+    ledger = agent.ledger
+
+    ledger.settle("d1", keep_until_us=T0 + 10, now_us=T0)
+    kept = ledger.may_have_tombstone("d1"), ledger.tombstone("d1") is not None
+    ledger.settle("d2", keep_until_us=T0 + 30, now_us=T0 + 20)
+
+    assert kept == (True, True)
+    assert not ledger.may_have_tombstone("d1")
+    assert ledger.tombstone("d1") is None
+    assert ledger.may_have_tombstone("d2")
+    assert not ledger.may_have_tombstone("never heard of")
 
 
 async def test_silence_reverts_only_where_it_is_asked_for(tmp_path: Path) -> None:
