@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import logging
 import secrets
 import signal
@@ -52,6 +53,7 @@ def main() -> None:
     try:
         settings = load(arguments.config)
         configure_logging(settings.log_level)
+        gc.freeze()  # a full collection stops everything; what is imported stays, unlooked at
         asyncio.run(Host(settings, SystemClock()).run())
     except SettingError as error:
         refuse_to_start(error)

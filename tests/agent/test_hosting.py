@@ -1,8 +1,11 @@
 """The whole process in the test's own loop: many assets, a signal, a clean end."""
 
 import asyncio
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,8 @@ from typing import Any
 import pytest
 from tests.agent.fakes import FakeDevice
 from tests.agent.gateway import SERVER_NAME, Authority, serve
+from tests.field.agents import BATTERY
+from tests.stack import places
 
 from derops_agent import main as main_module
 from derops_agent.clock import SystemClock
@@ -65,3 +70,30 @@ async def test_a_signal_ends_all_assets_with_a_bye(
     assert len({stream.received[0].hello.ledger_id for stream in streams}) == 10
     assert len({stream.received[0].hello.outbox_id for stream in streams}) == 10
     OutboxStore(tmp_path / "data" / "outbox.db").close()
+
+
+async def test_no_full_collection_looks_at_what_stays(tmp_path: Path) -> None:
+    count = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count()))"
+    config = tmp_path / "agent.yaml"
+    document = settings(tmp_path, 1, assets=1).model_dump(
+        mode="json", by_alias=True, exclude_unset=True
+    )
+    document["assets"][0]["driver"] = dict(BATTERY)
+    config.write_text(json.dumps(document | {"opsPort": places.free_port()}))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        f"{count}; from derops_agent.main import main; main()",
+        f"--config={config}",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(20):
+        while b"agent.started" not in (line := await process.stdout.readline()):
+            assert line, "it ended"
+
+    process.send_signal(signal.SIGTERM)
+    told, _ = await process.communicate()
+
+    assert int(told.split()[-1]) > 10_000

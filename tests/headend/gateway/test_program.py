@@ -59,6 +59,29 @@ def readiness(port: str) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
+async def test_no_full_collection_looks_at_what_stays(tmp_path: Path) -> None:
+    count = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count()))"
+    run = "from derops_headend.main import main; main()"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        f"{count}; {run}",
+        "gateway",
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    async with asyncio.timeout(20):
+        while b"gateway.started" not in await process.stderr.readline():
+            assert process.returncode is None
+
+    process.send_signal(signal.SIGTERM)
+    told, _ = await process.communicate()
+
+    assert int(told.split()[-1]) > 10_000
+
+
 async def test_it_serves_and_ends_on_sigterm(tmp_path: Path) -> None:
     facts = environment(tmp_path)
     process = await asyncio.create_subprocess_exec(
