@@ -107,7 +107,7 @@ async def _round_trips(headend: FieldHeadend, asset: FieldAsset) -> list[float]:
             order.cancelled = True
             await operator.say(dispatch=order)
             await _until(operator, order.uid, "Cancelled")
-            await operator.say(dispatch_removed=order.uid)
+            await operator.accepted(await operator.say(dispatch_removed=order.uid))
     return seconds
 
 
@@ -158,5 +158,5 @@ async def _fans(headend: FieldHeadend) -> list[float]:
 
 async def _hear_all(operator: PlayedOperator, dispatch_uids: set[str]) -> None:
     while dispatch_uids:
-        message = await operator.call.read()
+        message = await operator.hear()
         dispatch_uids.discard(message.report.report.dispatch_uid)
