@@ -25,6 +25,7 @@ class Outlet:
     certificate: AgentCertificate
     session: Session
     peer: str = "ipv4:127.0.0.1:1"
+    ledger_id: str = "ledger"
     looks: int = 0
     ended: list[str] = field(default_factory=list)
 
