@@ -83,7 +83,7 @@ class OperatorStream:
             replica=self._exchange.replica, state_since_us=self._exchange.store.state_since_us
         )
         self._send(control_pb2.ReplicaMessage(hello=hello))
-        writer = asyncio.create_task(self._outgoing.drain_groups(self._write, _MAX_BATCH))
+        writer = asyncio.create_task(self._outgoing.drain(self._write, _MAX_BATCH))
         tasks = [writer, asyncio.create_task(self._read()), asyncio.create_task(self._work())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -32,22 +32,12 @@ class Outgoing(Generic[Item]):
         self._closed = True
         self._work.set()
 
-    async def drain(self, write: Callable[[Item], Awaitable[None]]) -> None:
-        """Write items in order until closed."""
-        while await self._wait():
-            await write(self._items.popleft())
-
-    async def drain_groups(
-        self, write: Callable[[Sequence[Item]], Awaitable[None]], most: int
-    ) -> None:
+    async def drain(self, write: Callable[[Sequence[Item]], Awaitable[None]], most: int) -> None:
         """Write what waits in order until closed, up to ``most`` items at once."""
-        while await self._wait():
-            count = min(most, len(self._items))
-            await write([self._items.popleft() for _ in range(count)])
-
-    async def _wait(self) -> bool:
-        """Wait for an item; False once closed."""
-        while not self._items and not self._closed:
-            self._work.clear()
-            await self._work.wait()
-        return not self._closed
+        while not self._closed:
+            if self._items:
+                count = min(most, len(self._items))
+                await write([self._items.popleft() for _ in range(count)])
+            else:
+                self._work.clear()
+                await self._work.wait()
