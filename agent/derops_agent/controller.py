@@ -6,6 +6,7 @@ intent on the disk, device, outcome on the disk, report.
 
 import asyncio
 import random
+import sqlite3
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,8 @@ from derops_agent.journal import Journal, Runner
 from derops_agent.ledger import Alive, Ledger
 from derops_agent.ports import Reading, Setpoints
 
+_LEDGER_RETRY_SECONDS = 1.0
+_ON_DEVICE = (Stage.HOLDING, Stage.REVERTING)
 _ALIVE_EVERY_US = 10 * SECOND_US
 
 
@@ -105,6 +108,7 @@ class Controller:
         self._resumed = False
         self._found: tuple[Moment, Setpoints] | None = None
         self._failsafe = False
+        self._ledger_failing = False
         self._contact_us = clock.monotonic_us()
         self._sampled_us = clock.monotonic_us()
         self._decided = moment(clock)
@@ -122,6 +126,8 @@ class Controller:
 
     def take(self, event: Event) -> None:
         """Have an event handled in its turn."""
+        if self._ledger_failing and isinstance(event, Reading):
+            return  # nothing could be made of it, and nobody knows for how long
         self._inbox.append(event)
         self._wakeup.set()
 
@@ -149,8 +155,8 @@ class Controller:
         """Do what is due, for ever."""
         while True:
             self._wakeup.clear()
-            await self.turn()
-            if self._inbox:
+            await self.step()
+            if self._inbox and not self._ledger_failing:
                 continue
             try:
                 async with asyncio.timeout(self._delay_seconds()):
@@ -158,10 +164,36 @@ class Controller:
             except TimeoutError:
                 continue
 
+    async def step(self) -> None:
+        """Do a turn; where the ledger takes nothing, end what is over and wait for it."""
+        try:
+            if self._ledger_failing:
+                await self.journal.catch_up()
+                self._log.info("ledger.recovered")
+                self._ledger_failing = False
+            await self.turn()
+        except sqlite3.Error as error:
+            if not self._ledger_failing:
+                self._log.error("ledger.failed", error=str(error))
+            self._ledger_failing = True
+            await self._end_what_is_over()
+
+    async def _end_what_is_over(self) -> None:
+        """End windows though it cannot be stored, to be told later; nothing begins."""
+        on_device = {u for u, e in self.journal.items() if e.stage in _ON_DEVICE}
+        if not self._resumed or not on_device:
+            return
+        with self.journal.outliving():
+            after = deciding.advance(self.journal, self._moment(), failsafe=True)
+            await self.journal.commit({uid: after[uid] for uid in on_device})
+            held = {uid: self.journal[uid] for uid in on_device}
+            await self._holder.hold(held, self._site)
+
     async def turn(self) -> None:
         """Handle all events that came, then do what the clock says."""
         while self._inbox:
-            await self._handle(self._inbox.popleft())
+            await self._handle(self._inbox[0])
+            self._inbox.popleft()  # now: what could not be stored is to be handled again
         self._decided = self._moment()
         if not self._resumed and not await self._resume():
             await self._find_held()
@@ -381,6 +413,8 @@ class Controller:
     def _delay_seconds(self) -> float:
         """Return how long nothing can be due; short, so that a step of the clock is seen."""
         now = self._moment()
+        if self._ledger_failing:
+            return _LEDGER_RETRY_SECONDS
         unfinished = [e for e in self.journal.values() if e.stage is not Stage.DONE]
         wait_us = (1 if unfinished else 30) * SECOND_US
         for due_us in (

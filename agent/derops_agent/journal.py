@@ -1,10 +1,13 @@
 """Executions in memory, the same on the disk, and the reports of them.
 
-A change counts only once it is durable, and is reported only then.
+A change counts only once it is durable, and is reported only then. The end of a window counts at
+once where the ledger takes nothing, and is still reported only when it does.
 """
 
 import asyncio
+import sqlite3
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import structlog
@@ -45,6 +48,9 @@ class Journal(Mapping[str, Execution]):
         self._acknowledged: set[str] = set()
         self._absent: set[str] = set()
         self._saved_us = 0
+        self._outliving = False
+        self._unstored: dict[str, Execution] = {}
+        """What the ledger has of those that went on without it."""
         self._log = structlog.get_logger("journal").bind(asset=asset)
 
     def __getitem__(self, uid: str) -> Execution:
@@ -105,8 +111,44 @@ class Journal(Mapping[str, Execution]):
         ]
         if not entries and asset is None and revision is None:
             return
-        await self._save(entries, asset, revision)
-        before = {entry.uid: self._executions.get(entry.uid) for entry in entries}
+        try:
+            await self._save(entries, asset, revision)
+        except sqlite3.Error:
+            if not self._outliving:
+                raise
+            for entry in entries:
+                self._unstored.setdefault(entry.uid, self._executions[entry.uid])
+                self._executions[entry.uid] = entry.execution
+            return
+        await self._tell(entries)
+
+    @contextmanager
+    def outliving(self) -> Iterator[None]:
+        """While the block runs, what cannot be stored counts all the same, and is told later."""
+        self._outliving = True
+        try:
+            yield
+        finally:
+            self._outliving = False
+
+    async def catch_up(self) -> None:
+        """Store and tell what could not be stored.
+
+        Raises:
+            sqlite3.Error: The ledger still takes nothing.
+        """
+        entries = [
+            Entry(execution=self._executions[uid], report=self._report(self._executions[uid]))
+            for uid in self._unstored
+        ]
+        await self._save(entries)
+        await self._tell(entries)
+
+    async def _tell(self, entries: list[Entry]) -> None:
+        before = {
+            entry.uid: self._unstored.pop(entry.uid, None) or self._executions.get(entry.uid)
+            for entry in entries
+        }
         for entry in entries:
             self._executions[entry.uid] = entry.execution
             if entry.report is not None:

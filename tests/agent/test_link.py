@@ -14,6 +14,7 @@ from derops.ids import AssetName
 from derops.observing import Readiness
 from derops.wire.v1 import agent_pb2
 from derops_agent import link as link_module
+from derops_agent import metrics
 from derops_agent.control.site import LocalLimits
 from derops_agent.controller import Controller
 from derops_agent.device import GuardedDevice
@@ -296,6 +297,19 @@ async def test_missing_certificates_are_waited_for(site: Site) -> None:
 
     await site.gateway.next_stream()
     assert site.readiness.report()[0]
+
+
+async def test_a_ledger_that_takes_no_epoch_is_waited_for(site: Site) -> None:
+    failed = metrics.CONNECTIONS.labels("LedgerFailed")._value
+    before = failed.get()
+    site.ledger._db.execute("PRAGMA query_only = 1")
+    link = await site.start()
+    while failed.get() == before:
+        assert not link.done()
+        await asyncio.sleep(0)
+    site.ledger._db.execute("PRAGMA query_only = 0")
+
+    await site.gateway.next_stream()
 
 
 async def test_the_end_of_the_process_is_said(site: Site) -> None:
