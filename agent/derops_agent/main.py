@@ -120,7 +120,7 @@ class Host:
             max_age_seconds=self._settings.outbox_max_age_seconds,
             now_us=lambda: self._clock.now_us() if self._clock.synchronised() else None,
         )
-        flusher = Flusher(store, self._threads)
+        flusher = Flusher(store, self._threads, self._readiness)
         try:
             async with asyncio.TaskGroup() as tasks:
                 running = [tasks.create_task(flusher.run())]

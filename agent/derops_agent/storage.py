@@ -9,9 +9,11 @@ from typing import Any
 
 import structlog
 
+from derops.observing import Readiness
 from derops_agent.outbox_store import OutboxStore, is_damaged
 
 FLUSH_SECONDS = 1.0
+_OUTBOX = "outbox"
 _LEDGER_THREADS = 4
 
 
@@ -40,8 +42,8 @@ class Threads:
 class Flusher:
     """Makes samples durable, at the latest a second after they were taken."""
 
-    def __init__(self, store: OutboxStore, threads: Threads) -> None:
-        self._store, self._threads = store, threads
+    def __init__(self, store: OutboxStore, threads: Threads, readiness: Readiness) -> None:
+        self._store, self._threads, self._readiness = store, threads, readiness
         self._full = asyncio.Event()
         self._work: list[Any] = []
         self._failing = False
@@ -64,9 +66,11 @@ class Flusher:
             else:
                 if self._failing:
                     self._failing = False
+                    self._readiness.found(_OUTBOX)
                     self._log.info("outbox.commit_recovered")
 
     async def _recover(self, error: sqlite3.Error) -> None:
+        self._readiness.degraded(_OUTBOX, str(error))
         if not self._failing:
             self._failing = True
             self._log.error("outbox.commit_failed", error=str(error))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from derops.ids import AssetName
+from derops.observing import Readiness
 from derops.wire.v1 import agent_pb2
 from derops_agent import metrics
 from derops_agent.outbox import MAX_WAITING, Outbox, split
@@ -188,7 +189,7 @@ def test_a_damaged_file_is_put_aside_at_the_start(tmp_path: Path, content: bytes
 
 async def test_a_file_that_is_damaged_meanwhile_is_replaced_under_a_new_id(tmp_path: Path) -> None:
     store, threads = OutboxStore(tmp_path / "outbox.db"), Threads()
-    flusher = Flusher(store, threads)
+    flusher = Flusher(store, threads, Readiness())
     outbox = store.open(NAME)
     replaced: list[bool] = []
     outbox.on_replaced = lambda: replaced.append(True)
@@ -213,6 +214,28 @@ async def test_a_file_that_is_damaged_meanwhile_is_replaced_under_a_new_id(tmp_p
     assert outbox.outbox_id != old_id
     assert messages(outbox)[-1].telemetry.outbox_id == outbox.outbox_id
     assert [m.telemetry.sequence for m in messages(outbox)] == [1]
+    threads.close()
+    store.close()
+
+
+async def test_a_disk_that_takes_nothing_is_said_until_it_does(tmp_path: Path) -> None:
+    store, threads, readiness = OutboxStore(tmp_path / "outbox.db"), Threads(), Readiness()
+    outbox = store.open(NAME)
+    running = asyncio.create_task(Flusher(store, threads, readiness).run())
+    store._db.execute("PRAGMA query_only = 1")  # as a full disk refuses
+    outbox.add(Reading(at_us=1, values={POWER: 1.0}))
+    store.wake()
+    async with asyncio.timeout(10):
+        while "degraded outbox: attempt to write" not in readiness.report()[1]:
+            await asyncio.sleep(0)
+        assert readiness.report()[0], "dispatches go on"
+        store._db.execute("PRAGMA query_only = 0")
+        store.wake()
+        while readiness.report()[1] != "ok":
+            await asyncio.sleep(0)
+    running.cancel()
+
+    assert [m.telemetry.columns[0].values[0] for m in messages(outbox)] == [1.0]
     threads.close()
     store.close()
 
