@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -122,6 +123,7 @@ class Site:
         self.clock = FakeClock(wall_us=now_us(), ntp=True)
         self.fuse = Fuse()
         self.fault = "none"
+        self.disk_full = False
         self.fog_us = 0
         """For how long nobody but the device could know what it holds."""
 
@@ -150,7 +152,7 @@ class Site:
 
     async def start(self) -> None:
         """Start the agent's process with what its disk has."""
-        self.fuse.left = None
+        self.fuse.left, self.disk_full = None, False
         self.processes += 1
         self._ledger = Ledger(self._folder / f"ledger-{self.ledgers}.db")
         self._guarded = GuardedDevice(Wired(self))
@@ -194,7 +196,7 @@ class Site:
     async def turn(self) -> None:
         """Let the agent do what is due."""
         assert self.controller is not None
-        await self.controller.turn()
+        await self.controller.step()
 
     async def sample(self) -> None:
         """Measure, as the agent does each second."""
@@ -211,7 +213,7 @@ class Site:
         """Let time pass on the agent's clocks."""
         self.clock.wall_us += span_us
         self.clock.mono_us += span_us
-        if self.fault in SILENT or self.controller is None:
+        if self.fault in SILENT or self.disk_full or self.controller is None:
             self.fog_us += span_us
 
     def read_account(self) -> list[Entry]:
@@ -230,6 +232,8 @@ class Site:
 
     async def _run(self, call: Callable[..., Any], /, *arguments: Any) -> Any:
         self.fuse.burn()
+        if self.disk_full:
+            raise sqlite3.OperationalError("database or disk is full")
         answer = call(*arguments)
         self.fuse.burn()
         return answer

@@ -214,6 +214,10 @@ class Lifecycle(RuleBasedStateMachine):
             self.world.site.reboot()
         self._do(self.world.start_agent)
 
+    @rule(full=st.booleans())
+    def fill_disk(self, full: bool) -> None:
+        self.world.site.disk_full = full
+
     @precondition(lambda self: self.world.site.ledgers == 0)
     @rule()
     def lose_disk(self) -> None:

@@ -388,7 +388,7 @@ class World:
         """Mend everything, then let all windows and deadlines pass."""
         self.ways = Ways()
         self.cluster.change_asset(operatingState="InService")
-        self.site.fuse.left = None
+        self.site.fuse.left, self.site.disk_full = None, False
         self.site.break_device("none")
         self.site.clock.wall_us = self.now_us
         self.site.clock.ntp = True
