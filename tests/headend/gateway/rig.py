@@ -276,6 +276,7 @@ class Rig:
             options=[
                 ("grpc.ssl_target_name_override", name),
                 ("grpc.use_local_subchannel_pool", 1),
+                ("grpc.http2.bdp_probe", 0),  # windows stay small: who does not read is full soon
                 ("grpc.enable_retries", 0),
             ],
         )
