@@ -30,7 +30,6 @@ from derops_agent.ledger import Alive, Ledger
 from derops_agent.ports import Reading, Setpoints
 
 _LEDGER_RETRY_SECONDS = 1.0
-_ON_DEVICE = (Stage.HOLDING, Stage.REVERTING)
 _ALIVE_EVERY_US = 10 * SECOND_US
 
 
@@ -127,7 +126,8 @@ class Controller:
     def take(self, event: Event) -> None:
         """Have an event handled in its turn."""
         if self._ledger_failing and isinstance(event, Reading):
-            return  # nothing could be made of it, and nobody knows for how long
+            self._holder.note_answer()
+            return  # nothing more could be made of it, and nobody knows for how long
         self._inbox.append(event)
         self._wakeup.set()
 
@@ -180,14 +180,13 @@ class Controller:
 
     async def _end_what_is_over(self) -> None:
         """End windows though it cannot be stored, to be told later; nothing begins."""
-        on_device = {u for u, e in self.journal.items() if e.stage in _ON_DEVICE}
-        if not self._resumed or not on_device:
+        held = {uid: e for uid, e in self.journal.items() if e.may_be_on_device}
+        if not self._resumed or not held:
             return
         with self.journal.outliving():
-            after = deciding.advance(self.journal, self._moment(), failsafe=True)
-            await self.journal.commit({uid: after[uid] for uid in on_device})
-            held = {uid: self.journal[uid] for uid in on_device}
-            await self._holder.hold(held, self._site)
+            after = self._without_contact(held)
+            await self.journal.commit(deciding.advance(after, self._moment(), failsafe=True))
+            await self._holder.hold({uid: self.journal[uid] for uid in held}, self._site)
 
     async def turn(self) -> None:
         """Handle all events that came, then do what the clock says."""
@@ -200,12 +199,7 @@ class Controller:
             reverting = {u: e for u, e in self.journal.items() if e.stage is Stage.REVERTING}
             await self._holder.hold(reverting, self._site)
             return
-        self._check_contact()
-        if self._failsafe and self._site.asset is not None:
-            seconds = self._site.asset.failsafe_after_seconds
-            await self.journal.commit(
-                interrupting.lose_contact(self.journal, self._moment(), seconds)
-            )
+        await self.journal.commit(self._without_contact(self.journal))
         self._decided = self._moment()
         await self.journal.commit(
             deciding.advance(
@@ -399,6 +393,14 @@ class Controller:
             or (offset is not None and abs(offset) <= self._site.max_clock_offset_milliseconds)
         )
         return confirmed and now.wall_us >= alive.at_us
+
+    def _without_contact(self, scope: deciding.Executions) -> deciding.Executions:
+        """Return ``scope`` as it is after a look at for how long no gateway was heard."""
+        self._check_contact()
+        if not self._failsafe or self._site.asset is None:
+            return scope
+        seconds = self._site.asset.failsafe_after_seconds
+        return interrupting.lose_contact(scope, self._moment(), seconds)
 
     def _check_contact(self) -> None:
         asset = self._site.asset

@@ -385,7 +385,7 @@ class Holder:
             self._try_again(scope, target)
         else:
             self._failures = 0
-        await self._journal.commit(after)
+        await self._journal.commit(after, happened=True)
         await self._journal.settle()
 
     async def _note_failure(
@@ -406,7 +406,8 @@ class Holder:
             retry_seconds=delay_us / SECOND_US,
             dispatch_uids=reverting,
         )
-        await self._journal.commit(outcomes.write_failed(scope, now, failure, rule=site.rule))
+        after = outcomes.write_failed(scope, now, failure, rule=site.rule)
+        await self._journal.commit(after, happened=True)
 
     def _try_again(self, scope: Scope, wanted: Setpoints) -> int:
         """Note that ``wanted`` is not on the device; return when it is tried again, in us."""

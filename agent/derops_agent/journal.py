@@ -101,8 +101,21 @@ class Journal(Mapping[str, Execution]):
         orders: Mapping[str, dispatch_pb2.Dispatch] | None = None,
         asset: dispatch_pb2.Asset | None = None,
         revision: agent_pb2.Revision | None = None,
+        happened: bool = False,
     ) -> None:
-        """Store what differs, then let it count and report it."""
+        """Store what differs, then let it count and report it.
+
+        Args:
+            result: Executions, by uid.
+            orders: Those that came with it.
+            asset: The configuration that came with it.
+            revision: The desired state that it is from.
+            happened: A device did it: it counts also where it cannot be stored, and is told once
+                it can.
+
+        Raises:
+            sqlite3.Error: The ledger takes nothing.
+        """
         orders = orders or {}
         entries = [
             Entry(execution=execution, order=orders.get(uid), report=self._report(execution))
@@ -114,11 +127,12 @@ class Journal(Mapping[str, Execution]):
         try:
             await self._save(entries, asset, revision)
         except sqlite3.Error:
+            if self._outliving or happened:
+                for entry in entries:
+                    self._unstored.setdefault(entry.uid, self._executions[entry.uid])
+                    self._executions[entry.uid] = entry.execution
             if not self._outliving:
                 raise
-            for entry in entries:
-                self._unstored.setdefault(entry.uid, self._executions[entry.uid])
-                self._executions[entry.uid] = entry.execution
             return
         await self._tell(entries)
 
@@ -180,6 +194,8 @@ class Journal(Mapping[str, Execution]):
 
     async def settle(self) -> None:
         """Forget what is finished here, absent there, and whose last report has arrived."""
+        if self._outliving:
+            return  # it cannot be stored, and what ended meanwhile has yet to be reported
         for uid in self._absent & self._acknowledged:
             execution = self._executions[uid]
             if execution.stage is not Stage.DONE:

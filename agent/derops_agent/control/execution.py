@@ -178,6 +178,12 @@ class Execution:
         """Whether its value belongs on the device."""
         return self.stage in (Stage.APPLYING, Stage.HOLDING)
 
+    @property
+    def may_be_on_device(self) -> bool:
+        """Whether the device holds it, or may hold it because it left a write unanswered."""
+        unanswered = self.stage is Stage.APPLYING and self.sent is not None
+        return self.stage in (Stage.HOLDING, Stage.REVERTING) or unanswered
+
     def step(self, phase: Phase, reason: str, message: str, at_us: int) -> "Execution":
         """Return it in a phase, with the transition recorded; only what is further along counts."""
         if fold(self.phase, phase) is self.phase:
@@ -201,8 +207,7 @@ class Execution:
 
     def withdraw(self, phase: Phase, reason: str, message: str, at_us: int) -> "Execution":
         """End it: at once where the device cannot hold it, else as soon as that is reverted."""
-        untouched = self.stage is Stage.APPLYING and self.sent is None
-        end = self.step if self.stage is Stage.WAITING or untouched else self.begin_ending
+        end = self.begin_ending if self.may_be_on_device else self.step
         return end(phase, reason, message, at_us)
 
     def stop_holding(self, at: Moment) -> "Execution":
