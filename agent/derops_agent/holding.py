@@ -162,9 +162,7 @@ class Holder:
         """Ask the device whether it still holds what it was told, now and then."""
         now_us = self._clock.monotonic_us()
         holding = any(e.held_since for e in scope.values())
-        # A device that was silent says what it holds before it is written: it may have let go.
-        first = self._unanswered and self._failed is not None and now_us >= self._retry_at_us
-        due = first or now_us >= self._look_at_us
+        due = now_us >= self._look_at_us or self._asks_before_writing(scope)
         if not due or not (holding or now_us < self._suspect_until_us):
             return
         self._look_at_us = now_us + LOOK_EVERY_US
@@ -185,6 +183,15 @@ class Holder:
             if execution == replace(scope[uid], confirmed=execution.confirmed):
                 self._journal.set_in_memory(execution)
         await self._journal.commit(after)
+
+    def _asks_before_writing(self, scope: Scope) -> bool:
+        """Tell whether a device that was silent is to be written: before, it may have let go."""
+        if not self._unanswered:
+            return False
+        if self._failed is not None and self._clock.monotonic_us() >= self._retry_at_us:
+            return True
+        owners = deciding.owners(scope)
+        return _starting(owners) or (self._failed is None and _pending(scope, owners))
 
     async def _ask(self) -> Setpoints | None:
         held = await self._device.read_setpoints()

@@ -563,3 +563,17 @@ async def test_without_samples_the_effect_is_unknown(agent: Agent) -> None:
     await agent.wait(160, step=10)
 
     assert (agent.report().verified, agent.report().evidence) == ("Unknown", "ReadBack")
+
+
+async def test_what_a_superseded_dispatch_did_is_judged_over_its_whole_time(agent: Agent) -> None:
+    await agent.give(order(), order("b", watts=3000, primacy=10, start_us=T0 + 120 * S))
+    await agent.wait(60)
+    await agent.sampled(5000, 10)
+    assert agent.report().verified == "True"
+    await agent.sampled(0, 50)
+
+    assert agent.outcome() == ("Superseded", "SupersededBy")
+    assert (agent.report().verified, agent.report().verified_reason) == (
+        "False",
+        "EffectNotObserved",
+    )

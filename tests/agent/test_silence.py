@@ -176,6 +176,41 @@ async def test_it_is_asked_what_it_held_before_a_retry_ends_that(
     assert agent.report().active_milliseconds <= 10_000
 
 
+@pytest.mark.parametrize("late_seconds", range(5))
+@pytest.mark.parametrize("mode", ["ActivePower", "GenerationLimit"])
+async def test_it_is_asked_what_it_held_before_another_dispatch_starts(
+    agent: Agent, mode: str, late_seconds: int
+) -> None:
+    start_us = T0 + (100 + late_seconds) * S
+    await agent.give(order("b", mode=mode, watts=3000, primacy=10, start_us=start_us))
+    await fall_silent(agent)
+    await agent.wait(29 + late_seconds, step=1)
+    agent.device.fail, agent.device.held = "", Setpoints()
+    agent.clock.pass_seconds(1)
+    await agent.controller.turn()
+    assert agent.outcome("b") == ("Active", "Applied")
+    await agent.sampled(3000, 70)
+
+    # From its start until it fell silent; and, where it was not superseded, since it came back.
+    most_seconds = 12 if mode == "ActivePower" else 72 - late_seconds
+    assert agent.report().phase in ("Complete", "Superseded")
+    assert agent.report().active_milliseconds <= most_seconds * 1000
+
+
+@pytest.mark.parametrize("late_seconds", range(5))
+async def test_it_is_asked_what_it_held_before_its_end_is_first_tried(
+    agent: Agent, late_seconds: int
+) -> None:
+    await fall_silent(agent, duration_seconds=100 + late_seconds)
+    await agent.wait(89 + late_seconds, step=1)
+    agent.device.fail, agent.device.held = "", Setpoints(active_power_watts=0)
+    agent.clock.pass_seconds(1)
+    await agent.controller.turn()
+
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert agent.report().active_milliseconds <= 12_000
+
+
 async def test_its_own_timer_tells_until_when_it_held_it(agent: Agent) -> None:
     agent.device.timer_seconds = 30
     await fall_silent(agent)
@@ -200,6 +235,19 @@ async def test_a_silence_over_a_gap_between_two_windows_is_no_failure_of_the_fir
     assert agent.outcome() == ("Complete", "WindowEnded")
     assert agent.outcome("b") == ("Active", "Applied")
     assert agent.powers == [0, 5000, 3000]
+
+
+async def test_what_is_left_of_a_gap_is_no_lateness(agent: Agent) -> None:
+    await agent.give(order(), order("b", watts=3000, start_us=T0 + 169 * S))
+    await agent.wait(168, step=1)
+    agent.device.fail = "timeout"
+    await agent.wait(3, step=1)
+    agent.device.fail = ""
+    await agent.wait(3, step=1)
+
+    # 9 s of gap and 3 s of silence: it was late by these alone.
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert agent.outcome("b") == ("Active", "Applied")
 
 
 async def test_the_revert_is_tried_on_after_a_restart(agent: Agent) -> None:

@@ -225,7 +225,7 @@ def _bridge(execution: Execution, all_of_them: Iterable[Execution]) -> Execution
         other.planned.start_us - execution.ended_us
         for other in all_of_them
         if other.planned is not None
-        and other.stage is Stage.WAITING
+        and other.stage in (Stage.WAITING, Stage.APPLYING)
         and other.order.mode == execution.order.mode
     ]
     near_us = [gap_us for gap_us in gaps_us if gap_us <= GAP_TOLERANCE_US]

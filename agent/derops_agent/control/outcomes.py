@@ -58,7 +58,7 @@ def written(
             active = replace(active, arrived_us=now.wall_us)
         result[owner.order.uid] = active
         losers = [
-            other
+            verifying.conclude_window(replace(other, ended_us=now.wall_us), now.wall_us, rule)
             for other in executions.values()
             if other.order.mode == mode
             and other is not owner
