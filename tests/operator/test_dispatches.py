@@ -279,7 +279,17 @@ def test_a_report_of_a_lost_ledger_takes_nothing_away() -> None:
     assert story.ending == ("Failed", "LedgerLost")
     assert story.status["timeline"]["appliedAt"]
     assert story.conditions["Applied"] == "True"
-    assert story.conditions["Reverted"] == "False"
+    assert story.conditions["Reverted"] == "Unknown"
+
+
+def test_of_what_a_lost_disk_had_accepted_nobody_knows_whether_it_ran() -> None:
+    story = Story().look(0.1).look(3, view(report=acked()))
+    story.look(50, view(report=report("Failed", "LedgerLost", ledger_id="new")))
+
+    assert story.conditions["Accepted"] == "True"
+    assert story.conditions["Applied"] == "Unknown"
+    assert story.conditions["Reverted"] == "Unknown"
+    assert story.conditions["Stalled"] == "True"
 
 
 def test_an_earlier_phase_never_comes_back() -> None:

@@ -377,12 +377,30 @@ def test_an_unknown_outcome_is_settled_also_when_the_device_was_silent_at_last()
     assert Settle() in story.decision.actions
 
 
-def test_of_a_device_that_was_dead_at_the_start_it_is_not_known_whether_it_took_it() -> None:
-    dead: dict[str, Any] = {"applied_us": 0, "active_milliseconds": 0, "evidence": "Unanswered"}
-    story = Story().look(0.1).look(111, view(report=unreverted(**dead)))
+DEAD: dict[str, Any] = {"applied_us": 0, "active_milliseconds": 0, "evidence": "Unanswered"}
+
+
+@pytest.mark.parametrize("reason", ["DeviceOffline", "DeviceWriteFailed", "CommsLossFailsafe"])
+def test_of_a_device_that_was_dead_at_the_start_it_is_not_known_whether_it_took_it(
+    reason: str,
+) -> None:
+    story = Story().look(0.1).look(111, view(report=unreverted(reason, **DEAD)))
     assert story.conditions["Applied"] == "Unknown"
     assert story.conditions["Reverted"] == "False"
 
-    story.look(701, view(report=unreverted(**dead, sequence=10, reverted_us=at(700))))
+    story.look(112, view(report=unreverted(reason, **DEAD)))
+    assert Settle() not in story.decision.actions
+
+    story.look(701, view(report=unreverted(reason, **DEAD, sequence=10, reverted_us=at(700))))
     assert story.conditions["Applied"] == "Unknown"
     assert story.conditions["Reverted"] == "True"
+
+
+def test_a_device_that_says_later_that_it_took_nothing_leaves_nothing_open() -> None:
+    story = Story().look(0.1).look(111, view(report=unreverted(**DEAD)))
+    assert story.status["execution"]["evidence"] == "Unanswered"
+
+    answered = {**DEAD, "evidence": "", "reverted_us": at(700)}
+    story.look(701, view(report=unreverted(**answered, sequence=10)))
+    assert story.conditions["Applied"] == "False"
+    assert "evidence" not in story.status["execution"]

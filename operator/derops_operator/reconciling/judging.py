@@ -7,7 +7,7 @@ from derops.wire.v1 import dispatch_pb2
 from derops_operator.facts import Dispatch
 from derops_operator.reconciling.conditions import Wanted, status_of, truth
 
-_MAY_BE_THERE = frozenset({Reason.DEVICE_OFFLINE, Reason.REVERT_FAILED})
+_UNKNOWN = frozenset({Reason.OUTCOME_UNKNOWN, Reason.LEDGER_LOST})
 _STALLED = frozenset({Phase.FAILED, Phase.REJECTED, Phase.EXPIRED})
 
 
@@ -24,7 +24,7 @@ class Outcome:
     @property
     def unknown(self) -> bool:
         """Whether it ended without anybody knowing how."""
-        return self.reason == Reason.OUTCOME_UNKNOWN
+        return self.reason in _UNKNOWN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ def is_unreverted(report: dispatch_pb2.DispatchReport) -> bool:
     terminal = Phase(report.phase or Phase.SUBMITTED).terminal
     if not terminal or report.reverted_us or not report.ended_us:  # 0: it was never touched
         return False
-    return report.applied_us > 0 or report.reason in _MAY_BE_THERE
+    return report.applied_us > 0 or report.evidence == UNANSWERED
 
 
 def judge(
@@ -102,7 +102,7 @@ def _delivered(facts: _Facts) -> Wanted:
     if facts.delivered:
         return Wanted("Delivered", "True", Reason.DELIVERED, "written to the stream of the agent")
     if facts.outcome.unknown:
-        return Wanted("Delivered", "Unknown", Reason.OUTCOME_UNKNOWN, facts.outcome.message)
+        return Wanted("Delivered", "Unknown", facts.outcome.reason, facts.outcome.message)
     if facts.outcome.phase.terminal:
         return Wanted("Delivered", "False", facts.outcome.reason, facts.outcome.message)
     return Wanted("Delivered", "False", "WaitingForAgent", facts.outcome.message)
@@ -129,7 +129,7 @@ def _if_never(facts: _Facts, kind: str, pending: str) -> Wanted:
     outcome = facts.outcome
     if outcome.phase.terminal and not outcome.unknown:
         return Wanted(kind, "False", outcome.reason, outcome.message)
-    return Wanted(kind, "Unknown", Reason.OUTCOME_UNKNOWN if outcome.unknown else pending)
+    return Wanted(kind, "Unknown", outcome.reason if outcome.unknown else pending)
 
 
 def _verified(facts: _Facts) -> Wanted:
@@ -154,7 +154,7 @@ def _reverted(facts: _Facts) -> Wanted:
         return Wanted("Reverted", "False", Reason.REVERT_FAILED, facts.overdue)
     if not outcome.phase.terminal or outcome.unknown:
         return Wanted(
-            "Reverted", "Unknown", Reason.OUTCOME_UNKNOWN if outcome.unknown else "WaitingForEnd"
+            "Reverted", "Unknown", outcome.reason if outcome.unknown else "WaitingForEnd"
         )
     if facts.applied or facts.unreverted:
         return Wanted("Reverted", "False", outcome.reason, outcome.message)

@@ -6,7 +6,7 @@ Values are added, never taken away: a report of a lost ledger knows less than th
 from collections.abc import Mapping
 from typing import Any
 
-from derops.lifecycle import MESSAGE_LIMIT, Phase
+from derops.lifecycle import MESSAGE_LIMIT, UNANSWERED, Phase
 from derops.wire.v1 import dispatch_pb2
 from derops_operator.facts import Dispatch
 from derops_operator.fleet import DispatchView
@@ -66,6 +66,8 @@ def execution(dispatch: Dispatch, report: dispatch_pb2.DispatchReport | None) ->
         known["activeSeconds"] = round(report.active_milliseconds / 1000)
         known["withinToleranceSeconds"] = round(report.within_tolerance_milliseconds / 1000)
         known["interruptions"] = report.interruptions
+    if known.get("evidence") == UNANSWERED and report.ended_us and not report.evidence:
+        del known["evidence"]  # asked since, the device said that it had not taken it
     words = {"clampedBy": report.clamped_by, "evidence": report.evidence}
     return known | {name: text for name, text in words.items() if text}
 
