@@ -1,6 +1,7 @@
 """The link against a real gRPC server with mutual TLS on the loopback."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from derops_agent.ledger import Ledger
 from derops_agent.link import Endpoint, Link
 from derops_agent.outbox_store import OutboxStore
 from derops_agent.ports import Reading
+from derops_headend.gateway.agent_stream import AGENT_REASONS
 
 NAME = AssetName("ns", "battery")
 
@@ -285,6 +287,14 @@ async def test_a_new_certificate_gets_a_stream_before_the_old_one_ends(site: Sit
     assert (await old.until("bye")).reason == "CertificateRenewed"
     identities = [s.context.auth_context()["x509_pem_cert"] for s in (old, new)]
     assert identities[0] != identities[1]
+
+
+def test_gateways_count_each_reason_for_which_an_agent_ends_its_stream() -> None:
+    sources = Path(link_module.__file__).parent.glob("*.py")
+    closes = re.compile(r'close\((?:\w+, )?"(\w+)"')
+    said = {reason for source in sources for reason in closes.findall(source.read_text())}
+
+    assert said == AGENT_REASONS
 
 
 async def test_missing_certificates_are_waited_for(site: Site) -> None:

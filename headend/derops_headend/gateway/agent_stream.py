@@ -50,7 +50,15 @@ MAX_CLOCK_OFFSET_US = 5_000_000
 """An agent refuses dispatches beyond this; its samples are marked."""
 
 AGENT_REASONS = frozenset(
-    {"BadSnapshot", "CertificateRenewed", "OutboxReplaced", "Shutdown", "StaleReplica", "Withdrawn"}
+    {
+        "BadSnapshot",
+        "CertificateRenewed",
+        "Failsafe",
+        "OutboxReplaced",
+        "Shutdown",
+        "StaleReplica",
+        "Withdrawn",
+    }
 )
 """Why agents end their streams; whatever else one says is counted as ``Other``."""
 
