@@ -565,6 +565,20 @@ async def test_without_samples_the_effect_is_unknown(agent: Agent) -> None:
     assert (agent.report().verified, agent.report().evidence) == ("Unknown", "ReadBack")
 
 
+async def test_a_superseded_dispatch_that_never_reached_its_device_has_nothing_to_revert(
+    agent: Agent,
+) -> None:
+    agent.device.fail = "unreachable"
+    await agent.give(order(), order("b", watts=3000, primacy=10, start_us=T0 + 70 * S))
+    await agent.wait(70, step=1)
+    agent.device.fail = ""
+    await agent.wait(2, step=1)
+
+    assert agent.outcome("b") == ("Active", "Applied")
+    assert agent.outcome() == ("Superseded", "SupersededBy")
+    assert (agent.report().applied_us, agent.report().reverted_us) == (0, 0)
+
+
 async def test_what_a_superseded_dispatch_did_is_judged_over_its_whole_time(agent: Agent) -> None:
     await agent.give(order(), order("b", watts=3000, primacy=10, start_us=T0 + 120 * S))
     await agent.wait(60)

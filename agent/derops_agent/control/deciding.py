@@ -127,7 +127,7 @@ def supersede(
             f"a dispatch of primacy {winner.order.primacy} took its place",
             now.wall_us,
         )
-        touched = loser.owns_device
+        touched = loser.may_be_on_device
         result[loser.order.uid] = replace(
             ended,
             superseded_by=winner.order.uid,
