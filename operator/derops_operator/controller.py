@@ -171,7 +171,7 @@ class Controller:
 
     def _load_dispatch(self, dispatch: Dispatch) -> None:
         asset = self.cache.asset(dispatch.meta.namespace, dispatch.asset_name)
-        if dispatch.in_flight:
+        if dispatch.in_flight or dispatch.is_unreverted:
             for action in self._decide(dispatch, asset).actions:
                 if isinstance(action, Submit):
                     self._submit(dispatch, asset, action)

@@ -133,7 +133,7 @@ class Operator:
         self.give_asset()
         for name, dispatch in cluster.dispatches.items():
             self.concern(name)
-            if dispatch.in_flight:
+            if dispatch.in_flight or dispatch.is_unreverted:
                 for action in self._decide(dispatch).actions:
                     if isinstance(action, Submit):
                         self._submit(dispatch, action)

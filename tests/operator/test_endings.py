@@ -369,6 +369,26 @@ def test_a_deleted_dispatch_waits_for_its_revert_for_as_long_as_for_its_end() ->
     assert RemoveFinalizer() in story.decision.actions
 
 
+def test_an_operator_that_starts_anew_has_gateways_keep_what_is_unreverted() -> None:
+    story = Story().look(0.1).look(111, view(report=unreverted()))
+
+    story.look(120, DispatchView())
+    assert story.submit == Submit(known_phase=Phase.FAILED)
+    assert Settle() not in story.decision.actions
+
+    story.look(701, view(report=unreverted(sequence=10, reverted_us=at(700))))
+    assert story.conditions["Reverted"] == "True"
+    assert Settle() in story.decision.actions
+    assert Settle() in story.look(702, DispatchView()).decision.actions
+
+
+def test_without_its_asset_nobody_is_left_to_revert_a_device() -> None:
+    story = Story().look(0.1).look(111, view(report=unreverted()))
+    story.asset = None
+
+    assert Settle() in story.look(120, view(report=unreverted())).decision.actions
+
+
 def test_an_unknown_outcome_is_settled_also_when_the_device_was_silent_at_last() -> None:
     silent = active(verified="Unknown", verified_reason="DeviceOffline")
     story = Story().look(0.1).look(1001, view(report=silent)).look(1002, view(report=silent))

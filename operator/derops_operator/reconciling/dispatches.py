@@ -82,7 +82,7 @@ def reconcile_dispatch(
         asset_grace_us: How long after its creation it waits for its asset.
     """
     if dispatch.phase.terminal:
-        return _tidy_up(dispatch, view, now_us)
+        return _tidy_up(dispatch, asset, view, now_us)
     if dispatch.in_flight:
         return _follow(dispatch, asset, view, now_us)
     if dispatch.meta.deleting_us is not None:
@@ -138,7 +138,9 @@ def _follow(
     )
 
 
-def _tidy_up(dispatch: Dispatch, view: DispatchView, now_us: int) -> DispatchDecision:
+def _tidy_up(
+    dispatch: Dispatch, asset: Asset | None, view: DispatchView, now_us: int
+) -> DispatchDecision:
     status = {**dispatch.status, "observedGeneration": dispatch.meta.generation}
     status["conditions"] = [
         {**each, "observedGeneration": dispatch.meta.generation}
@@ -148,11 +150,10 @@ def _tidy_up(dispatch: Dispatch, view: DispatchView, now_us: int) -> DispatchDec
     late = reporting.late_report(dispatch, view)
     if late is not None:
         status["lateReport"] = late
-    # What an agent has yet to revert is kept at the gateways: it has more to tell.
-    report = view.report
-    told_early = report is not None and dispatch.status.get("reason") == report.reason
-    waits = told_early and report is not None and is_unreverted(report)
-    actions: list[DispatchAction] = [] if waits else [Settle()]
+    waits = _waits_for_revert(dispatch, asset, view)
+    actions: list[DispatchAction] = [
+        Submit(known_phase=dispatch.phase) if waits else Settle(),
+    ]
     again_us, deleting_us = None, dispatch.meta.deleting_us
     if waits and deleting_us is not None and now_us < deleting_us + DELETION_GRACE_US:
         again_us = deleting_us + DELETION_GRACE_US
@@ -166,6 +167,16 @@ def _tidy_up(dispatch: Dispatch, view: DispatchView, now_us: int) -> DispatchDec
         else:
             again_us = due_us
     return DispatchDecision(actions=tuple(actions), status=status, again_us=again_us)
+
+
+def _waits_for_revert(dispatch: Dispatch, asset: Asset | None, view: DispatchView) -> bool:
+    """Tell whether its agent has yet to revert its device: gateways keep what it says of it."""
+    if asset is None or dispatch.is_of_an_earlier(asset):
+        return False
+    report = view.report
+    if report is None:  # as after a start of the operator
+        return dispatch.is_unreverted
+    return report.reason == dispatch.status.get("reason") and is_unreverted(report)
 
 
 def _what_was_missing(dispatch: Dispatch, view: DispatchView, now_us: int) -> dict[str, Any]:
