@@ -153,9 +153,7 @@ def _reverted(facts: _Facts) -> Wanted:
     if facts.overdue and facts.report is not None and facts.report.ended_us:
         return Wanted("Reverted", "False", Reason.REVERT_FAILED, facts.overdue)
     if not outcome.phase.terminal or outcome.unknown:
-        return Wanted(
-            "Reverted", "Unknown", outcome.reason if outcome.unknown else "WaitingForEnd"
-        )
+        return Wanted("Reverted", "Unknown", outcome.reason if outcome.unknown else "WaitingForEnd")
     if facts.applied or facts.unreverted:
         return Wanted("Reverted", "False", outcome.reason, outcome.message)
     return Wanted("Reverted", "True", "NothingToRevert", "the device was never changed")
