@@ -186,6 +186,7 @@ class Controller:
         with self.journal.outliving():
             after = self._without_contact(held)
             await self.journal.commit(deciding.advance(after, self._moment(), failsafe=True))
+            await self._holder.look({uid: self.journal[uid] for uid in held}, self._site)
             await self._holder.hold({uid: self.journal[uid] for uid in held}, self._site)
 
     async def turn(self) -> None:

@@ -140,3 +140,20 @@ async def test_silence_of_the_gateway_ends_it_all_the_same(agent: Agent) -> None
     refuse_writes(agent, refused=False)
     await steps(agent, 2)
     assert agent.outcome() == ("Failed", "CommsLossFailsafe")
+
+
+async def test_what_a_device_dropped_meanwhile_is_not_said_to_have_been_held(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(70, step=1)
+    refuse_writes(agent, refused=True)
+    await steps(agent, 10)
+    agent.device.fail, agent.device.held = "timeout", Setpoints()
+    await steps(agent, 60)
+    agent.device.fail = ""
+    await steps(agent, 25)
+    assert agent.device.held.active_power_watts == 0
+
+    refuse_writes(agent, refused=False)
+    await steps(agent, 2)
+    assert agent.report().phase in ("Complete", "Failed")
+    assert agent.report().active_milliseconds <= 42_000
