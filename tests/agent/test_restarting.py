@@ -60,7 +60,7 @@ async def test_death_between_intent_and_outcome_is_harmless(
     agent.device.fail = ""
     await agent.restart(down_seconds=down_seconds)
 
-    if down_seconds == 1:
+    if down_seconds == 1 or written:
         assert agent.outcome() == ("Active", "Applied")
         await agent.wait(200, step=10)
     assert agent.report().phase in ("Complete", "Failed")
@@ -216,7 +216,7 @@ async def test_a_write_in_which_the_power_went_may_have_been_applied(
     await agent.restart(down_seconds=120)
 
     report = agent.report()
-    assert agent.outcome() == ("Failed", "AgentRestarted")
+    assert agent.outcome() == ("Failed", "RevertedLate" if kept else "AgentRestarted")
     assert agent.device.held.active_power_watts == 0
     if kept:
         assert report.evidence == "ReadBack"
@@ -224,6 +224,31 @@ async def test_a_write_in_which_the_power_went_may_have_been_applied(
         assert report.active_milliseconds == pytest.approx(120_000, abs=1_000)
     else:
         assert (report.evidence, report.applied_us) == ("Unanswered", 0)
+
+
+async def test_what_a_device_took_as_the_agent_was_killed_counts_and_ends_from_then(
+    agent: Agent,
+) -> None:
+    write = agent.device.write
+
+    async def cut(setpoints: Setpoints, reversion: object = None) -> int | None:
+        await write(setpoints)
+        raise PowerCutError
+
+    await agent.give(order(late_policy="KeepDuration"))
+    agent.device.write = cut  # type: ignore[method-assign]
+    with pytest.raises(PowerCutError):
+        await agent.restart(down_seconds=80)
+    began_us = agent.clock.wall_us
+    agent.device.write = write  # type: ignore[method-assign]
+    await agent.restart(down_seconds=40)
+    assert agent.outcome() == ("Active", "Applied")
+    await agent.wait(70, step=1)
+
+    report = agent.report()
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert report.applied_us == pytest.approx(began_us, abs=S)
+    assert report.active_milliseconds == pytest.approx(100_000, abs=1_500)
 
 
 async def test_nothing_resumes_before_the_last_stored_time(agent: Agent) -> None:

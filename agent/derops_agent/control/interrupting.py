@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from derops.lifecycle import Phase, Reason
 from derops.wire.v1 import agent_pb2
+from derops_agent.control import outcomes
 from derops_agent.control.deciding import Executions, is_over
 from derops_agent.control.execution import Effect, Execution, Moment, Order, Stage
 from derops_agent.control.judging import refuse_power, target
@@ -141,8 +142,12 @@ def resume(
     if execution.stage is Stage.APPLYING:
         # It was stored because it was about to be written; what happened since nobody saw.
         ago_us = max(0, now.wall_us - stored_us)
-        since = Moment(wall_us=stored_us, monotonic_us=now.monotonic_us - ago_us)
-        execution = replace(execution, sent=execution.sent or since, blind=not held)
+        stored = Moment(wall_us=stored_us, monotonic_us=now.monotonic_us - ago_us)
+        since = execution.sent or stored
+        execution = replace(execution, sent=since, blind=not held)
+        if held:
+            found = outcomes.hold(execution, since, "ReadBack")
+            execution = replace(found, arrived_us=since.wall_us, confirmed=now)
     if held is False:
         # Its own timer is the likeliest to have ended it, if it has run out since.
         if last_held_us < execution.timer_ends_us <= now.wall_us:

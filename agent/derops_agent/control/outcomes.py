@@ -50,7 +50,7 @@ def written(
         if mode in wrong:
             result[owner.order.uid] = _lose(owner, now, wrong[mode])
             continue
-        active = _hold(owner, now, evidence)
+        active = hold(owner, now, evidence)
         active = replace(active, guard=guard, timer_ends_us=timer_ends_us)
         if evidence == "ReadBack":
             active = replace(active, confirmed=now)
@@ -208,7 +208,8 @@ def _last_held(execution: Execution, now: Moment, timer_ends_us: int | None) -> 
     return last
 
 
-def _hold(execution: Execution, now: Moment, evidence: str) -> Execution:
+def hold(execution: Execution, now: Moment, evidence: str) -> Execution:
+    """Return it as one that the device holds, from ``now`` on if it did not before."""
     if execution.stage is Stage.HOLDING:
         return execution if execution.held_since else replace(execution, held_since=now)
     planned = execution.planned or Window(start_us=now.wall_us, end_us=now.wall_us)
