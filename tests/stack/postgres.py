@@ -4,6 +4,7 @@ import contextlib
 import os
 import pwd
 import secrets
+import select
 import shutil
 import signal
 import subprocess
@@ -84,13 +85,22 @@ class PostgresServer:
 
     def crash(self) -> None:
         """Kill the server and all of its processes, as a power cut would; then start it again."""
+        os.kill(self.process.pid, signal.SIGSTOP)  # so that it starts no more of them
         children = subprocess.run(
             ["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False
         ).stdout.split()
-        self.process.kill()
-        for child in children:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(child), signal.SIGKILL)
+        with contextlib.ExitStack() as opened:
+            handles = []
+            for child in children:
+                with contextlib.suppress(ProcessLookupError):
+                    handles.append(os.pidfd_open(int(child)))
+                    opened.callback(os.close, handles[-1])
+            self.process.kill()
+            for handle in handles:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+            for handle in handles:  # the server does not start while one has its shared memory
+                select.select([handle], [], [])
         self.start_again()
 
     def start_again(self) -> None:
