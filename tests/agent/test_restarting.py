@@ -1,5 +1,7 @@
 """kill -9 at every step: what the ledger has is enough to leave the device right and tell truly."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -196,21 +198,28 @@ class PowerCutError(BaseException):
     """The process ends in the middle of a write."""
 
 
-@pytest.mark.parametrize("kept", [True, False])
-async def test_a_write_in_which_the_power_went_may_have_been_applied(
-    agent: Agent, kept: bool
-) -> None:
+@contextmanager
+def power_cut_in_a_write(agent: Agent) -> Iterator[None]:
+    """Have the device take the next write, and the process end before it hears of that."""
     write = agent.device.write
 
     async def cut(setpoints: Setpoints, reversion: object = None) -> int | None:
         await write(setpoints)
         raise PowerCutError
 
-    await agent.give(order())
     agent.device.write = cut  # type: ignore[method-assign]
     with pytest.raises(PowerCutError):
-        await agent.wait(60)
+        yield
     agent.device.write = write  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_a_write_in_which_the_power_went_may_have_been_applied(
+    agent: Agent, kept: bool
+) -> None:
+    await agent.give(order())
+    with power_cut_in_a_write(agent):
+        await agent.wait(60)
     if not kept:
         agent.device.held = Setpoints()
     await agent.restart(down_seconds=120)
@@ -229,18 +238,10 @@ async def test_a_write_in_which_the_power_went_may_have_been_applied(
 async def test_what_a_device_took_as_the_agent_was_killed_counts_and_ends_from_then(
     agent: Agent,
 ) -> None:
-    write = agent.device.write
-
-    async def cut(setpoints: Setpoints, reversion: object = None) -> int | None:
-        await write(setpoints)
-        raise PowerCutError
-
     await agent.give(order(late_policy="KeepDuration"))
-    agent.device.write = cut  # type: ignore[method-assign]
-    with pytest.raises(PowerCutError):
+    with power_cut_in_a_write(agent):
         await agent.restart(down_seconds=80)
     began_us = agent.clock.wall_us
-    agent.device.write = write  # type: ignore[method-assign]
     await agent.restart(down_seconds=40)
     assert agent.outcome() == ("Active", "Applied")
     await agent.wait(70, step=1)

@@ -89,7 +89,7 @@ class PostgresServer:
         children = subprocess.run(
             ["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False
         ).stdout.split()
-        with contextlib.ExitStack() as opened:
+        with ExitStack() as opened:
             handles = []
             for child in children:
                 with contextlib.suppress(ProcessLookupError):
