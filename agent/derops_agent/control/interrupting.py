@@ -141,9 +141,7 @@ def resume(
         return execution
     if execution.stage is Stage.APPLYING:
         # It was stored because it was about to be written; what happened since nobody saw.
-        ago_us = max(0, now.wall_us - stored_us)
-        stored = Moment(wall_us=stored_us, monotonic_us=now.monotonic_us - ago_us)
-        since = execution.sent or stored
+        since = execution.sent or _moment_of(stored_us, now)
         execution = replace(execution, sent=since, blind=not held)
         if held:
             found = outcomes.hold(execution, since, "ReadBack")
@@ -152,10 +150,7 @@ def resume(
         # Its own timer is the likeliest to have ended it, if it has run out since.
         if last_held_us < execution.timer_ends_us <= now.wall_us:
             last_held_us = execution.timer_ends_us
-        ago_us = max(0, now.wall_us - last_held_us)
-        execution = execution.stop_holding(
-            Moment(wall_us=last_held_us, monotonic_us=now.monotonic_us - ago_us)
-        )
+        execution = execution.stop_holding(_moment_of(last_held_us, now))
     if execution.stage is Stage.REVERTING:
         return execution
     if revert and not is_over(execution, now):
@@ -168,3 +163,9 @@ def resume(
     if execution.stage is Stage.HOLDING and not is_over(execution, now):
         return replace(execution, interruptions=execution.interruptions + 1)
     return replace(execution, last_error="", last_message="")
+
+
+def _moment_of(wall_us: int, now: Moment) -> Moment:
+    """Return an instant of the past on both clocks."""
+    ago_us = max(0, now.wall_us - wall_us)
+    return Moment(wall_us=wall_us, monotonic_us=now.monotonic_us - ago_us)

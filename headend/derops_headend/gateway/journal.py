@@ -52,14 +52,10 @@ class Journal:
             refused: The rule that a batch broke: the writer puts it into quarantine.
             clock_offset_milliseconds: Our clock less the agent's, where that is worth a note.
         """
-        entry = log_pb2.LogEntry(
-            kind=kind,
-            asset=asset,
-            received_us=self._now_us(),
-            body=body,
-            refused=refused,
-            clock_offset_milliseconds=clock_offset_milliseconds,
-        )
+        entry = self._entry(kind, asset, body)
+        entry.refused = refused
+        if clock_offset_milliseconds is not None:
+            entry.clock_offset_milliseconds = clock_offset_milliseconds
         self._commit.add(entry, settle)
 
     def put_connection(
@@ -98,16 +94,16 @@ class Journal:
         await gather(
             *(
                 self._commit.put(
-                    log_pb2.LogEntry(
-                        kind=log_pb2.HEADEND_TRANSITION,
-                        asset=each.asset,
-                        received_us=self._now_us(),
-                        body=each.SerializeToString(),
-                    )
+                    self._entry(log_pb2.HEADEND_TRANSITION, each.asset, each.SerializeToString())
                 )
                 for each in transitions
             )
         )
+
+    def _entry(
+        self, kind: log_pb2.EntryKind, asset: dispatch_pb2.AssetId, body: bytes
+    ) -> log_pb2.LogEntry:
+        return log_pb2.LogEntry(kind=kind, asset=asset, received_us=self._now_us(), body=body)
 
     async def run(self) -> None:
         """Append until closed and empty. One task runs this."""
