@@ -218,13 +218,14 @@ class Controller:
         )
         if self.holding and self.journal.idle_us > _ALIVE_EVERY_US:
             await self.journal.save_progress()
+        await self.journal.forget()
 
     async def _handle(self, event: Event) -> None:
         match event:
             case Snapshot():
                 await self._take_snapshot(event)
             case Acknowledged():
-                await self.journal.acknowledge(event.sequence)
+                self.journal.acknowledge(event.sequence)
             case Settled():
                 await self._drop({event.uid})
             case Reading():
@@ -267,7 +268,6 @@ class Controller:
         await self.journal.commit(
             {uid: interrupting.cancel(self.journal[uid], now) for uid in known}
         )
-        await self.journal.settle()
 
     async def _take_orders(
         self,
@@ -419,7 +419,7 @@ class Controller:
         if self._ledger_failing:
             return _LEDGER_RETRY_SECONDS
         unfinished = [e for e in self.journal.values() if e.stage is not Stage.DONE]
-        wait_us = (1 if unfinished else 30) * SECOND_US
+        wait_us = (1 if unfinished or self.journal.forgettable else 30) * SECOND_US
         for due_us in (
             deciding.next_wakeup_us(unfinished, self._decided, now),
             self._holder.due_in_us(self.journal, self._site.asset),

@@ -393,7 +393,6 @@ class Holder:
         else:
             self._failures = 0
         await self._journal.commit(after, happened=True)
-        await self._journal.settle()
 
     async def _note_failure(
         self, scope: Scope, wanted: Setpoints, failure: outcomes.WriteFailure, site: Site

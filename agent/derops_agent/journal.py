@@ -21,6 +21,8 @@ from derops_agent.control.translating import write_report
 from derops_agent.ledger import Alive, Entry, Ledger
 
 TOMBSTONE_US = 24 * 3600 * SECOND_US
+FORGET_AFTER_US = SECOND_US
+"""For so long what is settled waits for a commit to go with."""
 
 
 class Runner(Protocol):
@@ -177,12 +179,11 @@ class Journal(Mapping[str, Execution]):
         """Store all as they stand, without a report."""
         await self._save([Entry(execution=execution) for execution in self.values()])
 
-    async def acknowledge(self, sequence: int) -> None:
+    def acknowledge(self, sequence: int) -> None:
         """Note that a report is durable at the gateway."""
         for uid, report in self._reports.items():
             if report.sequence == sequence:
                 self._acknowledged.add(uid)
-        await self.settle()
 
     def mark_present(self, uids: set[str]) -> None:
         """Note that the headend has these, after all."""
@@ -192,21 +193,19 @@ class Journal(Mapping[str, Execution]):
         """Note that the headend no longer has these."""
         self._absent |= uids
 
-    async def settle(self) -> None:
-        """Forget what is finished here, absent there, and whose last report has arrived."""
-        if self._outliving:
-            return  # it cannot be stored, and what ended meanwhile has yet to be reported
-        for uid in self._absent & self._acknowledged:
-            execution = self._executions[uid]
-            if execution.stage is not Stage.DONE:
-                continue
-            now_us = self._clock.now_us()
-            end_us = execution.planned.end_us if execution.planned else now_us
-            keep_until_us = max(end_us, now_us) + TOMBSTONE_US
-            await self._run(self._ledger.settle, uid, keep_until_us, now_us)
-            del self._executions[uid], self._reports[uid]
-            self._absent.discard(uid)
-            self._acknowledged.discard(uid)
+    @property
+    def forgettable(self) -> set[str]:
+        """What is finished here, absent there, and whose last report has arrived."""
+        finished = {uid for uid, each in self.items() if each.stage is Stage.DONE}
+        return (self._absent & self._acknowledged & finished) - self._unstored.keys()
+
+    async def forget(self) -> None:
+        """Forget what can be, where no commit came that it could have gone with.
+
+        Whoever waits for an answer is not to wait for this.
+        """
+        if self.forgettable and self.idle_us >= FORGET_AFTER_US:
+            await self._save([])
 
     async def _save(
         self,
@@ -218,9 +217,27 @@ class Journal(Mapping[str, Execution]):
         if self.believes_clock:
             alive = Alive(at_us=self._clock.now_us(), boot_id=self._clock.boot_id())
         self._saved_us = self._clock.monotonic_us()
+        settled = self._settled_with({entry.uid for entry in entries})
         await self._run(
-            lambda: self._ledger.save(entries, alive=alive, asset=asset, revision=revision)
+            lambda: self._ledger.save(
+                entries, alive=alive, asset=asset, revision=revision, settled=settled
+            )
         )
+        for uid in settled:
+            del self._executions[uid], self._reports[uid]
+        self._absent -= settled.keys()
+        self._acknowledged -= settled.keys()
+
+    def _settled_with(self, changed: set[str]) -> dict[str, int]:
+        """Return until when a tombstone is kept of what can be forgotten in the same commit."""
+        if self._outliving:
+            return {}  # what ended meanwhile has yet to be reported
+        now_us = self._clock.now_us()
+        ends_us = {
+            uid: planned.end_us if (planned := self._executions[uid].planned) else now_us
+            for uid in self.forgettable - changed
+        }
+        return {uid: max(end_us, now_us) + TOMBSTONE_US for uid, end_us in ends_us.items()}
 
     def _report(self, execution: Execution) -> dispatch_pb2.DispatchReport | None:
         """Return a new report if it says something that the last one did not."""

@@ -7,9 +7,10 @@ the headend notices a lost disk.
 import secrets
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -177,12 +178,25 @@ class Ledger:
         alive: Alive,
         asset: dispatch_pb2.Asset | None = None,
         revision: agent_pb2.Revision | None = None,
+        settled: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        """Store all of it or nothing; it is on the disk when this returns."""
+        """Store all of it or nothing; it is on the disk when this returns.
+
+        Args:
+            entries: What changed.
+            alive: When this is, by the clock that is believed.
+            asset: The configuration, where it is new.
+            revision: The desired state, where it is newer.
+            settled: By uid, until when only a tombstone is kept. With them those go that have
+                been kept long enough.
+        """
+        forgotten: set[str] = set()
 
         def write() -> None:
             for entry in entries:
                 self._put(entry)
+            if settled:
+                forgotten.update(self._bury(settled, alive.at_us))
             self._db.execute(
                 "UPDATE meta SET alive_us = ?, boot_id = ?", [alive.at_us, alive.boot_id]
             )
@@ -194,22 +208,7 @@ class Ledger:
                     [revision.operator_start_ms, revision.counter],
                 )
 
-        self._transact(write)
-
-    def settle(self, uid: str, keep_until_us: int, now_us: int) -> None:
-        """Keep only a tombstone of ``uid``, and forget those that have been kept long enough."""
-        forgotten: set[str] = set()
-
-        def write() -> None:
-            self._db.execute(
-                "UPDATE execution SET settled = 1, keep_until_us = ? WHERE uid = ?",
-                [keep_until_us, uid],
-            )
-            old = "FROM execution WHERE settled = 1 AND keep_until_us < ?"
-            forgotten.update(uid for (uid,) in self._db.execute(f"SELECT uid {old}", [now_us]))
-            self._db.execute(f"DELETE {old}", [now_us])
-
-        self._tombstones.add(uid)  # before: what is there is never denied
+        self._tombstones |= settled.keys()  # before: what is there is never denied
         self._transact(write)
         self._tombstones -= forgotten
 
@@ -230,6 +229,17 @@ class Ledger:
             )
         if report is not None:
             self._db.execute("UPDATE meta SET report_sequence = ?", [report.sequence])
+
+    def _bury(self, settled: Mapping[str, int], now_us: int) -> set[str]:
+        """Make tombstones; return the uids of those that are gone."""
+        self._db.executemany(
+            "UPDATE execution SET settled = 1, keep_until_us = ? WHERE uid = ?",
+            [(keep_until_us, uid) for uid, keep_until_us in settled.items()],
+        )
+        old = "FROM execution WHERE settled = 1 AND keep_until_us < ?"
+        forgotten = {uid for (uid,) in self._db.execute(f"SELECT uid {old}", [now_us])}
+        self._db.execute(f"DELETE {old}", [now_us])
+        return forgotten
 
     def _meta(self, column: str) -> Any:  # column: one of our own names
         (value,) = self._db.execute(f"SELECT {column} FROM meta").fetchone()  # noqa: S608

@@ -117,6 +117,7 @@ async def test_hello_then_reports_until_settled(site: Site) -> None:
     await second.send(report_ack=agent_pb2.ReportAck(sequence=report.sequence))
     await second.snapshot(asset(), counter=2)
     ended = await second.until("report", lambda r: r.phase == "Cancelled")
+    site.clock.pass_seconds(1)  # after which it is forgotten without another commit
     await second.send(report_ack=agent_pb2.ReportAck(sequence=ended.sequence))
     await second.send(bye=agent_pb2.Bye(reason="Rebalance"))
 

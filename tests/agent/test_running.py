@@ -8,6 +8,7 @@ from tests.agent.fakes import T0, Agent, S, asset, order
 
 from derops.lifecycle import MESSAGE_LIMIT
 from derops_agent.controller import Settled
+from derops_agent.ledger import Alive
 from derops_agent.ports import Reading, Setpoints
 
 
@@ -415,14 +416,42 @@ async def test_reports_are_kept_until_acknowledged_and_settled(agent: Agent) -> 
     await agent.acknowledge_all()
     assert [r.phase for r in agent.controller.journal.reports()] == ["Complete"]
     await agent.give(Settled(uid="d1"))
+    await agent.wait(1)
 
     assert agent.controller.journal.reports() == []
+
+
+async def test_what_is_settled_is_forgotten_with_the_next_commit(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(160, step=10)
+    await agent.give(order("d2", start_us=T0 + 400 * S))
+    await agent.acknowledge_all()
+    await agent.give(Settled(uid="d1"))
+    waiting = {stored.report.dispatch_uid for stored in agent.ledger.unsettled()}
+    await agent.give(order("d3", start_us=T0 + 600 * S))
+
+    assert waiting == {"d1", "d2"}
+    assert {stored.report.dispatch_uid for stored in agent.ledger.unsettled()} == {"d2", "d3"}
+    assert agent.ledger.tombstone("d1") is not None
+    assert set(agent.controller.journal) == {"d2", "d3"}
+
+
+async def test_what_is_ordered_again_before_it_is_forgotten_is_kept(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(160, step=10)
+    await agent.acknowledge_all()
+    await agent.give(Settled(uid="d1"), order(generation=9))
+    await agent.wait(5, step=1)
+
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert [r.dispatch_uid for r in agent.controller.journal.reports()] == ["d1"]
 
 
 async def test_what_is_settled_but_not_acknowledged_is_kept(agent: Agent) -> None:
     await agent.give(order())
     await agent.wait(160, step=10)
     await agent.snapshot()
+    await agent.wait(2)
     assert len(agent.controller.journal.reports()) == 1
     await agent.acknowledge_all()
 
@@ -449,9 +478,9 @@ async def test_a_tombstone_is_forgotten_after_its_time(agent: Agent) -> None:
     await agent.give(order(), order("d2"))
     ledger = agent.ledger
 
-    ledger.settle("d1", keep_until_us=T0 + 10, now_us=T0)
+    ledger.save([], alive=Alive(at_us=T0, boot_id=""), settled={"d1": T0 + 10})
     kept = ledger.may_have_tombstone("d1"), ledger.tombstone("d1") is not None
-    ledger.settle("d2", keep_until_us=T0 + 30, now_us=T0 + 20)
+    ledger.save([], alive=Alive(at_us=T0 + 20, boot_id=""), settled={"d2": T0 + 30})
 
     assert kept == (True, True)
     assert not ledger.may_have_tombstone("d1")

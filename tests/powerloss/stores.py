@@ -189,7 +189,9 @@ class AgentLedger:
     async def _settle(self, rng: random.Random) -> None:
         for report in self._journal.reports()[:1]:
             self._journal.mark_absent({report.dispatch_uid})
-            await self._journal.acknowledge(report.sequence)
+            self._journal.acknowledge(report.sequence)
+        if rng.random() < 0.5:  # else it goes with another commit
+            await self._journal.forget()
 
     async def _connect(self, rng: random.Random) -> None:
         self._ledger.next_epoch(self._clock.now_us() // 1000)
