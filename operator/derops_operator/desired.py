@@ -4,6 +4,7 @@ import asyncio
 import heapq
 from collections import deque
 from collections.abc import Hashable, Iterator
+from itertools import islice
 from typing import Generic, NamedTuple, TypeVar
 
 from derops.wire.v1 import control_pb2, dispatch_pb2
@@ -67,6 +68,9 @@ class Subscription:
         self.overrun = False
         """The replica is too slow: end its stream, the next snapshot brings it up to date."""
 
+        self.most = 1
+        """How many messages are taken at once; may be raised while one waits for them."""
+
     def put(self, message: control_pb2.OperatorMessage) -> None:
         """Add a message at the end."""
         self.overrun = self.overrun or len(self._waiting) >= BACKLOG_LIMIT
@@ -74,17 +78,18 @@ class Subscription:
             self._waiting.append(message)
         self._some.set()
 
-    async def get(self) -> control_pb2.OperatorMessage | None:
-        """Wait for the next message; None ends the stream."""
+    async def get(self) -> list[control_pb2.OperatorMessage]:
+        """Wait for the next messages, up to ``most``; none ends the stream."""
         if self.overrun:
-            return None
-        first = next(self._snapshot, None)
-        if first is not None:
-            return first
+            return []
+        if snapshot := list(islice(self._snapshot, self.most)):
+            return snapshot
         while not self._waiting and not self.overrun:
             self._some.clear()
             await self._some.wait()
-        return None if self.overrun else self._waiting.popleft()
+        if self.overrun:
+            return []
+        return [self._waiting.popleft() for _ in range(min(self.most, len(self._waiting)))]
 
 
 class Desired:

@@ -26,6 +26,9 @@ from derops_operator.settings import OperatorSettings
 RESOLVE_SECONDS = 10.0
 """How often the addresses of the gateways are looked up."""
 
+MAX_BATCH = 50
+"""Messages to a replica in one; none comes near 64 KiB, and gRPC takes 4 MiB."""
+
 HELLO_SECONDS = 10.0
 """How long a replica may take to say hello."""
 
@@ -194,10 +197,12 @@ class _Link:
             self._fleet.lose_replica(self._replica, _now_us())
 
     async def _write(self) -> None:
-        while (message := await self._subscription.get()) is not None:
+        while messages := await self._subscription.get():
             if self._replica is not None:
-                self._fleet.note_sent(self._replica, message.version)
-            await self._call.write(message)
+                self._fleet.note_sent(self._replica, messages[-1].version)
+            batch = control_pb2.OperatorBatch(messages=messages)
+            one = messages[0] if len(messages) == 1 else control_pb2.OperatorMessage(batch=batch)
+            await self._call.write(one)
 
     async def _read(self) -> None:
         async with asyncio.timeout(HELLO_SECONDS):
@@ -218,6 +223,8 @@ class _Link:
         if known is not None and known.connected:
             raise ValueError(f"two gateways call themselves {hello.replica}")
         self._replica = hello.replica
+        if hello.takes_batches:
+            self._subscription.most = MAX_BATCH
         # The snapshot may be on its way already: count everything as possibly received.
         version = self._desired.version
         self._fleet.add_replica(hello.replica, hello.state_since_us, version, _now_us())

@@ -147,12 +147,11 @@ async def _fans(headend: FieldHeadend) -> list[float]:
             ]
             begun = time.perf_counter()
             waited = asyncio.create_task(_hear_all(operator, {order.uid for order in orders}))
-            for order in orders:
-                await operator.say(dispatch=order)
+            await operator.say_all({"dispatch": order} for order in orders)
             await waited
             seconds.append(time.perf_counter() - begun)
-            for order in orders:
-                await operator.say(dispatch_removed=order.uid)
+            removed = await operator.say_all({"dispatch_removed": order.uid} for order in orders)
+            await operator.accepted(removed)
     return seconds
 
 

@@ -6,7 +6,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from tests.stack import places
 from tests.stack.processes import Process, http_ok
 
 from derops.wire.v1 import control_pb2, control_pb2_grpc, dispatch_pb2
+from derops_operator.headend import MAX_BATCH
 
 NAMESPACE = "field"
 BATTERY_FACTS: dict[str, Any] = {
@@ -61,6 +62,17 @@ class PlayedOperator:
         await self._call.write(control_pb2.OperatorMessage(version=self._version, **kind))
         return self._version
 
+    async def say_all(self, kinds: Iterable[Mapping[str, Any]]) -> int:
+        """Send messages in batches, as the operator does; return the last version."""
+        messages = []
+        for kind in kinds:
+            self._version += 1
+            messages.append(control_pb2.OperatorMessage(version=self._version, **kind))
+        for first in range(0, len(messages), MAX_BATCH):
+            batch = control_pb2.OperatorBatch(messages=messages[first : first + MAX_BATCH])
+            await self._call.write(control_pb2.OperatorMessage(batch=batch))
+        return self._version
+
     async def hear(self) -> control_pb2.ReplicaMessage:
         """Wait for the next message of the replica."""
         while not self._heard:
@@ -69,8 +81,8 @@ class PlayedOperator:
         return self._heard.popleft()
 
     async def accepted(self, version: int) -> None:
-        """Wait until the replica has stored a version."""
-        while (await self.hear()).accepted_version != version:
+        """Wait until the replica has stored a version, and with it all before."""
+        while (await self.hear()).accepted_version < version:
             pass
 
     async def report(self, dispatch_uid: str) -> dispatch_pb2.DispatchReport:

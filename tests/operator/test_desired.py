@@ -15,8 +15,7 @@ def order(**fields: object) -> dispatch_pb2.Dispatch:
 
 
 async def read(subscription: Subscription, count: int) -> list[control_pb2.OperatorMessage]:
-    messages = [await subscription.get() for _ in range(count)]
-    return [message for message in messages if message is not None]
+    return [message for _ in range(count) for message in await subscription.get()]
 
 
 async def test_a_subscriber_gets_a_counted_snapshot_and_then_each_change() -> None:
@@ -139,7 +138,20 @@ async def test_a_replica_that_is_too_slow_is_ended() -> None:
     for _ in range(desired.BACKLOG_LIMIT + 1):
         subscription.put(control_pb2.OperatorMessage())
 
-    assert await subscription.get() is None
+    assert await subscription.get() == []
+
+
+async def test_what_waits_is_taken_together_but_a_snapshot_ends_first() -> None:
+    subject = Desired(operator_start_ms=7)
+    subject.put_asset(ASSET)
+    subscription = subject.subscribe()
+    subject.put_dispatch(order())
+    subject.remove_asset(ASSET.id.uid)
+
+    subscription.most = 2
+
+    kinds = [[each.WhichOneof("kind") for each in await subscription.get()] for _ in range(3)]
+    assert kinds == [["snapshot_begin", "asset"], ["snapshot_end"], ["dispatch", "asset_removed"]]
 
 
 def test_an_asset_goes_over_the_wire_whole() -> None:

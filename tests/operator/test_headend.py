@@ -62,16 +62,23 @@ class Gateway(control_pb2_grpc.ControlServicer):
     streams: int = 0
     port: int = 0
     contexts: list[Any] = field(default_factory=list)
+    takes_batches: bool = False
+    written: list[int] = field(default_factory=list)
+    """How many messages came in each."""
 
     async def Sync(self, requests: AsyncIterator[Any], context: Any) -> None:  # noqa: N802
         self.streams += 1
         self.contexts.append(context)
-        hello = control_pb2.ReplicaHello(replica=self.name, state_since_us=at(0))
+        hello = control_pb2.ReplicaHello(
+            replica=self.name, state_since_us=at(0), takes_batches=self.takes_batches
+        )
         await context.write(Message(hello=hello))
         async for message in requests:
-            self.heard.append(message)
-            if message.WhichOneof("kind") not in {"snapshot_begin"} and not self._inside():
-                await context.write(Message(accepted_version=message.version))
+            messages = list(message.batch.messages) or [message]
+            self.heard += messages
+            self.written.append(len(messages))
+            if messages[-1].WhichOneof("kind") not in {"snapshot_begin"} and not self._inside():
+                await context.write(Message(accepted_version=messages[-1].version))
 
     def _inside(self) -> bool:
         kinds = [message.WhichOneof("kind") for message in self.heard]
@@ -207,6 +214,23 @@ async def test_a_batch_is_heard_like_its_messages(bench: Bench) -> None:
     assert view.written_us == at(1)
     assert view.report == acked()
     assert gateway.heard[0].snapshot_begin.takes_batches
+
+
+async def test_what_there_is_to_say_at_once_goes_to_a_gateway_that_takes_it_as_one(
+    bench: Bench,
+) -> None:
+    gateway = await bench.add_gateway("one")
+    gateway.takes_batches = True
+
+    async with Running(bench.headend()) as headend:
+        await until(lambda: bench.readiness.report()[0])
+        bench.desired.remove_dispatch("uid-peak")
+        headend.record(control_pb2.HeadendTransition(dispatch_uid="uid-peak"))
+        await until(lambda: "transition" in gateway.kinds())
+
+    assert gateway.kinds()[4:] == ["dispatch_removed", "transition"]
+    assert gateway.written[-1] == 2
+    assert bench.fleet.replicas["one"].sent_version == bench.desired.version
 
 
 async def test_a_report_that_makes_no_sense_is_left_out(bench: Bench) -> None:

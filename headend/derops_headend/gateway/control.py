@@ -1,7 +1,7 @@
 """Control.Sync: the operator's port. A snapshot, then changes, each answered when on disk."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime
 
 import grpc
@@ -80,7 +80,9 @@ class OperatorStream:
         self._exchange.attach(self)
         self._log.info("operator.connected")
         hello = control_pb2.ReplicaHello(
-            replica=self._exchange.replica, state_since_us=self._exchange.store.state_since_us
+            replica=self._exchange.replica,
+            state_since_us=self._exchange.store.state_since_us,
+            takes_batches=True,
         )
         self._send(control_pb2.ReplicaMessage(hello=hello))
         writer = asyncio.create_task(self._outgoing.drain(self._write, _MAX_BATCH))
@@ -117,7 +119,8 @@ class OperatorStream:
             if message is EOF:
                 await self._incoming.put(None)
                 await asyncio.Event().wait()  # what was read is worked off first
-            await self._incoming.put(message)
+            for each in _unpack(message):
+                await self._incoming.put(each)
 
     async def _work(self) -> None:
         """Take what has arrived, in order and in groups: one commit serves many."""
@@ -174,7 +177,7 @@ class OperatorStream:
         self._synced = True
 
     async def _take_changes(self, messages: list[control_pb2.OperatorMessage]) -> None:
-        """Make changes durable and serve them, then answer their versions in order."""
+        """Make changes durable and serve them, then answer the last of their versions."""
         if not messages:
             return
         deltas = [each for each in messages if each.WhichOneof("kind") in DELTA_KINDS]
@@ -188,9 +191,19 @@ class OperatorStream:
         for message in messages:
             if message.HasField("epoch_seen"):
                 self._exchange.see_epoch(message.epoch_seen)
-            if message.version:
-                self._send(control_pb2.ReplicaMessage(accepted_version=message.version))
+        if last := max(message.version for message in messages):
+            self._send(control_pb2.ReplicaMessage(accepted_version=last))
 
     def _send(self, message: control_pb2.ReplicaMessage) -> None:
         if not self._outgoing.put(message):
             self.end("OperatorTooSlow", f"{MAX_QUEUED} messages wait to be read")
+
+
+def _unpack(message: control_pb2.OperatorMessage) -> Iterator[control_pb2.OperatorMessage]:
+    """Yield what was sent as one; copies, for a part of a batch would keep all of it in memory."""
+    if not message.HasField("batch"):
+        yield message
+    for each in message.batch.messages:
+        copy = control_pb2.OperatorMessage()
+        copy.CopyFrom(each)
+        yield copy

@@ -173,7 +173,7 @@ class Operator(Peer):
         await self.accepted(await self.say(snapshot_end=end))
 
     async def accepted(self, version: int) -> None:
-        while await self.read_until("accepted_version") != version:
+        while await self.read_until("accepted_version") < version:
             pass
 
     async def delivery(self, uid: str, generation: int = 1) -> control_pb2.Delivery:

@@ -267,6 +267,23 @@ async def test_a_write_that_was_noted_and_did_not_happen_is_not_told(
     assert "dispatch" not in kinds(messages)  # type: ignore[arg-type]
 
 
+async def test_a_batch_of_the_operator_is_taken_like_its_messages(
+    rig: Rig, leaf: Leaf, operator: Operator
+) -> None:
+    agent = rig.agent(leaf)
+    await agent.connect()
+    message = control_pb2.OperatorMessage
+    first = message(version=operator.version + 1, dispatch=rig.dispatch("d1"))
+    second = message(version=operator.version + 2, dispatch=rig.dispatch("d2"))
+    batch = control_pb2.OperatorBatch(messages=[first, second])
+    await operator.send(message(batch=batch))
+
+    given = [(await agent.read_until("dispatch")).uid for _ in range(2)]
+    await operator.accepted(second.version)
+
+    assert given == ["d1", "d2"]
+
+
 async def test_what_waits_for_an_operator_that_takes_batches_comes_in_few_messages(
     rig: Rig,
 ) -> None:

@@ -130,7 +130,7 @@ async def test_the_latest_report_is_told_again_after_a_snapshot_until_it_is_sett
     assert (await agent.read_until("settled")).dispatch_uid == "d1"
     await operator.snapshot([rig.asset("battery", leaf)])
     version = await operator.say(epoch_seen=control_pb2.EpochSeen(asset_uid="uid-battery", epoch=1))
-    while (message := await operator.read()).accepted_version != version:
+    while (message := await operator.read()).accepted_version < version:
         assert message.WhichOneof("kind") != "report"
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class OperatorMessage(_message.Message):
-    __slots__ = ("version", "snapshot_begin", "asset", "dispatch", "snapshot_end", "asset_removed", "dispatch_removed", "epoch_seen", "transition")
+    __slots__ = ("version", "snapshot_begin", "asset", "dispatch", "snapshot_end", "asset_removed", "dispatch_removed", "epoch_seen", "transition", "batch")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_BEGIN_FIELD_NUMBER: _ClassVar[int]
     ASSET_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,7 @@ class OperatorMessage(_message.Message):
     DISPATCH_REMOVED_FIELD_NUMBER: _ClassVar[int]
     EPOCH_SEEN_FIELD_NUMBER: _ClassVar[int]
     TRANSITION_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
     version: int
     snapshot_begin: SnapshotBegin
     asset: _dispatch_pb2.Asset
@@ -28,7 +29,14 @@ class OperatorMessage(_message.Message):
     dispatch_removed: str
     epoch_seen: EpochSeen
     transition: HeadendTransition
-    def __init__(self, version: _Optional[int] = ..., snapshot_begin: _Optional[_Union[SnapshotBegin, _Mapping]] = ..., asset: _Optional[_Union[_dispatch_pb2.Asset, _Mapping]] = ..., dispatch: _Optional[_Union[_dispatch_pb2.Dispatch, _Mapping]] = ..., snapshot_end: _Optional[_Union[SnapshotEnd, _Mapping]] = ..., asset_removed: _Optional[str] = ..., dispatch_removed: _Optional[str] = ..., epoch_seen: _Optional[_Union[EpochSeen, _Mapping]] = ..., transition: _Optional[_Union[HeadendTransition, _Mapping]] = ...) -> None: ...
+    batch: OperatorBatch
+    def __init__(self, version: _Optional[int] = ..., snapshot_begin: _Optional[_Union[SnapshotBegin, _Mapping]] = ..., asset: _Optional[_Union[_dispatch_pb2.Asset, _Mapping]] = ..., dispatch: _Optional[_Union[_dispatch_pb2.Dispatch, _Mapping]] = ..., snapshot_end: _Optional[_Union[SnapshotEnd, _Mapping]] = ..., asset_removed: _Optional[str] = ..., dispatch_removed: _Optional[str] = ..., epoch_seen: _Optional[_Union[EpochSeen, _Mapping]] = ..., transition: _Optional[_Union[HeadendTransition, _Mapping]] = ..., batch: _Optional[_Union[OperatorBatch, _Mapping]] = ...) -> None: ...
+
+class OperatorBatch(_message.Message):
+    __slots__ = ("messages",)
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[OperatorMessage]
+    def __init__(self, messages: _Optional[_Iterable[_Union[OperatorMessage, _Mapping]]] = ...) -> None: ...
 
 class SnapshotBegin(_message.Message):
     __slots__ = ("operator_start_ms", "takes_batches")
@@ -89,12 +97,14 @@ class ReplicaBatch(_message.Message):
     def __init__(self, messages: _Optional[_Iterable[_Union[ReplicaMessage, _Mapping]]] = ...) -> None: ...
 
 class ReplicaHello(_message.Message):
-    __slots__ = ("replica", "state_since_us")
+    __slots__ = ("replica", "state_since_us", "takes_batches")
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     STATE_SINCE_US_FIELD_NUMBER: _ClassVar[int]
+    TAKES_BATCHES_FIELD_NUMBER: _ClassVar[int]
     replica: str
     state_since_us: int
-    def __init__(self, replica: _Optional[str] = ..., state_since_us: _Optional[int] = ...) -> None: ...
+    takes_batches: bool
+    def __init__(self, replica: _Optional[str] = ..., state_since_us: _Optional[int] = ..., takes_batches: _Optional[bool] = ...) -> None: ...
 
 class Session(_message.Message):
     __slots__ = ("asset_uid", "connected", "epoch", "since_us", "serial_number", "instance_id", "capability", "end_reason")
