@@ -1,7 +1,8 @@
 """Control.Sync: the operator's port. A snapshot, then changes, each answered when on disk."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 
 import grpc
@@ -15,7 +16,6 @@ from derops_headend.fleet.desired import DELTA_KINDS, BadSyncError, SnapshotBuil
 from derops_headend.gateway import metrics
 from derops_headend.gateway.calls import EOF, Context, peer_certificate
 from derops_headend.gateway.exchange import Exchange
-from derops_headend.gateway.outgoing import Outgoing
 
 MAX_QUEUED = 500_000
 """All sessions, deliveries and reports of a full replica, and room for changes."""
@@ -57,7 +57,8 @@ class OperatorStream:
 
     def __init__(self, context: Context, exchange: Exchange) -> None:
         self._context, self._exchange = context, exchange
-        self._outgoing: Outgoing[control_pb2.ReplicaMessage] = Outgoing(MAX_QUEUED)
+        self._waiting: deque[control_pb2.ReplicaMessage] = deque()
+        self._some = asyncio.Event()
         self._incoming: asyncio.Queue[control_pb2.OperatorMessage | None] = asyncio.Queue(1000)
         self._builder: SnapshotBuilder | None = None
         self._synced = self._takes_batches = False
@@ -73,7 +74,7 @@ class OperatorStream:
         """End the stream; the first reason stands."""
         if self._ending is None:
             self._ending = (reason, message)
-            self._outgoing.close()
+            self._some.set()
 
     async def serve(self) -> None:
         """Run until the operator leaves, a newer one comes, or it makes no sense."""
@@ -85,7 +86,7 @@ class OperatorStream:
             takes_batches=True,
         )
         self._send(control_pb2.ReplicaMessage(hello=hello))
-        writer = asyncio.create_task(self._outgoing.drain(self._write, _MAX_BATCH))
+        writer = asyncio.create_task(self._write())
         tasks = [writer, asyncio.create_task(self._read()), asyncio.create_task(self._work())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -104,14 +105,22 @@ class OperatorStream:
         if reason != "Closed":
             await self._context.abort(grpc.StatusCode.ABORTED, f"{reason}: {message}")
 
-    async def _write(self, messages: Sequence[control_pb2.ReplicaMessage]) -> None:
-        """Write what waits as one message: a message costs the same whatever is in it."""
-        if len(messages) > 1 and self._takes_batches:
+    async def _write(self) -> None:
+        """Write what waits as one message: a message costs the same whatever is in it.
+
+        One task does: two that write one stream kill it.
+        """
+        while self._ending is None:
+            if not self._waiting:
+                self._some.clear()
+                await self._some.wait()
+                continue
+            count = min(len(self._waiting), _MAX_BATCH if self._takes_batches else 1)
+            messages = [self._waiting.popleft() for _ in range(count)]
             batch = control_pb2.ReplicaBatch(messages=messages)
-            messages = [control_pb2.ReplicaMessage(batch=batch)]
-        for message in messages:
-            if self._ending is None:
-                await self._context.write(message)
+            await self._context.write(
+                messages[0] if count == 1 else control_pb2.ReplicaMessage(batch=batch)
+            )
 
     async def _read(self) -> None:
         while True:
@@ -195,8 +204,13 @@ class OperatorStream:
             self._send(control_pb2.ReplicaMessage(accepted_version=last))
 
     def _send(self, message: control_pb2.ReplicaMessage) -> None:
-        if not self._outgoing.put(message):
+        if self._ending is not None:
+            return
+        if len(self._waiting) >= MAX_QUEUED:
             self.end("OperatorTooSlow", f"{MAX_QUEUED} messages wait to be read")
+            return
+        self._waiting.append(message)
+        self._some.set()
 
 
 def _unpack(message: control_pb2.OperatorMessage) -> Iterator[control_pb2.OperatorMessage]:
