@@ -11,6 +11,7 @@ from derops_operator.facts import Asset, Certificate, Dispatch, Key, Kind, Reque
 from derops_operator.instants import format_second
 from derops_operator.kube import GoneError, Kube
 from derops_operator.reconciling.actions import (
+    REVERT_UNKNOWN,
     AddFinalizer,
     ApplyCertificate,
     Approve,
@@ -84,7 +85,7 @@ class Actor:
         manifest = await self._kube.set_finalizer(kind, fact.meta, present=present)
         if isinstance(action, RemoveFinalizer) and action.warning:
             self._events.post(
-                kind, fact.meta, warning=True, reason="RevertUnknown", note=action.warning
+                kind, fact.meta, warning=True, reason=REVERT_UNKNOWN, note=action.warning
             )
         self._take(kind, manifest)
 

@@ -16,6 +16,7 @@ from derops_operator import metrics
 from derops_operator.facts import Kind, Meta
 from derops_operator.instants import format_micro
 from derops_operator.kube import Kube
+from derops_operator.reconciling.actions import REVERT_UNKNOWN
 from derops_operator.reconciling.conditions import find
 from derops_operator.statuses import TokenBucket
 
@@ -92,6 +93,18 @@ class EventWriter:
         if late is not None and late != stored.get("lateReport"):
             note = f"the agent says {late['phase']}, {late['reason']}: {late['message']}"
             self.post(Kind.DISPATCH, meta, warning=True, reason="LateReport", note=note)
+
+    def post_release(
+        self, meta: Meta, stored: Mapping[str, Any], status: Mapping[str, Any]
+    ) -> None:
+        """Queue an Event where an asset was taken out of service and nobody confirmed its revert.
+
+        Of one that is being deleted, the removal of its finalizer tells.
+        """
+        released, was = (find(each.get("conditions", []), "Released") for each in (status, stored))
+        if released.get("reason") == REVERT_UNKNOWN != was.get("reason") and not meta.deleting_us:
+            note = f"taken out of service while {released['message']}"
+            self.post(Kind.ASSET, meta, warning=True, reason=REVERT_UNKNOWN, note=note)
 
     async def run(self) -> None:
         """Write Events until cancelled."""

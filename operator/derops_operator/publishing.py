@@ -98,6 +98,8 @@ class Publisher:
             return
         if isinstance(fact, Dispatch):
             self._tell_transition(fact, wanted.status)
+        else:
+            self._events.post_release(fact.meta, fact.status, wanted.status)
         self._take(key.kind, manifest)
 
     def _tell_transition(self, fact: Dispatch, status: Mapping[str, Any]) -> None:

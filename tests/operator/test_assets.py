@@ -437,6 +437,24 @@ def test_quarantine_does_not_wait_for_ever() -> None:
     assert late.status["identity"]["quarantine"]["reason"] == "SetInSpec"
 
 
+@pytest.mark.parametrize("state", ["OutOfService", "Quarantined"])
+def test_a_device_of_an_asset_taken_out_that_nobody_confirms_is_said_not_to_be_known(
+    state: str,
+) -> None:
+    subject, flying = asset(operatingState=state), dispatch(submitted=True)
+    subject = after(subject, decide(subject, seconds=1, dispatches=[flying]))
+    waiting = decide(subject, seconds=61, dispatches=[flying])
+    assert conditions(waiting)["Released"] == ("False", "Releasing")
+    assert waiting.again_us is not None
+    assert at(62) <= waiting.again_us < at(63)
+
+    overdue = decide(subject, seconds=62.1, dispatches=[flying])
+    assert conditions(overdue)["Released"] == ("False", "RevertUnknown")
+
+    done = decide(after(subject, overdue), seconds=70)
+    assert conditions(done)["Released"] == ("True", "NothingInFlight")
+
+
 def test_a_suspected_clone_is_quarantined_until_a_person_lifts_it() -> None:
     clone = SessionView(link=Link.DISCONNECTED, since_us=at(10), end_reason="CloneSuspected")
     subject = after(asset(), decide(session=clone, seconds=11))

@@ -21,6 +21,7 @@ from derops.lifecycle import Phase
 from derops.wire.v1 import dispatch_pb2
 from derops_operator.facts import Asset
 from derops_operator.fleet import DispatchView, Holding
+from derops_operator.instants import format_second
 from derops_operator.reconciling.actions import (
     Delete,
     RemoveFinalizer,
@@ -228,6 +229,18 @@ def test_deletion_without_an_answer_lets_go_after_the_grace_and_says_what_is_not
     assert "Active" in story.removal.warning
 
 
+def test_the_end_that_a_deletion_names_is_the_latest_that_the_agent_may_have_planned() -> None:
+    drawn = Story(dispatch(randomizeStartSeconds=3600)).look(0.1).change(deleting_us=at(5))
+    drawn.look(66, view(holding(written_us=at(1))))
+    assert drawn.removal is not None
+    assert format_second(at(3700)) in drawn.removal.warning
+
+    planned = Story(dispatch(randomizeStartSeconds=3600)).look(0.1).change(deleting_us=at(5))
+    planned.look(66, view(report=acked(planned_end_us=at(200))))
+    assert planned.removal is not None
+    assert format_second(at(200)) in planned.removal.warning
+
+
 # After the end
 
 
@@ -303,6 +316,17 @@ def test_the_time_to_live_begins_at_the_end() -> None:
     assert Delete() in story.decision.actions
 
 
+def test_the_time_to_live_waits_for_the_device() -> None:
+    story = Story(dispatch(ttlSecondsAfterFinished=60)).look(0.1)
+    story.look(111, view(report=unreverted()))
+
+    story.look(900, view(report=unreverted()))
+    assert Delete() not in story.decision.actions
+
+    story.look(901, view(report=unreverted(sequence=10, reverted_us=at(900))))
+    assert Delete() in story.decision.actions
+
+
 def test_two_replicas_both_need_to_prove() -> None:
     both: list[Holding] = [holding(), holding(replica="gateway-1", accepted=False)]
     story = Story().look(0.1).look(60, view(*both))
@@ -366,7 +390,9 @@ def test_a_deleted_dispatch_waits_for_its_revert_for_as_long_as_for_its_end() ->
     assert story.decision.again_us == at(80)
 
     story.look(81, view(report=left))
-    assert RemoveFinalizer() in story.decision.actions
+    assert story.removal is not None
+    assert "not known" in story.removal.warning
+    assert "RevertFailed" in story.removal.warning
 
 
 def test_an_operator_that_starts_anew_has_gateways_keep_what_is_unreverted() -> None:

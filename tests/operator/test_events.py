@@ -1,16 +1,24 @@
 """Which Events a new status brings; that they arrive is tested with the whole product."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
-from tests.operator.making import Story, active, at, dispatch, ended, view
+from tests.operator.making import Story, active, asset, at, dispatch, ended, view
+from tests.operator.test_assets import after, decide
 
 from derops_operator.events import EventWriter
+from derops_operator.facts import Asset
 from derops_operator.kube import Kube
 
 
 def events(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, str]]:
     writer = EventWriter(cast("Kube", None))
     writer.post_transitions(dispatch().meta, before, after)
+    return queued(writer)
+
+
+def queued(writer: EventWriter) -> list[tuple[str, str]]:
     bodies = [writer._queue.get_nowait()[1] for _ in range(writer._queue.qsize())]
     return [(body["type"], body["reason"]) for body in bodies]
 
@@ -49,3 +57,28 @@ def test_a_revert_that_does_not_succeed_is_one_event() -> None:
     told = story.status
     story.look(110, view(report=stuck))
     assert events(told, story.status) == []
+
+
+def events_of(subject: Asset, status: Mapping[str, Any]) -> list[tuple[str, str]]:
+    writer = EventWriter(cast("Kube", None))
+    writer.post_release(subject.meta, subject.status, status)
+    return queued(writer)
+
+
+def test_an_asset_taken_out_whose_revert_nobody_confirms_is_one_event() -> None:
+    subject, flying = asset(operatingState="OutOfService"), dispatch(submitted=True)
+    subject = after(subject, decide(subject, seconds=1, dispatches=[flying]))
+
+    overdue = decide(subject, seconds=70, dispatches=[flying]).status
+    assert events_of(subject, overdue) == [("Warning", "RevertUnknown")]
+
+    subject = replace(subject, status=overdue)
+    later = decide(subject, seconds=80, dispatches=[flying]).status
+    assert events_of(subject, later) == []
+
+
+def test_the_deletion_of_an_asset_is_told_by_its_finalizer_alone() -> None:
+    subject, flying = asset(deleting=0, held=True), dispatch(submitted=True)
+    subject = after(subject, decide(subject, seconds=1, dispatches=[flying]))
+
+    assert events_of(subject, decide(subject, seconds=70, dispatches=[flying]).status) == []

@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from tests.operator.making import Story, at, dispatch, holding, view
+from tests.operator.making import Story, asset, at, dispatch, holding, view
+from tests.operator.test_assets import after, decide
+from tests.operator.test_events import queued
 
 from derops.wire.v1 import control_pb2
 from derops_operator.cache import Cache
@@ -60,3 +62,24 @@ async def test_an_end_that_is_decided_again_while_it_is_stored_is_stored_once() 
 
     assert kube.writes == 1
     assert [each.transition.phase for each in told] == ["Expired"]
+
+
+async def test_what_is_not_known_of_an_asset_is_told_once_it_is_stored() -> None:
+    subject, flying = asset(operatingState="OutOfService"), dispatch(submitted=True)
+    subject = after(subject, decide(subject, seconds=1, dispatches=[flying]))
+    key, cache, kube = Key(Kind.ASSET, "pilot", "battery"), Cache(), SlowKube()
+    cache.put(Kind.ASSET, subject)
+    events = EventWriter(kube)  # type: ignore[arg-type]
+    publisher = Publisher(
+        cache,
+        StatusWriter(kube),  # type: ignore[arg-type]
+        events,
+        lambda _: None,
+        lambda kind, manifest: None,
+    )
+
+    publisher.want(key, decide(subject, seconds=70, dispatches=[flying]).status)
+    assert queued(events) == []
+
+    await publisher.publish(key)
+    assert queued(events) == [("Warning", "RevertUnknown")]

@@ -6,6 +6,9 @@ from typing import Any
 
 from derops.lifecycle import Phase
 
+REVERT_UNKNOWN = "RevertUnknown"
+"""Reason of an Event, and of a condition: an agent did not confirm a revert in time."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddFinalizer:

@@ -11,6 +11,7 @@ from derops_operator.fleet import LOST_AFTER_US, Link, SessionView
 from derops_operator.instants import format_instant, format_second, parse_instant
 from derops_operator.reconciling import identities
 from derops_operator.reconciling.actions import (
+    REVERT_UNKNOWN,
     AddFinalizer,
     ApplyCertificate,
     Approve,
@@ -80,11 +81,11 @@ def reconcile_asset(
     own = identities.own_requests(requests, asset, certificate)
     stored = asset.status.get("identity", {})
     ledger = identities.next_ledger(stored, own, session, uri, now_us)
-    releasing = _is_taken_out(asset) and bool(holding)
+    releasing = holding if _is_taken_out(asset) else []
     actions = _finalizing(asset, holding, now_us)
     if asset.meta.deleting_us is None:
         actions += _certifying(asset, own, certificate, ledger, now_us, realm)
-    quarantine = _quarantine(asset, session, now_us, releasing=releasing)
+    quarantine = _quarantine(asset, session, now_us, releasing=bool(releasing))
     if quarantine is not None:
         ledger["quarantine"] = quarantine
     status = {
@@ -93,7 +94,8 @@ def reconcile_asset(
         "conditions": fold(
             asset.status.get("conditions", []),
             [
-                *_readiness(asset, accepted=accepted, releasing=releasing, own=own),
+                *_readiness(asset, accepted=accepted, own=own),
+                *_released(asset, releasing, now_us),
                 _enrolled(ledger, own, now_us),
                 _connected(asset, session),
                 *_quarantined(asset, ledger),
@@ -107,7 +109,7 @@ def reconcile_asset(
     return AssetDecision(
         actions=tuple(actions),
         status=status,
-        again_us=_next_look(asset, ledger, session, certificate, now_us, releasing=releasing),
+        again_us=_next_look(asset, ledger, session, certificate, now_us, releasing=bool(releasing)),
     )
 
 
@@ -122,16 +124,16 @@ def _finalizing(asset: Asset, holding: list[Dispatch], now_us: int) -> list[Asse
     if not holding and holds:
         return [RemoveFinalizer()]
     if holds and deleting_us is not None and now_us > deleting_us + RELEASE_GRACE_US:
-        names = ", ".join(sorted(each.meta.name for each in holding))
-        return [
-            RemoveFinalizer(
-                warning=(
-                    f"deleted while these dispatches may be on the device, and the agent did not "
-                    f"confirm within 60 s: {names}; whether the device was reverted is not known"
-                )
-            )
-        ]
+        return [RemoveFinalizer(warning=f"deleted while {_unconfirmed(holding)}")]
     return []
+
+
+def _unconfirmed(holding: list[Dispatch]) -> str:
+    names = ", ".join(sorted(each.meta.name for each in holding))
+    return (
+        f"these dispatches may be on the device, and the agent did not confirm within "
+        f"{RELEASE_GRACE_US // SECOND_US} s: {names}; whether the device was reverted is not known"
+    )
 
 
 def _certifying(
@@ -200,7 +202,7 @@ def _quarantine(
         return {**stored, "reason": _SPEC_QUARANTINE} if by_spec else dict(stored)
     at = format_instant(now_us)
     if by_spec:
-        patient = now_us <= _since(asset, "Released", now_us) + RELEASE_GRACE_US
+        patient = not _is_release_overdue(asset, now_us)
         return None if releasing and patient else {"reason": _SPEC_QUARANTINE, "at": at}
     suspected = session.end_reason == _CLONE and session.since_us > _since(asset, "Quarantined", 0)
     return {"reason": _CLONE, "at": at} if suspected and stored is None else None
@@ -223,9 +225,23 @@ def _since(asset: Asset, condition: str, default_us: int) -> int:
     return parse_instant(since) if since and known.get("status") == "False" else default_us
 
 
-def _readiness(
-    asset: Asset, *, accepted: bool, releasing: bool, own: list[Request]
-) -> list[Wanted]:
+def _is_release_overdue(asset: Asset, now_us: int) -> bool:
+    return now_us > _since(asset, "Released", now_us) + RELEASE_GRACE_US
+
+
+def _released(asset: Asset, releasing: list[Dispatch], now_us: int) -> list[Wanted]:
+    if releasing and _is_release_overdue(asset, now_us):
+        return [Wanted("Released", "False", REVERT_UNKNOWN, _unconfirmed(releasing))]
+    if releasing:
+        return [Wanted("Released", "False", "Releasing", "waiting for the device to be reverted")]
+    if _is_taken_out(asset):
+        return [Wanted("Released", "True", "NothingInFlight")]
+    if find(asset.status.get("conditions", []), "Released"):
+        return [Wanted("Released", "Unknown", "InService")]
+    return []
+
+
+def _readiness(asset: Asset, *, accepted: bool, own: list[Request]) -> list[Wanted]:
     stored = find(asset.status.get("conditions", []), "Ready")
     latched = (
         stored.get("status") == "True" and stored.get("observedGeneration") == asset.meta.generation
@@ -233,7 +249,7 @@ def _readiness(
     ready = accepted or latched
     waiting = "no gateway replica has stored this generation yet"
     denied = own[0].condition("Denied") if own else {}
-    wanted = [
+    return [
         Wanted("Ready", "True", "Stored", "a gateway replica stored this generation")
         if ready
         else Wanted("Ready", "False", "WaitingForGateway", waiting),
@@ -242,14 +258,6 @@ def _readiness(
         if denied
         else Wanted("Stalled", "False", "Proceeding"),
     ]
-    if releasing:
-        words = "waiting for the device to be reverted"
-        wanted.append(Wanted("Released", "False", "Releasing", words))
-    elif _is_taken_out(asset):
-        wanted.append(Wanted("Released", "True", "NothingInFlight"))
-    elif find(asset.status.get("conditions", []), "Released"):
-        wanted.append(Wanted("Released", "Unknown", "InService"))
-    return wanted
 
 
 def _enrolled(ledger: dict[str, Any], own: list[Request], now_us: int) -> Wanted:

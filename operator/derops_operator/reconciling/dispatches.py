@@ -130,7 +130,7 @@ def _follow(
     )
     overdue = deleting_us is not None and now_us > deleting_us + DELETION_GRACE_US
     if overdue and not outcome.phase.terminal:
-        actions.append(RemoveFinalizer(warning=_unknown_at_deletion(dispatch, outcome)))
+        actions.append(RemoveFinalizer(warning=_unknown_at_deletion(dispatch, outcome.phase, view)))
     return DispatchDecision(
         actions=tuple(actions),
         status=status,
@@ -158,10 +158,14 @@ def _tidy_up(
     if waits and deleting_us is not None and now_us < deleting_us + DELETION_GRACE_US:
         again_us = deleting_us + DELETION_GRACE_US
     elif dispatch.meta.holds_finalizer:
-        actions.append(RemoveFinalizer())
-    if dispatch.ttl_seconds_after_finished is not None and dispatch.meta.deleting_us is None:
+        deserted = waits and deleting_us is not None
+        actions.append(
+            RemoveFinalizer(warning=_unreverted_at_deletion(dispatch) if deserted else "")
+        )
+    live_seconds = dispatch.ttl_seconds_after_finished
+    if live_seconds is not None and deleting_us is None and not waits:
         ended_us = parse_instant(dispatch.status["completionTime"])
-        due_us = ended_us + dispatch.ttl_seconds_after_finished * SECOND_US
+        due_us = ended_us + live_seconds * SECOND_US
         if now_us >= due_us:
             actions.append(Delete())
         else:
@@ -259,7 +263,7 @@ def _outcome(
             at_us=now_us,
         )
     on_its_way = _on_its_way(dispatch, view, reported, withdrawal, now_us)
-    end_us = deadline_us - dispatch.report_deadline_seconds * SECOND_US
+    end_us = _latest_end_us(dispatch, view)
     ended = view.report is not None and view.report.ended_us
     if ended or now_us <= end_us + _REPORT_GRACE_US:
         return on_its_way
@@ -386,11 +390,15 @@ def _status(
 
 def _deadline_us(dispatch: Dispatch, view: DispatchView) -> int:
     """Return until when a final report is waited for."""
+    return _latest_end_us(dispatch, view) + dispatch.report_deadline_seconds * SECOND_US
+
+
+def _latest_end_us(dispatch: Dispatch, view: DispatchView) -> int:
+    """Return the end as the agent planned it, else the latest that it may plan."""
     times = dispatch.status.get("timeline", {})
     planned_us = view.report.planned_end_us if view.report is not None else 0
     stored_us = parse_instant(times["plannedEnd"]) if "plannedEnd" in times else 0
-    end_us = max(planned_us or dispatch.latest_end_us, stored_us)
-    return end_us + dispatch.report_deadline_seconds * SECOND_US
+    return max(planned_us or dispatch.latest_end_us, stored_us)
 
 
 def _next_look(dispatch: Dispatch, now_us: int) -> int | None:
@@ -419,11 +427,20 @@ def _unknown_outcome(dispatch: Dispatch, view: DispatchView, deadline_us: int) -
     )
 
 
-def _unknown_at_deletion(dispatch: Dispatch, outcome: Outcome) -> str:
+def _unknown_at_deletion(dispatch: Dispatch, phase: Phase, view: DispatchView) -> str:
     return (
-        f"deleted in phase {outcome.phase} and the agent of {dispatch.asset_name} did not confirm "
-        f"within 60 s: whether the device was reverted is not known; the agent reverts when it "
-        f"hears of it, at the latest at the planned end {format_second(dispatch.end_us)}"
+        f"deleted in phase {phase} and the agent of {dispatch.asset_name} did not confirm "
+        f"within {DELETION_GRACE_US // SECOND_US} s: whether the device was reverted is not known; "
+        f"an agent that runs reverts it when it hears of this, at the latest at the planned end "
+        f"{format_second(_latest_end_us(dispatch, view))}"
+    )
+
+
+def _unreverted_at_deletion(dispatch: Dispatch) -> str:
+    return (
+        f"deleted after it had ended ({dispatch.status['reason']}), and the agent of "
+        f"{dispatch.asset_name} did not say within {DELETION_GRACE_US // SECOND_US} s that the "
+        f"device was reverted: whether it was is not known; an agent that runs tries on"
     )
 
 
