@@ -106,12 +106,13 @@ TRANSITIONS = (
     ),
     _of(
         "T8", _UNACCEPTED, Phase.REJECTED, Actor.AGENT,
-        _STOPPED | {
+        frozenset({
+            Reason.ASSET_OUT_OF_SERVICE, Reason.ASSET_QUARANTINED,
             Reason.ASSET_NOT_FOUND, Reason.LIMIT_EXCEEDED, Reason.LOCAL_LIMIT_EXCEEDED,
             Reason.MODE_NOT_SUPPORTED, Reason.INVALID_SCHEDULE, Reason.CANNOT_VERIFY,
             Reason.CLOCK_SKEW_TOO_LARGE, Reason.INSUFFICIENT_ENERGY, Reason.RATE_LIMITED,
             Reason.STALE_TELEMETRY, Reason.LOCAL_CONTROL_ACTIVE,
-        },
+        }),
         "a rule of the agent refused it; the device was not touched",
     ),
     _of(
@@ -157,7 +158,7 @@ TRANSITIONS = (
     ),
     _of(
         "T16", Phase.ACTIVE, Phase.CANCELLED, Actor.AGENT,
-        _STOPPED | {Reason.CANCELLED_WHILE_ACTIVE},
+        _STOPPED | {Reason.CANCELLED_WHILE_ACTIVE, Reason.AGENT_OFFLINE},
         "withdrawn while it ran; the device is reverted",
     ),
     _of(

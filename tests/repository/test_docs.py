@@ -1,5 +1,6 @@
 """The documentation has every name of the code, and no link that leads nowhere."""
 
+import ast
 import importlib
 import re
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pydantic_settings import BaseSettings
 
 from derops.checks import MODES_BY_TYPE
 from derops.lifecycle import Phase, Reason
+from derops.transitions import TRANSITIONS
 from derops_agent.drivers.modbus import profile
 from derops_agent.drivers.modbus.device import ModbusOptions
 from derops_agent.drivers.modbus.points import Section
@@ -105,8 +107,97 @@ def test_every_reason_is_on_the_reasons_page() -> None:
 
     assert [reason for reason in Reason if reason not in found] == []
     for reason in Reason:
-        phases = [word.strip() for word in found[reason].split("|")[2].split(",")]
-        assert set(phases) <= {str(phase) for phase in Phase}, f"{reason} has no such phase"
+        phases, who = (
+            {word.strip() for word in cell.split(",")} for cell in found[reason].split("|")[2:4]
+        )
+        saying = [each for each in TRANSITIONS if reason in each.reasons]
+        assert phases == {str(each.end) for each in saying}, f"{reason} leads elsewhere"
+        assert who == {each.actor.lower() for each in saying}, f"{reason} is said by others"
+
+
+CONDITIONS = {"Wanted": 2, "_if_never": 2, "post": None, "Verdict": None, "replace": None}
+STREAMS = {
+    "BadSyncError": 0,
+    "IdentityRefusedError": 0,
+    "StreamEndedError": 0,
+    "Violation": None,
+    "end": 0,
+    "end_all": 0,
+    "close": 0,
+    "_close": 1,
+    "_deadline": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("headings", "said_by", "packages"),
+    [
+        pytest.param(
+            ("Reasons", "Reasons of conditions", "Reasons of Events"),
+            CONDITIONS,
+            ["operator/derops_operator", "agent/derops_agent/control"],
+            id="conditions and Events",
+        ),
+        pytest.param(
+            (
+                "Reasons of a refused agent",
+                "Reasons of a stream that ended",
+                "Reasons of an operator's stream that ended",
+            ),
+            STREAMS,
+            [
+                "headend/derops_headend/access",
+                "headend/derops_headend/fleet",
+                "headend/derops_headend/gateway",
+                "agent/derops_agent",
+            ],
+            id="streams",
+        ),
+    ],
+)
+def test_every_word_that_the_code_says_why_with_is_on_the_reasons_page(
+    headings: tuple[str, ...], said_by: dict[str, int | None], packages: list[str]
+) -> None:
+    page = re.split(r"^#+ (.+)$", (REFERENCE / "reasons.md").read_text("utf-8"), flags=re.M)
+    sections = dict(zip(page[1::2], page[2::2], strict=True))
+    rows = re.findall(r"^\| (`[^|]+) \|", "".join(map(sections.__getitem__, headings)), re.M)
+    explained = set(re.findall(r"`(\w+)`", "".join(rows)))
+    calls = [
+        call
+        for package in packages
+        for file in (REPOSITORY / package).rglob("*.py")
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call)
+    ]
+
+    said = {word for call in calls for word in words_for(call, said_by)}
+
+    assert len(said) > 10
+    assert said <= explained
+
+
+def words_for(call: ast.Call, said_by: dict[str, int | None]) -> Iterator[str]:
+    """Yield the words that a call gives as a reason."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if name not in said_by:
+        return
+    place = said_by[name]
+    given = [each.value for each in call.keywords if (each.arg or "").endswith("reason")]
+    if place is not None:
+        given += call.args[place : place + 1]
+    for each in given:
+        yield from choices(each)
+
+
+def choices(value: ast.expr) -> Iterator[str]:
+    """Yield the words that an expression may be, as far as they stand in it."""
+    match value:
+        case ast.IfExp(body=body, orelse=orelse):
+            yield from (*choices(body), *choices(orelse))
+        case ast.BoolOp(values=values):
+            yield from (word for each in values for word in choices(each))
+        case ast.Constant(value=str(word)) if word:
+            yield word
 
 
 def test_every_phase_is_on_the_phases_page() -> None:

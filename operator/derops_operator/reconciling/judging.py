@@ -135,9 +135,9 @@ def _if_never(facts: _Facts, kind: str, pending: str) -> Wanted:
 def _verified(facts: _Facts) -> Wanted:
     report = facts.report
     if report is not None and report.verified in {"True", "False"}:
-        reason = report.verified_reason or ("Verified" if report.verified == "True" else "NotHeld")
         within_seconds = report.within_tolerance_milliseconds / 1000
         words = f"the measured power was within tolerance for {within_seconds:.0f} s"
+        reason = report.verified_reason or "VerificationPending"
         return Wanted("Verified", report.verified, reason, words)
     if facts.outcome.phase.terminal and not facts.applied:
         return Wanted("Verified", "Unknown", "NotApplied")
