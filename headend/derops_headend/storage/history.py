@@ -38,7 +38,7 @@ class Dispatched:
     within_tolerance_seconds: float | None
     delivered_watt_hours: float | None
     evidence: str
-    """Empty, Written, ReadBack or Effect."""
+    """Empty, Unanswered, Written, ReadBack or Effect."""
 
     verified: str
     """Empty, True, False or Unknown."""
@@ -58,6 +58,9 @@ class Dispatched:
 
     clock_offset_milliseconds: int | None
     """The gateway's clock less the agent's, as the agent last measured it."""
+
+    superseded_by: str
+    """Uid of the dispatch that took its place; empty = none."""
 
     reported_phase: str | None
     """What the agent said last; other than ``phase`` if it said so after the end."""
@@ -90,6 +93,9 @@ class Ending:
     reason: str
     dispatches: int
     applied: int
+    unknown: int
+    """Those of which nobody knows whether the device took them."""
+
     verified: int
     refuted: int
     """Those that were applied, and whose measured power was not what it should be."""
@@ -174,6 +180,7 @@ def sum_up(connection: psycopg.Connection, wanted: Wanted) -> list[Ending]:
     text = (
         "select phase, reason, count(*) as dispatches, "  # noqa: S608  # our own names
         "count(*) filter (where applied) as applied, "
+        "count(*) filter (where applied is null) as unknown, "
         "count(*) filter (where verified = 'True') as verified, "
         "count(*) filter (where verified = 'False') as refuted, "
         "coalesce(sum(active_seconds), 0)::double precision as active_seconds, "

@@ -98,8 +98,38 @@ def test_a_write_that_was_never_confirmed_is_told_as_unknown(
     database.store(sources(told, offset=1), after=0, through=1)
 
     (found,) = find(reader, Wanted(phase="Failed"))
+    (ending,) = sum_up(reader, Wanted())
 
     assert (found.applied, found.evidence) == (None, "Unanswered")
+    assert (ending.dispatches, ending.applied, ending.unknown) == (1, 0, 1)
+
+
+def test_a_ledger_that_was_lost_takes_nothing_back(
+    database: Database, reader: psycopg.Connection
+) -> None:
+    facts = {"applied_us": T0_US + 7, "active_milliseconds": 5000, "evidence": "Effect"}
+    known = report("Acked", "Active", sequence=2, **facts)
+    lost = report("Failed", sequence=1, ledger_id="new", reason="LedgerLost")
+    lost.received_us += 60_000_000
+    database.store(sources(known, lost, offset=1), after=0, through=1)
+
+    (found,) = find(reader, Wanted(dispatch=DISPATCH))
+
+    assert (found.phase, found.reason) == ("Failed", "LedgerLost")
+    assert (found.applied, found.applied_at) == (True, T0 + timedelta(microseconds=7))
+    assert (found.active_seconds, found.evidence) == (5.0, "Effect")
+    assert (found.reported_phase, found.reported_reason) == ("Failed", "LedgerLost")
+
+
+def test_what_took_the_place_of_a_dispatch_is_named(
+    database: Database, reader: psycopg.Connection
+) -> None:
+    told = report("Acked", "Superseded", sequence=2, superseded_by="uid-winner")
+    database.store(sources(told, offset=1), after=0, through=1)
+
+    (found,) = find(reader, Wanted(phase="Superseded"))
+
+    assert (found.superseded_by, found.applied) == ("uid-winner", False)
 
 
 def test_a_month_is_summed_up_and_paged_through(reader: psycopg.Connection, query: Query) -> None:

@@ -1,0 +1,72 @@
+-- A ledger that was lost takes nothing back; and which dispatch took the place of another.
+
+create or replace view dispatch_history as
+with ranked as (
+  select *, case phase when 'Submitted' then 0 when 'Sent' then 1 when 'Acked' then 2
+    when 'Active' then 3 else 4 end as rank
+  from dispatch_event
+), furthest as (
+  select distinct on (dispatch_uid) *
+  from ranked
+  order by dispatch_uid, rank desc, case when rank = 4 then received_at end asc, received_at desc, at desc
+), latest as (
+  select distinct on (dispatch_uid) dispatch_uid, report_received_at, report
+  from dispatch_event
+  where report is not null
+  order by dispatch_uid, report_received_at desc, report_sequence desc
+), known as (
+  -- A new ledger knows less of a dispatch than the lost one, which had accepted or applied it.
+  select distinct on (dispatch_uid) dispatch_uid, report
+  from dispatch_event
+  where report is not null
+  order by dispatch_uid, coalesce((report->>'applied_us')::bigint, 0) > 0 desc,
+    coalesce((report->>'accepted_us')::bigint, 0) > 0 desc, report_received_at desc, report_sequence desc
+), named as (
+  select dispatch_uid, max(dispatch_name) as dispatch_name, min(at) as first_at
+  from dispatch_event
+  group by dispatch_uid
+)
+select
+  furthest.dispatch_uid,
+  asset.namespace,
+  named.dispatch_name,
+  asset.name as asset_name,
+  asset.uid as asset_uid,
+  furthest.phase,
+  case
+    when coalesce((known.report->>'applied_us')::bigint, 0) > 0 then true
+    when furthest.reason in ('LedgerLost', 'OutcomeUnknown') then null
+    when known.report->>'evidence' = 'Unanswered' then null
+    else false
+  end as applied,
+  furthest.reason,
+  furthest.message,
+  named.first_at,
+  from_microseconds((known.report->>'accepted_us')::bigint) as accepted_at,
+  from_microseconds((known.report->>'applied_us')::bigint) as applied_at,
+  from_microseconds((known.report->>'ended_us')::bigint) as ended_at,
+  from_microseconds((known.report->>'reverted_us')::bigint) as reverted_at,
+  (known.report->>'applied_watts')::bigint as applied_watts,
+  (known.report->>'active_milliseconds')::bigint / 1000.0 as active_seconds,
+  (known.report->>'within_tolerance_milliseconds')::bigint / 1000.0 as within_tolerance_seconds,
+  (known.report->>'delivered_watt_hours')::double precision as delivered_watt_hours,
+  coalesce(known.report->>'evidence', '') as evidence,
+  coalesce(known.report->>'verified', '') as verified,
+  latest.report->>'phase' as reported_phase,
+  latest.report->>'reason' as reported_reason,
+  latest.report_received_at as reported_at,
+  coalesce(known.report->>'verified_reason', '') as verified_reason,
+  from_microseconds((known.report->>'verified_us')::bigint) as verified_at,
+  from_microseconds((known.report->>'planned_start_us')::bigint) as planned_start_at,
+  from_microseconds((known.report->>'planned_end_us')::bigint) as planned_end_at,
+  coalesce((known.report->>'interruptions')::bigint, 0) as interruptions,
+  coalesce(known.report->>'clamped_by', '') as clamped_by,
+  coalesce(known.report->>'reversion_guard', '') as reversion_guard,
+  -- The gateway's clock less the agent's, as the agent last measured it: what its instants are worth.
+  (known.report->>'clock_offset_milliseconds')::bigint as clock_offset_milliseconds,
+  coalesce(known.report->>'superseded_by', '') as superseded_by
+from furthest
+join named using (dispatch_uid)
+join asset using (asset_id)
+left join latest using (dispatch_uid)
+left join known using (dispatch_uid);
