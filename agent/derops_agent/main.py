@@ -23,6 +23,7 @@ from derops_agent.controller import Controller
 from derops_agent.device import GuardedDevice
 from derops_agent.drivers import open_device
 from derops_agent.drivers.findings import Findings
+from derops_agent.drivers.options import DriverOptionError
 from derops_agent.ledger import Ledger
 from derops_agent.link import Endpoint, Link
 from derops_agent.outbox_store import OutboxStore
@@ -193,11 +194,16 @@ class Host:
         while True:
             try:
                 device = await open_device(asset.driver.options(), folder, self._clock)
-            except ValueError as error:
+            except DriverOptionError as error:
                 key = f"assets.{asset.name}.driver"
                 raise SettingError(key, "--config", " ".join(str(error).split())) from error
-            except DeviceError as error:
-                self._readiness.waiting(part, str(error))
+            except SettingError:
+                raise
+            except Exception as error:
+                # A device, or a mistake in its driver, is not to end the other assets.
+                if not isinstance(error, DeviceError):
+                    self._log.exception("driver.failed", asset=f"{asset.namespace}/{asset.name}")
+                self._readiness.waiting(part, str(error) or type(error).__name__)
                 await asyncio.sleep(_DEVICE_RETRY_SECONDS)
                 continue
             self._readiness.found(part)

@@ -16,6 +16,7 @@ from tests.agent.gateway import SERVER_NAME, Authority, serve
 from tests.field.agents import BATTERY
 from tests.stack import places
 
+from derops.errors import DeviceRefusedError
 from derops_agent import main as main_module
 from derops_agent.clock import SystemClock
 from derops_agent.main import Host
@@ -70,6 +71,39 @@ async def test_a_signal_ends_all_assets_with_a_bye(
     assert len({stream.received[0].hello.ledger_id for stream in streams}) == 10
     assert len({stream.received[0].hello.outbox_id for stream in streams}) == 10
     OutboxStore(tmp_path / "data" / "outbox.db").close()
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        DeviceRefusedError("40000 holds 0x12346e53"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no text"),
+    ],
+)
+async def test_a_device_that_answers_nonsense_does_not_keep_others_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    async def open_device(_: Any, folder: Path, *__: Any) -> FakeDevice:
+        if folder.name.endswith("-0"):
+            raise failure
+        return FakeDevice()
+
+    monkeypatch.setattr(main_module, "open_device", open_device)
+    server_ca, agent_ca = Authority("server"), Authority("agent")
+    (tmp_path / "ca.crt").write_bytes(server_ca.pem)
+    agent_ca.write_leaf(tmp_path / "certificates", "battery")
+    async with serve(server_ca, agent_ca) as gateway:
+        host = Host(settings(tmp_path, gateway.port, assets=2), SystemClock())
+        running = asyncio.create_task(host.run())
+        stream = await gateway.next_stream()
+        await stream.welcome()
+
+        ready, told = host._readiness.report()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await running
+
+    assert not ready
+    assert f"device of ns/battery-0: {failure}" in told
 
 
 async def test_no_full_collection_looks_at_what_stays(tmp_path: Path) -> None:

@@ -347,6 +347,14 @@ async def test_nonsense_is_told_with_its_value(changes: dict[int, Any], words: s
             await connect(line)
 
 
+async def test_a_name_that_nobody_can_read_does_not_keep_a_device_away() -> None:
+    inverter = Inverter(BATTERY)
+    for register, value in ((4, 0x4DE9), (5, 0x0003), (19, 0xFFFF)):  # Latin-1, control, filling
+        inverter.registers[register] = value
+    async with opened(inverter) as device:
+        assert device.capability.firmware == "M\ufffdr\ufffd\ufffd Battery 10 1.2"
+
+
 async def test_power_that_cannot_be_is_not_a_measurement() -> None:
     inverter = Inverter({**SOLAR, 103: {**SOLAR[103], "W_SF": 0}})
     async with opened(inverter) as device:

@@ -223,8 +223,7 @@ def device_name(blocks: Mapping[int, Block]) -> str:
     """Return maker, model and version as model 1 says them; empty without one."""
     if 1 not in blocks:
         return ""
-    parts = (str(blocks[1].raw(name) or "").strip() for name in ("Mn", "Md", "Vr"))
-    return " ".join(part for part in parts if part)
+    return " ".join(filter(None, map(blocks[1].text, ("Mn", "Md", "Vr"))))
 
 
 def _least(steps: list[tuple[list[Write], int | None]], setpoints: Setpoints) -> int | None:

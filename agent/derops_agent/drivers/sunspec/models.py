@@ -77,12 +77,21 @@ class Block:
         A model that is shorter than its definition does not implement what is missing.
         """
         point = self._points[name]
-        part = self._data[2 * point.at : 2 * (point.at + point.registers)]
-        if len(part) < 2 * point.registers:
+        part = self._part(point)
+        if part is None:
             return None
         info = mb.point_type_info[point.type]
         value = info.data_to(part)
         return value if info.is_impl(value) else None
+
+    def text(self, name: str) -> str:
+        """Return a point of type string, without what nobody could read; empty without one."""
+        text = (self._part(self._points[name]) or b"").decode("utf-8", "replace")
+        return "".join(each for each in text if each.isprintable()).strip()
+
+    def _part(self, point: Point) -> bytes | None:
+        part = self._data[2 * point.at : 2 * (point.at + point.registers)]
+        return part if len(part) == 2 * point.registers else None
 
     def value(self, name: str) -> float | None:
         """Return a point in its unit; None where it or its scale factor is not implemented."""
