@@ -66,6 +66,29 @@ def test_the_answer_to_an_order(
     assert (execution.phase, execution.reason) == answer
 
 
+@pytest.mark.parametrize(
+    ("message", "facts", "value", "limit"),
+    [
+        (order(watts=-8001), {}, "8001 W", "8000 W"),
+        (order(mode="LoadLimit", watts=-1), {}, "-1 W", "no negative"),
+        (order(duration_seconds=3601), {}, "3601 s", "3600 s"),
+        (order(start_us=T0 - 52 * S), {}, "2.0 s", "50 s"),
+        (order(), {"clock_offset_milliseconds": -5001}, "-5001 ms", "5000 ms"),
+        (order(), {"local": LocalLimits(max_injection_watts=4999)}, "5000 W", "4999 W"),
+        (order(), {"capability": replace(CAPABILITY, max_injection_watts=4000)},
+         "5000 W", "4000 W"),
+        (order(verify="Required", duration_seconds=5), {}, "5 s", "5 s that"),
+    ],
+)  # fmt: skip
+def test_a_refusal_has_value_limit_and_unit(
+    message: Any, facts: dict[str, Any], value: str, limit: str
+) -> None:
+    execution = judge(read_order(message), site(**facts), now_us=T0, draw=0.0)
+
+    assert value in execution.message
+    assert limit in execution.message
+
+
 def test_clamping_takes_the_asset_limit_and_says_so() -> None:
     clamping = site(asset=read_asset(asset(on_exceed="Clamp")))
 

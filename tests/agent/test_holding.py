@@ -233,7 +233,7 @@ async def test_a_start_that_may_not_be_written_in_time_is_refused(agent: Agent) 
     await agent.give(order("b", start_us=T0 + 70 * S))
 
     assert agent.outcome("b") == ("Rejected", "RateLimited")
-    assert "minSecondsBetweenWrites" in agent.report("b").message
+    assert "minSecondsBetweenWrites 600 s" in agent.report("b").message
 
 
 async def test_the_end_of_a_window_is_never_held_off(agent: Agent) -> None:

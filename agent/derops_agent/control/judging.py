@@ -132,7 +132,10 @@ def _refuse_clock(order: Order, site: Site, now_us: int) -> _Answer | None:
         return _Answer(
             phase=Phase.EXPIRED,
             reason=Reason.START_DEADLINE_EXCEEDED,
-            message=f"received {late_us / SECOND_US:.1f} s after the start deadline",
+            message=(
+                f"received {late_us / SECOND_US:.1f} s after the start deadline "
+                f"({order.start_deadline_seconds} s after the start)"
+            ),
         )
     return None
 
@@ -173,11 +176,12 @@ def _refuse_now(order: Order, site: Site, planned: Window, now_us: int) -> _Answ
     """Refuse what the state of the device forbids. What starts later is looked at again then."""
     deadline_us = accept_by_us(planned.start_us, order.start_deadline_seconds)
     if site.next_write_us > deadline_us:
+        pause_seconds = site.asset.min_seconds_between_writes if site.asset else 0
         wait_seconds = (site.next_write_us - now_us) / SECOND_US
         return _rejected(
             Reason.RATE_LIMITED,
             f"the device takes its next setpoint in {wait_seconds:.0f} s "
-            f"(minSecondsBetweenWrites), after the start deadline",
+            f"(minSecondsBetweenWrites {pause_seconds} s), after the start deadline",
         )
     watts, _ = target(order, site.asset, site.local)
     seconds = (planned.end_us - planned.start_us) / SECOND_US

@@ -132,8 +132,8 @@ class Site:
             return Refusal(
                 reason=Reason.STALE_TELEMETRY,
                 message=(
-                    f"the device was not measured for more than "
-                    f"{self._stale_after_us // SECOND_US} s; an active power is not set blindly"
+                    f"the device was not measured for {self.silent_us / SECOND_US:.0f} s, allowed "
+                    f"are {self._stale_after_us // SECOND_US} s; an active power is not set blindly"
                 ),
             )
         return self.refuse_energy(watts, seconds, self.state_of_charge_percent)

@@ -107,8 +107,10 @@ def test_a_write_that_was_never_confirmed_is_told_as_unknown(
 def test_a_ledger_that_was_lost_takes_nothing_back(
     database: Database, reader: psycopg.Connection
 ) -> None:
-    facts = {"applied_us": T0_US + 7, "active_milliseconds": 5000, "evidence": "Effect"}
-    known = report("Acked", "Active", sequence=2, **facts)
+    known = report(
+        "Acked", "Active", sequence=2, applied_us=T0_US + 7, active_milliseconds=5000,
+        evidence="Effect",
+    )  # fmt: skip
     lost = report("Failed", sequence=1, ledger_id="new", reason="LedgerLost")
     lost.received_us += 60_000_000
     database.store(sources(known, lost, offset=1), after=0, through=1)
