@@ -1,10 +1,12 @@
-"""What Flux and others that go by kstatus make of our objects, by its own algorithm."""
+"""What GitOps tools make of our objects: Flux by kstatus, Argo CD by the script in examples."""
 
 import json
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.operator.certifying import answered, certificate, request
 from tests.operator.making import Story, acked, active, asset, dispatch, ended, view
 from tests.operator.test_assets import after, decide
@@ -14,17 +16,38 @@ UNSEEN: dict[str, Any] = {"observedGeneration": -1}
 """What the API server makes of an object without status: the default in the CRDs."""
 
 
+ARGOCD = Path(__file__).resolve().parents[2] / "examples" / "argocd" / "argocd-cm.yaml"
+SCRIPTS = "resource.customizations.health.derops.io_"
+HEALTH = {"InProgress": "Progressing", "Current": "Healthy", "Failed": "Degraded"}
+
+
 def computed(*objects: dict[str, Any]) -> list[str]:
-    """Return InProgress, Current or Failed for each object."""
+    """Return InProgress, Current or Failed for each object, by kstatus; Argo CD says the same."""
+    statuses = ask("kstatus", objects)
+    # One that is being deleted is not shown to the script.
+    shown = [
+        (each, HEALTH[status])
+        for each, status in zip(objects, statuses, strict=True)
+        if status != "Terminating"
+    ]
+    script = yaml.safe_load(ARGOCD.read_text(encoding="utf-8"))["data"][
+        SCRIPTS + objects[0]["kind"]
+    ]
+    healths = ask("argohealth", {"script": script, "objects": [each for each, _ in shown]})
+    assert healths == [health for _, health in shown]
+    return statuses
+
+
+def ask(program: str, question: object) -> list[str]:
     done = subprocess.run(
-        [build.program("kstatus")],
-        input=json.dumps(objects),
+        [build.program(program)],
+        input=json.dumps(question),
         capture_output=True,
         text=True,
         check=True,
     )
-    statuses: list[str] = json.loads(done.stdout)
-    return statuses
+    answers: list[str] = json.loads(done.stdout)
+    return answers
 
 
 def of(kind: str, status: dict[str, Any], **metadata: Any) -> dict[str, Any]:

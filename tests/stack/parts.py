@@ -16,6 +16,7 @@ _PARTS: dict[str, Callable[[], object]] = {
     "control plane": build.binaries,
     "Modbus server": lambda: build.program("modbusserver"),
     "kstatus": lambda: build.program("kstatus"),
+    "argohealth": lambda: build.program("argohealth"),
     "nats-server": nats.find_program,
     "PostgreSQL": find_installation,
     "TimescaleDB": find_timescale,
