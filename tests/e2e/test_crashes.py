@@ -1,7 +1,9 @@
 """kill -9 of each part in mid-dispatch: the status must end true."""
 
+import json
+
 import pytest
-from tests.e2e.acting import Pilot, conditions, parse
+from tests.e2e.acting import Pilot, conditions, eventually, parse
 
 
 @pytest.mark.parametrize("part", ["operator", "gateway", "writer"])
@@ -64,11 +66,42 @@ def test_an_agent_away_past_the_end_does_not_claim_success(pilot: Pilot) -> None
     assert pilot.powers_written() == [5000, 0]
 
 
-def _wait_for_release(pilot: Pilot) -> list[int]:
-    from tests.e2e.acting import eventually
+def test_what_nobody_confirms_within_a_minute_is_said_not_to_be_known(pilot: Pilot) -> None:
+    for asset in ("left", "retired"):
+        pilot.battery(asset)
+        pilot.dispatch(f"on-{asset}", asset=asset, durationSeconds=600)
+        pilot.wait_for_phase(f"on-{asset}", "Active")
+        pilot.stack.kill_agent(pilot.namespace, asset)
 
+    where = ["-n", pilot.namespace]
+    retire = '{"spec":{"operatingState":"OutOfService"}}'
+    pilot.stack.kubectl("patch", "derasset", "retired", *where, "--type=merge", "-p", retire)
+    pilot.stack.kubectl("delete", "dispatch", "on-left", *where, "--timeout=90s")
+
+    told = eventually(lambda: both if len(both := _unknown(pilot)) > 1 else None, "the Events")
+    assert told.keys() == {"on-left", "retired"}
+    assert "deleted in phase Active" in told["on-left"]
+    assert "on-retired" in told["retired"]
+    for asset in ("left", "retired"):
+        pilot.stack.restart_agent(pilot.namespace, asset)
+        _wait_for_release(pilot, asset)
+        assert pilot.powers_written(asset) == [5000, 0]
+    assert pilot.wait_for_phase("on-retired", "Cancelled")["reason"] == "AssetOutOfService"
+
+
+def _unknown(pilot: Pilot) -> dict[str, str]:
+    """Return what Events say is not known, by the name of what they are about."""
+    answer = pilot.stack.kubectl("get", "events.events.k8s.io", "-n", pilot.namespace, "-o", "json")
+    return {
+        event["regarding"]["name"]: event["note"]
+        for event in json.loads(answer)["items"]
+        if event["reason"] == "RevertUnknown"
+    }
+
+
+def _wait_for_release(pilot: Pilot, asset: str = "battery") -> list[int]:
     return eventually(
-        lambda: powers if (powers := pilot.powers_written())[-1] == 0 else None, "the release"
+        lambda: powers if (powers := pilot.powers_written(asset))[-1] == 0 else None, "the release"
     )
 
 
