@@ -85,6 +85,19 @@ def test_over_the_limit_is_rejected_with_value_limit_and_unit(pilot: Pilot) -> N
     assert 9000 not in pilot.powers_written()
 
 
+def test_what_the_asset_clamps_is_held_back_and_says_so(pilot: Pilot) -> None:
+    pilot.battery(limits={"maxInjectionWatts": 8000, "onExceed": "Clamp"})
+
+    pilot.dispatch("too-much", setpoint={"mode": "ActivePower", "activePowerWatts": 9000})
+    status = pilot.wait_for_phase("too-much", "Complete")
+
+    assert conditions(status)["Degraded"] == "True"
+    assert status["execution"]["clampedBy"] == "AssetLimits"
+    assert status["execution"]["requested"]["watts"] == 9000
+    assert status["execution"]["applied"]["watts"] == 8000
+    assert pilot.powers_written() == [8000, 0]
+
+
 def test_a_mode_the_asset_lacks_is_rejected(pilot: Pilot) -> None:
     pilot.battery(
         "roof",

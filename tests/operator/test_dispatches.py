@@ -321,6 +321,36 @@ def test_an_interruption_is_a_line_of_its_own() -> None:
     assert story.status["execution"]["interruptions"] == 1
 
 
+def test_a_setpoint_that_is_held_back_is_degraded_as_long_as_it_is() -> None:
+    story = Story(dispatch(setpoint={"mode": "ActivePower", "activePowerWatts": 9000}))
+    story.asset = asset(limits={"maxInjectionWatts": 8000, "onExceed": "Clamp"})
+    story.look(0.1)
+    assert "Degraded" not in story.conditions
+
+    story.look(1, view(report=acked(clamped_by="AssetLimits")))
+    assert story.conditions["Degraded"] == "True"
+
+    held_back = active(clamped_by="AssetLimits", applied_watts=8000)
+    story.look(2, view(report=held_back))
+    (degraded,) = [c for c in story.status["conditions"] if c["type"] == "Degraded"]
+    assert degraded["reason"] == "Clamped"
+    assert "8000 W instead of the 9000 W" in degraded["message"]
+    assert story.status["execution"]["clampedBy"] == "AssetLimits"
+
+    raised = active(sequence=3, applied_watts=9000)
+    story.look(3, view(report=raised))
+    assert story.conditions["Degraded"] == "False"
+    assert "clampedBy" not in story.status["execution"]
+
+
+def test_a_lost_ledger_does_not_take_back_that_a_setpoint_was_held_back() -> None:
+    story = Story().look(0.1).look(2, view(report=active(clamped_by="AssetLimits")))
+    story.look(3, view(report=report("Failed", "LedgerLost")))
+
+    assert story.conditions["Degraded"] == "True"
+    assert story.status["execution"]["clampedBy"] == "AssetLimits"
+
+
 def test_supersession_is_told_by_uid() -> None:
     lost = ended("Superseded", "SupersededBy", superseded_by="uid-other")
     story = Story().look(0.1).look(5, view(report=lost))

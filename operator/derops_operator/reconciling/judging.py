@@ -94,7 +94,7 @@ def judge(
         _reverted(facts),
         _succeeded(facts),
         *_kstatus(facts),
-        *_degraded(facts),
+        *_degraded(dispatch, report),
     ]
 
 
@@ -180,11 +180,12 @@ def _kstatus(facts: _Facts) -> list[Wanted]:
     ]
 
 
-def _degraded(facts: _Facts) -> list[Wanted]:
-    if facts.report is None or not facts.report.clamped_by:
-        return []
-    return [
-        Wanted(
-            "Degraded", "True", "Clamped", f"the setpoint is held back: {facts.report.clamped_by}"
-        )
-    ]
+def _degraded(dispatch: Dispatch, report: dispatch_pb2.DispatchReport | None) -> list[Wanted]:
+    if report is not None and report.clamped_by:
+        given = f"{report.applied_watts} W instead of" if report.applied_us else "less than"
+        words = f"{given} the {dispatch.watts} W asked for, by {report.clamped_by}"
+        return [Wanted("Degraded", "True", "Clamped", words)]
+    was = status_of(dispatch.status.get("conditions", []), "Degraded")
+    if was == "True" and report is not None and report.accepted_us:
+        return [Wanted("Degraded", "False", "NotClamped", "the limits allow the whole of it now")]
+    return []

@@ -68,6 +68,8 @@ def execution(dispatch: Dispatch, report: dispatch_pb2.DispatchReport | None) ->
         known["interruptions"] = report.interruptions
     if known.get("evidence") == UNANSWERED and report.ended_us and not report.evidence:
         del known["evidence"]  # asked since, the device said that it had not taken it
+    if report.accepted_us and not report.clamped_by:
+        known.pop("clampedBy", None)  # limits that were raised since
     words = {"clampedBy": report.clamped_by, "evidence": report.evidence}
     return known | {name: text for name, text in words.items() if text}
 
