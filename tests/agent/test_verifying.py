@@ -3,7 +3,9 @@
 import pytest
 from tests.agent.fakes import Agent, asset, order
 
+from derops.errors import DeviceTimeoutError
 from derops_agent.control.verifying import Rule
+from derops_agent.ports import Setpoints
 
 
 @pytest.mark.parametrize(
@@ -79,3 +81,21 @@ async def test_what_was_hardly_measured_is_not_known(
 
     assert agent.outcome() == outcome
     assert (agent.report().verified, agent.report().verified_reason) == ("Unknown", "TooFewSamples")
+
+
+async def test_a_device_that_does_not_say_what_it_holds_is_known_by_its_power(
+    agent: Agent,
+) -> None:
+    async def mute() -> Setpoints:
+        raise DeviceTimeoutError("no answer")
+
+    agent.device.read_setpoints = mute  # type: ignore[method-assign]
+    await agent.give(order())
+    await agent.wait(60)
+    assert agent.outcome() == ("Active", "Applied")
+    report = agent.report()
+    assert (report.evidence, report.verified_reason) == ("Written", "ReadBackFailed")
+
+    await agent.sampled(5000, 10)
+    report = agent.report()
+    assert (report.evidence, report.verified_reason) == ("Effect", "EffectWithinTolerance")
