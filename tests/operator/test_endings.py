@@ -183,6 +183,18 @@ def test_an_asset_that_is_taken_out_cancels_what_is_in_flight(
     assert "the device was reverted" in story.status["message"]
 
 
+def test_what_a_quarantine_ended_says_so_also_once_it_is_lifted() -> None:
+    story = Story().look(0.1).look(2, view(report=active()))
+    quarantine = {"identity": {"quarantine": {"reason": "SetInSpec", "at": format_second(at(3))}}}
+    story.asset = asset(operatingState="Quarantined", status=quarantine)
+    story.look(70, view(report=active()))
+    assert "spec.operatingState is Quarantined; its agent gets no stream" in story.status["message"]
+
+    story.asset = asset()
+    story.look(80, view(report=ended("Cancelled", "AssetQuarantined")))
+    assert story.status["message"] == "its asset was quarantined; the device was reverted"
+
+
 def test_an_undelivered_dispatch_of_an_asset_taken_out_is_cancelled_with_its_reason() -> None:
     story = Story().look(0.1)
     story.asset = asset(operatingState="OutOfService")
@@ -291,6 +303,35 @@ def test_a_word_after_an_unknown_outcome_is_a_late_report() -> None:
     assert story.status["lateReport"]["phase"] == "Complete"
 
 
+def test_what_was_known_when_the_outcome_became_unknown_is_no_late_report() -> None:
+    known = view(report=active(transitions=ended().transitions[:2]))
+    story = Story().look(0.1).look(2, known).look(1001, known)
+    assert story.ending == ("Failed", "OutcomeUnknown")
+
+    assert "lateReport" not in story.look(1002, known).status
+
+
+@pytest.mark.parametrize(
+    ("late", "applied", "seconds"),
+    [
+        (ended(), "True", 98),
+        (ended("Cancelled", "CancelledBeforeStart", applied_us=0, ended_us=0), "False", None),
+    ],
+)
+def test_what_the_agent_proves_after_an_unknown_outcome_is_in_the_status_beside_the_phase(
+    late: dispatch_pb2.DispatchReport, applied: str, seconds: int | None
+) -> None:
+    story = Story().look(0.1).look(1001, DispatchView())
+    assert story.conditions["Applied"] == "Unknown"
+
+    story.look(1200, view(report=late))
+    assert story.ending == ("Failed", "OutcomeUnknown")
+    assert (story.conditions["Applied"], story.conditions["Reverted"]) == (applied, "True")
+    assert story.status["execution"].get("activeSeconds") == seconds
+    assert (story.conditions["Succeeded"], story.conditions["Stalled"]) == ("False", "True")
+    assert Settle() in story.decision.actions
+
+
 def test_a_stale_report_after_the_agents_ending_is_no_news() -> None:
     story = Story().look(0.1).look(101, view(report=ended())).look(102, view(report=active()))
 
@@ -377,6 +418,7 @@ def test_an_end_before_the_revert_says_so_and_is_completed_by_it(reason: str) ->
     assert story.conditions["Reverted"] == "True"
     assert story.status["execution"]["activeSeconds"] == 698
     assert "revertedAt" in story.status["timeline"]
+    assert story.status["message"] == "not known; it was reverted at 2027-01-15T08:11:40Z"
     assert "lateReport" not in story.status
 
 
@@ -440,6 +482,15 @@ def test_of_a_device_that_was_dead_at_the_start_it_is_not_known_whether_it_took_
     story.look(701, view(report=unreverted(reason, **DEAD, sequence=10, reverted_us=at(700))))
     assert story.conditions["Applied"] == "Unknown"
     assert story.conditions["Reverted"] == "True"
+
+
+def test_a_device_that_took_something_else_is_reverted_before_it_counts_as_unchanged() -> None:
+    mismatch = {**DEAD, "evidence": ""}
+    story = Story().look(0.1).look(111, view(report=unreverted("ReadBackMismatch", **mismatch)))
+    assert (story.conditions["Applied"], story.conditions["Reverted"]) == ("False", "False")
+
+    story.look(112, view(report=unreverted("ReadBackMismatch", **mismatch)))
+    assert Settle() not in story.decision.actions
 
 
 def test_a_device_that_says_later_that_it_took_nothing_leaves_nothing_open() -> None:

@@ -60,7 +60,8 @@ def refuse_for_asset(asset: Asset) -> Refusal | None:
     if asset.meta.deleting_us is not None:
         return Refusal(reason=Reason.ASSET_DELETED, message=f"asset {name} is being deleted")
     if asset.operating_state == "Quarantined" or asset.quarantine_reason:
-        why = asset.quarantine_reason or "spec.operatingState is Quarantined"
+        by_spec = asset.operating_state == "Quarantined"
+        why = "spec.operatingState is Quarantined" if by_spec else asset.quarantine_reason
         return Refusal(
             reason=Reason.ASSET_QUARANTINED, message=f"asset {name} is quarantined: {why}"
         )

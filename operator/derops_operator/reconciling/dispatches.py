@@ -7,7 +7,7 @@ decide), it ended (frozen; what is left is to tidy up).
 from dataclasses import dataclass, replace
 from typing import Any
 
-from derops.lifecycle import Phase, Reason
+from derops.lifecycle import MESSAGE_LIMIT, Phase, Reason
 from derops.schedules import SECOND_US
 from derops.transitions import Actor, fold
 from derops.wire.v1 import dispatch_pb2
@@ -43,7 +43,12 @@ _PROOF_LOOK_US = 10 * SECOND_US
 """How often a proof is looked for that depends on which replicas there are."""
 
 _OPERATOR, _GATEWAY, _AGENT = Actor.OPERATOR, Actor.GATEWAY, Actor.AGENT
-_STOPPED = frozenset({Reason.ASSET_DELETED, Reason.ASSET_OUT_OF_SERVICE, Reason.ASSET_QUARANTINED})
+_PROVEN_LATE = frozenset({"Delivered", "Accepted", "Applied", "Verified", "Reverted"})
+_STOPPED = {
+    Reason.ASSET_DELETED: "its asset was deleted",
+    Reason.ASSET_OUT_OF_SERVICE: "its asset was taken out of service",
+    Reason.ASSET_QUARANTINED: "its asset was quarantined",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,30 +185,42 @@ def _waits_for_revert(dispatch: Dispatch, asset: Asset | None, view: DispatchVie
     report = view.report
     if report is None:  # as after a start of the operator
         return dispatch.is_unreverted
-    return report.reason == dispatch.status.get("reason") and is_unreverted(report)
+    told = dispatch.status.get("reason") in (report.reason, Reason.OUTCOME_UNKNOWN)
+    return told and is_unreverted(report)
 
 
 def _what_was_missing(dispatch: Dispatch, view: DispatchView, now_us: int) -> dict[str, Any]:
-    """Return what an agent learnt that told the end before it could revert the device."""
-    status, report = dispatch.status, view.report
-    told = (status.get("phase"), status.get("reason"))
-    if report is None or told != (report.phase, report.reason):
+    """Return what an agent learnt, or could tell, only after the end; the phase stays."""
+    report = view.report
+    if report is None:
         return {}
+    status, ending = dispatch.status, (report.phase, report.reason)
     stored = status.get("conditions", [])
-    if status_of(stored, "Reverted") != "False":
+    message = str(status.get("message", ""))
+    unreverted = status_of(stored, "Reverted") == "False"
+    if unreverted and ending == (status.get("phase"), status.get("reason")):
+        kinds = None
+        if report.reverted_us:
+            reverted = f"; it was reverted at {format_second(report.reverted_us)}"
+            message = message[: MESSAGE_LIMIT - len(reverted)] + reverted
+    elif status.get("reason") == Reason.OUTCOME_UNKNOWN and Phase(report.phase).terminal:
+        kinds = _PROVEN_LATE
+    else:
         return {}
     outcome = Outcome(
-        phase=dispatch.phase,
+        phase=Phase(report.phase),
         reason=report.reason,
-        message=str(status.get("message", "")),
+        message=message if kinds is None else _words(report, None),
         actor=_AGENT,
         at_us=view.received_us,
     )
     wanted = judge(dispatch, outcome, report, written=bool(view.written_us))
+    kept = [each for each in wanted if kinds is None or each.type in kinds]
     return {
+        "message": message,
         "timeline": reporting.timeline(dispatch, view, 0),
         "execution": reporting.execution(dispatch, report),
-        "conditions": conditions.fold(stored, wanted, dispatch.meta.generation, now_us),
+        "conditions": conditions.fold(stored, kept, dispatch.meta.generation, now_us),
     }
 
 
@@ -220,7 +237,9 @@ def _withdrawal(
         )
     refusal = refuse_for_asset(asset)
     if refusal is not None:
-        return _Withdrawal(reason=refusal.reason, words=refusal.message)
+        deaf = "; its agent gets no stream meanwhile, and ends what it runs at its planned end"
+        words = refusal.message + deaf * bool(asset.quarantine_reason)
+        return _Withdrawal(reason=refusal.reason, words=words)
     late = now_us > dispatch.accept_by_us + WITHDRAW_AFTER_US
     if late and _is_unsent(dispatch, view):
         # Gateways that hold it cancelled will not write it any more: that makes the proof final.
@@ -334,9 +353,12 @@ def _on_its_way(
 
 def _words(report: dispatch_pb2.DispatchReport, withdrawal: _Withdrawal | None) -> str:
     """Return a sentence for people; where reason and phase say all, the agent's is too short."""
-    if withdrawal is not None and report.phase == Phase.CANCELLED and withdrawal.reason in _STOPPED:
+    if report.phase == Phase.CANCELLED and report.reason in _STOPPED:
+        # What stopped it may be over, as a quarantine that was lifted.
+        stopped = withdrawal is not None and withdrawal.reason in _STOPPED
+        words = withdrawal.words if withdrawal and stopped else _STOPPED[Reason(report.reason)]
         reverted = "reverted" if report.applied_us else "not touched"
-        return f"{withdrawal.words}; the device was {reverted}"
+        return f"{words}; the device was {reverted}"
     if report.ended_us and not Phase(report.phase).terminal:
         return "it has ended; the device is about to be reverted, or to take the next value"
     if report.reason == Reason.CANCELLED_BEFORE_START and report.ended_us:
@@ -370,7 +392,7 @@ def _status(
     status: dict[str, Any] = {
         "phase": str(outcome.phase),
         "reason": str(outcome.reason),
-        "message": outcome.message[:1024],
+        "message": outcome.message[:MESSAGE_LIMIT],
         "observedGeneration": dispatch.meta.generation,
         "timeline": reporting.timeline(dispatch, view, known if submitted else 0),
         "execution": reporting.execution(dispatch, report),

@@ -58,11 +58,12 @@ def is_silent(report: dispatch_pb2.DispatchReport) -> bool:
 
 
 def is_unreverted(report: dispatch_pb2.DispatchReport) -> bool:
-    """Tell whether an agent says that it ended, and has yet to say that the device is reverted."""
+    """Tell whether an agent says that it ended, and has yet to say that the device is reverted.
+
+    Also one that was never applied: a device that takes something else holds what nobody wants.
+    """
     terminal = Phase(report.phase or Phase.SUBMITTED).terminal
-    if not terminal or report.reverted_us or not report.ended_us:  # 0: it was never touched
-        return False
-    return report.applied_us > 0 or report.evidence == UNANSWERED
+    return terminal and report.ended_us > 0 and not report.reverted_us  # 0: it was never touched
 
 
 def judge(

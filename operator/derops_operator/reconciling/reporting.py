@@ -132,8 +132,8 @@ def history(
 def late_report(dispatch: Dispatch, view: DispatchView) -> dict[str, Any] | None:
     """Return what a report says that the frozen status does not, or None.
 
-    Where the headend ended the dispatch, any word of the agent is news; where the agent did, only
-    a different ending is.
+    Where the headend ended the dispatch, any word of the agent that status does not have is news;
+    where the agent did, only a different ending is.
     """
     report = view.report
     if report is None or not report.phase:
@@ -143,7 +143,8 @@ def late_report(dispatch: Dispatch, view: DispatchView) -> dict[str, Any] | None
         return None
     lines = status.get("history", [])
     ended_by = next((str(e["actor"]) for e in reversed(lines) if Phase(e["phase"]).terminal), "")
-    if not phase.terminal and ended_by == "Agent":
+    heard = any((e["phase"], e["reason"]) == (report.phase, report.reason) for e in lines)
+    if not phase.terminal and (ended_by == "Agent" or heard):
         return None
     at_us = report.transitions[-1].at_us if report.transitions else view.received_us
     return {
