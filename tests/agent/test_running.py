@@ -1,5 +1,6 @@
 """The life of an execution on time: apply, end, cancel, supersede, fall back, verify."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -556,6 +557,42 @@ async def test_a_missing_effect_is_told_in_numbers(agent: Agent) -> None:
     )
 
 
+@pytest.mark.parametrize("set_seconds", [0, 3600, -3600, 4, -4])
+async def test_a_short_window_is_verified_whatever_becomes_of_the_clock(
+    agent: Agent, set_seconds: int
+) -> None:
+    await agent.give(order(verify="Required", duration_seconds=8))
+    await agent.wait(60)
+    await agent.wait(0.2)
+    await agent.sampled(5000, 3)
+    agent.clock.wall_us += min(0, set_seconds) * S
+    await agent.sampled(5000, 4)
+    agent.clock.wall_us += max(0, set_seconds) * S
+    await agent.wait(0.8)
+
+    report = agent.report()
+    assert (*agent.outcome(), report.verified) == ("Complete", "WindowEnded", "True")
+    assert report.within_tolerance_milliseconds == 7200
+    assert report.delivered_watt_hours == pytest.approx(5000 * 7.2 / 3600)
+
+
+async def test_a_device_that_does_not_measure_cannot_be_verified(agent: Agent) -> None:
+    agent.device.capability = replace(agent.device.capability, can_measure=False)
+    await agent.use(agent.device)
+    await agent.start()
+    await agent.give(order())
+    await agent.wait(160, step=10)
+
+    assert (agent.report().verified, agent.report().verified_reason) == ("Unknown", "NotVerifiable")
+
+
+async def test_a_start_deadline_of_nothing_is_met_by_a_start_on_time(agent: Agent) -> None:
+    await agent.give(order(start_deadline_seconds=0))
+    await agent.wait(60.02)
+
+    assert agent.outcome() == ("Active", "Applied")
+
+
 async def test_a_window_cut_short_by_its_clock_does_not_say_as_planned(agent: Agent) -> None:
     await agent.give(order())
     await agent.wait(70, step=1)
@@ -565,6 +602,15 @@ async def test_a_window_cut_short_by_its_clock_does_not_say_as_planned(agent: Ag
     assert agent.outcome() == ("Complete", "WindowEnded")
     assert "set forward in the window, which ended 89 s early" in agent.report().message
     assert agent.report().active_milliseconds == 11_000
+
+
+async def test_a_few_seconds_less_are_told_too(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(70, step=1)
+    agent.clock.wall_us += 4 * S
+    await agent.wait(86, step=1)
+
+    assert "set forward in the window, which ended 4 s early" in agent.report().message
 
 
 async def test_a_start_missed_by_a_clock_that_was_set_says_so(agent: Agent) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from derops.checks import Refusal
 from derops.lifecycle import Phase, Reason
 from derops.schedules import SECOND_US
-from derops_agent.control.execution import LATE_REVERT_US, Execution, Moment, Stage
+from derops_agent.control.execution import Execution, Moment, Stage
 
 GAP_TOLERANCE_US = 10 * SECOND_US
 """A value stays on the device over a gap up to this long before the next window of its mode."""
@@ -164,7 +164,7 @@ def _by_time(execution: Execution, now: Moment) -> Execution:
     if execution.stage is Stage.HOLDING and is_over(execution, now):
         early_us = execution.ends_monotonic_us - now.monotonic_us
         message = "the window ended as planned"
-        if early_us > LATE_REVERT_US:
+        if early_us > SECOND_US:
             message = (
                 f"the agent's clock was set forward in the window, which ended "
                 f"{early_us / SECOND_US:.0f} s early"
@@ -182,7 +182,9 @@ def _missed(execution: Execution, now: Moment) -> bool:
     planned = execution.planned
     if planned is None:
         return True
-    deadline_us = planned.start_us + execution.order.start_deadline_seconds * SECOND_US
+    # A deadline of 0 asks for a start on time; that takes a device some milliseconds.
+    allowed_us = max(1, execution.order.start_deadline_seconds) * SECOND_US
+    deadline_us = planned.start_us + allowed_us
     over = execution.order.late_policy != "KeepDuration" and now.wall_us >= planned.end_us
     return now.wall_us > deadline_us or over
 

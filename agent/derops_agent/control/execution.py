@@ -80,6 +80,8 @@ class Effect:
     """What samples showed while the device held the setpoint."""
 
     last_sample_us: int = 0
+    """A steady instant, see ``Execution.steady_us``."""
+
     within_us: int = 0
     """Time within tolerance since the setpoint was applied."""
 
@@ -119,7 +121,8 @@ class Execution:
 
     clamped_by: str = ""
     arrived_us: int = 0
-    """When the whole of it was written; later than ``applied_us`` by a ramp, 0 before."""
+    """When the whole of it was written, a steady instant; later than ``applied_us`` by a ramp, 0
+    before."""
 
     held_since: Moment | None = None
     """Start of the interval in which the device holds it; None = it does not."""
@@ -183,6 +186,15 @@ class Execution:
         """Whether the device holds it, or may hold it because it left a write unanswered."""
         unanswered = self.stage is Stage.APPLYING and self.sent is not None
         return self.stage in (Stage.HOLDING, Stage.REVERTING) or unanswered
+
+    def steady_us(self, at: Moment) -> int:
+        """Return an instant by the wall clock as it was when the device took it.
+
+        However that clock is set since, spans between two such instants are true.
+        """
+        if self.planned is None or not self.ends_monotonic_us:
+            return at.wall_us
+        return at.monotonic_us + self.planned.end_us - self.ends_monotonic_us
 
     def step(self, phase: Phase, reason: str, message: str, at_us: int) -> "Execution":
         """Return it in a phase, with the transition recorded; only what is further along counts."""

@@ -55,10 +55,10 @@ def written(
         if evidence == "ReadBack":
             active = replace(active, confirmed=now)
         if not active.arrived_us and not (ramping and mode == "ActivePower"):
-            active = replace(active, arrived_us=now.wall_us)
+            active = replace(active, arrived_us=active.steady_us(now))
         result[owner.order.uid] = active
         losers = [
-            verifying.conclude_window(replace(other, ended_us=now.wall_us), now.wall_us, rule)
+            verifying.conclude_window(replace(other, ended_us=now.wall_us), now, rule)
             for other in executions.values()
             if other.order.mode == mode
             and other is not owner
@@ -272,7 +272,7 @@ def _finish(execution: Execution, now: Moment, rule: Rule) -> Execution:
     ending = execution.ending
     if ending is None:
         raise ValueError(f"execution {execution.order.uid} is reverting without an ending")
-    done = verifying.conclude_window(execution, now.wall_us, rule)
+    done = verifying.conclude_window(execution, now, rule)
     done = replace(done.stop_holding(now), reverted_us=now.wall_us)
     if done.phase.terminal:  # told before, as the device did not answer, or did not let go
         return replace(done, stage=Stage.DONE)
@@ -285,6 +285,6 @@ def _finish(execution: Execution, now: Moment, rule: Rule) -> Execution:
         message = f"the device was reverted {late_us / SECOND_US:.1f} s after the end"
     elif phase is Phase.COMPLETE and execution.order.verify_required and done.verified != "True":
         phase, reason = Phase.FAILED, str(Reason.EFFECT_NOT_OBSERVED)
-        why = verifying.explain(execution, until_us=execution.ended_us, rule=rule)
+        why = verifying.explain(execution, now, rule)
         message = f"verification was required and is {done.verified}: {why}"
     return done.step(phase, reason, message, now.wall_us)

@@ -83,7 +83,8 @@ class Site:
     @property
     def rule(self) -> Rule:
         """How effects are judged here."""
-        asset, rule = self.asset, Rule(settle_us=self.settle_us)
+        asset = self.asset
+        rule = Rule(settle_us=self.settle_us, measures=self.capability.can_measure)
         if asset is None:
             return rule
         if asset.tolerance_watts is not None or asset.tolerance_percent is not None:

@@ -16,7 +16,7 @@ def give_up(execution: Execution, now: Moment, rule: Rule, reason: str, message:
     ending = execution.ending
     if execution.phase.terminal or ending is None:
         return execution
-    known = verifying.conclude_window(execution, now.wall_us, rule)
+    known = verifying.conclude_window(execution, now, rule)
     failed_before = ending.phase is Phase.FAILED
     words = f"{ending.message}; {message}" if failed_before else f"{message} ({ending.reason})"
     failed = known.step(Phase.FAILED, reason, words, now.wall_us)

@@ -8,6 +8,7 @@ from derops_agent.ports import Reading
 
 GOOD_SHARE = 0.8
 _MAX_SAMPLE_US = 5_000_000  # what one sample may stand for; longer is unknown
+_TAIL_US = 1_500_000  # what may be left of a window after its last sample; they come each second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,9 @@ class Rule:
 
     samples: int = 3
     """How many samples in a row decide while the window is open."""
+
+    measures: bool = True
+    """Whether the device measures its power at all."""
 
     def tolerates(self, mode: str, target_watts: int, power_watts: float) -> bool:
         """Judge one sample: a setpoint by its distance, a limit only by being exceeded."""
@@ -52,11 +56,13 @@ def observe(execution: Execution, reading: Reading, rule: Rule, now: Moment) -> 
     if power is None or held is None:
         return execution
     effect = execution.effect
-    since_us = max(effect.last_sample_us, held.wall_us)
-    span_us = max(0, min(reading.at_us - since_us, _MAX_SAMPLE_US))
+    age_us = max(0, min(now.wall_us - reading.at_us, _MAX_SAMPLE_US))
+    at_us = execution.steady_us(now) - age_us
+    since_us = max(effect.last_sample_us, execution.steady_us(held))
+    span_us = max(0, min(at_us - since_us, _MAX_SAMPLE_US))
     delivered = (effect.delivered_watt_hours or 0.0) + power * span_us / 3.6e9
     if execution.stage is not Stage.HOLDING:  # past its end: it counts, and is not judged
-        past = replace(effect, last_sample_us=reading.at_us, delivered_watt_hours=delivered)
+        past = replace(effect, last_sample_us=at_us, delivered_watt_hours=delivered)
         return replace(execution, effect=past)
     good = rule.tolerates(execution.order.mode, execution.target_watts, power)
     if (
@@ -67,14 +73,14 @@ def observe(execution: Execution, reading: Reading, rule: Rule, now: Moment) -> 
         # A power that only the setpoint explains is evidence that the device still holds it.
         execution = replace(execution, confirmed=now)
     # Before the whole value is written nothing is judged: a ramp is not a miss.
-    settled_us = execution.arrived_us + rule.settle_us if execution.arrived_us else reading.at_us
-    judged_us = max(0, min(span_us, reading.at_us - settled_us))
+    settled_us = execution.arrived_us + rule.settle_us if execution.arrived_us else at_us
+    judged_us = max(0, min(span_us, at_us - settled_us))
     in_a_row = max(effect.in_a_row, 0) + 1 if good else min(effect.in_a_row, 0) - 1
     return replace(
         execution,
         effect=replace(
             effect,
-            last_sample_us=reading.at_us,
+            last_sample_us=at_us,
             within_us=effect.within_us + (span_us if good else 0),
             judged_us=effect.judged_us + judged_us,
             good_us=effect.good_us + (judged_us if good else 0),
@@ -85,10 +91,10 @@ def observe(execution: Execution, reading: Reading, rule: Rule, now: Moment) -> 
 
 
 def verdict(execution: Execution, *, until_us: int, rule: Rule) -> Verdict:
-    """Judge the window up to ``until_us``. What was not sampled is not known."""
-    due_us = until_us - execution.arrived_us - rule.settle_us
+    """Judge the window up to ``until_us``, a steady instant. What was not sampled is not known."""
+    due_us = _due_us(execution, until_us, rule)
     effect = execution.effect
-    if execution.arrived_us == 0 or due_us <= 0:
+    if due_us <= 0 or not rule.measures:
         return Verdict(verified="Unknown", reason="NotVerifiable")
     if effect.good_us >= GOOD_SHARE * due_us:
         return Verdict(verified="True", reason="EffectWithinTolerance")
@@ -98,23 +104,37 @@ def verdict(execution: Execution, *, until_us: int, rule: Rule) -> Verdict:
     return Verdict(verified="Unknown", reason="TooFewSamples")
 
 
-def conclude_window(execution: Execution, now_us: int, rule: Rule) -> Execution:
+def conclude_window(execution: Execution, now: Moment, rule: Rule) -> Execution:
     """Return it with the verdict on its whole window, if it was applied."""
     if not execution.applied_us:
         return execution
-    found = verdict(execution, until_us=execution.ended_us, rule=rule)
-    return conclude(execution, found, now_us)
+    found = verdict(execution, until_us=_ended_us(execution, now), rule=rule)
+    return conclude(execution, found, now.wall_us)
 
 
-def explain(execution: Execution, *, until_us: int, rule: Rule) -> str:
-    """Return in numbers what the verdict on the window up to ``until_us`` is from."""
+def explain(execution: Execution, now: Moment, rule: Rule) -> str:
+    """Return in numbers what the verdict on a window that has ended is from."""
     effect = execution.effect
-    due_us = max(0, until_us - execution.arrived_us - rule.settle_us) if execution.arrived_us else 0
+    due_us = max(0, _due_us(execution, _ended_us(execution, now), rule))
     return (
         f"of {due_us / 1e6:.0f} s after settling the measured power was within tolerance for "
         f"{effect.good_us / 1e6:.0f} s and beyond it for "
         f"{(effect.judged_us - effect.good_us) / 1e6:.0f} s; {GOOD_SHARE:.0%} must be within"
     )
+
+
+def _ended_us(execution: Execution, now: Moment) -> int:
+    return execution.steady_us(now) - (now.wall_us - execution.ended_us)
+
+
+def _due_us(execution: Execution, until_us: int, rule: Rule) -> int:
+    """Return how much of the window there is to judge; what no sample could fall into is not."""
+    if not execution.arrived_us:
+        return 0
+    effect = execution.effect
+    tail_us = max(0, until_us - effect.last_sample_us)
+    unsampled_us = tail_us if effect.judged_us and tail_us <= _TAIL_US else 0
+    return until_us - unsampled_us - execution.arrived_us - rule.settle_us
 
 
 def tell_first_verdict(execution: Execution, *, now_us: int, rule: Rule) -> Execution:
