@@ -132,6 +132,8 @@ class Holder:
         reverting = any(e.stage is Stage.REVERTING for e in changing.values())
         if _starting(owners) and not reverting and self.held_off_us(asset):
             return
+        if target != self._failed:
+            self._failures = 0  # those were of another target: a revert must not wait for a start's
         await self._write(changing, step, target, site, pending=pending, staying=staying)
 
     async def _release_stray(self, site: Site) -> None:
@@ -389,6 +391,7 @@ class Holder:
         if wrong:
             self._log.warning("setpoint.not_held", modes=sorted(wrong), held=str(held))
             metrics.DEVICE_WRITES.labels("ignored").inc()
+            self._suspect_until_us = now.monotonic_us + _SUSPECT_US  # it may take it yet
             self._try_again(scope, target)
         else:
             self._failures = 0

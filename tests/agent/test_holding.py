@@ -41,6 +41,74 @@ async def test_a_device_that_rounds_its_register_has_taken_the_setpoint(agent: A
     assert agent.outcome() == ("Active", "Applied")
 
 
+@pytest.mark.parametrize("held_watts", [0, -60])
+async def test_a_small_setpoint_is_not_taken_for_its_fallback(
+    agent: Agent, held_watts: int
+) -> None:
+    agent.device.fail = "ignore"
+    agent.device.held = Setpoints(active_power_watts=held_watts)
+    await agent.give(order(watts=60))
+    await agent.wait(115, step=1)
+
+    assert agent.outcome() == ("Failed", "ReadBackMismatch")
+    assert agent.report().applied_us == 0
+
+
+async def test_a_small_setpoint_that_stays_is_not_told_as_reverted(agent: Agent) -> None:
+    await agent.give(order(watts=80))
+    await agent.wait(70)
+    agent.device.fail = "ignore"
+    await agent.wait(120, step=1)
+
+    assert agent.outcome() == ("Failed", "RevertFailed")
+    assert agent.report().reverted_us == 0
+
+
+async def test_a_limit_just_below_its_fallback_may_be_rounded_away_from_it(agent: Agent) -> None:
+    await agent.give(asset(fallback_max_generation_watts=5000))
+    await agent.give(order(mode="GenerationLimit", watts=4950))
+    write = agent.device.write
+
+    async def rounded(setpoints: Setpoints, reversion: object = None) -> int | None:
+        await write(setpoints)
+        agent.device.held = replace(setpoints, max_generation_watts=4900)
+        return None
+
+    agent.device.write = rounded  # type: ignore[method-assign]
+    await agent.wait(60)
+
+    assert agent.outcome() == ("Active", "Applied")
+
+
+async def test_a_device_that_takes_a_value_after_it_was_given_up_did_hold_it(agent: Agent) -> None:
+    agent.device.fail = "ignore"
+    agent.device.held = Setpoints()
+    await agent.give(order())
+    await agent.wait(111, step=1)
+    agent.device.held = Setpoints(active_power_watts=5000)
+    await agent.wait(10, step=1)
+    agent.device.fail = ""
+    await agent.wait(20, step=1)
+
+    report = agent.report()
+    assert agent.outcome() == ("Failed", "ReadBackMismatch")
+    assert "it did take the setpoint" in report.message
+    assert report.applied_us >= T0 + 111 * S
+    assert report.active_milliseconds >= 9000
+
+
+async def test_what_a_device_takes_long_after_it_was_told_is_undone(agent: Agent) -> None:
+    agent.device.fail = "ignore"
+    await agent.give(order())
+    await agent.wait(115, step=1)
+    assert agent.outcome() == ("Failed", "ReadBackMismatch")
+    agent.device.fail = ""
+    agent.device.held = Setpoints(active_power_watts=5000)
+    await agent.wait(6, step=1)
+
+    assert agent.device.held.active_power_watts == 0
+
+
 async def test_a_device_that_says_yes_and_holds_nothing_was_never_applied(agent: Agent) -> None:
     agent.device.fail = "ignore"
     await agent.give(order())

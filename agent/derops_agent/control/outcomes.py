@@ -189,6 +189,8 @@ def look_again(
     """
     result = dict(executions)
     for uid, execution in executions.items():
+        if _takes_late(execution) and site.holds(held, execution):
+            result[uid] = _found(execution, now, now)
         if execution.held_since is None or execution.let_go_monotonic_us:
             continue
         if not execution.arrived_us or site.holds(held, execution):
@@ -197,6 +199,13 @@ def look_again(
             until = _last_held(execution, now, timer_ends_us)
             result[uid] = _lose(execution, now, f"it now says that it holds {held}", until)
     return result
+
+
+def _takes_late(execution: Execution) -> bool:
+    """Tell whether it was given up because its device, which had answered, held something else."""
+    ending = execution.ending
+    given_up = execution.stage is Stage.REVERTING and not execution.applied_us
+    return given_up and ending is not None and ending.reason == Reason.READ_BACK_MISMATCH
 
 
 def _last_held(execution: Execution, now: Moment, timer_ends_us: int | None) -> Moment:

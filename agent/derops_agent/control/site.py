@@ -14,6 +14,13 @@ STALE_AFTER_US = 60 * SECOND_US
 """A device that was not measured for longer than this and three intervals takes no setpoint."""
 
 
+_VALUES = {
+    "ActivePower": "active_power_watts",
+    "GenerationLimit": "max_generation_watts",
+    "LoadLimit": "max_load_watts",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asset:
     """The parts of a DERAsset that an agent acts on."""
@@ -157,20 +164,22 @@ class Site:
     def mismatches(self, wanted: Setpoints, held: Setpoints) -> frozenset[str]:
         """Return the modes of which a device says that it holds something else than wanted.
 
-        Registers round, by up to 1 % of the rating where they hold whole percents. A released
-        mode is not compared: what the device's own control holds then is not ours.
+        Registers round, by up to 1 % of the rating where they hold whole percents; but what is at
+        least as near to the fallback is that, and not the value. A released mode is not compared:
+        what the device's own control holds then is not ours.
         """
         rating = max(self.capability.max_injection_watts, self.capability.max_absorption_watts)
         allowed_watts = max(1.0, rating / 100)
-        pairs = {
-            "ActivePower": (wanted.active_power_watts, held.active_power_watts),
-            "GenerationLimit": (wanted.max_generation_watts, held.max_generation_watts),
-            "LoadLimit": (wanted.max_load_watts, held.max_load_watts),
+        rest = bounded(self.asset.fallback, self.local) if self.asset else Setpoints()
+        triples = {
+            mode: (getattr(wanted, name), getattr(held, name), getattr(rest, name))
+            for mode, name in _VALUES.items()
         }
         wrong = {
             mode
-            for mode, (want, has) in pairs.items()
-            if want is not None and (has is None or abs(want - has) > allowed_watts)
+            for mode, (want, has, fallback) in triples.items()
+            if want is not None
+            and (has is None or abs(want - has) > allowed_watts or _rather(fallback, has, want))
         }
         if wanted.energized != held.energized:
             wrong.add("CeaseToEnergize")
@@ -211,6 +220,13 @@ def bounded(setpoints: Setpoints, local: LocalLimits) -> Setpoints:
         max_generation_watts=_least(setpoints.max_generation_watts, local.max_injection_watts),
         max_load_watts=_least(setpoints.max_load_watts, local.max_absorption_watts),
     )
+
+
+def _rather(fallback_watts: int | None, has_watts: int, want_watts: int) -> bool:
+    """Tell whether what a device holds is its fallback rather than another value."""
+    if fallback_watts is None or fallback_watts == want_watts:
+        return False
+    return abs(has_watts - fallback_watts) <= abs(has_watts - want_watts)
 
 
 def _least(watts: int | None, limit: int | None) -> int | None:
