@@ -91,6 +91,21 @@ def test_an_unknown_outcome_is_told_as_unknown(
     assert (found.verified_at, found.clock_offset_milliseconds) == (None, None)
 
 
+def test_what_the_agent_proves_after_an_unknown_outcome_is_known(
+    database: Database, reader: psycopg.Connection
+) -> None:
+    unknown = (report("Acked", sequence=1), transition("Failed", "OutcomeUnknown"))
+    database.store(sources(*unknown, offset=1), after=0, through=1)
+    late = report("Acked", "Cancelled", sequence=2)
+    late.received_us += 10
+    database.store(sources(late, offset=2), after=1, through=2)
+
+    (found,) = find(reader, Wanted(phase="Failed"))
+
+    assert (found.applied, found.reason) == (False, "OutcomeUnknown")
+    assert found.reported_phase == "Cancelled"
+
+
 def test_a_write_that_was_never_confirmed_is_told_as_unknown(
     database: Database, reader: psycopg.Connection
 ) -> None:

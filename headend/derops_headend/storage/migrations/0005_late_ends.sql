@@ -1,0 +1,65 @@
+-- What an agent proves after an unknown outcome: that the device never took it, too.
+
+create or replace view dispatch_history as
+with ranked as (
+  select *, case phase when 'Submitted' then 0 when 'Sent' then 1 when 'Acked' then 2
+    when 'Active' then 3 else 4 end as rank
+  from dispatch_event
+), furthest as (
+  select distinct on (dispatch_uid) *
+  from ranked
+  order by dispatch_uid, rank desc, case when rank = 4 then received_at end asc, received_at desc, at desc
+), latest as (
+  select distinct on (dispatch_uid) dispatch_uid, report_received_at, report
+  from dispatch_event
+  where report is not null
+  order by dispatch_uid, report_received_at desc, report_sequence desc
+), named as (
+  select dispatch_uid, max(dispatch_name) as dispatch_name, min(at) as first_at
+  from dispatch_event
+  group by dispatch_uid
+)
+select
+  furthest.dispatch_uid,
+  asset.namespace,
+  named.dispatch_name,
+  asset.name as asset_name,
+  asset.uid as asset_uid,
+  furthest.phase,
+  case
+    when coalesce((latest.report->>'applied_us')::bigint, 0) > 0 then true
+    when 'LedgerLost' in (furthest.reason, latest.report->>'reason') then null
+    when furthest.reason = 'OutcomeUnknown' and coalesce(latest.report->>'phase', '') not in
+      ('Complete', 'Expired', 'Failed', 'Rejected', 'Cancelled', 'Superseded') then null
+    when latest.report->>'evidence' = 'Unanswered' then null
+    else false
+  end as applied,
+  furthest.reason,
+  furthest.message,
+  named.first_at,
+  from_microseconds((latest.report->>'accepted_us')::bigint) as accepted_at,
+  from_microseconds((latest.report->>'applied_us')::bigint) as applied_at,
+  from_microseconds((latest.report->>'ended_us')::bigint) as ended_at,
+  from_microseconds((latest.report->>'reverted_us')::bigint) as reverted_at,
+  (latest.report->>'applied_watts')::bigint as applied_watts,
+  (latest.report->>'active_milliseconds')::bigint / 1000.0 as active_seconds,
+  (latest.report->>'within_tolerance_milliseconds')::bigint / 1000.0 as within_tolerance_seconds,
+  (latest.report->>'delivered_watt_hours')::double precision as delivered_watt_hours,
+  coalesce(latest.report->>'evidence', '') as evidence,
+  coalesce(latest.report->>'verified', '') as verified,
+  latest.report->>'phase' as reported_phase,
+  latest.report->>'reason' as reported_reason,
+  latest.report_received_at as reported_at,
+  coalesce(latest.report->>'verified_reason', '') as verified_reason,
+  from_microseconds((latest.report->>'verified_us')::bigint) as verified_at,
+  from_microseconds((latest.report->>'planned_start_us')::bigint) as planned_start_at,
+  from_microseconds((latest.report->>'planned_end_us')::bigint) as planned_end_at,
+  coalesce((latest.report->>'interruptions')::bigint, 0) as interruptions,
+  coalesce(latest.report->>'clamped_by', '') as clamped_by,
+  coalesce(latest.report->>'reversion_guard', '') as reversion_guard,
+  -- The gateway's clock less the agent's, as the agent last measured it: what its instants are worth.
+  (latest.report->>'clock_offset_milliseconds')::bigint as clock_offset_milliseconds
+from furthest
+join named using (dispatch_uid)
+join asset using (asset_id)
+left join latest using (dispatch_uid);
