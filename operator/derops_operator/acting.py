@@ -23,6 +23,7 @@ from derops_operator.reconciling.actions import (
     Reissue,
     RemoveFinalizer,
     Settle,
+    Warn,
 )
 
 _log = structlog.get_logger("acting")
@@ -73,6 +74,10 @@ class Actor:
             await self._read_certificate(key.namespace, action.name)
         elif isinstance(action, Reissue):
             await self._reissue(key.namespace, action.name)
+        elif isinstance(action, Warn):
+            self._events.post(
+                Kind.ASSET, asset.meta, warning=True, reason="RevertUnknown", note=action.message
+            )
         else:
             await self._answer(key.namespace, asset, action)
 

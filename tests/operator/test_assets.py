@@ -22,6 +22,7 @@ from derops_operator.reconciling.actions import (
     ReadCertificate,
     Reissue,
     RemoveFinalizer,
+    Warn,
 )
 from derops_operator.reconciling.assets import AssetDecision, Realm, reconcile_asset
 from derops_operator.reconciling.identities import certificate_name, wanted_certificate
@@ -435,6 +436,11 @@ def test_quarantine_does_not_wait_for_ever() -> None:
     assert "quarantine" not in decide(subject, seconds=60, dispatches=[flying]).status["identity"]
     late = decide(subject, seconds=62, dispatches=[flying])
     assert late.status["identity"]["quarantine"]["reason"] == "SetInSpec"
+    (warning,) = [each for each in late.actions if isinstance(each, Warn)]
+    assert "may be on the device: peak" in warning.message
+
+    again = decide(after(subject, late), seconds=63, dispatches=[flying])
+    assert not any(isinstance(each, Warn) for each in again.actions)
 
 
 @pytest.mark.parametrize("state", ["OutOfService", "Quarantined"])

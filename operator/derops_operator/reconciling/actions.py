@@ -23,6 +23,13 @@ class RemoveFinalizer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Warn:
+    """Tell in an Event what is not known of a device that may not have been reverted."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Submit:
     """Give the dispatch to all gateways, or change what they hold."""
 
@@ -81,5 +88,12 @@ class Deny:
 
 DispatchAction = AddFinalizer | RemoveFinalizer | Submit | Settle | Delete
 AssetAction = (
-    AddFinalizer | RemoveFinalizer | ApplyCertificate | ReadCertificate | Reissue | Approve | Deny
+    AddFinalizer
+    | RemoveFinalizer
+    | Warn
+    | ApplyCertificate
+    | ReadCertificate
+    | Reissue
+    | Approve
+    | Deny
 )

@@ -20,6 +20,7 @@ from derops_operator.reconciling.actions import (
     ReadCertificate,
     Reissue,
     RemoveFinalizer,
+    Warn,
 )
 from derops_operator.reconciling.conditions import Wanted, find, fold, status_of, truth
 
@@ -88,6 +89,8 @@ def reconcile_asset(
     quarantine = _quarantine(asset, session, now_us, releasing=bool(releasing))
     if quarantine is not None:
         ledger["quarantine"] = quarantine
+        if holding and not stored.get("quarantine"):
+            actions.append(Warn(message=_cut_off(quarantine["reason"], holding)))
     status = {
         "observedGeneration": asset.meta.generation,
         "identity": ledger,
@@ -133,6 +136,15 @@ def _unconfirmed(holding: list[Dispatch]) -> str:
     return (
         f"these dispatches may be on the device, and the agent did not confirm within "
         f"{RELEASE_GRACE_US // SECOND_US} s: {names}; whether the device was reverted is not known"
+    )
+
+
+def _cut_off(reason: str, holding: list[Dispatch]) -> str:
+    names = ", ".join(sorted(each.meta.name for each in holding))
+    return (
+        f"quarantined ({reason}) while these dispatches may be on the device: {names}; the agent "
+        f"gets no stream, and is to revert them at their planned ends: whether it did is not known "
+        f"until the quarantine is lifted"
     )
 
 
