@@ -1,4 +1,5 @@
--- A ledger that was lost takes nothing back; and which dispatch took the place of another.
+-- A ledger that was lost takes nothing back; what an agent proves after an unknown outcome counts,
+-- that the device never took it, too; and which dispatch took the place of another.
 
 create or replace view dispatch_history as
 with ranked as (
@@ -35,7 +36,9 @@ select
   furthest.phase,
   case
     when coalesce((known.report->>'applied_us')::bigint, 0) > 0 then true
-    when furthest.reason in ('LedgerLost', 'OutcomeUnknown') then null
+    when 'LedgerLost' in (furthest.reason, latest.report->>'reason') then null
+    when furthest.reason = 'OutcomeUnknown' and coalesce(latest.report->>'phase', '') not in
+      ('Complete', 'Expired', 'Failed', 'Rejected', 'Cancelled', 'Superseded') then null
     when known.report->>'evidence' = 'Unanswered' then null
     else false
   end as applied,
