@@ -8,7 +8,7 @@ import asyncio
 import random
 import sqlite3
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -103,6 +103,8 @@ class Controller:
             settle_us=settle_us,
         )
         self._inbox: deque[Event] = deque()
+        self._unstored: deque[Event] = deque()
+        """What came while the ledger took nothing, and is to be handled again."""
         self._wakeup = asyncio.Event()
         self._resumed = False
         self._found: tuple[Moment, Setpoints] | None = None
@@ -125,9 +127,6 @@ class Controller:
 
     def take(self, event: Event) -> None:
         """Have an event handled in its turn."""
-        if self._ledger_failing and isinstance(event, Reading):
-            self._holder.note_answer()
-            return  # nothing more could be made of it, and nobody knows for how long
         self._inbox.append(event)
         self._wakeup.set()
 
@@ -165,29 +164,67 @@ class Controller:
                 continue
 
     async def step(self) -> None:
-        """Do a turn; where the ledger takes nothing, end what is over and wait for it."""
+        """Do a turn; where the ledger takes nothing, end what is to end and wait for it."""
         try:
             if self._ledger_failing:
                 await self.journal.catch_up()
                 self._log.info("ledger.recovered")
                 self._ledger_failing = False
+                self._inbox.extendleft(reversed(self._unstored))
+                self._unstored.clear()
             await self.turn()
         except sqlite3.Error as error:
             if not self._ledger_failing:
                 self._log.error("ledger.failed", error=str(error))
             self._ledger_failing = True
-            await self._end_what_is_over()
+            with self.journal.outliving():
+                await self._end_what_is_to_end()
 
-    async def _end_what_is_over(self) -> None:
-        """End windows though it cannot be stored, to be told later; nothing begins."""
+    async def _end_what_is_to_end(self) -> None:
+        """End what is over or withdrawn though it cannot be stored; nothing begins."""
+        while self._inbox:
+            await self._foresee(self._inbox[0])
+            event = self._inbox.popleft()
+            if not isinstance(event, Reading):
+                self._unstored.append(event)
         held = {uid: e for uid, e in self.journal.items() if e.may_be_on_device}
         if not self._resumed or not held:
             return
-        with self.journal.outliving():
-            after = self._without_contact(held)
-            await self.journal.commit(deciding.advance(after, self._moment(), failsafe=True))
-            await self._holder.look({uid: self.journal[uid] for uid in held}, self._site)
-            await self._holder.hold({uid: self.journal[uid] for uid in held}, self._site)
+        after = self._without_contact(held)
+        await self.journal.commit(deciding.advance(after, self._moment(), failsafe=True))
+        await self._holder.look({uid: self.journal[uid] for uid in held}, self._site)
+        await self._holder.hold({uid: self.journal[uid] for uid in held}, self._site)
+
+    async def _foresee(self, event: Event) -> None:
+        """Have an event that cannot be stored end what it ends; the rest of it waits."""
+        match event:
+            case Snapshot():
+                await self._foresee_asset(event.asset)
+                await self._order_again(event.dispatches)
+                present = {order.uid for order in event.dispatches}
+                await self._withdraw(self.journal.keys() - present)
+            case Change(part=dispatch_pb2.Asset() as part):
+                await self._foresee_asset(part)
+            case Change(part=dispatch_pb2.Dispatch() as part):
+                await self._order_again([part])
+            case Settled():
+                await self._withdraw(self.journal.keys() & {event.uid})
+            case Reading():
+                await self._observe(event)
+
+    async def _foresee_asset(self, asset: dispatch_pb2.Asset) -> None:
+        self._site = replace(self._site, asset=read_asset(asset))
+        await self._bind()
+
+    async def _order_again(self, messages: Iterable[dispatch_pb2.Dispatch]) -> None:
+        """Fold repeated orders into those that were accepted."""
+        orders = [read_order(message) for message in messages if message.uid in self.journal]
+        await self.journal.commit(
+            {
+                order.uid: interrupting.order_again(self.journal[order.uid], order, self._moment())
+                for order in orders
+            }
+        )
 
     async def turn(self) -> None:
         """Handle all events that came, then do what the clock says."""
@@ -263,10 +300,13 @@ class Controller:
     async def _drop(self, uids: set[str]) -> None:
         """End what the headend no longer has; it is forgotten once its last report arrived."""
         known = uids & self.journal.keys()
-        now = self._moment()
         self.journal.mark_absent(known)
+        await self._withdraw(known)
+
+    async def _withdraw(self, uids: Set[str]) -> None:
+        now = self._moment()
         await self.journal.commit(
-            {uid: interrupting.cancel(self.journal[uid], now) for uid in known}
+            {uid: interrupting.cancel(self.journal[uid], now) for uid in uids}
         )
 
     async def _take_orders(

@@ -1,7 +1,7 @@
 """Executions in memory, the same on the disk, and the reports of them.
 
-A change counts only once it is durable, and is reported only then. The end of a window counts at
-once where the ledger takes nothing, and is still reported only when it does.
+A change counts only once it is durable, and is reported only then. What ends counts at once where
+the ledger takes nothing, and is still reported only when it does.
 """
 
 import asyncio

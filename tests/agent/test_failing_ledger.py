@@ -1,9 +1,12 @@
-"""A ledger that takes nothing: windows that run end, nothing begins, and all is told later."""
+"""A ledger that takes nothing: what must end does, nothing begins, and all is told later."""
+
+from collections.abc import Awaitable, Callable
 
 import pytest
 from tests.agent.fakes import T0, Agent, S, asset, order
 
-from derops_agent.controller import Settled
+from derops.wire.v1 import agent_pb2
+from derops_agent.controller import Change, Settled, Snapshot
 from derops_agent.ports import Reading, Reversion, Setpoints
 
 
@@ -157,3 +160,103 @@ async def test_what_a_device_dropped_meanwhile_is_not_said_to_have_been_held(age
     await steps(agent, 2)
     assert agent.report().phase in ("Complete", "Failed")
     assert agent.report().active_milliseconds <= 42_000
+
+
+async def cancel(agent: Agent) -> None:
+    agent.controller.take(Change(part=order(cancelled=True, generation=2)))
+
+
+async def forget(agent: Agent) -> None:
+    agent.controller.take(Settled(uid="d1"))
+
+
+async def leave_out(agent: Agent) -> None:
+    revision = agent_pb2.Revision(operator_start_ms=1, counter=99)
+    agent.controller.take(Snapshot(revision=revision, asset=asset(), dispatches=[]))
+
+
+async def lower_the_limit(agent: Agent) -> None:
+    agent.controller.take(Change(part=asset(limit_max_injection_watts=4000)))
+
+
+async def lower_it_in_a_snapshot(agent: Agent) -> None:
+    revision = agent_pb2.Revision(operator_start_ms=1, counter=99)
+    lower = asset(limit_max_injection_watts=4000)
+    agent.controller.take(Snapshot(revision=revision, asset=lower, dispatches=[order()]))
+
+
+async def reach_the_reserve(agent: Agent) -> None:
+    values = {int(agent_pb2.STATE_OF_CHARGE_PERCENT): 9.0}
+    agent.controller.take(Reading(at_us=agent.clock.wall_us, values=values))
+
+
+async def switch_to_local(agent: Agent) -> None:
+    agent.controller.take(Reading(at_us=agent.clock.wall_us, values={}, local_control=True))
+
+
+@pytest.mark.parametrize(
+    ("happen", "outcome"),
+    [
+        (cancel, ("Cancelled", "CancelledWhileActive")),
+        (forget, ("Cancelled", "CancelledWhileActive")),
+        (leave_out, ("Cancelled", "CancelledWhileActive")),
+        (lower_the_limit, ("Failed", "LimitExceeded")),
+        (lower_it_in_a_snapshot, ("Failed", "LimitExceeded")),
+        (reach_the_reserve, ("Failed", "InsufficientEnergy")),
+        (switch_to_local, ("Failed", "LocalOverride")),
+    ],
+)
+async def test_what_must_end_does_so_at_once_and_is_told_later(
+    agent: Agent,
+    happen: Callable[[Agent], Awaitable[None]],
+    outcome: tuple[str, str],
+) -> None:
+    await agent.snapshot(order(), config=asset(min_reserve_percent=10))
+    await agent.wait(70, step=1)
+    told = len(agent.reports)
+    refuse_writes(agent, refused=True)
+    await steps(agent, 10)
+    assert agent.device.held.active_power_watts == 5000
+
+    await happen(agent)
+    await agent.controller.step()
+    assert agent.device.held.active_power_watts == 0
+    await steps(agent, 10)
+    assert len(agent.reports) == told, "nothing is told that is not stored"
+
+    refuse_writes(agent, refused=False)
+    await steps(agent, 2)
+    assert agent.device.held.active_power_watts == 0
+    assert agent.outcome() == outcome
+    assert agent.report().active_milliseconds == pytest.approx(20_000, abs=1000)
+    assert agent.report().ended_us == pytest.approx(T0 + 80 * S, abs=2 * S)
+    assert agent.ledger.unsettled()[0].execution.stage == "Done"
+
+
+async def test_a_lower_limit_holds_back_what_runs_at_once(agent: Agent) -> None:
+    clamped = asset(limit_max_injection_watts=4000, on_exceed="Clamp")
+    await agent.snapshot(order(), config=asset(on_exceed="Clamp"))
+    await agent.wait(70, step=1)
+    refuse_writes(agent, refused=True)
+    agent.controller.take(Change(part=clamped))
+    await steps(agent, 1)
+    assert agent.device.held.active_power_watts == 4000
+    assert agent.ledger.asset() != clamped
+
+    refuse_writes(agent, refused=False)
+    await steps(agent, 2)
+    assert agent.report().clamped_by == "AssetLimits"
+    assert agent.ledger.asset() == clamped
+
+
+async def test_a_cancel_of_an_order_that_waits_for_room_holds_as_well(agent: Agent) -> None:
+    refuse_writes(agent, refused=True)
+    agent.controller.take(Change(part=order()))
+    await steps(agent, 1)
+    await cancel(agent)
+    await steps(agent, 1)
+    refuse_writes(agent, refused=False)
+    await steps(agent, 70)
+
+    assert agent.outcome()[0] == "Cancelled"
+    assert agent.device.held.active_power_watts in (None, 0)
