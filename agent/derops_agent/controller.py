@@ -91,6 +91,9 @@ class Controller:
         self.on_failsafe: Callable[[], None] = lambda: None
         """Told when failsafe is entered: only a new snapshot ends it."""
 
+        self.on_ledger: Callable[[str], None] = lambda _: None
+        """Told why the ledger takes nothing; empty = it does again."""
+
         self.journal = Journal(ledger, clock, run, str(name))
         self.revision = ledger.revision
         self._device, self._ledger, self._clock, self._run = device, ledger, clock, run
@@ -142,13 +145,13 @@ class Controller:
             self._wakeup.set()
 
     async def boot(self) -> None:
-        """Load the ledger and put the device where it belongs."""
+        """Load the ledger and put the device where it belongs, whether or not that is stored."""
         await self.journal.load()
         self._rebase()
         asset = await self._run(self._ledger.asset)
         if asset is not None:
             self._site = replace(self._site, asset=read_asset(asset))
-        await self.turn()
+        await self.step()
 
     async def run(self) -> None:
         """Do what is due, for ever."""
@@ -168,17 +171,25 @@ class Controller:
         try:
             if self._ledger_failing:
                 await self.journal.catch_up()
-                self._log.info("ledger.recovered")
-                self._ledger_failing = False
                 self._inbox.extendleft(reversed(self._unstored))
                 self._unstored.clear()
             await self.turn()
         except sqlite3.Error as error:
-            if not self._ledger_failing:
-                self._log.error("ledger.failed", error=str(error))
-            self._ledger_failing = True
+            self._note_ledger(str(error))
             with self.journal.outliving():
                 await self._end_what_is_to_end()
+        else:
+            self._note_ledger("")
+
+    def _note_ledger(self, problem: str) -> None:
+        if bool(problem) == self._ledger_failing:
+            return
+        self._ledger_failing = bool(problem)
+        self.on_ledger(problem)
+        if problem:
+            self._log.error("ledger.failed", error=problem)
+        else:
+            self._log.info("ledger.recovered")
 
     async def _end_what_is_to_end(self) -> None:
         """End what is over or withdrawn though it cannot be stored; nothing begins."""
@@ -187,8 +198,11 @@ class Controller:
             event = self._inbox.popleft()
             if not isinstance(event, Reading):
                 self._unstored.append(event)
+        if not self._resumed:
+            await self._put_to_fallback()
+            return
         held = {uid: e for uid, e in self.journal.items() if e.may_be_on_device}
-        if not self._resumed or not held:
+        if not held:
             return
         after = self._without_contact(held)
         await self.journal.commit(deciding.advance(after, self._moment(), failsafe=True))
@@ -233,9 +247,7 @@ class Controller:
             self._inbox.popleft()  # now: what could not be stored is to be handled again
         self._decided = self._moment()
         if not self._resumed and not await self._resume():
-            await self._find_held()
-            reverting = {u: e for u, e in self.journal.items() if e.stage is Stage.REVERTING}
-            await self._holder.hold(reverting, self._site)
+            await self._put_to_fallback()
             return
         await self.journal.commit(self._without_contact(self.journal))
         self._decided = self._moment()
@@ -390,7 +402,7 @@ class Controller:
                         self._moment(),
                         revert=revert,
                         held=None if held is None else self._site.holds(held, execution),
-                        last_held_us=self._last_held_us(execution),
+                        last_held_us=self._last_held(execution).wall_us,
                         stored_us=alive.at_us,
                     )
                     for uid, execution in self.journal.items()
@@ -400,18 +412,30 @@ class Controller:
         self.journal.believes_clock = True
         return True
 
-    async def _find_held(self) -> None:
-        """Note what the device holds before it is put to its fallback: the time comes later."""
-        if self._found is None:
+    async def _put_to_fallback(self) -> None:
+        """Leave nothing on the device before what was stored is taken up; note what it held."""
+        reverting = {u: e for u, e in self.journal.items() if e.stage is Stage.REVERTING}
+        if self._found is None or any(e.held_since for e in reverting.values()):
             held = await self._device.read_setpoints()
-            self._found = (self._moment(), held) if held else None
+            if held is not None:
+                self._found = self._found or (self._moment(), held)
+                for uid, execution in reverting.items():
+                    if not self._site.holds(held, execution):
+                        reverting[uid] = execution.stop_holding(self._last_held(execution))
+                        self.journal.set_in_memory(reverting[uid])
+        await self._holder.hold(reverting, self._site)
 
-    def _last_held_us(self, execution: Execution) -> int:
-        """Return when the device is last known to have held it, by the clock that is believed."""
-        if self._found is not None and self._site.holds(self._found[1], execution):
-            now = self._moment()
-            return now.wall_us - (now.monotonic_us - self._found[0].monotonic_us)
-        return self.journal.alive.at_us
+    def _last_held(self, execution: Execution) -> Moment:
+        """Return when the device, which holds it no more, is last known to have held it.
+
+        While the wall clock is not believed, that is at the latest as the agent started.
+        """
+        now, alive = self._moment(), self.journal.alive
+        if self._found is not None:
+            found_at, held = self._found
+            if self._site.holds(held, execution) or not self._clock_is_good(now, alive):
+                return now.back(now.monotonic_us - found_at.monotonic_us)
+        return now.back_to(alive.at_us)
 
     def _rebase(self) -> None:
         """After a boot, count on this boot's monotonic clock.

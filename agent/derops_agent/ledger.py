@@ -8,6 +8,7 @@ import secrets
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -77,14 +78,19 @@ class Stored:
 
 
 def open_database(path: Path, schema: str, version: int) -> sqlite3.Connection:
-    """Open a durable SQLite file and make its tables if it is new.
+    """Open a durable SQLite file and make its tables if it is new; no other process may have it.
 
     Raises:
         SchemaTooNewError: A newer program wrote it.
+        sqlite3.Error: It cannot be made or read now, or another process has it.
+        OSError: The same of its directory.
     """
     make_directory(path.parent)
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
+        # Alone, SQLite needs no index of the log beside the file: on a full disk that cannot be
+        # made, and a process that maps it is ended by a signal.
+        connection.execute("PRAGMA locking_mode=EXCLUSIVE")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         (found,) = connection.execute("PRAGMA user_version").fetchone()
@@ -109,13 +115,21 @@ class Ledger:
 
         Raises:
             SchemaTooNewError: A newer agent wrote it.
+            sqlite3.Error: It cannot be made or read now, see ``open_database``.
+            OSError: The same of its directory.
         """
         self._db = open_database(path, _SCHEMA, SCHEMA_VERSION)
         self._lock = threading.Lock()  # a statement of one thread must not join another's commit
-        self._db.execute(
-            "INSERT OR IGNORE INTO meta (only, ledger_id) VALUES (1, ?)", [secrets.token_hex(16)]
-        )
+        try:
+            self._db.execute(
+                "INSERT OR IGNORE INTO meta (only, ledger_id) VALUES (1, ?)",
+                [secrets.token_hex(16)],
+            )
+        except BaseException:
+            self._db.close()
+            raise
         self.ledger_id: str = self._meta("ledger_id")
+        self._epoch = int(self._meta("epoch"))
         self._tombstones = {
             uid for (uid,) in self._db.execute("SELECT uid FROM execution WHERE settled = 1")
         }
@@ -143,12 +157,16 @@ class Ledger:
         )
 
     def next_epoch(self, now_ms: int, *, above: int = 0) -> int:
-        """Choose and store the epoch of a connection, greater than all before and ``above``."""
+        """Choose the epoch of a connection, greater than all before and ``above``.
+
+        It is stored, or, where the disk takes nothing, only remembered: a withdrawal has to get
+        through then as well, and the gateway refuses an epoch that is too low.
+        """
         with self._lock:
-            self._db.execute(
-                "UPDATE meta SET epoch = max(epoch + 1, ?, ?)", [now_ms, above + 1 if above else 0]
-            )
-            return int(self._meta("epoch"))
+            self._epoch = max(self._epoch + 1, now_ms, above + 1 if above else 0)
+            with suppress(sqlite3.Error):
+                self._db.execute("UPDATE meta SET epoch = ?", [self._epoch])
+            return self._epoch
 
     def asset(self) -> dispatch_pb2.Asset | None:
         """Return the last configuration of the asset."""

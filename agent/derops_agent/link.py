@@ -3,7 +3,6 @@
 import asyncio
 import random
 import re
-import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,12 +111,7 @@ class Link:
         """Keep a stream; ends by cancellation only, with a Bye."""
         try:
             while True:
-                credentials = await self._wait_for_credentials()
-                try:
-                    running = await self._start(credentials)
-                except sqlite3.Error as error:  # an epoch is stored before it is said
-                    await self._after(StreamEndedError("LedgerFailed", str(error)))
-                    continue
+                running = await self._start(await self._wait_for_credentials())
                 await self._after(await self._serve(running))
         finally:
             await self._close_all()
@@ -144,12 +138,7 @@ class Link:
     async def _renew(self, old: _Running, fresh: Credentials) -> _Running:
         """Open a stream with the new certificate first, and only then close the old one."""
         old.session.hold_telemetry()  # or the new stream's Hello would not be true for long
-        try:
-            new = await self._start(fresh)
-        except sqlite3.Error as error:
-            self._log.warning("certificate.not_taken_yet", error=str(error))
-            old.session.resume_telemetry()
-            return old
+        new = await self._start(fresh)
         synchronised = asyncio.create_task(new.session.synchronised.wait())
         try:
             await asyncio.wait(

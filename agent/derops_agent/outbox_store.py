@@ -83,6 +83,11 @@ class OutboxStore:
             max_age_seconds: Bound on the age of its samples.
             now_us: The wall clock, None while nobody has confirmed it: a clock that jumps ahead
                 would make everything too old.
+
+        Raises:
+            SchemaTooNewError: A newer agent wrote it.
+            sqlite3.Error: It cannot be made or read now, see ``open_database``.
+            OSError: The same of its directory.
         """
         self._path = path
         self._max_bytes, self._max_age_us = max_bytes, max_age_seconds * 1_000_000
@@ -110,7 +115,11 @@ class OutboxStore:
         }
 
     def open(self, asset: AssetName) -> Outbox:
-        """Return the outbox of an asset."""
+        """Return the outbox of an asset; blocks, and belongs to the thread of ``commit``.
+
+        Raises:
+            sqlite3.Error: It is new, and cannot be stored now.
+        """
         key, outbox_id, last = self._register(asset)
         first, gap = last + 1, 0
         for sequence, message in self.read(key, 0, 2**62, 1):
@@ -157,7 +166,7 @@ class OutboxStore:
 
     def collect(self) -> list[tuple[int, int, list[Row]]]:
         """Take what all outboxes have; in the event loop's thread."""
-        return [outbox.take() for outbox in self._outboxes.values()]
+        return [outbox.take() for outbox in list(self._outboxes.values())]
 
     def commit(self, work: list[tuple[int, int, list[Row]]]) -> dict[int, int]:
         """Store new batches, delete acknowledged ones, bound the rest. Blocks, in any thread.

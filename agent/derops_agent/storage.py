@@ -43,7 +43,10 @@ class Flusher:
     """Makes samples durable, at the latest a second after they were taken."""
 
     def __init__(self, store: OutboxStore, threads: Threads, readiness: Readiness) -> None:
-        self._store, self._threads, self._readiness = store, threads, readiness
+        self.store = store
+        """Whose samples they are."""
+
+        self._threads, self._readiness = threads, readiness
         self._full = asyncio.Event()
         self._work: list[Any] = []
         self._failing = False
@@ -75,9 +78,9 @@ class Flusher:
             self._failing = True
             self._log.error("outbox.commit_failed", error=str(error))
         if is_damaged(error):
-            ids = await self._threads.run_outbox(self._store.replace, error)
+            ids = await self._threads.run_outbox(self.store.replace, error)
             self._work = []
-            self._store.begin_anew(ids)
+            self.store.begin_anew(ids)
 
     async def flush(self) -> None:
         """Commit what there is.
@@ -87,11 +90,11 @@ class Flusher:
                 until then waits at the outboxes, which have a bound.
         """
         if not self._work:
-            self._work = self._store.collect()
+            self._work = self.store.collect()
         work = self._work
-        shortened = await self._threads.run_outbox(self._store.commit, work)
+        shortened = await self._threads.run_outbox(self.store.commit, work)
         self._work = []
-        self._store.finish(work, shortened)
+        self.store.finish(work, shortened)
 
 
 async def _run(

@@ -137,6 +137,7 @@ class Agent:
         self.folder, self.options = folder, options
         self.clock, self.device = FakeClock(), FakeDevice()
         self.reports: list[dispatch_pb2.DispatchReport] = []
+        self.ledger_complaints: list[str] = []
         self.counter = 0
         self.local: LocalLimits = options.pop("local", LocalLimits())
         self._open()
@@ -154,6 +155,7 @@ class Agent:
             **self.options,
         )
         self.controller.journal.on_report = self.reports.append
+        self.controller.on_ledger = self.ledger_complaints.append
 
     async def use(self, device: Any) -> None:
         """Control another device than the one in memory, from the next start on."""
@@ -166,13 +168,20 @@ class Agent:
         await self.snapshot(config=config or asset())
         return self
 
-    async def restart(self, *, down_seconds: float = 0, reboot: bool = False) -> None:
+    async def restart(
+        self, *, down_seconds: float = 0, reboot: bool = False, full: bool = False
+    ) -> None:
         self.ledger.close()
         self.clock.pass_seconds(down_seconds)
         if reboot:
             self.clock.boot, self.clock.mono_us = self.clock.boot + "+", 7 * S
         self._open()
+        self.refuse_writes(refused=full)
         await self.controller.boot()
+
+    def refuse_writes(self, *, refused: bool) -> None:
+        """Let the ledger's file refuse what a full disk refuses."""
+        self.ledger._db.execute(f"PRAGMA query_only = {int(refused)}")
 
     async def snapshot(self, *orders: Any, config: dispatch_pb2.Asset | None = None) -> None:
         self.counter += 1

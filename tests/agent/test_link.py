@@ -15,14 +15,13 @@ from derops.ids import AssetName
 from derops.observing import Readiness
 from derops.wire.v1 import agent_pb2
 from derops_agent import link as link_module
-from derops_agent import metrics
 from derops_agent.control.site import LocalLimits
 from derops_agent.controller import Controller
 from derops_agent.device import GuardedDevice
 from derops_agent.ledger import Ledger
 from derops_agent.link import Endpoint, Link
 from derops_agent.outbox_store import OutboxStore
-from derops_agent.ports import Reading
+from derops_agent.ports import Reading, Setpoints
 from derops_headend.gateway.agent_stream import AGENT_REASONS
 
 NAME = AssetName("ns", "battery")
@@ -310,17 +309,25 @@ async def test_missing_certificates_are_waited_for(site: Site) -> None:
     assert site.readiness.report()[0]
 
 
-async def test_a_ledger_that_takes_no_epoch_is_waited_for(site: Site) -> None:
-    failed = metrics.CONNECTIONS.labels("LedgerFailed")._value
-    before = failed.get()
+async def test_a_withdrawal_gets_through_to_an_agent_whose_ledger_takes_nothing(
+    site: Site,
+) -> None:
+    await site.start()
+    stream = await site.gateway.next_stream()
+    await stream.welcome(now_us=site.clock.wall_us)
+    await stream.snapshot(asset(), order(start_us=site.clock.wall_us))
+    await stream.until("report", lambda r: r.phase == "Active")
     site.ledger._db.execute("PRAGMA query_only = 1")
-    link = await site.start()
-    while failed.get() == before:
-        assert not link.done()
+    await stream.send(bye=agent_pb2.Bye(reason="Drain"))
+    again = await site.gateway.next_stream()
+    assert again.received[0].hello.epoch > stream.received[0].hello.epoch
+    await again.welcome(now_us=site.clock.wall_us)
+    await again.snapshot(asset(), counter=2)
+    while (await site.device.read_setpoints()) != Setpoints(active_power_watts=0):
         await asyncio.sleep(0)
     site.ledger._db.execute("PRAGMA query_only = 0")
 
-    await site.gateway.next_stream()
+    await again.until("report", lambda r: r.reason == "CancelledWhileActive")
 
 
 async def test_the_end_of_the_process_is_said(site: Site) -> None:

@@ -18,6 +18,14 @@ class Moment:
     wall_us: int
     monotonic_us: int
 
+    def back(self, span_us: int) -> "Moment":
+        """Return the instant that was ``span_us`` before."""
+        return Moment(wall_us=self.wall_us - span_us, monotonic_us=self.monotonic_us - span_us)
+
+    def back_to(self, wall_us: int) -> "Moment":
+        """Return the instant of the past at which the wall clock said ``wall_us``."""
+        return self.back(max(0, self.wall_us - wall_us))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:

@@ -141,7 +141,7 @@ def resume(
         return execution
     if execution.stage is Stage.APPLYING:
         # It was stored because it was about to be written; what happened since nobody saw.
-        since = execution.sent or _moment_of(stored_us, now)
+        since = execution.sent or now.back_to(stored_us)
         execution = replace(execution, sent=since, blind=not held)
         if held:
             found = outcomes.hold(execution, since, "ReadBack")
@@ -150,7 +150,7 @@ def resume(
         # Its own timer is the likeliest to have ended it, if it has run out since.
         if last_held_us < execution.timer_ends_us <= now.wall_us:
             last_held_us = execution.timer_ends_us
-        execution = execution.stop_holding(_moment_of(last_held_us, now))
+        execution = execution.stop_holding(now.back_to(last_held_us))
     if execution.stage is Stage.REVERTING:
         return execution
     if revert and not is_over(execution, now):
@@ -163,9 +163,3 @@ def resume(
     if execution.stage is Stage.HOLDING and not is_over(execution, now):
         return replace(execution, interruptions=execution.interruptions + 1)
     return replace(execution, last_error="", last_message="")
-
-
-def _moment_of(wall_us: int, now: Moment) -> Moment:
-    """Return an instant of the past on both clocks."""
-    ago_us = max(0, now.wall_us - wall_us)
-    return Moment(wall_us=wall_us, monotonic_us=now.monotonic_us - ago_us)
