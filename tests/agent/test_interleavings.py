@@ -86,7 +86,7 @@ class World:
     def _awaits_revert(self, uid: str) -> bool:
         """Tell whether it failed, and its device was not there to revert, or did not."""
         report = self.agent.report(uid)
-        may_be_there = report.applied_us or report.reason in ("DeviceOffline", "RevertFailed")
+        may_be_there = report.applied_us or report.evidence == "Unanswered"
         return bool(may_be_there) and not report.reverted_us
 
     def check(self) -> None:

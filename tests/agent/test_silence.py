@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tests.agent.fakes import T0, Agent, S, order
 
-from derops_agent.ports import Setpoints
+from derops_agent.ports import Reading, Setpoints
 
 
 def said(agent: Agent) -> tuple[str, str, str]:
@@ -131,6 +131,22 @@ async def test_a_device_that_never_answers_again_has_failed_soon_after_the_end(
     assert report.reverted_us == 0
     assert 5_000 <= report.active_milliseconds <= 10_000
     assert "not known" in report.message
+
+
+async def test_what_had_failed_before_the_silence_keeps_its_reason(agent: Agent) -> None:
+    await agent.give(order())
+    await agent.wait(70, step=1)
+    agent.device.fail = "timeout"
+    await agent.give(Reading(at_us=agent.clock.wall_us, values={}, local_control=True))
+    await agent.wait(125, step=1)
+
+    report = agent.report()
+    assert (report.phase, report.reason, report.reverted_us) == ("Failed", "LocalOverride", 0)
+    assert "the device has not answered" in report.message
+    agent.device.fail = ""
+    await agent.wait(61, step=1)
+    assert agent.outcome() == ("Failed", "LocalOverride")
+    assert agent.report().reverted_us
 
 
 async def test_it_is_reverted_as_soon_as_it_answers_and_what_it_held_is_told(agent: Agent) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.lifecycle.site import Entry, Site
 
-from derops.lifecycle import Phase, Reason
+from derops.lifecycle import UNANSWERED, Phase, Reason
 from derops.schedules import SECOND_US
 from derops.transitions import TRANSITIONS, Actor, may_say
 from derops.wire.v1 import dispatch_pb2
@@ -225,7 +225,7 @@ def _holds(setpoints: Setpoints, dispatch: Dispatch) -> bool:
 
 def _awaits_revert(report: dispatch_pb2.DispatchReport) -> bool:
     """Tell whether the agent says that it failed, and has yet to say that it is reverted."""
-    early = report.applied_us or report.reason in (Reason.DEVICE_OFFLINE, Reason.REVERT_FAILED)
+    early = report.applied_us or report.evidence == UNANSWERED
     return bool(early and report.ended_us) and not report.reverted_us
 
 

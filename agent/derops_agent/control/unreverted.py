@@ -12,13 +12,17 @@ _TOLD_AFTER_US = 2 * SECOND_US  # a revert that succeeds at the second try is no
 
 
 def give_up(execution: Execution, now: Moment, rule: Rule, reason: str, message: str) -> Execution:
-    """Return it as one that has failed before its device is reverted; that is tried on."""
+    """Return it as one that has failed before its device is reverted; that is tried on.
+
+    One that had failed anyway keeps its reason; else it is ``reason``.
+    """
     ending = execution.ending
     if execution.phase.terminal or ending is None:
         return execution
     known = verifying.conclude_window(execution, now, rule)
     failed_before = ending.phase is Phase.FAILED
     words = f"{ending.message}; {message}" if failed_before else f"{message} ({ending.reason})"
+    reason = ending.reason if failed_before else reason
     failed = known.step(Phase.FAILED, reason, words, now.wall_us)
     return replace(failed, stage=Stage.REVERTING)
 
@@ -28,8 +32,8 @@ def not_reverted(
 ) -> Execution:
     """Return what a failed try to revert its device makes of an execution.
 
-    It is told soon. It has failed when that is late and the device answers; one that had failed
-    anyway keeps its reason. What becomes of it while the device is silent is decided elsewhere.
+    It is told soon. It has failed when that is late and the device answers. What becomes of it
+    while the device is silent is decided elsewhere.
 
     Args:
         execution: Any.
@@ -47,7 +51,7 @@ def not_reverted(
             execution.count_until(execution.confirmed),
             now,
             rule,
-            ending.reason if ending.phase is Phase.FAILED else Reason.REVERT_FAILED,
+            Reason.REVERT_FAILED,
             f"the device is not reverted, which is tried on: {message}",
         )
     if execution.pending_error or late_us < _TOLD_AFTER_US:
