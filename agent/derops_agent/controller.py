@@ -307,7 +307,8 @@ class Controller:
 
     async def _bind(self) -> None:
         """Hold what was accepted to the asset's limits as they are now."""
-        await self.journal.commit(interrupting.bind(self.journal, self._site, self._moment()))
+        bound = interrupting.bind(self.journal, self._site, self._moment(), self._holder.silence)
+        await self.journal.commit(bound)
 
     async def _drop(self, uids: set[str]) -> None:
         """End what the headend no longer has; it is forgotten once its last report arrived."""

@@ -4,7 +4,7 @@ from itertools import groupby
 from typing import Any
 
 import pytest
-from tests.agent.fakes import T0, Agent, S, order
+from tests.agent.fakes import T0, Agent, S, asset, order
 
 from derops_agent.ports import Reading, Setpoints
 
@@ -95,6 +95,22 @@ async def test_a_device_without_measurement_that_comes_back_is_no_longer_told_si
     await agent.wait(5, step=1)
 
     assert said(agent) == ("Active", "Unknown", "VerificationPending")
+
+
+async def test_a_silent_device_that_is_held_back_is_not_credited_with_what_nobody_knows(
+    agent: Agent,
+) -> None:
+    await agent.give(asset(on_exceed="Clamp"))
+    await fall_silent(agent)
+    await agent.wait(40, step=1)
+    await agent.give(asset(on_exceed="Clamp", limit_max_injection_watts=2000))
+    agent.device.fail, agent.device.held = "", Setpoints()
+    await agent.sampled(2000, 60)
+
+    assert agent.powers == [0, 5000, 2000, 0]
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    # Ten seconds before it fell silent, fifty after it answered.
+    assert agent.report().active_milliseconds == pytest.approx(60_000, abs=3_000)
 
 
 async def test_the_second_silence_of_a_window_stands_until_its_end(agent: Agent) -> None:

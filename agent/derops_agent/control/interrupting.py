@@ -8,6 +8,7 @@ from derops_agent.control import outcomes
 from derops_agent.control.deciding import Executions, is_over
 from derops_agent.control.execution import Effect, Execution, Moment, Order, Stage
 from derops_agent.control.judging import refuse_power, target
+from derops_agent.control.silence import Silence, claim_no_more
 from derops_agent.control.site import Site
 from derops_agent.ports import Reading
 
@@ -47,15 +48,23 @@ def lose_contact(
     }
 
 
-def bind(executions: Executions, site: Site, now: Moment) -> dict[str, Execution]:
+def bind(
+    executions: Executions, site: Site, now: Moment, silence: Silence | None = None
+) -> dict[str, Execution]:
     """Hold what was accepted to limits that may have changed since.
 
     What runs is clamped, or ends where the asset rejects; what waits is looked at at its start.
+
+    Args:
+        executions: All.
+        site: With the limits as they are now.
+        now: Both clocks.
+        silence: Of the device: once it is written over, nobody will know what it held until then.
     """
-    return {uid: _bind(execution, site, now) for uid, execution in executions.items()}
+    return {uid: _bind(execution, site, now, silence) for uid, execution in executions.items()}
 
 
-def _bind(execution: Execution, site: Site, now: Moment) -> Execution:
+def _bind(execution: Execution, site: Site, now: Moment, silence: Silence | None) -> Execution:
     if execution.stage not in (Stage.WAITING, Stage.APPLYING, Stage.HOLDING):
         return execution
     refusal = refuse_power(execution.order, site)
@@ -69,6 +78,8 @@ def _bind(execution: Execution, site: Site, now: Moment) -> Execution:
     watts, clamped_by = target(execution.order, site.asset, site.local)
     if watts == execution.target_watts:
         return execution
+    if silence is not None:
+        execution = replace(claim_no_more(execution, silence), held_since=None)
     before = execution.effect
     return replace(
         execution,

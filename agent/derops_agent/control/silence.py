@@ -49,7 +49,7 @@ def _doubt(execution: Execution, silence: Silence, now: Moment) -> Execution:
     if _is_doubted(execution):
         return execution
     doubted = replace(
-        _claim_no_more(execution, silence),
+        claim_no_more(execution, silence),
         silences=execution.silences + 1,
         effect=replace(execution.effect, told="Unknown"),
     )
@@ -74,7 +74,7 @@ def _is_doubted(execution: Execution) -> bool:
     return execution.verified_reason == Reason.DEVICE_OFFLINE and bool(execution.effect.told)
 
 
-def _claim_no_more(execution: Execution, silence: Silence) -> Execution:
+def claim_no_more(execution: Execution, silence: Silence) -> Execution:
     """Return it with the time counted for which the device is known to have held it.
 
     What follows is counted when the device says, once it answers, that it has held it on.
@@ -90,7 +90,7 @@ def _given_up_us(execution: Execution) -> int:
 def _give_up(execution: Execution, silence: Silence, now: Moment, rule: Rule) -> Execution:
     silent_seconds = (now.monotonic_us - silence.since_us) / SECOND_US
     return give_up(
-        _claim_no_more(execution, silence),
+        claim_no_more(execution, silence),
         now,
         rule,
         Reason.DEVICE_OFFLINE,
