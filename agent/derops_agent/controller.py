@@ -414,8 +414,16 @@ class Controller:
         return True
 
     async def _put_to_fallback(self) -> None:
-        """Leave nothing on the device before what was stored is taken up; note what it held."""
-        reverting = {u: e for u, e in self.journal.items() if e.stage is Stage.REVERTING}
+        """Leave nothing on the device before what was stored is taken up; note what it held.
+
+        Of a window that had ended as planned nothing is told before: whether that was late is not
+        known yet.
+        """
+        reverting = {
+            uid: execution
+            for uid, execution in self.journal.items()
+            if execution.stage is Stage.REVERTING and not execution.awaits_clock
+        }
         if self._found is None or any(e.held_since for e in reverting.values()):
             held = await self._device.read_setpoints()
             if held is not None:

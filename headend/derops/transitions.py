@@ -171,7 +171,7 @@ TRANSITIONS = (
     ),
     _of(
         "T21", _ACCEPTED, Phase.FAILED, Actor.AGENT, Reason.AGENT_RESTARTED,
-        "the agent restarted in the window, and the asset says Revert",
+        "the agent restarted in it, and the asset says Revert, or it was over first",
     ),
     _of(
         "T21", _UNFINISHED, Phase.FAILED, Actor.AGENT, Reason.LEDGER_LOST,

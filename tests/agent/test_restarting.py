@@ -161,7 +161,7 @@ async def test_what_the_device_held_until_an_unbelieved_clock_ended_it_counts(
 
 
 @pytest.mark.parametrize("off_seconds", [-86_400, 86_400])
-async def test_a_clock_that_is_not_believed_does_not_tell_for_how_long_a_device_held_it(
+async def test_whether_a_revert_was_late_is_told_once_the_clock_is_believed(
     agent: Agent, off_seconds: int
 ) -> None:
     await agent.give(order())
@@ -171,10 +171,51 @@ async def test_a_clock_that_is_not_believed_does_not_tell_for_how_long_a_device_
     agent.device.fail = ""
     agent.clock.wall_us += off_seconds * S
     await agent.restart(down_seconds=30, reboot=True)
+    assert agent.device.held.active_power_watts == 0
+    await agent.wait(5, step=1)
+    assert agent.report().phase == "Active"
 
-    assert agent.outcome() == ("Complete", "WindowEnded")
-    # How long the agent was off is not known; until then it was 105 s.
-    assert agent.report().active_milliseconds == pytest.approx(105_000, abs=5_000)
+    agent.clock.wall_us -= off_seconds * S
+    agent.controller.measure_offset(20)
+    await agent.wait(1)
+    assert agent.outcome() == ("Failed", "RevertedLate")
+    assert agent.report().active_milliseconds == pytest.approx(135_000, abs=1_000)
+
+
+@pytest.mark.parametrize("off_seconds", [-86_400, 86_400])
+async def test_a_clock_that_is_not_believed_does_not_tell_for_how_long_a_device_held_it(
+    agent: Agent, off_seconds: int
+) -> None:
+    await agent.give(order())
+    await agent.wait(60)
+    agent.device.fail = "local"
+    await agent.wait(30, step=1)
+    await agent.give(order(cancelled=True, generation=2))
+    await agent.wait(5, step=1)
+    agent.device.fail = ""
+    agent.clock.wall_us += off_seconds * S
+    await agent.restart(down_seconds=30, reboot=True)
+
+    assert agent.outcome() == ("Cancelled", "CancelledWhileActive")
+    # How long the agent was off is not known; until then it was 35 s.
+    assert agent.report().active_milliseconds == pytest.approx(35_000, abs=5_000)
+
+
+async def test_a_device_that_was_at_its_fallback_before_the_end_was_not_reverted_late(
+    agent: Agent,
+) -> None:
+    await agent.give(order())
+    await agent.wait(70, step=1)
+    await agent.restart(down_seconds=10, reboot=True)
+    assert agent.device.held.active_power_watts == 0
+    await agent.wait(200, step=1)
+    agent.controller.measure_offset(20)
+    await agent.wait(1)
+
+    report = agent.report()
+    assert (report.phase, report.reason) == ("Failed", "AgentRestarted")
+    assert report.active_milliseconds == pytest.approx(20_000, abs=1_000)
+    assert "until 80 s before" in report.message
 
 
 async def test_what_was_measured_is_stored_also_where_a_device_does_not_say_what_it_holds(

@@ -204,6 +204,12 @@ class Execution:
             return at.wall_us
         return at.monotonic_us + self.planned.end_us - self.ends_monotonic_us
 
+    @property
+    def awaits_clock(self) -> bool:
+        """Whether it ended as planned if its device was reverted in time, which is not known."""
+        ending = self.ending
+        return ending is not None and ending.phase is Phase.COMPLETE and not self.phase.terminal
+
     def step(self, phase: Phase, reason: str, message: str, at_us: int) -> "Execution":
         """Return it in a phase, with the transition recorded; only what is further along counts."""
         if fold(self.phase, phase) is self.phase:

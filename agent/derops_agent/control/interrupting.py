@@ -3,10 +3,18 @@
 from dataclasses import replace
 
 from derops.lifecycle import Phase, Reason
+from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2
 from derops_agent.control import outcomes
 from derops_agent.control.deciding import Executions, is_over
-from derops_agent.control.execution import Effect, Execution, Moment, Order, Stage
+from derops_agent.control.execution import (
+    LATE_REVERT_US,
+    Effect,
+    Execution,
+    Moment,
+    Order,
+    Stage,
+)
 from derops_agent.control.judging import refuse_power, target
 from derops_agent.control.silence import Silence, claim_no_more
 from derops_agent.control.site import Site
@@ -161,7 +169,7 @@ def resume(
         # Its own timer is the likeliest to have ended it, if it has run out since.
         if last_held_us < execution.timer_ends_us <= now.wall_us:
             last_held_us = execution.timer_ends_us
-        execution = execution.stop_holding(now.back_to(last_held_us))
+        execution = _let_go(execution, now.back_to(last_held_us), now)
     if execution.stage is Stage.REVERTING:
         return execution
     if revert and not is_over(execution, now):
@@ -174,3 +182,22 @@ def resume(
     if execution.stage is Stage.HOLDING and not is_over(execution, now):
         return replace(execution, interruptions=execution.interruptions + 1)
     return replace(execution, last_error="", last_message="")
+
+
+def _let_go(execution: Execution, at: Moment, now: Moment) -> Execution:
+    """Return it as one that the device held until then; that ended it if its window is over."""
+    known = execution.stop_holding(at)
+    over = known.stage is Stage.REVERTING or (known.stage is Stage.HOLDING and is_over(known, now))
+    if not over or known.let_go_monotonic_us:
+        return known
+    known = replace(known, let_go_monotonic_us=at.monotonic_us)
+    short_us = known.ends_monotonic_us - at.monotonic_us
+    if short_us <= LATE_REVERT_US:
+        return known
+    return known.begin_ending(
+        Phase.FAILED,
+        Reason.AGENT_RESTARTED,
+        f"the agent restarted in the window and did not take it up again before its end; the "
+        f"device is known to have held it until {short_us / SECOND_US:.0f} s before",
+        now.wall_us,
+    )
