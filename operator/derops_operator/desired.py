@@ -80,15 +80,17 @@ class Subscription:
 
     async def get(self) -> list[control_pb2.OperatorMessage]:
         """Wait for the next messages, up to ``most``; none ends the stream."""
+        while not (messages := self.take()) and not self.overrun:
+            self._some.clear()
+            await self._some.wait()
+        return messages
+
+    def take(self) -> list[control_pb2.OperatorMessage]:
+        """Return the next messages that are there, up to ``most``."""
         if self.overrun:
             return []
         if snapshot := list(islice(self._snapshot, self.most)):
             return snapshot
-        while not self._waiting and not self.overrun:
-            self._some.clear()
-            await self._some.wait()
-        if self.overrun:
-            return []
         return [self._waiting.popleft() for _ in range(min(self.most, len(self._waiting)))]
 
 

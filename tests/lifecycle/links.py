@@ -118,11 +118,11 @@ class ControlLink:
 
     def collect(self) -> None:
         """Take what the operator has for this replica onto the way."""
-        while self._subscription._waiting:
-            message = self._subscription._waiting.popleft()
-            if self._welcomed:
-                self._operator.fleet.note_sent(self._name, message.version)
-            self.down.append(message)
+        while messages := self._subscription.take():
+            for message in messages:
+                if self._welcomed:
+                    self._operator.fleet.note_sent(self._name, message.version)
+                self.down.append(message)
 
     async def pass_down(self) -> None:
         """Have the replica take the next message."""

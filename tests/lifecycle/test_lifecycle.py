@@ -33,6 +33,20 @@ _FIELDS = {
 _RAM = Path("/dev/shm")
 
 
+async def test_what_nothing_befalls_completes(tmp_path: Path) -> None:
+    """Histories in which no dispatch reached its device would prove nothing."""
+    world = World(tmp_path)
+    await world.begin()
+    setpoint = {"mode": "ActivePower", "activePowerWatts": 1000}
+    world.apply("peak", 2, setpoint=setpoint, durationSeconds=10)
+    await world.advance(20)
+
+    status = world.cluster.dispatches["peak"].status
+    assert (status["phase"], status["reason"]) == ("Complete", "WindowEnded")
+    assert world.at_rest()
+    await world.end()
+
+
 class InPlaceLoop(asyncio.SelectorEventLoop):
     """Runs blocking calls where they are made: faster, and in the same order each time."""
 
