@@ -111,6 +111,7 @@ class Controller:
         self._wakeup = asyncio.Event()
         self._resumed = False
         self._found: tuple[Moment, Setpoints] | None = None
+        self._measured: Moment | None = None
         self._failsafe = False
         self._ledger_failing = False
         self._contact_us = clock.monotonic_us()
@@ -139,6 +140,7 @@ class Controller:
 
     def measure_offset(self, milliseconds: int) -> None:
         """Note by how much the gateway's clock is ahead of this one."""
+        self._measured = self._moment()
         self._site = replace(self._site, clock_offset_milliseconds=milliseconds)
         self.journal.clock_offset_milliseconds = milliseconds
         if not self._resumed:
@@ -372,8 +374,14 @@ class Controller:
         """Return the site with what time alone changes."""
         now = self._moment()
         held_off_us = self._holder.held_off_us(self._site.asset)
+        offset, measured = self._site.clock_offset_milliseconds, self._measured
+        if offset is not None and measured is not None:
+            # The clock may have been set since it was compared.
+            set_us = (now.wall_us - measured.wall_us) - (now.monotonic_us - measured.monotonic_us)
+            offset -= round(set_us / 1000)
         return replace(
             self._site,
+            clock_offset_milliseconds=offset,
             silent_us=now.monotonic_us - self._sampled_us,
             next_write_us=now.wall_us + held_off_us if held_off_us else 0,
         )

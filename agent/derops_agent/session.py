@@ -287,8 +287,10 @@ class Session:
         self._note_offset((there + back) // 2)
 
     def _note_offset(self, offset_us: int) -> None:
-        self._offsets.append(offset_us)
-        median_us = statistics.median(self._offsets)
+        # On a clock that nobody can set: a clock that was set does not make the others wrong.
+        ahead_us = self._clock.now_us() - self._clock.monotonic_us()
+        self._offsets.append(offset_us + ahead_us)
+        median_us = statistics.median(self._offsets) - ahead_us
         metrics.CLOCK_OFFSET.set(median_us / 1e6)
         self._controller.measure_offset(round(median_us / 1000))
 

@@ -362,6 +362,32 @@ async def test_the_clock_offset_is_the_median_of_the_heartbeats(site: Site) -> N
     assert report.clock_offset_milliseconds == 8000
 
 
+async def test_a_clock_that_was_set_is_off_from_the_next_heartbeat_on(site: Site) -> None:
+    await site.start()
+    stream = await site.gateway.next_stream()
+    await stream.welcome(heartbeat_seconds=1)
+    gateway_us = (await stream.until("heartbeat")).agent_sent_us
+
+    def reply() -> agent_pb2.HeartbeatReply:
+        return agent_pb2.HeartbeatReply(
+            agent_sent_us=site.clock.wall_us,
+            gateway_received_us=gateway_us,
+            gateway_sent_us=gateway_us,
+        )
+
+    for _ in range(3):
+        await stream.send(heartbeat_reply=reply())
+    for _ in range(2):
+        await stream.until("heartbeat")  # a second later: the replies were handled
+    site.clock.wall_us += 3600 * S
+    await stream.send(heartbeat_reply=reply())
+    await stream.snapshot(asset(), order())
+    report = await stream.until("report")
+
+    assert (report.phase, report.reason) == ("Rejected", "ClockSkewTooLarge")
+    assert report.clock_offset_milliseconds == -3_600_000
+
+
 async def test_after_failsafe_a_stream_that_lives_on_is_left_for_a_new_snapshot(site: Site) -> None:
     config = asset(on_comms_loss="Revert", failsafe_after_seconds=3600)
     await site.start()

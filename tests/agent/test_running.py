@@ -604,6 +604,18 @@ async def test_a_window_cut_short_by_its_clock_does_not_say_as_planned(agent: Ag
     assert agent.report().active_milliseconds == 11_000
 
 
+@pytest.mark.parametrize("set_seconds", [3600, -3600])
+async def test_a_clock_that_was_set_takes_nothing_new_before_it_is_compared_again(
+    agent: Agent, set_seconds: int
+) -> None:
+    agent.controller.measure_offset(20)
+    agent.clock.wall_us += set_seconds * S
+    await agent.give(order())
+
+    assert agent.outcome() == ("Rejected", "ClockSkewTooLarge")
+    assert "3600" in agent.report().message or "3599" in agent.report().message
+
+
 async def test_a_few_seconds_less_are_told_too(agent: Agent) -> None:
     await agent.give(order())
     await agent.wait(70, step=1)
