@@ -175,7 +175,11 @@ TRANSITIONS = (
     ),
     _of(
         "T21", _UNFINISHED, Phase.FAILED, Actor.AGENT, Reason.LEDGER_LOST,
-        "it had been accepted, and the agent's disk does not know it",
+        "it had been accepted, or given to the agent, and the agent's disk does not know it",
+    ),
+    _of(
+        "T21", _UNFINISHED, Phase.FAILED, Actor.OPERATOR, Reason.LEDGER_LOST,
+        "the same, where only another gateway knows that it had been given to the agent",
     ),
 )  # fmt: skip
 """All but T18 (the agent goes on alone: no transition) and T20 (opting out has no channel)."""

@@ -56,6 +56,8 @@ class Holding:
     """That it holds; None = it has not said."""
 
     written_us: int
+    ledger_id: str = ""
+    """Of the agent that it first wrote it to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,17 @@ class DispatchView:
     def written_us(self) -> int:
         """The first write to a live stream; 0 = none is known of."""
         return min((each.written_us for each in self.holdings if each.written_us), default=0)
+
+    @property
+    def lost_ledger_id(self) -> str:
+        """The ledger that had it before the one that speaks of it and never accepted it."""
+        report = self.report
+        if report is None or report.accepted_us or report.applied_us:
+            return ""
+        return max(
+            (each.ledger_id for each in self.holdings if each.ledger_id != report.ledger_id),
+            default="",
+        )
 
     def is_unsent(self, created_us: int) -> bool:
         """Tell whether it is known that no agent got this dispatch so far.
@@ -243,6 +256,7 @@ class Fleet:
                     accepted=each.accepted_version >= version,
                     generation=delivery.generation if delivery else None,
                     written_us=delivery.written_us if delivery else 0,
+                    ledger_id=delivery.ledger_id if delivery else "",
                 )
             )
         connected = sum(each.connected for each in self.replicas.values())

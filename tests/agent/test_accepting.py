@@ -43,6 +43,8 @@ def site(**changes: Any) -> Site:
         (order(cancelled=True), {}, ("Cancelled", "CancelledBeforeStart")),
         (order(known_phase="Acked"), {}, ("Failed", "LedgerLost")),
         (order(known_phase="Active", cancelled=True), {}, ("Failed", "LedgerLost")),
+        (order(other_ledger_id="old"), {}, ("Failed", "LedgerLost")),
+        (order(other_ledger_id="old", cancelled=True), {}, ("Failed", "LedgerLost")),
         (order(known_phase="Sent"), {}, ("Acked", "Accepted")),
         (order(verify="Required"), {}, ("Acked", "Accepted")),
         (order(verify="Required", duration_seconds=5), {}, ("Rejected", "CannotVerify")),

@@ -247,8 +247,9 @@ class Stream:
         ]
         revision = self._exchange.revision()
         await self._exchange.claim([each.uid for each in dispatches], self.ledger_id)
+        written = [desired.as_written(each, self.ledger_id) for each in dispatches]
         self.wire.append(
-            Snapshot(revision=revision, asset=without_identity(asset), dispatches=dispatches)
+            Snapshot(revision=revision, asset=without_identity(asset), dispatches=written)
         )
         for each in dispatches:
             self._exchange.tell_delivery(each.uid)
@@ -259,6 +260,7 @@ class Stream:
         await self._exchange.claim([uid], self.ledger_id)
         dispatch = self._exchange.desired.dispatch(uid)
         if dispatch is not None:
+            dispatch = self._exchange.desired.as_written(dispatch, self.ledger_id)
             self.wire.append(Change(part=dispatch, revision=self._exchange.revision()))
             self._exchange.tell_delivery(uid)
 

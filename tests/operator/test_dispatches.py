@@ -292,6 +292,26 @@ def test_of_what_a_lost_disk_had_accepted_nobody_knows_whether_it_ran() -> None:
     assert story.conditions["Stalled"] == "True"
 
 
+def test_what_a_ledger_says_that_never_accepted_it_does_not_speak_for_the_one_before() -> None:
+    refused = report("Cancelled", "CancelledBeforeStart", ledger_id="new")
+    elsewhere = holding(written_us=at(1), ledger_id="old")
+    story = Story().look(0.1).look(5, view(holding(), elsewhere, report=refused))
+
+    assert story.ending == ("Failed", "LedgerLost")
+    assert "old" in story.status["message"]
+    assert story.conditions["Applied"] == "Unknown"
+    assert story.conditions["Reverted"] == "Unknown"
+
+
+def test_what_the_only_ledger_says_stands() -> None:
+    refused = report("Cancelled", "CancelledBeforeStart")
+    story = Story().look(0.1)
+    story.look(5, view(holding(written_us=at(1), ledger_id="ledger"), report=refused))
+
+    assert story.ending == ("Cancelled", "CancelledBeforeStart")
+    assert story.conditions["Applied"] == "False"
+
+
 def test_an_earlier_phase_never_comes_back() -> None:
     story = Story().look(0.1).look(3, view(report=active())).look(4, view(report=acked()))
 

@@ -47,6 +47,7 @@ class Order:
     cancel_reason: str
     known_phase: str
     created_us: int
+    other_ledger_id: str = ""
 
     @property
     def strength(self) -> tuple[int, int, str]:

@@ -110,6 +110,13 @@ def _refuse_history(order: Order) -> _Answer | None:
             reason=Reason.LEDGER_LOST,
             message=f"it was {order.known_phase} before this ledger was made; it is not run again",
         )
+    if order.other_ledger_id:
+        return _Answer(
+            phase=Phase.FAILED,
+            reason=Reason.LEDGER_LOST,
+            message=f"it was given to ledger {order.other_ledger_id} first, which is not there any "
+            "more and may have run it; it is not run again",
+        )
     if order.cancelled:
         return _Answer(
             phase=Phase.CANCELLED,

@@ -26,6 +26,7 @@ def read_order(message: dispatch_pb2.Dispatch) -> Order:
         cancel_reason=message.cancel_reason,
         known_phase=message.known_phase,
         created_us=message.created_us,
+        other_ledger_id=message.other_ledger_id,
     )
 
 

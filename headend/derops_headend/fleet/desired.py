@@ -228,6 +228,16 @@ class DesiredState:
         self._written[dispatch_uid] = Written(written_us=now_us, ledger_id=ledger_id)
         return self._written[dispatch_uid]
 
+    def as_written(self, dispatch: dispatch_pb2.Dispatch, ledger_id: str) -> dispatch_pb2.Dispatch:
+        """Return a dispatch as it goes to a ledger: that another one had it first is said."""
+        first = self.written(dispatch.uid).ledger_id
+        if first in {"", ledger_id}:
+            return dispatch
+        marked = dispatch_pb2.Dispatch()
+        marked.CopyFrom(dispatch)
+        marked.other_ledger_id = first
+        return marked
+
     def _is_wanted(self, dispatch: dispatch_pb2.Dispatch) -> bool:
         unheard = dispatch.known_phase in {"", Phase.SUBMITTED}
         return not (dispatch.cancelled and unheard and self.written(dispatch.uid) is NEVER)

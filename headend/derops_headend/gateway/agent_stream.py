@@ -274,7 +274,10 @@ class AgentStream:
             for part in (
                 message(sync_begin=agent_pb2.SyncBegin(revision=revision)),
                 message(asset=without_identity(asset)),
-                *(message(dispatch=dispatch) for dispatch in dispatches),
+                *(
+                    message(dispatch=self._exchange.desired.as_written(each, self.ledger_id))
+                    for each in dispatches
+                ),
                 message(sync_end=end),
             ):
                 if self._ending is not None:
@@ -303,6 +306,7 @@ class AgentStream:
             return
         # Told in the step that writes: it may have arrived also where the write fails.
         self._exchange.tell_delivery(uid)
+        dispatch = desired.as_written(dispatch, self.ledger_id)
         await self._context.write(
             agent_pb2.GatewayMessage(dispatch=dispatch, revision=self._exchange.revision())
         )

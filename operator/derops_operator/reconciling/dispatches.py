@@ -262,6 +262,16 @@ def _outcome(
     reported = Phase(report.phase) if report is not None and report.phase else Phase.SUBMITTED
     if report is not None and reported.terminal:
         at_us = report.transitions[-1].at_us if report.transitions else view.received_us
+        if view.lost_ledger_id and report.reason != Reason.LEDGER_LOST:
+            return Outcome(
+                phase=Phase.FAILED,
+                reason=Reason.LEDGER_LOST,
+                message=f"it was given to ledger {view.lost_ledger_id} first, which may have run "
+                f"it; the agent has ledger {report.ledger_id} now, and says: "
+                f"{_words(report, withdrawal)}",
+                actor=_OPERATOR,
+                at_us=at_us,
+            )
         return Outcome(
             phase=reported,
             reason=report.reason,

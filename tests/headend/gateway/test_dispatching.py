@@ -156,6 +156,29 @@ async def test_a_cancel_reaches_who_may_have_the_order(
     assert (await agent.read_until("dispatch")).uid == "elsewhere"
 
 
+async def test_an_agent_that_lost_its_disk_hears_that_the_old_one_was_given_a_dispatch(
+    rig: Rig, leaf: Leaf, operator: Operator
+) -> None:
+    await operator.accepted(await operator.say(dispatch=rig.dispatch("d1")))
+    agent = rig.agent(leaf)
+    (first,) = [m.dispatch for m in await agent.connect() if m.HasField("dispatch")]
+    await agent.close()
+    await rig.log.connection("Disconnected")
+
+    emptied = rig.agent(leaf)
+    hello = emptied.hello(2)
+    hello.hello.ledger_id = "ledger-2"
+    await emptied.send(hello)
+    again = await emptied.read_until("dispatch")
+    await operator.say(dispatch=rig.dispatch("d1", generation=2, cancelled=True))
+    cancelled = await emptied.read_until("dispatch")
+    await operator.say(dispatch=rig.dispatch("d2"))
+    other = await emptied.read_until("dispatch")
+
+    assert first.other_ledger_id == other.other_ledger_id == ""
+    assert again.other_ledger_id == cancelled.other_ledger_id == "ledger-1"
+
+
 async def test_a_cancel_that_meets_a_write_under_way_is_not_answered_with_never(
     rig: Rig, leaf: Leaf, operator: Operator
 ) -> None:
