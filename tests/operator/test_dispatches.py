@@ -293,12 +293,14 @@ def test_of_what_a_lost_disk_had_accepted_nobody_knows_whether_it_ran() -> None:
 
 
 def test_what_a_ledger_says_that_never_accepted_it_does_not_speak_for_the_one_before() -> None:
-    refused = report("Cancelled", "CancelledBeforeStart", ledger_id="new")
+    end = dispatch_pb2.Transition(phase="Cancelled", reason="CancelledBeforeStart", at_us=at(4))
+    refused = report("Cancelled", "CancelledBeforeStart", ledger_id="new", transitions=[end])
     elsewhere = holding(written_us=at(1), ledger_id="old")
     story = Story().look(0.1).look(5, view(holding(), elsewhere, report=refused))
 
     assert story.ending == ("Failed", "LedgerLost")
     assert "old" in story.status["message"]
+    assert [line["phase"] for line in story.status["history"]] == ["Submitted", "Sent", "Failed"]
     assert story.conditions["Applied"] == "Unknown"
     assert story.conditions["Reverted"] == "Unknown"
 

@@ -113,7 +113,8 @@ def history(
     """Return the last transitions.
 
     ``own`` are steps of operator and gateways, each taken once however often it is offered; the
-    agent's are told apart by their time, as it may pause and resume.
+    agent's are told apart by their time, as it may pause and resume. Where ``own`` has the end, it
+    is the one; the agent's is a late report.
     """
     steps = list(stored)
     taken = {(each["actor"], each["phase"]) for each in stored}
@@ -123,6 +124,8 @@ def history(
     seen = {(each["phase"], each["reason"], each["at"]) for each in stored}
     for step in report.transitions if report is not None else ():
         line = entry(Phase(step.phase), step.reason, step.message, step.at_us, "Agent")
+        if ends and Phase(step.phase).terminal:
+            continue
         if (line["phase"], line["reason"], line["at"]) not in seen:
             steps.append(line)
     steps += [each for each in ends if (each["actor"], each["phase"]) not in taken]

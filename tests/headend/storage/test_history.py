@@ -138,6 +138,20 @@ def test_a_ledger_that_was_lost_takes_nothing_back(
     assert (found.reported_phase, found.reported_reason) == ("Failed", "LedgerLost")
 
 
+def test_what_a_new_ledger_ends_that_another_was_given_is_not_known(
+    database: Database, reader: psycopg.Connection
+) -> None:
+    told = report("Cancelled", sequence=1, ledger_id="new")
+    judged = transition("Failed", "LedgerLost")
+    judged.received_us += 10
+    database.store(sources(told, judged, offset=1), after=0, through=1)
+
+    (found,) = find(reader, Wanted(dispatch=DISPATCH))
+
+    assert (found.phase, found.reason, found.applied) == ("Failed", "LedgerLost", None)
+    assert found.reported_phase == "Cancelled"
+
+
 def test_what_took_the_place_of_a_dispatch_is_named(
     database: Database, reader: psycopg.Connection
 ) -> None:

@@ -9,7 +9,9 @@ with ranked as (
 ), furthest as (
   select distinct on (dispatch_uid) *
   from ranked
-  order by dispatch_uid, rank desc, case when rank = 4 then received_at end asc, received_at desc, at desc
+  -- The operator says it of a dispatch whose end was told by a ledger that cannot know.
+  order by dispatch_uid, rank desc, (actor = 'Headend' and reason = 'LedgerLost') desc,
+    case when rank = 4 then received_at end asc, received_at desc, at desc
 ), latest as (
   select distinct on (dispatch_uid) dispatch_uid, report_received_at, report
   from dispatch_event
