@@ -150,6 +150,8 @@ class Controller:
         """Load the ledger and put the device where it belongs, whether or not that is stored."""
         await self.journal.load()
         self._rebase()
+        for execution in list(self.journal.values()):
+            self.journal.set_in_memory(interrupting.awake(execution, self._last_stored()))
         asset = await self._run(self._ledger.asset)
         if asset is not None:
             self._site = replace(self._site, asset=read_asset(asset))
@@ -203,7 +205,7 @@ class Controller:
         if not self._resumed:
             await self._put_to_fallback()
             return
-        held = {uid: e for uid, e in self.journal.items() if e.may_be_on_device}
+        held = {uid: e for uid, e in self.journal.items() if e.may_be_on_device or e.may_land}
         if not held:
             return
         after = self._without_contact(held)
@@ -454,6 +456,13 @@ class Controller:
                 return now.back(now.monotonic_us - found_at.monotonic_us)
         return now.back_to(alive.at_us)
 
+    def _last_stored(self) -> Moment:
+        """Return when the agent last stored anything, on this boot's clock as it is believed."""
+        now, alive = self._moment(), self.journal.alive
+        if alive.boot_id != self._clock.boot_id() and not self._clock_is_good(now, alive):
+            return replace(now, wall_us=alive.at_us)
+        return now.back_to(alive.at_us)
+
     def _rebase(self) -> None:
         """After a boot, count on this boot's monotonic clock.
 
@@ -499,7 +508,7 @@ class Controller:
         now = self._moment()
         if self._ledger_failing:
             return _LEDGER_RETRY_SECONDS
-        unfinished = [e for e in self.journal.values() if e.stage is not Stage.DONE]
+        unfinished = [e for e in self.journal.values() if e.stage is not Stage.DONE or e.may_land]
         wait_us = (1 if unfinished or self.journal.forgettable else 30) * SECOND_US
         for due_us in (
             deciding.next_wakeup_us(unfinished, self._decided, now),

@@ -54,7 +54,8 @@ class Holder:
         self._refresh_at_us: int | None = None
         self._timer_ends_us: int | None = None
         self._look_at_us = 0
-        self._suspect_until_us = 0
+        # What an earlier process has sent may land yet.
+        self._suspect_until_us = clock.monotonic_us() + _SUSPECT_US
         self._unanswered = 0
         self._answered: Moment | None = None
         self._heard_us = clock.monotonic_us()
@@ -163,7 +164,7 @@ class Holder:
     async def look(self, scope: Scope, site: Site) -> None:
         """Ask the device whether it still holds what it was told, now and then."""
         now_us = self._clock.monotonic_us()
-        holding = any(e.held_since for e in scope.values())
+        holding = any(e.held_since or e.may_land for e in scope.values())
         due = now_us >= self._look_at_us or self._asks_before_writing(scope)
         if not due or not (holding or now_us < self._suspect_until_us):
             return
@@ -172,12 +173,16 @@ class Holder:
             return
         held = await self._ask()
         if held is None:
+            await self._journal.commit(outcomes.miss_answer(scope))
             return
-        suspect = now_us < self._suspect_until_us and self._written is not None
-        if suspect and self._held is not None and held != self._held:
+        suspect = now_us < self._suspect_until_us
+        if suspect and self._written is not None and self._held is not None and held != self._held:
             self._log.warning("setpoint.landed_late", held=str(held), wanted=str(self._written))
             self._written = self._held = None
+        scope = {**scope, **await self._find_late(scope, held, site)}
         after = self._look_again(scope, held, site)
+        if not suspect:
+            after |= outcomes.rule_out(after)
         if any(e.held_since and not after[u].held_since for u, e in scope.items()):
             self.try_now()
         for uid, execution in after.items():
@@ -288,17 +293,32 @@ class Holder:
             self._timer_ends_us = timer_ends_us
         if answer == "timeout":
             self._note_silence(owners)
+            scope = {**scope, **outcomes.send_again(scope, moment(self._clock))}
         await self._note_success(scope, step, target, held, site)
 
     async def _ask_first(self, scope: Scope, site: Site) -> Scope:
-        """Ask a device whether it took a start that it left unanswered, before it is reverted."""
-        if not any(map(outcomes.is_doubtful, scope.values())):
+        """Ask a device what it took of what it left unanswered, before that is written over."""
+        if not any(e.is_doubtful or e.may_land for e in scope.values()):
             return scope
         held = await self._ask()
         if held is None:
-            return scope
-        found = outcomes.found_held(scope, held, site, moment(self._clock))
-        await self._journal.commit(found)
+            missed = outcomes.miss_answer(scope)
+            await self._journal.commit(missed)
+            return {**scope, **missed}
+        return {**scope, **await self._find_late(scope, held, site)}
+
+    async def _find_late(self, scope: Scope, held: Setpoints, site: Site) -> Scope:
+        """Return, and store, those that the device is found to hold although they had ended."""
+        on_the_way = self._ramping and held == self._held  # a step, whoever wanted the same
+        if site.asset is None or on_the_way:
+            return {}
+        now = moment(self._clock)
+        keepers = {**deciding.staying(scope, now), **deciding.owners(scope)}
+        wanted = wanted_setpoints(keepers, site.asset.fallback, site.local)
+        found = outcomes.find_held(scope, held, wanted, site, now)
+        if found:
+            self._written = None
+        await self._journal.commit(found, happened=True)
         return found
 
     async def _prolong(self, asset: Asset, site: Site) -> None:

@@ -196,7 +196,9 @@ class Journal(Mapping[str, Execution]):
     @property
     def forgettable(self) -> set[str]:
         """What is finished here, absent there, and whose last report has arrived."""
-        finished = {uid for uid, each in self.items() if each.stage is Stage.DONE}
+        finished = {
+            uid for uid, each in self.items() if each.stage is Stage.DONE and not each.may_land
+        }
         return (self._absent & self._acknowledged & finished) - self._unstored.keys()
 
     async def forget(self) -> None:

@@ -134,5 +134,7 @@ def _found_out(
         yield True, offline, story
     if running and reverted.get("reason") == stays != was_reverted.get("reason"):
         yield True, stays, story
+    if (was_reverted.get("status"), reverted.get("status")) == ("True", "False"):
+        yield True, "AppliedLate", story
     if (was_reverted.get("status"), reverted.get("status")) == ("False", "True"):
         yield False, "Reverted", f"{status['phase']}: the device is reverted now"

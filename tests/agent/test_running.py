@@ -272,7 +272,26 @@ async def test_a_device_that_answers_nothing_until_it_was_reverted_leaves_it_unk
     assert report.evidence == "Unanswered"
 
 
-async def test_a_device_that_says_before_the_revert_that_it_did_not_take_it_is_believed(
+async def test_a_device_that_says_all_the_time_that_it_did_not_take_it_is_believed(
+    agent: Agent,
+) -> None:
+    await agent.give(order())
+    agent.device.fail, agent.device.held = "deaf", Setpoints(active_power_watts=1234)
+    await agent.wait(115, step=1)
+    agent.device.fail = ""
+    await agent.wait(61, step=1)
+
+    assert agent.outcome() == ("Failed", "DeviceOffline")
+    assert (agent.report().applied_us, agent.report().evidence) == (0, "")
+    assert "may land yet" in agent.report().pending_error
+    await agent.wait(120, step=1)
+
+    assert agent.outcome() == ("Failed", "DeviceOffline")
+    assert (agent.report().applied_us, agent.report().evidence) == (0, "")
+    assert agent.report().pending_error == ""
+
+
+async def test_a_device_that_was_silent_before_it_says_that_it_did_not_take_it_proves_nothing(
     agent: Agent,
 ) -> None:
     await agent.give(order())
@@ -281,11 +300,12 @@ async def test_a_device_that_says_before_the_revert_that_it_did_not_take_it_is_b
     agent.device.fail, agent.device.held = "deaf", Setpoints(active_power_watts=1234)
     await agent.wait(15, step=1)
     agent.device.fail = ""
-    await agent.wait(61, step=1)
+    await agent.wait(240, step=1)
 
     assert agent.outcome() == ("Failed", "DeviceOffline")
     assert agent.report().applied_us == 0
-    assert agent.report().evidence == ""
+    assert agent.report().evidence == "Unanswered", "it may have held it, and let go of it"
+    assert agent.report().pending_error == ""
 
 
 async def test_a_cancel_of_a_start_that_never_reached_the_device_is_at_once(

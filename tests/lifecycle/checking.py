@@ -21,6 +21,9 @@ SAVED_EVERY_SECONDS = 10.0
 
 TOLERANCE_SECONDS = 1.0
 
+LOOK_SECONDS = 6.0
+"""For how long what a device takes late may go unseen."""
+
 
 @dataclass(slots=True)
 class Known:
@@ -226,7 +229,8 @@ def _holds(setpoints: Setpoints, dispatch: Dispatch) -> bool:
 def _awaits_revert(report: dispatch_pb2.DispatchReport) -> bool:
     """Tell whether the agent says that it failed, and has yet to say that it is reverted."""
     early = report.applied_us or report.evidence == UNANSWERED
-    return bool(early and report.ended_us) and not report.reverted_us
+    unreverted = bool(early and report.ended_us) and not report.reverted_us
+    return unreverted or bool(report.pending_error)  # or its device may take it yet
 
 
 def _strength(dispatch: Dispatch) -> tuple[int, int, str]:

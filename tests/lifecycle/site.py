@@ -39,7 +39,11 @@ FAULTS: dict[str, dict[str, Any]] = {
     "no effect": {"ignoreSetpoints": True},
     "local control": {"localControl": True},
     "offline": {"offlineFrom": "2000-01-01T00:00:00Z"},
+    "acts late": {},
 }
+LATE_US = 3 * SECOND_US
+"""After how long a device that "acts late" does what it was told; until then it is silent on it."""
+
 UNHEARD = {"acts and is not heard"}
 """Faults under which what the device says does not arrive."""
 
@@ -80,6 +84,9 @@ class Wired:
 
     async def write(self, setpoints: Setpoints, reversion: Reversion | None = None) -> int | None:
         self._fuse.burn()
+        if self._site.fault == "acts late":
+            self._site.late.append((self._site.now_us() + LATE_US, setpoints, reversion))
+            raise DeviceTimeoutError("no answer yet")
         armed_seconds = await self._device.write(setpoints, reversion)
         self._fuse.burn()
         return armed_seconds
@@ -127,10 +134,13 @@ class Site:
         self.fog_us = 0
         """For how long nobody but the device could know what it holds."""
 
+        self.late: list[tuple[int, Setpoints, Reversion | None]] = []
+        """What the device will do yet, and when, by the true time."""
+
         self.processes = self.ledgers = 0
         self.account: list[Entry] = []
         self.controller: Controller | None = None
-        self._folder, self._now_us, self._on_report = folder, now_us, on_report
+        self._folder, self.now_us, self._on_report = folder, now_us, on_report
         self._state_file = folder / "device.json"
         self.device = open_device({**BATTERY, **device}, self._state_file, now_us)
         self._account_file = folder / "device.writes.jsonl"
@@ -192,6 +202,15 @@ class Site:
         """Have somebody at the device put it back, behind the agent's back."""
         with contextlib.suppress(DeviceError):
             await self.device.write(Setpoints(active_power_watts=0))
+
+    async def land(self) -> bool:
+        """Have the device do what it was told too long ago; return whether there was any."""
+        due = [each for each in self.late if each[0] <= self.now_us()]
+        self.late = self.late[len(due) :]
+        for _, setpoints, reversion in due:
+            with contextlib.suppress(DeviceError):
+                await self.device.write(setpoints, reversion)
+        return bool(due)
 
     async def turn(self) -> None:
         """Let the agent do what is due."""

@@ -28,6 +28,7 @@ from derops_operator.reconciling.actions import (
     Settle,
     Submit,
 )
+from derops_operator.reconciling.conditions import find
 
 # Proofs
 
@@ -501,3 +502,103 @@ def test_a_device_that_says_later_that_it_took_nothing_leaves_nothing_open() -> 
     story.look(701, view(report=unreverted(**answered, sequence=10)))
     assert story.conditions["Applied"] == "False"
     assert "evidence" not in story.status["execution"]
+
+
+def doubtful(**fields: Any) -> dispatch_pb2.DispatchReport:
+    """A start that was given up, whose write may land yet."""
+    facts = {**DEAD, "reverted_us": at(112), "pending_error": "a write of it may land yet"}
+    return unreverted(**{**facts, **fields})
+
+
+def test_what_may_land_yet_is_not_settled_and_not_called_unapplied() -> None:
+    story = Story().look(0.1).look(113, view(report=doubtful()))
+    assert story.conditions["Applied"] == "Unknown"
+    words = find(story.status["conditions"], "Applied")["message"]
+    assert words.endswith("; a write of it may land yet")
+    assert story.conditions["Reverted"] == "True"
+
+    story.look(114, view(report=doubtful()))
+    assert story.submit == Submit(known_phase=Phase.FAILED)
+    assert RemoveFinalizer() in story.decision.actions
+
+    story.look(240, view(report=doubtful(sequence=10, evidence="", pending_error="")))
+    assert story.conditions["Applied"] == "False"
+    assert story.ending == ("Failed", "DeviceOffline")
+    assert Settle() in story.decision.actions
+
+
+def test_what_landed_after_the_end_was_told_turns_applied_true_and_is_reverted_again() -> None:
+    story = Story().look(0.1).look(113, view(report=doubtful())).look(114, view(report=doubtful()))
+    found = {"applied_us": at(117), "evidence": "ReadBack", "pending_error": ""}
+    story.look(118, view(report=doubtful(sequence=10, **found, reverted_us=0)))
+    assert story.ending == ("Failed", "DeviceOffline")
+    assert (story.conditions["Applied"], story.conditions["Reverted"]) == ("True", "False")
+    assert f"the device did take it, at {format_second(at(117))}" in story.status["message"]
+    assert "revertedAt" not in story.status["timeline"]
+    assert Settle() not in story.decision.actions
+
+    undone = {**found, "reverted_us": at(119), "active_milliseconds": 2000}
+    story.look(120, view(report=doubtful(sequence=11, **undone)))
+    assert (story.conditions["Applied"], story.conditions["Reverted"]) == ("True", "True")
+    assert story.status["execution"]["activeSeconds"] == 2
+    assert "revertedAt" in story.status["timeline"]
+    assert story.status["message"].endswith(f"; it was reverted at {format_second(at(119))}")
+    assert "lateReport" not in story.status
+    assert Settle() in story.decision.actions
+
+
+def test_what_landed_after_it_was_settled_is_told_all_the_same() -> None:
+    settled = doubtful(pending_error="")
+    story = Story().look(0.1).look(113, view(report=settled)).look(114, view(report=settled))
+    assert Settle() in story.decision.actions
+
+    found = {"applied_us": at(117), "evidence": "ReadBack", "active_milliseconds": 2000}
+    undone = doubtful(sequence=10, **found, pending_error="", reverted_us=at(119))
+    story.look(120, view(report=undone))
+    assert (story.conditions["Applied"], story.conditions["Reverted"]) == ("True", "True")
+    assert story.ending == ("Failed", "DeviceOffline")
+
+
+def test_what_a_device_took_after_it_had_said_no_turns_applied_true() -> None:
+    refused = doubtful(evidence="")
+    story = Story().look(0.1).look(113, view(report=refused)).look(114, view(report=refused))
+    assert story.conditions["Applied"] == "False"
+    assert "may land yet" in find(story.status["conditions"], "Applied")["message"]
+
+    found = {"applied_us": at(117), "evidence": "ReadBack", "active_milliseconds": 2000}
+    undone = doubtful(sequence=10, **found, pending_error="", reverted_us=at(119))
+    story.look(120, view(report=undone))
+    assert (story.conditions["Applied"], story.conditions["Reverted"]) == ("True", "True")
+    assert "the device did take it" in story.status["message"]
+
+
+def test_a_completed_window_that_landed_again_is_not_reverted_until_it_is() -> None:
+    done = ended("Complete", "WindowEnded", pending_error="a write of it may land yet")
+    story = Story().look(0.1).look(102, view(report=done)).look(103, view(report=done))
+    assert (story.conditions["Applied"], story.conditions["Reverted"]) == ("True", "True")
+    assert Settle() not in story.decision.actions
+
+    again = ended("Complete", "WindowEnded", sequence=10, reverted_us=0)
+    story.look(110, view(report=again))
+    assert (story.ending, story.conditions["Reverted"]) == (("Complete", "WindowEnded"), "False")
+    assert "the device took it again after its end" in story.status["message"]
+
+    story.look(112, view(report=ended("Complete", "WindowEnded", sequence=11)))
+    assert story.conditions["Reverted"] == "True"
+
+
+def test_a_deletion_does_not_wait_for_what_may_land() -> None:
+    story = Story().look(0.1).look(2, view(report=active()))
+    story.change(deleting_us=at(20))
+    story.look(40, view(report=doubtful())).look(41, view(report=doubtful()))
+
+    assert story.removal == RemoveFinalizer()
+
+
+def test_what_may_land_is_settled_in_time_though_nobody_says_what_became_of_it() -> None:
+    story = Story().look(0.1).look(113, view(report=doubtful())).look(114, view(report=doubtful()))
+    assert story.decision.again_us == at(113 + 180)
+
+    story.look(294, view(report=doubtful()))
+    assert Settle() in story.decision.actions
+    assert story.conditions["Applied"] == "Unknown"

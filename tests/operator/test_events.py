@@ -47,6 +47,18 @@ def test_a_device_that_falls_silent_is_one_event() -> None:
     assert events(told, story.status) == [("Normal", "Reverted")]
 
 
+def test_what_lands_after_its_end_is_one_event_and_its_revert_another() -> None:
+    given_up = ended("Failed", "DeviceOffline", applied_us=0, evidence="Unanswered")
+    story = Story().look(0.1).look(113, view(report=given_up))
+    told = story.status
+    story.look(118, view(report=ended("Failed", "DeviceOffline", sequence=9, reverted_us=0)))
+    assert events(told, story.status) == [("Warning", "AppliedLate")]
+
+    told = story.status
+    story.look(120, view(report=ended("Failed", "DeviceOffline", sequence=10)))
+    assert events(told, story.status) == [("Normal", "Reverted")]
+
+
 def test_a_revert_that_does_not_succeed_is_one_event() -> None:
     story = Story().look(0.1).look(2, view(report=active()))
     running = story.status

@@ -153,10 +153,12 @@ class Execution:
     """When the device's own timer lets go of it, as last armed; 0 = none was armed."""
 
     sent: Moment | None = None
-    """When a write of it first was not answered: from then on the device may hold it."""
+    """From when on the device may hold it, as a write of it was not answered or not taken at once:
+    the first of these, or when the device last said that it did not; None = none may land yet."""
 
     blind: bool = False
-    """Whether a revert of it was not answered either: what it held before will not be known."""
+    """Whether the device did not say, once it may have held it, what it held: it may have let go
+    of it since."""
 
     confirmed: Moment | None = None
     """When the device last said that it holds it."""
@@ -195,6 +197,17 @@ class Execution:
         """Whether the device holds it, or may hold it because it left a write unanswered."""
         unanswered = self.stage is Stage.APPLYING and self.sent is not None
         return self.stage in (Stage.HOLDING, Stage.REVERTING) or unanswered
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether it has ended, or is to, and nobody knows if the device took it."""
+        ends = self.stage in (Stage.REVERTING, Stage.DONE)
+        return ends and self.sent is not None and not self.applied_us
+
+    @property
+    def may_land(self) -> bool:
+        """Whether it has ended, and the device may take it yet."""
+        return self.stage is Stage.DONE and self.sent is not None
 
     def steady_us(self, at: Moment) -> int:
         """Return an instant by the wall clock as it was when the device took it.

@@ -137,6 +137,18 @@ def endure(
     return result
 
 
+def awake(execution: Execution, stored: Moment) -> Execution:
+    """Return what was stored as what is known of it now: nobody saw what its device did since.
+
+    Args:
+        execution: As it was stored, on this boot's monotonic clock.
+        stored: When the agent last stored anything.
+    """
+    if execution.stage is Stage.APPLYING:  # stored because it was about to be written
+        return replace(execution, sent=execution.sent or stored, blind=True)
+    return replace(execution, blind=True) if execution.is_doubtful else execution
+
+
 def resume(
     execution: Execution,
     now: Moment,
@@ -159,7 +171,6 @@ def resume(
     if execution.stage in (Stage.WAITING, Stage.DONE):
         return execution
     if execution.stage is Stage.APPLYING:
-        # It was stored because it was about to be written; what happened since nobody saw.
         since = execution.sent or now.back_to(stored_us)
         execution = replace(execution, sent=since, blind=not held)
         if held:

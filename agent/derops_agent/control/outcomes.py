@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from derops.lifecycle import Phase, Reason
+from derops.lifecycle import UNANSWERED, Phase, Reason
 from derops.schedules import SECOND_US, Window
 from derops_agent.control import verifying
 from derops_agent.control.deciding import Executions, is_due, owners, supersede
-from derops_agent.control.execution import LATE_REVERT_US, Execution, Moment, Stage
+from derops_agent.control.execution import LATE_REVERT_US, Execution, Moment, Stage, Step
 from derops_agent.control.site import Site
 from derops_agent.control.unreverted import not_reverted
 from derops_agent.control.verifying import Rule
@@ -48,7 +48,7 @@ def written(
     result = dict(executions)
     for mode, owner in owners(executions).items():
         if mode in wrong:
-            result[owner.order.uid] = _lose(owner, now, wrong[mode])
+            result[owner.order.uid] = _lose(replace(owner, sent=now), now, wrong[mode])
             continue
         active = hold(owner, now, evidence)
         active = replace(active, guard=guard, timer_ends_us=timer_ends_us)
@@ -109,63 +109,111 @@ def write_failed(
     result = {}
     for uid, execution in executions.items():
         told = not_reverted(execution, now, rule, failure.message, answers=failure.answers)
-        blind = execution.blind or (failure.sent and is_doubtful(execution))
+        blind = execution.blind or (not failure.answers and execution.is_doubtful)
         result[uid] = replace(told, blind=blind)
+    if failure.sent:
+        result |= send_again(result, now)
     for execution in owners(executions).values():
         if execution.stage is Stage.APPLYING:
             uid = execution.order.uid
             reason = Reason.DEVICE_WRITE_FAILED if failure.refused else Reason.DEVICE_OFFLINE
-            sent_at = now if failure.sent else None
             result[uid] = (
                 execution.begin_ending(Phase.FAILED, reason, failure.message, now.wall_us)
                 if failure.refused
-                else _not_taken(execution, reason, failure.message, sent_at=sent_at)
+                else _not_taken(
+                    _send(execution, now, failure) if failure.sent else execution,
+                    reason,
+                    failure.message,
+                )
             )
     return result
 
 
-def found_held(
-    executions: Executions, held: Setpoints, site: Site, now: Moment
-) -> dict[str, Execution]:
-    """Return what it means that a device, about to be reverted, says that it holds ``held``.
-
-    It may have taken a setpoint whose write it left unanswered, and that was given up since.
-    """
+def send_again(executions: Executions, now: Moment) -> dict[str, Execution]:
+    """Return those that were held already and of which another write was not answered."""
     return {
-        uid: _judge_sent(execution, execution.sent, now, held=site.holds(held, execution))
-        if execution.sent and is_doubtful(execution)
-        else execution
-        for uid, execution in executions.items()
+        execution.order.uid: replace(execution, sent=now)
+        for execution in owners(executions).values()
+        if execution.stage is Stage.HOLDING
     }
 
 
-def _judge_sent(execution: Execution, sent: Moment, now: Moment, *, held: bool) -> Execution:
-    if held:
-        return _found(execution, sent, now)
-    # It did not take it; unless a revert ended that, whose answer was lost as well.
-    return execution if execution.blind else replace(execution, sent=None)
+def find_held(
+    executions: Executions, held: Setpoints, wanted: Setpoints, site: Site, now: Moment
+) -> dict[str, Execution]:
+    """Return those of which it comes out only now that the device holds them.
+
+    A write that it left unanswered, or did not take at once, has landed after the execution was
+    given up, or after it had ended: that is undone then, whatever was told.
+
+    Args:
+        executions: All.
+        held: By the device.
+        wanted: What it is to hold; who wants the same is not told apart.
+        site: For how much registers may round.
+        now: Both clocks.
+    """
+    known = {e.order.mode for e in executions.values() if e.held_since and site.holds(held, e)}
+    found = {}
+    newest_first = sorted(executions.values(), key=_sent_us, reverse=True)
+    for execution in newest_first:
+        mode, sent = execution.order.mode, execution.sent
+        if sent is None or not (execution.is_doubtful or execution.may_land) or mode in known:
+            continue
+        if site.holds(held, execution) and not site.holds(wanted, execution):
+            # Where it said that it did not hold it, or was back at its fallback, only now counts.
+            unseen = execution.blind and not execution.may_land
+            since = sent if unseen else now
+            found[execution.order.uid] = _found(execution, since, now)
+            known.add(mode)
+    return found
 
 
-def is_doubtful(execution: Execution) -> bool:
-    """Tell whether nobody knows if the device took what is to be reverted."""
-    return (
-        execution.stage is Stage.REVERTING
-        and execution.sent is not None
-        and not execution.applied_us
-    )
+def _sent_us(execution: Execution) -> int:
+    return execution.sent.wall_us if execution.sent else 0
+
+
+def miss_answer(executions: Executions) -> dict[str, Execution]:
+    """Return those of which nobody will know, as the device did not say what it holds."""
+    return {
+        uid: replace(execution, blind=True)
+        for uid, execution in executions.items()
+        if execution.is_doubtful
+    }
+
+
+def rule_out(executions: Executions) -> dict[str, Execution]:
+    """Return those whose writes land no more: what was not found was not taken."""
+    return {
+        uid: replace(
+            execution,
+            sent=None,
+            evidence=execution.evidence or (UNANSWERED if execution.blind else ""),
+        )
+        for uid, execution in executions.items()
+        if execution.sent and (execution.may_land or execution.applied_us)
+    }
 
 
 def _found(execution: Execution, since: Moment, now: Moment) -> Execution:
-    ending = execution.ending
+    ending = execution.ending or Step(
+        phase=execution.phase,
+        reason=execution.reason,
+        message=execution.message,
+        at_us=execution.ended_us,
+    )
     words = "it did take the setpoint, and held it until it was reverted"
     return replace(
         execution,
-        applied_us=since.wall_us,
-        arrived_us=since.wall_us,
+        stage=Stage.REVERTING,
+        applied_us=execution.applied_us or since.wall_us,
+        arrived_us=execution.arrived_us or since.wall_us,
+        ended_us=execution.ended_us or now.wall_us,
+        reverted_us=0,
         held_since=since,
         confirmed=now,
-        evidence="ReadBack",
-        ending=ending and replace(ending, message=f"{ending.message}; {words}"),
+        evidence=execution.evidence or "ReadBack",
+        ending=replace(ending, message=f"{ending.message}; {words}"),
     )
 
 
@@ -189,8 +237,6 @@ def look_again(
     """
     result = dict(executions)
     for uid, execution in executions.items():
-        if _takes_late(execution) and site.holds(held, execution):
-            result[uid] = _found(execution, now, now)
         if execution.held_since is None or execution.let_go_monotonic_us:
             continue
         if not execution.arrived_us or site.holds(held, execution):
@@ -199,13 +245,6 @@ def look_again(
             until = _last_held(execution, now, timer_ends_us)
             result[uid] = _lose(execution, now, f"it now says that it holds {held}", until)
     return result
-
-
-def _takes_late(execution: Execution) -> bool:
-    """Tell whether it was given up because its device, which had answered, held something else."""
-    ending = execution.ending
-    given_up = execution.stage is Stage.REVERTING and not execution.applied_us
-    return given_up and ending is not None and ending.reason == Reason.READ_BACK_MISMATCH
 
 
 def _last_held(execution: Execution, now: Moment, timer_ends_us: int | None) -> Moment:
@@ -248,7 +287,7 @@ def _lose(
     if execution.stage is Stage.REVERTING:
         return execution.stop_holding(until)
     if execution.stage is not Stage.HOLDING:
-        return _not_taken(execution, Reason.READ_BACK_MISMATCH, message, sent_at=now)
+        return _not_taken(execution, Reason.READ_BACK_MISMATCH, message)
     lost = replace(
         execution.stop_holding(until),
         interruptions=execution.interruptions + bool(execution.held_since),
@@ -264,16 +303,19 @@ def _lose(
     )
 
 
-def _not_taken(
-    execution: Execution, reason: Reason, message: str, *, sent_at: Moment | None
-) -> Execution:
+def _send(execution: Execution, now: Moment, failure: WriteFailure) -> Execution:
+    if failure.answers:
+        return replace(execution, sent=now)  # asked at once, it said that it does not hold it
+    return replace(execution, sent=execution.sent or now, blind=True)
+
+
+def _not_taken(execution: Execution, reason: Reason, message: str) -> Execution:
     overdue = f"its start has come, the device has not taken it: {message}"
     return replace(
         execution,
         last_error=reason,
         last_message=message,
         pending_error=execution.pending_error or overdue,
-        sent=execution.sent or sent_at,
     )
 
 

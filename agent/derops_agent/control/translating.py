@@ -6,6 +6,11 @@ from derops_agent.control.execution import Execution, Order
 from derops_agent.control.site import Asset
 from derops_agent.ports import Capability, Setpoints
 
+_MAY_LAND = (
+    "a write of it was not answered, or not taken at once, and may land yet; "
+    "the device is looked at, and what lands is undone"
+)
+
 
 def read_order(message: dispatch_pb2.Dispatch) -> Order:
     """Return a received dispatch as an order."""
@@ -116,7 +121,7 @@ def write_report(
         active_milliseconds=execution.active_us // 1000,
         within_tolerance_milliseconds=execution.effect.within_us // 1000,
         delivered_watt_hours=execution.effect.delivered_watt_hours,
-        evidence=execution.evidence or (UNANSWERED if execution.sent else ""),
+        evidence=execution.evidence or UNANSWERED * bool(execution.sent and execution.blind),
         verified=execution.verified,
         verified_reason=execution.verified_reason,
         interruptions=execution.interruptions,
@@ -124,7 +129,7 @@ def write_report(
         superseded_by=execution.superseded_by,
         supersedes=execution.supersedes,
         clock_offset_milliseconds=clock_offset_milliseconds,
-        pending_error=execution.pending_error[:MESSAGE_LIMIT],
+        pending_error=(execution.pending_error or _MAY_LAND * execution.may_land)[:MESSAGE_LIMIT],
     )
     if execution.applied_us:
         report.applied_watts = execution.target_watts

@@ -4,6 +4,7 @@ Three cases: no gateway holds it (it is judged), gateways may hold it (reports, 
 decide), it ended (frozen; what is left is to tidy up).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,6 +39,9 @@ ASSET_GRACE_US = 60 * SECOND_US
 
 _REPORT_GRACE_US = 30 * SECOND_US
 """How long after the end a report is no news yet; then status says that it is missing."""
+
+_WATCH_US = 180 * SECOND_US
+"""For how long what the device may take yet is not settled: two minutes, and for a report."""
 
 _PROOF_LOOK_US = 10 * SECOND_US
 """How often a proof is looked for that depends on which replicas there are."""
@@ -156,10 +160,13 @@ def _tidy_up(
     if late is not None:
         status["lateReport"] = late
     waits = _waits_for_revert(dispatch, asset, view)
+    watched_until_us = _watched_until_us(dispatch, asset, view)
+    watched = waits or now_us < watched_until_us
     actions: list[DispatchAction] = [
-        Submit(known_phase=dispatch.phase) if waits else Settle(),
+        Submit(known_phase=dispatch.phase) if watched else Settle(),
     ]
-    again_us, deleting_us = None, dispatch.meta.deleting_us
+    again_us = watched_until_us if now_us < watched_until_us else None
+    deleting_us = dispatch.meta.deleting_us
     if waits and deleting_us is not None and now_us < deleting_us + DELETION_GRACE_US:
         again_us = deleting_us + DELETION_GRACE_US
     elif dispatch.meta.holds_finalizer:
@@ -168,7 +175,7 @@ def _tidy_up(
             RemoveFinalizer(warning=_unreverted_at_deletion(dispatch) if deserted else "")
         )
     live_seconds = dispatch.ttl_seconds_after_finished
-    if live_seconds is not None and deleting_us is None and not waits:
+    if live_seconds is not None and deleting_us is None and not watched:
         ended_us = parse_instant(dispatch.status["completionTime"])
         due_us = ended_us + live_seconds * SECOND_US
         if now_us >= due_us:
@@ -189,6 +196,18 @@ def _waits_for_revert(dispatch: Dispatch, asset: Asset | None, view: DispatchVie
     return told and is_unreverted(report)
 
 
+def _watched_until_us(dispatch: Dispatch, asset: Asset | None, view: DispatchView) -> int:
+    """Return until when gateways keep it, as its agent says that the device may take it yet.
+
+    After that it may be heard all the same: the agent goes on by itself. 0 = it says no such thing.
+    """
+    if asset is None or dispatch.is_of_an_earlier(asset) or view.report is None:
+        return 0
+    if not Phase(view.report.phase).terminal or not view.report.pending_error:
+        return 0
+    return parse_instant(dispatch.status["completionTime"]) + _WATCH_US
+
+
 def _what_was_missing(dispatch: Dispatch, view: DispatchView, now_us: int) -> dict[str, Any]:
     """Return what an agent learnt, or could tell, only after the end; the phase stays."""
     report = view.report
@@ -198,11 +217,13 @@ def _what_was_missing(dispatch: Dispatch, view: DispatchView, now_us: int) -> di
     stored = status.get("conditions", [])
     message = str(status.get("message", ""))
     unreverted = status_of(stored, "Reverted") == "False"
-    if unreverted and ending == (status.get("phase"), status.get("reason")):
+    applied = status_of(stored, "Applied")
+    found = report.applied_us > 0 and applied != "True"
+    is_open = unreverted or is_unreverted(report) or found or applied == "Unknown"
+    if is_open and ending == (status.get("phase"), status.get("reason")):
         kinds = None
-        if report.reverted_us:
-            reverted = f"; it was reverted at {format_second(report.reverted_us)}"
-            message = message[: MESSAGE_LIMIT - len(reverted)] + reverted
+        news = _news(report, stored, unreverted=unreverted)
+        message = message[: MESSAGE_LIMIT - len(news)] + news
     elif status.get("reason") == Reason.OUTCOME_UNKNOWN and Phase(report.phase).terminal:
         kinds = _PROVEN_LATE
     else:
@@ -222,6 +243,20 @@ def _what_was_missing(dispatch: Dispatch, view: DispatchView, now_us: int) -> di
         "execution": reporting.execution(dispatch, report),
         "conditions": conditions.fold(stored, kept, dispatch.meta.generation, now_us),
     }
+
+
+def _news(
+    report: dispatch_pb2.DispatchReport, stored: list[Mapping[str, Any]], *, unreverted: bool
+) -> str:
+    """Return in words what the stored conditions of an ending do not say yet."""
+    news = ""
+    if report.applied_us and status_of(stored, "Applied") != "True":
+        news = f"; the device did take it, at {format_second(report.applied_us)}"
+    elif is_unreverted(report) and not unreverted:
+        news = "; the device took it again after its end"
+    if report.reverted_us and (unreverted or news):
+        news += f"; it was reverted at {format_second(report.reverted_us)}"
+    return news
 
 
 def _withdrawal(

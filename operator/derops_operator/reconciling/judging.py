@@ -121,9 +121,10 @@ def _applied(facts: _Facts) -> Wanted:
     if facts.overdue:
         return Wanted("Applied", "Unknown", "WaitingForDevice", facts.overdue)
     unanswered = facts.report is not None and facts.report.evidence == UNANSWERED
-    if unanswered and facts.outcome.phase.terminal:
-        return Wanted("Applied", "Unknown", facts.outcome.reason, facts.outcome.message)
-    return _if_never(facts, "Applied", "WaitingForStart")
+    if facts.report is None or not facts.outcome.phase.terminal or facts.outcome.unknown:
+        return _if_never(facts, "Applied", "WaitingForStart")
+    words = "; ".join(filter(None, (facts.outcome.message, facts.report.pending_error)))
+    return Wanted("Applied", "Unknown" if unanswered else "False", facts.outcome.reason, words)
 
 
 def _if_never(facts: _Facts, kind: str, pending: str) -> Wanted:

@@ -43,6 +43,8 @@ def timeline(dispatch: Dispatch, view: DispatchView, submitted_us: int) -> dict[
     for name, field in _INSTANTS.items():
         if getattr(report, field):
             times[name] = format_instant(getattr(report, field))
+    if report.ended_us and not report.reverted_us:
+        times.pop("revertedAt", None)  # what was reverted landed again
     if view.received_us:
         times["reportedAt"] = format_instant(view.received_us)
     if report.HasField("clock_offset_milliseconds"):
