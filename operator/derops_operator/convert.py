@@ -57,6 +57,7 @@ def dispatch_message(dispatch: Dispatch, asset_uid: str, order: Submit) -> dispa
         namespace=dispatch.meta.namespace,
         name=dispatch.meta.name,
         asset_uid=asset_uid,
+        asset_name=dispatch.asset_name,
         generation=dispatch.meta.generation,
         setpoint=dispatch_pb2.Setpoint(mode=dispatch.mode, watts=dispatch.watts),
         start_us=dispatch.start_us,

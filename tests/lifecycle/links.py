@@ -291,7 +291,8 @@ class Stream:
             return
         problem = problem_of(report)
         assert not problem, f"the gateway refuses an honest report: {problem}"
-        assert self._exchange.owns(self.session.asset_uid, report.dispatch_uid)
+        asset = dispatch_pb2.AssetId(uid=self.session.asset_uid)
+        assert self._exchange.owner(asset, report.ledger_id, report.dispatch_uid) == asset
         received = control_pb2.AgentReport(
             asset_uid=self.session.asset_uid, received_us=self._exchange.now_us(), report=report
         )

@@ -195,6 +195,7 @@ def test_a_dispatch_without_a_start_begins_at_its_creation() -> None:
     subject = dispatch(startTime=None, setpoint={"mode": "LoadLimit", "maxLoadWatts": 700})
 
     message = convert.dispatch_message(subject, "uid-battery", Submit())
+    assert message.asset_name == subject.asset_name
 
     assert message.start_us == message.created_us == subject.meta.created_us
     assert (message.setpoint.mode, message.setpoint.watts) == ("LoadLimit", 700)

@@ -454,13 +454,14 @@ class AgentStream:
             self._exchange.admission.request(self)
 
     def _take_report(self, report: dispatch_pb2.DispatchReport) -> Violation | None:
+        asset = self._exchange.owner(self._asset_id, self.ledger_id, report.dispatch_uid)
         problem = self._problem_of(report)
-        if problem:
-            return self._refuse_report(report, problem)
+        if problem or asset is None:
+            return self._refuse_report(report, problem or "the dispatch is another asset's")
         if self._unstored >= MAX_UNSTORED:
             return Violation(reason="TooManyReports", message="reports outrun the log")
         received = control_pb2.AgentReport(
-            asset_uid=self.session.asset_uid, received_us=self._exchange.now_us(), report=report
+            asset_uid=asset.uid, received_us=self._exchange.now_us(), report=report
         )
 
         def settle(error: BaseException | None) -> None:
@@ -473,14 +474,12 @@ class AgentStream:
         self._unstored += 1
         self._exchange.hear_report(received)  # first: the operator waits for it, the log does not
         body = report.SerializeToString()
-        self._exchange.journal.put(log_pb2.AGENT_REPORT, self._asset_id, body, settle)
+        self._exchange.journal.put(log_pb2.AGENT_REPORT, asset, body, settle)
         return None
 
     def _problem_of(self, report: dispatch_pb2.DispatchReport) -> str:
         if report.ledger_id != self.ledger_id or not report.dispatch_uid or not report.sequence:
             return "not a report of this stream's ledger"
-        if not self._exchange.owns(self.session.asset_uid, report.dispatch_uid):
-            return "the dispatch is another asset's"
         return problem_of(report)
 
     def _refuse_report(self, report: dispatch_pb2.DispatchReport, why: str) -> Violation | None:

@@ -184,10 +184,24 @@ class Exchange:
         if dispatch is not None:
             self._tell(Message(delivery=self._delivery(dispatch)))
 
-    def owns(self, asset_uid: str, dispatch_uid: str) -> bool:
-        """Tell whether a dispatch may be an asset's: settled ones are not known any more."""
+    def owner(
+        self, asset: dispatch_pb2.AssetId, ledger_id: str, dispatch_uid: str
+    ) -> dispatch_pb2.AssetId | None:
+        """Return the asset in whose name an agent may speak of a dispatch; None if it may not.
+
+        Settled dispatches are not known any more: they count as its own. An asset that was created
+        anew under its name answers for the earlier one, if this replica first wrote the dispatch to
+        the very ledger that speaks now.
+        """
         dispatch = self.desired.dispatch(dispatch_uid)
-        return dispatch is None or dispatch.asset_uid == asset_uid
+        if dispatch is None or dispatch.asset_uid == asset.uid:
+            return asset
+        same_name = (dispatch.namespace, dispatch.asset_name) == (asset.namespace, asset.name)
+        if not same_name or self.desired.written(dispatch_uid).ledger_id != ledger_id:
+            return None
+        return dispatch_pb2.AssetId(
+            uid=dispatch.asset_uid, namespace=asset.namespace, name=asset.name
+        )
 
     def hear_report(self, report: control_pb2.AgentReport) -> None:
         """Take a report that is on its way into the log: keep the newest, tell the operator.

@@ -106,6 +106,7 @@ class Peer:
 
 class Agent(Peer):
     first_sequence = 1
+    ledger_id = "ledger-1"
 
     def hello(self, epoch: int = 1, instance: str = "instance-1") -> agent_pb2.AgentMessage:
         return agent_pb2.AgentMessage(
@@ -113,7 +114,7 @@ class Agent(Peer):
                 protocol=1,
                 epoch=epoch,
                 instance_id=instance,
-                ledger_id="ledger-1",
+                ledger_id=self.ledger_id,
                 outbox_id="outbox-1",
                 first_sequence=self.first_sequence,
                 capability=agent_pb2.Capability(modes=["ActivePower"], driver="simulated"),
@@ -132,7 +133,7 @@ class Agent(Peer):
 
     async def report(self, uid: str, phase: str = "Acked", sequence: int = 1) -> None:
         report = dispatch_pb2.DispatchReport(
-            sequence=sequence, ledger_id="ledger-1", dispatch_uid=uid, phase=phase
+            sequence=sequence, ledger_id=self.ledger_id, dispatch_uid=uid, phase=phase
         )
         await self.send(agent_pb2.AgentMessage(report=report))
 

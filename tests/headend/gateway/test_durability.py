@@ -157,6 +157,48 @@ async def test_a_report_on_anothers_dispatch_is_refused(
     assert rig.log.of(log_pb2.AGENT_REPORT) == []
 
 
+async def recreate(rig: Rig, leaf: Leaf, operator: Operator, **dispatch: Any) -> Agent:
+    """Create the battery anew after a dispatch of the earlier one went to its agent."""
+    old = rig.dispatch("d1", namespace="pilot", **dispatch)
+    await operator.accepted(await operator.say(dispatch=old))
+    first = rig.agent(leaf)
+    await first.connect()
+    await first.close()
+    await operator.say(asset=rig.asset("battery", leaf, uid="uid-anew"))
+    await operator.accepted(await operator.say(asset_removed="uid-battery"))
+    return rig.agent(leaf)
+
+
+async def test_the_ledger_that_had_a_dispatch_answers_for_the_asset_before_its_recreation(
+    rig: Rig, leaf: Leaf, operator: Operator
+) -> None:
+    agent = await recreate(rig, leaf, operator, asset_name="battery")
+    await agent.connect(epoch=2)
+
+    await agent.report("d1", "Cancelled")
+
+    assert (await agent.read_until("report_ack")).sequence == 1
+    told = await operator.read_until("report")
+    assert (told.asset_uid, told.report.phase) == ("uid-battery", "Cancelled")
+    assert [each.asset.uid for each in rig.log.of(log_pb2.AGENT_REPORT)] == ["uid-battery"]
+
+
+@pytest.mark.parametrize(
+    ("asset_name", "ledger_id"), [("battery", "ledger-2"), ("other", "ledger-1"), ("", "ledger-1")]
+)
+async def test_no_other_ledger_or_name_answers_for_an_earlier_asset(
+    rig: Rig, leaf: Leaf, operator: Operator, asset_name: str, ledger_id: str
+) -> None:
+    agent = await recreate(rig, leaf, operator, asset_name=asset_name)
+    agent.ledger_id = ledger_id
+    await agent.connect(epoch=2)
+
+    await agent.report("d1", "Cancelled")
+
+    assert await echo(agent) == []
+    assert rig.log.of(log_pb2.AGENT_REPORT) == []
+
+
 async def test_a_report_that_breaks_a_rule_is_refused_alone(rig: Rig, agent: Agent) -> None:
     await agent.report("d1", "Exploded", sequence=1)
     await agent.report("d1", "Acked", sequence=2)
