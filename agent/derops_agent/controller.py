@@ -15,6 +15,7 @@ import structlog
 
 from derops.checks import Refusal
 from derops.ids import AssetName
+from derops.lifecycle import Reason
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_agent.clock import Clock, moment
@@ -209,7 +210,7 @@ class Controller:
         if not held:
             return
         after = self._without_contact(held)
-        await self.journal.commit(deciding.advance(after, self._moment(), failsafe=True))
+        await self.journal.commit(deciding.advance(after, self._moment()))
         await self._holder.look({uid: self.journal[uid] for uid in held}, self._site)
         await self._holder.hold({uid: self.journal[uid] for uid in held}, self._site)
 
@@ -259,9 +260,8 @@ class Controller:
             deciding.advance(
                 self.journal,
                 self._decided,
-                failsafe=self._failsafe,
                 refuse=self._refuse_start,
-                held_off=self._holder.held_off_us(self._site.asset) > 0,
+                held_off=self._look_around().explain_hold_off(self._decided.wall_us),
             )
         )
         await self._holder.look(self.journal, self._site)
@@ -392,8 +392,24 @@ class Controller:
         planned = execution.planned
         seconds = (planned.end_us - self._clock.now_us()) / SECOND_US if planned else 0
         site = self._look_around()
-        return refuse_power(execution.order, site) or site.refuse_start(
-            execution.order.mode, execution.target_watts, seconds
+        return (
+            self._refuse_silence()
+            or refuse_power(execution.order, site)
+            or site.refuse_start(execution.order.mode, execution.target_watts, seconds)
+        )
+
+    def _refuse_silence(self) -> Refusal | None:
+        if not self._failsafe or self._site.asset is None:
+            return None
+        limit_us = self._site.asset.failsafe_after_seconds * SECOND_US
+        # It lasts until the snapshot is whole, when a gateway is heard again.
+        silent_us = max(limit_us, self._clock.monotonic_us() - self._contact_us)
+        return Refusal(
+            reason=Reason.COMMS_LOSS_FAILSAFE,
+            message=(
+                f"no gateway was heard for {silent_us / SECOND_US:.0f} s (failsafeAfterSeconds "
+                f"{limit_us // SECOND_US} s)"
+            ),
         )
 
     async def _resume(self) -> bool:

@@ -75,6 +75,8 @@ def test_the_answer_to_an_order(
         (order(mode="LoadLimit", watts=-1), {}, "-1 W", "no negative"),
         (order(duration_seconds=3601), {}, "3601 s", "3600 s"),
         (order(start_us=T0 - 52 * S), {}, "2.0 s", "50 s"),
+        (order(start_us=T0 - 103 * S, start_deadline_seconds=200), {}, "3.0 s after the end",
+         "100 s after"),
         (order(), {"clock_offset_milliseconds": -5001}, "-5001 ms", "5000 ms"),
         (order(), {"local": LocalLimits(max_injection_watts=4999)}, "5000 W", "4999 W"),
         (order(), {"capability": replace(CAPABILITY, max_injection_watts=4000)},

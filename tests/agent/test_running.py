@@ -540,6 +540,8 @@ async def test_a_start_missed_in_failsafe_says_that_no_gateway_was_heard(tmp_pat
     await agent.wait(120, step=1)
 
     assert agent.outcome() == ("Failed", "CommsLossFailsafe")
+    assert "no gateway was heard for 110 s" in agent.report().message
+    assert "failsafeAfterSeconds 30 s" in agent.report().message
     assert 5000 not in agent.powers
     agent.ledger.close()
 

@@ -16,16 +16,17 @@ GAP_TOLERANCE_US = 10 * SECOND_US
 """A value stays on the device over a gap up to this long before the next window of its mode."""
 
 Executions = Mapping[str, Execution]
-_MAY_PASS = frozenset({Reason.STALE_TELEMETRY, Reason.LOCAL_CONTROL_ACTIVE})
+_MAY_PASS = frozenset(
+    {Reason.STALE_TELEMETRY, Reason.LOCAL_CONTROL_ACTIVE, Reason.COMMS_LOSS_FAILSAFE}
+)
 
 
 def advance(
     executions: Executions,
     now: Moment,
     *,
-    failsafe: bool,
     refuse: Callable[[Execution], Refusal | None] = lambda _: None,
-    held_off: bool = False,
+    held_off: str = "",
 ) -> dict[str, Execution]:
     """Return what the clock makes of the executions; nothing is written yet.
 
@@ -35,9 +36,8 @@ def advance(
     Args:
         executions: All that are not settled, by uid.
         now: Both clocks.
-        failsafe: The headend was silent for too long; nothing new starts.
         refuse: Why an execution may not start now, or None.
-        held_off: The device may not be given a new value yet (``minSecondsBetweenWrites``).
+        held_off: Why the device may not be given a new value yet, in words; empty = it may.
     """
     result = {
         uid: _bridge(_by_time(execution, now), executions.values())
@@ -53,11 +53,7 @@ def advance(
             continue
         best = max(due, key=lambda execution: execution.order.strength)
         if best.stage is Stage.WAITING:
-            result[best.order.uid] = (
-                _wait_for_headend(best)
-                if failsafe
-                else _start(best, refuse(best), now, held_off=held_off)
-            )
+            result[best.order.uid] = _start(best, refuse(best), now, held_off)
         elif best.stage is Stage.HOLDING:
             supersede(result, best, [other for other in due if other is not best], now)
     return result
@@ -189,23 +185,13 @@ def _missed(execution: Execution, now: Moment) -> bool:
     return now.wall_us > deadline_us or over
 
 
-def _wait_for_headend(execution: Execution) -> Execution:
-    return _delay(
-        execution,
-        Reason.COMMS_LOSS_FAILSAFE,
-        "no gateway was heard for longer than failsafeAfterSeconds",
-    )
-
-
 def _delay(execution: Execution, reason: Reason, message: str) -> Execution:
     """Note why it does not start although its time has come."""
     overdue = f"its start has come, and waits: {message}"
     return replace(execution, last_error=reason, last_message=message, pending_error=overdue)
 
 
-def _start(
-    execution: Execution, refusal: Refusal | None, now: Moment, *, held_off: bool
-) -> Execution:
+def _start(execution: Execution, refusal: Refusal | None, now: Moment, held_off: str) -> Execution:
     if refusal is not None and refusal.reason in _MAY_PASS:
         return _delay(execution, refusal.reason, refusal.message)
     if refusal is not None:
@@ -213,8 +199,7 @@ def _start(
     applying = replace(execution, stage=Stage.APPLYING, last_error="", last_message="")
     if not held_off:
         return applying
-    message = "minSecondsBetweenWrites had not passed since the last write to the device"
-    return _delay(applying, Reason.RATE_LIMITED, message)
+    return _delay(applying, Reason.RATE_LIMITED, held_off)
 
 
 def _bridge(execution: Execution, all_of_them: Iterable[Execution]) -> Execution:

@@ -45,7 +45,10 @@ def judge(order: Order, site: Site, *, now_us: int, draw: float) -> Execution:
         answer = _Answer(
             phase=Phase.EXPIRED,
             reason=Reason.START_DEADLINE_EXCEEDED,
-            message="the window was over when the order arrived",
+            message=(
+                f"received {(now_us - planned.end_us) / SECOND_US:.1f} s after the end of its "
+                f"window ({(planned.end_us - order.start_us) / SECOND_US:g} s after the start)"
+            ),
         )
     new = Execution(
         order=order,

@@ -146,6 +146,16 @@ class Site:
             )
         return self.refuse_energy(watts, seconds, self.state_of_charge_percent)
 
+    def explain_hold_off(self, now_us: int) -> str:
+        """Return why the device may not be given a new setpoint yet; empty = it may."""
+        wait_us = self.next_write_us - now_us
+        if self.asset is None or wait_us <= 0:
+            return ""
+        return (
+            f"{wait_us / SECOND_US:.1f} s were left until the next write to the device "
+            f"(minSecondsBetweenWrites {self.asset.min_seconds_between_writes} s)"
+        )
+
     def refuse_energy(
         self, watts: int, seconds: float, state_of_charge_percent: float | None
     ) -> Refusal | None:
