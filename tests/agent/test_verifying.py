@@ -39,6 +39,26 @@ def test_a_sample_is_good_or_not(
 
 
 @pytest.mark.parametrize(
+    ("tolerance", "mode", "power_watts", "verified"),
+    [
+        ({"verification_tolerance_percent": 5}, "CeaseToEnergize", -60, "True"),
+        ({"verification_tolerance_percent": 5}, "CeaseToEnergize", 101, "False"),
+        ({"verification_tolerance_percent": 5}, "ActivePower", -60, "True"),
+        ({"verification_tolerance_percent": 5}, "GenerationLimit", 101, "False"),
+        ({"verification_tolerance_watts": 20}, "CeaseToEnergize", -60, "False"),
+    ],
+)
+async def test_a_share_of_nothing_leaves_room_for_standby(
+    agent: Agent, tolerance: dict[str, int], mode: str, power_watts: float, verified: str
+) -> None:
+    await agent.give(asset(**tolerance), order(mode=mode, watts=0))
+    await agent.wait(60)
+    await agent.sampled(power_watts, 100)
+
+    assert agent.report().verified == verified
+
+
+@pytest.mark.parametrize(
     ("mode", "power_watts", "verified"),
     [
         ("GenerationLimit", 0, "True"),

@@ -99,6 +99,7 @@ class Site:
                 rule,
                 tolerance_watts=asset.tolerance_watts or 0,
                 tolerance_percent=asset.tolerance_percent or 0,
+                standby_watts=self._percent_watts if asset.tolerance_watts is None else 0,
             )
         if asset.settle_seconds is not None:
             rule = replace(rule, settle_us=asset.settle_seconds * SECOND_US)
@@ -115,6 +116,12 @@ class Site:
     def is_silent(self) -> bool:
         """Whether the last sample is too old to act on."""
         return self.silent_us > self._stale_after_us
+
+    @property
+    def _percent_watts(self) -> float:
+        """Return 1 % of the device's larger rating."""
+        capability = self.capability
+        return max(capability.max_injection_watts, capability.max_absorption_watts) / 100
 
     @property
     def _stale_after_us(self) -> int:
@@ -178,8 +185,7 @@ class Site:
         least as near to the fallback is that, and not the value. A released mode is not compared:
         what the device's own control holds then is not ours.
         """
-        rating = max(self.capability.max_injection_watts, self.capability.max_absorption_watts)
-        allowed_watts = max(1.0, rating / 100)
+        allowed_watts = max(1.0, self._percent_watts)
         rest = bounded(self.asset.fallback, self.local) if self.asset else Setpoints()
         triples = {
             mode: (getattr(wanted, name), getattr(held, name), getattr(rest, name))

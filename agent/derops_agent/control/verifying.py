@@ -19,6 +19,9 @@ class Rule:
     tolerance_percent: float = 5.0
     """Of the setpoint; the larger of both tolerances counts."""
 
+    standby_watts: float = 0.0
+    """Tolerated too where the target is 0 W, of which there is no share."""
+
     settle_us: int
     """How long the device may take to reach a setpoint; that time is not judged."""
 
@@ -30,14 +33,16 @@ class Rule:
 
     def tolerates(self, mode: str, target_watts: int, power_watts: float) -> bool:
         """Judge one sample: a setpoint by its distance, a limit only by being exceeded."""
-        tolerance = max(self.tolerance_watts, self.tolerance_percent / 100 * abs(target_watts))
+        aimed_watts = 0 if mode == "CeaseToEnergize" else abs(target_watts)
+        share = self.tolerance_percent / 100 * aimed_watts if aimed_watts else self.standby_watts
+        tolerance = max(self.tolerance_watts, share)
         match mode:
             case "GenerationLimit":
                 return power_watts <= target_watts + tolerance
             case "LoadLimit":
                 return -power_watts <= target_watts + tolerance
             case "CeaseToEnergize":
-                return abs(power_watts) <= self.tolerance_watts
+                return abs(power_watts) <= tolerance
         return abs(power_watts - target_watts) <= tolerance
 
 
