@@ -122,13 +122,15 @@ class EventWriter:
 def _found_out(
     stored: Mapping[str, Any], status: Mapping[str, Any]
 ) -> Iterator[tuple[bool, str, str]]:
-    """Yield what conditions tell between two transitions: a warning or not, reason and note."""
+    """Yield what is told between two transitions: a warning or not, reason and note."""
     (verified, was_verified), (reverted, was_reverted) = (
         [find(each.get("conditions", []), kind) for each in (status, stored)]
         for kind in ("Verified", "Reverted")
     )
     story = f"{status['phase']}: {status['message']}"
-    offline, stays = Reason.DEVICE_OFFLINE, Reason.REVERT_FAILED
+    offline, stays, missing = Reason.DEVICE_OFFLINE, Reason.REVERT_FAILED, Reason.ASSET_NOT_FOUND
+    if status["phase"] == Phase.SUBMITTED and status["reason"] == missing != stored.get("reason"):
+        yield False, missing, story
     running = status["phase"] == Phase.ACTIVE
     if running and verified.get("reason") == offline != was_verified.get("reason"):
         yield True, offline, story

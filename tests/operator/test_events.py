@@ -9,6 +9,7 @@ from tests.operator.test_assets import after, decide
 
 from derops_operator.events import EventWriter
 from derops_operator.facts import Asset
+from derops_operator.instants import format_second
 from derops_operator.kube import Kube
 
 
@@ -19,8 +20,11 @@ def events(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, str
 
 
 def queued(writer: EventWriter) -> list[tuple[str, str]]:
-    bodies = [writer._queue.get_nowait()[1] for _ in range(writer._queue.qsize())]
-    return [(body["type"], body["reason"]) for body in bodies]
+    return [(body["type"], body["reason"]) for body in bodies(writer)]
+
+
+def bodies(writer: EventWriter) -> list[dict[str, Any]]:
+    return [writer._queue.get_nowait()[1] for _ in range(writer._queue.qsize())]
 
 
 def test_a_device_that_falls_silent_is_one_event() -> None:
@@ -69,6 +73,26 @@ def test_a_revert_that_does_not_succeed_is_one_event() -> None:
     told = story.status
     story.look(110, view(report=stuck))
     assert events(told, story.status) == []
+
+
+def test_a_wait_for_the_asset_is_one_event_that_says_until_when() -> None:
+    story = Story()
+    story.asset = None
+    story.look(1)
+    waiting = story.status
+    writer = EventWriter(cast("Kube", None))
+    writer.post_transitions(dispatch().meta, {}, waiting)
+    (event,) = bodies(writer)
+    assert (event["type"], event["reason"]) == ("Normal", "AssetNotFound")
+    assert "asset battery does not exist" in event["note"]
+    assert f"until {format_second(at(60))}" in event["note"]
+
+    story.look(5)
+    assert events(waiting, story.status) == []
+
+    told = story.status
+    story.look(61)
+    assert events(told, story.status) == [("Warning", "AssetNotFound")]
 
 
 def events_of(subject: Asset, status: Mapping[str, Any]) -> list[tuple[str, str]]:
