@@ -268,7 +268,10 @@ class Host:
                 # A device, or a mistake in its driver, is not to end the other assets.
                 if not isinstance(error, DeviceError):
                     self._log.exception("driver.failed", asset=f"{asset.namespace}/{asset.name}")
-                self._readiness.waiting(part, str(error) or type(error).__name__)
+                why = str(error) or type(error).__name__
+                self._readiness.waiting(
+                    part, f"{why}; the agent does not connect for the asset before"
+                )
                 await asyncio.sleep(_DEVICE_RETRY_SECONDS)
                 continue
             self._readiness.found(part)

@@ -69,9 +69,11 @@ class Bus:
                 async with asyncio.timeout(timeout_seconds):
                     answer = await call(await self._connected())
             except TimeoutError as error:
+                connected = self._client is not None and self._client.connected
                 self._drop()
+                missing = "connected, but no answer" if connected else "no connection"
                 raise DeviceTimeoutError(
-                    f"{what}, {self.address}: no answer within {timeout_seconds:g} s"
+                    f"{what}, {self.address}: {missing} within {timeout_seconds:g} s"
                 ) from error
             except ModbusException as error:
                 self._drop()

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from pymodbus.client import AsyncModbusTcpClient
 from pymodbus.constants import ExcCodes
 from tests.agent import lines
 from tests.agent.fakes import T0, FakeClock
@@ -312,7 +313,7 @@ async def test_units_on_one_line_keep_their_own_timeouts() -> None:
         ]
         second.hold = asyncio.Event()
         async with asyncio.timeout(4):  # less than that of the one that was opened first
-            with pytest.raises(DeviceTimeoutError, match=r"no answer within 0\.2 s"):
+            with pytest.raises(DeviceTimeoutError, match=r"connected, but no answer within 0\.2 s"):
                 await devices[1].sample()
         second.hold.set()
         for device in devices:
@@ -321,8 +322,22 @@ async def test_units_on_one_line_keep_their_own_timeouts() -> None:
 
 async def test_a_wrong_unit_id_is_silence() -> None:
     async with Line({1: Inverter(BATTERY)}) as line:
-        with pytest.raises(DeviceTimeoutError, match="unit 2"):
-            await connect(line, unitId=2)
+        with pytest.raises(DeviceTimeoutError) as silence:
+            await connect(line, unitId=2, timeoutSeconds=0.2)
+
+    assert f"at 40000, unit 2, {line.address}: " in str(silence.value)  # then the raw answer
+
+
+async def test_a_host_that_does_not_answer_is_no_wrong_unit_id(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def connecting(_: AsyncModbusTcpClient) -> bool:
+        return await asyncio.Event().wait()
+
+    monkeypatch.setattr(AsyncModbusTcpClient, "connect", connecting)  # as a firewall that drops
+    async with Line({1: Inverter(BATTERY)}) as line:
+        with pytest.raises(DeviceTimeoutError, match=r"no connection within 0\.2 s"):
+            await connect(line, timeoutSeconds=0.2)
 
 
 async def test_nobody_there_is_a_timeout() -> None:
