@@ -23,7 +23,12 @@ STEPS = 40
 NUMBERS = st.integers(0, 11)
 GATEWAY = st.integers(0, GATEWAYS - 1)
 MODES = st.sampled_from(
-    ["ActivePower", "ActivePower", "ActivePower", "GenerationLimit", "LoadLimit"]
+    [
+        *["ActivePower"] * 3,
+        "GenerationLimit",
+        "LoadLimit",
+        "CeaseToEnergize",
+    ]
 )
 _FIELDS = {
     "ActivePower": "activePowerWatts",
@@ -125,7 +130,7 @@ class Lifecycle(RuleBasedStateMachine):
             self.world.apply,
             name,
             start,
-            setpoint={"mode": mode, _FIELDS[mode]: watts},
+            setpoint={"mode": mode} | ({_FIELDS[mode]: watts} if mode in _FIELDS else {}),
             durationSeconds=duration,
             startDeadlineSeconds=deadline,
             randomizeStartSeconds=spread,
@@ -172,12 +177,22 @@ class Lifecycle(RuleBasedStateMachine):
     def set_operating_state(self, state: str) -> None:
         self._do(self.world.change_asset, operatingState=state)
 
-    @rule(loss=st.booleans(), restart=st.booleans(), pause=st.sampled_from([0, 5]))
-    def change_policy(self, loss: bool, restart: bool, pause: int) -> None:
+    @rule(
+        loss=st.booleans(),
+        restart=st.booleans(),
+        pause=st.sampled_from([0, 5]),
+        most=st.sampled_from([10_000, 10_000, 1100]),
+    )
+    def change_policy(self, loss: bool, restart: bool, pause: int, most: int) -> None:
         fallback = {"activePowerWatts": 0, "onRestart": "Revert" if restart else "Resume"}
         if loss:
             fallback |= {"onCommsLoss": "Revert", "failsafeAfterSeconds": 15}
-        limits = {"maxDispatchDurationSeconds": 3600, "minSecondsBetweenWrites": pause}
+        limits = {
+            "maxDispatchDurationSeconds": 3600,
+            "minSecondsBetweenWrites": pause,
+            "maxInjectionWatts": most,
+            "maxAbsorptionWatts": most,
+        }
         self._do(self.world.change_asset, fallback=fallback, limits=limits)
 
     # Time
