@@ -96,7 +96,8 @@ class Controller:
         """Told why the ledger takes nothing; empty = it does again."""
 
         self.journal = Journal(ledger, clock, run, str(name))
-        self.revision = ledger.revision
+        self.revision = self._handled = ledger.revision
+        """The newest that was heard; while the ledger takes nothing, ahead of what is handled."""
         self._device, self._ledger, self._clock, self._run = device, ledger, clock, run
         self._draw = draw
         self._holder = Holder(device, self.journal, clock, str(name))
@@ -132,6 +133,8 @@ class Controller:
 
     def take(self, event: Event) -> None:
         """Have an event handled in its turn."""
+        if isinstance(event, Snapshot | Change):
+            self.revision = max(self.revision, event.revision, key=order_of)
         self._inbox.append(event)
         self._wakeup.set()
 
@@ -288,7 +291,7 @@ class Controller:
 
     async def _take_snapshot(self, snapshot: Snapshot) -> None:
         self._site = replace(self._site, asset=read_asset(snapshot.asset))
-        self.revision = snapshot.revision
+        self._handled = snapshot.revision
         self._failsafe = False
         self.note_contact()
         await self._take_orders(
@@ -299,15 +302,16 @@ class Controller:
         await self._drop(self.journal.keys() - present)
 
     async def _take_change(self, change: Change) -> None:
-        revision = None
-        if order_of(change.revision) > order_of(self.revision):
-            self.revision = revision = change.revision
+        newer = order_of(change.revision) > order_of(self._handled)
+        revision = change.revision if newer else None
         if isinstance(change.part, dispatch_pb2.Asset):
             self._site = replace(self._site, asset=read_asset(change.part))
             await self.journal.commit({}, asset=change.part, revision=revision)
             await self._bind()
         else:
             await self._take_orders([change.part], revision=revision)
+        if newer:
+            self._handled = change.revision
 
     async def _bind(self) -> None:
         """Hold what was accepted to the asset's limits as they are now."""

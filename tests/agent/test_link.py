@@ -163,6 +163,26 @@ async def test_an_older_desired_state_is_refused(site: Site) -> None:
     assert site.controller.revision.counter == 7
 
 
+async def test_a_snapshot_older_than_what_could_not_be_stored_yet_is_refused_too(
+    site: Site,
+) -> None:
+    await site.start()
+    stream = await site.gateway.next_stream()
+    await stream.welcome(now_us=site.clock.wall_us)
+    await stream.snapshot(asset(), order("before"), counter=7)
+    assert (await stream.until("report")).phase == "Acked"
+    site.ledger._db.execute("PRAGMA query_only = 1")  # as a full disk
+    revision = agent_pb2.Revision(operator_start_ms=1, counter=9)
+    await stream.send(dispatch=order(), revision=revision)
+    await stream.send(bye=agent_pb2.Bye(reason="Rebalance"))
+    other = await site.gateway.next_stream()
+    await other.welcome()
+    await other.snapshot(asset(), counter=8)
+
+    assert (await other.until("bye")).reason == "StaleReplica"
+    assert site.ledger.revision.counter == 7
+
+
 async def test_a_snapshot_older_than_what_was_taken_withdraws_nothing(site: Site) -> None:
     await site.start()
     stream = await site.gateway.next_stream()
