@@ -8,7 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from derops.lifecycle import Phase
+from derops.lifecycle import Phase, Reason
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
 
@@ -73,6 +73,8 @@ class DispatchView:
 
     report: dispatch_pb2.DispatchReport | None = None
     received_us: int = 0
+    disk_lost: bool = False
+    """A new ledger has said that it does not know it: the one of ``report`` will say no more."""
 
     @property
     def written_us(self) -> int:
@@ -260,13 +262,17 @@ class Fleet:
                 )
             )
         connected = sum(each.connected for each in self.replicas.values())
-        best = _fold_reports(list(self._reports.get(uid, {}).values()))
+        reports = list(self._reports.get(uid, {}).values())
+        best = _fold_reports(reports)
         return DispatchView(
             holdings=tuple(holdings),
             complete=self.expected is not None and connected >= self.expected > 0,
             cancelled=cancelled,
             report=best.report if best else None,
             received_us=best.received_us if best else 0,
+            disk_lost=any(
+                each.report.reason == Reason.LEDGER_LOST and each is not best for each in reports
+            ),
         )
 
     def session(self, asset_uid: str, now_us: int) -> SessionView:

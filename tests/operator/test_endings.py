@@ -559,6 +559,19 @@ def test_what_landed_after_it_was_settled_is_told_all_the_same() -> None:
     assert story.ending == ("Failed", "DeviceOffline")
 
 
+def test_a_lost_disk_ends_the_wait_for_a_revert_that_nobody_will_tell() -> None:
+    story = Story().look(0.1).look(113, view(report=unreverted()))
+    story.look(114, view(report=unreverted()))
+    assert Settle() not in story.decision.actions
+
+    for seconds in (120, 121):
+        story.look(seconds, view(report=unreverted(), disk_lost=True))
+        assert story.conditions["Reverted"] == "Unknown"
+        assert Settle() in story.decision.actions
+    assert find(story.status["conditions"], "Reverted")["reason"] == "LedgerLost"
+    assert story.ending[0] == "Failed"
+
+
 def test_what_a_device_took_after_it_had_said_no_turns_applied_true() -> None:
     refused = doubtful(evidence="")
     story = Story().look(0.1).look(113, view(report=refused)).look(114, view(report=refused))

@@ -112,9 +112,10 @@ def test_of_two_ledgers_that_both_ended_it_the_one_that_applied_it_is_believed(
     for message in reversed(reports) if swapped else reports:
         subject.note_report(message)
 
-    report = subject.dispatch("uid-peak", 1, 1).report
-    assert report is not None
-    assert report.phase == "Complete"
+    view = subject.dispatch("uid-peak", 1, 1)
+    assert view.report is not None
+    assert view.report.phase == "Complete"
+    assert view.disk_lost
 
 
 def test_a_lost_replica_matters_only_where_it_may_hold_the_dispatch() -> None:

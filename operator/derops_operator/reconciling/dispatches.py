@@ -25,7 +25,7 @@ from derops_operator.reconciling.actions import (
     Submit,
 )
 from derops_operator.reconciling.admitting import Verdict, admit, refuse_for_asset
-from derops_operator.reconciling.conditions import status_of
+from derops_operator.reconciling.conditions import Wanted, status_of
 from derops_operator.reconciling.judging import Outcome, is_silent, is_unreverted, judge
 
 DELETION_GRACE_US = 60 * SECOND_US
@@ -187,7 +187,7 @@ def _tidy_up(
 
 def _waits_for_revert(dispatch: Dispatch, asset: Asset | None, view: DispatchView) -> bool:
     """Tell whether its agent has yet to revert its device: gateways keep what it says of it."""
-    if asset is None or dispatch.is_of_an_earlier(asset):
+    if asset is None or dispatch.is_of_an_earlier(asset) or view.disk_lost:
         return False
     report = view.report
     if report is None:  # as after a start of the operator
@@ -217,6 +217,10 @@ def _what_was_missing(dispatch: Dispatch, view: DispatchView, now_us: int) -> di
     stored = status.get("conditions", [])
     message = str(status.get("message", ""))
     unreverted = status_of(stored, "Reverted") == "False"
+    if view.disk_lost and is_unreverted(report):
+        words = "the agent lost its disk, and cannot say whether the device was reverted"
+        wanted = [Wanted("Reverted", "Unknown", Reason.LEDGER_LOST, words)] * unreverted
+        return {"conditions": conditions.fold(stored, wanted, dispatch.meta.generation, now_us)}
     applied = status_of(stored, "Applied")
     found = report.applied_us > 0 and applied != "True"
     is_open = unreverted or is_unreverted(report) or found or applied == "Unknown"
