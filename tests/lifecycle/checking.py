@@ -54,6 +54,9 @@ class Known:
     unsure_seconds: float = 0.0
     """By how much the agent may be wrong about that, for what befell device and clock."""
 
+    landings: int = 0
+    """How often a device did late what it was told: it may be over before the agent looks."""
+
     disk_lost: bool = False
 
 
@@ -79,6 +82,12 @@ class Checker:
         for each in self.known.values():
             if not each.over_us:
                 each.unsure_seconds += seconds
+
+    def land_late(self) -> None:
+        """Note that the device has done what it was told too long ago to be waited for."""
+        self.doubt(LOOK_SECONDS)
+        for each in self.known.values():
+            each.landings += not each.over_us
 
     def doubt_clock(self, seconds: float) -> None:
         """Note that the wall clock was set: over a reboot nothing else counts."""
@@ -198,7 +207,9 @@ class Checker:
         status = dispatch.status
         told = {each["type"]: each["status"] for each in status["conditions"]}
         never = told["Applied"] == "False"
-        assert not never or not known.stays, f"not applied, and the device had it: {known}"
+        unseen = known.stays <= known.landings and known.held_us <= LOOK_SECONDS * SECOND_US
+        had = known.stays and not unseen
+        assert not never or not had, f"not applied, and the device had it: {known}"
         ends = [each for each in known.reports.values() if Phase(each.phase).terminal]
         if status["reason"] == Reason.OUTCOME_UNKNOWN or not ends:
             return

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.lifecycle.checking import LOOK_SECONDS, SAVED_EVERY_SECONDS, Checker
+from tests.lifecycle.checking import SAVED_EVERY_SECONDS, Checker
 from tests.lifecycle.links import ControlLink, Gateway, Stream
 from tests.lifecycle.operating import SERIAL, Cluster, Operator, ended
 from tests.lifecycle.site import PowerCutError, Site
@@ -231,7 +231,7 @@ class World:
             self.now_us += span_us
             self.site.pass_us(span_us)
             if await self.site.land():
-                self.checker.doubt(LOOK_SECONDS)
+                self.checker.land_late()
             if self.now_us % SECOND_US == 0:
                 await self._each_second()
             await self.flow()
