@@ -434,7 +434,6 @@ class Controller:
                         revert=revert,
                         held=None if held is None else self._site.holds(held, execution),
                         last_held_us=self._last_held(execution).wall_us,
-                        stored_us=alive.at_us,
                     )
                     for uid, execution in self.journal.items()
                 }

@@ -196,10 +196,8 @@ class Journal(Mapping[str, Execution]):
     @property
     def forgettable(self) -> set[str]:
         """What is finished here, absent there, and whose last report has arrived."""
-        finished = {
-            uid for uid, each in self.items() if each.stage is Stage.DONE and not each.may_land
-        }
-        return (self._absent & self._acknowledged & finished) - self._unstored.keys()
+        told = (self._absent & self._acknowledged) - self._unstored.keys()
+        return {uid for uid in told if self[uid].stage is Stage.DONE and not self[uid].may_land}
 
     async def forget(self) -> None:
         """Forget what can be, where no commit came that it could have gone with.

@@ -76,7 +76,7 @@ class Actor:
             await self._reissue(key.namespace, action.name)
         elif isinstance(action, Warn):
             self._events.post(
-                Kind.ASSET, asset.meta, warning=True, reason="RevertUnknown", note=action.message
+                Kind.ASSET, asset.meta, warning=True, reason=REVERT_UNKNOWN, note=action.message
             )
         else:
             await self._answer(key.namespace, asset, action)

@@ -200,9 +200,11 @@ class _Link:
         while messages := await self._subscription.get():
             if self._replica is not None:
                 self._fleet.note_sent(self._replica, messages[-1].version)
-            batch = control_pb2.OperatorBatch(messages=messages)
-            one = messages[0] if len(messages) == 1 else control_pb2.OperatorMessage(batch=batch)
-            await self._call.write(one)
+            message = messages[0]
+            if len(messages) > 1:
+                batch = control_pb2.OperatorBatch(messages=messages)
+                message = control_pb2.OperatorMessage(batch=batch)
+            await self._call.write(message)
 
     async def _read(self) -> None:
         async with asyncio.timeout(HELLO_SECONDS):

@@ -156,7 +156,6 @@ def resume(
     revert: bool,
     held: bool | None,
     last_held_us: int,
-    stored_us: int,
 ) -> Execution:
     """Decide what becomes of a stored execution when the agent starts.
 
@@ -166,16 +165,13 @@ def resume(
         revert: ``fallback.onRestart`` is Revert.
         held: Whether the device says that it holds the value, None if it does not say.
         last_held_us: The last time that the device is known to have held it, if it does no more.
-        stored_us: When the agent last stored anything.
     """
     if execution.stage in (Stage.WAITING, Stage.DONE):
         return execution
-    if execution.stage is Stage.APPLYING:
-        since = execution.sent or now.back_to(stored_us)
-        execution = replace(execution, sent=since, blind=not held)
-        if held:
-            found = outcomes.hold(execution, since, "ReadBack")
-            execution = replace(found, arrived_us=since.wall_us, confirmed=now)
+    if held and execution.stage is Stage.APPLYING and execution.sent is not None:
+        since = execution.sent
+        found = outcomes.hold(replace(execution, blind=False), since, "ReadBack")
+        execution = replace(found, arrived_us=since.wall_us, confirmed=now)
     if held is False:
         # Its own timer is the likeliest to have ended it, if it has run out since.
         if last_held_us < execution.timer_ends_us <= now.wall_us:

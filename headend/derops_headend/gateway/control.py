@@ -117,10 +117,11 @@ class OperatorStream:
                 continue
             count = min(len(self._waiting), _MAX_BATCH if self._takes_batches else 1)
             messages = [self._waiting.popleft() for _ in range(count)]
-            batch = control_pb2.ReplicaBatch(messages=messages)
-            await self._context.write(
-                messages[0] if count == 1 else control_pb2.ReplicaMessage(batch=batch)
-            )
+            message = messages[0]
+            if count > 1:
+                batch = control_pb2.ReplicaBatch(messages=messages)
+                message = control_pb2.ReplicaMessage(batch=batch)
+            await self._context.write(message)
 
     async def _read(self) -> None:
         while True:

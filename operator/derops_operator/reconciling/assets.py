@@ -132,19 +132,22 @@ def _finalizing(asset: Asset, holding: list[Dispatch], now_us: int) -> list[Asse
 
 
 def _unconfirmed(holding: list[Dispatch]) -> str:
-    names = ", ".join(sorted(each.meta.name for each in holding))
     return (
         f"these dispatches may be on the device, and the agent did not confirm within "
-        f"{RELEASE_GRACE_US // SECOND_US} s: {names}; whether the device was reverted is not known"
+        f"{RELEASE_GRACE_US // SECOND_US} s: {_names(holding)}; "
+        f"whether the device was reverted is not known"
     )
 
 
+def _names(dispatches: list[Dispatch]) -> str:
+    return ", ".join(sorted(each.meta.name for each in dispatches))
+
+
 def _cut_off(reason: str, holding: list[Dispatch]) -> str:
-    names = ", ".join(sorted(each.meta.name for each in holding))
     return (
-        f"quarantined ({reason}) while these dispatches may be on the device: {names}; the agent "
-        f"gets no stream, and is to revert them at their planned ends: whether it did is not known "
-        f"until the quarantine is lifted"
+        f"quarantined ({reason}) while these dispatches may be on the device: {_names(holding)}; "
+        f"the agent gets no stream, and is to revert them at their planned ends: whether it did "
+        f"is not known until the quarantine is lifted"
     )
 
 
