@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from derops.wire.v1 import dispatch_pb2 as derops_dot_wire_dot_v1_dot_dispatch__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64\x65rops/wire/v1/agent.proto\x12\x0e\x64\x65rops.wire.v1\x1a\x1d\x64\x65rops/wire/v1/dispatch.proto\"\x9d\x02\n\x0c\x41gentMessage\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.derops.wire.v1.HelloH\x00\x12\x33\n\ttelemetry\x18\x02 \x01(\x0b\x32\x1e.derops.wire.v1.TelemetryBatchH\x00\x12\"\n\x03gap\x18\x03 \x01(\x0b\x32\x13.derops.wire.v1.GapH\x00\x12\x30\n\x06report\x18\x04 \x01(\x0b\x32\x1e.derops.wire.v1.DispatchReportH\x00\x12.\n\theartbeat\x18\x05 \x01(\x0b\x32\x19.derops.wire.v1.HeartbeatH\x00\x12\"\n\x03\x62ye\x18\x06 \x01(\x0b\x32\x13.derops.wire.v1.ByeH\x00\x42\x06\n\x04kind\"\xd2\x04\n\x0eGatewayMessage\x12*\n\x07welcome\x18\x01 \x01(\x0b\x32\x17.derops.wire.v1.WelcomeH\x00\x12/\n\nsync_begin\x18\x02 \x01(\x0b\x32\x19.derops.wire.v1.SyncBeginH\x00\x12&\n\x05\x61sset\x18\x03 \x01(\x0b\x32\x15.derops.wire.v1.AssetH\x00\x12,\n\x08\x64ispatch\x18\x04 \x01(\x0b\x32\x18.derops.wire.v1.DispatchH\x00\x12+\n\x08sync_end\x18\x05 \x01(\x0b\x32\x17.derops.wire.v1.SyncEndH\x00\x12\x31\n\x06\x63redit\x18\x06 \x01(\x0b\x32\x1f.derops.wire.v1.TelemetryCreditH\x00\x12/\n\nreport_ack\x18\x07 \x01(\x0b\x32\x19.derops.wire.v1.ReportAckH\x00\x12\x39\n\x0fheartbeat_reply\x18\x08 \x01(\x0b\x32\x1e.derops.wire.v1.HeartbeatReplyH\x00\x12*\n\x07settled\x18\t \x01(\x0b\x32\x17.derops.wire.v1.SettledH\x00\x12\"\n\x03\x62ye\x18\n \x01(\x0b\x32\x13.derops.wire.v1.ByeH\x00\x12=\n\x11telemetry_refused\x18\x0b \x01(\x0b\x32 .derops.wire.v1.TelemetryRefusedH\x00\x12*\n\x08revision\x18\x0c \x01(\x0b\x32\x18.derops.wire.v1.RevisionB\x06\n\x04kind\"\xf9\x01\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12\x11\n\tledger_id\x18\x04 \x01(\t\x12\x11\n\toutbox_id\x18\x05 \x01(\t\x12\x18\n\x10software_version\x18\x06 \x01(\t\x12.\n\ncapability\x18\x07 \x01(\x0b\x32\x1a.derops.wire.v1.Capability\x12\x32\n\x10highest_revision\x18\x08 \x01(\x0b\x32\x18.derops.wire.v1.Revision\x12\x16\n\x0e\x66irst_sequence\x18\t \x01(\x04\"x\n\nCapability\x12\r\n\x05modes\x18\x01 \x03(\t\x12\x0e\n\x06\x64river\x18\x02 \x01(\t\x12\x10\n\x08\x66irmware\x18\x03 \x01(\t\x12\x1b\n\x13max_injection_watts\x18\x04 \x01(\x03\x12\x1c\n\x14max_absorption_watts\x18\x05 \x01(\x03\"6\n\x08Revision\x12\x19\n\x11operator_start_ms\x18\x01 \x01(\x04\x12\x0f\n\x07\x63ounter\x18\x02 \x01(\x04\"E\n\x07Welcome\x12\x0e\n\x06now_us\x18\x01 \x01(\x03\x12\x19\n\x11heartbeat_seconds\x18\x02 \x01(\r\x12\x0f\n\x07replica\x18\x03 \x01(\t\"7\n\tSyncBegin\x12*\n\x08revision\x18\x01 \x01(\x0b\x32\x18.derops.wire.v1.Revision\"D\n\x07SyncEnd\x12*\n\x08revision\x18\x01 \x01(\x0b\x32\x18.derops.wire.v1.Revision\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"\x1f\n\x07Settled\x12\x14\n\x0c\x64ispatch_uid\x18\x01 \x01(\t\"E\n\x0fTelemetryCredit\x12\x1c\n\x14\x61\x63knowledged_through\x18\x01 \x01(\x04\x12\x14\n\x0csend_through\x18\x02 \x01(\x04\"E\n\x10TelemetryRefused\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\x1d\n\tReportAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"\"\n\tHeartbeat\x12\x15\n\ragent_sent_us\x18\x01 \x01(\x03\"]\n\x0eHeartbeatReply\x12\x15\n\ragent_sent_us\x18\x01 \x01(\x03\x12\x1b\n\x13gateway_received_us\x18\x02 \x01(\x03\x12\x17\n\x0fgateway_sent_us\x18\x03 \x01(\x03\"&\n\x03\x42ye\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"|\n\x0eTelemetryBatch\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x11\n\toutbox_id\x18\x02 \x01(\t\x12\r\n\x05t0_us\x18\x03 \x01(\x12\x12\r\n\x05\x64t_us\x18\x04 \x03(\x12\x12\'\n\x07\x63olumns\x18\x05 \x03(\x0b\x32\x16.derops.wire.v1.Column\"R\n\x06\x43olumn\x12*\n\x08quantity\x18\x01 \x01(\x0e\x32\x18.derops.wire.v1.Quantity\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06values\x18\x03 \x03(\x01\"k\n\x03Gap\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x11\n\toutbox_id\x18\x02 \x01(\t\x12\x0f\n\x07\x66rom_us\x18\x03 \x01(\x03\x12\r\n\x05to_us\x18\x04 \x01(\x03\x12\x0f\n\x07samples\x18\x05 \x01(\x04\x12\x0e\n\x06reason\x18\x06 \x01(\t*\xd0\x02\n\x08Quantity\x12\x18\n\x14QUANTITY_UNSPECIFIED\x10\x00\x12\x16\n\x12\x41\x43TIVE_POWER_WATTS\x10\x01\x12\x17\n\x13REACTIVE_POWER_VARS\x10\x02\x12\x11\n\rVOLTAGE_VOLTS\x10\x03\x12\x13\n\x0f\x46REQUENCY_HERTZ\x10\x04\x12\x1b\n\x17STATE_OF_CHARGE_PERCENT\x10\x05\x12\x1e\n\x1a\x45NERGY_INJECTED_WATT_HOURS\x10\x06\x12\x1e\n\x1a\x45NERGY_ABSORBED_WATT_HOURS\x10\x07\x12\x17\n\x13TEMPERATURE_CELSIUS\x10\x08\x12\x12\n\x0eSETPOINT_WATTS\x10\t\x12\x18\n\x14MAX_GENERATION_WATTS\x10\n\x12\x12\n\x0eMAX_LOAD_WATTS\x10\x0b\x12\x19\n\x15\x41VAILABLE_POWER_WATTS\x10\x0c\x32X\n\tAgentLink\x12K\n\x07\x43onnect\x12\x1c.derops.wire.v1.AgentMessage\x1a\x1e.derops.wire.v1.GatewayMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64\x65rops/wire/v1/agent.proto\x12\x0e\x64\x65rops.wire.v1\x1a\x1d\x64\x65rops/wire/v1/dispatch.proto\"\x9d\x02\n\x0c\x41gentMessage\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.derops.wire.v1.HelloH\x00\x12\x33\n\ttelemetry\x18\x02 \x01(\x0b\x32\x1e.derops.wire.v1.TelemetryBatchH\x00\x12\"\n\x03gap\x18\x03 \x01(\x0b\x32\x13.derops.wire.v1.GapH\x00\x12\x30\n\x06report\x18\x04 \x01(\x0b\x32\x1e.derops.wire.v1.DispatchReportH\x00\x12.\n\theartbeat\x18\x05 \x01(\x0b\x32\x19.derops.wire.v1.HeartbeatH\x00\x12\"\n\x03\x62ye\x18\x06 \x01(\x0b\x32\x13.derops.wire.v1.ByeH\x00\x42\x06\n\x04kind\"\xd2\x04\n\x0eGatewayMessage\x12*\n\x07welcome\x18\x01 \x01(\x0b\x32\x17.derops.wire.v1.WelcomeH\x00\x12/\n\nsync_begin\x18\x02 \x01(\x0b\x32\x19.derops.wire.v1.SyncBeginH\x00\x12&\n\x05\x61sset\x18\x03 \x01(\x0b\x32\x15.derops.wire.v1.AssetH\x00\x12,\n\x08\x64ispatch\x18\x04 \x01(\x0b\x32\x18.derops.wire.v1.DispatchH\x00\x12+\n\x08sync_end\x18\x05 \x01(\x0b\x32\x17.derops.wire.v1.SyncEndH\x00\x12\x31\n\x06\x63redit\x18\x06 \x01(\x0b\x32\x1f.derops.wire.v1.TelemetryCreditH\x00\x12/\n\nreport_ack\x18\x07 \x01(\x0b\x32\x19.derops.wire.v1.ReportAckH\x00\x12\x39\n\x0fheartbeat_reply\x18\x08 \x01(\x0b\x32\x1e.derops.wire.v1.HeartbeatReplyH\x00\x12*\n\x07settled\x18\t \x01(\x0b\x32\x17.derops.wire.v1.SettledH\x00\x12\"\n\x03\x62ye\x18\n \x01(\x0b\x32\x13.derops.wire.v1.ByeH\x00\x12=\n\x11telemetry_refused\x18\x0b \x01(\x0b\x32 .derops.wire.v1.TelemetryRefusedH\x00\x12*\n\x08revision\x18\x0c \x01(\x0b\x32\x18.derops.wire.v1.RevisionB\x06\n\x04kind\"\xf9\x01\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12\x11\n\tledger_id\x18\x04 \x01(\t\x12\x11\n\toutbox_id\x18\x05 \x01(\t\x12\x18\n\x10software_version\x18\x06 \x01(\t\x12.\n\ncapability\x18\x07 \x01(\x0b\x32\x1a.derops.wire.v1.Capability\x12\x32\n\x10highest_revision\x18\x08 \x01(\x0b\x32\x18.derops.wire.v1.Revision\x12\x16\n\x0e\x66irst_sequence\x18\t \x01(\x04\"x\n\nCapability\x12\r\n\x05modes\x18\x01 \x03(\t\x12\x0e\n\x06\x64river\x18\x02 \x01(\t\x12\x10\n\x08\x66irmware\x18\x03 \x01(\t\x12\x1b\n\x13max_injection_watts\x18\x04 \x01(\x03\x12\x1c\n\x14max_absorption_watts\x18\x05 \x01(\x03\"C\n\x08Revision\x12\x19\n\x11operator_start_ms\x18\x01 \x01(\x04\x12\x0f\n\x07\x63ounter\x18\x02 \x01(\x04\x12\x0b\n\x03\x65ra\x18\x03 \x01(\x04\"E\n\x07Welcome\x12\x0e\n\x06now_us\x18\x01 \x01(\x03\x12\x19\n\x11heartbeat_seconds\x18\x02 \x01(\r\x12\x0f\n\x07replica\x18\x03 \x01(\t\"7\n\tSyncBegin\x12*\n\x08revision\x18\x01 \x01(\x0b\x32\x18.derops.wire.v1.Revision\"D\n\x07SyncEnd\x12*\n\x08revision\x18\x01 \x01(\x0b\x32\x18.derops.wire.v1.Revision\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"\x1f\n\x07Settled\x12\x14\n\x0c\x64ispatch_uid\x18\x01 \x01(\t\"E\n\x0fTelemetryCredit\x12\x1c\n\x14\x61\x63knowledged_through\x18\x01 \x01(\x04\x12\x14\n\x0csend_through\x18\x02 \x01(\x04\"E\n\x10TelemetryRefused\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\x1d\n\tReportAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"\"\n\tHeartbeat\x12\x15\n\ragent_sent_us\x18\x01 \x01(\x03\"]\n\x0eHeartbeatReply\x12\x15\n\ragent_sent_us\x18\x01 \x01(\x03\x12\x1b\n\x13gateway_received_us\x18\x02 \x01(\x03\x12\x17\n\x0fgateway_sent_us\x18\x03 \x01(\x03\"&\n\x03\x42ye\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"|\n\x0eTelemetryBatch\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x11\n\toutbox_id\x18\x02 \x01(\t\x12\r\n\x05t0_us\x18\x03 \x01(\x12\x12\r\n\x05\x64t_us\x18\x04 \x03(\x12\x12\'\n\x07\x63olumns\x18\x05 \x03(\x0b\x32\x16.derops.wire.v1.Column\"R\n\x06\x43olumn\x12*\n\x08quantity\x18\x01 \x01(\x0e\x32\x18.derops.wire.v1.Quantity\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06values\x18\x03 \x03(\x01\"k\n\x03Gap\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x11\n\toutbox_id\x18\x02 \x01(\t\x12\x0f\n\x07\x66rom_us\x18\x03 \x01(\x03\x12\r\n\x05to_us\x18\x04 \x01(\x03\x12\x0f\n\x07samples\x18\x05 \x01(\x04\x12\x0e\n\x06reason\x18\x06 \x01(\t*\xd0\x02\n\x08Quantity\x12\x18\n\x14QUANTITY_UNSPECIFIED\x10\x00\x12\x16\n\x12\x41\x43TIVE_POWER_WATTS\x10\x01\x12\x17\n\x13REACTIVE_POWER_VARS\x10\x02\x12\x11\n\rVOLTAGE_VOLTS\x10\x03\x12\x13\n\x0f\x46REQUENCY_HERTZ\x10\x04\x12\x1b\n\x17STATE_OF_CHARGE_PERCENT\x10\x05\x12\x1e\n\x1a\x45NERGY_INJECTED_WATT_HOURS\x10\x06\x12\x1e\n\x1a\x45NERGY_ABSORBED_WATT_HOURS\x10\x07\x12\x17\n\x13TEMPERATURE_CELSIUS\x10\x08\x12\x12\n\x0eSETPOINT_WATTS\x10\t\x12\x18\n\x14MAX_GENERATION_WATTS\x10\n\x12\x12\n\x0eMAX_LOAD_WATTS\x10\x0b\x12\x19\n\x15\x41VAILABLE_POWER_WATTS\x10\x0c\x32X\n\tAgentLink\x12K\n\x07\x43onnect\x12\x1c.derops.wire.v1.AgentMessage\x1a\x1e.derops.wire.v1.GatewayMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'derops.wire.v1.agent_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_QUANTITY']._serialized_start=2287
-  _globals['_QUANTITY']._serialized_end=2623
+  _globals['_QUANTITY']._serialized_start=2300
+  _globals['_QUANTITY']._serialized_end=2636
   _globals['_AGENTMESSAGE']._serialized_start=78
   _globals['_AGENTMESSAGE']._serialized_end=363
   _globals['_GATEWAYMESSAGE']._serialized_start=366
@@ -43,33 +43,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CAPABILITY']._serialized_start=1214
   _globals['_CAPABILITY']._serialized_end=1334
   _globals['_REVISION']._serialized_start=1336
-  _globals['_REVISION']._serialized_end=1390
-  _globals['_WELCOME']._serialized_start=1392
-  _globals['_WELCOME']._serialized_end=1461
-  _globals['_SYNCBEGIN']._serialized_start=1463
-  _globals['_SYNCBEGIN']._serialized_end=1518
-  _globals['_SYNCEND']._serialized_start=1520
-  _globals['_SYNCEND']._serialized_end=1588
-  _globals['_SETTLED']._serialized_start=1590
-  _globals['_SETTLED']._serialized_end=1621
-  _globals['_TELEMETRYCREDIT']._serialized_start=1623
-  _globals['_TELEMETRYCREDIT']._serialized_end=1692
-  _globals['_TELEMETRYREFUSED']._serialized_start=1694
-  _globals['_TELEMETRYREFUSED']._serialized_end=1763
-  _globals['_REPORTACK']._serialized_start=1765
-  _globals['_REPORTACK']._serialized_end=1794
-  _globals['_HEARTBEAT']._serialized_start=1796
-  _globals['_HEARTBEAT']._serialized_end=1830
-  _globals['_HEARTBEATREPLY']._serialized_start=1832
-  _globals['_HEARTBEATREPLY']._serialized_end=1925
-  _globals['_BYE']._serialized_start=1927
-  _globals['_BYE']._serialized_end=1965
-  _globals['_TELEMETRYBATCH']._serialized_start=1967
-  _globals['_TELEMETRYBATCH']._serialized_end=2091
-  _globals['_COLUMN']._serialized_start=2093
-  _globals['_COLUMN']._serialized_end=2175
-  _globals['_GAP']._serialized_start=2177
-  _globals['_GAP']._serialized_end=2284
-  _globals['_AGENTLINK']._serialized_start=2625
-  _globals['_AGENTLINK']._serialized_end=2713
+  _globals['_REVISION']._serialized_end=1403
+  _globals['_WELCOME']._serialized_start=1405
+  _globals['_WELCOME']._serialized_end=1474
+  _globals['_SYNCBEGIN']._serialized_start=1476
+  _globals['_SYNCBEGIN']._serialized_end=1531
+  _globals['_SYNCEND']._serialized_start=1533
+  _globals['_SYNCEND']._serialized_end=1601
+  _globals['_SETTLED']._serialized_start=1603
+  _globals['_SETTLED']._serialized_end=1634
+  _globals['_TELEMETRYCREDIT']._serialized_start=1636
+  _globals['_TELEMETRYCREDIT']._serialized_end=1705
+  _globals['_TELEMETRYREFUSED']._serialized_start=1707
+  _globals['_TELEMETRYREFUSED']._serialized_end=1776
+  _globals['_REPORTACK']._serialized_start=1778
+  _globals['_REPORTACK']._serialized_end=1807
+  _globals['_HEARTBEAT']._serialized_start=1809
+  _globals['_HEARTBEAT']._serialized_end=1843
+  _globals['_HEARTBEATREPLY']._serialized_start=1845
+  _globals['_HEARTBEATREPLY']._serialized_end=1938
+  _globals['_BYE']._serialized_start=1940
+  _globals['_BYE']._serialized_end=1978
+  _globals['_TELEMETRYBATCH']._serialized_start=1980
+  _globals['_TELEMETRYBATCH']._serialized_end=2104
+  _globals['_COLUMN']._serialized_start=2106
+  _globals['_COLUMN']._serialized_end=2188
+  _globals['_GAP']._serialized_start=2190
+  _globals['_GAP']._serialized_end=2297
+  _globals['_AGENTLINK']._serialized_start=2638
+  _globals['_AGENTLINK']._serialized_end=2726
 # @@protoc_insertion_point(module_scope)

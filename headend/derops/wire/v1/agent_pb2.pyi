@@ -118,12 +118,14 @@ class Capability(_message.Message):
     def __init__(self, modes: _Optional[_Iterable[str]] = ..., driver: _Optional[str] = ..., firmware: _Optional[str] = ..., max_injection_watts: _Optional[int] = ..., max_absorption_watts: _Optional[int] = ...) -> None: ...
 
 class Revision(_message.Message):
-    __slots__ = ("operator_start_ms", "counter")
+    __slots__ = ("operator_start_ms", "counter", "era")
     OPERATOR_START_MS_FIELD_NUMBER: _ClassVar[int]
     COUNTER_FIELD_NUMBER: _ClassVar[int]
+    ERA_FIELD_NUMBER: _ClassVar[int]
     operator_start_ms: int
     counter: int
-    def __init__(self, operator_start_ms: _Optional[int] = ..., counter: _Optional[int] = ...) -> None: ...
+    era: int
+    def __init__(self, operator_start_ms: _Optional[int] = ..., counter: _Optional[int] = ..., era: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("now_us", "heartbeat_seconds", "replica")

@@ -9,7 +9,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class OperatorMessage(_message.Message):
-    __slots__ = ("version", "snapshot_begin", "asset", "dispatch", "snapshot_end", "asset_removed", "dispatch_removed", "epoch_seen", "transition", "batch")
+    __slots__ = ("version", "snapshot_begin", "asset", "dispatch", "snapshot_end", "asset_removed", "dispatch_removed", "epoch_seen", "transition", "batch", "unread")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_BEGIN_FIELD_NUMBER: _ClassVar[int]
     ASSET_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +20,7 @@ class OperatorMessage(_message.Message):
     EPOCH_SEEN_FIELD_NUMBER: _ClassVar[int]
     TRANSITION_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
+    UNREAD_FIELD_NUMBER: _ClassVar[int]
     version: int
     snapshot_begin: SnapshotBegin
     asset: _dispatch_pb2.Asset
@@ -30,7 +31,8 @@ class OperatorMessage(_message.Message):
     epoch_seen: EpochSeen
     transition: HeadendTransition
     batch: OperatorBatch
-    def __init__(self, version: _Optional[int] = ..., snapshot_begin: _Optional[_Union[SnapshotBegin, _Mapping]] = ..., asset: _Optional[_Union[_dispatch_pb2.Asset, _Mapping]] = ..., dispatch: _Optional[_Union[_dispatch_pb2.Dispatch, _Mapping]] = ..., snapshot_end: _Optional[_Union[SnapshotEnd, _Mapping]] = ..., asset_removed: _Optional[str] = ..., dispatch_removed: _Optional[str] = ..., epoch_seen: _Optional[_Union[EpochSeen, _Mapping]] = ..., transition: _Optional[_Union[HeadendTransition, _Mapping]] = ..., batch: _Optional[_Union[OperatorBatch, _Mapping]] = ...) -> None: ...
+    unread: Unread
+    def __init__(self, version: _Optional[int] = ..., snapshot_begin: _Optional[_Union[SnapshotBegin, _Mapping]] = ..., asset: _Optional[_Union[_dispatch_pb2.Asset, _Mapping]] = ..., dispatch: _Optional[_Union[_dispatch_pb2.Dispatch, _Mapping]] = ..., snapshot_end: _Optional[_Union[SnapshotEnd, _Mapping]] = ..., asset_removed: _Optional[str] = ..., dispatch_removed: _Optional[str] = ..., epoch_seen: _Optional[_Union[EpochSeen, _Mapping]] = ..., transition: _Optional[_Union[HeadendTransition, _Mapping]] = ..., batch: _Optional[_Union[OperatorBatch, _Mapping]] = ..., unread: _Optional[_Union[Unread, _Mapping]] = ...) -> None: ...
 
 class OperatorBatch(_message.Message):
     __slots__ = ("messages",)
@@ -38,29 +40,57 @@ class OperatorBatch(_message.Message):
     messages: _containers.RepeatedCompositeFieldContainer[OperatorMessage]
     def __init__(self, messages: _Optional[_Iterable[_Union[OperatorMessage, _Mapping]]] = ...) -> None: ...
 
+class Unread(_message.Message):
+    __slots__ = ("uid", "namespace", "asset_name")
+    UID_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    ASSET_NAME_FIELD_NUMBER: _ClassVar[int]
+    uid: str
+    namespace: str
+    asset_name: str
+    def __init__(self, uid: _Optional[str] = ..., namespace: _Optional[str] = ..., asset_name: _Optional[str] = ...) -> None: ...
+
 class SnapshotBegin(_message.Message):
-    __slots__ = ("operator_start_ms", "takes_batches")
+    __slots__ = ("operator_start_ms", "takes_batches", "era")
     OPERATOR_START_MS_FIELD_NUMBER: _ClassVar[int]
     TAKES_BATCHES_FIELD_NUMBER: _ClassVar[int]
+    ERA_FIELD_NUMBER: _ClassVar[int]
     operator_start_ms: int
     takes_batches: bool
-    def __init__(self, operator_start_ms: _Optional[int] = ..., takes_batches: _Optional[bool] = ...) -> None: ...
+    era: int
+    def __init__(self, operator_start_ms: _Optional[int] = ..., takes_batches: _Optional[bool] = ..., era: _Optional[int] = ...) -> None: ...
 
 class SnapshotEnd(_message.Message):
-    __slots__ = ("assets", "dispatches")
+    __slots__ = ("assets", "dispatches", "unread")
     ASSETS_FIELD_NUMBER: _ClassVar[int]
     DISPATCHES_FIELD_NUMBER: _ClassVar[int]
+    UNREAD_FIELD_NUMBER: _ClassVar[int]
     assets: int
     dispatches: int
-    def __init__(self, assets: _Optional[int] = ..., dispatches: _Optional[int] = ...) -> None: ...
+    unread: int
+    def __init__(self, assets: _Optional[int] = ..., dispatches: _Optional[int] = ..., unread: _Optional[int] = ...) -> None: ...
 
 class EpochSeen(_message.Message):
-    __slots__ = ("asset_uid", "epoch")
+    __slots__ = ("asset_uid", "epoch", "serial_number", "instances")
     ASSET_UID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SERIAL_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    INSTANCES_FIELD_NUMBER: _ClassVar[int]
     asset_uid: str
     epoch: int
-    def __init__(self, asset_uid: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+    serial_number: str
+    instances: _containers.RepeatedCompositeFieldContainer[Instance]
+    def __init__(self, asset_uid: _Optional[str] = ..., epoch: _Optional[int] = ..., serial_number: _Optional[str] = ..., instances: _Optional[_Iterable[_Union[Instance, _Mapping]]] = ...) -> None: ...
+
+class Instance(_message.Message):
+    __slots__ = ("id", "opened_us", "replaced_us")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    OPENED_US_FIELD_NUMBER: _ClassVar[int]
+    REPLACED_US_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    opened_us: int
+    replaced_us: int
+    def __init__(self, id: _Optional[str] = ..., opened_us: _Optional[int] = ..., replaced_us: _Optional[int] = ...) -> None: ...
 
 class HeadendTransition(_message.Message):
     __slots__ = ("asset", "dispatch_uid", "dispatch_name", "transition")
@@ -107,7 +137,7 @@ class ReplicaHello(_message.Message):
     def __init__(self, replica: _Optional[str] = ..., state_since_us: _Optional[int] = ..., takes_batches: _Optional[bool] = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ("asset_uid", "connected", "epoch", "since_us", "serial_number", "instance_id", "capability", "end_reason")
+    __slots__ = ("asset_uid", "connected", "epoch", "since_us", "serial_number", "instance_id", "capability", "end_reason", "instances")
     ASSET_UID_FIELD_NUMBER: _ClassVar[int]
     CONNECTED_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -116,6 +146,7 @@ class Session(_message.Message):
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     CAPABILITY_FIELD_NUMBER: _ClassVar[int]
     END_REASON_FIELD_NUMBER: _ClassVar[int]
+    INSTANCES_FIELD_NUMBER: _ClassVar[int]
     asset_uid: str
     connected: bool
     epoch: int
@@ -124,7 +155,8 @@ class Session(_message.Message):
     instance_id: str
     capability: _agent_pb2.Capability
     end_reason: str
-    def __init__(self, asset_uid: _Optional[str] = ..., connected: _Optional[bool] = ..., epoch: _Optional[int] = ..., since_us: _Optional[int] = ..., serial_number: _Optional[str] = ..., instance_id: _Optional[str] = ..., capability: _Optional[_Union[_agent_pb2.Capability, _Mapping]] = ..., end_reason: _Optional[str] = ...) -> None: ...
+    instances: _containers.RepeatedCompositeFieldContainer[Instance]
+    def __init__(self, asset_uid: _Optional[str] = ..., connected: _Optional[bool] = ..., epoch: _Optional[int] = ..., since_us: _Optional[int] = ..., serial_number: _Optional[str] = ..., instance_id: _Optional[str] = ..., capability: _Optional[_Union[_agent_pb2.Capability, _Mapping]] = ..., end_reason: _Optional[str] = ..., instances: _Optional[_Iterable[_Union[Instance, _Mapping]]] = ...) -> None: ...
 
 class Delivery(_message.Message):
     __slots__ = ("dispatch_uid", "generation", "written_us", "ledger_id")
@@ -139,11 +171,15 @@ class Delivery(_message.Message):
     def __init__(self, dispatch_uid: _Optional[str] = ..., generation: _Optional[int] = ..., written_us: _Optional[int] = ..., ledger_id: _Optional[str] = ...) -> None: ...
 
 class AgentReport(_message.Message):
-    __slots__ = ("asset_uid", "received_us", "report")
+    __slots__ = ("asset_uid", "received_us", "report", "namespace", "asset_name")
     ASSET_UID_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_US_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    ASSET_NAME_FIELD_NUMBER: _ClassVar[int]
     asset_uid: str
     received_us: int
     report: _dispatch_pb2.DispatchReport
-    def __init__(self, asset_uid: _Optional[str] = ..., received_us: _Optional[int] = ..., report: _Optional[_Union[_dispatch_pb2.DispatchReport, _Mapping]] = ...) -> None: ...
+    namespace: str
+    asset_name: str
+    def __init__(self, asset_uid: _Optional[str] = ..., received_us: _Optional[int] = ..., report: _Optional[_Union[_dispatch_pb2.DispatchReport, _Mapping]] = ..., namespace: _Optional[str] = ..., asset_name: _Optional[str] = ...) -> None: ...
