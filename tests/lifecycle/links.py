@@ -294,7 +294,11 @@ class Stream:
         asset = dispatch_pb2.AssetId(uid=self.session.asset_uid)
         assert self._exchange.owner(asset, report.ledger_id, report.dispatch_uid) == asset
         received = control_pb2.AgentReport(
-            asset_uid=self.session.asset_uid, received_us=self._exchange.now_us(), report=report
+            asset_uid=self.session.asset_uid,
+            received_us=self._exchange.now_us(),
+            report=report,
+            namespace=self.certificate.asset.namespace,
+            asset_name=self.certificate.asset.name,
         )
         self._exchange.hear_report(received)
         self.gateway.unstored.append((self, report))
