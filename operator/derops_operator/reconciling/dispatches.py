@@ -424,8 +424,8 @@ def _words(report: dispatch_pb2.DispatchReport, withdrawal: _Withdrawal | None) 
 
 def _explain_early(early_us: int) -> str:
     return (
-        f"; but a gateway heard so {early_us / SECOND_US:.0f} s before the end that was ordered: the "
-        "agent's clock was ahead and it ended too early, or it says what is not so"
+        f"; but a gateway heard so {early_us / SECOND_US:.0f} s before the end that was ordered: "
+        "the agent's clock was ahead and it ended too early, or it says what is not so"
     )
 
 
