@@ -171,14 +171,24 @@ def _problem_of_end(report: dispatch_pb2.DispatchReport, around: Circumstances) 
         end_us = max(end_us, order.start_us + order.duration_seconds * SECOND_US)
     if max(report.ended_us, around.received_us) + SLACK_US >= end_us:
         return ""
-    # A clock that was ahead at the start and is set right since: the window had its whole length.
-    least_us, most_us = end_us - report.applied_us, _since_begun_us(report, around)
-    if report.applied_us and most_us is not None and most_us >= least_us:
+    if report.applied_us and _may_be_whole(report, around, end_us - report.applied_us):
         return ""
     return (
         f"phase Complete: its planned end is {(end_us - around.received_us) / SECOND_US:.0f} s "
         f"after the report, and {(end_us - report.ended_us) / SECOND_US:.0f} s after ended_us"
     )
+
+
+def _may_be_whole(
+    report: dispatch_pb2.DispatchReport, around: Circumstances, length_us: int
+) -> bool:
+    """Tell whether a window may have had its length: a clock was ahead, and is set right since."""
+    since_us = _since_begun_us(report, around)
+    if since_us is None or since_us < length_us:
+        return False
+    was_off = _clock_off_us(report, around) > SLACK_US
+    held_us = report.active_milliseconds * 1000 + 2 * SLACK_US
+    return was_off or bool(report.interruptions) or held_us >= length_us
 
 
 def _problem_of_verdict(report: dispatch_pb2.DispatchReport) -> str:
@@ -223,8 +233,8 @@ def _problem_of_spans(report: dispatch_pb2.DispatchReport, around: Circumstances
     if rating_watts and abs(report.delivered_watt_hours) > most_watt_hours:
         return (
             f"delivered_watt_hours {report.delivered_watt_hours:.0f} is more than "
-            f"{most_watt_hours:.0f} Wh, {MOST_OF_RATING} of the rating of {rating_watts} W since it "
-            "was applied"
+            f"{most_watt_hours:.0f} Wh, {MOST_OF_RATING} of the rating of {rating_watts} W since "
+            "it was applied"
         )
     return ""
 
