@@ -4,6 +4,7 @@ There is no API server: what the operator would write into status is asked for i
 """
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -46,12 +47,12 @@ class Speaker(Agent):
 
     sequence = 0
 
-    async def say(self, report: dispatch_pb2.DispatchReport, ledger_id: str = "") -> None:
+    async def say(self, report: dispatch_pb2.DispatchReport) -> None:
         """Say it as a report of this stream's ledger."""
         told = dispatch_pb2.DispatchReport()
         told.CopyFrom(report)
         self.sequence += 1
-        told.sequence, told.ledger_id = self.sequence, ledger_id or self.ledger_id
+        told.sequence, told.ledger_id = self.sequence, self.ledger_id
         await self.send(agent_pb2.AgentMessage(report=told))
 
     async def acknowledged(self) -> None:
@@ -62,7 +63,9 @@ class Speaker(Agent):
     async def heard(self) -> list[str]:
         """Return the kinds of what was answered; nothing is on its way any more."""
         sent_us = now_us()
-        await self.send(agent_pb2.AgentMessage(heartbeat=agent_pb2.Heartbeat(agent_sent_us=sent_us)))
+        await self.send(
+            agent_pb2.AgentMessage(heartbeat=agent_pb2.Heartbeat(agent_sent_us=sent_us))
+        )
         kinds: list[str] = []
         while (message := await self.read()).heartbeat_reply.agent_sent_us != sent_us:
             kinds.append(str(message.WhichOneof("kind")))
@@ -151,7 +154,8 @@ class Tenants:
         start_us = now_us() + starts_in_seconds * SECOND_US
         created_us = min(now_us(), start_us) - created_ago_seconds * SECOND_US
         manifest = {
-            "metadata": self._metadata((asset[0], uid), uid, created_us) | {"finalizers": [FINALIZER]},
+            "metadata": self._metadata((asset[0], uid), uid, created_us)
+            | {"finalizers": [FINALIZER]},
             "spec": {
                 "assetRef": {"name": asset[1]},
                 "setpoint": {"mode": "ActivePower", "activePowerWatts": 5000},
@@ -169,7 +173,8 @@ class Tenants:
         dispatch = self.controller.cache.dispatch(namespace, name)
         assert dispatch is not None
         asset = self.controller.cache.asset(namespace, dispatch.asset_name)
-        status: dict[str, Any] = self.controller._decide(dispatch, asset).status
+        decided = self.controller._decide(dispatch, asset).status
+        status: dict[str, Any] = json.loads(json.dumps(decided))  # as the API server gives it back
         manifest = {
             "metadata": self._metadata((namespace, name), name, dispatch.meta.created_us)
             | {"finalizers": [FINALIZER]},
@@ -197,12 +202,12 @@ class Tenants:
 
     # Who speaks
 
-    async def agent(self, name: Name, *, epoch: int = 1, instance: str = "one") -> Speaker:
+    async def agent(self, name: Name, *, epoch: int = 1, ledger_id: str = "") -> Speaker:
         """Connect with the certificate of an asset."""
         peer = self.rig.agent(self._leaves[name])
         speaker = Speaker(peer.channel, peer.call)
-        speaker.ledger_id = f"ledger-of-{name[1]}"
-        await speaker.connect(epoch, instance)
+        speaker.ledger_id = ledger_id or f"ledger-of-{name[1]}"
+        await speaker.connect(epoch)
         return speaker
 
     async def operator_heard_all(self) -> None:
