@@ -116,13 +116,17 @@ def problem_of(report: dispatch_pb2.DispatchReport) -> str:
         len(uid) > MAX_WORD for uid in report.supersedes
     ):
         return f"supersedes has more than {MAX_SUPERSEDED} uids of {MAX_WORD} characters"
-    return _problem_of_step(report.phase, report.reason, report.message, 0) or next(
-        (
-            f"a transition: {problem}"
-            for step in report.transitions
-            if (problem := _problem_of_step(step.phase, step.reason, step.message, step.at_us))
-        ),
-        _problem_of_course(report),
+    return (
+        _problem_of_step(report.phase, report.reason, report.message, 0)
+        or next(
+            (
+                f"a transition: {problem}"
+                for step in report.transitions
+                if (problem := _problem_of_step(step.phase, step.reason, step.message, step.at_us))
+            ),
+            "",
+        )
+        or _problem_of_course(report)
     )
 
 

@@ -57,6 +57,7 @@ def test_a_report_within_all_bounds_is_taken() -> None:
         ({"interruptions": -1}, "interruptions -1 is not between"),
         ({"transitions": step() * 65}, "65 transitions; up to 64"),
         ({"transitions": step(phase="Sent")}, "a transition: phase 'Sent'"),
+        ({"transitions": step(phase="Nonsense") * 2}, "a transition: phase 'Nonsense'"),
         ({"transitions": step(at_us=2**62)}, "a transition: time 4611686018427387904 us"),
         ({"transitions": step(message="m" * 1025)}, "a transition: the reason has more than 64"),
     ],
