@@ -16,6 +16,7 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from derops.observing import Readiness
 from derops.schedules import SECOND_US
+from derops.wire.v1 import control_pb2
 from derops_operator import convert, metrics
 from derops_operator.acting import Actor
 from derops_operator.cache import Cache, Fact
@@ -29,6 +30,7 @@ from derops_operator.publishing import Publisher
 from derops_operator.reading import read_fact
 from derops_operator.reconciling.actions import Settle, Submit
 from derops_operator.reconciling.assets import Realm, reconcile_asset
+from derops_operator.reconciling.believing import Strange, distrust
 from derops_operator.reconciling.dispatches import DispatchDecision, reconcile_dispatch
 from derops_operator.reconciling.identities import certificate_name
 from derops_operator.resync import Resync
@@ -69,7 +71,13 @@ class Controller:
         self._actor = Actor(kube, self._events, self.cache, self.take, _now_us)
         self._resync = Resync(kube, self.cache, self.take, self.drop)
         self._headend = Headend(
-            settings, self._desired, self._fleet, readiness, self._concerns, self._accepted
+            settings,
+            self._desired,
+            self._fleet,
+            readiness,
+            self._concerns,
+            self._accepted,
+            self._distrust,
         )
         self._publisher = Publisher(
             self.cache, StatusWriter(kube), self._events, self._headend.record, self.take
@@ -149,6 +157,20 @@ class Controller:
         key = self.cache.key_of(uid)
         if key is not None:
             self._queue.add(key)
+
+    def _distrust(self, message: control_pb2.AgentReport) -> Strange | None:
+        """Return why a report does not count, or None."""
+        uid = message.report.dispatch_uid
+        key = self.cache.key_of(uid)
+        fact = self.cache.fact(key) if key is not None else None
+        dispatch = fact if isinstance(fact, Dispatch) else None
+        return distrust(
+            message,
+            dispatch,
+            self.cache.asset(dispatch.meta.namespace, dispatch.asset_name) if dispatch else None,
+            given_to=self._desired.asset_uid_of(uid),
+            ledger_ids=self._fleet.ledger_ids(uid),
+        )
 
     def _accepted(self) -> None:
         for key in self._awaiting.take_until(self._fleet.accepted_version()):

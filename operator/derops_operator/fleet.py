@@ -11,9 +11,13 @@ from enum import StrEnum
 from derops.lifecycle import Phase, Reason
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
+from derops_operator import metrics
 
 LOST_AFTER_US = 30 * SECOND_US
 """How long the sessions of a lost replica still count."""
+
+MAX_LEDGERS = 8
+"""Ledgers whose reports of one dispatch are kept. More than one speak only after a lost disk."""
 
 SESSIONS_WITHIN_US = 5 * SECOND_US
 """How long after its snapshot a replica may take to tell its sessions."""
@@ -210,7 +214,19 @@ class Fleet:
         if known is not None and known.report.sequence >= report.sequence:
             return False
         ledgers[report.ledger_id] = message
+        if len(ledgers) > MAX_LEDGERS:
+            # What is furthest along is what is shown; of the others the newest are worth more.
+            best = _fold_reports(list(ledgers.values()))
+            others = [each for each in ledgers.values() if each is not best]
+            oldest = min(others, key=lambda each: each.received_us)
+            del ledgers[oldest.report.ledger_id]
+            metrics.LEDGERS_FORGOTTEN.inc()
         return True
+
+    def ledger_ids(self, dispatch_uid: str) -> set[str]:
+        """Return the ledgers that gateways say they wrote a dispatch to."""
+        deliveries = self._deliveries.get(dispatch_uid, {}).values()
+        return {each.ledger_id for each in deliveries if each.ledger_id}
 
     def epochs(self) -> dict[str, int]:
         """Return the highest epoch seen of each asset."""

@@ -29,6 +29,9 @@ RESOLVE_SECONDS = 10.0
 MAX_BATCH = 50
 """Messages to a replica in one; none comes near 64 KiB, and gRPC takes 4 MiB."""
 
+STRANGE_LOG_SECONDS = 10.0
+"""How often a report that counts for nothing is worth a line, for each reason."""
+
 HELLO_SECONDS = 10.0
 """How long a replica may take to say hello."""
 
@@ -58,6 +61,7 @@ class Headend:
         readiness: Readiness,
         concerns: Callable[[str], None],
         accepted: Callable[[], None],
+        distrust: Callable[[control_pb2.AgentReport], str | None],
     ) -> None:
         """Make the client; ``run`` starts it.
 
@@ -68,6 +72,7 @@ class Headend:
             readiness: Told whether any replica holds the desired state.
             concerns: Called with the uid of an asset or dispatch there is news of.
             accepted: Called when a replica has stored a version.
+            distrust: Returns why a report does not count, of a closed set, or None.
         """
         self._settings = settings
         self._desired = desired
@@ -75,6 +80,8 @@ class Headend:
         self._readiness = readiness
         self._concerns = concerns
         self._accepted = accepted
+        self._distrust = distrust
+        self._strange_at: dict[str, float] = {}
         self._links: dict[str, asyncio.Task[None]] = {}
         self._history: deque[control_pb2.HeadendTransition] = deque(maxlen=_HISTORY_LIMIT)
         readiness.waiting("gateways", "no replica holds the desired state yet")
@@ -144,6 +151,25 @@ class Headend:
                 call.cancel()
                 link.close()
                 self._note_readiness()
+
+    def _is_strange(self, message: control_pb2.AgentReport) -> bool:
+        """Tell whether a report does not count; count it, and now and then say so."""
+        reason = self._distrust(message)
+        if reason is None:
+            return False
+        metrics.STRANGE_REPORTS.labels(reason=reason).inc()
+        now = time.monotonic()
+        if now - self._strange_at.get(reason, -STRANGE_LOG_SECONDS) >= STRANGE_LOG_SECONDS:
+            self._strange_at[reason] = now
+            _log.warning(
+                "report.strange",
+                reason=str(reason),
+                dispatch_uid=message.report.dispatch_uid,
+                namespace=message.namespace,
+                asset=message.asset_name,
+                asset_uid=message.asset_uid,
+            )
+        return True
 
     def _drain_history(self) -> None:
         while self._history:
@@ -261,6 +287,8 @@ class _Link:
         phase = message.report.phase
         if phase not in set(Phase):
             _log.error("report.not_understood", phase=phase, uid=message.report.dispatch_uid)
+            return
+        if self._headend._is_strange(message):  # noqa: SLF001
             return
         if self._fleet.note_report(message):
             self._headend._concerns(message.report.dispatch_uid)  # noqa: SLF001

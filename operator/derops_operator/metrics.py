@@ -28,6 +28,15 @@ EVENTS_DROPPED = Counter(
 RESYNC_TIMESTAMP = Gauge(
     "derops_operator_resync_timestamp_seconds", "When all objects were last listed completely"
 )
+STRANGE_REPORTS = Counter(
+    "derops_operator_strange_reports_total",
+    "Reports that were told to no Dispatch, by why",
+    ("reason",),
+)
+LEDGERS_FORGOTTEN = Counter(
+    "derops_operator_forgotten_ledgers_total",
+    "Reports let go of because more than eight ledgers spoke of one dispatch",
+)
 GATEWAYS_EXPECTED = Gauge(
     "derops_operator_gateways_expected", "Gateway replicas that the configuration resolves to"
 )

@@ -27,7 +27,7 @@ from derops_agent.controller import (
 )
 from derops_headend.access.certificates import AgentCertificate
 from derops_headend.fleet.desired import DELTA_KINDS, BadSyncError, SnapshotBuilder
-from derops_headend.fleet.reports import problem_of
+from derops_headend.fleet.reports import Circumstances, impossibility_of, problem_of
 from derops_headend.fleet.sessions import Session
 from derops_headend.gateway.desired_store import DesiredStore
 from derops_headend.gateway.exchange import Exchange, without_identity
@@ -203,6 +203,8 @@ class Stream:
         self._exchange, self._controller, self.ledger_id = gateway.exchange, controller, ledger_id
         self._exchange.open(self)
         self._opened = False
+        self.clock_off_us = 0
+        """The most that heartbeats showed the agent's clock to be off."""
 
     # What the exchange asks of it
 
@@ -289,12 +291,27 @@ class Stream:
         report = self.up.popleft()
         if self.ended or self.gateway.exchange is not self._exchange:
             return
-        problem = problem_of(report)
-        assert not problem, f"the gateway refuses an honest report: {problem}"
+        desired, uid = self._exchange.desired, report.dispatch_uid
+        own = desired.asset(self.session.asset_uid)
+        assert own is not None
+        around = Circumstances(
+            received_us=self._exchange.now_us(),
+            asset=own,
+            capability=self.session.capability,
+            dispatch=desired.dispatch(uid),
+            written_us=desired.written(uid).written_us,
+            clock_off_us=self.clock_off_us,
+        )
+        problem = problem_of(report) or impossibility_of(report, around)
+        assert not problem, f"the gateway refuses an honest report: {problem}: {report} {around}"
         asset = dispatch_pb2.AssetId(uid=self.session.asset_uid)
         assert self._exchange.owner(asset, report.ledger_id, report.dispatch_uid) == asset
         received = control_pb2.AgentReport(
-            asset_uid=self.session.asset_uid, received_us=self._exchange.now_us(), report=report
+            asset_uid=self.session.asset_uid,
+            received_us=self._exchange.now_us(),
+            report=report,
+            namespace=self.certificate.asset.namespace,
+            asset_name=self.certificate.asset.name,
         )
         self._exchange.hear_report(received)
         self.gateway.unstored.append((self, report))

@@ -22,6 +22,7 @@ from derops_operator.reconciling.actions import (
     Settle,
     Submit,
 )
+from derops_operator.reconciling.believing import Strange, distrust
 from derops_operator.reconciling.dispatches import reconcile_dispatch
 from derops_operator.statuses import is_worth_writing
 
@@ -165,8 +166,22 @@ class Operator:
         elif kind == "delivery":
             self.fleet.note_delivery(replica, message.delivery)
             self._concern_uid(message.delivery.dispatch_uid)
-        elif kind == "report" and self.fleet.note_report(message.report):
-            self._concern_uid(message.report.report.dispatch_uid)
+        elif kind == "report":
+            self._hear_report(message.report)
+
+    def _hear_report(self, message: control_pb2.AgentReport) -> None:
+        uid = message.report.dispatch_uid
+        dispatches = {each.meta.uid: each for each in self._cluster.dispatches.values()}
+        strange = distrust(
+            message,
+            dispatches.get(uid),
+            self._cluster.asset,
+            given_to=self.desired.asset_uid_of(uid),
+            ledger_ids=self.fleet.ledger_ids(uid),
+        )
+        assert strange in {None, Strange.UNKNOWN_DISPATCH}, f"{strange}: {message}"
+        if strange is None and self.fleet.note_report(message):
+            self._concern_uid(uid)
 
     def reconcile(self) -> bool:
         """Work off what is due; return whether anything was."""

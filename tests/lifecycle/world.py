@@ -322,6 +322,8 @@ class World:
         self.site.controller.note_contact()
         offset_us = self.now_us - self.site.clock.wall_us
         self.site.controller.measure_offset(offset_us // 1000)
+        if self.stream is not None:
+            self.stream.clock_off_us = max(self.stream.clock_off_us, abs(offset_us))
 
     def _connect_controls(self) -> None:
         for number, gateway in enumerate(self.gateways):

@@ -118,6 +118,22 @@ def test_of_two_ledgers_that_both_ended_it_the_one_that_applied_it_is_believed(
     assert view.disk_lost
 
 
+def test_of_many_ledgers_the_furthest_report_and_the_newest_are_kept() -> None:
+    subject = fleet("one")
+    subject.note_report(told(ended(ledger_id="genuine")))
+
+    for number in range(100):
+        message = told(acked(ledger_id=f"ledger-{number}"))
+        message.received_us += number
+        subject.note_report(message)
+
+    kept = subject._reports["uid-peak"]
+    assert set(kept) == {"genuine", *(f"ledger-{number}" for number in range(93, 100))}
+    report = subject.dispatch("uid-peak", 1, 1).report
+    assert report is not None
+    assert report.phase == "Complete"
+
+
 def test_a_lost_replica_matters_only_where_it_may_hold_the_dispatch() -> None:
     subject = fleet("one", "two", expected=1)
     subject.note_sent("two", 7)

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
-from tests.operator.making import acked, asset, at, dispatch
+from tests.operator.making import acked, asset, at, dispatch, ended
 
 from derops.observing import Readiness
 from derops.wire.v1 import control_pb2, control_pb2_grpc
@@ -103,6 +103,9 @@ class Bench:
         self.fleet = Fleet(at(0))
         self.readiness = Readiness()
         self.concerned: list[str] = []
+        self.strange: dict[str, str] = {}
+        """Why the word of an asset of this name does not count."""
+
         self.servers: list[Any] = []
         self.gateways: list[Gateway] = []
 
@@ -139,6 +142,7 @@ class Bench:
             self.readiness,
             self.concerned.append,
             lambda: None,
+            lambda message: self.strange.get(message.asset_name),
         )
 
 
@@ -245,6 +249,21 @@ async def test_a_report_that_makes_no_sense_is_left_out(bench: Bench) -> None:
         await until(lambda: bench.concerned)
 
     assert bench.concerned == ["uid-peak"]
+
+
+async def test_a_report_that_does_not_count_is_counted_and_told_to_nobody(bench: Bench) -> None:
+    gateway = await bench.add_gateway("one")
+    bench.strange = {"stranger": "AnotherAsset"}
+
+    async with Running(bench.headend()):
+        await until(lambda: bench.readiness.report()[0])
+        strange = control_pb2.AgentReport(report=ended(), asset_name="stranger")
+        await gateway.say(Message(report=strange))
+        await gateway.say(Message(report=control_pb2.AgentReport(report=acked())))
+        await until(lambda: bench.concerned)
+
+    assert bench.concerned == ["uid-peak"]
+    assert bench.fleet.dispatch("uid-peak", 1, 1).report == acked()
 
 
 async def test_a_gateway_that_comes_back_gets_a_new_snapshot(bench: Bench) -> None:

@@ -17,7 +17,12 @@ from google.protobuf.message import DecodeError
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2, log_pb2
 from derops_headend.access.certificates import AgentCertificate
-from derops_headend.fleet.reports import MAX_WORD, problem_of
+from derops_headend.fleet.reports import (
+    MAX_WORD,
+    Circumstances,
+    impossibility_of,
+    problem_of,
+)
 from derops_headend.fleet.sessions import Session
 from derops_headend.fleet.telemetry import (
     MAX_TIME_US,
@@ -75,6 +80,7 @@ class AgentStream:
 
     __slots__ = (
         "_asset_id",
+        "_clock_off_us",
         "_clock_offset_milliseconds",
         "_context",
         "_dropped_batches",
@@ -133,6 +139,7 @@ class AgentStream:
         self._unstored = self._refused_reports = 0
         self._dropped_batches = self._refused_batches = 0
         self._clock_offset_milliseconds: int | None = None
+        self._clock_off_us = 0
         self._ending: agent_pb2.Bye | None = None
         self._peer_left = self._said_bye = False
 
@@ -375,6 +382,7 @@ class AgentStream:
     def _note_clock(self, agent_sent_us: int) -> None:
         """Keep how far the agent's clock is off, where that cannot be the way here."""
         offset_us = self._exchange.now_us() - agent_sent_us
+        self._clock_off_us = max(self._clock_off_us, min(abs(offset_us), MAX_TIME_US))
         wrong = MAX_CLOCK_OFFSET_US < abs(offset_us) < MAX_TIME_US
         self._clock_offset_milliseconds = offset_us // 1000 if wrong else None
 
@@ -456,12 +464,24 @@ class AgentStream:
     def _take_report(self, report: dispatch_pb2.DispatchReport) -> Violation | None:
         asset = self._exchange.owner(self._asset_id, self.ledger_id, report.dispatch_uid)
         problem = self._problem_of(report)
-        if problem or asset is None:
-            return self._refuse_report(report, problem or "the dispatch is another asset's")
+        if problem:
+            return self._refuse_report(report, "Malformed", problem)
+        if asset is None:
+            return self._refuse_report(report, "AnotherAsset", "the dispatch is another asset's")
+        problem = self._impossibility_of(report)
+        if problem:
+            return self._refuse_report(report, "Impossible", problem)
         if self._unstored >= MAX_UNSTORED:
             return Violation(reason="TooManyReports", message="reports outrun the log")
+        if not self._exchange.may_log_report(asset.uid, report.dispatch_uid):
+            self._exchange.let_go_of_report(self, report)
+            return None
         received = control_pb2.AgentReport(
-            asset_uid=asset.uid, received_us=self._exchange.now_us(), report=report
+            asset_uid=asset.uid,
+            received_us=self._exchange.now_us(),
+            report=report,
+            namespace=self.certificate.asset.namespace,
+            asset_name=self.certificate.asset.name,
         )
 
         def settle(error: BaseException | None) -> None:
@@ -482,10 +502,32 @@ class AgentStream:
             return "not a report of this stream's ledger"
         return problem_of(report)
 
-    def _refuse_report(self, report: dispatch_pb2.DispatchReport, why: str) -> Violation | None:
-        metrics.REFUSED_REPORTS.inc()
+    def _impossibility_of(self, report: dispatch_pb2.DispatchReport) -> str:
+        desired, uid = self._exchange.desired, report.dispatch_uid
+        asset = desired.asset(self.session.asset_uid)
+        if asset is None:  # removed: this stream is about to end
+            return ""
+        circumstances = Circumstances(
+            received_us=self._exchange.now_us(),
+            asset=asset,
+            capability=self.session.capability,
+            dispatch=desired.dispatch(uid),
+            written_us=desired.written(uid).written_us,
+            clock_off_us=self._clock_off_us,
+        )
+        return impossibility_of(report, circumstances)
+
+    def _refuse_report(
+        self, report: dispatch_pb2.DispatchReport, reason: str, why: str
+    ) -> Violation | None:
+        metrics.REFUSED_REPORTS.labels(reason).inc()
         self._refused_reports += 1
-        self._log().error("report.refused", dispatch_uid=report.dispatch_uid[:MAX_WORD], why=why)
+        self._log().error(
+            "report.refused",
+            reason=reason,
+            dispatch_uid=report.dispatch_uid[:MAX_WORD],
+            why=why,
+        )
         if self._refused_reports > MAX_REFUSED_REPORTS:
             return Violation(reason="BadReport", message=why)
         return None

@@ -18,6 +18,7 @@ from derops_headend.access.admission import admit, check_operating_state
 from derops_headend.access.certificates import AgentCertificate
 from derops_headend.fleet.desired import BadSyncError, Changes, DesiredState, Snapshot, Written
 from derops_headend.fleet.sessions import CloneSuspectedError, Session, SessionTable
+from derops_headend.fleet.unknown import UnknownDispatches
 from derops_headend.gateway import metrics
 from derops_headend.gateway.admission_control import AdmissionControl
 from derops_headend.gateway.desired_store import DesiredStore
@@ -90,6 +91,7 @@ class Exchange:
         self._streams: dict[str, AgentOutlet] = {}
         self._reports: dict[str, control_pb2.AgentReport] = {}
         self._unstored_reports: Counter[str] = Counter()
+        self._unknown = UnknownDispatches()
         self._noting: dict[str, Future[None]] = {}
         self._operator: OperatorOutlet | None = None
         self._changing = Lock()
@@ -189,9 +191,10 @@ class Exchange:
     ) -> dispatch_pb2.AssetId | None:
         """Return the asset in whose name an agent may speak of a dispatch; None if it may not.
 
-        Settled dispatches are not known any more: they count as its own. An asset that was created
-        anew under its name answers for the earlier one, if this replica first wrote the dispatch to
-        the very ledger that speaks now.
+        What is not held here, as it is settled or never was, is its own: it speaks into its own
+        history, and the operator knows of which Dispatch. An asset that was created anew under its
+        name answers for the earlier one, if this replica first wrote the dispatch to the very
+        ledger that speaks now.
         """
         dispatch = self.desired.dispatch(dispatch_uid)
         if dispatch is None or dispatch.asset_uid == asset.uid:
@@ -202,6 +205,18 @@ class Exchange:
         return dispatch_pb2.AssetId(
             uid=dispatch.asset_uid, namespace=asset.namespace, name=asset.name
         )
+
+    def may_log_report(self, asset_uid: str, dispatch_uid: str) -> bool:
+        """Tell whether a report goes into the log: of what nobody here holds, only so many do."""
+        held = self.desired.dispatch(dispatch_uid) is not None
+        return held or self._unknown.take(asset_uid, self.now_us())
+
+    def let_go_of_report(self, stream: AgentOutlet, report: dispatch_pb2.DispatchReport) -> None:
+        """Have an agent forget a report that is not logged, and what it is about."""
+        metrics.UNLOGGED_REPORTS.inc()
+        ack = agent_pb2.ReportAck(sequence=report.sequence)
+        stream.send(agent_pb2.GatewayMessage(report_ack=ack))
+        self._settle(stream, report.dispatch_uid)
 
     def hear_report(self, report: control_pb2.AgentReport) -> None:
         """Take a report that is on its way into the log: keep the newest, tell the operator.
@@ -356,6 +371,8 @@ class Exchange:
             if dispatch.asset_uid in self._streams:
                 self._streams[dispatch.asset_uid].offer(dispatch.uid)
             self.tell_delivery(dispatch.uid)
+            if dispatch.uid in self._reports:  # the operator may not have known the dispatch
+                self._tell(Message(report=self._reports[dispatch.uid]))
         for dispatch in changes.settled:
             self._reports.pop(dispatch.uid, None)
             if dispatch.asset_uid in self._streams:
@@ -375,6 +392,7 @@ class Exchange:
             if uid in self._streams:
                 self._streams[uid].end("AssetRemoved", "the DERAsset is gone")
             self.sessions.forget(uid)
+            self._unknown.forget(uid)
         for uid in changes.assets:
             asset, stream = self.desired.asset(uid), self._streams.get(uid)
             if asset is not None and stream is not None:

@@ -16,7 +16,13 @@ CLONES_SUSPECTED = Counter(
 )
 REPORTS = Counter("derops_gateway_reports", "Reports of agents made durable.")
 REFUSED_REPORTS = Counter(
-    "derops_gateway_refused_reports", "Reports of agents that broke a rule and were not taken."
+    "derops_gateway_refused_reports",
+    "Reports of agents that broke a rule and were not taken, by the kind of rule.",
+    ["reason"],
+)
+UNLOGGED_REPORTS = Counter(
+    "derops_gateway_unlogged_reports",
+    "Reports on dispatches not held here, beyond an asset's allowance: acknowledged, not kept.",
 )
 BATCHES = Counter("derops_gateway_telemetry_batches", "Telemetry batches made durable.")
 SAMPLES = Counter("derops_gateway_telemetry_samples", "Telemetry samples made durable.")
