@@ -324,14 +324,13 @@ async def test_an_impossible_outcome_of_an_unknown_dispatch_is_not_logged_either
     await both.run()
     thief = await both.agent(THIEF)
 
-    for number, changes in enumerate(
-        (
-            {"active_milliseconds": 10**9},
-            {"delivered_watt_hours": 1e9},
-            {"within_tolerance_milliseconds": 0},
-            {"planned_end_us": 2 * 10**15, "ended_us": 1},
-        )
-    ):
+    lies: list[dict[str, Any]] = [
+        {"active_milliseconds": 10**9},
+        {"delivered_watt_hours": 1e9},
+        {"within_tolerance_milliseconds": 0},
+        {"planned_end_us": 2 * 10**15, "ended_us": 1},
+    ]
+    for number, changes in enumerate(lies):
         await thief.say(outcome(f"unknown-{number}", **changes))
 
     assert await thief.heard() == []
