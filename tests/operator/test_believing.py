@@ -14,7 +14,11 @@ ANEW = replace(asset(), meta=replace(asset().meta, uid="uid-anew", created_us=at
 
 
 def said(ledger_id: str = "ledger-1", **facts: str) -> control_pb2.AgentReport:
-    defaults = {"asset_uid": "uid-battery", "namespace": "pilot", "asset_name": "battery"}
+    defaults: dict[str, Any] = {
+        "asset_uid": "uid-battery",
+        "namespace": "pilot",
+        "asset_name": "battery",
+    }
     return control_pb2.AgentReport(report=acked(ledger_id=ledger_id), **defaults | facts)
 
 
