@@ -12,7 +12,7 @@ import yaml
 from tests.stack import identities, places
 from tests.stack.controlplane import AGENT_ISSUER, ControlPlane
 from tests.stack.fleet import Fleet
-from tests.stack.identities import Identities
+from tests.stack.identities import NAMESPACE, Identities
 from tests.stack.postgres import PostgresServer
 from tests.stack.processes import Process, http_ok
 from tests.stack.simulation import Site
@@ -21,7 +21,6 @@ PARTS = ("operator", "gateway", "writer")
 """What ``kill`` and ``restart`` take."""
 
 TRUST_DOMAIN = "derops.test"
-NAMESPACE = "derops-system"
 SERVICE_ACCOUNT = "derops-operator"
 
 _KEEPER_SECONDS = 1.0
@@ -148,7 +147,7 @@ class Stack:
         agent_port, control_port = places.free_port(), places.free_port()
         self.gateway = f"127.0.0.1:{agent_port}"
         headend_data = self.data_directory / "headend"
-        headend_data.mkdir()
+        headend_data.mkdir(mode=0o700)
         self._define(
             "gateway",
             "derops-headend gateway",
