@@ -15,7 +15,8 @@ from tests.stack.processes import StackError
 
 CHART_FILES = places.REPOSITORY / "charts" / "derops" / "files"
 NAMESPACE = "derops-system"
-OPERATOR_USER = f"system:serviceaccount:{NAMESPACE}:derops-operator"
+SERVICE_ACCOUNT = "derops-operator"
+OPERATOR_USER = f"system:serviceaccount:{NAMESPACE}:{SERVICE_ACCOUNT}"
 CERT_MANAGER_USER = f"system:serviceaccount:{CERT_MANAGER}:{CERT_MANAGER}"
 
 _ENFORCED_SECONDS = 30.0
@@ -130,6 +131,26 @@ def issue(control_plane: ControlPlane, trust_domain: str, directory: Path) -> Id
         agent_ca=mount(CERT_MANAGER, "derops-agent-ca", "ca.crt") / "ca.crt",
         server_ca=mount(NAMESPACE, "derops-server-ca", "ca.crt") / "ca.crt",
     )
+
+
+def operator_kubeconfig(control_plane: ControlPlane) -> str:
+    """Return a kubeconfig of the chart's ServiceAccount, with the chart's rules and no more."""
+    rules = chart_manifests("operator-rules.yaml", trust_domain="")[0]
+    rbac = "rbac.authorization.k8s.io"
+    name = {"name": SERVICE_ACCOUNT}
+    account = {"kind": "ServiceAccount", **name, "namespace": NAMESPACE}
+    control_plane.apply(
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": name | {"namespace": NAMESPACE}},
+        {"apiVersion": f"{rbac}/v1", "kind": "ClusterRole", "metadata": name, "rules": rules},
+        {
+            "apiVersion": f"{rbac}/v1",
+            "kind": "ClusterRoleBinding",
+            "metadata": name,
+            "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", **name},
+            "subjects": [account],
+        },
+    )
+    return control_plane.service_account_kubeconfig(NAMESPACE, SERVICE_ACCOUNT)
 
 
 def secret_data(control_plane: ControlPlane, namespace: str, name: str) -> dict[str, bytes]:
