@@ -5,7 +5,7 @@ one is never seen here, because it would revert a fleet.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from derops.errors import DeropsError
 from derops.ids import AssetName
@@ -28,8 +28,13 @@ class BadSyncError(DeropsError):
 class Revision:
     """Orders desired states over restarts of the operator."""
 
+    era: int = 0
+    """Seconds since 1970 at which a person began it; 0 = the first."""
     operator_start_ms: int
     version: int
+
+    def __str__(self) -> str:
+        return f"era {self.era} start {self.operator_start_ms} version {self.version}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +70,8 @@ class Changes:
 class SnapshotBuilder:
     """Collects a snapshot until its end; thrown away where the stream ends earlier."""
 
-    def __init__(self, operator_start_ms: int) -> None:
-        self._operator_start_ms = operator_start_ms
+    def __init__(self, operator_start_ms: int, era: int = 0) -> None:
+        self._operator_start_ms, self._era = operator_start_ms, era
         self._assets: dict[str, dispatch_pb2.Asset] = {}
         self._dispatches: dict[str, dispatch_pb2.Dispatch] = {}
 
@@ -98,7 +103,9 @@ class SnapshotBuilder:
                 f"{found[0]} of {end.assets} assets, {found[1]} of {end.dispatches} dispatches",
             )
         return Snapshot(
-            revision=Revision(operator_start_ms=self._operator_start_ms, version=message.version),
+            revision=Revision(
+                era=self._era, operator_start_ms=self._operator_start_ms, version=message.version
+            ),
             assets=tuple(self._assets.values()),
             dispatches=tuple(self._dispatches.values()),
         )
@@ -186,10 +193,8 @@ class DesiredState:
         elif kind == "dispatch_removed":
             changes.settled += self._remove_dispatch(message.dispatch_removed)
         if self.revision is not None:
-            self.revision = Revision(
-                operator_start_ms=self.revision.operator_start_ms,
-                version=max(self.revision.version, message.version),
-            )
+            version = max(self.revision.version, message.version)
+            self.revision = replace(self.revision, version=version)
         return changes
 
     def may_be_written(self, dispatch_uid: str) -> bool:

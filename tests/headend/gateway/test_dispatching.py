@@ -105,6 +105,7 @@ async def test_an_older_operator_does_not_take_the_state_back(
 async def test_the_newest_operator_stream_wins(rig: Rig, leaf: Leaf, operator: Operator) -> None:
     newer = rig.operator()
     hello = await newer.read_until("hello")
+    await newer.say(snapshot_begin=control_pb2.SnapshotBegin(operator_start_ms=1000))
 
     assert hello.replica == "gateway-0"
     with pytest.raises(grpc.aio.AioRpcError, match="Superseded"):
