@@ -341,7 +341,9 @@ class Controller:
             self._not_kept = (era, start_ms)
             metrics.REVISIONS_AHEAD.inc()
             seconds = seconds_ahead(era=era, operator_start_ms=start_ms, now_us=now_us)
-            self._log.warning("revision.not_kept", era=era, start_ms=start_ms, ahead_seconds=seconds)
+            self._log.warning(
+                "revision.not_kept", era=era, start_ms=start_ms, ahead_seconds=seconds
+            )
         return False
 
     async def _bind(self) -> None:

@@ -21,6 +21,9 @@ class OperatorSettings(BaseSettings):
     """Holds tls.crt, tls.key and ca.crt; read again for each connection."""
 
     trust_domain: str
+    era: int = Field(default=0, ge=0)
+    """Seconds since 1970 at which a person began it; a higher one wins over any earlier state."""
+
     gateway_server_name: str = "derops-gateway-control"
     agent_issuer: str = "derops-agent"
     ops_address: str = "0.0.0.0"  # noqa: S104 - the kubelet asks from outside the pod

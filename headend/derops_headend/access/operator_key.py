@@ -1,4 +1,4 @@
-"""Whose key is the operator's: that of its certificate as it is now, and for a while the one before.
+"""Whose key is the operator's: that of its certificate now, and for a while the one before.
 
 A certificate of the control CA with the operator's name is not enough: whoever gets such a
 certificate issued would be the operator.

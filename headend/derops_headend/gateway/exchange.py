@@ -89,8 +89,8 @@ class Exchange:
             admission: Who may send telemetry.
             now_us: The wall clock.
             on_ready: Told when there is a complete desired state.
-            on_clock_ahead: Told by how many seconds a desired state, stored or refused, begins ahead
-                of the clock; 0 = a good one is served.
+            on_clock_ahead: Told by how many seconds a desired state, stored or refused, begins
+                ahead of the clock; 0 = a good one is served.
         """
         self.replica = replica
         self.store = store
@@ -111,7 +111,9 @@ class Exchange:
         if (stored := store.load()) is not None:
             self.desired.restore(*stored)
             on_ready()
-            ahead = self._seconds_ahead(stored[0].revision.era, stored[0].revision.operator_start_ms)
+            ahead = self._seconds_ahead(
+                stored[0].revision.era, stored[0].revision.operator_start_ms
+            )
             if ahead > MAX_AHEAD_SECONDS:  # an earlier version took it, or this clock is slow
                 on_clock_ahead(ahead)
 
