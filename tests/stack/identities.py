@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from tests.stack import places
 from tests.stack.controlplane import ControlPlane
 from tests.stack.mounts import write_mount
 
+OPERATOR_SECRET = ("derops-system", "derops-operator-tls")
 CHART_FILES = places.REPOSITORY / "charts" / "derops" / "files"
 
 
@@ -21,8 +23,18 @@ class Identities:
     agent_port: Path
     control_port: Path
     operator: Path
+    operator_certificate: Path
+    """At the gateway: the operator's certificate without its key."""
+
     agent_ca: Path
     server_ca: Path
+
+    def follow(self, secrets: Mapping[tuple[str, str], Mapping[str, bytes]]) -> None:
+        """Bring the mounts of the operator's Secret up to date; keys are namespace and name."""
+        data = secrets.get(OPERATOR_SECRET)
+        if data and data.get("tls.crt"):
+            write_mount(self.operator, data)
+            write_mount(self.operator_certificate.parent, {"tls.crt": data["tls.crt"]})
 
 
 def chart_manifests(name: str, trust_domain: str) -> list[Any]:
@@ -48,8 +60,8 @@ def issue(control_plane: ControlPlane, trust_domain: str, directory: Path) -> Id
         "--timeout=60s",
     )  # fmt: skip
 
-    def mount(namespace: str, secret: str, *keys: str) -> Path:
-        target = directory / secret
+    def mount(namespace: str, secret: str, *keys: str, folder: str = "") -> Path:
+        target = directory / (folder or secret)
         data = secret_data(control_plane, namespace, secret)
         write_mount(target, {key: data[key] for key in keys or data})
         return target
@@ -57,7 +69,9 @@ def issue(control_plane: ControlPlane, trust_domain: str, directory: Path) -> Id
     return Identities(
         agent_port=mount("derops-system", "derops-gateway-tls"),
         control_port=mount("derops-system", "derops-gateway-control-tls"),
-        operator=mount("derops-system", "derops-operator-tls"),
+        operator=mount(*OPERATOR_SECRET),
+        operator_certificate=mount(*OPERATOR_SECRET, "tls.crt", folder="operator-certificate")
+        / "tls.crt",
         agent_ca=mount("cert-manager", "derops-agent-ca", "ca.crt") / "ca.crt",
         server_ca=mount("cert-manager", "derops-server-ca", "ca.crt") / "ca.crt",
     )
