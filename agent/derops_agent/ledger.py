@@ -29,11 +29,11 @@ CREATE TABLE meta (
   epoch INTEGER NOT NULL DEFAULT 0,
   revision_start_ms INTEGER NOT NULL DEFAULT 0,
   revision_counter INTEGER NOT NULL DEFAULT 0,
-  revision_era INTEGER NOT NULL DEFAULT 0,
   asset BLOB,
   report_sequence INTEGER NOT NULL DEFAULT 0,
   alive_us INTEGER NOT NULL DEFAULT 0,
-  boot_id TEXT NOT NULL DEFAULT ''
+  boot_id TEXT NOT NULL DEFAULT '',
+  revision_era INTEGER NOT NULL DEFAULT 0
 );
 -- A settled row is a tombstone: its uid is not executed again until keep_until_us.
 CREATE TABLE execution (
