@@ -239,7 +239,6 @@ class Headend:
                 self._desired.unsubscribe(subscription)
                 call.cancel()
                 link.close()
-                self._note_readiness()
 
     def _hear_refusal(self, address: str, error: BaseException) -> None:
         """Tell why a replica does not take us, and take another start where that is the way."""
@@ -344,6 +343,7 @@ class _Link:
         if self._replica is not None:
             del self._headend._speaking[self._replica]  # noqa: SLF001
             self._fleet.lose_replica(self._replica, _now_us())
+            self._headend._note_readiness()  # noqa: SLF001
 
     async def _write(self) -> None:
         while messages := await self._subscription.get():

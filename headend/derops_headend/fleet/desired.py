@@ -161,6 +161,8 @@ class DesiredState:
     def replace(self, snapshot: Snapshot) -> Changes:
         """Put a complete snapshot in the place of all that was."""
         old_assets, old_dispatches = self._assets, self._dispatches
+        # Agents are to keep a new era at once, not with the next thing that changes.
+        begins = self.revision is not None and self.revision.era != snapshot.revision.era
         self.revision = snapshot.revision
         self._assets, self._by_name, self._dispatches, self._of_asset = {}, {}, {}, {}
         for asset in snapshot.assets:
@@ -172,7 +174,9 @@ class DesiredState:
         }
         self._noted = {uid: write for uid, write in self._noted.items() if uid in self._dispatches}
         return Changes(
-            assets={uid for uid, asset in self._assets.items() if old_assets.get(uid) != asset},
+            assets={
+                uid for uid, asset in self._assets.items() if begins or old_assets.get(uid) != asset
+            },
             removed_assets=old_assets.keys() - self._assets.keys(),
             dispatches=[d for uid, d in self._dispatches.items() if old_dispatches.get(uid) != d],
             settled=_missing(old_dispatches.values(), self._dispatches),

@@ -177,6 +177,7 @@ class Gateway:
             self.exchange.writes.run(),
             self.exchange.admission.run(),
             self._sweep(),
+            self._follow_operator(),
         ):
             self._tasks.append(asyncio.create_task(work))
         await asyncio.gather(*(server.start() for server in self._servers))
@@ -190,9 +191,9 @@ class Gateway:
         await asyncio.gather(*(server.stop(STOP_SECONDS) for server in self._servers))
         self._journal.close()
         self.exchange.writes.close()
-        *commits, admission, sweep = self._tasks
-        admission.cancel()
-        sweep.cancel()
+        *commits, admission, sweep, operator = self._tasks
+        for task in (admission, sweep, operator):
+            task.cancel()
         await asyncio.wait(commits, timeout=1)
         for task in commits:
             task.cancel()
@@ -229,6 +230,11 @@ class Gateway:
         while True:
             self._alive_at = time.monotonic()
             await self.exchange.end_overdue()
+            await asyncio.sleep(_SWEEP_SECONDS)
+
+    async def _follow_operator(self) -> None:
+        """Look after the operator's key; beside the sweep, for it may wait for a disk."""
+        while True:
             await self._control.end_overdue()
             await asyncio.sleep(_SWEEP_SECONDS)
 

@@ -102,6 +102,7 @@ async def test_it_serves_and_ends_on_sigterm(tmp_path: Path) -> None:
 
     assert status == 503
     assert "operator snapshot" in text
+    assert "degraded operator certificate: no operator is admitted" in text
     assert code == 0
     assert time.monotonic() - begun < 5
 
