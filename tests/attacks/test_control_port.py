@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,12 +15,15 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
+from tests.agent.fakes import T0, Agent, asset, order
 from tests.headend.gateway.conftest import _no_pace, leaf, operator, rig
 from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import PATIENCE, Operator, Rig, now_us
 
-from derops.wire.v1 import control_pb2
-from derops_headend.fleet.desired import Revision, Snapshot
+from derops.wire.v1 import agent_pb2, control_pb2
+from derops_agent.controller import Snapshot
+from derops_headend.fleet import desired
+from derops_headend.fleet.desired import Revision
 from derops_headend.gateway.desired_store import DesiredStore
 
 __all__ = ["_no_pace", "leaf", "operator", "rig"]
@@ -329,7 +333,7 @@ async def _store(rig: Rig, leaf: Leaf, start_ms: int) -> None:
     store = DesiredStore(rig.directory / "desired.db", now_us())
     revision = Revision(operator_start_ms=start_ms, version=1)
     assets = (rig.asset("battery", leaf),)
-    await store.replace(Snapshot(revision=revision, assets=assets, dispatches=()))
+    await store.replace(desired.Snapshot(revision=revision, assets=assets, dispatches=()))
     store.close()
 
 
@@ -345,3 +349,51 @@ async def test_a_predecessor_does_not_even_take_the_stream(
 
     assert counted("StaleOperator") == before + 1
     await operator.accepted(await operator.say(dispatch=rig.dispatch("d1")))
+
+
+async def test_no_agent_keeps_what_a_wrong_clock_or_a_hostile_gateway_hands_on(
+    tmp_path: Path,
+) -> None:
+    """A14: an earlier or hostile gateway hands on a state from ten years ahead.
+
+    The agent obeys it, as an agent with a slow clock must, and keeps the newest that it had; it is
+    counted once for each start.
+    """
+    agent = await Agent(tmp_path).start()
+    genuine = agent.ledger.revision
+    before = REGISTRY.get_sample_value("derops_agent_revisions_ahead_total") or 0
+    poison = agent_pb2.Revision(operator_start_ms=T0 // 1000 + TEN_YEARS_SECONDS * 1000, counter=1)
+
+    for _ in range(3):
+        snapshot = Snapshot(revision=poison, asset=asset(generation=2), dispatches=[order("d1")])
+        agent.controller.take(snapshot)
+        await agent.controller.turn()
+
+    assert agent.controller.journal["d1"].phase == "Acked"
+    assert agent.controller.revision == agent.ledger.revision == genuine
+    assert REGISTRY.get_sample_value("derops_agent_revisions_ahead_total") == before + 1
+    await agent.restart()
+    assert agent.controller.revision == genuine
+    agent.ledger.close()
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"start_ms": 2**64 - 1},
+        {"start_ms": 2**63},
+        {"start_ms": 5, "era": 2**64 - 1},
+        {"start_ms": 2**64 - 1, "era": 2**64 - 1},
+    ],
+)
+async def test_numbers_that_no_disk_can_hold_are_refused_like_others(
+    rig: Rig, leaf: Leaf, operator: Operator, numbers: dict[str, int]
+) -> None:
+    """A15: start and era at the end of what the wire can carry: refused, and nothing stops."""
+    odd = rig.operator()
+    await begin(odd, **numbers)
+
+    await ended_with(odd, "OperatorClockAhead")
+    await operator.accepted(await operator.say(dispatch=rig.dispatch("d1")))
+    assert rig.gateway is not None
+    assert rig.gateway.alive()
