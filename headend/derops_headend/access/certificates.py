@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -83,7 +84,7 @@ def public_key_sha256(pem: bytes) -> str:
     """
     try:
         return _public_key_sha256(x509.load_pem_x509_certificate(pem))
-    except x509.InvalidVersion as error:
+    except (UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise ValueError(str(error)) from error
 
 
