@@ -60,7 +60,7 @@ class Controller:
         self._realm = Realm(trust_domain=settings.trust_domain, issuer=settings.agent_issuer)
         self.cache = Cache()
         self._fleet = Fleet(now_us)
-        self._desired = Desired(operator_start_ms=now_us // 1000)
+        self._desired = Desired(operator_start_ms=now_us // 1000, era=settings.era)
         self._queue: WorkQueue[Key] = WorkQueue()
         self._awaiting = Awaiting[Key]()
         self._beat = time.monotonic()

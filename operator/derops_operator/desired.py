@@ -66,7 +66,7 @@ class Subscription:
         self._waiting: deque[control_pb2.OperatorMessage] = deque()
         self._some = asyncio.Event()
         self.overrun = False
-        """The replica is too slow: end its stream, the next snapshot brings it up to date."""
+        """End its stream, the next snapshot brings it up to date: it is too slow, or all is new."""
 
         self.most = 1
         """How many messages are taken at once; may be raised while one waits for them."""
@@ -76,6 +76,11 @@ class Subscription:
         self.overrun = self.overrun or len(self._waiting) >= BACKLOG_LIMIT
         if not self.overrun:
             self._waiting.append(message)
+        self._some.set()
+
+    def end(self) -> None:
+        """Have the stream end."""
+        self.overrun = True
         self._some.set()
 
     async def get(self) -> list[control_pb2.OperatorMessage]:
@@ -101,12 +106,18 @@ class Desired:
     a proof on an order that can come back.
     """
 
-    def __init__(self, operator_start_ms: int) -> None:
-        self.operator_start_ms = operator_start_ms
+    def __init__(self, operator_start_ms: int, era: int = 0) -> None:
+        self.operator_start_ms, self.era = operator_start_ms, era
         self.version = 1
         self._assets: dict[str, _HeldAsset] = {}
         self._dispatches: dict[str, _HeldDispatch] = {}
         self._subscriptions: list[Subscription] = []
+
+    def renew_start(self, operator_start_ms: int) -> None:
+        """Count from another start: every replica gets a new snapshot on a new stream."""
+        self.operator_start_ms = operator_start_ms
+        for subscription in self._subscriptions:
+            subscription.end()
 
     def put_asset(self, message: dispatch_pb2.Asset) -> None:
         """Hold an asset as it is now."""
@@ -181,7 +192,7 @@ class Desired:
         """Yield what was held at ``version``; each message is made when it is sent."""
         message = control_pb2.OperatorMessage
         begin = control_pb2.SnapshotBegin(
-            operator_start_ms=self.operator_start_ms, takes_batches=True
+            operator_start_ms=self.operator_start_ms, takes_batches=True, era=self.era
         )
         yield message(version=version, snapshot_begin=begin)
         for asset in assets:

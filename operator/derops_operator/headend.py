@@ -9,6 +9,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from derops_operator import metrics
 from derops_operator.desired import Desired, Subscription
 from derops_operator.fleet import Fleet
 from derops_operator.settings import OperatorSettings
+from derops_operator.starting import Start, after_refusal, explain, read_refusal
 
 RESOLVE_SECONDS = 10.0
 """How often the addresses of the gateways are looked up."""
@@ -35,9 +37,15 @@ STRANGE_LOG_SECONDS = 10.0
 HELLO_SECONDS = 10.0
 """How long a replica may take to say hello."""
 
+IDENTITY_SECONDS = 5.0
+"""How often the files are looked at while a stream lives; a renewed key needs a new stream."""
+
 _HISTORY_LIMIT = 20_000
+_WORD_SECONDS = 2.0
 _BACKOFF_SECONDS = (0.1, 5.0)
 _CHANNEL_OPTIONS = (
+    # Channels to one address share connections otherwise, and a new certificate would not be seen.
+    ("grpc.use_local_subchannel_pool", 1),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),
@@ -47,7 +55,38 @@ _CHANNEL_OPTIONS = (
 
 _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # the stubs do not know it
 
+_PARTS = {
+    "OperatorClockAhead": "operator clock",
+    "StaleOperator": "operator start",
+    "NotTheOperatorsKey": "operator key",
+}
+"""What is told as degraded where a replica refuses us, by its reason."""
+
+_MAX_WORDS = 300
+
 _log = structlog.get_logger("headend")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What proves who we are, and whom we trust, as the files had it; all PEM."""
+
+    ca: bytes
+    key: bytes
+    certificate: bytes
+
+    @classmethod
+    def read(cls, directory: Path) -> "Identity":
+        """Read the files; blocks.
+
+        Raises:
+            OSError: One is not there.
+        """
+        return cls(
+            ca=(directory / "ca.crt").read_bytes(),
+            key=(directory / "tls.key").read_bytes(),
+            certificate=(directory / "tls.crt").read_bytes(),
+        )
 
 
 class Headend:
@@ -82,6 +121,14 @@ class Headend:
         self._accepted = accepted
         self._distrust = distrust
         self._strange_at: dict[str, float] = {}
+        self._start = Start(era=desired.era, start_ms=desired.operator_start_ms)
+        self._began = time.monotonic()
+        self._refusals: dict[str, tuple[str, str]] = {}
+        """Part and words, by address."""
+
+        self._speaking: dict[str, _Link] = {}
+        """The link that counts, by the name of its replica."""
+
         self._links: dict[str, asyncio.Task[None]] = {}
         self._history: deque[control_pb2.HeadendTransition] = deque(maxlen=_HISTORY_LIMIT)
         readiness.waiting("gateways", "no replica holds the desired state yet")
@@ -111,16 +158,18 @@ class Headend:
         if complete:
             for address in self._links.keys() - addresses:
                 self._links.pop(address).cancel()
+                self._forget_refusal(address)
 
     async def _keep_link(self, address: str) -> None:
         failures = 0
         while True:
             started = time.monotonic()
             try:
-                await self._sync(address)
-                why = "the replica ended the stream"
+                await self._serve(address)
+                why = "the stream was ended"
             except (grpc.RpcError, asyncio.InvalidStateError, OSError, ValueError) as error:
                 why = _describe(error)
+                self._hear_refusal(address, error)
             held = time.monotonic() - started
             failures = 0 if held > 10 else failures + 1
             low, high = _BACKOFF_SECONDS
@@ -134,8 +183,55 @@ class Headend:
             )
             await asyncio.sleep(seconds)
 
-    async def _sync(self, address: str) -> None:
-        credentials = await asyncio.to_thread(_credentials, self._settings.control_tls_directory)
+    async def _serve(self, address: str) -> None:
+        """Hold a stream until it ends; with a renewed key, a new stream before the old one goes.
+
+        The new one may be refused while the gateway's mount lags behind ours.
+        """
+        identity = await self._read_identity()
+        current = asyncio.create_task(self._sync(address, identity, asyncio.Event()))
+        try:
+            while not (await asyncio.wait({current}, timeout=IDENTITY_SECONDS))[0]:
+                try:
+                    fresh = await self._read_identity()
+                except OSError as error:
+                    _log.warning("identity.unreadable", why=str(error))
+                    continue
+                if fresh != identity and (renewed := await self._renew(address, fresh)):
+                    current.cancel()
+                    await asyncio.gather(current, return_exceptions=True)
+                    current, identity = renewed, fresh
+            current.result()
+        finally:
+            current.cancel()
+            await asyncio.gather(current, return_exceptions=True)
+
+    async def _renew(self, address: str, identity: Identity) -> asyncio.Task[None] | None:
+        """Return a stream that the replica has taken for the one before; None = it did not."""
+        taken = asyncio.Event()
+        stream = asyncio.create_task(self._sync(address, identity, taken))
+        waiting = asyncio.create_task(taken.wait())
+        try:
+            await asyncio.wait({stream, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            stream.cancel()
+            await asyncio.gather(stream, return_exceptions=True)
+            raise
+        finally:
+            waiting.cancel()
+        if taken.is_set():
+            _log.info("identity.renewed", address=address)
+            return stream
+        if (error := stream.exception()) is not None:
+            _log.warning("identity.not_accepted", address=address, why=_describe(error))
+            self._hear_refusal(address, error)
+        return None
+
+    async def _read_identity(self) -> Identity:
+        return await asyncio.to_thread(Identity.read, self._settings.control_tls_directory)
+
+    async def _sync(self, address: str, identity: Identity, taken: asyncio.Event) -> None:
+        credentials = grpc.ssl_channel_credentials(identity.ca, identity.key, identity.certificate)
         options = (
             *_CHANNEL_OPTIONS,
             ("grpc.ssl_target_name_override", self._settings.gateway_server_name),
@@ -143,14 +239,53 @@ class Headend:
         async with grpc.aio.secure_channel(address, credentials, options) as channel:
             call = control_pb2_grpc.ControlStub(channel).Sync()  # type: ignore[no-untyped-call]
             subscription = self._desired.subscribe()
-            link = _Link(self, address, call, subscription)
+            link = _Link(self, address, call, subscription, taken)
             try:
                 await link.run()
             finally:
                 self._desired.unsubscribe(subscription)
                 call.cancel()
                 link.close()
-                self._note_readiness()
+
+    def _hear_refusal(self, address: str, error: BaseException) -> None:
+        """Tell why a replica does not take us, and take another start where that is the way."""
+        details = (isinstance(error, grpc.aio.AioRpcError) and error.details()) or ""
+        part = _PARTS.get(details.partition(": ")[0])
+        if part is None:
+            return
+        text, refusal, now_ms = details, read_refusal(details), _now_us() // 1000
+        if refusal is not None:
+            began_ms = now_ms - round((time.monotonic() - self._began) * 1000)
+            self._start = after_refusal(self._start, refusal, began_ms=began_ms, now_ms=now_ms)
+            text = explain(self._start, refusal, now_ms)
+        known, _ = self._refusals.get(address, (part, ""))
+        self._refusals[address] = (part, f"{address}: {text[:_MAX_WORDS]}")
+        for each in {known, part}:
+            self._tell_refusals(each)
+        if self._start.start_ms != self._desired.operator_start_ms:
+            _log.warning(
+                "start.renewed", before=self._desired.operator_start_ms, now=self._start.start_ms
+            )
+            self._desired.renew_start(self._start.start_ms)
+
+    def _note_accepted(self, address: str) -> None:
+        if not self._start.was_accepted:
+            self._start = replace(self._start, was_accepted=True)
+        self._forget_refusal(address)
+        self._note_readiness()
+        self._accepted()
+
+    def _forget_refusal(self, address: str) -> None:
+        part, _ = self._refusals.pop(address, ("", ""))
+        if part:
+            self._tell_refusals(part)
+
+    def _tell_refusals(self, part: str) -> None:
+        words = sorted(text for known, text in self._refusals.values() if known == part)
+        if words:
+            self._readiness.degraded(part, "; ".join(words))
+        else:
+            self._readiness.found(part)
 
     def _is_strange(self, message: control_pb2.AgentReport) -> bool:
         """Tell whether a report does not count; count it, and now and then say so."""
@@ -196,6 +331,7 @@ class _Link:
         address: str,
         call: Any,
         subscription: Subscription,
+        taken: asyncio.Event,
     ) -> None:
         self._headend = headend
         self._fleet = headend._fleet  # noqa: SLF001 - a part of the headend
@@ -203,24 +339,37 @@ class _Link:
         self._address = address
         self._call = call
         self._subscription = subscription
+        self._taken = taken
+        """Set once the replica has stored our snapshot."""
+
         self._replica: str | None = None
 
     async def run(self) -> None:
         writer = asyncio.create_task(self._write())
         reader = asyncio.create_task(self._read())
         try:
-            done, _ = await asyncio.wait({writer, reader}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({writer, reader}, return_when=asyncio.FIRST_COMPLETED)
+            if writer.done() and writer.exception() is not None:
+                await asyncio.wait({reader}, timeout=_WORD_SECONDS)  # it hears why
         finally:
             writer.cancel()
             reader.cancel()
             await asyncio.gather(writer, reader, return_exceptions=True)
-        for task in done:
-            task.result()
+        for task in (reader, writer):
+            if not task.cancelled():
+                task.result()
+
+    def retire(self) -> None:
+        """End: a link with a newer key speaks for the replica from here on."""
+        self._replica = None
+        self._subscription.end()
 
     def close(self) -> None:
-        """Note in the fleet that the replica is lost."""
+        """Note in the fleet that the replica is lost, unless a newer link speaks for it."""
         if self._replica is not None:
+            del self._headend._speaking[self._replica]  # noqa: SLF001
             self._fleet.lose_replica(self._replica, _now_us())
+            self._headend._note_readiness()  # noqa: SLF001
 
     async def _write(self) -> None:
         while messages := await self._subscription.get():
@@ -247,9 +396,12 @@ class _Link:
             raise ValueError(f"{code.name}: {await self._call.details()}")
 
     def _welcome(self, hello: control_pb2.ReplicaHello) -> None:
-        known = self._fleet.replicas.get(hello.replica)
-        if known is not None and known.connected:
-            raise ValueError(f"two gateways call themselves {hello.replica}")
+        earlier = self._headend._speaking.get(hello.replica)  # noqa: SLF001
+        if earlier is not None:
+            if earlier._address != self._address:  # noqa: SLF001
+                raise ValueError(f"two gateways call themselves {hello.replica}")
+            earlier.retire()
+        self._headend._speaking[hello.replica] = self  # noqa: SLF001
         self._replica = hello.replica
         if hello.takes_batches:
             self._subscription.most = MAX_BATCH
@@ -267,8 +419,8 @@ class _Link:
             return
         if kind == "accepted_version":
             self._fleet.note_accepted(name, message.accepted_version, _now_us())
-            self._headend._note_readiness()  # noqa: SLF001
-            self._headend._accepted()  # noqa: SLF001
+            self._taken.set()
+            self._headend._note_accepted(self._address)  # noqa: SLF001
         elif kind == "session":
             epoch = self._fleet.note_session(name, message.session)
             if epoch:
@@ -322,14 +474,6 @@ def _one_family(found: list[tuple[int, str]], port: str) -> set[str]:
     """Return gRPC targets; on a dual-stack name only IPv4, or each replica would count twice."""
     four = {f"ipv4:{ip}:{port}" for family, ip in found if family == socket.AF_INET}
     return four or {f"ipv6:[{ip}]:{port}" for _, ip in found}
-
-
-def _credentials(directory: Path) -> grpc.ChannelCredentials:
-    return grpc.ssl_channel_credentials(
-        root_certificates=(directory / "ca.crt").read_bytes(),
-        private_key=(directory / "tls.key").read_bytes(),
-        certificate_chain=(directory / "tls.crt").read_bytes(),
-    )
 
 
 def _describe(error: BaseException) -> str:

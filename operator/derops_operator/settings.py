@@ -21,6 +21,9 @@ class OperatorSettings(BaseSettings):
     """Holds tls.crt, tls.key and ca.crt; read again for each connection."""
 
     trust_domain: str
+    era: int = Field(default=0, ge=0, lt=2**63)
+    """Seconds since 1970 at which a person began it; a higher one wins over any earlier state."""
+
     gateway_server_name: str = "derops-gateway-control"
     agent_issuer: str = "derops-agent"
     cert_manager_user: str = "system:serviceaccount:cert-manager:cert-manager"

@@ -129,7 +129,8 @@ class ControlLink:
         message = self.down.popleft()
         kind = message.WhichOneof("kind")
         if kind == "snapshot_begin":
-            self._builder = SnapshotBuilder(message.snapshot_begin.operator_start_ms)
+            begin = message.snapshot_begin
+            self._builder = SnapshotBuilder(begin.operator_start_ms, begin.era)
         elif kind == "snapshot_end":
             await self._finish_snapshot(message)
         elif self._builder is not None and kind in DELTA_KINDS:

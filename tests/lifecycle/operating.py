@@ -122,10 +122,12 @@ class Cluster:
 class Operator:
     """One life of the operator's process: all it knows is what it lists and what gateways say."""
 
-    def __init__(self, cluster: Cluster, gateways: int, now_us: Callable[[], int]) -> None:
+    def __init__(
+        self, cluster: Cluster, gateways: int, now_us: Callable[[], int], era: int = 0
+    ) -> None:
         self.fleet = Fleet(now_us())
         self.fleet.expected = gateways
-        self.desired = Desired(now_us() // 1000)
+        self.desired = Desired(now_us() // 1000, era)
         self.fuse = Fuse()
         self._cluster, self._now_us = cluster, now_us
         self._due_us: dict[str, int] = {}

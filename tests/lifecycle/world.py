@@ -54,6 +54,7 @@ class World:
         self.checker = Checker(self.site, self._now)
         self.gateways = [Gateway(number, folder, self._now) for number in range(GATEWAYS)]
         self.operator: Operator | None = None
+        self.era = 0
         self.controls: list[ControlLink | None] = [None] * GATEWAYS
         self.stream: Stream | None = None
         self.forgotten: list[Stream] = []
@@ -120,7 +121,12 @@ class World:
         self._cut_controls()
         self.now_us += 10_000  # a process does not start twice in one moment
         self.site.pass_us(10_000)
-        self.operator = Operator(self.cluster, GATEWAYS, self._now)
+        self.operator = Operator(self.cluster, GATEWAYS, self._now, self.era)
+
+    async def begin_era(self) -> None:
+        """Start the operator with a higher era, as after a poisoned state."""
+        self.era = self.now_us // SECOND_US
+        await self.start_operator()
 
     def kill_operator(self) -> None:
         """End the operator."""

@@ -3,6 +3,7 @@
 import base64
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ SERVICE_ACCOUNT = "derops-operator"
 OPERATOR_USER = f"system:serviceaccount:{NAMESPACE}:{SERVICE_ACCOUNT}"
 CERT_MANAGER_USER = f"system:serviceaccount:{CERT_MANAGER}:{CERT_MANAGER}"
 
+OPERATOR_SECRET = (NAMESPACE, "derops-operator-tls")
+"""Namespace and name of the Secret with the operator's key on the control port."""
+
 _ENFORCED_SECONDS = 30.0
 
 
@@ -29,8 +33,18 @@ class Identities:
     agent_port: Path
     control_port: Path
     operator: Path
+    operator_certificate: Path
+    """At the gateway: the operator's certificate without its key."""
+
     agent_ca: Path
     server_ca: Path
+
+    def follow(self, secrets: Mapping[tuple[str, str], Mapping[str, bytes]]) -> None:
+        """Bring the mounts of the operator's Secret up to date; keys are namespace and name."""
+        data = secrets.get(OPERATOR_SECRET)
+        if data and data.get("tls.crt"):
+            write_mount(self.operator, data)
+            write_mount(self.operator_certificate.parent, {"tls.crt": data["tls.crt"]})
 
 
 def chart_manifests(name: str, trust_domain: str) -> list[Any]:
@@ -118,8 +132,8 @@ def issue(control_plane: ControlPlane, trust_domain: str, directory: Path) -> Id
         "wait", "--for=condition=Ready", "certificate", "--all", "-n", NAMESPACE, "--timeout=60s"
     )
 
-    def mount(namespace: str, secret: str, *keys: str) -> Path:
-        target = directory / secret
+    def mount(namespace: str, secret: str, *keys: str, folder: str = "") -> Path:
+        target = directory / (folder or secret)
         data = secret_data(control_plane, namespace, secret)
         write_mount(target, {key: data[key] for key in keys or data})
         return target
@@ -127,7 +141,9 @@ def issue(control_plane: ControlPlane, trust_domain: str, directory: Path) -> Id
     return Identities(
         agent_port=mount(NAMESPACE, "derops-gateway-tls"),
         control_port=mount(NAMESPACE, "derops-gateway-control-tls"),
-        operator=mount(NAMESPACE, "derops-operator-tls"),
+        operator=mount(*OPERATOR_SECRET),
+        operator_certificate=mount(*OPERATOR_SECRET, "tls.crt", folder="operator-certificate")
+        / "tls.crt",
         agent_ca=mount(CERT_MANAGER, "derops-agent-ca", "ca.crt") / "ca.crt",
         server_ca=mount(NAMESPACE, "derops-server-ca", "ca.crt") / "ca.crt",
     )

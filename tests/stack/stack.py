@@ -132,6 +132,7 @@ class Stack:
             self.kubeconfig,
             Site(gateway=self.gateway, server_ca=self.identities.server_ca),
             self.data_directory / "agents",
+            follow=self.identities.follow,
         )
         self.fleet.start()
         self._cleanup.callback(self.fleet.stop)
@@ -154,6 +155,7 @@ class Stack:
             AGENT_CA_FILE=issued.agent_ca,
             CONTROL_LISTEN=f"127.0.0.1:{control_port}",
             CONTROL_TLS_DIRECTORY=issued.control_port,
+            OPERATOR_CERTIFICATE_FILE=issued.operator_certificate,
             DATA_DIRECTORY=headend_data,
             TRUST_DOMAIN=TRUST_DOMAIN,
             REPLICA="gateway-0",

@@ -5,7 +5,7 @@ one is never seen here, because it would revert a fleet.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from derops.errors import DeropsError
 from derops.ids import AssetName
@@ -28,8 +28,13 @@ class BadSyncError(DeropsError):
 class Revision:
     """Orders desired states over restarts of the operator."""
 
+    era: int = 0
+    """Seconds since 1970 at which a person began it; 0 = the first."""
     operator_start_ms: int
     version: int
+
+    def __str__(self) -> str:
+        return f"era {self.era} start {self.operator_start_ms} version {self.version}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +70,8 @@ class Changes:
 class SnapshotBuilder:
     """Collects a snapshot until its end; thrown away where the stream ends earlier."""
 
-    def __init__(self, operator_start_ms: int) -> None:
-        self._operator_start_ms = operator_start_ms
+    def __init__(self, operator_start_ms: int, era: int = 0) -> None:
+        self._operator_start_ms, self._era = operator_start_ms, era
         self._assets: dict[str, dispatch_pb2.Asset] = {}
         self._dispatches: dict[str, dispatch_pb2.Dispatch] = {}
 
@@ -98,7 +103,9 @@ class SnapshotBuilder:
                 f"{found[0]} of {end.assets} assets, {found[1]} of {end.dispatches} dispatches",
             )
         return Snapshot(
-            revision=Revision(operator_start_ms=self._operator_start_ms, version=message.version),
+            revision=Revision(
+                era=self._era, operator_start_ms=self._operator_start_ms, version=message.version
+            ),
             assets=tuple(self._assets.values()),
             dispatches=tuple(self._dispatches.values()),
         )
@@ -154,6 +161,8 @@ class DesiredState:
     def replace(self, snapshot: Snapshot) -> Changes:
         """Put a complete snapshot in the place of all that was."""
         old_assets, old_dispatches = self._assets, self._dispatches
+        # Agents are to keep a new era at once, not with the next thing that changes.
+        begins = self.revision is not None and self.revision.era != snapshot.revision.era
         self.revision = snapshot.revision
         self._assets, self._by_name, self._dispatches, self._of_asset = {}, {}, {}, {}
         for asset in snapshot.assets:
@@ -165,7 +174,9 @@ class DesiredState:
         }
         self._noted = {uid: write for uid, write in self._noted.items() if uid in self._dispatches}
         return Changes(
-            assets={uid for uid, asset in self._assets.items() if old_assets.get(uid) != asset},
+            assets={
+                uid for uid, asset in self._assets.items() if begins or old_assets.get(uid) != asset
+            },
             removed_assets=old_assets.keys() - self._assets.keys(),
             dispatches=[d for uid, d in self._dispatches.items() if old_dispatches.get(uid) != d],
             settled=_missing(old_dispatches.values(), self._dispatches),
@@ -186,10 +197,8 @@ class DesiredState:
         elif kind == "dispatch_removed":
             changes.settled += self._remove_dispatch(message.dispatch_removed)
         if self.revision is not None:
-            self.revision = Revision(
-                operator_start_ms=self.revision.operator_start_ms,
-                version=max(self.revision.version, message.version),
-            )
+            version = max(self.revision.version, message.version)
+            self.revision = replace(self.revision, version=version)
         return changes
 
     def may_be_written(self, dispatch_uid: str) -> bool:

@@ -14,6 +14,7 @@ from typing import TypeVar
 from derops.errors import SchemaTooNewError
 from derops.files import make_directory, sync_recovered
 from derops.wire.v1 import control_pb2, dispatch_pb2
+from derops_headend.access.operator_key import OperatorKeys
 from derops_headend.fleet.desired import Revision, Snapshot, Written
 
 SCHEMA_VERSION = 1
@@ -28,6 +29,16 @@ CREATE TABLE delivery (
   ledger_id TEXT NOT NULL
 ) STRICT;
 """
+_OPERATOR_KEYS = """
+CREATE TABLE IF NOT EXISTS operator_keys (
+  only INTEGER PRIMARY KEY CHECK (only = 1),
+  current TEXT NOT NULL,
+  previous TEXT NOT NULL,
+  previous_until_us INTEGER NOT NULL
+) STRICT
+"""
+"""Made also in a file that an earlier version wrote, which leaves it alone."""
+
 _DELIVERIES = "SELECT * FROM delivery WHERE dispatch_uid IN (SELECT uid FROM dispatch)"
 _ORPHANS = "DELETE FROM delivery WHERE dispatch_uid NOT IN (SELECT uid FROM dispatch)"
 
@@ -49,6 +60,7 @@ class DesiredStore:
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
         self._migrate(str(path), now_us)
+        self._connection.execute(_OPERATOR_KEYS)
         sync_recovered(path)
         self.state_since_us = self._meta("state_since_us")
 
@@ -59,7 +71,9 @@ class DesiredStore:
             return None
         snapshot = Snapshot(
             revision=Revision(
-                operator_start_ms=self._meta("operator_start_ms"), version=self._meta("version")
+                era=self._meta("era"),
+                operator_start_ms=self._meta("operator_start_ms"),
+                version=self._meta("version"),
             ),
             assets=tuple(
                 dispatch_pb2.Asset.FromString(body) for (body,) in query("SELECT body FROM asset")
@@ -91,6 +105,18 @@ class DesiredStore:
         """Store first writes, by uid of the dispatch, in the place of what did not happen."""
         await self._in_transaction(lambda: self._record(writes))
 
+    def operator_keys(self) -> OperatorKeys:
+        """Return the keys that were kept last; call it before anything is stored."""
+        query = "SELECT current, previous, previous_until_us FROM operator_keys"
+        row = self._connection.execute(query).fetchone()
+        if row is None:
+            return OperatorKeys()
+        return OperatorKeys(current=row[0], previous=row[1], previous_until_us=row[2])
+
+    async def keep_operator_keys(self, keys: OperatorKeys) -> None:
+        """Store the keys in the place of those before."""
+        await self._in_transaction(lambda: self._keep_operator_keys(keys))
+
     def close(self) -> None:
         """Wait for what is under way and close the file."""
         self._thread.shutdown()
@@ -121,9 +147,16 @@ class DesiredStore:
             [(dispatch.uid, dispatch.SerializeToString()) for dispatch in snapshot.dispatches],
         )
         self._connection.execute(_ORPHANS)
+        self._set_meta("era", snapshot.revision.era)
         self._set_meta("operator_start_ms", snapshot.revision.operator_start_ms)
         self._set_meta("version", snapshot.revision.version)
         self._set_meta("complete", 1)
+
+    def _keep_operator_keys(self, keys: OperatorKeys) -> None:
+        self._connection.execute(
+            "INSERT OR REPLACE INTO operator_keys VALUES (1, ?, ?, ?)",
+            (keys.current, keys.previous, keys.previous_until_us),
+        )
 
     def _record(self, writes: Iterable[tuple[str, Written]]) -> None:
         self._connection.executemany(

@@ -13,6 +13,7 @@ from typing import Protocol
 import structlog
 
 from derops.errors import DeropsError, IdentityRefusedError
+from derops.revisions import MAX_AHEAD_SECONDS, seconds_ahead
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
 from derops_headend.access.admission import admit, check_operating_state
 from derops_headend.access.certificates import AgentCertificate
@@ -78,7 +79,20 @@ class Exchange:
         admission: AdmissionControl,
         now_us: Callable[[], int],
         on_ready: Callable[[], None] = lambda: None,
+        on_clock_ahead: Callable[[int], None] = lambda _: None,
     ) -> None:
+        """Serve what the store has.
+
+        Args:
+            replica: Name of this one.
+            store: Where desired state lies.
+            journal: The way into the event log.
+            admission: Who may send telemetry.
+            now_us: The wall clock.
+            on_ready: Told when there is a complete desired state.
+            on_clock_ahead: Told by how many seconds a desired state, stored or refused, begins
+                ahead of the clock; 0 = a good one is served.
+        """
         self.replica = replica
         self.store = store
         self.journal = journal
@@ -87,7 +101,7 @@ class Exchange:
         self.writes: GroupCommit[tuple[str, Written]] = GroupCommit(store.record)
         self.desired = DesiredState()
         self.sessions = SessionTable()
-        self._on_ready = on_ready
+        self._on_ready, self._on_clock_ahead = on_ready, on_clock_ahead
         self._streams: dict[str, AgentOutlet] = {}
         self._reports: dict[str, control_pb2.AgentReport] = {}
         self._unstored_reports: Counter[str] = Counter()
@@ -99,6 +113,11 @@ class Exchange:
         if (stored := store.load()) is not None:
             self.desired.restore(*stored)
             on_ready()
+            ahead = self._seconds_ahead(
+                stored[0].revision.era, stored[0].revision.operator_start_ms
+            )
+            if ahead > MAX_AHEAD_SECONDS:  # an earlier version took it, or this clock is slow
+                on_clock_ahead(ahead)
 
     # Agents
 
@@ -162,7 +181,9 @@ class Exchange:
         revision = self.desired.revision
         assert revision is not None  # noqa: S101  # agents are admitted only then
         return agent_pb2.Revision(
-            operator_start_ms=revision.operator_start_ms, counter=revision.version
+            era=revision.era,
+            operator_start_ms=revision.operator_start_ms,
+            counter=revision.version,
         )
 
     async def claim(self, dispatch_uids: Sequence[str], ledger_id: str) -> None:
@@ -283,9 +304,29 @@ class Exchange:
 
     # Operator
 
+    def check_start(self, era: int, operator_start_ms: int) -> None:
+        """Check that an operator may give desired state, before it takes another's place.
+
+        Raises:
+            BadSyncError: It began in the future, or before the one whose state is served.
+        """
+        ahead = self._seconds_ahead(era, operator_start_ms)
+        if ahead > MAX_AHEAD_SECONDS:
+            self._on_clock_ahead(ahead)
+            raise BadSyncError(
+                "OperatorClockAhead",
+                f"era {era} start {operator_start_ms} is {ahead} s ahead of the gateway's clock, "
+                f"{MAX_AHEAD_SECONDS} s are allowed: set the clock of the operator, or this one",
+            )
+        known = self.desired.revision
+        if known is not None and (era, operator_start_ms) < (known.era, known.operator_start_ms):
+            raise BadSyncError(
+                "StaleOperator", f"era {era} start {operator_start_ms} is behind {known}"
+            )
+
     def attach(self, operator: OperatorOutlet) -> None:
         """Listen to this operator and to no earlier one."""
-        if self._operator is not None:
+        if self._operator is not None and self._operator is not operator:
             self._operator.end("Superseded", "a newer operator stream took over")
         self._operator = operator
         metrics.OPERATOR_CONNECTED.set(1)
@@ -300,10 +341,12 @@ class Exchange:
         """Store a complete snapshot, then serve it.
 
         Raises:
-            BadSyncError: It is older than what is served, or its operator was superseded.
+            BadSyncError: It is older than what is served or from the future, or its operator was
+                superseded.
         """
         async with self._changing:
             self._check_current(operator)
+            self.check_start(snapshot.revision.era, snapshot.revision.operator_start_ms)
             if self.desired.revision is not None and snapshot.revision < self.desired.revision:
                 raise BadSyncError(
                     "StaleOperator", f"{snapshot.revision} is behind {self.desired.revision}"
@@ -311,6 +354,7 @@ class Exchange:
             await self.store.replace(snapshot)
             changes = self.desired.replace(snapshot)
             self._on_ready()
+            self._on_clock_ahead(0)
             self._route(changes)
 
     async def apply(
@@ -429,6 +473,9 @@ class Exchange:
         previous = asset.identity.previous.serial_number if asset is not None else ""
         if previous == stream.certificate.serial_number:
             self._end_if_refused(stream)
+
+    def _seconds_ahead(self, era: int, operator_start_ms: int) -> int:
+        return seconds_ahead(era=era, operator_start_ms=operator_start_ms, now_us=self.now_us())
 
     def _check_current(self, operator: OperatorOutlet) -> None:
         if self._operator is not operator:

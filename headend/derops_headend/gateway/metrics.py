@@ -4,6 +4,10 @@ from prometheus_client import Counter, Gauge, Histogram
 
 CONNECTED_AGENTS = Gauge("derops_gateway_connected_agents", "Agents with a live stream.")
 OPERATOR_CONNECTED = Gauge("derops_gateway_operator_connected", "1 while the operator is here.")
+OPERATOR_CLOCK_AHEAD = Gauge(
+    "derops_gateway_operator_clock_ahead_seconds",
+    "By how much the desired state last refused, or stored, begins ahead of the clock; 0 = good.",
+)
 REFUSED_STREAMS = Counter(
     "derops_gateway_refused_streams", "Streams refused, by reason.", ["reason"]
 )
