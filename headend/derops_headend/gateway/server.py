@@ -170,6 +170,7 @@ class Gateway:
         for work in (
             self._journal.run(),
             self.exchange.writes.run(),
+            self.exchange.memories.run(),
             self.exchange.admission.run(),
             self._sweep(),
         ):
@@ -185,6 +186,7 @@ class Gateway:
         await asyncio.gather(*(server.stop(STOP_SECONDS) for server in self._servers))
         self._journal.close()
         self.exchange.writes.close()
+        self.exchange.memories.close()
         *commits, admission, sweep = self._tasks
         admission.cancel()
         sweep.cancel()
