@@ -15,6 +15,7 @@ PREVIOUS_US = 600 * SECOND_US
 """How long the certificate before the current one is accepted: a mounted Secret may lag."""
 
 _USAGES = ["client auth", "digital signature"]
+_CERTIFICATES = ("current", "next", "previous")
 _NAME_LIMIT = 63
 
 
@@ -74,9 +75,15 @@ def differs(certificate: Certificate, wanted: Mapping[str, Any]) -> bool:
 
 
 def own_requests(
-    requests: Iterable[Request], asset: Asset, certificate: Certificate | None
+    requests: Iterable[Request],
+    asset: Asset,
+    certificate: Certificate | None,
+    revoked_before_us: int = 0,
 ) -> list[Request]:
-    """Return the requests made for the asset's Certificate as it exists, newest first."""
+    """Return the requests made for the asset's Certificate as it exists, newest first.
+
+    Those whose key was revoked are none of its own any more.
+    """
     name = certificate_name(asset.meta.name)
     own = [
         each
@@ -84,8 +91,22 @@ def own_requests(
         if certificate is not None
         and each.certificate_name == name
         and each.certificate_uid == certificate.meta.uid
+        and each.meta.created_us >= revoked_before_us
     ]
     return sorted(own, key=lambda each: each.revision, reverse=True)
+
+
+def revoke(ledger: Mapping[str, Any], own: Iterable[Request]) -> dict[str, Any]:
+    """Return ``status.identity`` without any certificate, and without a way back for those of now.
+
+    What counts is when their requests were made, by the API server's clock. A request that is not
+    issued yet is for a new key.
+    """
+    kept = {name: ledger[name] for name in ledger if name not in _CERTIFICATES}
+    issued = [each.meta.created_us for each in own if each.issued is not None]
+    if issued:
+        kept["revokedBefore"] = format_second(max(issued) + SECOND_US)
+    return kept
 
 
 def refuse_to_sign(request: Request, uri: str, issuer: str) -> str:
@@ -113,12 +134,12 @@ def refuse_to_sign(request: Request, uri: str, issuer: str) -> str:
 def next_ledger(
     ledger: Mapping[str, Any], requests: list[Request], session: SessionView, uri: str, now_us: int
 ) -> dict[str, Any]:
-    """Return ``status.identity`` without its quarantine.
+    """Return ``status.identity`` without its quarantine and what it says of earlier ones.
 
     The newest certificate becomes ``next`` and, once a stream uses it, ``current``; the one before
     stays for ten more minutes. Certificates that the ledger never held come in only as the newest.
     """
-    following = {name: ledger[name] for name in ("current", "next", "previous") if ledger.get(name)}
+    following = {name: ledger[name] for name in _CERTIFICATES if ledger.get(name)}
     newest = next((each.issued for each in requests if _is_issued(each, uri)), None)
     if newest is not None and newest.serial_number not in _serials(following):
         following["next" if "current" in following else "current"] = _entry(newest)
