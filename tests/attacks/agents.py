@@ -1,4 +1,4 @@
-"""A whole agent's link, with its ledger, that dials a real gateway; only device and clock are played."""
+"""A whole agent's link with its ledger, and a real gateway; device and clock are played."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Nobody attacks: crash loops, flapping links, renewals and wrong clocks never look like a thief."""
+"""Nobody attacks: crash loops, bad links, renewals and wrong clocks never look like a thief."""
 
 import asyncio
 import sqlite3
