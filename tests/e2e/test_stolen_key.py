@@ -1,4 +1,4 @@
-"""A key is stolen: what docs/how-to/stolen-key.md says, command by command, on the whole product."""
+"""A key is stolen: what docs/how-to/stolen-key.md says, command by command, on the real parts."""
 
 import asyncio
 import base64
@@ -96,7 +96,7 @@ def quarantine_of(pilot: Pilot) -> str:
 
 
 def test_a_stolen_key_is_noticed_revoked_and_of_no_more_use(pilot: Pilot) -> None:
-    """A421: a thief holds the stream; quarantine and Event tell; the new key works, the old never."""
+    """A421: a thief takes the stream; quarantine and Event tell, and the old key is dead after."""
     pilot.battery(NAME)
     thief, stolen = Thief(pilot), serial_of(pilot)
 
