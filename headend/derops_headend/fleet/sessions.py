@@ -270,7 +270,8 @@ class SessionTable:
         if session.opened_us < mine.replaced_us:
             raise EpochTooLowError(known.newest.epoch)  # merely late: it began before its successor
         raise CloneSuspectedError(
-            f"instance {session.instance_id[:64]!r} came back after another instance took over"
+            # The id itself would tell the one how to pass for the other.
+            f"instance {digest_of(session.instance_id)} came back after another took over"
         )
 
     def _check_takeovers(

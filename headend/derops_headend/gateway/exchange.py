@@ -26,6 +26,7 @@ from derops_headend.gateway.journal import Journal
 
 Message = control_pb2.ReplicaMessage
 _SWEPT_AT_ONCE = 100
+_REMEMBER_SECONDS = 0.2
 
 
 class NotReadyError(DeropsError):
@@ -471,7 +472,8 @@ class Exchange:
             self.memories.add(asset_uid, lambda _: None)
 
     async def _remember(self, asset_uids: Sequence[str]) -> None:
-        """Store what is known of these assets' streams now; nobody waits for it."""
+        """Store what is known of these assets' streams; nobody waits for it, and it may be much."""
+        await sleep(_REMEMBER_SECONDS)
         self._unremembered.difference_update(asset_uids)
         await self.store.remember([self.sessions.memory(uid) for uid in asset_uids])
 

@@ -82,11 +82,10 @@ def reconcile_asset(
     stored = asset.status.get("identity", {})
     releasing = holding if _is_taken_out(asset) else []
     quarantine = _quarantine(asset, session, now_us, releasing=bool(releasing))
-    own = identities.own_requests(requests, asset, certificate, _instant(stored, "revokedBefore"))
+    own = identities.own_requests(requests, asset, certificate)
     if stored.get("quarantine") and quarantine is None and asset.lift_key == "Revoke":
         stored = identities.revoke(stored, own)
-        revoked_before_us = _instant(stored, "revokedBefore")
-        own = [each for each in own if each.meta.created_us >= revoked_before_us]
+    own = identities.not_revoked(own, stored)
     ledger = identities.next_ledger(stored, own, session, uri, now_us)
     ledger.update({name: stored[name] for name in _KEPT if name in stored})
     actions = _finalizing(asset, holding, now_us)

@@ -74,16 +74,17 @@ def differs(certificate: Certificate, wanted: Mapping[str, Any]) -> bool:
     )
 
 
-def own_requests(
-    requests: Iterable[Request],
-    asset: Asset,
-    certificate: Certificate | None,
-    revoked_before_us: int = 0,
-) -> list[Request]:
-    """Return the requests made for the asset's Certificate as it exists, newest first.
+def not_revoked(own: Iterable[Request], ledger: Mapping[str, Any]) -> list[Request]:
+    """Return the requests without those that were issued and whose key was revoked since."""
+    before = ledger.get("revokedBefore")
+    before_us = parse_instant(before) if before else 0
+    return [each for each in own if each.issued is None or each.meta.created_us >= before_us]
 
-    Those whose key was revoked are none of its own any more.
-    """
+
+def own_requests(
+    requests: Iterable[Request], asset: Asset, certificate: Certificate | None
+) -> list[Request]:
+    """Return the requests made for the asset's Certificate as it exists, newest first."""
     name = certificate_name(asset.meta.name)
     own = [
         each
@@ -91,7 +92,6 @@ def own_requests(
         if certificate is not None
         and each.certificate_name == name
         and each.certificate_uid == certificate.meta.uid
-        and each.meta.created_us >= revoked_before_us
     ]
     return sorted(own, key=lambda each: each.revision, reverse=True)
 
@@ -100,12 +100,15 @@ def revoke(ledger: Mapping[str, Any], own: Iterable[Request]) -> dict[str, Any]:
     """Return ``status.identity`` without any certificate, and without a way back for those of now.
 
     What counts is when their requests were made, by the API server's clock. A request that is not
-    issued yet is for a new key.
+    issued yet, or came after those that the ledger knows, is for a new key.
     """
     kept = {name: ledger[name] for name in ledger if name not in _CERTIFICATES}
-    issued = [each.meta.created_us for each in own if each.issued is not None]
-    if issued:
-        kept["revokedBefore"] = format_second(max(issued) + SECOND_US)
+    serials = _serials({name: ledger[name] for name in _CERTIFICATES if ledger.get(name)})
+    issued = [each for each in own if each.issued is not None]
+    known = [each for each in issued if each.issued and each.issued.serial_number in serials]
+    created = [each.meta.created_us for each in known or issued]
+    if created:
+        kept["revokedBefore"] = format_second(max(created) + SECOND_US)
     return kept
 
 
