@@ -46,6 +46,9 @@ CREATE TABLE execution (
 ) WITHOUT ROWID;
 """
 _UPGRADES = ("ALTER TABLE meta ADD COLUMN revision_era INTEGER NOT NULL DEFAULT 0",)
+MAX_EPOCH = 2**62
+"""No gateway accepts it; it can be stored, and exceeded."""
+
 _STATE = TypeAdapter(Execution)
 
 
@@ -167,14 +170,24 @@ class Ledger:
     def next_epoch(self, now_ms: int, *, above: int = 0) -> int:
         """Choose the epoch of a connection, greater than all before and ``above``.
 
-        It is stored, or, where the disk takes nothing, only remembered: a withdrawal has to get
-        through then as well, and the gateway refuses an epoch that is too low.
+        At ``MAX_EPOCH`` it stays; a gateway then names one to go on from. It is stored, or, where
+        the disk takes nothing, only remembered: a withdrawal has to get through then as well, and
+        the gateway refuses an epoch that is too low.
         """
         with self._lock:
-            self._epoch = max(self._epoch + 1, now_ms, above + 1 if above else 0)
-            with suppress(sqlite3.Error):
-                self._db.execute("UPDATE meta SET epoch = ?", [self._epoch])
+            epoch = max(self._epoch + 1, now_ms, above + 1 if above else 0)
+            self._keep_epoch(min(epoch, MAX_EPOCH))
             return self._epoch
+
+    def go_on_from(self, epoch: int) -> None:
+        """Have the next epoch follow this one, also where it is lower than those before."""
+        with self._lock:
+            self._keep_epoch(max(0, min(epoch, MAX_EPOCH)))
+
+    def _keep_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+        with suppress(sqlite3.Error):
+            self._db.execute("UPDATE meta SET epoch = ?", [epoch])
 
     def asset(self) -> dispatch_pb2.Asset | None:
         """Return the last configuration of the asset."""

@@ -154,6 +154,13 @@ class Desired:
         """Tell whether the asset is held."""
         return uid in self._assets
 
+    def ledger_of(self, asset_uid: str) -> dispatch_pb2.IdentityLedger:
+        """Return the identity of an asset as the gateways know it; empty = not held."""
+        held = self._assets.get(asset_uid)
+        if held is None:
+            return dispatch_pb2.IdentityLedger()
+        return dispatch_pb2.Asset.FromString(held.encoded).identity
+
     def asset_uid_of(self, dispatch_uid: str) -> str | None:
         """Return the asset that a held dispatch was given for."""
         held = self._dispatches.get(dispatch_uid)

@@ -106,6 +106,21 @@ class EventWriter:
             note = f"taken out of service while {released['message']}"
             self.post(Kind.ASSET, meta, warning=True, reason=REVERT_UNKNOWN, note=note)
 
+    def post_quarantine(
+        self, meta: Meta, stored: Mapping[str, Any], status: Mapping[str, Any]
+    ) -> None:
+        """Queue an Event where the identity of an asset was quarantined, or that was lifted."""
+        held, was = ((each.get("identity") or {}).get("quarantine") for each in (status, stored))
+        if held != was:
+            condition = find(status.get("conditions", []), "Quarantined")
+            self.post(
+                Kind.ASSET,
+                meta,
+                warning=bool(held),
+                reason=condition["reason"],
+                note=condition["message"],
+            )
+
     async def run(self) -> None:
         """Write Events until cancelled."""
         bucket = TokenBucket(_EVENTS_PER_SECOND, _BURST)

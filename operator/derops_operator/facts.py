@@ -94,6 +94,12 @@ class Asset:
     on_restart: str
     telemetry_interval_seconds: int
     certificate_duration_seconds: int
+    lift_of_us: int | None
+    """Which quarantine is to be lifted, by its instant."""
+
+    lift_key: str
+    """Keep or Revoke; empty without a lift."""
+
     operating_state: str
     status: Mapping[str, Any]
 
@@ -236,7 +242,7 @@ def read_asset(manifest: Mapping[str, Any]) -> Asset:
     """
     spec = DERAssetSpec.model_validate(manifest["spec"])
     ratings, limits, fallback = spec.ratings, spec.limits, spec.fallback
-    verification = spec.verification or Verification()
+    verification, lift = spec.verification or Verification(), spec.identity.lift
     return Asset(
         meta=read_meta(manifest),
         type=spec.type,
@@ -262,6 +268,8 @@ def read_asset(manifest: Mapping[str, Any]) -> Asset:
         on_restart=fallback.on_restart,
         telemetry_interval_seconds=spec.telemetry.interval_seconds,
         certificate_duration_seconds=spec.identity.certificate_duration_seconds,
+        lift_of_us=to_us(lift.quarantined_at) if lift is not None else None,
+        lift_key=lift.key if lift is not None else "",
         operating_state=spec.operating_state,
         status=manifest.get("status", {}),
     )

@@ -408,8 +408,9 @@ class _Link:
         # The snapshot may be on its way already: count everything as possibly received.
         version = self._desired.version
         self._fleet.add_replica(hello.replica, hello.state_since_us, version, _now_us())
-        for uid, epoch in self._fleet.epochs().items():
-            self._tell_epoch(uid, epoch, only=True)
+        for seen in self._fleet.all_seen():  # also to the only one: its disk may be a new one
+            message = control_pb2.OperatorMessage(epoch_seen=seen)
+            self._desired.tell(message, to=self._subscription)
         self._headend._drain_history()  # noqa: SLF001
         _log.info("gateway.connected", address=self._address, replica=hello.replica)
 
@@ -422,9 +423,10 @@ class _Link:
             self._taken.set()
             self._headend._note_accepted(self._address)  # noqa: SLF001
         elif kind == "session":
-            epoch = self._fleet.note_session(name, message.session)
-            if epoch:
-                self._tell_epoch(message.session.asset_uid, epoch)
+            ledger = self._desired.ledger_of(message.session.asset_uid)
+            seen = self._fleet.note_session(name, message.session, ledger, _now_us())
+            if seen is not None and len(self._fleet.replicas) > 1:
+                self._desired.tell(control_pb2.OperatorMessage(epoch_seen=seen))
             self._headend._concerns(message.session.asset_uid)  # noqa: SLF001
         elif kind == "delivery":
             self._fleet.note_delivery(name, message.delivery)
@@ -444,13 +446,6 @@ class _Link:
             return
         if self._fleet.note_report(message):
             self._headend._concerns(message.report.dispatch_uid)  # noqa: SLF001
-
-    def _tell_epoch(self, asset_uid: str, epoch: int, *, only: bool = False) -> None:
-        if len(self._fleet.replicas) < 2:
-            return
-        seen = control_pb2.EpochSeen(asset_uid=asset_uid, epoch=epoch)
-        message = control_pb2.OperatorMessage(epoch_seen=seen)
-        self._desired.tell(message, to=self._subscription if only else None)
 
 
 async def _resolve(targets: tuple[str, ...]) -> tuple[set[str], bool]:

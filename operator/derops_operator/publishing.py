@@ -100,6 +100,7 @@ class Publisher:
             self._tell_transition(fact, wanted.status)
         else:
             self._events.post_release(fact.meta, fact.status, wanted.status)
+            self._events.post_quarantine(fact.meta, fact.status, wanted.status)
         self._take(key.kind, manifest)
 
     def _tell_transition(self, fact: Dispatch, status: Mapping[str, Any]) -> None:

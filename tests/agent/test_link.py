@@ -342,7 +342,9 @@ async def test_a_refused_epoch_is_exceeded(site: Site) -> None:
     await site.start()
     stream = await site.gateway.next_stream()
     highest = site.clock.wall_us // 1000 + 10**6
-    await stream.send(bye=agent_pb2.Bye(reason="EpochTooLow", message=f"highest is {highest}"))
+    await stream.send(
+        bye=agent_pb2.Bye(reason="EpochTooLow", message=f"highest known epoch is {highest}")
+    )
 
     again = await site.gateway.next_stream()
     assert again.received[0].hello.epoch == highest + 1

@@ -39,6 +39,7 @@ _CERTIFICATE = AgentCertificate(
     public_key_sha256=KEY,
     not_after_us=2**62,
 )
+_LIVELY_US = 20_000_000  # two heartbeats
 Down = Snapshot | Change | Acknowledged | Settled
 
 
@@ -65,7 +66,7 @@ class Gateway:
             admission=cast("Any", None),
             now_us=self._now_us,
         )
-        self._commits = asyncio.ensure_future(self.exchange.writes.run())
+        self._commits = asyncio.gather(self.exchange.writes.run(), self.exchange.memories.run())
 
     async def kill(self, *, lose_disk: bool = False) -> None:
         """End the process."""
@@ -171,8 +172,7 @@ class ControlLink:
                 self._name, message.hello.state_since_us, version, self._exchange.now_us()
             )
             self._welcomed = True
-            for uid, epoch in fleet.epochs().items():
-                seen = control_pb2.EpochSeen(asset_uid=uid, epoch=epoch)
+            for seen in fleet.all_seen():
                 told = control_pb2.OperatorMessage(epoch_seen=seen)
                 self._operator.desired.tell(told, to=self._subscription)
         else:
@@ -202,12 +202,18 @@ class Stream:
         self.up: deque[dispatch_pb2.DispatchReport] = deque()
         self._outgoing: deque[agent_pb2.GatewayMessage | str] = deque()
         self._exchange, self._controller, self.ledger_id = gateway.exchange, controller, ledger_id
+        self.heard_us = self._exchange.now_us()
         self._exchange.open(self)
         self._opened = False
         self.clock_off_us = 0
         """The most that heartbeats showed the agent's clock to be off."""
 
     # What the exchange asks of it
+
+    @property
+    def is_alive(self) -> bool:
+        silent_us = self._exchange.now_us() - self.heard_us
+        return not self.ended and not self.left and silent_us <= _LIVELY_US
 
     def send(self, message: agent_pb2.GatewayMessage) -> None:
         self._outgoing.append(message)

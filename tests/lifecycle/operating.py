@@ -161,9 +161,9 @@ class Operator:
                 self.concern(name)
             self._awaiting.clear()
         elif kind == "session":
-            epoch = self.fleet.note_session(replica, message.session)
-            if epoch:
-                seen = control_pb2.EpochSeen(asset_uid=message.session.asset_uid, epoch=epoch)
+            ledger = self.desired.ledger_of(message.session.asset_uid)
+            seen = self.fleet.note_session(replica, message.session, ledger, self._now_us())
+            if seen is not None:
                 self.desired.tell(control_pb2.OperatorMessage(epoch_seen=seen))
         elif kind == "delivery":
             self.fleet.note_delivery(replica, message.delivery)

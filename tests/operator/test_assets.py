@@ -28,6 +28,9 @@ from derops_operator.reconciling.assets import AssetDecision, Realm, reconcile_a
 from derops_operator.reconciling.identities import certificate_name, wanted_certificate
 
 REALM = Realm(trust_domain="derops.test", issuer="derops-agent")
+CLONE = SessionView(
+    link=Link.DISCONNECTED, since_us=at(10), end_reason="CloneSuspected", suspected_us=at(10)
+)
 OFFLINE = SessionView(link=Link.DISCONNECTED)
 
 
@@ -462,19 +465,98 @@ def test_a_device_of_an_asset_taken_out_that_nobody_confirms_is_said_not_to_be_k
 
 
 def test_a_suspected_clone_is_quarantined_until_a_person_lifts_it() -> None:
-    clone = SessionView(link=Link.DISCONNECTED, since_us=at(10), end_reason="CloneSuspected")
-    subject = after(asset(), decide(session=clone, seconds=11))
+    subject = after(asset(), decide(session=CLONE, seconds=11))
     assert subject.quarantine_reason == "CloneSuspected"
 
-    subject = after(subject, decide(subject, session=OFFLINE, seconds=20))
-    assert subject.quarantine_reason == "CloneSuspected"
+    for state in ("InService", "Quarantined", "InService"):
+        subject = replace(subject, operating_state=state)
+        subject = after(subject, decide(subject, session=OFFLINE, seconds=20))
+        assert subject.quarantine_reason == "CloneSuspected"
 
-    subject = replace(subject, operating_state="Quarantined")
-    subject = after(subject, decide(subject, session=clone, seconds=30))
-    subject = replace(subject, operating_state="InService")
-    lifted = after(subject, decide(subject, session=clone, seconds=40))
+    subject = replace(subject, lift_of_us=at(11), lift_key="Keep")
+    lifted = after(subject, decide(subject, session=CLONE, seconds=40))
     assert lifted.quarantine_reason == ""
-    assert after(lifted, decide(lifted, session=clone, seconds=50)).quarantine_reason == ""
+    assert after(lifted, decide(lifted, session=CLONE, seconds=50)).quarantine_reason == ""
+
+
+@pytest.mark.parametrize(
+    ("state", "lift", "reason"),
+    [
+        ("InService", None, "SetInSpec"),
+        ("InService", at(10.999), "SetInSpec"),
+        ("Quarantined", at(11), "SetInSpec"),
+        ("InService", at(11), ""),
+    ],
+)
+def test_only_a_lift_of_this_very_quarantine_ends_it(
+    state: str, lift: int | None, reason: str
+) -> None:
+    subject = asset(operatingState="Quarantined")
+    subject = after(subject, decide(subject, seconds=11))
+    key = "Keep" if lift is not None else ""
+
+    subject = replace(subject, operating_state=state, lift_of_us=lift, lift_key=key)
+
+    assert after(subject, decide(subject, seconds=20)).quarantine_reason == reason
+
+
+def test_a_lift_that_stays_in_the_spec_does_not_lift_the_next_quarantine() -> None:
+    subject = after(asset(), decide(session=CLONE, seconds=11))
+    subject = replace(subject, lift_of_us=at(11), lift_key="Keep")
+    subject = after(subject, decide(subject, session=CLONE, seconds=20))
+    assert subject.quarantine_reason == ""
+
+    again = replace(CLONE, suspected_us=at(30))
+    subject = after(subject, decide(subject, session=again, seconds=31))
+
+    assert subject.quarantine_reason == "CloneSuspected"
+    assert after(subject, decide(subject, session=again, seconds=32)).quarantine_reason
+
+
+def test_how_a_quarantine_is_lifted_is_in_its_condition() -> None:
+    decision = decide(session=CLONE, seconds=11)
+
+    message = next(
+        each["message"] for each in decision.status["conditions"] if each["type"] == "Quarantined"
+    )
+    at_text = decision.status["identity"]["quarantine"]["at"]
+    assert f"spec.identity.lift to quarantinedAt: {at_text} and key: Keep or Revoke" in message
+
+
+def test_a_kept_key_stays_in_the_ledger_and_a_revoked_one_never_comes_back() -> None:
+    first = request(1, serial=1)
+    subject = after(asset(), decide(requests=[first], known=certificate()))
+    subject = after(subject, decide(subject, [first], CLONE, seconds=11, known=certificate()))
+    subject = replace(subject, lift_of_us=at(11))
+
+    kept = decide(replace(subject, lift_key="Keep"), [first], known=certificate(), seconds=20)
+    assert kept.status["identity"]["current"]["serialNumber"] == "1"
+
+    subject = replace(subject, lift_key="Revoke")
+    revoked = decide(subject, [first], CLONE, known=certificate(seen=20), seconds=20)
+    assert revoked.status["identity"].keys() == {"uri", "suspectedAt", "revokedBefore"}
+    assert revoked.actions == (Reissue(name="battery-derops-agent"),)
+
+    subject = after(subject, revoked)
+    again = decide(subject, [first], CLONE, known=certificate(seen=21), seconds=21)
+    assert "current" not in again.status["identity"]
+    second = request(2, serial=2)
+    second = replace(second, meta=replace(second.meta, created_us=at(22)))
+    fresh = decide(subject, [first, second], CLONE, known=certificate(seen=23), seconds=23)
+    assert fresh.status["identity"]["current"]["serialNumber"] == "2"
+    assert fresh.actions == ()
+
+
+def test_a_request_under_way_when_a_key_is_revoked_is_for_a_new_key() -> None:
+    first, second = request(1, serial=1), request(2)
+    second = replace(second, meta=replace(second.meta, created_us=at(10)))
+    subject = after(asset(), decide(requests=[first], known=certificate()))
+    subject = after(subject, decide(subject, [first], CLONE, seconds=11, known=certificate()))
+    subject = replace(subject, lift_of_us=at(11), lift_key="Revoke")
+
+    revoked = decide(subject, [first, second], CLONE, seconds=20, known=certificate(seen=20))
+
+    assert revoked.actions == (Approve(request="battery-derops-agent-2"),)
 
 
 def test_nothing_is_certified_for_an_asset_that_is_going() -> None:

@@ -167,6 +167,7 @@ def test_an_asset_goes_over_the_wire_whole() -> None:
             "acceptedUntil": "2027-01-15T08:00:00.500Z",
         },
         "quarantine": {"reason": "CloneSuspected"},
+        "suspectedAt": "2027-01-15T08:00:00.250Z",
     }
 
     message = convert.asset_message(home, ledger)
@@ -180,6 +181,7 @@ def test_an_asset_goes_over_the_wire_whole() -> None:
     assert message.identity.previous.accepted_until_us == 1_800_000_000_500_000
     assert not message.identity.HasField("next")
     assert message.identity.quarantine == "CloneSuspected"
+    assert message.identity.suspected_us == 1_800_000_000_250_000
 
 
 def test_an_asset_says_how_its_effect_is_judged_only_if_it_does() -> None:

@@ -68,6 +68,7 @@ AGENT_REASONS = frozenset(
 """Why agents end their streams; whatever else one says is counted as ``Other``."""
 
 SILENT_HEARTBEATS = 3
+_LIVELY_HEARTBEATS = 2
 _BYE_SECONDS = 2.0
 _MAX_REASON = 64
 _MAX_TEXT = 500
@@ -112,6 +113,7 @@ class AgentStream:
         certificate: AgentCertificate,
         asset: dispatch_pb2.Asset,
         hello: agent_pb2.Hello,
+        opened_us: int,
         heartbeat_seconds: int,
         monotonic_us: Callable[[], int],
     ) -> None:
@@ -124,6 +126,7 @@ class AgentStream:
             epoch=hello.epoch,
             instance_id=hello.instance_id,
             serial_number=certificate.serial_number,
+            opened_us=opened_us,
             since_us=exchange.now_us(),
             capability=capability,
         )
@@ -144,6 +147,14 @@ class AgentStream:
         self._peer_left = self._said_bye = False
 
     # What the exchange asks of it
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its agent was heard of within two heartbeats and neither side has ended it."""
+        if self._ending is not None or self._peer_left:
+            return False
+        bound_us = _LIVELY_HEARTBEATS * self._heartbeat_seconds * SECOND_US
+        return self._monotonic_us() - self._heard_us <= bound_us
 
     def send(self, message: agent_pb2.GatewayMessage) -> None:
         """Queue a message."""

@@ -29,17 +29,22 @@ CREATE TABLE delivery (
   ledger_id TEXT NOT NULL
 ) STRICT;
 """
-_OPERATOR_KEYS = """
+_LATER_SCHEMA = """
 CREATE TABLE IF NOT EXISTS operator_keys (
   only INTEGER PRIMARY KEY CHECK (only = 1),
   current TEXT NOT NULL,
   previous TEXT NOT NULL,
   previous_until_us INTEGER NOT NULL
-) STRICT
+) STRICT;
+CREATE TABLE IF NOT EXISTS holders (asset_uid TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT;
 """
 """Made also in a file that an earlier version wrote, which leaves it alone."""
 
 _DELIVERIES = "SELECT * FROM delivery WHERE dispatch_uid IN (SELECT uid FROM dispatch)"
+_LOST_HOLDERS = "DELETE FROM holders WHERE asset_uid NOT IN (SELECT uid FROM asset)"
+_HOLDERS = (
+    "INSERT OR REPLACE INTO holders SELECT ?1, ?2 WHERE EXISTS (SELECT 1 FROM asset WHERE uid = ?1)"
+)
 _ORPHANS = "DELETE FROM delivery WHERE dispatch_uid NOT IN (SELECT uid FROM dispatch)"
 
 Result = TypeVar("Result")
@@ -60,7 +65,7 @@ class DesiredStore:
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
         self._migrate(str(path), now_us)
-        self._connection.execute(_OPERATOR_KEYS)
+        self._connection.executescript(_LATER_SCHEMA)
         sync_recovered(path)
         self.state_since_us = self._meta("state_since_us")
 
@@ -88,6 +93,16 @@ class DesiredStore:
             for uid, written_us, ledger_id in query(_DELIVERIES)
         }
         return snapshot, written
+
+    def load_memory(self) -> list[control_pb2.Session]:
+        """Return what is remembered of the streams of each asset."""
+        rows = self._connection.execute("SELECT body FROM holders")
+        return [control_pb2.Session.FromString(body) for (body,) in rows]
+
+    async def remember(self, memories: Sequence[control_pb2.Session]) -> None:
+        """Store what is to be remembered of the streams of assets."""
+        rows = [(memory.asset_uid, memory.SerializeToString()) for memory in memories]
+        await self._in_transaction(lambda: self._connection.executemany(_HOLDERS, rows))
 
     async def replace(self, snapshot: Snapshot) -> None:
         """Put a complete snapshot in the place of what is there; deliveries of it stay."""
@@ -148,6 +163,7 @@ class DesiredStore:
         )
         self._connection.execute(_ORPHANS)
         self._set_meta("era", snapshot.revision.era)
+        self._connection.execute(_LOST_HOLDERS)
         self._set_meta("operator_start_ms", snapshot.revision.operator_start_ms)
         self._set_meta("version", snapshot.revision.version)
         self._set_meta("complete", 1)
@@ -179,6 +195,7 @@ class DesiredStore:
                 query("INSERT OR REPLACE INTO dispatch VALUES (?, ?)", (delta.dispatch.uid, body))
             elif kind == "asset_removed":
                 query("DELETE FROM asset WHERE uid = ?", (delta.asset_removed,))
+                query("DELETE FROM holders WHERE asset_uid = ?", (delta.asset_removed,))
             elif kind == "dispatch_removed":
                 query("DELETE FROM dispatch WHERE uid = ?", (delta.dispatch_removed,))
                 query("DELETE FROM delivery WHERE dispatch_uid = ?", (delta.dispatch_removed,))

@@ -28,6 +28,7 @@ from derops_headend.gateway.journal import Journal
 
 Message = control_pb2.ReplicaMessage
 _SWEPT_AT_ONCE = 100
+_REMEMBER_SECONDS = 0.2
 
 
 class NotReadyError(DeropsError):
@@ -43,6 +44,10 @@ class AgentOutlet(Protocol):
     session: Session
     ledger_id: str
     peer: str
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its agent was heard of lately and neither side has ended it."""
 
     def send(self, message: agent_pb2.GatewayMessage) -> None:
         """Queue a message."""
@@ -100,13 +105,15 @@ class Exchange:
         self.now_us = now_us
         self.writes: GroupCommit[tuple[str, Written]] = GroupCommit(store.record)
         self.desired = DesiredState()
-        self.sessions = SessionTable()
+        self.sessions = SessionTable(metrics.INSTANCES_FORGOTTEN.inc)
+        self.memories: GroupCommit[str] = GroupCommit(self._remember)
         self._on_ready, self._on_clock_ahead = on_ready, on_clock_ahead
         self._streams: dict[str, AgentOutlet] = {}
         self._reports: dict[str, control_pb2.AgentReport] = {}
         self._unstored_reports: Counter[str] = Counter()
         self._unknown = UnknownDispatches()
         self._noting: dict[str, Future[None]] = {}
+        self._unremembered: set[str] = set()
         self._operator: OperatorOutlet | None = None
         self._changing = Lock()
         self._log = structlog.get_logger("exchange")
@@ -118,6 +125,8 @@ class Exchange:
             )
             if ahead > MAX_AHEAD_SECONDS:  # an earlier version took it, or this clock is slow
                 on_clock_ahead(ahead)
+        for memory in store.load_memory():
+            self.sessions.restore(memory, now_us())
 
     # Agents
 
@@ -142,27 +151,28 @@ class Exchange:
         """Make ``stream`` the live one of its asset.
 
         Raises:
-            EpochTooLowError: A newer one is known.
+            OutOfOrderError: It may not take over.
             CloneSuspectedError: Its identity is used twice; the live stream is ended as well,
                 for nobody knows which of the two is genuine.
         """
-        uid = stream.session.asset_uid
+        uid, now_us = stream.session.asset_uid, self.now_us()
+        ledger, old = self._ledger(uid), self._streams.get(uid)
+        alive = old is not None and old.is_alive
         try:
-            self.sessions.open(stream.session)
+            changed = self.sessions.open(stream.session, ledger, now_us, alive=alive)
         except CloneSuspectedError as clone:
             metrics.CLONES_SUSPECTED.inc()
             self._log.error("clone.suspected", asset=str(stream.certificate.asset), why=str(clone))
-            if uid in self._streams:
-                self._streams[uid].end("CloneSuspected", str(clone))
-            ended = self.sessions.suspect(stream.session, self.now_us())
-            self._tell(Message(session=ended.to_message()))
+            if old is not None:
+                old.end("CloneSuspected", str(clone))
+            self.sessions.suspect(stream.session, ledger, now_us)
+            self._tell_session(uid, ())
             raise
-        old = self._streams.get(uid)
         self._streams[uid] = stream
         if old is not None:
             old.end("Superseded", f"epoch {stream.session.epoch} took over")
         metrics.CONNECTED_AGENTS.set(len(self._streams))
-        self._tell(Message(session=stream.session.to_message()))
+        self._tell_session(uid, changed)
         self._note_connection(stream, "Connected")
 
     def close(self, stream: AgentOutlet, reason: str, message: str) -> None:
@@ -173,7 +183,7 @@ class Exchange:
         metrics.CONNECTED_AGENTS.set(len(self._streams))
         ended = self.sessions.close(uid, stream.session.epoch, reason, self.now_us())
         if ended is not None:
-            self._tell(Message(session=ended.to_message()))
+            self._tell(Message(session=self.sessions.message(uid, ())))
         self._note_connection(stream, "Disconnected", reason, message)
 
     def revision(self) -> agent_pb2.Revision:
@@ -387,20 +397,22 @@ class Exchange:
         return writes
 
     def see_epoch(self, seen: control_pb2.EpochSeen) -> None:
-        """Take the highest epoch of an asset at any replica."""
-        if self.sessions.see(seen.asset_uid, seen.epoch):
-            stream = self._streams.get(seen.asset_uid)
-            if stream is not None:
-                stream.end("Superseded", f"epoch {seen.epoch} took over at another replica")
+        """Take the newest stream of an asset at any replica, and who held it at any."""
+        uid, now_us = seen.asset_uid, self.now_us()
+        if self.desired.asset(uid) is None:
+            return
+        ledger, stream = self._ledger(uid), self._streams.get(uid)
+        if self.sessions.see(seen, ledger, now_us) and stream is not None:
+            alive = stream.is_alive
+            stream.end("Superseded", f"epoch {seen.epoch} took over at another replica")
+            changed = self.sessions.yield_to_another(uid, ledger, now_us, alive=alive)
+            self._tell_session(uid, changed)
+        elif seen.instances:
+            self._keep(uid)
 
     def everything(self) -> list[control_pb2.ReplicaMessage]:
         """Return what the operator is told after its snapshot."""
-        sessions = [
-            session.to_message()
-            if (session := self.sessions.last(asset.id.uid)) is not None
-            else control_pb2.Session(asset_uid=asset.id.uid)
-            for asset in self.desired.assets()
-        ]
+        sessions = [self.sessions.message(asset.id.uid) for asset in self.desired.assets()]
         return [
             *(Message(session=session) for session in sessions),
             *(Message(delivery=self._delivery(each)) for each in self.desired.dispatches()),
@@ -453,6 +465,10 @@ class Exchange:
             certificate.public_key_sha256,
             self.now_us(),
         )
+        if self.sessions.suspected_us(asset.id.uid) > asset.identity.suspected_us:
+            raise IdentityRefusedError(
+                "CloneSuspected", "its identity is used twice; the operator is to quarantine it"
+            )
         unsettled = len(self.desired.dispatches_of(asset.id.uid))
         check_operating_state(asset.operating_state, dispatches=unsettled)
 
@@ -505,6 +521,26 @@ class Exchange:
             peer=stream.peer,
             serial_number=stream.certificate.serial_number,
         )
+
+    def _ledger(self, asset_uid: str) -> dispatch_pb2.IdentityLedger:
+        asset = self.desired.asset(asset_uid)
+        return asset.identity if asset is not None else dispatch_pb2.IdentityLedger()
+
+    def _tell_session(self, asset_uid: str, changed: Iterable[control_pb2.Instance]) -> None:
+        """Tell the operator of a session, and have the disk remember who held it."""
+        self._tell(Message(session=self.sessions.message(asset_uid, changed)))
+        self._keep(asset_uid)
+
+    def _keep(self, asset_uid: str) -> None:
+        if asset_uid not in self._unremembered:
+            self._unremembered.add(asset_uid)
+            self.memories.add(asset_uid, lambda _: None)
+
+    async def _remember(self, asset_uids: Sequence[str]) -> None:
+        """Store what is known of these assets' streams; nobody waits for it, and it may be much."""
+        await sleep(_REMEMBER_SECONDS)
+        self._unremembered.difference_update(asset_uids)
+        await self.store.remember([self.sessions.memory(uid) for uid in asset_uids])
 
     def _tell(self, message: control_pb2.ReplicaMessage) -> None:
         if self._operator is not None:

@@ -16,7 +16,11 @@ ENDED_STREAMS = Counter(
 )
 CLONES_SUSPECTED = Counter(
     "derops_gateway_clones_suspected",
-    "Returns of an instance after another had taken over: one identity is used twice.",
+    "Identities that two processes were seen to use.",
+)
+INSTANCES_FORGOTTEN = Counter(
+    "derops_gateway_instances_forgotten",
+    "Processes of agents forgotten within 24 h because there were too many of one asset.",
 )
 REPORTS = Counter("derops_gateway_reports", "Reports of agents made durable.")
 REFUSED_REPORTS = Counter(

@@ -175,6 +175,7 @@ class Gateway:
         for work in (
             self._journal.run(),
             self.exchange.writes.run(),
+            self.exchange.memories.run(),
             self.exchange.admission.run(),
             self._sweep(),
             self._follow_operator(),
@@ -191,6 +192,7 @@ class Gateway:
         await asyncio.gather(*(server.stop(STOP_SECONDS) for server in self._servers))
         self._journal.close()
         self.exchange.writes.close()
+        self.exchange.memories.close()
         *commits, admission, sweep, operator = self._tasks
         for task in (admission, sweep, operator):
             task.cancel()

@@ -7,7 +7,7 @@ from typing import Any
 from derops.lifecycle import Phase
 from derops.schedules import SECOND_US
 from derops_operator.facts import Asset, Certificate, Dispatch, Request
-from derops_operator.fleet import LOST_AFTER_US, Link, SessionView
+from derops_operator.fleet import CLONE_SUSPECTED, LOST_AFTER_US, Link, SessionView
 from derops_operator.instants import format_instant, format_second, parse_instant
 from derops_operator.reconciling import identities
 from derops_operator.reconciling.actions import (
@@ -29,7 +29,7 @@ RELEASE_GRACE_US = 60 * SECOND_US
 
 _CERTIFICATE_LOOK_US = 5 * SECOND_US
 _SPEC_QUARANTINE = "SetInSpec"
-_CLONE = "CloneSuspected"
+_KEPT = ("suspectedAt", "revokedBefore")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,16 +79,22 @@ def reconcile_asset(
     ]
     holding = in_flight + unreverted
     uri = identities.asset_uri(asset, realm.trust_domain)
-    own = identities.own_requests(requests, asset, certificate)
     stored = asset.status.get("identity", {})
-    ledger = identities.next_ledger(stored, own, session, uri, now_us)
     releasing = holding if _is_taken_out(asset) else []
+    quarantine = _quarantine(asset, session, now_us, releasing=bool(releasing))
+    own = identities.own_requests(requests, asset, certificate)
+    if stored.get("quarantine") and quarantine is None and asset.lift_key == "Revoke":
+        stored = identities.revoke(stored, own)
+    own = identities.not_revoked(own, stored)
+    ledger = identities.next_ledger(stored, own, session, uri, now_us)
+    ledger.update({name: stored[name] for name in _KEPT if name in stored})
     actions = _finalizing(asset, holding, now_us)
     if asset.meta.deleting_us is None:
         actions += _certifying(asset, own, certificate, ledger, now_us, realm)
-    quarantine = _quarantine(asset, session, now_us, releasing=bool(releasing))
     if quarantine is not None:
         ledger["quarantine"] = quarantine
+        if _is_suspected(asset, session):
+            ledger["suspectedAt"] = _suspected_at(session)
         if holding and not stored.get("quarantine"):
             actions.append(Warn(message=_cut_off(quarantine["reason"], holding)))
     status = {
@@ -114,6 +120,12 @@ def reconcile_asset(
         status=status,
         again_us=_next_look(asset, ledger, session, certificate, now_us, releasing=bool(releasing)),
     )
+
+
+_LIFTED = {
+    "Keep": "spec.identity.lift says that the key may be used again",
+    "Revoke": "spec.identity.lift says that the key may be stolen: cert-manager makes a new one",
+}
 
 
 def _is_taken_out(asset: Asset) -> bool:
@@ -205,31 +217,52 @@ def _next_certificate_look_us(certificate: Certificate, now_us: int) -> int:
 def _quarantine(
     asset: Asset, session: SessionView, now_us: int, *, releasing: bool
 ) -> dict[str, Any] | None:
-    """Return the quarantine of the identity.
+    """Return the quarantine of the identity; it stays until a person lifts this very one.
 
     One that the spec asks for begins when the device is released, or cannot be within the grace: a
-    quarantined agent has no stream on which to hear of a cancel. One that a suspected clone brought
-    on stays until a person quarantines the asset in its spec and puts it back in service.
+    quarantined agent has no stream on which to hear of a cancel.
     """
     stored = asset.status.get("identity", {}).get("quarantine") or None
     by_spec = asset.operating_state == "Quarantined"
-    if stored is not None and (by_spec or stored.get("reason") != _SPEC_QUARANTINE):
-        return {**stored, "reason": _SPEC_QUARANTINE} if by_spec else dict(stored)
     at = format_instant(now_us)
-    if by_spec:
-        patient = not _is_release_overdue(asset, now_us)
-        return None if releasing and patient else {"reason": _SPEC_QUARANTINE, "at": at}
-    suspected = session.end_reason == _CLONE and session.since_us > _since(asset, "Quarantined", 0)
-    return {"reason": _CLONE, "at": at} if suspected and stored is None else None
+    if _is_suspected(asset, session):
+        return {"reason": CLONE_SUSPECTED, "at": at}
+    if stored is not None:
+        lifted = not by_spec and asset.lift_of_us == parse_instant(stored["at"])
+        return None if lifted else dict(stored)
+    if not by_spec or (releasing and not _is_release_overdue(asset, now_us)):
+        return None
+    return {"reason": _SPEC_QUARANTINE, "at": at}
+
+
+def _is_suspected(asset: Asset, session: SessionView) -> bool:
+    """Tell whether a gateway suspects a clone, and no quarantine has come of it yet."""
+    stored = asset.status.get("identity", {})
+    return session.suspected_us > _instant(stored, "suspectedAt")
+
+
+def _suspected_at(session: SessionView) -> str:
+    """Return the instant of a suspicion, rounded up to what status can say."""
+    return format_instant(-(-session.suspected_us // 1000) * 1000)
+
+
+def _instant(stored: dict[str, Any], name: str) -> int:
+    return parse_instant(stored[name]) if stored.get(name) else 0
 
 
 def _quarantined(asset: Asset, ledger: dict[str, Any]) -> list[Wanted]:
     quarantine = ledger.get("quarantine")
     if quarantine:
-        words = f"the agent gets no stream since {quarantine['at']}"
+        at = quarantine["at"]
+        words = (
+            f"the agent gets no stream since {at}; to lift it, find out whether its key was copied "
+            f"and set spec.identity.lift to quarantinedAt: {at} and key: Keep or Revoke"
+        )
+        if asset.operating_state == "Quarantined":
+            words += ", and spec.operatingState to InService"
         return [Wanted("Quarantined", "True", quarantine["reason"], words)]
     if find(asset.status.get("conditions", []), "Quarantined"):
-        return [Wanted("Quarantined", "False", "Lifted")]
+        return [Wanted("Quarantined", "False", "Lifted", _LIFTED.get(asset.lift_key, ""))]
     return []
 
 

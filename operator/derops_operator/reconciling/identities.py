@@ -15,6 +15,7 @@ PREVIOUS_US = 600 * SECOND_US
 """How long the certificate before the current one is accepted: a mounted Secret may lag."""
 
 _USAGES = ["client auth", "digital signature"]
+_CERTIFICATES = ("current", "next", "previous")
 _NAME_LIMIT = 63
 
 
@@ -73,6 +74,13 @@ def differs(certificate: Certificate, wanted: Mapping[str, Any]) -> bool:
     )
 
 
+def not_revoked(own: Iterable[Request], ledger: Mapping[str, Any]) -> list[Request]:
+    """Return the requests without those that were issued and whose key was revoked since."""
+    before = ledger.get("revokedBefore")
+    before_us = parse_instant(before) if before else 0
+    return [each for each in own if each.issued is None or each.meta.created_us >= before_us]
+
+
 def own_requests(
     requests: Iterable[Request], asset: Asset, certificate: Certificate | None
 ) -> list[Request]:
@@ -86,6 +94,22 @@ def own_requests(
         and each.certificate_uid == certificate.meta.uid
     ]
     return sorted(own, key=lambda each: each.revision, reverse=True)
+
+
+def revoke(ledger: Mapping[str, Any], own: Iterable[Request]) -> dict[str, Any]:
+    """Return ``status.identity`` without any certificate, and without a way back for those of now.
+
+    What counts is when their requests were made, by the API server's clock. A request that is not
+    issued yet, or came after those that the ledger knows, is for a new key.
+    """
+    kept = {name: ledger[name] for name in ledger if name not in _CERTIFICATES}
+    serials = _serials({name: ledger[name] for name in _CERTIFICATES if ledger.get(name)})
+    issued = [each for each in own if each.issued is not None]
+    known = [each for each in issued if each.issued and each.issued.serial_number in serials]
+    created = [each.meta.created_us for each in known or issued]
+    if created:
+        kept["revokedBefore"] = format_second(max(created) + SECOND_US)
+    return kept
 
 
 def refuse_to_sign(request: Request, uri: str, issuer: str) -> str:
@@ -113,12 +137,12 @@ def refuse_to_sign(request: Request, uri: str, issuer: str) -> str:
 def next_ledger(
     ledger: Mapping[str, Any], requests: list[Request], session: SessionView, uri: str, now_us: int
 ) -> dict[str, Any]:
-    """Return ``status.identity`` without its quarantine.
+    """Return ``status.identity`` without its quarantine and what it says of earlier ones.
 
     The newest certificate becomes ``next`` and, once a stream uses it, ``current``; the one before
     stays for ten more minutes. Certificates that the ledger never held come in only as the newest.
     """
-    following = {name: ledger[name] for name in ("current", "next", "previous") if ledger.get(name)}
+    following = {name: ledger[name] for name in _CERTIFICATES if ledger.get(name)}
     newest = next((each.issued for each in requests if _is_issued(each, uri)), None)
     if newest is not None and newest.serial_number not in _serials(following):
         following["next" if "current" in following else "current"] = _entry(newest)

@@ -195,6 +195,7 @@ class Rig:
         self.control_ca = Authority("control")
         self.log = FakeLog()
         self.readiness = Readiness()
+        self.replica = "gateway-0"
         self.heartbeat_seconds = 10
         self.hello_seconds = 5.0
         self.max_agent_connections = 100
@@ -238,7 +239,7 @@ class Rig:
         server = self.server_ca.leaf([x509.DNSName("derops-gateway")], usages=SERVER)
         control = self.control_ca.leaf([x509.DNSName("derops-gateway-control")], usages=SERVER)
         options = GatewayOptions(
-            replica="gateway-0",
+            replica=self.replica,
             trust_domain=TRUST_DOMAIN,
             agent_listen=self.agent_listen,
             agent_credentials=Credentials(

@@ -96,10 +96,11 @@ async def test_the_return_of_an_earlier_instance_is_a_clone(
     rig: Rig, leaf: Leaf, operator: Operator
 ) -> None:
     before = REGISTRY.get_sample_value("derops_gateway_clones_suspected_total") or 0
-    first, second, again = rig.agent(leaf), rig.agent(leaf), rig.agent(leaf)
+    first, second = rig.agent(leaf), rig.agent(leaf)
     await first.connect(epoch=1, instance="a")
     await second.connect(epoch=2, instance="b")
 
+    again = rig.agent(leaf)
     await again.send(again.hello(epoch=3, instance="a"))
 
     assert (await again.refusal())[1].startswith("CloneSuspected: ")
