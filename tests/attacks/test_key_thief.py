@@ -240,8 +240,7 @@ async def test_a_restarted_gateway_and_another_replica_know_who_was_replaced(
 
     (tmp_path / "other").mkdir()
     other = Rig(tmp_path / "other")
-    other.agent_ca, other.server_ca, other.control_ca = rig.agent_ca, rig.server_ca, rig.control_ca
-    other.operator_leaf = rig.operator_leaf
+    other.join(rig)
     await other.start()
     there = other.operator()
     await there.snapshot([other.asset("battery", stolen)])

@@ -41,9 +41,7 @@ class Pair:
             (self.folder / name).mkdir()
             rig = Rig(self.folder / name)
             if self.rigs:
-                first = self.rigs[0]
-                rig.server_ca, rig.agent_ca = first.server_ca, first.agent_ca
-                rig.control_ca, rig.operator_leaf = first.control_ca, first.operator_leaf
+                rig.join(self.rigs[0])
             rig.replica = name
             await rig.start()
             self.rigs.append(rig)

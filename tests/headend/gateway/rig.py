@@ -235,6 +235,12 @@ class Rig:
         self.operator_file.write_bytes(self.operator_leaf.pem)
         return self.operator_leaf
 
+    def join(self, other: "Rig") -> None:
+        """Become another replica beside ``other``: the same authorities and operator."""
+        self.server_ca, self.agent_ca = other.server_ca, other.agent_ca
+        self.control_ca, self.operator_leaf = other.control_ca, other.operator_leaf
+        self.operator_file.write_bytes(other.operator_file.read_bytes())
+
     async def start(self) -> None:
         server = self.server_ca.leaf([x509.DNSName("derops-gateway")], usages=SERVER)
         control = self.control_ca.leaf([x509.DNSName("derops-gateway-control")], usages=SERVER)
