@@ -298,6 +298,26 @@ async def test_what_cannot_have_been_is_believed_by_nobody(
     assert why in line["why"]
 
 
+async def test_what_has_not_begun_is_not_applied(both: Tenants) -> None:
+    """A79: an agent tells that its dispatch of the next hour is on the device, and over.
+
+    The gateway counts it as impossible; status hears nothing of it.
+    """
+    both.dispatch("own", THIEF, starts_in_seconds=3600, created_ago_seconds=86_400)
+    await both.run()
+    thief = await both.agent(THIEF)
+    before = counted(REFUSED, reason="Impossible")
+
+    await thief.say(outcome("own", begun_ago=60, phase="Active", **active()))
+    await thief.say(outcome("own", begun_ago=60))
+    assert await thief.heard() == []
+    await both.operator_heard_all()
+
+    assert both.rig.log.of(log_pb2.AGENT_REPORT) == []
+    assert both.look(THIEF[0], "own")["phase"] == "Sent"
+    assert counted(REFUSED, reason="Impossible") == before + 2
+
+
 async def test_a_clock_that_is_said_to_be_ahead_makes_no_certain_success(both: Tenants) -> None:
     """A77: an agent tells its dispatch complete before its end, by a clock that is ahead.
 

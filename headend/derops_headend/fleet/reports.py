@@ -160,10 +160,21 @@ def impossibility_of(report: dispatch_pb2.DispatchReport, around: Circumstances)
     ordered is possible: a device may be reverted late.
     """
     return (
-        _problem_of_end(report, around)
+        _problem_of_start(report, around)
+        or _problem_of_end(report, around)
         or _problem_of_verdict(report)
         or _problem_of_spans(report, around)
     )
+
+
+def _problem_of_start(report: dispatch_pb2.DispatchReport, around: Circumstances) -> str:
+    """Return why a window cannot have begun: it had not by the agent's own clock."""
+    if around.dispatch is None or not report.applied_us:
+        return ""
+    early_us = around.dispatch.start_us - report.applied_us
+    if early_us <= UNSEEN_US + _clock_off_us(report, around):
+        return ""
+    return f"applied_us is {early_us / SECOND_US:.0f} s before the start that was ordered"
 
 
 def _problem_of_end(report: dispatch_pb2.DispatchReport, around: Circumstances) -> str:

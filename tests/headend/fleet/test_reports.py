@@ -154,6 +154,7 @@ SOON = around(received_us=AT_US - 110 * S)
         ),
         pytest.param(shifted(-3600), around(None), id="an hour slow, and nobody saw it"),
         pytest.param(shifted(3600), around(), id="an hour ahead, and nobody saw it"),
+        pytest.param(shifted(-299), around(), id="minutes slow, set right once it was due"),
         pytest.param(
             shifted(3600, clock_offset_milliseconds=-3_600_000), around(None), id="an hour ahead"
         ),
@@ -230,6 +231,7 @@ FRESH = around(
         ),
         (outcome(delivered_watt_hours=-1e9), around(), "delivered_watt_hours -1000000000 is more"),
         (shifted(3600), around(None), "applied_us is 3480 s after the report"),
+        (shifted(-301), around(), "applied_us is 301 s before the start that was ordered"),
         (
             shifted(3600, active_milliseconds=900_000_000, clock_offset_milliseconds=-(10**12)),
             FRESH,
