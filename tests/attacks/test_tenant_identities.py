@@ -5,6 +5,7 @@ runs on the real API server with the real cert-manager, its webhook and its char
 same worked before the issuers moved is seen in ``tests/upgrade/test_move_of_the_pki.py``.
 """
 
+import base64
 import json
 
 import pytest
@@ -151,10 +152,9 @@ def test_nobody_but_the_operator_answers_a_request(
     with pytest.raises(
         StackError, match="approves and denies requests to ClusterIssuer derops-agent"
     ):
-        gitops.kubectl(
-            "patch", "certificaterequest", "inside", "-n", NAMESPACE, "--subresource=status",
-            "--type=merge", "-p", json.dumps({"status": {"conditions": [approval(answer)]}}),
-        )  # fmt: skip
+        gitops.patch_status(
+            "certificaterequest", "inside", {"conditions": [approval(answer)]}, NAMESPACE
+        )
     gitops.kubectl("delete", "certificaterequest", "inside", "-n", NAMESPACE)
     cluster.approve(f"{name}-1")
     cluster.wait("certificate", name, "condition=Ready")
@@ -163,7 +163,7 @@ def test_nobody_but_the_operator_answers_a_request(
 def test_nobody_writes_a_certificate_into_a_request(cluster: Cluster, attacker: Caller) -> None:
     """A7: a foreign certificate as the answer of a request of ours; refused and told who may."""
     request = f"{agent_certificate(cluster)}-1"
-    forged = pki.Authority("thief").certificate.encode().hex()
+    forged = base64.b64encode(pki.Authority("thief").certificate.encode()).decode()
     for status in (
         {"certificate": forged},
         {"ca": forged},

@@ -1,4 +1,4 @@
-"""Names that contradict each other are told with both names; what cannot be told is told as that."""
+"""Names that contradict each other are told with both; what cannot be told is told as that."""
 
 from typing import Any
 

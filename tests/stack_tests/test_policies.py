@@ -1,4 +1,4 @@
-"""What the admission policies leave alone: installers, renewals, deletions, the issuers of others."""
+"""What the admission policies leave alone: installers, renewals, deletions, others' issuers."""
 
 import json
 from collections.abc import Callable
