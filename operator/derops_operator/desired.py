@@ -66,7 +66,10 @@ class Subscription:
         self._waiting: deque[control_pb2.OperatorMessage] = deque()
         self._some = asyncio.Event()
         self.overrun = False
-        """End its stream, the next snapshot brings it up to date: it is too slow, or all is new."""
+        """The replica is too slow: end its stream, the next snapshot brings it up to date."""
+
+        self.stored = False
+        """Whether the replica has stored the snapshot: one that is refused brings nothing on."""
 
         self.most = 1
         """How many messages are taken at once; may be raised while one waits for them."""
@@ -76,11 +79,6 @@ class Subscription:
         self.overrun = self.overrun or len(self._waiting) >= BACKLOG_LIMIT
         if not self.overrun:
             self._waiting.append(message)
-        self._some.set()
-
-    def end(self) -> None:
-        """Have the stream end."""
-        self.overrun = True
         self._some.set()
 
     async def get(self) -> list[control_pb2.OperatorMessage]:
@@ -98,6 +96,12 @@ class Subscription:
             return snapshot
         return [self._waiting.popleft() for _ in range(min(self.most, len(self._waiting)))]
 
+    def take_transitions(self) -> list[control_pb2.HeadendTransition]:
+        """Return what no snapshot brings again, and let go of everything."""
+        found = [each.transition for each in self._waiting if each.HasField("transition")]
+        self._waiting.clear()
+        return found
+
 
 class Desired:
     """What every replica is to hold. Each change raises the version by one; equal state does not.
@@ -112,12 +116,6 @@ class Desired:
         self._assets: dict[str, _HeldAsset] = {}
         self._dispatches: dict[str, _HeldDispatch] = {}
         self._subscriptions: list[Subscription] = []
-
-    def renew_start(self, operator_start_ms: int) -> None:
-        """Count from another start: every replica gets a new snapshot on a new stream."""
-        self.operator_start_ms = operator_start_ms
-        for subscription in self._subscriptions:
-            subscription.end()
 
     def put_asset(self, message: dispatch_pb2.Asset) -> None:
         """Hold an asset as it is now."""
@@ -210,9 +208,11 @@ class Desired:
         end = control_pb2.SnapshotEnd(assets=len(assets), dispatches=len(dispatches))
         yield message(version=version, snapshot_end=end)
 
-    def unsubscribe(self, subscription: Subscription) -> None:
-        """Stop the changes for one replica."""
-        self._subscriptions.remove(subscription)
+    def unsubscribe(self, subscription: Subscription) -> list[control_pb2.HeadendTransition]:
+        """Stop the changes for one replica; return the transitions that it was not given."""
+        if subscription in self._subscriptions:
+            self._subscriptions.remove(subscription)
+        return subscription.take_transitions()
 
     def tell(self, message: control_pb2.OperatorMessage, to: Subscription | None = None) -> None:
         """Send what changes no state, to one replica or to all; it has the version of the state."""
@@ -221,10 +221,11 @@ class Desired:
             subscription.put(message)
 
     def tell_any(self, message: control_pb2.OperatorMessage) -> bool:
-        """Send what one replica is enough for; False where there is none."""
-        if not self._subscriptions:
+        """Send what one replica is enough for; False where none has stored a snapshot."""
+        subscription = next((each for each in self._subscriptions if each.stored), None)
+        if subscription is None:
             return False
-        self.tell(message, to=self._subscriptions[0])
+        self.tell(message, to=subscription)
         return True
 
     def _publish(self, message: control_pb2.OperatorMessage) -> int:

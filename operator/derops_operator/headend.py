@@ -126,6 +126,7 @@ class Headend:
         self._refusals: dict[str, tuple[str, str]] = {}
         """Part and words, by address."""
 
+        self._open: set[_Link] = set()
         self._speaking: dict[str, _Link] = {}
         """The link that counts, by the name of its replica."""
 
@@ -240,12 +241,19 @@ class Headend:
             call = control_pb2_grpc.ControlStub(channel).Sync()  # type: ignore[no-untyped-call]
             subscription = self._desired.subscribe()
             link = _Link(self, address, call, subscription, taken)
+            self._open.add(link)
             try:
                 await link.run()
             finally:
-                self._desired.unsubscribe(subscription)
+                self._open.discard(link)
+                self._unsubscribe(subscription)
                 call.cancel()
                 link.close()
+
+    def _unsubscribe(self, subscription: Subscription) -> None:
+        """Stop the changes for one replica; what no snapshot brings again goes to another."""
+        for transition in self._desired.unsubscribe(subscription):
+            self.record(transition)
 
     def _hear_refusal(self, address: str, error: BaseException) -> None:
         """Tell why a replica does not take us, and take another start where that is the way."""
@@ -266,7 +274,9 @@ class Headend:
             _log.warning(
                 "start.renewed", before=self._desired.operator_start_ms, now=self._start.start_ms
             )
-            self._desired.renew_start(self._start.start_ms)
+            self._desired.operator_start_ms = self._start.start_ms
+            for link in self._open:  # each replica is to get a snapshot from this start
+                link.stop()
 
     def _note_accepted(self, address: str) -> None:
         if not self._start.was_accepted:
@@ -343,26 +353,33 @@ class _Link:
         """Set once the replica has stored our snapshot."""
 
         self._replica: str | None = None
+        self._stopping = asyncio.Event()
 
     async def run(self) -> None:
         writer = asyncio.create_task(self._write())
         reader = asyncio.create_task(self._read())
+        stopping = asyncio.create_task(self._stopping.wait())
         try:
-            await asyncio.wait({writer, reader}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({writer, reader, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if writer.done() and writer.exception() is not None:
                 await asyncio.wait({reader}, timeout=_WORD_SECONDS)  # it hears why
         finally:
-            writer.cancel()
-            reader.cancel()
+            for task in (writer, reader, stopping):
+                task.cancel()
             await asyncio.gather(writer, reader, return_exceptions=True)
         for task in (reader, writer):
             if not task.cancelled():
                 task.result()
 
+    def stop(self) -> None:
+        """End the stream."""
+        self._stopping.set()
+
     def retire(self) -> None:
         """End: a link with a newer key speaks for the replica from here on."""
         self._replica = None
-        self._subscription.end()
+        self._headend._unsubscribe(self._subscription)  # noqa: SLF001
+        self.stop()
 
     def close(self) -> None:
         """Note in the fleet that the replica is lost, unless a newer link speaks for it."""
@@ -411,7 +428,6 @@ class _Link:
         for seen in self._fleet.all_seen():  # also to the only one: its disk may be a new one
             message = control_pb2.OperatorMessage(epoch_seen=seen)
             self._desired.tell(message, to=self._subscription)
-        self._headend._drain_history()  # noqa: SLF001
         _log.info("gateway.connected", address=self._address, replica=hello.replica)
 
     def _take(self, message: control_pb2.ReplicaMessage) -> None:
@@ -420,7 +436,10 @@ class _Link:
             return
         if kind == "accepted_version":
             self._fleet.note_accepted(name, message.accepted_version, _now_us())
-            self._taken.set()
+            if not self._taken.is_set():
+                self._taken.set()
+                self._subscription.stored = True
+                self._headend._drain_history()  # noqa: SLF001
             self._headend._note_accepted(self._address)  # noqa: SLF001
         elif kind == "session":
             ledger = self._desired.ledger_of(message.session.asset_uid)

@@ -126,6 +126,8 @@ async def test_history_goes_to_one_replica_and_waits_for_one() -> None:
     assert not subject.tell_any(message)
 
     one, two = subject.subscribe(), subject.subscribe()
+    assert not subject.tell_any(message)  # a replica that refuses the snapshot brings nothing on
+    one.stored = True
     assert subject.tell_any(message)
     assert (await read(one, 3))[-1].HasField("transition")
     subject.unsubscribe(one)
@@ -202,3 +204,14 @@ def test_a_dispatch_without_a_start_begins_at_its_creation() -> None:
     assert message.start_us == message.created_us == subject.meta.created_us
     assert (message.setpoint.mode, message.setpoint.watts) == ("LoadLimit", 700)
     assert message.start_deadline_seconds == 50
+
+
+async def test_transitions_that_a_replica_was_not_given_are_given_back_once() -> None:
+    subject = Desired(operator_start_ms=7)
+    subscription = subject.subscribe()
+    subscription.stored = True
+    transition = control_pb2.HeadendTransition(dispatch_uid="uid-peak")
+    subject.tell_any(control_pb2.OperatorMessage(transition=transition))
+
+    assert subject.unsubscribe(subscription) == [transition]
+    assert subject.unsubscribe(subscription) == []

@@ -11,6 +11,7 @@ from tests.headend.gateway.rig import PATIENCE, Rig
 from tests.operator.making import asset, at
 
 from derops.observing import Readiness
+from derops.wire.v1 import control_pb2, log_pb2
 from derops_headend.fleet.desired import Revision
 from derops_operator import convert
 from derops_operator.desired import Desired
@@ -74,7 +75,7 @@ class Meeting:
             trust_domain=TRUST_DOMAIN,
             era=era,
         )
-        headend = Headend(
+        self.headend = Headend(
             settings,
             self.desired,
             self.fleet,
@@ -83,7 +84,7 @@ class Meeting:
             lambda: None,
             lambda _: None,
         )
-        self._running = asyncio.create_task(headend.run())
+        self._running = asyncio.create_task(self.headend.run())
 
     async def stop(self) -> None:
         if self._running is not None:
@@ -97,6 +98,13 @@ class Meeting:
         return self.rig.gateway.exchange.desired.revision
 
     @property
+    def history(self) -> list[str]:
+        """Which dispatches the gateway put into the log, in order."""
+        entries = self.rig.log.of(log_pb2.HEADEND_TRANSITION)
+        bodies = [control_pb2.HeadendTransition.FromString(entry.body) for entry in entries]
+        return [body.dispatch_uid for body in bodies]
+
+    @property
     def ready(self) -> bool:
         return self.readiness.report()[0]
 
@@ -104,6 +112,10 @@ class Meeting:
     def told(self) -> str:
         """What the operator's /readyz says."""
         return self.readiness.report()[1]
+
+
+def transition(uid: str) -> control_pb2.HeadendTransition:
+    return control_pb2.HeadendTransition(dispatch_uid=uid)
 
 
 @pytest.fixture
@@ -151,6 +163,7 @@ async def test_a_fast_clock_is_told_on_both_sides_and_heals_by_itself(meeting: M
     assert "s ahead of the gateway's" in meeting.told
     assert "degraded operator clock: 3600 s ahead" in gateway.report()[1]
     assert meeting.served is None
+    meeting.headend.record(transition("d1"))
 
     meeting.ahead_ms = 0
     await until(lambda: meeting.ready)
@@ -159,6 +172,7 @@ async def test_a_fast_clock_is_told_on_both_sides_and_heals_by_itself(meeting: M
     assert "operator clock" not in gateway.report()[1]
     assert meeting.served is not None
     assert abs(meeting.served.operator_start_ms - now_ms()) < 60_000
+    await until(lambda: meeting.history == ["d1"])
 
 
 async def test_a_predecessor_with_a_fast_clock_is_waited_for(meeting: Meeting) -> None:
