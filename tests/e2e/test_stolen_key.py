@@ -120,7 +120,7 @@ def test_a_stolen_key_is_noticed_revoked_and_of_no_more_use(pilot: Pilot) -> Non
     fresh = eventually(lambda: serial_of(pilot), "a new certificate")
     assert fresh != stolen
     assert asyncio.run(thief.refusal()) == "UnknownSerial"
-    pilot.dispatch("after", asset=NAME, durationSeconds=2)
+    pilot.dispatch("after", asset=NAME, durationSeconds=8)
     pilot.wait_for_phase("after", "Complete")
     assert serial_of(pilot) == fresh
 
@@ -129,7 +129,7 @@ def test_a_stolen_key_is_noticed_revoked_and_of_no_more_use(pilot: Pilot) -> Non
     run(pilot.stack, KEEP)
     eventually(lambda: not quarantine_of(pilot), "the lift")
     assert serial_of(pilot) == fresh
-    pilot.dispatch("kept", asset=NAME, durationSeconds=2)
+    pilot.dispatch("kept", asset=NAME, durationSeconds=8)
     pilot.wait_for_phase("kept", "Complete")
     events = json.loads(
         pilot.stack.kubectl("get", "events.events.k8s.io", "-n", pilot.namespace, "-o", "json")
