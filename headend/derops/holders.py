@@ -35,6 +35,9 @@ class Newest(NamedTuple):
     serial_number: str = ""
     """Of its certificate; empty = not told."""
 
+    instance: str = ""
+    """The digest of the instance that has it; empty = not told. It decides no order."""
+
 
 class Holder(NamedTuple):
     """An instance that had the stream of an asset."""

@@ -8,7 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from derops.holders import Holders, Newest, is_plausible_epoch, outranks
+from derops.holders import Holders, Newest, digest_of, is_plausible_epoch, outranks
 from derops.lifecycle import Phase, Reason
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
@@ -219,7 +219,7 @@ class Fleet:
         session.ClearField("instances")
         kept = self._sessions[uid][name] = control_pb2.Session()
         kept.CopyFrom(session)  # a part of a batch would keep all of it
-        rank = Newest(session.epoch, session.serial_number)
+        rank = Newest(session.epoch, session.serial_number, digest_of(session.instance_id))
         newest = self._newest.get(uid, Newest())
         if is_plausible_epoch(session.epoch, now_us) and outranks(rank, newest, ledger):
             newest = self._newest[uid] = rank
@@ -359,6 +359,7 @@ def _seen(
         asset_uid=asset_uid,
         epoch=newest.epoch,
         serial_number=newest.serial_number,
+        instance_id=newest.instance,
         instances=instances,
     )
 

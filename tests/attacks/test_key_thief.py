@@ -256,6 +256,38 @@ async def test_a_restarted_gateway_and_another_replica_know_who_was_replaced(
     await other.stop()
 
 
+async def test_a_thief_of_the_newest_key_is_noticed_by_the_older_one(
+    rig: Rig, stolen: Leaf, operator: Operator
+) -> None:
+    """A410: a thief reads a renewed key before the agent's mount has it; the return is told."""
+    current = rig.agent_ca.agent("battery")
+    asset = rig.asset("battery", current)
+    asset.identity.next.CopyFrom(stolen.known)
+    await operator.accepted(await operator.say(asset=asset))
+    await rig.agent(current).connect(now_ms(), HOLDER)
+    thief = rig.agent(stolen)
+    await thief.connect(now_ms() - 1000, "thief")
+
+    assert await refusal_of(rig.agent(current), now_ms() + 1, HOLDER) == "CloneSuspected"
+
+    assert (await thief.read_until("bye")).reason == "CloneSuspected"
+    await suspicion(operator)
+
+
+async def test_no_peer_is_told_the_instance_id_of_another(
+    rig: Rig, stolen: Leaf, operator: Operator
+) -> None:
+    """A420: a thief holds the stream until the true agent returns, to learn how it names itself."""
+    thief = rig.agent(stolen)
+    await rig.agent(stolen).connect(now_ms(), HOLDER)
+    await thief.connect(now_ms() + 1, "thief")
+    assert await refusal_of(rig.agent(stolen), now_ms() + 2, HOLDER) == "CloneSuspected"
+
+    assert HOLDER not in str(await thief.read_until("bye"))
+    refusal = await rig.log.connection("Refused")
+    assert HOLDER not in refusal.message
+
+
 async def test_a_hello_that_was_on_its_way_when_another_took_over_is_no_clone(
     rig: Rig, stolen: Leaf, operator: Operator
 ) -> None:

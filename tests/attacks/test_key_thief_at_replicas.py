@@ -178,3 +178,32 @@ async def test_an_older_key_is_too_old_at_the_other_gateway_as_well(
     assert (await thief.read_until("bye")).reason == "Superseded"
     back = await refusal_of(two.agent(stolen), now_ms() + 299_000, "thief-2")
     assert back == "CertificateSuperseded"
+
+
+async def test_an_agent_that_goes_from_gateway_to_gateway_is_no_clone(
+    pair: Pair, stolen: Leaf
+) -> None:
+    one, two = pair.rigs
+    ends: list[Agent] = []
+    await one.agent(stolen).connect(now_ms(), "crashed")
+    for number in range(1, 7):
+        agent = pair.rigs[number % 2].agent(stolen)
+        await agent.connect(now_ms() + number, "process")
+        ends.append(agent)
+        await until(lambda: newest_epoch(pair) == newest_here(pair.rigs[number % 2]))  # noqa: B023
+
+    for agent in ends[:-1]:
+        assert (await agent.read_until("bye")).reason == "Superseded"
+    for rig in (one, two):
+        assert rig.gateway is not None
+        assert not rig.gateway.exchange.sessions.suspected_us("uid-battery")
+
+
+def newest_epoch(pair: Pair) -> int:
+    return max((each.epoch for each in pair.fleet.all_seen()), default=0)
+
+
+def newest_here(rig: Rig) -> int:
+    assert rig.gateway is not None
+    last = rig.gateway.exchange.sessions.last("uid-battery")
+    return last.epoch if last is not None else 0

@@ -120,7 +120,7 @@ def test_a_stolen_key_is_noticed_revoked_and_of_no_more_use(pilot: Pilot) -> Non
     fresh = eventually(lambda: serial_of(pilot), "a new certificate")
     assert fresh != stolen
     assert asyncio.run(thief.refusal()) == "UnknownSerial"
-    pilot.dispatch("after", asset=NAME, durationSeconds=2)
+    pilot.dispatch("after", asset=NAME, durationSeconds=8)
     pilot.wait_for_phase("after", "Complete")
     assert serial_of(pilot) == fresh
 
@@ -129,10 +129,36 @@ def test_a_stolen_key_is_noticed_revoked_and_of_no_more_use(pilot: Pilot) -> Non
     run(pilot.stack, KEEP)
     eventually(lambda: not quarantine_of(pilot), "the lift")
     assert serial_of(pilot) == fresh
-    pilot.dispatch("kept", asset=NAME, durationSeconds=2)
+    pilot.dispatch("kept", asset=NAME, durationSeconds=8)
     pilot.wait_for_phase("kept", "Complete")
     events = json.loads(
         pilot.stack.kubectl("get", "events.events.k8s.io", "-n", pilot.namespace, "-o", "json")
     )
     reasons = [event["reason"] for event in events["items"]]
     assert reasons.count("Lifted") == 2
+
+
+def test_renewals_in_mid_dispatch_leave_no_gap_and_are_no_thief(pilot: Pilot) -> None:
+    pilot.battery(NAME)
+    first = pilot.get("derasset", NAME)["status"]
+    pilot.dispatch("through", asset=NAME, durationSeconds=40)
+    pilot.wait_for_phase("through", "Active")
+
+    serials = [serial_of(pilot)]
+    for seconds in (7200, 10800):
+        patch = json.dumps({"spec": {"identity": {"certificateDurationSeconds": seconds}}})
+        pilot.stack.kubectl(
+            "patch", "derasset", NAME, "-n", pilot.namespace, "--type=merge", "-p", patch
+        )
+        serials.append(
+            eventually(
+                lambda: serial if (serial := serial_of(pilot)) not in serials else None,
+                "a renewed certificate in use",
+            )
+        )
+
+    status = pilot.wait_for_phase("through", "Complete")
+    assert status["execution"].get("interruptions", 0) == 0
+    after = pilot.get("derasset", NAME)["status"]
+    assert "quarantine" not in after["identity"]
+    assert after.get("lastDisconnectedTime") == first.get("lastDisconnectedTime")

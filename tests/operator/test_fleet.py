@@ -80,7 +80,9 @@ def test_a_returning_replica_starts_with_a_clean_slate() -> None:
 def test_only_a_higher_epoch_is_news() -> None:
     subject = fleet("one", "two")
 
-    assert note(subject, "one", session(epoch=5)) == control_pb2.EpochSeen(asset_uid="a", epoch=5)
+    seen = note(subject, "one", session(epoch=5))
+    assert seen is not None
+    assert (seen.asset_uid, seen.epoch) == ("a", 5)
     assert note(subject, "two", session(epoch=4)) is None
     assert note(subject, "two", session(epoch=5)) is None
     assert [each.epoch for each in subject.all_seen()] == [5]

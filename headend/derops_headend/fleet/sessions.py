@@ -96,7 +96,7 @@ class Session:
     @property
     def rank(self) -> Newest:
         """What it is ordered by."""
-        return Newest(self.epoch, self.serial_number)
+        return Newest(self.epoch, self.serial_number, digest_of(self.instance_id))
 
 
 @dataclass(slots=True)
@@ -195,7 +195,7 @@ class SessionTable:
         uid = seen.asset_uid
         known = self._known.setdefault(uid, _Known())
         self._holders.merge(uid, seen.instances, now_us)
-        rank = Newest(seen.epoch, seen.serial_number)
+        rank = Newest(seen.epoch, seen.serial_number, seen.instance_id)
         if not is_plausible_epoch(seen.epoch, now_us):
             return False
         if outranks(rank, known.newest, ledger):
@@ -203,24 +203,26 @@ class SessionTable:
         session = known.last
         return session is not None and session.connected and outranks(rank, session.rank, ledger)
 
-    def yield_to_another(
-        self, asset_uid: str, ledger: dispatch_pb2.IdentityLedger, now_us: int, *, alive: bool
+    def yield_to(
+        self,
+        seen: control_pb2.EpochSeen,
+        ledger: dispatch_pb2.IdentityLedger,
+        now_us: int,
+        *,
+        alive: bool,
     ) -> list[control_pb2.Instance]:
-        """Note that the session here was replaced at another replica; return what that changes."""
-        session = self.last(asset_uid)
-        holders = self._holders.of(asset_uid)
-        if session is None:
+        """Note that the session here is over for that of another replica.
+
+        Returns:
+            Which instances that concerns; none, where its own went there.
+        """
+        uid, successor = seen.asset_uid, seen.instance_id
+        session, holders = self.last(uid), self._holders.of(uid)
+        here = digest_of(session.instance_id) if session is not None else ""
+        if here not in holders or here == successor or successor not in holders:
             return []
-        here = digest_of(session.instance_id)
-        others = [each for digest, each in holders.items() if digest != here]
-        successor = max((each.opened_us for each in others if not each.replaced_us), default=0)
-        if here not in holders or not successor:
-            return []  # it went there itself
-        return [
-            self._replaced(
-                asset_uid, here, max(successor, ledger.suspected_us + 1), now_us, alive=alive
-            )
-        ]
+        at_us = max(holders[successor].opened_us, ledger.suspected_us + 1)
+        return [self._replaced(uid, here, at_us, now_us, alive=alive)]
 
     def message(
         self, asset_uid: str, changed: Iterable[control_pb2.Instance] | None = None

@@ -405,7 +405,7 @@ class Exchange:
         if self.sessions.see(seen, ledger, now_us) and stream is not None:
             alive = stream.is_alive
             stream.end("Superseded", f"epoch {seen.epoch} took over at another replica")
-            changed = self.sessions.yield_to_another(uid, ledger, now_us, alive=alive)
+            changed = self.sessions.yield_to(seen, ledger, now_us, alive=alive)
             self._tell_session(uid, changed)
         elif seen.instances:
             self._keep(uid)

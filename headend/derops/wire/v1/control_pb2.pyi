@@ -71,16 +71,18 @@ class SnapshotEnd(_message.Message):
     def __init__(self, assets: _Optional[int] = ..., dispatches: _Optional[int] = ..., unread: _Optional[int] = ...) -> None: ...
 
 class EpochSeen(_message.Message):
-    __slots__ = ("asset_uid", "epoch", "serial_number", "instances")
+    __slots__ = ("asset_uid", "epoch", "serial_number", "instances", "instance_id")
     ASSET_UID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SERIAL_NUMBER_FIELD_NUMBER: _ClassVar[int]
     INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     asset_uid: str
     epoch: int
     serial_number: str
     instances: _containers.RepeatedCompositeFieldContainer[Instance]
-    def __init__(self, asset_uid: _Optional[str] = ..., epoch: _Optional[int] = ..., serial_number: _Optional[str] = ..., instances: _Optional[_Iterable[_Union[Instance, _Mapping]]] = ...) -> None: ...
+    instance_id: str
+    def __init__(self, asset_uid: _Optional[str] = ..., epoch: _Optional[int] = ..., serial_number: _Optional[str] = ..., instances: _Optional[_Iterable[_Union[Instance, _Mapping]]] = ..., instance_id: _Optional[str] = ...) -> None: ...
 
 class Instance(_message.Message):
     __slots__ = ("id", "opened_us", "replaced_us", "alive", "since_us")
