@@ -28,6 +28,9 @@ CREATE TABLE delivery (
   ledger_id TEXT NOT NULL
 ) STRICT;
 """
+_UNREAD = "CREATE TABLE IF NOT EXISTS unread (uid TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT"
+"""Beside the schema: a program that does not know the table goes on without it."""
+
 _DELIVERIES = "SELECT * FROM delivery WHERE dispatch_uid IN (SELECT uid FROM dispatch)"
 _ORPHANS = "DELETE FROM delivery WHERE dispatch_uid NOT IN (SELECT uid FROM dispatch)"
 
@@ -67,6 +70,9 @@ class DesiredStore:
             dispatches=tuple(
                 dispatch_pb2.Dispatch.FromString(body)
                 for (body,) in query("SELECT body FROM dispatch")
+            ),
+            unread=tuple(
+                control_pb2.Unread.FromString(body) for (body,) in query("SELECT body FROM unread")
             ),
         )
         written = {
@@ -110,7 +116,7 @@ class DesiredStore:
         await asyncio.get_running_loop().run_in_executor(self._thread, run)
 
     def _replace(self, snapshot: Snapshot) -> None:
-        for table in ("asset", "dispatch"):
+        for table in ("asset", "dispatch", "unread"):
             self._connection.execute(f"DELETE FROM {table}")  # noqa: S608  # our own words
         self._connection.executemany(
             "INSERT INTO asset VALUES (?, ?)",
@@ -119,6 +125,10 @@ class DesiredStore:
         self._connection.executemany(
             "INSERT INTO dispatch VALUES (?, ?)",
             [(dispatch.uid, dispatch.SerializeToString()) for dispatch in snapshot.dispatches],
+        )
+        self._connection.executemany(
+            "INSERT INTO unread VALUES (?, ?)",
+            [(unread.uid, unread.SerializeToString()) for unread in snapshot.unread],
         )
         self._connection.execute(_ORPHANS)
         self._set_meta("operator_start_ms", snapshot.revision.operator_start_ms)
@@ -138,6 +148,11 @@ class DesiredStore:
         query = self._connection.execute
         for delta in deltas:
             kind = delta.WhichOneof("kind")
+            if kind == "unread":
+                body = delta.unread.SerializeToString()
+                query("INSERT OR REPLACE INTO unread VALUES (?, ?)", (delta.unread.uid, body))
+            else:  # it was read at last, or it is gone
+                query("DELETE FROM unread WHERE uid = ?", (_uid(delta),))
             if kind == "asset":
                 body = delta.asset.SerializeToString()
                 query("INSERT OR REPLACE INTO asset VALUES (?, ?)", (delta.asset.id.uid, body))
@@ -162,6 +177,7 @@ class DesiredStore:
             )
             self._set_meta("state_since_us", now_us)
             self._connection.execute("COMMIT")
+        self._connection.execute(_UNREAD)
 
     def _meta(self, key: str) -> int:
         row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
@@ -169,3 +185,13 @@ class DesiredStore:
 
     def _set_meta(self, key: str, value: int) -> None:
         self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+
+def _uid(delta: control_pb2.OperatorMessage) -> str:
+    """Return what a change is about."""
+    kind = delta.WhichOneof("kind")
+    if kind == "asset":
+        return delta.asset.id.uid
+    if kind == "dispatch":
+        return delta.dispatch.uid
+    return delta.asset_removed or delta.dispatch_removed
