@@ -28,6 +28,15 @@ EVENTS_DROPPED = Counter(
 RESYNC_TIMESTAMP = Gauge(
     "derops_operator_resync_timestamp_seconds", "When all objects were last listed completely"
 )
+UNREADABLE = Gauge(
+    "derops_operator_unreadable_objects",
+    "Objects that cannot be read or worked on, by kind",
+    ("kind",),
+)
+EARLY_ISSUANCES = Counter(
+    "derops_operator_early_issuances_total",
+    "Certificates of agents that were issued long before the one in use had to be renewed",
+)
 GATEWAYS_EXPECTED = Gauge(
     "derops_operator_gateways_expected", "Gateway replicas that the configuration resolves to"
 )

@@ -23,6 +23,9 @@ class OperatorSettings(BaseSettings):
     trust_domain: str
     gateway_server_name: str = "derops-gateway-control"
     agent_issuer: str = "derops-agent"
+    cert_manager_user: str = "system:serviceaccount:cert-manager:cert-manager"
+    """Who creates CertificateRequests, as the API server names it; those of others are refused."""
+
     ops_address: str = "0.0.0.0"  # noqa: S104 - the kubelet asks from outside the pod
     ops_port: int = Field(default=8080, ge=0, le=65535)
     asset_grace_seconds: int = Field(default=60, ge=0)

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from tests.operator.certifying import URI, answered, certificate, csr, request, until
+from tests.operator.certifying import (
+    CERT_MANAGER,
+    URI,
+    answered,
+    certificate,
+    csr,
+    request,
+    until,
+)
 from tests.operator.making import asset, at, dispatch
 
 from derops.schedules import SECOND_US
@@ -27,7 +35,7 @@ from derops_operator.reconciling.actions import (
 from derops_operator.reconciling.assets import AssetDecision, Realm, reconcile_asset
 from derops_operator.reconciling.identities import certificate_name, wanted_certificate
 
-REALM = Realm(trust_domain="derops.test", issuer="derops-agent")
+REALM = Realm(trust_domain="derops.test", issuer="derops-agent", requester=CERT_MANAGER)
 OFFLINE = SessionView(link=Link.DISCONNECTED)
 
 
