@@ -44,18 +44,22 @@ def csr(
 
 
 def certificate_pem(
-    serial: int, uri: str = URI, days: int = 30, key: ec.EllipticCurvePrivateKey = _KEY
+    serial: int,
+    uri: str = URI,
+    days: int = 30,
+    key: ec.EllipticCurvePrivateKey = _KEY,
+    start: float = 0,
 ) -> str:
     """Return a certificate as a CertificateRequest carries it."""
-    start = datetime.fromtimestamp(at(0) / 1e6, UTC)
+    begin = datetime.fromtimestamp(at(start) / 1e6, UTC)
     built = (
         x509.CertificateBuilder()
         .subject_name(x509.Name([]))
         .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")]))
         .public_key(key.public_key())
         .serial_number(serial)
-        .not_valid_before(start)
-        .not_valid_after(start + timedelta(days=days))
+        .not_valid_before(begin)
+        .not_valid_after(begin + timedelta(days=days))
         .add_extension(
             x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)]), critical=True
         )
@@ -86,6 +90,10 @@ def request(
     owner_uid: str = "uid-battery-derops-agent",
     issued_uri: str = URI,
     issued_key: ec.EllipticCurvePrivateKey = _KEY,
+    issued: float = 0,
+    days: int = 30,
+    annotations: dict[str, str] | None = None,
+    name: str = "",
     **spec: Any,
 ) -> Request:
     """Return a CertificateRequest for the asset's Certificate; with a serial it is issued."""
@@ -94,13 +102,16 @@ def request(
     if approved:
         status["conditions"].append({"type": "Approved", "status": "True"})
     if serial is not None:
-        status["certificate"] = certificate_pem(serial, issued_uri, key=issued_key)
+        status["certificate"] = certificate_pem(
+            serial, issued_uri, days, key=issued_key, start=issued
+        )
     found = read_fact(
         Kind.REQUEST,
         {
             "metadata": metadata(
-                f"battery-derops-agent-{number}",
+                name or f"battery-derops-agent-{number}",
                 labels={"derops.io/asset": "battery"},
+                annotations=annotations or {},
                 creationTimestamp=format_second(at(created)),
                 ownerReferences=[
                     {"kind": "Certificate", "controller": True, "uid": owner_uid, "name": "x"}
