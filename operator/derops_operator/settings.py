@@ -24,7 +24,10 @@ class OperatorSettings(BaseSettings):
     gateway_server_name: str = "derops-gateway-control"
     agent_issuer: str = "derops-agent"
     cert_manager_user: str = "system:serviceaccount:cert-manager:cert-manager"
-    """Who creates CertificateRequests, as the API server names it; those of others are refused."""
+    """Who makes CertificateRequests; what others made is not signed."""
+
+    namespace: str = "derops-system"
+    """Where operator and gateway live, with their issuers."""
 
     ops_address: str = "0.0.0.0"  # noqa: S104 - the kubelet asks from outside the pod
     ops_port: int = Field(default=8080, ge=0, le=65535)

@@ -35,8 +35,8 @@ class Agent:
     """One agent process with the assets that it hosts."""
 
     def __init__(self, directory: Path, site: Site, assets: Sequence[dict[str, Any]]) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "data").mkdir(exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (directory / "data").mkdir(mode=0o700, exist_ok=True)
         self.assets = assets
         self.ops_port = places.free_port()
         file = write_agent_file(directory, site, assets, self.ops_port)
