@@ -136,7 +136,7 @@ async def test_no_event_of_a_watch_makes_the_listener_fail(
     )
     for handler in registry._watching.get_all_handlers():
         said.clear()
-        await handler.fn(event=event)  # type: ignore[call-arg, misc]
+        await handler.fn(event=event)  # type: ignore[call-arg, misc, arg-type]
         assert said == [heard] * bool(heard)
 
 

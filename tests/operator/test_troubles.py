@@ -486,7 +486,7 @@ def mutated(draw: st.DrawFn) -> tuple[Kind, Any]:
     return kind, manifest
 
 
-_NAMES = {kind: manifest["metadata"]["name"] for kind, manifest in everything()}
+_NAMES: dict[Kind, str] = {kind: good["metadata"]["name"] for kind, good in everything()}
 MANY = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
