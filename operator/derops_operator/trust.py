@@ -93,7 +93,7 @@ def wrong_names(expected: Expected, seen: Seen) -> list[str]:
     wanted = {
         "certManager": (expected.cert_manager_user, "DEROPS_OPERATOR_CERT_MANAGER_USER"),
         "operator": (seen.operator_user, "the operator's own user name"),
-        "namespace": (expected.namespace, "DEROPS_OPERATOR_NAMESPACE"),
+        "deropsNamespace": (expected.namespace, "DEROPS_OPERATOR_NAMESPACE"),
     }
     for policy, names in seen.policies.items():
         for variable, (name, source) in wanted.items():

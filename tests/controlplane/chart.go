@@ -4,12 +4,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"path"
 	"slices"
+	"sort"
 
 	"github.com/spf13/cobra"
 	"helm.sh/helm/v3/pkg/chart/loader"
 	"helm.sh/helm/v3/pkg/chartutil"
 	"helm.sh/helm/v3/pkg/engine"
+	"helm.sh/helm/v3/pkg/releaseutil"
 )
 
 // newChartCommand returns a command that prints what a Helm chart renders, without a cluster. It
@@ -45,7 +48,15 @@ func newChartCommand() *cobra.Command {
 				return err
 			}
 			for _, name := range slices.Sorted(maps.Keys(files)) {
-				fmt.Printf("---\n# Source: %s\n%s\n", name, files[name])
+				if path.Base(name) == "NOTES.txt" {
+					continue
+				}
+				manifests := releaseutil.SplitManifests(files[name])
+				keys := slices.Collect(maps.Keys(manifests))
+				sort.Sort(releaseutil.BySplitManifestsOrder(keys))
+				for _, key := range keys {
+					fmt.Printf("---\n# Source: %s\n%s\n", name, manifests[key])
+				}
 			}
 			return nil
 		},
