@@ -8,7 +8,6 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
 from tests.stack.controlplane import ControlPlane
 
 RIGHTS = {
@@ -78,17 +77,40 @@ def signing_request(
     uri: str, key: ec.EllipticCurvePrivateKey | None = None, *, version: int = 0
 ) -> str:
     """Return a signing request as a CertificateRequest carries it; its version should be 0."""
+    key = key or ec.generate_private_key(ec.SECP256R1())
     built = (
         x509.CertificateSigningRequestBuilder()
         .subject_name(x509.Name([]))
         .add_extension(
             x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)]), critical=True
         )
-        .sign(key or ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+        .sign(key, hashes.SHA256())
     )
-    der = built.public_bytes(Encoding.DER)
+    der = _with_version(built.tbs_certrequest_bytes, version)
+    return _encoded(
+        _sequence(der + _ECDSA_SHA256 + _bits(key.sign(der, ec.ECDSA(hashes.SHA256()))))
+    )
+
+
+_ECDSA_SHA256 = bytes.fromhex("300a06082a8648ce3d040302")
+
+
+def _with_version(der: bytes, version: int) -> bytes:
     place = der.index(b"\x02\x01\x00")
-    der = der[:place] + bytes([2, 1, version]) + der[place + 3 :]
+    return der[:place] + bytes([2, 1, version]) + der[place + 3 :]
+
+
+def _sequence(content: bytes) -> bytes:
+    size = len(content)
+    length = b"\x81" + bytes([size]) if size < 256 else b"\x82" + size.to_bytes(2)
+    return b"\x30" + length + content
+
+
+def _bits(content: bytes) -> bytes:
+    return bytes([3, len(content) + 1, 0]) + content
+
+
+def _encoded(der: bytes) -> str:
     body = base64.encodebytes(der).decode()
     pem = f"-----BEGIN CERTIFICATE REQUEST-----\n{body}-----END CERTIFICATE REQUEST-----\n"
     return base64.b64encode(pem.encode()).decode()

@@ -62,13 +62,10 @@ def asset(name: str, **metadata: Any) -> dict[str, Any]:
     }
 
 
-OLD_VERSION = "a signing request of version 1"
-YEAR_ZERO = "a start in the year 0"
-LATE = "an end after the year 9999"
 UNTOLD = {
     "a revision of 5,000 digits",
     "annotations of 200 KiB",
-    "five thousand labels' worth of owners",
+    "two thousand owners",
 }
 
 
@@ -78,16 +75,16 @@ def poisons() -> dict[str, dict[str, Any]]:
     digits = {"cert-manager.io/certificate-revision": "9" * 5000}
     owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": "u"}
     return {
-        OLD_VERSION: certificate_request("old-version", signing_request(URI, version=1)),
+        "a signing request of version 1": certificate_request("old-version", signing_request(URI, version=1)),
         "a revision of 5,000 digits": certificate_request("digits", good, annotations=digits),
         "annotations of 200 KiB": asset("large", annotations={
             "sim.derops.io/agent": "none", "x": "y" * 200_000,
         }),
-        "five thousand labels' worth of owners": certificate_request(
+        "two thousand owners": certificate_request(
             "owned", good, ownerReferences=[{**owner, "uid": f"u{n}"} for n in range(2000)]
         ),
-        YEAR_ZERO: dispatch("year-zero", startTime="0000-01-01T00:00:00Z"),
-        LATE: dispatch("late", startTime="9999-12-31T23:59:59Z"),
+        "a start in the year 0": dispatch("year-zero", startTime="0000-01-01T00:00:00Z"),
+        "an end after the year 9999": dispatch("late", startTime="9999-12-31T23:59:59Z"),
     }  # fmt: skip
 
 
@@ -176,21 +173,55 @@ def test_a202_poison_does_not_stop_the_start_of_the_operator(
     assert "degraded objects" not in ask(stack, "readyz")[1]
 
 
-def test_a203_a_poisoned_asset_of_ones_own_does_not_poison_what_uses_its_name(
+def test_a203_what_is_created_anew_under_a_poisoned_name_is_worked_on(
     stack: Stack, tenant: Tenant
 ) -> None:
-    """A203: a tenant deletes an object that cannot be read and creates a good one of its name.
+    """A203: a tenant replaces a request that cannot be read by a good one of its name.
 
-    The good one must be worked on at once.
+    The poisoned one must be told; nothing of it may stick to the name.
     """
-    for manifest in (asset("battery"), dispatch("plain", startTime="0000-01-01T00:00:00Z")):
-        tenant.create(manifest)
-    tenant.kubectl("delete", "dispatch", "plain", "--wait=false")
-    eventually(lambda: not tenant.kubectl("get", "dispatch", "plain")[0], "it to be gone")
+    bad = certificate_request("same", signing_request(URI, version=1))
+    assert tenant.create(bad)[0]
+    eventually(lambda: events_of(stack, tenant.namespace, "same", "Unreadable"), "it to be told")
+    before = unreadable(stack)
 
-    assert tenant.create(dispatch("plain", setpoint={"mode": "LoadLimit", "maxLoadWatts": 5}))[0]
+    assert tenant.kubectl("delete", "certificaterequest", "same")[0]
+    assert tenant.create(certificate_request("same", signing_request(URI)))[0]
 
-    eventually(
-        lambda: tenant.get("dispatch", "plain").get("status", {}).get("reason") == "Validated",
-        "the good one to be judged",
-    )
+    eventually(lambda: unreadable(stack) == before - 1, "the good one to count as good")
+
+
+def test_a204_a_dispatch_that_cannot_be_read_runs_on_through_a_start_of_everything(
+    stack: Stack, neighbour: Pilot
+) -> None:
+    """A204: whoever may write the status of a running Dispatch writes an instant that is none.
+
+    A snapshot without the dispatch would revert the device. Operator and gateway start meanwhile:
+    the agent must run it to its end, the owner must be told, and status must follow once mended.
+    """
+    neighbour.battery()
+    neighbour.dispatch("running", durationSeconds=45)
+    before = neighbour.wait_for_phase("running", "Active")["timeline"]["submittedAt"]
+    patch_submitted(neighbour, "running", "0000-01-01T00:00:00Z")
+    eventually(lambda: events_of(stack, neighbour.namespace, "running", "Unreadable"), "the Event")
+
+    for part in ("operator", "gateway"):
+        stack.kill(part)
+    stack.restart("gateway")
+    stack.restart("operator")
+    neighbour.wait_for_condition("derasset", "battery", "Connected", "True")
+    neighbour.dispatch("another", setpoint={"mode": "LoadLimit", "maxLoadWatts": 5000})
+    neighbour.wait_for_phase("another", "Active", "Complete")
+    assert neighbour.powers_written() == [5000], "the device was reverted"
+
+    patch_submitted(neighbour, "running", before)
+    status = neighbour.wait_for_phase("running", "Complete")
+    assert (status["execution"]["interruptions"], neighbour.powers_written()) == (0, [5000, 0])
+
+
+def patch_submitted(pilot: Pilot, name: str, instant: str) -> None:
+    patch = {"status": {"timeline": {"submittedAt": instant}}}
+    pilot.stack.kubectl(
+        "patch", "dispatch", name, "-n", pilot.namespace, "--subresource=status", "--type=merge",
+        "-p", json.dumps(patch),
+    )  # fmt: skip
