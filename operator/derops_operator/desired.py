@@ -21,6 +21,11 @@ class _HeldAsset(NamedTuple):
     version: int
 
 
+class _HeldUnread(NamedTuple):
+    message: control_pb2.Unread
+    first_version: int
+
+
 class _HeldDispatch(NamedTuple):
     message: dispatch_pb2.Dispatch
     first_version: int
@@ -115,6 +120,7 @@ class Desired:
         self.version = 1
         self._assets: dict[str, _HeldAsset] = {}
         self._dispatches: dict[str, _HeldDispatch] = {}
+        self._unread: dict[str, _HeldUnread] = {}
         self._subscriptions: list[Subscription] = []
 
     def put_asset(self, message: dispatch_pb2.Asset) -> None:
@@ -124,6 +130,7 @@ class Desired:
         if known is not None and known.encoded == encoded:
             return
         version = self._publish(control_pb2.OperatorMessage(asset=message))
+        self._unread.pop(message.id.uid, None)
         self._assets[message.id.uid] = _HeldAsset(encoded, message.generation, version)
 
     def put_dispatch(self, message: dispatch_pb2.Dispatch) -> None:
@@ -135,17 +142,29 @@ class Desired:
         if known is not None and known.message == message:
             return
         version = self._publish(control_pb2.OperatorMessage(dispatch=message))
-        first = known.first_version if known is not None else version
+        earlier = known or self._unread.pop(message.uid, None)
+        first = earlier.first_version if earlier is not None else version
         self._dispatches[message.uid] = _HeldDispatch(message, first, version)
+
+    def put_unread(self, message: control_pb2.Unread) -> None:
+        """Have replicas go on with what they hold under this uid; what is held here stands."""
+        if message.uid not in self._assets and message.uid not in self._dispatches:
+            version = self._publish(control_pb2.OperatorMessage(unread=message))
+            self._unread[message.uid] = _HeldUnread(message, version)
+
+    def settle_unread(self, dispatch_uid: str) -> None:
+        """Say that a dispatch was read at last, and that nobody is to hold it."""
+        if dispatch_uid in self._unread:
+            self.remove_dispatch(dispatch_uid)
 
     def remove_asset(self, uid: str) -> None:
         """Let go of an asset: its agent may not connect any more."""
-        if self._assets.pop(uid, None) is not None:
+        if self._unread.pop(uid, None) or self._assets.pop(uid, None):
             self._publish(control_pb2.OperatorMessage(asset_removed=uid))
 
     def remove_dispatch(self, uid: str) -> None:
         """Let go of a dispatch: it is settled."""
-        if self._dispatches.pop(uid, None) is not None:
+        if self._unread.pop(uid, None) or self._dispatches.pop(uid, None):
             self._publish(control_pb2.OperatorMessage(dispatch_removed=uid))
 
     def has_asset(self, uid: str) -> bool:
@@ -185,14 +204,21 @@ class Desired:
     def subscribe(self) -> Subscription:
         """Return a snapshot, then all changes, for one replica."""
         snapshot = self._snapshot(
-            self.version, list(self._assets.values()), list(self._dispatches.values())
+            self.version,
+            list(self._assets.values()),
+            list(self._dispatches.values()),
+            [each.message for each in self._unread.values()],
         )
         subscription = Subscription(snapshot)
         self._subscriptions.append(subscription)
         return subscription
 
     def _snapshot(
-        self, version: int, assets: list[_HeldAsset], dispatches: list[_HeldDispatch]
+        self,
+        version: int,
+        assets: list[_HeldAsset],
+        dispatches: list[_HeldDispatch],
+        unread: list[control_pb2.Unread],
     ) -> Iterator[control_pb2.OperatorMessage]:
         """Yield what was held at ``version``; each message is made when it is sent."""
         message = control_pb2.OperatorMessage
@@ -205,7 +231,11 @@ class Desired:
             yield message(version=version, asset=decoded)
         for dispatch in dispatches:
             yield message(version=version, dispatch=dispatch.message)
-        end = control_pb2.SnapshotEnd(assets=len(assets), dispatches=len(dispatches))
+        for each in unread:
+            yield message(version=version, unread=each)
+        end = control_pb2.SnapshotEnd(
+            assets=len(assets), dispatches=len(dispatches), unread=len(unread)
+        )
         yield message(version=version, snapshot_end=end)
 
     def unsubscribe(self, subscription: Subscription) -> list[control_pb2.HeadendTransition]:

@@ -64,6 +64,39 @@ async def test_a_cancel_never_comes_back() -> None:
     assert subject.version == version
 
 
+async def test_what_is_unread_is_counted_and_gives_way_to_what_is_read() -> None:
+    subject = Desired(operator_start_ms=7)
+    for uid in ("uid-battery", "uid-peak", "uid-other"):
+        subject.put_unread(control_pb2.Unread(uid=uid, namespace="pilot", asset_name="battery"))
+    first = subject.version - 1
+
+    subscription = subject.subscribe()
+    snapshot = await read(subscription, 5)
+    assert [each.unread.uid for each in snapshot[1:4]] == ["uid-battery", "uid-peak", "uid-other"]
+    assert snapshot[-1].snapshot_end.unread == 3
+
+    subject.put_asset(ASSET)
+    subject.put_dispatch(order())
+    subject.settle_unread("uid-peak")
+    subject.settle_unread("uid-other")
+    changes = [each.WhichOneof("kind") for each in await read(subscription, 3)]
+    assert changes == ["asset", "dispatch", "dispatch_removed"]
+    assert subject.dispatch_versions("uid-peak")[0] == first, "replicas may have it since"
+
+    end = (await read(subject.subscribe(), 4))[-1].snapshot_end
+    assert (end.assets, end.dispatches, end.unread) == (1, 1, 0)
+
+
+async def test_what_is_held_is_not_called_unread() -> None:
+    subject = Desired(operator_start_ms=7)
+    subject.put_dispatch(order())
+    version = subject.version
+
+    subject.put_unread(control_pb2.Unread(uid="uid-peak"))
+
+    assert subject.version == version
+
+
 async def test_versions_say_since_when_replicas_may_know() -> None:
     subject = Desired(operator_start_ms=7)
     first, current = subject.dispatch_versions("uid-peak")

@@ -283,6 +283,9 @@ class AgentStream:
         if asset is None:
             self.end("AssetRemoved", "the DERAsset is gone")
             return
+        if self._exchange.desired.missing_of(self.certificate.asset):
+            self.end("AssetUnread", "the operator cannot read all that is for this asset")
+            return
         revision, dispatches = self._opening()
         uids = [dispatch.uid for dispatch in dispatches]
         await self._exchange.claim(uids, self.ledger_id)

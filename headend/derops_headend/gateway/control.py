@@ -212,6 +212,7 @@ class OperatorStream:
             version=message.version,
             assets=len(snapshot.assets),
             dispatches=len(snapshot.dispatches),
+            unread=len(snapshot.unread),
         )
         self._send(control_pb2.ReplicaMessage(accepted_version=message.version))
         for each in self._exchange.everything():

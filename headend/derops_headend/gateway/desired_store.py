@@ -37,6 +37,7 @@ CREATE TABLE IF NOT EXISTS operator_keys (
   previous_until_us INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS holders (asset_uid TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS unread (uid TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT;
 """
 """Made also in a file that an earlier version wrote, which leaves it alone."""
 
@@ -86,6 +87,9 @@ class DesiredStore:
             dispatches=tuple(
                 dispatch_pb2.Dispatch.FromString(body)
                 for (body,) in query("SELECT body FROM dispatch")
+            ),
+            unread=tuple(
+                control_pb2.Unread.FromString(body) for (body,) in query("SELECT body FROM unread")
             ),
         )
         written = {
@@ -151,7 +155,7 @@ class DesiredStore:
         await asyncio.get_running_loop().run_in_executor(self._thread, run)
 
     def _replace(self, snapshot: Snapshot) -> None:
-        for table in ("asset", "dispatch"):
+        for table in ("asset", "dispatch", "unread"):
             self._connection.execute(f"DELETE FROM {table}")  # noqa: S608  # our own words
         self._connection.executemany(
             "INSERT INTO asset VALUES (?, ?)",
@@ -160,6 +164,10 @@ class DesiredStore:
         self._connection.executemany(
             "INSERT INTO dispatch VALUES (?, ?)",
             [(dispatch.uid, dispatch.SerializeToString()) for dispatch in snapshot.dispatches],
+        )
+        self._connection.executemany(
+            "INSERT INTO unread VALUES (?, ?)",
+            [(unread.uid, unread.SerializeToString()) for unread in snapshot.unread],
         )
         self._connection.execute(_ORPHANS)
         self._set_meta("era", snapshot.revision.era)
@@ -187,6 +195,11 @@ class DesiredStore:
         query = self._connection.execute
         for delta in deltas:
             kind = delta.WhichOneof("kind")
+            if kind == "unread":
+                body = delta.unread.SerializeToString()
+                query("INSERT OR REPLACE INTO unread VALUES (?, ?)", (delta.unread.uid, body))
+            else:  # it was read at last, or it is gone
+                query("DELETE FROM unread WHERE uid = ?", (_uid(delta),))
             if kind == "asset":
                 body = delta.asset.SerializeToString()
                 query("INSERT OR REPLACE INTO asset VALUES (?, ?)", (delta.asset.id.uid, body))
@@ -219,3 +232,13 @@ class DesiredStore:
 
     def _set_meta(self, key: str, value: int) -> None:
         self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+
+def _uid(delta: control_pb2.OperatorMessage) -> str:
+    """Return what a change is about."""
+    kind = delta.WhichOneof("kind")
+    if kind == "asset":
+        return delta.asset.id.uid
+    if kind == "dispatch":
+        return delta.dispatch.uid
+    return delta.asset_removed or delta.dispatch_removed

@@ -139,6 +139,7 @@ class Exchange:
         """
         if self.desired.revision is None:
             raise NotReadyError("no complete snapshot from the operator yet")
+        self._check_complete(certificate)
         asset = self.desired.asset_named(certificate.asset)
         if asset is None:
             raise IdentityRefusedError(
@@ -146,6 +147,16 @@ class Exchange:
             )
         self._check(asset, certificate)
         return asset
+
+    def _check_complete(self, certificate: AgentCertificate) -> None:
+        missing = self.desired.missing_of(certificate.asset)
+        if missing:
+            raise IdentityRefusedError(
+                "AssetUnread",
+                f"the operator cannot read {missing}, and without it a snapshot of "
+                f"{certificate.asset} would revert its device: mend or delete it",
+                transient=True,
+            )
 
     def open(self, stream: AgentOutlet) -> None:
         """Make ``stream`` the live one of its asset.
@@ -361,6 +372,7 @@ class Exchange:
                 raise BadSyncError(
                     "StaleOperator", f"{snapshot.revision} is behind {self.desired.revision}"
                 )
+            snapshot = self.desired.completed(snapshot)
             await self.store.replace(snapshot)
             changes = self.desired.replace(snapshot)
             self._on_ready()

@@ -38,6 +38,8 @@ class Realm:
 
     trust_domain: str
     issuer: str
+    requester: str
+    """Who may ask for certificates: the user that cert-manager is to the API server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,7 @@ def reconcile_asset(
     certificate: Certificate | None,
     dispatches: Sequence[Dispatch],
     realm: Realm,
+    unread: Sequence[str] = (),
 ) -> AssetDecision:
     """Decide about one DERAsset.
 
@@ -71,26 +74,31 @@ def reconcile_asset(
         now_us: The time.
         certificate: Its Certificate as last seen, if there is one.
         dispatches: All that name it.
-        realm: Trust domain and issuer.
+        realm: Trust domain, issuer and who may ask it.
+        unread: Names of dispatches of it that cannot be read: what they are is not known, so the
+            asset is held as long as they are there.
     """
+    requests = list(requests)
     in_flight = [each for each in dispatches if each.in_flight]
     unreverted = [
         each for each in dispatches if each.is_unreverted and not each.is_of_an_earlier(asset)
     ]
-    holding = in_flight + unreverted
+    holding = sorted([each.meta.name for each in in_flight + unreverted] + list(unread))
     uri = identities.asset_uri(asset, realm.trust_domain)
     stored = asset.status.get("identity", {})
     releasing = holding if _is_taken_out(asset) else []
     quarantine = _quarantine(asset, session, now_us, releasing=bool(releasing))
-    own = identities.own_requests(requests, asset, certificate)
+    own = identities.own_requests(requests, certificate, realm.requester)
     if stored.get("quarantine") and quarantine is None and asset.lift_key == "Revoke":
         stored = identities.revoke(stored, own)
     own = identities.not_revoked(own, stored)
-    ledger = identities.next_ledger(stored, own, session, uri, now_us)
+    issued = identities.trusted(own, asset, uri, realm.issuer)
+    ledger = identities.next_ledger(stored, issued, session, uri, now_us)
     ledger.update({name: stored[name] for name in _KEPT if name in stored})
-    actions = _finalizing(asset, holding, now_us)
+    actions = _finalizing(asset, holding, now_us, for_good=not unread)
     if asset.meta.deleting_us is None:
         actions += _certifying(asset, own, certificate, ledger, now_us, realm)
+        actions += _refusing(requests, certificate, realm)
     if quarantine is not None:
         ledger["quarantine"] = quarantine
         if _is_suspected(asset, session):
@@ -132,32 +140,31 @@ def _is_taken_out(asset: Asset) -> bool:
     return asset.meta.deleting_us is not None or asset.operating_state != "InService"
 
 
-def _finalizing(asset: Asset, holding: list[Dispatch], now_us: int) -> list[AssetAction]:
+def _finalizing(
+    asset: Asset, holding: list[str], now_us: int, *, for_good: bool
+) -> list[AssetAction]:
     holds, deleting_us = asset.meta.holds_finalizer, asset.meta.deleting_us
     if holding and not holds and deleting_us is None:
         return [AddFinalizer()]
     if not holding and holds:
         return [RemoveFinalizer()]
-    if holds and deleting_us is not None and now_us > deleting_us + RELEASE_GRACE_US:
+    if holds and for_good and deleting_us is not None and now_us > deleting_us + RELEASE_GRACE_US:
         return [RemoveFinalizer(warning=f"deleted while {_unconfirmed(holding)}")]
     return []
 
 
-def _unconfirmed(holding: list[Dispatch]) -> str:
+def _unconfirmed(holding: list[str]) -> str:
     return (
         f"these dispatches may be on the device, and the agent did not confirm within "
-        f"{RELEASE_GRACE_US // SECOND_US} s: {_names(holding)}; "
+        f"{RELEASE_GRACE_US // SECOND_US} s: {', '.join(holding)}; "
         f"whether the device was reverted is not known"
     )
 
 
-def _names(dispatches: list[Dispatch]) -> str:
-    return ", ".join(sorted(each.meta.name for each in dispatches))
-
-
-def _cut_off(reason: str, holding: list[Dispatch]) -> str:
+def _cut_off(reason: str, holding: list[str]) -> str:
     return (
-        f"quarantined ({reason}) while these dispatches may be on the device: {_names(holding)}; "
+        f"quarantined ({reason}) while these dispatches may be on the device: "
+        f"{', '.join(holding)}; "
         f"the agent gets no stream, and is to revert them at their planned ends: whether it did "
         f"is not known until the quarantine is lifted"
     )
@@ -182,11 +189,22 @@ def _certifying(
         problem = identities.refuse_to_sign(request, uri, realm.issuer)
         if problem:
             actions.append(Deny(request=request.meta.name, message=problem))
-        else:
+        elif identities.has_duration(request, asset):
             actions.append(Approve(request=request.meta.name))
     if "current" not in ledger and not own:
         actions += _recover_ledger(certificate, now_us)
     return actions
+
+
+def _refusing(
+    requests: Iterable[Request], certificate: Certificate | None, realm: Realm
+) -> list[AssetAction]:
+    """Return the denials of requests that somebody else made for the asset's Certificate."""
+    return [
+        Deny(request=each.meta.name, message=identities.refuse_requester(each, realm.requester))
+        for each in identities.foreign_requests(requests, certificate, realm.requester)
+        if not each.condition("Approved") and not each.condition("Denied")
+    ]
 
 
 def _recover_ledger(certificate: Certificate, now_us: int) -> list[AssetAction]:
@@ -277,7 +295,7 @@ def _is_release_overdue(asset: Asset, now_us: int) -> bool:
     return now_us > _since(asset, "Released", now_us) + RELEASE_GRACE_US
 
 
-def _released(asset: Asset, releasing: list[Dispatch], now_us: int) -> list[Wanted]:
+def _released(asset: Asset, releasing: list[str], now_us: int) -> list[Wanted]:
     if releasing and _is_release_overdue(asset, now_us):
         return [Wanted("Released", "False", REVERT_UNKNOWN, _unconfirmed(releasing))]
     if releasing:

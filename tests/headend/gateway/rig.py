@@ -164,6 +164,7 @@ class Operator(Peer):
         *,
         start_ms: int = 1000,
         era: int = 0,
+        unread: Sequence[control_pb2.Unread] = (),
     ) -> None:
         """Send a complete snapshot and wait until it is accepted."""
         begin = control_pb2.SnapshotBegin(operator_start_ms=start_ms, era=era)
@@ -172,7 +173,11 @@ class Operator(Peer):
             await self.say(asset=asset)
         for dispatch in dispatches:
             await self.say(dispatch=dispatch)
-        end = control_pb2.SnapshotEnd(assets=len(assets), dispatches=len(dispatches))
+        for each in unread:
+            await self.say(unread=each)
+        end = control_pb2.SnapshotEnd(
+            assets=len(assets), dispatches=len(dispatches), unread=len(unread)
+        )
         await self.accepted(await self.say(snapshot_end=end))
 
     async def accepted(self, version: int) -> None:
