@@ -82,6 +82,11 @@ def key(authority: x509.Certificate) -> bytes:
     return authority.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
+def identity(authority: x509.Certificate) -> bytes:
+    kind = x509.SubjectKeyIdentifier
+    return authority.extensions.get_extension_for_class(kind).value.digest
+
+
 def trusts(authority: x509.Certificate, server: x509.Certificate) -> None:
     """Check the chain as a client does that holds nothing but this authority."""
     verifier = PolicyBuilder().store(Store([authority])).build_server_verifier
@@ -102,6 +107,7 @@ def test_no_agent_loses_trust_and_no_tenant_is_the_operator_any_more(
     old = {name: certificates(before, "cert-manager", name) for name in AUTHORITIES}
     assert minted.issuer == old["derops-control-ca"].subject
     old_gateway = certificates(before, "derops-system", "derops-gateway-tls")
+    old_operator = certificates(before, "derops-system", "derops-operator-tls")
     trusts(old["derops-server-ca"], old_gateway)
 
     run(before, tmp_path)
@@ -111,6 +117,13 @@ def test_no_agent_loses_trust_and_no_tenant_is_the_operator_any_more(
     assert {name: key(each) for name, each in new.items()} == {
         name: key(each) for name, each in old.items()
     }
+    for name in AUTHORITIES:
+        # Same name, key and key id: what one of the two verifies, the other does.
+        assert (identity(new[name]), new[name].subject) == (identity(old[name]), old[name].subject)
+    new_operator = certificates(before, "derops-system", "derops-operator-tls")
+    for authority in (old["derops-control-ca"], new["derops-control-ca"]):
+        for leaf in (old_operator, new_operator):
+            leaf.verify_directly_issued_by(authority)
     new_gateway = certificates(before, "derops-system", "derops-gateway-tls")
     assert new_gateway.serial_number != old_gateway.serial_number
     for authority in (old["derops-server-ca"], new["derops-server-ca"]):
