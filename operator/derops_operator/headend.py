@@ -251,14 +251,15 @@ class Headend:
     def _hear_refusal(self, address: str, error: BaseException) -> None:
         """Tell why a replica does not take us, and take another start where that is the way."""
         details = (isinstance(error, grpc.aio.AioRpcError) and error.details()) or ""
-        part = _PARTS.get(details.partition(": ")[0])
+        reason = details.partition(": ")[0]
+        part = _PARTS.get(reason)
         if part is None:
             return
         text, refusal, now_ms = details, read_refusal(details), _now_us() // 1000
         if refusal is not None:
             began_ms = now_ms - round((time.monotonic() - self._began) * 1000)
             self._start = after_refusal(self._start, refusal, began_ms=began_ms, now_ms=now_ms)
-            text = explain(self._start, refusal, now_ms)
+            text = f"{explain(self._start, refusal, now_ms)} ({reason})"
         known, _ = self._refusals.get(address, (part, ""))
         self._refusals[address] = (part, f"{address}: {text[:_MAX_WORDS]}")
         for each in {known, part}:
