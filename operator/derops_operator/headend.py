@@ -114,6 +114,9 @@ class Headend:
         self._readiness = readiness
         self._concerns = concerns
         self._accepted = accepted
+        self._links: dict[str, asyncio.Task[None]] = {}
+        self._history: deque[control_pb2.HeadendTransition] = deque(maxlen=_HISTORY_LIMIT)
+        readiness.waiting("gateways", "no replica holds the desired state yet")
         self._start = Start(era=desired.era, start_ms=desired.operator_start_ms)
         self._began = time.monotonic()
         self._refusals: dict[str, tuple[str, str]] = {}
@@ -122,10 +125,6 @@ class Headend:
         self._open: set[_Link] = set()
         self._speaking: dict[str, _Link] = {}
         """The link that counts, by the name of its replica."""
-
-        self._links: dict[str, asyncio.Task[None]] = {}
-        self._history: deque[control_pb2.HeadendTransition] = deque(maxlen=_HISTORY_LIMIT)
-        readiness.waiting("gateways", "no replica holds the desired state yet")
 
     def record(self, transition: control_pb2.HeadendTransition) -> None:
         """Send a transition to the history, by any replica; kept until there is one."""
