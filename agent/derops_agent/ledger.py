@@ -22,6 +22,7 @@ from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_agent.control.execution import Execution
 
 SCHEMA_VERSION = 2
+_UPGRADES = ("ALTER TABLE meta ADD COLUMN revision_era INTEGER NOT NULL DEFAULT 0",)
 _SCHEMA = """
 CREATE TABLE meta (
   only INTEGER PRIMARY KEY CHECK (only = 1),
@@ -45,7 +46,6 @@ CREATE TABLE execution (
   keep_until_us INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 """
-_UPGRADES = ("ALTER TABLE meta ADD COLUMN revision_era INTEGER NOT NULL DEFAULT 0",)
 MAX_EPOCH = 2**62
 """No gateway accepts it; it can be stored, and exceeded."""
 

@@ -121,6 +121,9 @@ class Headend:
         self._accepted = accepted
         self._distrust = distrust
         self._strange_at: dict[str, float] = {}
+        self._links: dict[str, asyncio.Task[None]] = {}
+        self._history: deque[control_pb2.HeadendTransition] = deque(maxlen=_HISTORY_LIMIT)
+        readiness.waiting("gateways", "no replica holds the desired state yet")
         self._start = Start(era=desired.era, start_ms=desired.operator_start_ms)
         self._began = time.monotonic()
         self._refusals: dict[str, tuple[str, str]] = {}
@@ -129,10 +132,6 @@ class Headend:
         self._open: set[_Link] = set()
         self._speaking: dict[str, _Link] = {}
         """The link that counts, by the name of its replica."""
-
-        self._links: dict[str, asyncio.Task[None]] = {}
-        self._history: deque[control_pb2.HeadendTransition] = deque(maxlen=_HISTORY_LIMIT)
-        readiness.waiting("gateways", "no replica holds the desired state yet")
 
     def record(self, transition: control_pb2.HeadendTransition) -> None:
         """Send a transition to the history, by any replica; kept until there is one."""
@@ -258,14 +257,15 @@ class Headend:
     def _hear_refusal(self, address: str, error: BaseException) -> None:
         """Tell why a replica does not take us, and take another start where that is the way."""
         details = (isinstance(error, grpc.aio.AioRpcError) and error.details()) or ""
-        part = _PARTS.get(details.partition(": ")[0])
+        reason = details.partition(": ")[0]
+        part = _PARTS.get(reason)
         if part is None:
             return
         text, refusal, now_ms = details, read_refusal(details), _now_us() // 1000
         if refusal is not None:
             began_ms = now_ms - round((time.monotonic() - self._began) * 1000)
             self._start = after_refusal(self._start, refusal, began_ms=began_ms, now_ms=now_ms)
-            text = explain(self._start, refusal, now_ms)
+            text = f"{explain(self._start, refusal, now_ms)} ({reason})"
         known, _ = self._refusals.get(address, (part, ""))
         self._refusals[address] = (part, f"{address}: {text[:_MAX_WORDS]}")
         for each in {known, part}:

@@ -160,7 +160,9 @@ async def test_a_fast_clock_is_told_on_both_sides_and_heals_by_itself(meeting: M
     meeting.start()
     gateway = meeting.rig.readiness
     await until(lambda: "degraded operator clock" in meeting.told)
-    assert "s ahead of the gateway's" in meeting.told
+    assert "3600 s ahead of the gateway's" in meeting.told
+    for told in (meeting.told, gateway.report()[1]):
+        assert "OperatorClockAhead" in told
     assert "degraded operator clock: 3600 s ahead" in gateway.report()[1]
     assert meeting.served is None
     meeting.headend.record(transition("d1"))

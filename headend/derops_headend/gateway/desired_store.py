@@ -170,10 +170,10 @@ class DesiredStore:
             [(unread.uid, unread.SerializeToString()) for unread in snapshot.unread],
         )
         self._connection.execute(_ORPHANS)
-        self._set_meta("era", snapshot.revision.era)
         self._connection.execute(_LOST_HOLDERS)
         self._set_meta("operator_start_ms", snapshot.revision.operator_start_ms)
         self._set_meta("version", snapshot.revision.version)
+        self._set_meta("era", snapshot.revision.era)
         self._set_meta("complete", 1)
 
     def _keep_operator_keys(self, keys: OperatorKeys) -> None:

@@ -107,7 +107,8 @@ class Exchange:
         self.desired = DesiredState()
         self.sessions = SessionTable(metrics.INSTANCES_FORGOTTEN.inc)
         self.memories: GroupCommit[str] = GroupCommit(self._remember)
-        self._on_ready, self._on_clock_ahead = on_ready, on_clock_ahead
+        self._on_ready = on_ready
+        self._on_clock_ahead = on_clock_ahead
         self._streams: dict[str, AgentOutlet] = {}
         self._reports: dict[str, control_pb2.AgentReport] = {}
         self._unstored_reports: Counter[str] = Counter()

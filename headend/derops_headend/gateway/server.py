@@ -223,7 +223,8 @@ class Gateway:
         metrics.OPERATOR_CLOCK_AHEAD.set(seconds)
         if seconds:
             self._readiness.degraded(
-                _OPERATOR_CLOCK, f"{seconds} s ahead of this gateway's; compare both clocks"
+                _OPERATOR_CLOCK,
+                f"{seconds} s ahead of this gateway's; compare both clocks (OperatorClockAhead)",
             )
         else:
             self._readiness.found(_OPERATOR_CLOCK)
