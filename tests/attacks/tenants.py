@@ -87,9 +87,8 @@ def signing_request(
         .sign(key, hashes.SHA256())
     )
     der = _with_version(built.tbs_certrequest_bytes, version)
-    return _encoded(
-        _sequence(der + _ECDSA_SHA256 + _bits(key.sign(der, ec.ECDSA(hashes.SHA256()))))
-    )
+    signature = key.sign(der, ec.ECDSA(hashes.SHA256()))
+    return _encoded(_sequence(der + _ECDSA_SHA256 + _bits(signature)))
 
 
 _ECDSA_SHA256 = bytes.fromhex("300a06082a8648ce3d040302")

@@ -71,11 +71,11 @@ UNTOLD = {
 
 def poisons() -> dict[str, dict[str, Any]]:
     """Return objects of a tenant, by what is wrong with each."""
-    good = signing_request(URI)
+    good, old = signing_request(URI), signing_request(URI, version=1)
     digits = {"cert-manager.io/certificate-revision": "9" * 5000}
     owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": "u"}
     return {
-        "a signing request of version 1": certificate_request("old-version", signing_request(URI, version=1)),
+        "a signing request of version 1": certificate_request("old-version", old),
         "a revision of 5,000 digits": certificate_request("digits", good, annotations=digits),
         "annotations of 200 KiB": asset("large", annotations={
             "sim.derops.io/agent": "none", "x": "y" * 200_000,
@@ -125,7 +125,8 @@ def put(tenant: Tenant, objects: dict[str, dict[str, Any]]) -> set[str]:
 
 
 def assert_works_for(neighbour: Pilot, name: str) -> None:
-    neighbour.dispatch(name, durationSeconds=2)
+    limit = {"mode": "LoadLimit", "maxLoadWatts": 5000}
+    neighbour.dispatch(name, setpoint=limit, durationSeconds=2)
     status = neighbour.wait_for_phase(name, "Complete")
     assert status["timeline"]["appliedAt"]
 

@@ -469,8 +469,8 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 @st.composite
 def mutated(draw: st.DrawFn) -> tuple[Kind, Any]:
-    kind, manifest = draw(st.sampled_from(everything()))
-    manifest = copy.deepcopy(manifest)
+    kind, good = draw(st.sampled_from(everything()))
+    manifest: Any = copy.deepcopy(good)
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from(places(manifest)))
         inner = manifest
