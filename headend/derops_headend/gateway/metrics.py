@@ -50,3 +50,9 @@ APPEND_SECONDS = Histogram(
     "Seconds until a group of entries was durable in the event log.",
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
 )
+HELD_BYTES = Gauge(
+    "derops_gateway_held_bytes", "Memory whose growth is bounded, by what it is for.", ["part"]
+)
+BOUND_REACHED = Counter(
+    "derops_gateway_bound_reached", "Times that a bound on memory refused something.", ["part"]
+)
