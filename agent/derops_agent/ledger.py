@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from derops.errors import SchemaTooNewError
-from derops.files import make_directory, sync_recovered
+from derops.files import make_directory, make_private, sync_recovered
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_agent.control.execution import Execution
 
@@ -86,6 +86,7 @@ def open_database(path: Path, schema: str, version: int) -> sqlite3.Connection:
         OSError: The same of its directory.
     """
     make_directory(path.parent)
+    make_private(path)
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         # Alone, SQLite needs no index of the log beside the file: on a full disk that cannot be

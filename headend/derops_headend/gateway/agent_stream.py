@@ -468,7 +468,8 @@ class AgentStream:
             asset_uid=asset.uid, received_us=self._exchange.now_us(), report=report
         )
         if not self._exchange.has_room_for(received):
-            return self._put_off_report(report)
+            self._put_off_report(report)
+            return None
         body = report.SerializeToString()
         size = len(body) + OVERHEAD_BYTES
         if not self._exchange.unstored.take(self._asset_id.uid, size):
