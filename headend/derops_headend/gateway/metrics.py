@@ -43,7 +43,7 @@ LOG_FAILING = Gauge(
 LOG_FAILURES = Counter("derops_gateway_log_failures", "Appends that failed; each is tried again.")
 UNSTORED_CONNECTIONS = Counter(
     "derops_gateway_unstored_connection_events",
-    "Connection events that were given up because the event log did not take them in time.",
+    "Connection events that are not in the history: too many of one asset, or the log was stuck.",
 )
 APPEND_SECONDS = Histogram(
     "derops_gateway_append_seconds",
