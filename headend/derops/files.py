@@ -1,4 +1,4 @@
-"""What SQLite leaves to its user: files that outlive loss of power and are nobody else's to read."""
+"""What SQLite leaves to its user: files that outlive loss of power, and are nobody else's."""
 
 import os
 import stat

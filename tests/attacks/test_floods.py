@@ -4,6 +4,7 @@ Each is tried on the gateway program, whose memory the kernel tells; the operato
 """
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -12,9 +13,12 @@ import grpc
 import pytest
 from tests.attacks.flooding import FloodedGateway, great_report
 from tests.headend.gateway.pki import Leaf
-from tests.headend.gateway.rig import Agent
+from tests.headend.gateway.rig import Agent, Rig
 
-from derops.wire.v1 import agent_pb2
+from derops import observing
+from derops.wire.v1 import agent_pb2, log_pb2
+from derops_headend.gateway.journal import EVENTS_AT_ONCE
+from derops_headend.gateway.metrics import UNSTORED_CONNECTIONS
 
 REPORTS = 3_000
 """Of 60 KiB each: 176 MiB."""
@@ -22,6 +26,7 @@ REPORTS = 3_000
 UNACKNOWLEDGED = 16
 """More at once would only end the stream."""
 
+LINES_AT_ONCE = int(observing.LINES_AT_ONCE)
 GROWTH_MEBIBYTES = 60.0
 """What a flood may add, with what gRPC and the allocator keep for themselves."""
 
@@ -128,3 +133,140 @@ async def test_a_new_ledger_on_each_of_many_streams(flooded: FloodedGateway, lea
 
     print(f"A4: {before:.0f} MiB before, {flooded.peak_mebibytes():.0f} MiB at most")
     assert flooded.peak_mebibytes() - before < GROWTH_MEBIBYTES
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    rig = Rig(tmp_path)
+    await rig.start()
+    yield rig
+    rig.log.open.set()
+    await rig.stop()
+
+
+async def test_what_the_log_does_not_take(rig: Rig) -> None:
+    """A5: while the event log is stuck, an agent brings great reports on one stream after another.
+
+    A new stream brings no new allowance; its neighbour is heard all the same.
+    """
+    leaf, other_leaf = rig.agent_ca.agent("battery"), rig.agent_ca.agent("other")
+    operator = rig.operator()
+    await operator.snapshot(
+        [rig.asset("battery", leaf), rig.asset("other", other_leaf)],
+        [rig.dispatch("d-1"), rig.dispatch("d-2", "other")],
+    )
+    assert rig.gateway is not None
+    unstored = rig.gateway.exchange.unstored
+    rig.log.open.clear()
+    for epoch in (1, 2, 3):
+        agent = rig.agent(leaf)
+        await agent.connect(epoch)
+        sending = asyncio.create_task(flood(agent, (great_report("d-1", n) for n in range(1, 41))))
+        ended = await rig_ended(rig, epoch)
+        await sending
+        assert ended == "TooMuchUnstored"
+        assert unstored.used <= 2 * 1024**2
+    other = rig.agent(other_leaf)
+    await other.connect()
+    await other.report("d-2")
+
+    while (await operator.read_until("report")).report.dispatch_uid != "d-2":
+        pass
+
+
+async def rig_ended(rig: Rig, epoch: int) -> str:
+    """Wait until a stream ended; return why. The log that would tell is stuck."""
+    assert rig.gateway is not None
+    sessions = rig.gateway.exchange.sessions
+    async with asyncio.timeout(30):
+        while (last := sessions.last("uid-battery")) is None or (last.epoch, last.connected) != (
+            epoch,
+            False,
+        ):
+            await asyncio.sleep(0.01)
+    return last.end_reason
+
+
+async def test_an_agent_that_asks_and_never_reads(flooded: FloodedGateway, leaf: Leaf) -> None:
+    """A6: the holder of an agent's key sends heartbeats, and reads no answer to them."""
+    operator = flooded.operator()
+    await operator.snapshot([flooded.asset("battery", leaf)])
+    before = flooded.resident_mebibytes()
+    beat = agent_pb2.AgentMessage(heartbeat=agent_pb2.Heartbeat(agent_sent_us=7))
+
+    for epoch in range(1, 4):
+        agent = flooded.agent(leaf)
+        await agent.connect(epoch)
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
+            async with asyncio.timeout(20):
+                while (
+                    flooded.metrics("derops_gateway_ended_streams_total").get(
+                        '{reason="AgentTooSlow"}', 0
+                    )
+                    < epoch
+                ):
+                    for _ in range(2000):
+                        await agent.send(beat)
+        await agent.close()
+
+    assert flooded.metrics("derops_gateway_bound_reached_total")['{part="unread"}'] == 3
+    assert flooded.peak_mebibytes() - before < GROWTH_MEBIBYTES
+
+
+async def test_who_reconnects_for_ever_does_not_fill_the_history(rig: Rig) -> None:
+    """A7: the holder of an agent's key connects and leaves, again and again.
+
+    The history holds a bounded number of its events; the rest is counted.
+    """
+    leaf = rig.agent_ca.agent("battery")
+    await rig.operator().snapshot([rig.asset("battery", leaf)])
+    before = UNSTORED_CONNECTIONS._value.get()
+
+    for epoch in range(1, 101):
+        agent = rig.agent(leaf)
+        await agent.connect(epoch)
+        await agent.send(agent_pb2.AgentMessage(bye=agent_pb2.Bye(reason="Shutdown")))
+        await agent.close()
+
+    assert rig.gateway is not None
+    async with asyncio.timeout(10):
+        while rig.gateway.exchange.sessions.live_count():
+            await asyncio.sleep(0.01)
+    told = len(rig.log.of(log_pb2.CONNECTION))
+    assert EVENTS_AT_ONCE <= told <= EVENTS_AT_ONCE + 5
+    assert UNSTORED_CONNECTIONS._value.get() - before == 200 - told
+
+
+async def test_strangers_without_a_certificate_fill_no_log(flooded: FloodedGateway) -> None:
+    """A8: whoever reaches the agent port begins TLS, or anything else, again and again."""
+    before = flooded.errors.stat().st_size
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    for tls in (context, None):
+        for _ in range(200):
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", flooded.gateway.agent_port, ssl=tls
+            )
+            writer.write(b"GET / HTTP/1.0\r\n\r\n")
+            with suppress(ConnectionError, ssl.SSLError):
+                while await reader.read(1000):
+                    pass
+            writer.transport.abort()
+
+    assert flooded.errors.stat().st_size == before
+
+
+async def test_a_refused_peer_fills_no_log(flooded: FloodedGateway) -> None:
+    """A8b: a certificate of an asset that is not there comes again and again; it is counted."""
+    await flooded.operator().snapshot([])
+    leaf = flooded.agent_ca.agent("gone")
+    for _ in range(LINES_AT_ONCE + 100):
+        agent = flooded.agent(leaf)
+        assert (await agent.refusal())[1].startswith("AssetUnknown: ")
+        await agent.close()
+
+    refused = flooded.metrics("derops_gateway_refused_streams_total")
+    assert refused['{reason="AssetUnknown"}'] == LINES_AT_ONCE + 100
+    assert len(flooded.log_lines("agent.refused")) <= LINES_AT_ONCE + 90
+    assert flooded.metric("derops_log_lines_left_out_total") >= 10

@@ -275,6 +275,15 @@ class Exchange:
                 serial_number=certificate.serial_number,
             )
 
+    def measure(self) -> None:
+        """Tell how much memory is held for agents."""
+        for part, shares in (
+            ("unstored", self.unstored),
+            ("unread", self.unread),
+            ("reports", self.held_reports),
+        ):
+            metrics.HELD_BYTES.labels(part).set(shares.used)
+
     async def end_overdue(self) -> None:
         """End streams whose certificate's time is over, or that were silent too long.
 

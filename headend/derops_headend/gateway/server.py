@@ -124,7 +124,7 @@ class Gateway:
             replica=options.replica,
             store=store,
             journal=self._journal,
-            admission=AdmissionControl(log.fill),
+            admission=AdmissionControl(log.fill, lambda: self.exchange.unstored.is_crowded),
             now_us=_now_us,
             on_ready=lambda: readiness.found(_SNAPSHOT),
         )
@@ -213,6 +213,7 @@ class Gateway:
     async def _sweep(self) -> None:
         while True:
             self._alive_at = time.monotonic()
+            self.exchange.measure()
             await self.exchange.end_overdue()
             await asyncio.sleep(_SWEEP_SECONDS)
 
