@@ -33,6 +33,12 @@ from derops_agent.ports import Reading, Setpoints
 _LEDGER_RETRY_SECONDS = 1.0
 _ALIVE_EVERY_US = 10 * SECOND_US
 
+MAX_HEARD_BYTES = 32 * 1024**2
+"""What a gateway said and was not handled yet; of more, the stream ends and a snapshot tells it."""
+
+EVENT_BYTES = 1024
+"""What an event costs beside its messages."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
@@ -73,6 +79,18 @@ def order_of(revision: agent_pb2.Revision) -> tuple[int, int]:
     return revision.operator_start_ms, revision.counter
 
 
+def weigh(event: Event) -> int:
+    """Return about how many bytes of memory an event takes."""
+    match event:
+        case Snapshot():
+            messages = [event.asset, *event.dispatches]
+            return sum(EVENT_BYTES + message.ByteSize() for message in messages)
+        case Change():
+            return EVENT_BYTES + event.part.ByteSize()
+        case _:
+            return EVENT_BYTES
+
+
 class Controller:
     """One asset's dispatches. Events come in by ``take``; the journal reports what happened."""
 
@@ -92,6 +110,9 @@ class Controller:
         self.on_failsafe: Callable[[], None] = lambda: None
         """Told when failsafe is entered: only a new snapshot ends it."""
 
+        self.on_overrun: Callable[[], None] = lambda: None
+        """Told when what came has no room any more: only a new snapshot makes up for it."""
+
         self.on_ledger: Callable[[str], None] = lambda _: None
         """Told why the ledger takes nothing; empty = it does again."""
 
@@ -108,8 +129,9 @@ class Controller:
             settle_us=settle_us,
         )
         self._inbox: deque[Event] = deque()
-        self._unstored: deque[Event] = deque()
-        """What came while the ledger took nothing, and is to be handled again."""
+        self._unstored: dict[str, Event] = {}
+        """The newest of each thing that came while the ledger took nothing: it is handled again."""
+        self._heard_bytes = 0
         self._wakeup = asyncio.Event()
         self._resumed = False
         self._found: tuple[Moment, Setpoints] | None = None
@@ -133,6 +155,10 @@ class Controller:
 
     def take(self, event: Event) -> None:
         """Have an event handled in its turn."""
+        self._heard_bytes += weigh(event)
+        if self._heard_bytes > MAX_HEARD_BYTES:
+            self.on_overrun()
+            return
         if isinstance(event, Snapshot | Change):
             self.revision = max(self.revision, event.revision, key=order_of)
         self._inbox.append(event)
@@ -179,7 +205,7 @@ class Controller:
         try:
             if self._ledger_failing:
                 await self.journal.catch_up()
-                self._inbox.extendleft(reversed(self._unstored))
+                self._inbox.extendleft(reversed(self._unstored.values()))
                 self._unstored.clear()
             await self.turn()
         except sqlite3.Error as error:
@@ -203,9 +229,8 @@ class Controller:
         """End what is over or withdrawn though it cannot be stored; nothing begins."""
         while self._inbox:
             await self._foresee(self._inbox[0])
-            event = self._inbox.popleft()
-            if not isinstance(event, Reading):
-                self._unstored.append(event)
+            self._put_off(self._inbox.popleft())
+        self._heard_bytes = sum(weigh(event) for event in self._unstored.values())
         if not self._resumed:
             await self._put_to_fallback()
             return
@@ -216,6 +241,20 @@ class Controller:
         await self.journal.commit(deciding.advance(after, self._moment()))
         await self._holder.look({uid: self.journal[uid] for uid in held}, self._site)
         await self._holder.hold({uid: self.journal[uid] for uid in held}, self._site)
+
+    def _put_off(self, event: Event) -> None:
+        """Keep an event that was foreseen until it can be stored, and none that it makes void."""
+        match event:
+            case Snapshot():
+                self._unstored = {"": event}
+            case Change(part=dispatch_pb2.Asset()):
+                self._unstored.pop("asset", None)
+                self._unstored["asset"] = event
+            case Change(part=dispatch_pb2.Dispatch(uid=uid)) | Settled(uid=uid):
+                self._unstored.pop(f"dispatch {uid}", None)
+                self._unstored[f"dispatch {uid}"] = event
+            case Acknowledged():
+                self.journal.acknowledge(event.sequence)
 
     async def _foresee(self, event: Event) -> None:
         """Have an event that cannot be stored end what it ends; the rest of it waits."""
@@ -253,6 +292,7 @@ class Controller:
         while self._inbox:
             await self._handle(self._inbox[0])
             self._inbox.popleft()  # now: what could not be stored is to be handled again
+        self._heard_bytes = 0
         self._decided = self._moment()
         if not self._resumed and not await self._resume():
             await self._put_to_fallback()

@@ -50,6 +50,7 @@ AGENT_REASONS = frozenset(
         "CertificateRenewed",
         "Failsafe",
         "OutboxReplaced",
+        "Overrun",
         "Shutdown",
         "StaleReplica",
         "Withdrawn",
