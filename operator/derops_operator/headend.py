@@ -19,7 +19,7 @@ from derops.lifecycle import Phase
 from derops.observing import Readiness
 from derops.wire.v1 import control_pb2, control_pb2_grpc
 from derops_operator import metrics
-from derops_operator.desired import Desired, Subscription
+from derops_operator.desired import BACKLOG_BYTES, Desired, Subscription
 from derops_operator.fleet import Fleet
 from derops_operator.settings import OperatorSettings
 
@@ -82,6 +82,9 @@ class Headend:
     def record(self, transition: control_pb2.HeadendTransition) -> None:
         """Send a transition to the history, by any replica; kept until there is one."""
         if not self._desired.tell_any(control_pb2.OperatorMessage(transition=transition)):
+            if len(self._history) == _HISTORY_LIMIT:
+                metrics.HISTORY_DROPPED.inc()
+                _log.error("history.dropped", dispatch_uid=self._history[0].dispatch_uid)
             self._history.append(transition)
 
     async def run(self) -> None:
@@ -99,6 +102,7 @@ class Headend:
         addresses, complete = await _resolve(self._settings.gateways)
         self._fleet.expected = len(addresses) if complete else None
         metrics.GATEWAYS_EXPECTED.set(len(addresses))
+        metrics.BACKLOG_BYTES.set(self._desired.backlog_bytes)
         for address in addresses - self._links.keys():
             self._links[address] = asyncio.create_task(self._keep_link(address), name=address)
         if complete:
@@ -182,12 +186,14 @@ class _Link:
     async def run(self) -> None:
         writer = asyncio.create_task(self._write())
         reader = asyncio.create_task(self._read())
+        overrun = asyncio.create_task(self._end_where_too_slow())  # the writer may be stuck
+        tasks = {writer, reader, overrun}
         try:
-            done, _ = await asyncio.wait({writer, reader}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            writer.cancel()
-            reader.cancel()
-            await asyncio.gather(writer, reader, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         for task in done:
             task.result()
 
@@ -205,6 +211,11 @@ class _Link:
                 batch = control_pb2.OperatorBatch(messages=messages)
                 message = control_pb2.OperatorMessage(batch=batch)
             await self._call.write(message)
+
+    async def _end_where_too_slow(self) -> None:
+        await self._subscription.overrun.wait()
+        metrics.BACKLOG_OVERRUNS.inc()
+        raise ValueError(f"more than {BACKLOG_BYTES} bytes wait to be read by it")
 
     async def _read(self) -> None:
         async with asyncio.timeout(HELLO_SECONDS):

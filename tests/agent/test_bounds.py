@@ -135,8 +135,10 @@ def test_reasons_that_others_say_make_no_metric_without_end() -> None:
         metrics.count_end(f"Reason{number}")
         metrics.count_transition("Cancelled", f"Reason{number}")
 
-    ends = {sample.labels["reason"] for sample in metrics.CONNECTIONS.collect()[0].samples}
-    steps = {sample.labels["reason"] for sample in metrics.TRANSITIONS.collect()[0].samples}
+    ends = {sample.labels["reason"] for sample in next(iter(metrics.CONNECTIONS.collect())).samples}
+    steps = {
+        sample.labels["reason"] for sample in next(iter(metrics.TRANSITIONS.collect())).samples
+    }
     assert len(ends) <= 51
     assert "Other" in ends
     assert not any(reason.startswith("Reason") for reason in steps)

@@ -55,6 +55,8 @@ _AGENT_OPTIONS: list[tuple[str, int]] = [
     *_OPTIONS,
     # The cap of the protocol, with room for the envelope; a large message's memory is kept.
     ("grpc.max_receive_message_length", 65536 + 1024),
+    # Windows stay at 64 KiB: gRPC would let a fast peer have megabytes on their way, each.
+    ("grpc.http2.bdp_probe", 0),
     # The last word over a peer that grants no window for its Bye.
     ("grpc.max_connection_age_grace_ms", 30_000),
 ]
