@@ -18,6 +18,7 @@ from derops.ids import AssetName
 from derops.lifecycle import Reason
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, dispatch_pb2
+from derops_agent import metrics
 from derops_agent.clock import Clock, moment
 from derops_agent.control import deciding, interrupting, silence, verifying
 from derops_agent.control.execution import Execution, Moment, Stage
@@ -35,6 +36,11 @@ _ALIVE_EVERY_US = 10 * SECOND_US
 
 MAX_HEARD_BYTES = 32 * 1024**2
 """What a gateway said and was not handled yet; of more, the stream ends and a snapshot tells it."""
+
+MAX_ORDERS = 20_000
+"""Dispatches that a ledger remembers, tombstones too; of more, none is taken that is new."""
+
+MAX_ORDER_BYTES = 4096
 
 EVENT_BYTES = 1024
 """What an event costs beside its messages."""
@@ -378,6 +384,7 @@ class Controller:
         revision: agent_pb2.Revision | None = None,
     ) -> None:
         result: dict[str, Execution] = {}
+        messages = [message for message in messages if self._has_room(message)]
         for message in messages:
             order, now = read_order(message), self._moment()
             if order.uid not in self.journal:
@@ -395,6 +402,17 @@ class Controller:
             asset=asset,
             revision=revision,
         )
+
+    def _has_room(self, message: dispatch_pb2.Dispatch) -> bool:
+        """Tell whether an order can be remembered; no honest headend has so many, or so great."""
+        uid, ledger = message.uid, self._ledger
+        known = uid in self.journal or ledger.may_have_tombstone(uid)
+        full = len(self.journal) + ledger.tombstones >= MAX_ORDERS
+        if known or not (full or message.ByteSize() > MAX_ORDER_BYTES):
+            return True
+        metrics.ORDERS_NOT_TAKEN.inc()
+        self._log.error("order.not_taken", dispatch_uid=uid[:64], size=message.ByteSize())
+        return False
 
     async def _observe(self, reading: Reading) -> None:
         self._sampled_us = self._clock.monotonic_us()

@@ -179,6 +179,11 @@ class Ledger:
         rows = self._db.execute("SELECT state, report FROM execution WHERE settled = 0")
         return [_stored(*row) for row in rows]
 
+    @property
+    def tombstones(self) -> int:
+        """How many settled executions are remembered; does not block."""
+        return len(self._tombstones)
+
     def may_have_tombstone(self, uid: str) -> bool:
         """Tell whether ``tombstone`` is worth a look; does not block."""
         return uid in self._tombstones

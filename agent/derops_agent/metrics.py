@@ -29,6 +29,10 @@ def count_transition(phase: str, reason: str) -> None:
     TRANSITIONS.labels(phase, reason if reason in set(Reason) else "Other").inc()
 
 
+ORDERS_NOT_TAKEN = Counter(
+    "derops_agent_orders_not_taken_total",
+    "Orders that were not heard: too great, or too many to be remembered",
+)
 DEVICE_WRITES = Counter("derops_agent_device_writes_total", "Device writes", ["outcome"])
 WRITE_SECONDS = Histogram(
     "derops_agent_device_write_seconds",

@@ -6,11 +6,13 @@ import pytest
 from tests.agent.fakes import T0, Agent, FakeClock, S, asset, inline, order
 
 from derops.wire.v1 import agent_pb2, dispatch_pb2
+from derops_agent import controller as controller_module
 from derops_agent import metrics
 from derops_agent import session as session_module
 from derops_agent.controller import (
     EVENT_BYTES,
     MAX_HEARD_BYTES,
+    MAX_ORDER_BYTES,
     Acknowledged,
     Change,
     Settled,
@@ -96,6 +98,31 @@ async def test_what_has_no_room_ends_the_stream_and_a_snapshot_makes_up_for_it(
     await agent.controller.step()
     await agent.snapshot(order())
     assert agent.outcome() == ("Acked", "Accepted")
+
+
+async def test_orders_without_end_are_not_taken_and_those_that_run_go_on(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller_module, "MAX_ORDERS", 10)
+    before = metrics.ORDERS_NOT_TAKEN._value.get()
+    await agent.give(*(order(f"d{number}", start_us=T0 + 900 * S) for number in range(100)))
+
+    assert len(agent.controller.journal) == 10
+    assert metrics.ORDERS_NOT_TAKEN._value.get() == before + 90
+    await agent.give(order("d1", cancelled=True, cancel_reason="CancelledBeforeStart"))
+    assert agent.outcome("d1")[0] == "Cancelled"
+    await agent.give(*(Settled(uid=f"d{number}") for number in range(10)))
+    await agent.acknowledge_all()
+    await agent.wait(30, step=1)
+    assert agent.ledger.tombstones == 10
+    await agent.give(order("new"))
+    assert "new" not in agent.controller.journal, "what was executed is remembered first"
+
+
+async def test_an_order_that_is_too_great_is_not_taken(agent: Agent) -> None:
+    await agent.give(order("x" * MAX_ORDER_BYTES), order("d1"))
+
+    assert list(agent.controller.journal) == ["d1"]
 
 
 @pytest.fixture

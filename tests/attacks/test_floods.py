@@ -5,6 +5,7 @@ Each is tried on the gateway program, whose memory the kernel tells; the operato
 
 import asyncio
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.headend.gateway.rig import Agent, Rig
 
 from derops import observing
 from derops.wire.v1 import agent_pb2, log_pb2
+from derops_headend.gateway.agent_link import MAX_OPENING
 from derops_headend.gateway.journal import EVENTS_AT_ONCE
 from derops_headend.gateway.metrics import UNSTORED_CONNECTIONS
 
@@ -138,6 +140,7 @@ async def test_a_new_ledger_on_each_of_many_streams(flooded: FloodedGateway, lea
 @pytest.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     rig = Rig(tmp_path)
+    rig.hello_seconds = 3.0
     await rig.start()
     yield rig
     rig.log.open.set()
@@ -172,6 +175,17 @@ async def test_what_the_log_does_not_take(rig: Rig) -> None:
 
     while (await operator.read_until("report")).report.dispatch_uid != "d-2":
         pass
+
+
+async def test_streams_that_never_say_hello(rig: Rig) -> None:
+    """A10: the holder of an agent's key opens streams without end and says no Hello on them."""
+    leaf = rig.agent_ca.agent("battery")
+    await rig.operator().snapshot([rig.asset("battery", leaf)])
+    silent = [rig.agent(leaf) for _ in range(3 * MAX_OPENING)]
+    refused = await asyncio.gather(*(each.refusal() for each in silent))  # or not, in time
+
+    reasons = Counter(message.partition(":")[0] for _, message in refused)
+    assert reasons == {"TooManyStreams": 2 * MAX_OPENING, "HelloTimeout": MAX_OPENING}
 
 
 async def rig_ended(rig: Rig, epoch: int) -> str:
