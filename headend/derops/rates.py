@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 
-_MOST_KEYS = 20_000
+MOST_KEYS = 20_000
 """Of more, the one that was quiet for longest begins anew: by then it mostly could anyway."""
 
 
@@ -22,6 +22,6 @@ class Rates:
         tokens = min(self._burst, tokens + max(0.0, now_seconds - at) * self._per_second)
         admitted = tokens >= 1
         self._of[key] = (tokens - admitted, now_seconds, 0 if admitted else held + 1)
-        if len(self._of) > _MOST_KEYS:
+        if len(self._of) > MOST_KEYS:
             self._of.popitem(last=False)
         return held if admitted else None

@@ -32,7 +32,9 @@ MAX_BATCH = 50
 HELLO_SECONDS = 10.0
 """How long a replica may take to say hello."""
 
-_HISTORY_LIMIT = 20_000
+HISTORY_LIMIT = 20_000
+"""Transitions that wait for any gateway; then the oldest go."""
+
 _BACKOFF_SECONDS = (0.1, 5.0)
 _CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
@@ -76,13 +78,13 @@ class Headend:
         self._concerns = concerns
         self._accepted = accepted
         self._links: dict[str, asyncio.Task[None]] = {}
-        self._history: deque[control_pb2.HeadendTransition] = deque(maxlen=_HISTORY_LIMIT)
+        self._history: deque[control_pb2.HeadendTransition] = deque(maxlen=HISTORY_LIMIT)
         readiness.waiting("gateways", "no replica holds the desired state yet")
 
     def record(self, transition: control_pb2.HeadendTransition) -> None:
         """Send a transition to the history, by any replica; kept until there is one."""
         if not self._desired.tell_any(control_pb2.OperatorMessage(transition=transition)):
-            if len(self._history) == _HISTORY_LIMIT:
+            if len(self._history) == HISTORY_LIMIT:
                 metrics.HISTORY_DROPPED.inc()
                 _log.error("history.dropped", dispatch_uid=self._history[0].dispatch_uid)
             self._history.append(transition)

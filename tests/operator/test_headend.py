@@ -307,7 +307,7 @@ async def test_a_replica_that_reads_nothing_is_given_up_in_mid_write(
 async def test_history_that_no_gateway_takes_for_too_long_is_counted(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("derops_operator.headend._HISTORY_LIMIT", 3)
+    monkeypatch.setattr("derops_operator.headend.HISTORY_LIMIT", 3)
     await bench.add_gateway("never asked")
     headend, dropped = bench.headend(), metrics.HISTORY_DROPPED._value.get()
     for number in range(5):

@@ -17,6 +17,9 @@ from derops_headend.gateway.calls import EOF, Context, peer_certificate
 from derops_headend.gateway.exchange import Exchange
 from derops_headend.gateway.operator_queue import MAX_WAITING_BYTES, OperatorQueue
 
+MAX_INCOMING = 1000
+"""Changes of the operator that wait for the disk; then no more are read."""
+
 _MAX_GROUP = 500
 _MAX_BATCH = 50
 """Messages to the operator in one; a report is at most 64 KiB, and gRPC takes 4 MiB."""
@@ -57,7 +60,9 @@ class OperatorStream:
         self._context, self._exchange = context, exchange
         self._waiting = OperatorQueue()
         self._some = asyncio.Event()
-        self._incoming: asyncio.Queue[control_pb2.OperatorMessage | None] = asyncio.Queue(1000)
+        self._incoming: asyncio.Queue[control_pb2.OperatorMessage | None] = asyncio.Queue(
+            MAX_INCOMING
+        )
         self._builder: SnapshotBuilder | None = None
         self._synced = self._takes_batches = False
         self._ending: tuple[str, str] | None = None

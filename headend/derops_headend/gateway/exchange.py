@@ -29,6 +29,15 @@ Message = control_pb2.ReplicaMessage
 _SWEPT_AT_ONCE = 100
 _KIB, _MIB = 1024, 1024**2
 
+UNSTORED_BYTES, UNSTORED_OF_ONE, UNSTORED_SURE = 128 * _MIB, 2 * _MIB, 32 * _KIB
+"""What agents brought and the log has not taken: of all, of one, and what each may have anyway."""
+
+UNREAD_BYTES, UNREAD_OF_ONE, UNREAD_SURE = 64 * _MIB, 256 * _KIB, 16 * _KIB
+"""What agents do not read, likewise."""
+
+REPORTS_BYTES, REPORTS_OF_ONE, REPORTS_SURE = 64 * _MIB, _MIB, 16 * _KIB
+"""The newest report of each dispatch that is held, likewise."""
+
 
 class NotReadyError(DeropsError):
     """There is no complete desired state yet; to serve without one would revert a fleet."""
@@ -91,12 +100,9 @@ class Exchange:
         self.writes: GroupCommit[tuple[str, Written]] = GroupCommit(store.record)
         self.desired = DesiredState()
         self.sessions = SessionTable()
-        self.unstored = Shares(total=128 * _MIB, most=2 * _MIB, sure=32 * _KIB)
-        """What agents brought and the log has not taken yet, by uid of the asset."""
-        self.unread = Shares(total=64 * _MIB, most=256 * _KIB, sure=16 * _KIB)
-        """What agents do not read, likewise."""
-        self.held_reports = Shares(total=64 * _MIB, most=_MIB, sure=16 * _KIB)
-        """The newest report of each dispatch that is held, by the uid of its asset."""
+        self.unstored = Shares(total=UNSTORED_BYTES, most=UNSTORED_OF_ONE, sure=UNSTORED_SURE)
+        self.unread = Shares(total=UNREAD_BYTES, most=UNREAD_OF_ONE, sure=UNREAD_SURE)
+        self.held_reports = Shares(total=REPORTS_BYTES, most=REPORTS_OF_ONE, sure=REPORTS_SURE)
         self._on_ready = on_ready
         self._streams: dict[str, AgentOutlet] = {}
         self._reports: dict[str, control_pb2.AgentReport] = {}

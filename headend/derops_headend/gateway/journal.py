@@ -12,7 +12,9 @@ from derops_headend.gateway.group_commit import GroupCommit, Settle
 from derops_headend.ports import EventLog
 
 _MAX_MESSAGE = 500
-_MAX_WAITING = 20_000
+MAX_WAITING = 20_000
+"""Entries beyond which no connection event joins them."""
+
 EVENTS_PER_SECOND, EVENTS_AT_ONCE = 1 / 30, 60.0
 """Connection events of one asset in the history: who reconnects for ever does not fill a database.
 """
@@ -81,7 +83,7 @@ class Journal:
         with too many, some are left out; the next one says how many.
         """
         left_out = self._rates.admit(asset.uid, self._now_us() / SECOND_US)
-        if left_out is None or self._commit.waiting >= _MAX_WAITING:
+        if left_out is None or self._commit.waiting >= MAX_WAITING:
             metrics.UNSTORED_CONNECTIONS.inc()
             return
         if left_out:
