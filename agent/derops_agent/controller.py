@@ -36,6 +36,17 @@ _LEDGER_RETRY_SECONDS = 1.0
 _ALIVE_EVERY_US = 10 * SECOND_US
 _MAX_COUNTER = 2**63 - 1  # what a ledger can hold
 
+MAX_HEARD_BYTES = 32 * 1024**2
+"""What a gateway said and was not handled yet; of more, the stream ends and a snapshot tells it."""
+
+MAX_ORDERS = 20_000
+"""Dispatches that a ledger remembers, tombstones too; of more, none is taken that is new."""
+
+MAX_ORDER_BYTES = 4096
+
+EVENT_BYTES = 1024
+"""What an event costs beside its messages."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
@@ -88,6 +99,18 @@ def may_be_kept(revision: agent_pb2.Revision, now_us: int) -> bool:
     return not ahead and revision.counter <= _MAX_COUNTER
 
 
+def weigh(event: Event) -> int:
+    """Return about how many bytes of memory an event takes."""
+    match event:
+        case Snapshot():
+            messages = [event.asset, *event.dispatches]
+            return sum(EVENT_BYTES + message.ByteSize() for message in messages)
+        case Change():
+            return EVENT_BYTES + event.part.ByteSize()
+        case _:
+            return EVENT_BYTES
+
+
 class Controller:
     """One asset's dispatches. Events come in by ``take``; the journal reports what happened."""
 
@@ -107,6 +130,9 @@ class Controller:
         self.on_failsafe: Callable[[], None] = lambda: None
         """Told when failsafe is entered: only a new snapshot ends it."""
 
+        self.on_overrun: Callable[[], None] = lambda: None
+        """Told when what came has no room any more: only a new snapshot makes up for it."""
+
         self.on_ledger: Callable[[str], None] = lambda _: None
         """Told why the ledger takes nothing; empty = it does again."""
 
@@ -124,8 +150,9 @@ class Controller:
             settle_us=settle_us,
         )
         self._inbox: deque[Event] = deque()
-        self._unstored: deque[Event] = deque()
-        """What came while the ledger took nothing, and is to be handled again."""
+        self._unstored: dict[str, Event] = {}
+        """The newest of each thing that came while the ledger took nothing: it is handled again."""
+        self._heard_bytes = 0
         self._wakeup = asyncio.Event()
         self._resumed = False
         self._found: tuple[Moment, Setpoints] | None = None
@@ -149,6 +176,10 @@ class Controller:
 
     def take(self, event: Event) -> None:
         """Have an event handled in its turn."""
+        self._heard_bytes += weigh(event)
+        if self._heard_bytes > MAX_HEARD_BYTES:
+            self.on_overrun()
+            return
         if isinstance(event, Snapshot | Change) and self._keeps(event.revision):
             self.revision = max(self.revision, event.revision, key=order_of)
         self._inbox.append(event)
@@ -195,7 +226,7 @@ class Controller:
         try:
             if self._ledger_failing:
                 await self.journal.catch_up()
-                self._inbox.extendleft(reversed(self._unstored))
+                self._inbox.extendleft(reversed(self._unstored.values()))
                 self._unstored.clear()
             await self.turn()
         except sqlite3.Error as error:
@@ -219,9 +250,8 @@ class Controller:
         """End what is over or withdrawn though it cannot be stored; nothing begins."""
         while self._inbox:
             await self._foresee(self._inbox[0])
-            event = self._inbox.popleft()
-            if not isinstance(event, Reading):
-                self._unstored.append(event)
+            self._put_off(self._inbox.popleft())
+        self._heard_bytes = sum(weigh(event) for event in self._unstored.values())
         if not self._resumed:
             await self._put_to_fallback()
             return
@@ -232,6 +262,20 @@ class Controller:
         await self.journal.commit(deciding.advance(after, self._moment()))
         await self._holder.look({uid: self.journal[uid] for uid in held}, self._site)
         await self._holder.hold({uid: self.journal[uid] for uid in held}, self._site)
+
+    def _put_off(self, event: Event) -> None:
+        """Keep an event that was foreseen until it can be stored, and none that it makes void."""
+        match event:
+            case Snapshot():
+                self._unstored = {"": event}
+            case Change(part=dispatch_pb2.Asset()):
+                self._unstored.pop("asset", None)
+                self._unstored["asset"] = event
+            case Change(part=dispatch_pb2.Dispatch(uid=uid)) | Settled(uid=uid):
+                self._unstored.pop(f"dispatch {uid}", None)
+                self._unstored[f"dispatch {uid}"] = event
+            case Acknowledged():
+                self.journal.acknowledge(event.sequence)
 
     async def _foresee(self, event: Event) -> None:
         """Have an event that cannot be stored end what it ends; the rest of it waits."""
@@ -269,6 +313,7 @@ class Controller:
         while self._inbox:
             await self._handle(self._inbox[0])
             self._inbox.popleft()  # now: what could not be stored is to be handled again
+        self._heard_bytes = 0
         self._decided = self._moment()
         if not self._resumed and not await self._resume():
             await self._put_to_fallback()
@@ -371,6 +416,7 @@ class Controller:
         revision: agent_pb2.Revision | None = None,
     ) -> None:
         result: dict[str, Execution] = {}
+        messages = [message for message in messages if self._has_room(message)]
         for message in messages:
             order, now = read_order(message), self._moment()
             if order.uid not in self.journal:
@@ -388,6 +434,17 @@ class Controller:
             asset=asset,
             revision=revision,
         )
+
+    def _has_room(self, message: dispatch_pb2.Dispatch) -> bool:
+        """Tell whether an order can be remembered; no honest headend has so many, or so great."""
+        uid, ledger = message.uid, self._ledger
+        known = uid in self.journal or ledger.may_have_tombstone(uid)
+        full = len(self.journal) + ledger.tombstones >= MAX_ORDERS
+        if known or not (full or message.ByteSize() > MAX_ORDER_BYTES):
+            return True
+        metrics.ORDERS_NOT_TAKEN.inc()
+        self._log.error("order.not_taken", dispatch_uid=uid[:64], size=message.ByteSize())
+        return False
 
     async def _observe(self, reading: Reading) -> None:
         self._sampled_us = self._clock.monotonic_us()

@@ -263,7 +263,7 @@ class Journal(Mapping[str, Execution]):
 
     def _note_steps(self, before: Execution | None, execution: Execution) -> None:
         for step in execution.steps[len(before.steps) if before else 0 :]:
-            metrics.TRANSITIONS.labels(step.phase, step.reason).inc()
+            metrics.count_transition(step.phase, step.reason)
             self._log.info(
                 "dispatch.moved",
                 dispatch_uid=execution.order.uid,

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from derops.errors import SchemaTooNewError
-from derops.files import make_directory, sync_recovered
+from derops.files import make_directory, make_private, sync_recovered
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_agent.control.execution import Execution
 
@@ -95,6 +95,7 @@ def open_database(
         OSError: The same of its directory.
     """
     make_directory(path.parent)
+    make_private(path)
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         # Alone, SQLite needs no index of the log beside the file: on a full disk that cannot be
@@ -198,6 +199,11 @@ class Ledger:
         """Return all executions that the headend has not settled."""
         rows = self._db.execute("SELECT state, report FROM execution WHERE settled = 0")
         return [_stored(*row) for row in rows]
+
+    @property
+    def tombstones(self) -> int:
+        """How many settled executions are remembered; does not block."""
+        return len(self._tombstones)
 
     def may_have_tombstone(self, uid: str) -> bool:
         """Tell whether ``tombstone`` is worth a look; does not block."""

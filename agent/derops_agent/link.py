@@ -201,6 +201,7 @@ class Link:
         self._controller.journal.on_report = session.report
         # A stream that was only slow is heard again and brings no snapshot; a new one does.
         self._controller.on_failsafe = lambda: session.close("Failsafe")
+        self._controller.on_overrun = lambda: session.close("Overrun", "more than can be handled")
         self._outbox.on_stored = session.telemetry_stored
         self._outbox.on_replaced = lambda: session.close("OutboxReplaced")
 
@@ -233,7 +234,7 @@ class Link:
 
     async def _after(self, ended: StreamEndedError) -> None:
         """Learn from the end of a stream, then wait: fast at first, spread over ever more."""
-        metrics.CONNECTIONS.labels(ended.reason[:40]).inc()
+        metrics.count_end(ended.reason)
         await self._learn(ended)
         self._gateway += 1
         most = min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(self._failures, 10))

@@ -2,12 +2,36 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from derops.lifecycle import Reason
+
 CONNECTED = Gauge("derops_agent_connected_assets", "Assets with a complete snapshot and a stream")
 CONNECTIONS = Counter(
     "derops_agent_stream_ends_total", "Streams that ended, by the reason", ["reason"]
 )
+_MOST_REASONS = 50
+_reasons: set[str] = set()
+
+
+def count_end(reason: str) -> None:
+    """Count the end of a stream; what a gateway says as its reason makes no metric without end."""
+    if len(_reasons) < _MOST_REASONS:
+        _reasons.add(reason[:40])
+    CONNECTIONS.labels(reason[:40] if reason[:40] in _reasons else "Other").inc()
+
+
 TRANSITIONS = Counter(
     "derops_agent_dispatch_transitions_total", "Transitions of dispatches", ["phase", "reason"]
+)
+
+
+def count_transition(phase: str, reason: str) -> None:
+    """Count a step of a dispatch; why one is withdrawn is the headend's word."""
+    TRANSITIONS.labels(phase, reason if reason in set(Reason) else "Other").inc()
+
+
+ORDERS_NOT_TAKEN = Counter(
+    "derops_agent_orders_not_taken_total",
+    "Orders that were not heard: too great, or too many to be remembered",
 )
 DEVICE_WRITES = Counter("derops_agent_device_writes_total", "Device writes", ["outcome"])
 WRITE_SECONDS = Histogram(

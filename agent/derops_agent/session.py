@@ -17,6 +17,7 @@ from derops.wire.v1 import agent_pb2, agent_pb2_grpc, dispatch_pb2
 from derops_agent import metrics
 from derops_agent.clock import Clock
 from derops_agent.controller import (
+    EVENT_BYTES,
     Acknowledged,
     Change,
     Controller,
@@ -32,6 +33,9 @@ SILENT_HEARTBEATS = 3
 _END: Any = vars(grpc.aio)["EOF"]  # the stubs do not know it
 _BYE_SECONDS = 1.0  # for the gateway to end its half
 _READ_BATCHES = 64
+MAX_SNAPSHOT_BYTES = 16 * 1024**2
+"""Of the parts between SyncBegin and SyncEnd, each with what it costs as an object."""
+
 _OFFSETS = 5
 
 
@@ -60,7 +64,8 @@ class Session:
         """Set once a complete snapshot was taken."""
         self._channel, self._hello = channel, hello
         self._controller, self._outbox, self._clock, self._run = controller, outbox, clock, run
-        self._urgent: deque[agent_pb2.AgentMessage] = deque()
+        self._urgent: dict[str, agent_pb2.AgentMessage] = {}
+        """By what it is about: where the gateway does not read, only the newest of each waits."""
         self._work = asyncio.Event()
         self._closing = False
         self._sent = self._allowed = hello.first_sequence - 1
@@ -70,6 +75,7 @@ class Session:
         self._asset_changed = asyncio.Event()
         self._welcome: asyncio.Future[agent_pb2.Welcome] = asyncio.Future()
         self._snapshot: tuple[agent_pb2.Revision, list[Any]] | None = None
+        self._snapshot_bytes = 0
         self._offsets: deque[int] = deque(maxlen=_OFFSETS)
         self._why = StreamEndedError("Closed")
         self._log = structlog.get_logger("session")
@@ -130,14 +136,15 @@ class Session:
 
     def _send(self, message: agent_pb2.AgentMessage) -> None:
         if not self._closing:
-            self._urgent.append(message)
+            about = f"{message.WhichOneof('kind')} {message.report.dispatch_uid}"
+            self._urgent[about] = message
             self._work.set()
 
     async def _write(self, call: Any) -> None:
         while True:
             self._work.clear()
             while self._urgent:
-                await call.write(self._urgent.popleft())
+                await call.write(self._urgent.pop(next(iter(self._urgent))))
             if self._closing:
                 await call.done_writing()
                 await asyncio.sleep(_BYE_SECONDS)
@@ -224,7 +231,7 @@ class Session:
     def _on_sync_begin(self, begin: agent_pb2.SyncBegin) -> None:
         if order_of(begin.revision) < order_of(self._controller.revision):
             self.close("StaleReplica", "your desired state is older than one I have taken")
-        self._snapshot = (begin.revision, [])
+        self._snapshot, self._snapshot_bytes = (begin.revision, []), 0
 
     def _receive(
         self, part: dispatch_pb2.Asset | dispatch_pb2.Dispatch, revision: agent_pb2.Revision
@@ -234,6 +241,11 @@ class Session:
             self._failsafe_seconds = part.failsafe_after_seconds if reverts else 0
             self._asset_changed.set()
         if self._snapshot is not None:
+            self._snapshot_bytes += EVENT_BYTES + part.ByteSize()
+            if self._snapshot_bytes > MAX_SNAPSHOT_BYTES:
+                self._snapshot = None
+                self.close("BadSnapshot", f"more than {MAX_SNAPSHOT_BYTES} bytes")
+                return
             self._snapshot[1].append(part)
         elif self.synchronised.is_set():
             self._controller.take(Change(part=part, revision=revision))

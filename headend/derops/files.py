@@ -1,6 +1,7 @@
-"""What SQLite leaves to its user, so that files outlive loss of power."""
+"""What SQLite leaves to its user: files that outlive loss of power, and are nobody else's."""
 
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,15 +10,37 @@ def make_directory(path: Path) -> None:
     """Make a directory and those above it; return once their names are on the disk.
 
     SQLite syncs the directory of its file, not the ones above that: a new one could be lost, with
-    all that is in it.
+    all that is in it. The directory is its owner's alone, also where it was there before.
     """
-    path.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.stat().st_mode & stat.S_ISVTX:  # that is everybody's, such as /tmp
+        _restrict(path, 0o700)
     device = path.stat().st_dev
     for above in path.absolute().parents:
         if above.stat().st_dev != device:
             break
         with suppress(PermissionError):  # one that we may not read is not one that we made
             sync(above)
+
+
+def make_private(database: Path) -> None:
+    """Make an SQLite file that is not there; let nobody but its owner read it, new or not.
+
+    What SQLite makes beside it gets the mode that it has.
+    """
+    try:
+        # Only a new one is opened: to close it would give up the locks of its connections.
+        os.close(os.open(database, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        for suffix in ("", "-wal", "-shm"):
+            _restrict(database.with_name(f"{database.name}{suffix}"), 0o600)
+
+
+def _restrict(path: Path, mode: int) -> None:
+    # A file of somebody else is theirs to restrict; one beside a database need not be there.
+    with suppress(PermissionError, FileNotFoundError):
+        if stat.S_IMODE(path.stat().st_mode) & ~mode:
+            path.chmod(mode)
 
 
 def sync_recovered(database: Path) -> None:

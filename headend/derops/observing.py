@@ -2,16 +2,26 @@
 
 Logs are structlog events rendered as JSON, or as text on a terminal; records of the standard
 library's logging go through the same renderer. The ops port serves /livez, /readyz and /metrics.
+
+Who may reach a port can make lines and connections without end: both are bounded.
 """
 
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
+
+from derops import metrics
+from derops.ops_server import READ_SECONDS, BoundedServer, keep_first_bytes
+from derops.rates import Rates
+
+LINES_PER_SECOND, LINES_AT_ONCE = 10.0, 500.0
+"""Of one event; what is left out is counted, and told with the next line of it."""
 
 
 def configure_logging(level: str = "INFO") -> None:
@@ -42,9 +52,30 @@ def configure_logging(level: str = "INFO") -> None:
             ],
         )
     )
+    handler.addFilter(FloodFilter(time.monotonic))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+
+
+class FloodFilter(logging.Filter):
+    """Leaves out lines of an event of which there are too many."""
+
+    def __init__(self, now_seconds: Callable[[], float]) -> None:
+        super().__init__()
+        self._now_seconds = now_seconds
+        self._rates = Rates(per_second=LINES_PER_SECOND, burst=LINES_AT_ONCE)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether a line is told."""
+        facts = record.msg if isinstance(record.msg, dict) else {}
+        left_out = self._rates.admit(str(facts.get("event", record.name)), self._now_seconds())
+        if left_out is None:
+            metrics.LOG_LINES_LEFT_OUT.inc()
+            return False
+        if left_out and facts:
+            facts["left_out"] = left_out
+        return True
 
 
 class Readiness:
@@ -105,6 +136,12 @@ class OpsServer:
         is_alive = alive or (lambda: True)
 
         class Handler(BaseHTTPRequestHandler):
+            timeout = READ_SECONDS
+
+            def setup(self) -> None:
+                super().setup()
+                self.rfile = keep_first_bytes(self.rfile)
+
             def do_GET(self) -> None:
                 path = self.path.partition("?")[0]
                 if path == "/metrics":
@@ -131,8 +168,7 @@ class OpsServer:
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002
                 """Probes are not worth a line."""
 
-        self._server = ThreadingHTTPServer((address, port), Handler)
-        self._server.daemon_threads = True
+        self._server = BoundedServer((address, port), Handler)
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="ops", daemon=True)
 

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import errno
 import gc
+import os
 import random
 import signal
 import sqlite3
@@ -61,6 +62,8 @@ def main() -> None:
 
 
 def _run_gateway() -> None:
+    # gRPC itself writes a line for each handshake that fails: any stranger could fill a disk.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         asyncio.run(_serve_gateway())
     except SettingError as error:

@@ -9,8 +9,13 @@ from typing import Generic, NamedTuple, TypeVar
 
 from derops.wire.v1 import control_pb2, dispatch_pb2
 
-BACKLOG_LIMIT = 50_000
-"""Changes that wait for one replica; beyond that a new snapshot is cheaper."""
+BACKLOG_BYTES = 64 * 1024**2
+"""Of changes that wait for one replica; beyond that a new snapshot is cheaper."""
+
+OVERHEAD_BYTES = 1024
+"""What a message costs beside its bytes."""
+
+_STALE_ENTRIES = 1000
 
 
 class _HeldAsset(NamedTuple):
@@ -49,6 +54,9 @@ class Awaiting(Generic[Waiter]):
             self._versions[waiter] = version
             self._count += 1
             heapq.heappush(self._heap, (version, self._count, waiter))
+        if len(self._heap) > 2 * len(self._versions) + _STALE_ENTRIES:
+            self._heap = [each for each in self._heap if self._versions.get(each[2]) == each[0]]
+            heapq.heapify(self._heap)
 
     def discard(self, waiter: Waiter) -> None:
         """Wait no more."""
@@ -70,7 +78,10 @@ class Subscription:
         self._snapshot = snapshot
         self._waiting: deque[control_pb2.OperatorMessage] = deque()
         self._some = asyncio.Event()
-        self.overrun = False
+        self.bytes = 0
+        """What waits."""
+
+        self.overrun = asyncio.Event()
         """The replica is too slow: end its stream, the next snapshot brings it up to date."""
 
         self.stored = False
@@ -81,30 +92,37 @@ class Subscription:
 
     def put(self, message: control_pb2.OperatorMessage) -> None:
         """Add a message at the end."""
-        self.overrun = self.overrun or len(self._waiting) >= BACKLOG_LIMIT
-        if not self.overrun:
+        self.bytes += message.ByteSize() + OVERHEAD_BYTES
+        if self.overrun.is_set() or self.bytes > BACKLOG_BYTES:
+            self.overrun.set()
+            self._waiting.clear()
+            self.bytes = 0
+        else:
             self._waiting.append(message)
         self._some.set()
 
     async def get(self) -> list[control_pb2.OperatorMessage]:
         """Wait for the next messages, up to ``most``; none ends the stream."""
-        while not (messages := self.take()) and not self.overrun:
+        while not (messages := self.take()) and not self.overrun.is_set():
             self._some.clear()
             await self._some.wait()
         return messages
 
     def take(self) -> list[control_pb2.OperatorMessage]:
         """Return the next messages that are there, up to ``most``."""
-        if self.overrun:
+        if self.overrun.is_set():
             return []
         if snapshot := list(islice(self._snapshot, self.most)):
             return snapshot
-        return [self._waiting.popleft() for _ in range(min(self.most, len(self._waiting)))]
+        taken = [self._waiting.popleft() for _ in range(min(self.most, len(self._waiting)))]
+        self.bytes -= sum(message.ByteSize() + OVERHEAD_BYTES for message in taken)
+        return taken
 
     def take_transitions(self) -> list[control_pb2.HeadendTransition]:
         """Return what no snapshot brings again, and let go of everything."""
         found = [each.transition for each in self._waiting if each.HasField("transition")]
         self._waiting.clear()
+        self.bytes = 0
         return found
 
 
@@ -237,6 +255,11 @@ class Desired:
             assets=len(assets), dispatches=len(dispatches), unread=len(unread)
         )
         yield message(version=version, snapshot_end=end)
+
+    @property
+    def backlog_bytes(self) -> int:
+        """What waits for the slowest replica."""
+        return max((each.bytes for each in self._subscriptions), default=0)
 
     def unsubscribe(self, subscription: Subscription) -> list[control_pb2.HeadendTransition]:
         """Stop the changes for one replica; return the transitions that it was not given."""

@@ -20,7 +20,7 @@ from derops_operator.reconciling.actions import REVERT_UNKNOWN
 from derops_operator.reconciling.conditions import find
 from derops_operator.statuses import TokenBucket
 
-_LIMIT = 1000
+QUEUE_LIMIT = 1000
 _NOTE_LIMIT = 1000
 _EVENTS_PER_SECOND = 20.0
 _BURST = 50.0
@@ -40,7 +40,7 @@ class EventWriter:
 
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
-        self._queue: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue(_LIMIT)
+        self._queue: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue(QUEUE_LIMIT)
         self._instance = socket.gethostname()[:128]
         self._last_ns = 0
 

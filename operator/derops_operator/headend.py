@@ -20,7 +20,7 @@ from derops.lifecycle import Phase
 from derops.observing import Readiness
 from derops.wire.v1 import control_pb2, control_pb2_grpc
 from derops_operator import metrics
-from derops_operator.desired import Desired, Subscription
+from derops_operator.desired import BACKLOG_BYTES, Desired, Subscription
 from derops_operator.fleet import Fleet
 from derops_operator.settings import OperatorSettings
 from derops_operator.starting import Start, after_refusal, explain, read_refusal
@@ -40,7 +40,9 @@ HELLO_SECONDS = 10.0
 IDENTITY_SECONDS = 5.0
 """How often the files are looked at while a stream lives; a renewed key needs a new stream."""
 
-_HISTORY_LIMIT = 20_000
+HISTORY_LIMIT = 20_000
+"""Transitions that wait for any gateway; then the oldest go."""
+
 _WORD_SECONDS = 2.0
 _BACKOFF_SECONDS = (0.1, 5.0)
 _CHANNEL_OPTIONS = (
@@ -122,7 +124,7 @@ class Headend:
         self._distrust = distrust
         self._strange_at: dict[str, float] = {}
         self._links: dict[str, asyncio.Task[None]] = {}
-        self._history: deque[control_pb2.HeadendTransition] = deque(maxlen=_HISTORY_LIMIT)
+        self._history: deque[control_pb2.HeadendTransition] = deque(maxlen=HISTORY_LIMIT)
         readiness.waiting("gateways", "no replica holds the desired state yet")
         self._start = Start(era=desired.era, start_ms=desired.operator_start_ms)
         self._began = time.monotonic()
@@ -136,6 +138,9 @@ class Headend:
     def record(self, transition: control_pb2.HeadendTransition) -> None:
         """Send a transition to the history, by any replica; kept until there is one."""
         if not self._desired.tell_any(control_pb2.OperatorMessage(transition=transition)):
+            if len(self._history) == HISTORY_LIMIT:
+                metrics.HISTORY_DROPPED.inc()
+                _log.error("history.dropped", dispatch_uid=self._history[0].dispatch_uid)
             self._history.append(transition)
 
     async def run(self) -> None:
@@ -153,6 +158,7 @@ class Headend:
         addresses, complete = await _resolve(self._settings.gateways)
         self._fleet.expected = len(addresses) if complete else None
         metrics.GATEWAYS_EXPECTED.set(len(addresses))
+        metrics.BACKLOG_BYTES.set(self._desired.backlog_bytes)
         for address in addresses - self._links.keys():
             self._links[address] = asyncio.create_task(self._keep_link(address), name=address)
         if complete:
@@ -359,15 +365,17 @@ class _Link:
         writer = asyncio.create_task(self._write())
         reader = asyncio.create_task(self._read())
         stopping = asyncio.create_task(self._stopping.wait())
+        overrun = asyncio.create_task(self._end_where_too_slow())  # the writer may be stuck
+        tasks = (reader, writer, overrun, stopping)
         try:
-            await asyncio.wait({writer, reader, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if writer.done() and writer.exception() is not None:
                 await asyncio.wait({reader}, timeout=_WORD_SECONDS)  # it hears why
         finally:
-            for task in (writer, reader, stopping):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(writer, reader, return_exceptions=True)
-        for task in (reader, writer):
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in (reader, writer, overrun):
             if not task.cancelled():
                 task.result()
 
@@ -397,6 +405,11 @@ class _Link:
                 batch = control_pb2.OperatorBatch(messages=messages)
                 message = control_pb2.OperatorMessage(batch=batch)
             await self._call.write(message)
+
+    async def _end_where_too_slow(self) -> None:
+        await self._subscription.overrun.wait()
+        metrics.BACKLOG_OVERRUNS.inc()
+        raise ValueError(f"more than {BACKLOG_BYTES} bytes wait to be read by it")
 
     async def _read(self) -> None:
         async with asyncio.timeout(HELLO_SECONDS):

@@ -51,6 +51,18 @@ GATEWAYS_EXPECTED = Gauge(
 )
 GATEWAYS_CONNECTED = Gauge("derops_operator_gateways_connected", "Gateway replicas connected")
 
+BACKLOG_BYTES = Gauge(
+    "derops_operator_backlog_bytes", "Changes that wait for the slowest gateway replica"
+)
+BACKLOG_OVERRUNS = Counter(
+    "derops_operator_backlog_overruns_total",
+    "Streams ended because too much waited for a gateway replica; a snapshot follows",
+)
+HISTORY_DROPPED = Counter(
+    "derops_operator_history_dropped_total",
+    "Transitions that are not in the database's history: no gateway was there for too long",
+)
+
 
 def count_ending(phase: str, reason: str) -> None:
     """Count a dispatch that ended; a reason that only a newer agent knows counts as ``Other``."""

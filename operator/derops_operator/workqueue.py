@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key")
+_STALE_ENTRIES = 1000
 
 
 class WorkQueue(Generic[Key]):
@@ -65,6 +66,9 @@ class WorkQueue(Generic[Key]):
         self._due[key] = due
         self._count += 1
         heapq.heappush(self._heap, (due, self._count, key))
+        if len(self._heap) > 2 * len(self._due) + _STALE_ENTRIES:
+            self._heap = [each for each in self._heap if self._due.get(each[2]) == each[0]]
+            heapq.heapify(self._heap)
         self._arm()
 
     def add_failed(self, key: Key) -> float:

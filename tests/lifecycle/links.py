@@ -112,6 +112,9 @@ class ControlLink:
         if self._synced:
             self.up.append(message)
 
+    def has_room_for_stray(self, report: control_pb2.AgentReport) -> bool:
+        return True
+
     def end(self, reason: str, message: str) -> None:
         self.ended = True
 

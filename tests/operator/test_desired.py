@@ -170,10 +170,35 @@ async def test_history_goes_to_one_replica_and_waits_for_one() -> None:
 
 async def test_a_replica_that_is_too_slow_is_ended() -> None:
     subscription = Subscription(iter(()))
-    for _ in range(desired.BACKLOG_LIMIT + 1):
-        subscription.put(control_pb2.OperatorMessage())
+    change = control_pb2.OperatorMessage(dispatch=order())
+    size = change.ByteSize() + desired.OVERHEAD_BYTES
+    for _ in range(desired.BACKLOG_BYTES // size):
+        subscription.put(change)
+    assert subscription.bytes <= desired.BACKLOG_BYTES
+    assert not subscription.overrun.is_set()
+
+    subscription.put(change)
 
     assert await subscription.get() == []
+    assert subscription.bytes == 0
+
+
+def test_what_was_taken_has_room_again() -> None:
+    subscription = Subscription(iter(()))
+    for _ in range(3):
+        subscription.put(control_pb2.OperatorMessage(dispatch=order()))
+        subscription.take()
+
+    assert subscription.bytes == 0
+
+
+def test_who_waits_for_ever_newer_versions_costs_no_more() -> None:
+    subject = Awaiting[str]()
+    for version in range(100_000):
+        subject.add("a", version)
+
+    assert len(subject._heap) <= 1003
+    assert list(subject.take_until(100_000)) == ["a"]
 
 
 async def test_what_waits_is_taken_together_but_a_snapshot_ends_first() -> None:

@@ -17,8 +17,8 @@ from cryptography.x509.oid import NameOID
 from tests.operator.making import acked, asset, at, dispatch, ended
 
 from derops.observing import Readiness
-from derops.wire.v1 import control_pb2, control_pb2_grpc
-from derops_operator import convert
+from derops.wire.v1 import control_pb2, control_pb2_grpc, dispatch_pb2
+from derops_operator import convert, metrics
 from derops_operator.desired import Desired
 from derops_operator.fleet import Fleet, Link
 from derops_operator.headend import Headend
@@ -303,3 +303,34 @@ async def test_history_waits_for_the_first_gateway(bench: Bench) -> None:
         await until(lambda: "transition" in gateway.kinds())
 
     assert gateway.kinds().index("snapshot_end") < gateway.kinds().index("transition")
+
+
+async def test_a_replica_that_reads_nothing_is_given_up_in_mid_write(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for it is bounded, and the writer, which is stuck, does not have to notice."""
+    monkeypatch.setattr("derops_operator.desired.BACKLOG_BYTES", 100_000)
+    gateway = await bench.add_gateway("gateway-0")
+    overruns = metrics.BACKLOG_OVERRUNS._value.get()
+
+    async with Running(bench.headend()):
+        await until(lambda: bench.fleet.accepted_version() == bench.desired.version)
+        for number in range(200):  # in one step of the loop: nothing is written meanwhile
+            bench.desired.put_dispatch(dispatch_pb2.Dispatch(uid=f"d-{number}"))
+        await until(lambda: gateway.streams == 2)
+        await until(lambda: bench.fleet.accepted_version() == bench.desired.version)
+
+    assert metrics.BACKLOG_OVERRUNS._value.get() == overruns + 1
+
+
+async def test_history_that_no_gateway_takes_for_too_long_is_counted(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("derops_operator.headend.HISTORY_LIMIT", 3)
+    await bench.add_gateway("never asked")
+    headend, dropped = bench.headend(), metrics.HISTORY_DROPPED._value.get()
+    for number in range(5):
+        headend.record(control_pb2.HeadendTransition(dispatch_uid=f"d-{number}"))
+
+    assert metrics.HISTORY_DROPPED._value.get() == dropped + 2
+    assert [each.dispatch_uid for each in headend._history] == ["d-2", "d-3", "d-4"]

@@ -121,3 +121,14 @@ async def test_a_closed_queue_leaves_no_timer() -> None:
     await asyncio.sleep(0.03)
 
     assert len(subject) == 0
+
+
+async def test_a_key_put_forward_again_and_again_costs_no_more() -> None:
+    subject = queue()
+    for number in range(10_000):
+        subject.add_after("a", 1000 - number / 100)
+
+    assert len(subject._heap) <= 1003
+    subject.add_after("a", 0.001)
+    assert await subject.get() == "a"
+    subject.close()

@@ -40,12 +40,32 @@ PAGES = sorted(
 )
 IMPORT_ROOTS = ["operator", "headend", "agent"]
 METRIC_MODULES = [
+    "derops.metrics",
     "derops_headend.eventlog.metrics",
     "derops_operator.metrics",
     "derops_headend.gateway.metrics",
     "derops_headend.storage.metrics",
     "derops_agent.metrics",
 ]
+BOUNDED_MODULES = [
+    "derops.observing",
+    "derops.ops_server",
+    "derops.rates",
+    "derops_agent.controller",
+    "derops_agent.outbox",
+    "derops_agent.session",
+    "derops_headend.eventlog.jetstream",
+    "derops_headend.eventlog.sqlite",
+    "derops_headend.gateway.agent_link",
+    "derops_headend.gateway.control",
+    "derops_headend.gateway.exchange",
+    "derops_headend.gateway.journal",
+    "derops_headend.gateway.operator_queue",
+    "derops_operator.desired",
+    "derops_operator.events",
+    "derops_operator.headend",
+]
+UNITS = {"KiB": 1024, "MiB": 1024**2}
 KINDS = {"derasset": "derassets", "dispatch": "dispatches"}
 
 
@@ -333,6 +353,23 @@ def test_the_metrics_page_has_exactly_the_metrics() -> None:
     }
 
     assert metric_rows() == names
+
+
+def test_the_table_of_bounds_says_what_the_code_does() -> None:
+    text = (REPOSITORY / "docs/concepts/guarantees.md").read_text(encoding="utf-8")
+    table = text.partition("## Bounds")[2].partition("\n## ")[0]
+    said = re.findall(r"`([A-Z_]+)` = ([\d,]+)(?: (KiB|MiB))?", table)
+    assert len(said) > 20
+
+    for name, number, unit in said:
+        value = int(number.replace(",", "")) * UNITS.get(unit, 1)
+        found = [
+            getattr(module, name)
+            for module in map(importlib.import_module, BOUNDED_MODULES)
+            if hasattr(module, name)
+        ]
+        assert value in found, f"{name} is {found}"
+    assert set(re.findall(r"`(derops_\w+)`", table)) <= metric_rows()
 
 
 def metric_rows() -> set[str]:

@@ -23,7 +23,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from derops.errors import LogDamagedError, SchemaTooNewError
-from derops.files import sync_recovered
+from derops.files import make_private, sync_recovered
 from derops.wire.v1 import log_pb2
 from derops_headend.eventlog import metrics
 from derops_headend.eventlog.packing import pack
@@ -312,6 +312,8 @@ def _checksum(offset: int, body: bytes) -> int:
 
 def _connect(path: Path, *, create: bool) -> sqlite3.Connection:
     mode = "rwc" if create else "rw"
+    if create:
+        make_private(path)
     try:
         connection = sqlite3.connect(
             f"{path.absolute().as_uri()}?mode={mode}",

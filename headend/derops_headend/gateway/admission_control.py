@@ -35,10 +35,13 @@ class AdmissionControl:
 
     Args:
         fill: Share of the log's bound that is taken.
+        is_crowded: Whether so much waits for the log that little more may come.
     """
 
-    def __init__(self, fill: Callable[[], float]) -> None:
-        self._fill = fill
+    def __init__(
+        self, fill: Callable[[], float], is_crowded: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._fill, self._is_crowded = fill, is_crowded
         self._pace = Pace()
         self._asking: dict[Creditor, None] = {}  # ordered sets: first come, first served
         self._waiting: dict[Creditor, None] = {}
@@ -93,7 +96,9 @@ class AdmissionControl:
     def _serve(self) -> None:
         self._scheduled = False
         window = window_of(self._fill())
-        if self._pressed:  # what is already on its way is more than can be served
+        if (
+            self._pressed or self._is_crowded()
+        ):  # what is already on its way is more than can be served
             window = min(window, 1)
         while self._waiting and self._pace.take():
             stream = next(iter(self._waiting))

@@ -5,7 +5,9 @@ certificate expired, so each stream is checked again from the certificate's byte
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import NoReturn
 
@@ -14,6 +16,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from derops.errors import IdentityRefusedError
+from derops.ids import AssetName
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, agent_pb2_grpc
 from derops_headend.access.certificates import AgentCertificate, authenticate_agent
@@ -28,6 +31,8 @@ HELLO_SECONDS = 10.0
 PROTOCOL = 1
 _MAX_ID = 128
 _MAX_MODES = 16
+MAX_OPENING = 8
+"""Streams of one identity that have not said Hello yet: each may have a window of bytes waiting."""
 
 
 class AgentLink(agent_pb2_grpc.AgentLinkServicer):
@@ -47,6 +52,7 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
         self._heartbeat_seconds = heartbeat_seconds
         self._monotonic_us = monotonic_us
         self._hello_seconds = hello_seconds
+        self._opening: Counter[AssetName] = Counter()
         self._log = structlog.get_logger("agent")
 
     async def Connect(  # noqa: N802  # gRPC's name
@@ -62,7 +68,13 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
         """Return the stream of an agent, the live one of its asset, or refuse it."""
         opened_us = self._exchange.now_us()
         certificate = await self._authenticate(context)
-        hello = await self._read_hello(context, certificate)
+        with self._one_more(certificate.asset) as opening:
+            if opening > MAX_OPENING:
+                error = IdentityRefusedError(
+                    "TooManyStreams", f"{MAX_OPENING} others have not said Hello", transient=True
+                )
+                await self._refuse(context, error, certificate)
+            hello = await self._read_hello(context, certificate)
         try:
             asset = self._exchange.admit(certificate)
         except (IdentityRefusedError, NotReadyError) as error:
@@ -86,6 +98,17 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
             clone = IdentityRefusedError("CloneSuspected", str(error))
             await self._refuse(context, clone, certificate)
         return stream
+
+    @contextmanager
+    def _one_more(self, asset: AssetName) -> Iterator[int]:
+        """Count the streams of an asset that are in the block."""
+        self._opening[asset] += 1
+        try:
+            yield self._opening[asset]
+        finally:
+            self._opening[asset] -= 1
+            if not self._opening[asset]:
+                del self._opening[asset]
 
     async def _authenticate(self, context: Context) -> AgentCertificate:
         """Return what the certificate says; refuse before anything is read."""

@@ -24,6 +24,7 @@ from derops_headend.fleet.reports import (
     problem_of,
 )
 from derops_headend.fleet.sessions import Session
+from derops_headend.fleet.shares import OVERHEAD_BYTES
 from derops_headend.fleet.telemetry import (
     MAX_TIME_US,
     OutboxOrder,
@@ -35,12 +36,6 @@ from derops_headend.fleet.telemetry import (
 from derops_headend.gateway import metrics
 from derops_headend.gateway.calls import EOF, Context
 from derops_headend.gateway.exchange import Exchange, without_identity
-
-MAX_QUEUED = 1024
-"""Messages that wait for a slow agent before its stream is ended."""
-
-MAX_UNSTORED = 512
-"""Reports and gaps, which need no credit, that wait for the log before the stream is ended."""
 
 MAX_REFUSED_REPORTS = 64
 """Reports that break a rule before the stream is ended."""
@@ -60,6 +55,7 @@ AGENT_REASONS = frozenset(
         "CertificateRenewed",
         "Failsafe",
         "OutboxReplaced",
+        "Overrun",
         "Shutdown",
         "StaleReplica",
         "Withdrawn",
@@ -72,6 +68,8 @@ _LIVELY_HEARTBEATS = 2
 _BYE_SECONDS = 2.0
 _MAX_REASON = 64
 _MAX_TEXT = 500
+_WEIGHT_OF_ANSWER = 256
+"""Bytes of a message to an agent, beside its own: fewer than what OVERHEAD_BYTES reckons with."""
 
 _log = structlog.get_logger("agent")
 
@@ -96,7 +94,7 @@ class AgentStream:
         "_refused_batches",
         "_refused_reports",
         "_said_bye",
-        "_unstored",
+        "_unread",
         "_waiting",
         "_writer",
         "certificate",
@@ -135,11 +133,12 @@ class AgentStream:
         self._heartbeat_seconds = heartbeat_seconds
         self._monotonic_us = monotonic_us
         self._heard_us = monotonic_us()
-        self._waiting: deque[agent_pb2.GatewayMessage | str] | None = None
+        self._waiting: deque[tuple[agent_pb2.GatewayMessage | str, int]] | None = None
+        self._unread = 0
         self._handler: asyncio.Task[None] | None = None
         self._writer: asyncio.Task[None] | None = None
         self._order = OutboxOrder(hello.outbox_id, hello.first_sequence)
-        self._unstored = self._refused_reports = 0
+        self._refused_reports = 0
         self._dropped_batches = self._refused_batches = 0
         self._clock_offset_milliseconds: int | None = None
         self._clock_off_us = 0
@@ -178,6 +177,7 @@ class AgentStream:
         if self._ending is None:
             self._ending = agent_pb2.Bye(reason=reason[:_MAX_REASON], message=message[:_MAX_TEXT])
             self._waiting = None
+            self._note_unread(-self._unread)
             # Until now it has done nothing but read; where it is the one who ends, it knows.
             if self._handler is not None and self._handler is not asyncio.current_task():
                 self._handler.cancel()
@@ -266,7 +266,9 @@ class AgentStream:
             if opening:
                 await self._write_opening()
             while self._waiting:
-                await self._write_item(self._waiting.popleft())
+                item, size = self._waiting.popleft()
+                self._note_unread(-size)
+                await self._write_item(item)
         except Exception as failure:
             self._fail(failure)
         finally:
@@ -337,12 +339,19 @@ class AgentStream:
             return
         if self._waiting is None:
             self._waiting = deque()
-        if len(self._waiting) >= MAX_QUEUED:
-            self.end("AgentTooSlow", f"{MAX_QUEUED} messages wait to be read")
+        size = _WEIGHT_OF_ANSWER + (0 if isinstance(item, str) else item.ByteSize())
+        if not self._exchange.unread.has_room(self.session.asset_uid, size):
+            metrics.BOUND_REACHED.labels("unread").inc()
+            self.end("AgentTooSlow", f"{self._unread} bytes wait to be read")
             return
-        self._waiting.append(item)
+        self._note_unread(size)
+        self._waiting.append((item, size))
         if self._writer is None and self._handler is not None:
             self._writer = asyncio.create_task(self._write())
+
+    def _note_unread(self, more: int) -> None:
+        self._unread += more
+        self._exchange.unread.add(self.session.asset_uid, more)
 
     # Reading
 
@@ -411,8 +420,7 @@ class AgentStream:
             return self._refuse(log_pb2.TELEMETRY, batch.sequence, body, broken)
         metrics.BATCHES.inc()
         metrics.SAMPLES.inc(len(batch.dt_us))
-        self._store(log_pb2.TELEMETRY, body, batch.sequence)
-        return None
+        return self._store(log_pb2.TELEMETRY, body, batch.sequence)
 
     def _refuse(
         self, kind: log_pb2.EntryKind, sequence: int, body: bytes, broken: Violation
@@ -427,23 +435,19 @@ class AgentStream:
             sequence=sequence, reason=broken.reason, message=broken.message
         )
         self.send(agent_pb2.GatewayMessage(telemetry_refused=refused))
-        self._store(kind, body, sequence, refused=broken.message)
-        return None
+        return self._store(kind, body, sequence, refused=broken.message)
 
     def _take_gap(self, gap: agent_pb2.Gap) -> Violation | None:
         verdict = self._place(gap.sequence, gap.outbox_id, gap=True)
         if verdict is not Verdict.STORE:
             return verdict if isinstance(verdict, Violation) else None
-        if self._unstored >= MAX_UNSTORED:
-            return Violation(reason="TooManyGaps", message="gaps outrun the log")
         broken = check_gap(gap)
         body = gap.SerializeToString()
         if broken is not None:
             return self._refuse(log_pb2.GAP, gap.sequence, body, broken)
         metrics.GAPS.inc()
         self._log().warning("telemetry.lost", samples=gap.samples, reason=gap.reason)
-        self._store(log_pb2.GAP, body, gap.sequence)
-        return None
+        return self._store(log_pb2.GAP, body, gap.sequence)
 
     def _place(self, sequence: int, outbox_id: str, *, gap: bool) -> Verdict | Violation:
         verdict = self._order.take(sequence, outbox_id, gap=gap)
@@ -458,19 +462,22 @@ class AgentStream:
 
     def _store(
         self, kind: log_pb2.EntryKind, body: bytes, sequence: int, *, refused: str = ""
-    ) -> None:
-        self._unstored += kind == log_pb2.GAP
+    ) -> Violation | None:
+        size = len(body) + OVERHEAD_BYTES
+        if not self._exchange.unstored.take(self._asset_id.uid, size):
+            return _too_much_unstored()
         self._exchange.journal.put(
             kind,
             self._asset_id,
             body,
-            partial(self._settle, kind, sequence),
+            partial(self._settle, sequence, size),
             refused=refused,
             clock_offset_milliseconds=self._clock_offset_milliseconds,
         )
+        return None
 
-    def _settle(self, kind: log_pb2.EntryKind, sequence: int, error: BaseException | None) -> None:
-        self._unstored -= kind == log_pb2.GAP
+    def _settle(self, sequence: int, size: int, error: BaseException | None) -> None:
+        self._exchange.unstored.add(self._asset_id.uid, -size)
         if self._is_durable(error):
             self._order.stored(sequence)
             self._exchange.admission.request(self)
@@ -485,8 +492,6 @@ class AgentStream:
         problem = self._impossibility_of(report)
         if problem:
             return self._refuse_report(report, "Impossible", problem)
-        if self._unstored >= MAX_UNSTORED:
-            return Violation(reason="TooManyReports", message="reports outrun the log")
         if not self._exchange.may_log_report(asset.uid, report.dispatch_uid):
             self._exchange.let_go_of_report(self, report)
             return None
@@ -497,17 +502,22 @@ class AgentStream:
             namespace=self.certificate.asset.namespace,
             asset_name=self.certificate.asset.name,
         )
+        if not self._exchange.has_room_for(received):
+            self._put_off_report(report)
+            return None
+        body = report.SerializeToString()
+        size = len(body) + OVERHEAD_BYTES
+        if not self._exchange.unstored.take(self._asset_id.uid, size):
+            return _too_much_unstored()
 
         def settle(error: BaseException | None) -> None:
-            self._unstored -= 1
+            self._exchange.unstored.add(self._asset_id.uid, -size)
             if self._is_durable(error):
                 self._exchange.acknowledge_report(self, report)
             else:
                 self._exchange.forget_report(report)
 
-        self._unstored += 1
         self._exchange.hear_report(received)  # first: the operator waits for it, the log does not
-        body = report.SerializeToString()
         self._exchange.journal.put(log_pb2.AGENT_REPORT, asset, body, settle)
         return None
 
@@ -546,8 +556,23 @@ class AgentStream:
             return Violation(reason="BadReport", message=why)
         return None
 
+    def _put_off_report(self, report: dispatch_pb2.DispatchReport) -> None:
+        """Take no report for which there is no room: its agent says it again on its next stream."""
+        metrics.BOUND_REACHED.labels("reports").inc()
+        metrics.REFUSED_REPORTS.labels("NoRoom").inc()
+        self._log().error(
+            "report.refused",
+            dispatch_uid=report.dispatch_uid[:MAX_WORD],
+            why="TooManyReports: those of the asset take as much memory as they may",
+        )
+
     def _is_durable(self, error: BaseException | None) -> bool:
         if error is not None:
             self.end("LogUnavailable", "the event log did not take what arrived")
             return False
         return True
+
+
+def _too_much_unstored() -> Violation:
+    metrics.BOUND_REACHED.labels("unstored").inc()
+    return Violation(reason="TooMuchUnstored", message="what was brought outruns the event log")

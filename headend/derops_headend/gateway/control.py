@@ -1,7 +1,6 @@
 """Control.Sync: the operator's port. A snapshot, then changes, each answered when on disk."""
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 
@@ -17,15 +16,17 @@ from derops_headend.gateway import metrics
 from derops_headend.gateway.calls import EOF, Context, peer_certificate
 from derops_headend.gateway.exchange import Exchange
 from derops_headend.gateway.operator_identity import OperatorIdentity
+from derops_headend.gateway.operator_queue import MAX_WAITING_BYTES, OperatorQueue
 
-MAX_QUEUED = 500_000
-"""All sessions, deliveries and reports of a full replica, and room for changes."""
+MAX_INCOMING = 1000
+"""Changes of the operator that wait for the disk; then no more are read."""
 
 _MAX_GROUP = 500
 _MAX_BATCH = 50
 """Messages to the operator in one; a report is at most 64 KiB, and gRPC takes 4 MiB."""
 
 _END_SECONDS = 2.0
+_HELD_BYTES = metrics.HELD_BYTES.labels("operator queue")
 
 
 class Control(control_pb2_grpc.ControlServicer):
@@ -84,9 +85,11 @@ class OperatorStream:
     ) -> None:
         self._context, self._exchange = context, exchange
         self.certificate = certificate
-        self._waiting: deque[control_pb2.ReplicaMessage] = deque()
+        self._waiting = OperatorQueue()
         self._some = asyncio.Event()
-        self._incoming: asyncio.Queue[control_pb2.OperatorMessage | None] = asyncio.Queue(1000)
+        self._incoming: asyncio.Queue[control_pb2.OperatorMessage | None] = asyncio.Queue(
+            MAX_INCOMING
+        )
         self._builder: SnapshotBuilder | None = None
         self._synced = self._takes_batches = False
         self._ending: tuple[str, str] | None = None
@@ -96,6 +99,10 @@ class OperatorStream:
         """Queue a change; dropped before the stream's snapshot, which is answered with all."""
         if self._synced:
             self._send(message)
+
+    def has_room_for_stray(self, report: control_pb2.AgentReport) -> bool:
+        """Tell whether a report about a dispatch that is not held may wait to be read."""
+        return self._waiting.has_room_for_stray(report)
 
     def end(self, reason: str, message: str) -> None:
         """End the stream; the first reason stands."""
@@ -137,14 +144,14 @@ class OperatorStream:
         One task does: two that write one stream kill it.
         """
         while self._ending is None:
-            if not self._waiting:
+            messages = self._waiting.take(_MAX_BATCH if self._takes_batches else 1)
+            _HELD_BYTES.set(self._waiting.bytes)
+            if not messages:
                 self._some.clear()
                 await self._some.wait()
                 continue
-            count = min(len(self._waiting), _MAX_BATCH if self._takes_batches else 1)
-            messages = [self._waiting.popleft() for _ in range(count)]
             message = messages[0]
-            if count > 1:
+            if len(messages) > 1:
                 batch = control_pb2.ReplicaBatch(messages=messages)
                 message = control_pb2.ReplicaMessage(batch=batch)
             await self._context.write(message)
@@ -215,8 +222,8 @@ class OperatorStream:
             unread=len(snapshot.unread),
         )
         self._send(control_pb2.ReplicaMessage(accepted_version=message.version))
-        for each in self._exchange.everything():
-            self._send(each)
+        self._waiting.put_all(self._exchange.everything())
+        self._some.set()
         self._synced = True
 
     async def _take_changes(self, messages: list[control_pb2.OperatorMessage]) -> None:
@@ -240,10 +247,11 @@ class OperatorStream:
     def _send(self, message: control_pb2.ReplicaMessage) -> None:
         if self._ending is not None:
             return
-        if len(self._waiting) >= MAX_QUEUED:
-            self.end("OperatorTooSlow", f"{MAX_QUEUED} messages wait to be read")
+        if not self._waiting.put(message):
+            metrics.BOUND_REACHED.labels("operator queue").inc()
+            self.end("OperatorTooSlow", f"{MAX_WAITING_BYTES} bytes wait to be read")
             return
-        self._waiting.append(message)
+        _HELD_BYTES.set(self._waiting.bytes)
         self._some.set()
 
 

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from derops.errors import SchemaTooNewError
-from derops.files import make_directory, sync_recovered
+from derops.files import make_directory, make_private, sync_recovered
 from derops.wire.v1 import control_pb2, dispatch_pb2
 from derops_headend.access.operator_key import OperatorKeys
 from derops_headend.fleet.desired import Revision, Snapshot, Written
@@ -61,6 +61,7 @@ class DesiredStore:
             SchemaTooNewError: A newer program wrote it.
         """
         make_directory(path.parent)
+        make_private(path)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="desired-store")
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._connection.execute("PRAGMA journal_mode = WAL")

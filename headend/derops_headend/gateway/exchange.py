@@ -6,7 +6,7 @@ done. What must survive goes to the store or to the log first.
 
 from asyncio import Future, Lock, shield, sleep
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from derops_headend.access.admission import admit, check_operating_state
 from derops_headend.access.certificates import AgentCertificate
 from derops_headend.fleet.desired import BadSyncError, Changes, DesiredState, Snapshot, Written
 from derops_headend.fleet.sessions import CloneSuspectedError, Session, SessionTable
+from derops_headend.fleet.shares import OVERHEAD_BYTES, Shares
 from derops_headend.fleet.unknown import UnknownDispatches
 from derops_headend.gateway import metrics
 from derops_headend.gateway.admission_control import AdmissionControl
@@ -29,6 +30,16 @@ from derops_headend.gateway.journal import Journal
 Message = control_pb2.ReplicaMessage
 _SWEPT_AT_ONCE = 100
 _REMEMBER_SECONDS = 0.2
+_KIB, _MIB = 1024, 1024**2
+
+UNSTORED_BYTES, UNSTORED_OF_ONE, UNSTORED_SURE = 128 * _MIB, 2 * _MIB, 32 * _KIB
+"""What agents brought and the log has not taken: of all, of one, and what each may have anyway."""
+
+UNREAD_BYTES, UNREAD_OF_ONE, UNREAD_SURE = 64 * _MIB, 256 * _KIB, 16 * _KIB
+"""What agents do not read, likewise."""
+
+REPORTS_BYTES, REPORTS_OF_ONE, REPORTS_SURE = 64 * _MIB, _MIB, 16 * _KIB
+"""The newest report of each dispatch that is held, likewise."""
 
 
 class NotReadyError(DeropsError):
@@ -67,6 +78,9 @@ class OperatorOutlet(Protocol):
 
     def tell(self, message: control_pb2.ReplicaMessage) -> None:
         """Queue a change; dropped before the stream's snapshot, which is answered with all."""
+
+    def has_room_for_stray(self, report: control_pb2.AgentReport) -> bool:
+        """Tell whether a report about a dispatch that is not held may wait to be read."""
 
     def end(self, reason: str, message: str) -> None:
         """End the stream."""
@@ -107,6 +121,9 @@ class Exchange:
         self.desired = DesiredState()
         self.sessions = SessionTable(metrics.INSTANCES_FORGOTTEN.inc)
         self.memories: GroupCommit[str] = GroupCommit(self._remember)
+        self.unstored = Shares(total=UNSTORED_BYTES, most=UNSTORED_OF_ONE, sure=UNSTORED_SURE)
+        self.unread = Shares(total=UNREAD_BYTES, most=UNREAD_OF_ONE, sure=UNREAD_SURE)
+        self.held_reports = Shares(total=REPORTS_BYTES, most=REPORTS_OF_ONE, sure=REPORTS_SURE)
         self._on_ready = on_ready
         self._on_clock_ahead = on_clock_ahead
         self._streams: dict[str, AgentOutlet] = {}
@@ -272,8 +289,25 @@ class Exchange:
             old = self._reports[uid].report if uid in self._reports else new
             if old.ledger_id == new.ledger_id and old.sequence > new.sequence:
                 return
-            self._reports[uid] = report
+            self._keep_report(uid, report)
         self._tell(Message(report=report))
+
+    def has_room_for(self, report: control_pb2.AgentReport) -> bool:
+        """Tell whether there is room to hear a report; its agent has it until it is heard."""
+        uid = report.report.dispatch_uid
+        if self.desired.dispatch(uid) is None:
+            return self._operator is None or self._operator.has_room_for_stray(report)
+        more = _weight(report) - _weight(self._reports.get(uid))
+        return self.held_reports.has_room(report.asset_uid, more)
+
+    def _keep_report(self, dispatch_uid: str, report: control_pb2.AgentReport | None) -> None:
+        """Keep the newest report of a dispatch that is held; none once it is not."""
+        old = self._reports.pop(dispatch_uid, None)
+        if old is not None:
+            self.held_reports.add(old.asset_uid, -_weight(old))
+        if report is not None:
+            self.held_reports.add(report.asset_uid, _weight(report))
+            self._reports[dispatch_uid] = report
 
     def acknowledge_report(self, stream: AgentOutlet, report: dispatch_pb2.DispatchReport) -> None:
         """Acknowledge a report that is durable; of a settled dispatch nothing more is asked."""
@@ -304,6 +338,15 @@ class Exchange:
                 peer=peer,
                 serial_number=certificate.serial_number,
             )
+
+    def measure(self) -> None:
+        """Tell how much memory is held for agents."""
+        for part, shares in (
+            ("unstored", self.unstored),
+            ("unread", self.unread),
+            ("reports", self.held_reports),
+        ):
+            metrics.HELD_BYTES.labels(part).set(shares.used)
 
     async def end_overdue(self) -> None:
         """End streams whose certificate's time is over, or that were silent too long.
@@ -423,14 +466,18 @@ class Exchange:
         elif seen.instances:
             self._keep(uid)
 
-    def everything(self) -> list[control_pb2.ReplicaMessage]:
-        """Return what the operator is told after its snapshot."""
-        sessions = [self.sessions.message(asset.id.uid) for asset in self.desired.assets()]
-        return [
-            *(Message(session=session) for session in sessions),
-            *(Message(delivery=self._delivery(each)) for each in self.desired.dispatches()),
-            *(Message(report=report) for report in self._reports.values()),
-        ]
+    def everything(self) -> Iterator[control_pb2.ReplicaMessage]:
+        """Yield what the operator is told after its snapshot, each as it is when it is its turn."""
+        for uid in [asset.id.uid for asset in self.desired.assets()]:
+            yield Message(session=self.sessions.message(uid))
+        for uid in [each.uid for each in self.desired.dispatches()]:
+            dispatch = self.desired.dispatch(uid)
+            if dispatch is not None:
+                yield Message(delivery=self._delivery(dispatch))
+        for uid in list(self._reports):
+            report = self._reports.get(uid)
+            if report is not None:
+                yield Message(report=report)
 
     # Between the two
 
@@ -443,7 +490,7 @@ class Exchange:
             if dispatch.uid in self._reports:  # the operator may not have known the dispatch
                 self._tell(Message(report=self._reports[dispatch.uid]))
         for dispatch in changes.settled:
-            self._reports.pop(dispatch.uid, None)
+            self._keep_report(dispatch.uid, None)
             if dispatch.asset_uid in self._streams:
                 self._settle(self._streams[dispatch.asset_uid], dispatch.uid)
         for uid in changes.assets | {dispatch.asset_uid for dispatch in changes.settled}:
@@ -558,6 +605,10 @@ class Exchange:
     def _tell(self, message: control_pb2.ReplicaMessage) -> None:
         if self._operator is not None:
             self._operator.tell(message)
+
+
+def _weight(report: control_pb2.AgentReport | None) -> int:
+    return report.ByteSize() + OVERHEAD_BYTES if report is not None else 0
 
 
 def without_identity(asset: dispatch_pb2.Asset) -> dispatch_pb2.Asset:

@@ -3,6 +3,8 @@
 from asyncio import gather
 from collections.abc import Callable, Iterable
 
+from derops.rates import Rates
+from derops.schedules import SECOND_US
 from derops.wire.v1 import control_pb2, dispatch_pb2, log_pb2
 from derops_headend.eventlog.packing import MAX_RECORD_BYTES
 from derops_headend.gateway import metrics
@@ -10,7 +12,12 @@ from derops_headend.gateway.group_commit import GroupCommit, Settle
 from derops_headend.ports import EventLog
 
 _MAX_MESSAGE = 500
-_MAX_WAITING = 20_000
+MAX_WAITING = 20_000
+"""Entries beyond which no connection event joins them."""
+
+EVENTS_PER_SECOND, EVENTS_AT_ONCE = 1 / 30, 60.0
+"""Connection events of one asset in the history: who reconnects for ever does not fill a database.
+"""
 
 
 class Journal:
@@ -24,6 +31,7 @@ class Journal:
         on_failure: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._replica, self._now_us = replica, now_us
+        self._rates = Rates(per_second=EVENTS_PER_SECOND, burst=EVENTS_AT_ONCE)
         self._commit: GroupCommit[log_pb2.LogEntry] = GroupCommit(
             log.append,
             size=log_pb2.LogEntry.ByteSize,
@@ -71,11 +79,15 @@ class Journal:
     ) -> None:
         """Queue what happened to a connection; nobody waits for it.
 
-        While the log takes nothing, a storm of connections must not fill the memory.
+        While the log takes nothing, a storm of connections must not fill the memory. Of an asset
+        with too many, some are left out; the next one says how many.
         """
-        if self._commit.waiting >= _MAX_WAITING:
+        left_out = self._rates.admit(asset.uid, self._now_us() / SECOND_US)
+        if left_out is None or self._commit.waiting >= MAX_WAITING:
             metrics.UNSTORED_CONNECTIONS.inc()
             return
+        if left_out:
+            message = f"{left_out} events before this one were left out; {message}"
         body = log_pb2.ConnectionEvent(
             event=event,
             reason=reason,

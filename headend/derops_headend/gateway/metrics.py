@@ -57,10 +57,16 @@ LOG_FAILING = Gauge(
 LOG_FAILURES = Counter("derops_gateway_log_failures", "Appends that failed; each is tried again.")
 UNSTORED_CONNECTIONS = Counter(
     "derops_gateway_unstored_connection_events",
-    "Connection events that were given up because the event log did not take them in time.",
+    "Connection events that are not in the history: too many of one asset, or the log was stuck.",
 )
 APPEND_SECONDS = Histogram(
     "derops_gateway_append_seconds",
     "Seconds until a group of entries was durable in the event log.",
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+)
+HELD_BYTES = Gauge(
+    "derops_gateway_held_bytes", "Memory whose growth is bounded, by what it is for.", ["part"]
+)
+BOUND_REACHED = Counter(
+    "derops_gateway_bound_reached", "Times that a bound on memory refused something.", ["part"]
 )

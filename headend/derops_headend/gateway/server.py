@@ -57,6 +57,8 @@ _AGENT_OPTIONS: list[tuple[str, int]] = [
     *_OPTIONS,
     # The cap of the protocol, with room for the envelope; a large message's memory is kept.
     ("grpc.max_receive_message_length", 65536 + 1024),
+    # Windows stay at 64 KiB: gRPC would let a fast peer have megabytes on their way, each.
+    ("grpc.http2.bdp_probe", 0),
     # The last word over a peer that grants no window for its Bye.
     ("grpc.max_connection_age_grace_ms", 30_000),
 ]
@@ -127,7 +129,7 @@ class Gateway:
             replica=options.replica,
             store=store,
             journal=self._journal,
-            admission=AdmissionControl(log.fill),
+            admission=AdmissionControl(log.fill, lambda: self.exchange.unstored.is_crowded),
             now_us=_now_us,
             on_ready=lambda: readiness.found(_SNAPSHOT),
             on_clock_ahead=self._note_clock_ahead,
@@ -232,6 +234,7 @@ class Gateway:
     async def _sweep(self) -> None:
         while True:
             self._alive_at = time.monotonic()
+            self.exchange.measure()
             await self.exchange.end_overdue()
             await asyncio.sleep(_SWEEP_SECONDS)
 

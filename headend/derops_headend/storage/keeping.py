@@ -10,6 +10,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import psycopg
 import structlog
+from psycopg import sql
 
 from derops_headend.storage import metrics
 from derops_headend.storage.engines import Engine, days_ahead
@@ -23,6 +24,10 @@ _FEWEST_MINUTES = 20
 
 _LIMITS = {"lock_timeout": (1000, 0), "statement_timeout": (10_000, STATEMENT_MILLISECONDS)}
 """Milliseconds in maintenance and outside: who waits for a table's lock makes others wait too."""
+
+DELETED_AT_ONCE = 5000
+_AGED = {"connection_event": "at", "telemetry_gap": "received_at", "quarantine": "at"}
+"""Tables that an agent can make grow beside telemetry, and what tells how old a row is."""
 
 _STEP_SECONDS = 0.25
 _KEEP_SECONDS = 3600.0
@@ -40,12 +45,13 @@ class Keeper:
         Args:
             connection: To a migrated database.
             engine: Of that database.
-            retention_days: How long telemetry is kept; 0 = for ever.
+            retention_days: How long telemetry, and what is told of it, is kept; 0 = for ever.
         """
         self._connection, self._engine = connection, engine
         self._retention_days = retention_days
         self._keep_at = 0.0
         self._minutes = ROLL_UP_MINUTES
+        self._aging: list[str] = []
         self._log = structlog.get_logger("storage")
 
     def step(self, now: datetime) -> None:
@@ -57,12 +63,15 @@ class Keeper:
         done = self._try(lambda: self._roll_up(now))
         wanted = 2 * self._minutes if done else self._minutes // 2
         self._minutes = min(max(wanted, _FEWEST_MINUTES), ROLL_UP_MINUTES)
+        day = (now - timedelta(days=self._retention_days)).date()
         if time.monotonic() >= self._keep_at:
             done = self._try(lambda: self._engine.prepare(self._connection, days_ahead(now)))
             if self._retention_days:
-                day = (now - timedelta(days=self._retention_days)).date()
                 done = self._try(lambda: self.drop_before(day)) and done
+                self._aging = list(_AGED)
             self._keep_at = time.monotonic() + (_KEEP_SECONDS if done else _AGAIN_SECONDS)
+        if self._aging:
+            self._try(lambda: self._delete_before(day))
 
     def drop_before(self, day: date) -> None:
         """Drop telemetry and measurements that are all older than ``day`` (UTC).
@@ -83,6 +92,20 @@ class Keeper:
         if dropped:
             metrics.DAYS_DROPPED.inc(dropped)
             self._log.info("telemetry.dropped", before=str(day), days=dropped)
+
+    def _delete_before(self, day: date) -> None:
+        """Delete a bounded part of the rows that are older than ``day``."""
+        for table in list(self._aging):
+            deleted = self._connection.execute(
+                sql.SQL(
+                    "delete from {table} where ctid = any(array("
+                    "select ctid from {table} where {age} < %s limit %s))"
+                ).format(table=sql.Identifier(table), age=sql.Identifier(_AGED[table])),
+                (datetime(day.year, day.month, day.day, tzinfo=UTC), DELETED_AT_ONCE),
+            ).rowcount
+            metrics.ROWS_DELETED.inc(deleted)
+            if deleted < DELETED_AT_ONCE:
+                self._aging.remove(table)
 
     def _roll_up(self, now: datetime) -> None:
         end = time.monotonic() + _STEP_SECONDS

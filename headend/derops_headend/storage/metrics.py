@@ -20,6 +20,10 @@ DAYS_DROPPED = Counter(
     "derops_writer_days_dropped",
     "Days of telemetry that were dropped at the end of their retention.",
 )
+ROWS_DELETED = Counter(
+    "derops_writer_rows_deleted",
+    "Rows of connections, gaps and quarantine that were deleted at the end of their retention.",
+)
 PUT_OFF = Counter(
     "derops_writer_maintenance_put_off",
     "Times that roll-ups, partitions or retention failed, mostly in vain for a lock.",

@@ -3,6 +3,7 @@
 import asyncio
 
 from derops_headend.fleet.pacing import Pace
+from derops_headend.fleet.telemetry import CREDIT_BATCHES
 from derops_headend.gateway.admission_control import AdmissionControl
 
 
@@ -63,3 +64,15 @@ async def test_a_stream_that_ended_is_told_nothing() -> None:
     await asyncio.sleep(0)
 
     assert gone.windows == []
+
+
+async def test_while_much_waits_for_the_log_little_more_is_let_in() -> None:
+    crowded = True
+    control, stream = AdmissionControl(lambda: 0.0, lambda: crowded), Stream(is_calm=False)
+    control.request(stream)
+    await asyncio.sleep(0)
+    crowded = False
+    control.request(stream)
+    await asyncio.sleep(0)
+
+    assert stream.windows == [1, CREDIT_BATCHES]

@@ -10,10 +10,10 @@ from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import Agent, Operator, Rig, now_us
 
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2, log_pb2
+from derops_headend.fleet.shares import OVERHEAD_BYTES
 from derops_headend.gateway.agent_stream import (
     MAX_REFUSED_BATCHES,
     MAX_REFUSED_REPORTS,
-    MAX_UNSTORED,
 )
 
 
@@ -414,11 +414,12 @@ async def test_a_gap_that_breaks_a_rule_goes_into_quarantine_alone(
 
 async def test_an_agent_whose_gaps_outrun_the_log_is_ended(rig: Rig, agent: Agent) -> None:
     rig.log.open.clear()
-    for sequence in range(1, MAX_UNSTORED + 2):
-        gap = agent_pb2.Gap(sequence=sequence, outbox_id="outbox-1", from_us=1, to_us=2)
+    gap = agent_pb2.Gap(sequence=2000, outbox_id="outbox-1", from_us=1, to_us=2)
+    for sequence in range(1, 2 * 1024**2 // (OVERHEAD_BYTES + gap.ByteSize()) + 2):
+        gap.sequence = sequence
         await agent.send(agent_pb2.AgentMessage(gap=gap))
 
-    assert (await agent.read_until("bye")).reason == "TooManyGaps"
+    assert (await agent.read_until("bye")).reason == "TooMuchUnstored"
     rig.log.open.set()
 
 

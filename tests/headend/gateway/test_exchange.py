@@ -17,6 +17,9 @@ class Outlet:
     def tell(self, message: control_pb2.ReplicaMessage) -> None:
         """Drop it."""
 
+    def has_room_for_stray(self, report: control_pb2.AgentReport) -> bool:
+        return True
+
     def end(self, reason: str, message: str) -> None:
         self.ended = reason
 

@@ -17,7 +17,8 @@ from structlog.testing import capture_logs
 from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import PATIENCE, Agent, Operator, Rig
 
-from derops.wire.v1 import agent_pb2, agent_pb2_grpc
+from derops.wire.v1 import agent_pb2, agent_pb2_grpc, dispatch_pb2
+from derops_headend.gateway.agent_stream import MAX_REFUSED_REPORTS
 
 LONGEST_TIMEOUT_SECONDS = 30
 SLACK_SECONDS = 15
@@ -250,3 +251,38 @@ async def test_connections_that_never_get_to_a_call_are_closed(
 
         await asyncio.gather(without_tls.closed_by_server(), without_preface.closed_by_server())
         await idle()
+
+
+async def test_a_fast_peer_gets_no_greater_window(
+    rig: Rig, operator: Operator, leaf: Leaf, tmp_path: Path
+) -> None:
+    """What gRPC keeps of a stream that nobody reads yet is one window."""
+    report = dispatch_pb2.DispatchReport(message="x" * 60_000)  # refused: nothing else happens
+    frame = framed(agent_pb2.AgentMessage(report=report))
+    data = framed(Agent(None, None).hello()) + frame * MAX_REFUSED_REPORTS  # type: ignore[arg-type]
+    windows = [65_535]
+    async with raw(rig, tmp_path, leaf) as connection, asyncio.timeout(30):
+        await connection.begin()
+        await connection.call()
+        events = connection.events()
+        while data:
+            room = min(
+                connection.http.local_flow_control_window(1), 16_384, len(data)
+            )  # fmt: skip
+            if room > 0:
+                connection.http.send_data(1, data[:room])
+                data = data[room:]
+                await connection.flush()
+                continue
+            event = await anext(events)
+            if isinstance(event, h2.events.RemoteSettingsChanged):
+                setting = h2.settings.SettingCodes.INITIAL_WINDOW_SIZE
+                if setting in event.changed_settings:
+                    windows.append(event.changed_settings[setting].new_value)
+
+    assert max(windows) <= 65_535
+
+
+def framed(message: agent_pb2.AgentMessage) -> bytes:
+    body = message.SerializeToString()
+    return b"\0" + len(body).to_bytes(4, "big") + body

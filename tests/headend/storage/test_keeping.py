@@ -10,7 +10,7 @@ from tests.headend.storage.conftest import Query
 from tests.headend.storage.storing import NOW, Sample, Store, roll_up_all, until, us
 from tests.headend.writing.making import sources, telemetry
 
-from derops_headend.storage import metrics
+from derops_headend.storage import keeping, metrics
 from derops_headend.storage.database import Database
 from derops_headend.storage.engines import detect
 from derops_headend.storage.keeping import Keeper
@@ -204,3 +204,37 @@ def test_the_age_of_the_oldest_due_minute_is_told(store: Store, keeper: Keeper) 
     assert metrics.ROLL_UP_DELAY_SECONDS._value.get() == 200
     keeper.step(minute + timedelta(seconds=300))
     assert metrics.ROLL_UP_DELAY_SECONDS._value.get() == 0
+
+
+def test_rows_that_an_agent_can_multiply_are_deleted_with_age_in_bounded_steps(
+    keeper: Keeper, database_url: str, query: Query, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "DELETED_AT_ONCE", 10)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for days, count in ((1, 7), (9, 25)):
+            at = NOW - timedelta(days=days)
+            connection.execute(
+                "insert into quarantine (log_id, log_offset, entry_index, kind, namespace, name, "
+                "uid, reason, detail, body, at) select 'l', %s, n, 1, '', '', '', '', '', '', %s "
+                "from generate_series(1, %s) n",
+                (days, at, count),
+            )
+            connection.execute(
+                "insert into connection_event (log_id, log_offset, entry_index, asset_id, event, "
+                "reason, message, epoch, peer, serial_number, replica, at) "
+                "select 'l', %s, n, 1, '', '', '', 1, '', '', '', %s from generate_series(1, %s) n",
+                (days, at, count),
+            )
+            connection.execute(
+                "insert into telemetry_gap select 1, 'o', %s + n, %s, %s, 1, '', %s "
+                "from generate_series(1, %s) n",
+                (1000 * days, at, at, at, count),
+            )
+    left = []
+    for _ in range(4):
+        keeper.step(NOW)
+        left.append(query("select count(*) from quarantine")[0][0])
+
+    assert left == [22, 12, 7, 7]
+    assert query("select count(*) from connection_event") == [(7,)]
+    assert query("select count(*) from telemetry_gap") == [(7,)]

@@ -1,0 +1,287 @@
+"""Floods: one peer that sends, or does not read, as much as it can.
+
+Each is tried on the gateway program, whose memory the kernel tells; the operator reads nothing.
+"""
+
+import asyncio
+import ssl
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import grpc
+import pytest
+from tests.attacks.flooding import FloodedGateway, great_report
+from tests.headend.gateway.pki import Leaf
+from tests.headend.gateway.rig import Agent, Rig
+
+from derops import observing
+from derops.wire.v1 import agent_pb2, log_pb2
+from derops_headend.gateway.agent_link import MAX_OPENING
+from derops_headend.gateway.journal import EVENTS_AT_ONCE
+from derops_headend.gateway.metrics import UNSTORED_CONNECTIONS
+
+REPORTS = 3_000
+"""Of 60 KiB each: 176 MiB."""
+
+UNACKNOWLEDGED = 16
+"""More at once would only end the stream."""
+
+LINES_AT_ONCE = int(observing.LINES_AT_ONCE)
+GROWTH_MEBIBYTES = 60.0
+"""What a flood may add, with what gRPC and the allocator keep for themselves."""
+
+
+@pytest.fixture
+async def flooded(tmp_path: Path) -> AsyncIterator[FloodedGateway]:
+    gateway = FloodedGateway(tmp_path)
+    await gateway.start()
+    yield gateway
+    await gateway.stop()
+
+
+@pytest.fixture
+def leaf(flooded: FloodedGateway) -> Leaf:
+    return flooded.agent_ca.agent("battery")
+
+
+async def flood(agent: Agent, messages: Iterable[agent_pb2.AgentMessage]) -> None:
+    """Send a little faster than is acknowledged; return when all is sent or the stream ended."""
+    may_send = asyncio.Semaphore(UNACKNOWLEDGED)
+
+    async def read() -> None:
+        while (message := await agent.call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
+            if message.WhichOneof("kind") == "report_ack":
+                may_send.release()
+
+    async def send() -> None:
+        for message in messages:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(may_send.acquire(), 0.001)
+            await agent.send(message)
+
+    tasks = [asyncio.create_task(read()), asyncio.create_task(send())]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    for failure in await asyncio.gather(*tasks, return_exceptions=True):
+        if failure and not isinstance(
+            failure, asyncio.CancelledError | grpc.aio.AioRpcError | asyncio.InvalidStateError
+        ):
+            raise failure
+
+
+async def test_one_dispatch_reported_without_end(flooded: FloodedGateway, leaf: Leaf) -> None:
+    """A1: the holder of an agent's key says ever newer great reports of its one dispatch.
+
+    Only the newest waits for the operator, which reads nothing.
+    """
+    operator = flooded.operator()
+    await operator.snapshot([flooded.asset("battery", leaf)], [flooded.dispatch("d-1")])
+    agent = flooded.agent(leaf)
+    await agent.connect()
+    before = flooded.resident_mebibytes()
+
+    await flood(agent, (great_report("d-1", n) for n in range(1, REPORTS + 1)))
+
+    grown = flooded.peak_mebibytes() - before
+    print(f"A1: {before:.0f} MiB before, {flooded.peak_mebibytes():.0f} MiB at most")
+    assert grown < GROWTH_MEBIBYTES
+
+
+async def test_reports_of_dispatches_that_nobody_knows(flooded: FloodedGateway, leaf: Leaf) -> None:
+    """A2: the holder of an agent's key says great reports of ever new uids."""
+    operator = flooded.operator()
+    await operator.snapshot([flooded.asset("battery", leaf)])
+    agent = flooded.agent(leaf)
+    await agent.connect()
+    before = flooded.resident_mebibytes()
+
+    await flood(agent, (great_report(f"unknown-{n}", n) for n in range(1, REPORTS + 1)))
+
+    print(f"A2: {before:.0f} MiB before, {flooded.peak_mebibytes():.0f} MiB at most")
+    assert flooded.peak_mebibytes() - before < GROWTH_MEBIBYTES
+
+
+async def test_great_reports_of_very_many_dispatches(flooded: FloodedGateway, leaf: Leaf) -> None:
+    """A3: a tenant has thousands of dispatches, and its agent says a great report of each."""
+    dispatches = [flooded.dispatch(f"d-{n}") for n in range(REPORTS)]
+    operator = flooded.operator()
+    await operator.snapshot([flooded.asset("battery", leaf)], dispatches)
+    agent = flooded.agent(leaf)
+    await agent.connect()
+    before = flooded.resident_mebibytes()
+
+    await flood(agent, (great_report(f"d-{n}", n + 1) for n in range(REPORTS)))
+
+    print(f"A3: {before:.0f} MiB before, {flooded.peak_mebibytes():.0f} MiB at most")
+    assert flooded.peak_mebibytes() - before < GROWTH_MEBIBYTES
+
+
+async def test_a_new_ledger_on_each_of_many_streams(flooded: FloodedGateway, leaf: Leaf) -> None:
+    """A4: the holder of an agent's key reconnects with a new ledger each time, of one dispatch."""
+    operator = flooded.operator()
+    await operator.snapshot([flooded.asset("battery", leaf)], [flooded.dispatch("d-1")])
+    before = flooded.resident_mebibytes()
+
+    for stream in range(1, 31):
+        agent = flooded.agent(leaf)
+        agent.ledger_id = f"ledger-{stream}"
+        await agent.connect(stream)
+        reports = (great_report("d-1", n, agent.ledger_id) for n in range(1, 101))
+        await flood(agent, reports)
+        await agent.close()
+
+    print(f"A4: {before:.0f} MiB before, {flooded.peak_mebibytes():.0f} MiB at most")
+    assert flooded.peak_mebibytes() - before < GROWTH_MEBIBYTES
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    rig = Rig(tmp_path)
+    rig.hello_seconds = 3.0
+    await rig.start()
+    yield rig
+    rig.log.open.set()
+    await rig.stop()
+
+
+async def test_what_the_log_does_not_take(rig: Rig) -> None:
+    """A5: while the event log is stuck, an agent brings great reports on one stream after another.
+
+    A new stream brings no new allowance; its neighbour is heard all the same.
+    """
+    leaf, other_leaf = rig.agent_ca.agent("battery"), rig.agent_ca.agent("other")
+    operator = rig.operator()
+    await operator.snapshot(
+        [rig.asset("battery", leaf), rig.asset("other", other_leaf)],
+        [rig.dispatch("d-1"), rig.dispatch("d-2", "other")],
+    )
+    assert rig.gateway is not None
+    unstored = rig.gateway.exchange.unstored
+    rig.log.open.clear()
+    for epoch in (1, 2, 3):
+        agent = rig.agent(leaf)
+        await agent.connect(epoch)
+        sending = asyncio.create_task(flood(agent, (great_report("d-1", n) for n in range(1, 41))))
+        ended = await rig_ended(rig, epoch)
+        await sending
+        assert ended == "TooMuchUnstored"
+        assert unstored.used <= 2 * 1024**2
+    other = rig.agent(other_leaf)
+    await other.connect()
+    await other.report("d-2")
+
+    while (await operator.read_until("report")).report.dispatch_uid != "d-2":
+        pass
+
+
+async def test_streams_that_never_say_hello(rig: Rig) -> None:
+    """A10: the holder of an agent's key opens streams without end and says no Hello on them."""
+    leaf = rig.agent_ca.agent("battery")
+    await rig.operator().snapshot([rig.asset("battery", leaf)])
+    silent = [rig.agent(leaf) for _ in range(3 * MAX_OPENING)]
+    refused = await asyncio.gather(*(each.refusal() for each in silent))  # or not, in time
+
+    reasons = Counter(message.partition(":")[0] for _, message in refused)
+    assert reasons == {"TooManyStreams": 2 * MAX_OPENING, "HelloTimeout": MAX_OPENING}
+
+
+async def rig_ended(rig: Rig, epoch: int) -> str:
+    """Wait until a stream ended; return why. The log that would tell is stuck."""
+    assert rig.gateway is not None
+    sessions = rig.gateway.exchange.sessions
+    async with asyncio.timeout(30):
+        while (last := sessions.last("uid-battery")) is None or (last.epoch, last.connected) != (
+            epoch,
+            False,
+        ):
+            await asyncio.sleep(0.01)
+    return last.end_reason
+
+
+async def test_an_agent_that_asks_and_never_reads(flooded: FloodedGateway, leaf: Leaf) -> None:
+    """A6: the holder of an agent's key sends heartbeats, and reads no answer to them."""
+    operator = flooded.operator()
+    await operator.snapshot([flooded.asset("battery", leaf)])
+    before = flooded.resident_mebibytes()
+    beat = agent_pb2.AgentMessage(heartbeat=agent_pb2.Heartbeat(agent_sent_us=7))
+
+    for epoch in range(1, 4):
+        agent = flooded.agent(leaf)
+        await agent.connect(epoch)
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
+            async with asyncio.timeout(20):
+                while (
+                    flooded.metrics("derops_gateway_ended_streams_total").get(
+                        '{reason="AgentTooSlow"}', 0
+                    )
+                    < epoch
+                ):
+                    for _ in range(2000):
+                        await agent.send(beat)
+        await agent.close()
+
+    assert flooded.metrics("derops_gateway_bound_reached_total")['{part="unread"}'] == 3
+    assert flooded.peak_mebibytes() - before < GROWTH_MEBIBYTES
+
+
+async def test_who_reconnects_for_ever_does_not_fill_the_history(rig: Rig) -> None:
+    """A7: the holder of an agent's key connects and leaves, again and again.
+
+    The history holds a bounded number of its events; the rest is counted.
+    """
+    leaf = rig.agent_ca.agent("battery")
+    await rig.operator().snapshot([rig.asset("battery", leaf)])
+    before = UNSTORED_CONNECTIONS._value.get()
+
+    for epoch in range(1, 101):
+        agent = rig.agent(leaf)
+        await agent.connect(epoch)
+        await agent.send(agent_pb2.AgentMessage(bye=agent_pb2.Bye(reason="Shutdown")))
+        await agent.close()
+
+    assert rig.gateway is not None
+    sessions = rig.gateway.exchange.sessions
+    async with asyncio.timeout(10):
+        while (last := sessions.last("uid-battery")) is not None and last.connected:
+            await asyncio.sleep(0.01)
+    told = len(rig.log.of(log_pb2.CONNECTION))
+    assert EVENTS_AT_ONCE <= told <= EVENTS_AT_ONCE + 5
+    assert UNSTORED_CONNECTIONS._value.get() - before == 200 - told
+
+
+async def test_strangers_without_a_certificate_fill_no_log(flooded: FloodedGateway) -> None:
+    """A8: whoever reaches the agent port begins TLS, or anything else, again and again."""
+    before = flooded.errors.stat().st_size
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    for tls in (context, None):
+        for _ in range(200):
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", flooded.gateway.agent_port, ssl=tls
+            )
+            writer.write(b"GET / HTTP/1.0\r\n\r\n")
+            with suppress(ConnectionError, ssl.SSLError):
+                while await reader.read(1000):
+                    pass
+            writer.transport.abort()
+
+    assert flooded.errors.stat().st_size == before
+
+
+async def test_a_refused_peer_fills_no_log(flooded: FloodedGateway) -> None:
+    """A8b: a certificate of an asset that is not there comes again and again; it is counted."""
+    await flooded.operator().snapshot([])
+    leaf = flooded.agent_ca.agent("gone")
+    for _ in range(LINES_AT_ONCE + 100):
+        agent = flooded.agent(leaf)
+        assert (await agent.refusal())[1].startswith("AssetUnknown: ")
+        await agent.close()
+
+    refused = flooded.metrics("derops_gateway_refused_streams_total")
+    assert refused['{reason="AssetUnknown"}'] == LINES_AT_ONCE + 100
+    assert len(flooded.log_lines("agent.refused")) <= LINES_AT_ONCE + 90
+    assert flooded.metric("derops_log_lines_left_out_total") >= 10

@@ -1,0 +1,91 @@
+"""Files of derops are their owner's alone, whoever made them and with whatever umask."""
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from derops_agent.ledger import open_database
+from derops_headend.eventlog.sqlite import SqliteEventLog
+from derops_headend.gateway.desired_store import DesiredStore
+
+
+@pytest.fixture(autouse=True)
+def _open_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def modes(directory: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mode & 0o777 for path in directory.iterdir()}
+
+
+def close(opened: DesiredStore | SqliteEventLog | sqlite3.Connection) -> None:
+    opened.close()
+
+
+def open_ledger(path: Path) -> sqlite3.Connection:
+    return open_database(path, "CREATE TABLE t (a INTEGER) STRICT", 1)
+
+
+OPENERS: list[Callable[[Path], DesiredStore | SqliteEventLog | sqlite3.Connection]] = [
+    lambda path: DesiredStore(path, 1),
+    lambda path: SqliteEventLog(path, max_bytes=2**24),
+    open_ledger,
+]
+
+
+@pytest.mark.parametrize("open_file", OPENERS)
+def test_a_new_file_and_what_lies_beside_it_are_private(
+    tmp_path: Path, open_file: Callable[[Path], DesiredStore]
+) -> None:
+    directory = tmp_path / "data"
+    directory.mkdir(mode=0o755)
+    opened = open_file(directory / "some.db")
+
+    found = modes(directory)
+    close(opened)
+
+    assert {"some.db", "some.db-wal"} <= found.keys()
+    assert set(found.values()) == {0o600}
+
+
+@pytest.mark.parametrize("open_file", OPENERS)
+def test_a_file_that_others_could_read_is_tightened(
+    tmp_path: Path, open_file: Callable[[Path], DesiredStore]
+) -> None:
+    path = tmp_path / "data" / "some.db"
+    path.parent.mkdir(mode=0o755)
+    close(open_file(path))
+    path.chmod(0o644)
+
+    opened = open_file(path)
+    found = modes(path.parent)
+    close(opened)
+
+    assert set(found.values()) == {0o600}
+
+
+@pytest.mark.parametrize("open_file", [OPENERS[0], OPENERS[2]])
+def test_the_directory_is_private_new_or_not(
+    tmp_path: Path, open_file: Callable[[Path], DesiredStore]
+) -> None:
+    (tmp_path / "old").mkdir(mode=0o755)
+    for name in ("old", "new"):
+        close(open_file(tmp_path / name / "some.db"))
+
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o700
+
+
+def test_a_directory_that_is_everybodys_stays_so(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+
+    close(open_ledger(shared / "some.db"))
+
+    assert shared.stat().st_mode & 0o7777 == 0o1777
+    assert (shared / "some.db").stat().st_mode & 0o777 == 0o600
