@@ -162,7 +162,7 @@ class Exchange:
         metrics.CONNECTED_AGENTS.set(len(self._streams))
         ended = self.sessions.close(uid, stream.session.epoch, reason, self.now_us())
         if ended is not None:
-            self._tell(Message(session=self.sessions.message(uid, ())))
+            self._tell(Message(session=self.sessions.change(uid, (), self.now_us())))
         self._note_connection(stream, "Disconnected", reason, message)
 
     def revision(self) -> agent_pb2.Revision:
@@ -353,7 +353,7 @@ class Exchange:
 
     def everything(self) -> list[control_pb2.ReplicaMessage]:
         """Return what the operator is told after its snapshot."""
-        sessions = [self.sessions.message(asset.id.uid) for asset in self.desired.assets()]
+        sessions = [self.sessions.everything(asset.id.uid) for asset in self.desired.assets()]
         return [
             *(Message(session=session) for session in sessions),
             *(Message(delivery=self._delivery(each)) for each in self.desired.dispatches()),
@@ -463,7 +463,8 @@ class Exchange:
 
     def _tell_session(self, asset_uid: str, changed: Iterable[control_pb2.Instance]) -> None:
         """Tell the operator of a session, and have the disk remember who held it."""
-        self._tell(Message(session=self.sessions.message(asset_uid, changed)))
+        session = self.sessions.change(asset_uid, changed, self.now_us())
+        self._tell(Message(session=session))
         self._keep(asset_uid)
 
     def _keep(self, asset_uid: str) -> None:
