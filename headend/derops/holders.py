@@ -5,6 +5,7 @@ Gateways decide by it, the operator relays it between them: both read the same r
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from heapq import nlargest
 from typing import NamedTuple
 
 from derops.schedules import SECOND_US
@@ -107,6 +108,12 @@ class Holders:
     def messages(self, asset_uid: str) -> list[control_pb2.Instance]:
         """Return the holders of an asset for the wire."""
         return [message_of(digest, each) for digest, each in self.of(asset_uid).items()]
+
+    def foremost(self, asset_uid: str, now_us: int) -> list[control_pb2.Instance]:
+        """Return those that had the stream for the longest time, ``FEW_HOLDERS`` at most."""
+        holders = self.of(asset_uid)
+        best = nlargest(FEW_HOLDERS, holders, key=lambda each: _worth(holders[each], now_us))
+        return [message_of(digest, holders[digest]) for digest in best]
 
     def put(self, asset_uid: str, digest: str, holder: Holder, now_us: int) -> None:
         """Remember a holder as it is now."""

@@ -224,22 +224,37 @@ class SessionTable:
         at_us = max(holders[successor].opened_us, ledger.suspected_us + 1)
         return [self._replaced(uid, here, at_us, now_us, alive=alive)]
 
-    def message(
-        self, asset_uid: str, changed: Iterable[control_pb2.Instance] | None = None
-    ) -> control_pb2.Session:
-        """Return what the operator is told of an asset: all, or only what changed."""
-        known = self._known.get(asset_uid, _Known())
-        message = control_pb2.Session(asset_uid=asset_uid, suspected_us=known.suspected_us)
-        message.instances.extend(self._holders.messages(asset_uid) if changed is None else changed)
-        if (last := known.last) is not None:
-            message.connected = last.connected
-            message.epoch = last.epoch
-            message.since_us = last.since_us
-            message.serial_number = last.serial_number
-            message.instance_id = last.instance_id
-            message.end_reason = last.end_reason
-            message.capability.CopyFrom(last.capability)
+    def everything(self, asset_uid: str) -> control_pb2.Session:
+        """Return what the operator is told of an asset after a snapshot."""
+        message = self.memory(asset_uid)
+        self._describe(message)
         return message
+
+    def change(
+        self, asset_uid: str, changed: Iterable[control_pb2.Instance], now_us: int
+    ) -> control_pb2.Session:
+        """Return what the operator is told of an asset that changed.
+
+        It may take the place of an earlier change that still waits, so it says again who matters.
+        """
+        instances = [*changed, *self._holders.foremost(asset_uid, now_us)]
+        message = control_pb2.Session(
+            asset_uid=asset_uid, suspected_us=self.suspected_us(asset_uid), instances=instances
+        )
+        self._describe(message)
+        return message
+
+    def _describe(self, message: control_pb2.Session) -> None:
+        last = self.last(message.asset_uid)
+        if last is None:
+            return
+        message.connected = last.connected
+        message.epoch = last.epoch
+        message.since_us = last.since_us
+        message.serial_number = last.serial_number
+        message.instance_id = last.instance_id
+        message.end_reason = last.end_reason
+        message.capability.CopyFrom(last.capability)
 
     def memory(self, asset_uid: str) -> control_pb2.Session:
         """Return what is to outlive the process: who held the stream, and a suspicion."""

@@ -212,7 +212,7 @@ class Exchange:
         metrics.CONNECTED_AGENTS.set(len(self._streams))
         ended = self.sessions.close(uid, stream.session.epoch, reason, self.now_us())
         if ended is not None:
-            self._tell(Message(session=self.sessions.message(uid, ())))
+            self._tell(Message(session=self.sessions.change(uid, (), self.now_us())))
         self._note_connection(stream, "Disconnected", reason, message)
 
     def revision(self) -> agent_pb2.Revision:
@@ -469,7 +469,7 @@ class Exchange:
     def everything(self) -> Iterator[control_pb2.ReplicaMessage]:
         """Yield what the operator is told after its snapshot, each as it is when it is its turn."""
         for uid in [asset.id.uid for asset in self.desired.assets()]:
-            yield Message(session=self.sessions.message(uid))
+            yield Message(session=self.sessions.everything(uid))
         for uid in [each.uid for each in self.desired.dispatches()]:
             dispatch = self.desired.dispatch(uid)
             if dispatch is not None:
@@ -588,7 +588,8 @@ class Exchange:
 
     def _tell_session(self, asset_uid: str, changed: Iterable[control_pb2.Instance]) -> None:
         """Tell the operator of a session, and have the disk remember who held it."""
-        self._tell(Message(session=self.sessions.message(asset_uid, changed)))
+        session = self.sessions.change(asset_uid, changed, self.now_us())
+        self._tell(Message(session=session))
         self._keep(asset_uid)
 
     def _keep(self, asset_uid: str) -> None:
