@@ -491,8 +491,9 @@ class AgentStream:
             return self._refuse_report(report, "AnotherAsset", "the dispatch is another asset's")
         problem = self._impossibility_of(report)
         if problem:
-            return self._refuse_report(report, "Impossible", problem)
+            return self._refuse_impossible(report, problem)
         if not self._exchange.may_log_report(asset.uid, report.dispatch_uid):
+            metrics.UNLOGGED_REPORTS.inc()
             self._exchange.let_go_of_report(self, report)
             return None
         received = control_pb2.AgentReport(
@@ -541,11 +542,21 @@ class AgentStream:
         )
         return impossibility_of(report, circumstances)
 
+    def _refuse_impossible(self, report: dispatch_pb2.DispatchReport, why: str) -> Violation | None:
+        violation = self._refuse_report(report, "Impossible", why)
+        if self._exchange.desired.dispatch(report.dispatch_uid) is not None:
+            return violation
+        # Nobody waits for it any more; an agent that measures wrongly is not to keep it for good.
+        self._exchange.let_go_of_report(self, report)
+        return None
+
     def _refuse_report(
         self, report: dispatch_pb2.DispatchReport, reason: str, why: str
     ) -> Violation | None:
         metrics.REFUSED_REPORTS.labels(reason).inc()
         self._refused_reports += 1
+        if self._refused_reports > MAX_REFUSED_REPORTS + 1:
+            return Violation(reason="BadReport", message=why)  # said already
         self._log().error(
             "report.refused",
             reason=reason,

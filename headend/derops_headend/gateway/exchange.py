@@ -273,7 +273,6 @@ class Exchange:
 
     def let_go_of_report(self, stream: AgentOutlet, report: dispatch_pb2.DispatchReport) -> None:
         """Have an agent forget a report that is not logged, and what it is about."""
-        metrics.UNLOGGED_REPORTS.inc()
         ack = agent_pb2.ReportAck(sequence=report.sequence)
         stream.send(agent_pb2.GatewayMessage(report_ack=ack))
         self._settle(stream, report.dispatch_uid)
