@@ -92,13 +92,13 @@ class Subscription:
 
     def put(self, message: control_pb2.OperatorMessage) -> None:
         """Add a message at the end."""
+        self._waiting.append(message)
         self.bytes += message.ByteSize() + OVERHEAD_BYTES
         if self.overrun.is_set() or self.bytes > BACKLOG_BYTES:
-            self.overrun.set()
-            self._waiting.clear()
+            # The stream ends now; what the next snapshot does not bring goes to another one.
+            self._waiting = deque(each for each in self._waiting if each.HasField("transition"))
             self.bytes = 0
-        else:
-            self._waiting.append(message)
+            self.overrun.set()
         self._some.set()
 
     async def get(self) -> list[control_pb2.OperatorMessage]:

@@ -183,6 +183,20 @@ async def test_a_replica_that_is_too_slow_is_ended() -> None:
     assert subscription.bytes == 0
 
 
+def test_a_replica_that_is_too_slow_takes_no_history_with_it() -> None:
+    subscription = Subscription(iter(()))
+    told = control_pb2.HeadendTransition(dispatch_uid="d1")
+    subscription.put(control_pb2.OperatorMessage(transition=told))
+    change = control_pb2.OperatorMessage(dispatch=order())
+    while not subscription.overrun.is_set():
+        subscription.put(change)
+    late = control_pb2.HeadendTransition(dispatch_uid="d2")
+    subscription.put(control_pb2.OperatorMessage(transition=late))
+    subscription.put(change)
+
+    assert subscription.take_transitions() == [told, late]
+
+
 def test_what_was_taken_has_room_again() -> None:
     subscription = Subscription(iter(()))
     for _ in range(3):
