@@ -127,6 +127,7 @@ class Controller:
         settle_us: int = 5 * SECOND_US,
         draw: Callable[[], float] = random.random,
     ) -> None:
+        self.name = name
         self.on_failsafe: Callable[[], None] = lambda: None
         """Told when failsafe is entered: only a new snapshot ends it."""
 

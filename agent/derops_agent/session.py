@@ -13,6 +13,7 @@ from typing import Any
 import grpc.aio
 import structlog
 
+from derops.ids import AssetName
 from derops.wire.v1 import agent_pb2, agent_pb2_grpc, dispatch_pb2
 from derops_agent import metrics
 from derops_agent.clock import Clock
@@ -237,6 +238,10 @@ class Session:
         self, part: dispatch_pb2.Asset | dispatch_pb2.Dispatch, revision: agent_pb2.Revision
     ) -> None:
         if isinstance(part, dispatch_pb2.Asset):
+            named = AssetName(part.id.namespace, part.id.name)
+            if named != self._controller.name:
+                self.close("WrongAsset", f"this is {self._controller.name}, not {str(named)[:200]}")
+                return
             reverts = part.on_comms_loss == "Revert"
             self._failsafe_seconds = part.failsafe_after_seconds if reverts else 0
             self._asset_changed.set()

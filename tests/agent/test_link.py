@@ -14,7 +14,7 @@ from tests.agent.gateway import SERVER_NAME, Authority, Gateway, Stream, serve
 
 from derops.ids import AssetName
 from derops.observing import Readiness
-from derops.wire.v1 import agent_pb2
+from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_agent import link as link_module
 from derops_agent.control.site import LocalLimits
 from derops_agent.controller import Controller
@@ -153,6 +153,24 @@ async def test_a_partial_snapshot_changes_nothing(site: Site) -> None:
     assert (await again.until("bye")).reason == "BadSnapshot"
     assert site.controller.revision.counter == 1
     assert site.controller.journal["d1"].phase == "Acked"
+
+
+@pytest.mark.parametrize("in_snapshot", [True, False])
+async def test_another_assets_configuration_is_refused(site: Site, in_snapshot: bool) -> None:
+    await site.start()
+    stream = await site.gateway.next_stream()
+    await stream.welcome(now_us=site.clock.wall_us)
+    other = asset(id=dispatch_pb2.AssetId(uid="asset-1", namespace="ns", name="other"))
+    if in_snapshot:
+        await stream.snapshot(other, order())
+    else:
+        await stream.snapshot(asset(), order())
+        assert (await stream.until("report")).phase == "Acked"
+        await stream.send(asset=other)
+
+    assert (await stream.until("bye")).reason == "WrongAsset"
+    stored = site.ledger.asset()
+    assert stored is None or stored.id.name == "battery"
 
 
 async def test_an_older_desired_state_is_refused(site: Site) -> None:

@@ -59,6 +59,7 @@ AGENT_REASONS = frozenset(
         "Shutdown",
         "StaleReplica",
         "Withdrawn",
+        "WrongAsset",
     }
 )
 """Why agents end their streams; whatever else one says is counted as ``Other``."""
