@@ -17,7 +17,7 @@ from tests.stack.identities import OPERATOR_SECRET
 from tests.stack.stack import Stack
 
 TEN_YEARS_MS = 10 * 365 * 86400 * 1000
-RUNNING_SECONDS = 110
+RUNNING_SECONDS = 1800
 
 
 def told(stack: Stack, part: str) -> tuple[int, str]:
@@ -148,14 +148,14 @@ def test_a_poisoned_fleet_comes_back_with_a_higher_era_and_keeps_what_it_runs(
             f"after-{name}",
             asset=name,
             setpoint=limit,
-            startDeadlineSeconds=90,
+            startDeadlineSeconds=300,
             latePolicy="KeepDuration",
         )
     for name in names:
-        pilot.wait_for_phase(f"after-{name}", "Active", "Complete", patience_seconds=90)
+        pilot.wait_for_phase(f"after-{name}", "Active", "Complete", patience_seconds=120)
         assert pilot.status(f"through-{name}")["phase"] == "Active"
-    for name in names:
-        status = pilot.wait_for_phase(f"through-{name}", "Complete", patience_seconds=120)
-        assert status["reason"] == "WindowEnded"
+        assert pilot.powers_written(name) == [5000]
+    for name in names:  # and obeys
+        pilot.cancel(f"through-{name}")
+        pilot.wait_for_phase(f"through-{name}", "Cancelled")
         assert pilot.powers_written(name) == [5000, 0]
-        assert abs(status["execution"]["activeSeconds"] - RUNNING_SECONDS) <= 2
