@@ -266,14 +266,18 @@ def _most_us(report: dispatch_pb2.DispatchReport, around: Circumstances) -> int 
 def _since_begun_us(report: dispatch_pb2.DispatchReport, around: Circumstances) -> int | None:
     """Return since when the dispatch exists, by clocks that no agent sets; None = not known.
 
-    Where this gateway wrote it, that is as good as the creation, and both are by its own clock.
+    Where this gateway wrote it, that is as good as the creation, and both are by its own clock. An
+    agent that was restarted counts on by its wall clock, which may have been set meanwhile.
     """
     if around.dispatch is None or not around.dispatch.created_us:
         return None
     begun_us = min(around.dispatch.created_us, around.written_us or around.dispatch.created_us)
-    slack_us = SLACK_US + min(_clock_off_us(report, around), UNSEEN_US)
+    off_us = UNSEEN_US if report.interruptions else _clock_off_us(report, around)
+    slack_us = SLACK_US + min(off_us, UNSEEN_US)
     return around.received_us - begun_us + slack_us
 
 
 def _clock_off_us(report: dispatch_pb2.DispatchReport, around: Circumstances) -> int:
-    return max(around.clock_off_us, 1000 * abs(report.clock_offset_milliseconds))
+    """Return by how much an agent's clock is known to have been off."""
+    ahead_us = max(report.ended_us, report.reverted_us) - around.received_us
+    return max(around.clock_off_us, 1000 * abs(report.clock_offset_milliseconds), ahead_us)

@@ -121,6 +121,11 @@ def late(seconds: int) -> Circumstances:
     return around(received_us=AT_US + seconds * S)
 
 
+FRESH = around(
+    dispatch_pb2.Dispatch(start_us=AT_US - 10 * S, duration_seconds=9, created_us=AT_US - 10 * S),
+    written_us=AT_US - 9 * S,
+)
+
 SOON = around(received_us=AT_US - 110 * S)
 """Ten seconds into the window."""
 
@@ -154,6 +159,26 @@ SOON = around(received_us=AT_US - 110 * S)
         ),
         pytest.param(shifted(-3600), around(None), id="an hour slow, and nobody saw it"),
         pytest.param(shifted(3600), around(), id="an hour ahead, and nobody saw it"),
+        pytest.param(
+            outcome(
+                applied_us=AT_US - 10 * S, planned_start_us=AT_US - 10 * S, ended_us=AT_US - S,
+                planned_end_us=AT_US + 110 * S, active_milliseconds=120_000, interruptions=1,
+                within_tolerance_milliseconds=1, delivered_watt_hours=9,
+            ),
+            around(
+                dispatch_pb2.Dispatch(
+                    created_us=AT_US - 11 * S, start_us=AT_US - 10 * S, duration_seconds=120
+                ), written_us=0,
+            ),
+            id="restarted, with a clock that was two minutes ahead as it did",
+        ),
+        pytest.param(
+            outcome(
+                planned_end_us=AT_US - 9 * S, active_milliseconds=61_000, ended_us=AT_US + 60 * S,
+                delivered_watt_hours=9, within_tolerance_milliseconds=1,
+            ),
+            FRESH, id="its window was over as it started, by a clock that is a minute ahead",
+        ),
         pytest.param(shifted(-299), around(), id="minutes slow, set right once it was due"),
         pytest.param(
             shifted(3600, clock_offset_milliseconds=-3_600_000), around(None), id="an hour ahead"
@@ -183,12 +208,6 @@ def test_what_can_be_is_taken(
     told: dispatch_pb2.DispatchReport, circumstances: Circumstances
 ) -> None:
     assert impossibility_of(told, circumstances) == ""
-
-
-FRESH = around(
-    dispatch_pb2.Dispatch(start_us=AT_US - 10 * S, duration_seconds=9, created_us=AT_US - 10 * S),
-    written_us=AT_US - 9 * S,
-)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +249,11 @@ FRESH = around(
             "53 is more than 52 Wh, 1.25 of the rating of 10000 W",
         ),
         (outcome(delivered_watt_hours=-1e9), around(), "delivered_watt_hours -1000000000 is more"),
-        (shifted(3600), around(None), "applied_us is 3480 s after the report"),
+        (
+            outcome(applied_us=AT_US + 3480 * S, reverted_us=AT_US),
+            around(None),
+            "applied_us is 3480 s after the report",
+        ),
         (shifted(-301), around(), "applied_us is 301 s before the start that was ordered"),
         (
             shifted(3600, active_milliseconds=900_000_000, clock_offset_milliseconds=-(10**12)),

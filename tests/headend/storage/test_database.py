@@ -206,6 +206,11 @@ def test_a_stranger_that_names_the_same_step_takes_nobodys_place(
         ("other/thief", 2),
         ("site/battery", 3),
     ]
+    assert query(
+        "select subject, count(*) from dispatch_event where not exists (select from "
+        "dispatch_claim claim where (claim.event_id, claim.subject) = "
+        "(dispatch_event.event_id, dispatch_event.subject)) group by subject"
+    ) == [("other/thief", 2)]
 
 
 def test_what_is_told_again_of_an_asset_created_anew_is_the_same_step(
