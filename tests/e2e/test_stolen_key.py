@@ -25,7 +25,7 @@ NAME = "battery-7"
 
 
 @pytest.fixture
-def pilot(stack: Stack) -> Iterator[Pilot]:
+def north(stack: Stack) -> Iterator[Pilot]:
     """Return the namespace that the page speaks of."""
     pilot = Pilot(stack, "pilot-north")
     pilot.create_namespace()
@@ -95,8 +95,9 @@ def quarantine_of(pilot: Pilot) -> str:
     return str(identity.get("quarantine", {}).get("reason", ""))
 
 
-def test_a_stolen_key_is_noticed_revoked_and_of_no_more_use(pilot: Pilot) -> None:
+def test_a_stolen_key_is_noticed_revoked_and_of_no_more_use(north: Pilot) -> None:
     """A421: a thief takes the stream; quarantine and Event tell, and the old key is dead after."""
+    pilot = north
     pilot.battery(NAME)
     thief, stolen = Thief(pilot), serial_of(pilot)
 

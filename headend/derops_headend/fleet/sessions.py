@@ -164,11 +164,10 @@ class SessionTable:
         known.last = session
         return touched
 
-    def close(self, asset_uid: str, epoch: int, reason: str, now_us: int) -> Session | None:
+    def close(self, session: Session, reason: str, now_us: int) -> Session | None:
         """Note the end of a session; return it, or None where it is not the last one."""
-        known = self._known.get(asset_uid)
-        session = known.last if known is not None else None
-        if known is None or session is None or session.epoch != epoch or not session.connected:
+        known = self._known.get(session.asset_uid)
+        if known is None or known.last is not session:
             return None
         known.last = replace(session, connected=False, end_reason=reason, since_us=now_us)
         return known.last
@@ -255,6 +254,11 @@ class SessionTable:
         message.instance_id = last.instance_id
         message.end_reason = last.end_reason
         message.capability.CopyFrom(last.capability)
+
+    def live_count(self) -> int:
+        """Return how many are connected."""
+        lasts = (known.last for known in self._known.values())
+        return sum(last is not None and last.connected for last in lasts)
 
     def memory(self, asset_uid: str) -> control_pb2.Session:
         """Return what is to outlive the process: who held the stream, and a suspicion."""

@@ -210,7 +210,7 @@ class Exchange:
         if self._streams.get(uid) is stream:
             del self._streams[uid]
         metrics.CONNECTED_AGENTS.set(len(self._streams))
-        ended = self.sessions.close(uid, stream.session.epoch, reason, self.now_us())
+        ended = self.sessions.close(stream.session, reason, self.now_us())
         if ended is not None:
             self._tell(Message(session=self.sessions.change(uid, (), self.now_us())))
         self._note_connection(stream, "Disconnected", reason, message)

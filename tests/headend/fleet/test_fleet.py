@@ -1,5 +1,7 @@
 """Desired state, sessions and the order of an outbox, as pure rules."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -202,11 +204,13 @@ def test_an_instance_that_was_taken_over_never_returns(instances: list[str]) -> 
 
 
 def test_the_end_of_an_old_stream_does_not_end_the_new() -> None:
-    table = SessionTable()
-    table.open(session(1), LEDGER, NOW_US)
-    table.open(session(2), LEDGER, NOW_US)
+    table, old = SessionTable(), session(1)
+    ledger = dispatch_pb2.IdentityLedger()
+    ledger.current.serial_number, ledger.next.serial_number = "1", "2"
+    table.open(old, ledger, NOW_US)
+    table.open(replace(session(1), serial_number="2"), ledger, NOW_US)  # of a newer key
 
-    assert table.close("a", 1, "Superseded", 5) is None
+    assert table.close(old, "Superseded", 5) is None
     live = table.last("a")
     assert live is not None
     assert live.connected
