@@ -600,6 +600,7 @@ def test_a_panic_of_a_parser_is_caught_and_the_end_of_the_program_is_not() -> No
 
 
 def test_what_says_nothing_of_itself_is_unreadable_too() -> None:
+    nothings: list[Manifest] = [{}, {"metadata": None}, {"metadata": {"name": 5}}]
     for kind in Kind:
-        for manifest in ({}, {"metadata": None}, {"metadata": {"name": 5}}, {"metadata": []}):
+        for manifest in nothings:
             assert isinstance(read_fact(kind, manifest, 0), Unreadable)
