@@ -286,6 +286,22 @@ async def test_what_can_be_read_and_not_worked_on_is_kept_too(tmp_path: Path) ->
         assert counted(Kind.DISPATCH) == 0
 
 
+async def test_what_replicas_say_of_what_cannot_be_read_is_kept_for_when_it_can(
+    tmp_path: Path,
+) -> None:
+    kube = HostileKube([(Kind.ASSET, asset()), (Kind.DISPATCH, dispatch(phase="Levitating"))])
+
+    async with operator(kube, tmp_path) as controller:
+        controller._fleet.add_replica("gateway-0", 0, 9, T0)
+        for uid in ("uid-peak", "uid-of-nobody"):
+            delivery = control_pb2.Delivery(dispatch_uid=uid, written_us=T0)
+            controller._fleet.note_delivery("gateway-0", delivery)
+
+        controller._forget_strangers()
+
+        assert controller._fleet.known_uids() == {"uid-peak"}
+
+
 # While running
 
 
