@@ -1,5 +1,6 @@
-"""Names that contradict each other are told with both names; what cannot be told is told as that."""
+"""Names that contradict each other are told with both; what cannot be told is told as that."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from derops_operator.trust import (
 )
 
 EXPECTED = Expected(cert_manager_user=CERT_MANAGER_USER, namespace="derops-system")
-INSTALLED = {
+INSTALLED: dict[str, Manifest] = {
     each["metadata"]["name"]: each
     for each in chart_manifests("admission-policies.yaml", "")
     if each["kind"] == "ValidatingAdmissionPolicy"
@@ -40,10 +41,11 @@ def request(username: str, second: int, **changes: Any) -> dict[str, Any]:
 
 
 def seen(
-    requester: str = CERT_MANAGER_USER, operator: str = OPERATOR_USER, **policies: dict[str, str]
+    requester: str = CERT_MANAGER_USER, policies: Mapping[str, dict[str, str]] | None = None
 ) -> Seen:
     installed = {name: policy_names(policy) for name, policy in INSTALLED.items()}
-    return Seen(operator_user=operator, requester=requester, policies=installed | policies)
+    held = installed | dict(policies or {})
+    return Seen(operator_user=OPERATOR_USER, requester=requester, policies=held)
 
 
 def test_the_newest_request_for_our_own_certificates_tells_who_cert_manager_is() -> None:
@@ -90,7 +92,7 @@ def test_a_wrong_setting_is_told_with_both_names() -> None:
 )
 def test_a_policy_with_another_name_is_told(variable: str, source: str) -> None:
     policies = {"derops-certificates": {variable: "somebody else"}}
-    (message,) = wrong_names(EXPECTED, seen(**policies))
+    (message,) = wrong_names(EXPECTED, seen(policies=policies))
 
     assert f"derops-certificates has {variable} somebody else, but {source} is" in message
 
@@ -107,7 +109,7 @@ class FakePort:
 
     def __init__(self) -> None:
         self.requester = CERT_MANAGER_USER
-        self.installed = dict(INSTALLED)
+        self.installed: dict[str, Manifest] = dict(INSTALLED)
         self.error: Exception | None = None
 
     async def user_name(self) -> str:

@@ -146,7 +146,7 @@ def operator_kubeconfig(control_plane: ControlPlane) -> str:
             "apiVersion": f"{rbac}/v1",
             "kind": "ClusterRoleBinding",
             "metadata": name,
-            "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", **name},
+            "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": SERVICE_ACCOUNT},
             "subjects": [account],
         },
     )

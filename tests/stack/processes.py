@@ -71,6 +71,7 @@ class Process:
         """
         own = {key: value for key, value in os.environ.items() if not key.startswith("DEROPS_")}
         self.wanted = True
+        self.log_file.touch(mode=0o600)
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
