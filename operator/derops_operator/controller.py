@@ -267,8 +267,7 @@ class Controller:
 
     def _forget_strangers(self) -> None:
         """Forget what replicas said of what does not exist; what cannot be read does."""
-        unread = {each.meta.uid for each in self.cache.unreadable.values()}
-        for uid in self._fleet.known_uids() - unread:
+        for uid in self._fleet.known_uids():
             if self.cache.key_of(uid) is None:
                 self._fleet.forget(uid)
 
