@@ -63,6 +63,7 @@ class Cache:
             return False
         self._mend(key)
         self.unreadable[key] = unread
+        self._by_uid[unread.meta.uid] = key
         self._unread_of[key.namespace, unread.asset_name].add(key)
         return True
 
@@ -82,6 +83,7 @@ class Cache:
     def _mend(self, key: Key) -> None:
         unread = self.unreadable.pop(key, None)
         if unread is not None:
+            self._by_uid.pop(unread.meta.uid, None)
             _discard(self._unread_of, (key.namespace, unread.asset_name), key)
 
     def _forget(self, key: Key) -> Fact | None:
@@ -119,7 +121,7 @@ class Cache:
         return [key for key in self._facts if key.kind is kind]
 
     def key_of(self, uid: str) -> Key | None:
-        """Return the key of the object with this uid."""
+        """Return the key of the object with this uid, whether it can be read or not."""
         return self._by_uid.get(uid)
 
     def asset(self, namespace: str, name: str) -> Asset | None:

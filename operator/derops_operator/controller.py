@@ -279,14 +279,18 @@ class Controller:
         while True:
             await self._list_until_complete()
             self._readiness.found("kubernetes")
-            for uid in self._fleet.known_uids():
-                if self.cache.key_of(uid) is None:
-                    self._fleet.forget(uid)
+            self._forget_strangers()
             for kind in (Kind.ASSET, Kind.DISPATCH):
                 for key in self.cache.keys(kind):
                     # Spread, so that none of it stands before what just happened.
                     self._queue.add_after(key, random.uniform(0, period_seconds / 10))
             await asyncio.sleep(period_seconds)
+
+    def _forget_strangers(self) -> None:
+        """Forget what replicas said of what does not exist; what cannot be read does."""
+        for uid in self._fleet.known_uids():
+            if self.cache.key_of(uid) is None:
+                self._fleet.forget(uid)
 
     async def _keep_beating(self) -> None:
         lost: set[str] = set()

@@ -31,6 +31,8 @@ ASSET_LABEL = "derops.io/asset"
 _CERT_MANAGER_GROUPS = ("", "cert-manager.io")
 """An empty group means cert-manager's own."""
 
+_LONGEST_TEXT = 1024
+_MOST_FINALIZERS = 100
 _CERTIFICATE_FIELDS = (
     "secretName",
     "duration",
@@ -276,8 +278,16 @@ def read_meta(manifest: Mapping[str, Any]) -> Meta:
         resource_version=_text(metadata["resourceVersion"]),
         created_us=parse_instant(metadata["creationTimestamp"]),
         deleting_us=parse_instant(deleting) if deleting else None,
-        finalizers=tuple(_text(each) for each in metadata.get("finalizers", ())),
+        finalizers=read_finalizers(metadata),
     )
+
+
+def read_finalizers(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """Read the finalizers of any object; they are kept, so their number has a bound."""
+    finalizers = metadata.get("finalizers", ())
+    if len(finalizers) > _MOST_FINALIZERS:
+        raise ValueError(f"{len(finalizers)} finalizers; at most {_MOST_FINALIZERS} are read")
+    return tuple(_text(each) for each in finalizers)
 
 
 def read_asset(manifest: Mapping[str, Any]) -> Asset:
@@ -435,4 +445,6 @@ def _text(value: object) -> str:
     """Return a text, which stands in memory once: thousands of objects have names alike."""
     if not isinstance(value, str):
         raise TypeError(f"{type(value).__name__} where a text belongs")
+    if len(value) > _LONGEST_TEXT:
+        raise ValueError(f"a name of {len(value)} characters; at most {_LONGEST_TEXT} are read")
     return sys.intern(value)

@@ -18,6 +18,7 @@ from derops_operator.facts import (
     read_asset,
     read_certificate,
     read_dispatch,
+    read_finalizers,
     read_request,
 )
 from derops_operator.instants import parse_instant
@@ -114,7 +115,7 @@ def _unreadable(kind: Kind, manifest: Mapping[str, Any], problem: str) -> Unread
     key, uid, version = identity if identity is not None else (Key(kind, "", ""), "", "")
     metadata = manifest["metadata"] if identity is not None else {}
     deleting_us, _ = attempt(lambda: parse_instant(metadata["deletionTimestamp"]))
-    finalizers, _ = attempt(lambda: tuple(str(each) for each in metadata["finalizers"]))
+    finalizers, _ = attempt(lambda: read_finalizers(metadata))
     asset_name, _ = attempt(lambda: _asset_name(kind, manifest))
     held, failed = attempt(lambda: kind is Kind.ASSET or _may_be_held(manifest))
     return Unreadable(

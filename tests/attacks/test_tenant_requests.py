@@ -115,11 +115,12 @@ class Realm:
             "message": "Certificate re-issuance manually triggered",
             "lastTransitionTime": instant(0),
         }  # fmt: skip
-        known = self.conditions("certificate", CERTIFICATE).values()
-        patch = {"status": {"conditions": [*known, issuing]}}
+        certificate = self.get("certificate", CERTIFICATE)
+        certificate["status"]["conditions"].append(issuing)
+        path = f"/apis/cert-manager.io/v1/namespaces/{NAMESPACE}/certificates/{CERTIFICATE}/status"
         self.control_plane.kubectl(
-            "patch", "certificate", CERTIFICATE, "-n", NAMESPACE, "--subresource=status",
-            "--type=merge", "-p", json.dumps(patch), "--as", CERT_MANAGER_USER,
+            "replace", "--raw", path, "-f", "-", "--as", CERT_MANAGER_USER,
+            stdin=json.dumps(certificate),
         )  # fmt: skip
 
 

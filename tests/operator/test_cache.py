@@ -6,7 +6,7 @@ from tests.operator.certifying import certificate, request
 from tests.operator.making import asset, at, dispatch
 
 from derops_operator.cache import Cache, Fact
-from derops_operator.facts import Key, Kind
+from derops_operator.facts import Key, Kind, Unreadable
 
 PEAK = Key(Kind.DISPATCH, "pilot", "peak")
 
@@ -61,6 +61,39 @@ def test_a_certificate_found_unchanged_was_seen_again() -> None:
     known = cache.certificate("pilot", "battery-derops-agent")
     assert known is not None
     assert known.seen_us == at(60)
+
+
+def unreadable(number: str, uid: str = "uid-peak") -> Unreadable:
+    meta = replace(dispatch().meta, resource_version=number, uid=uid)
+    return Unreadable(
+        kind=Kind.DISPATCH, meta=meta, asset_name="battery", may_be_held=True, problem="x"
+    )
+
+
+def test_what_cannot_be_read_stands_beside_what_was_read_before() -> None:
+    cache = Cache()
+    cache.put(Kind.DISPATCH, version(dispatch(), "9"))
+    assert not cache.put_unreadable(unreadable("8")), "an older word"
+    assert cache.put_unreadable(unreadable("10"))
+    assert cache.dispatch("pilot", "peak") is not None
+    assert cache.has(PEAK, "uid-peak", "10")
+    assert cache.unread_dispatches_of("pilot", "battery") == [], "something was read of it"
+    assert not cache.put(Kind.DISPATCH, version(dispatch(), "9")), "an older word healed it"
+
+    assert cache.put(Kind.DISPATCH, version(dispatch(), "11"))
+    assert (cache.unreadable, cache.key_of("uid-peak")) == ({}, PEAK)
+
+
+def test_what_could_never_be_read_is_known_by_uid_and_asset_until_it_is_gone() -> None:
+    cache = Cache()
+    assert cache.put_unreadable(unreadable("10"))
+    assert cache.key_of("uid-peak") == PEAK
+    assert cache.unread_dispatches_of("pilot", "battery") == ["peak"]
+    assert cache.drop(PEAK, "uid-of-another") is None
+
+    assert cache.drop(PEAK, "uid-peak") is not None
+    assert (cache.unreadable, cache.key_of("uid-peak")) == ({}, None)
+    assert cache.unread_dispatches_of("pilot", "battery") == []
 
 
 def test_the_indexes_follow() -> None:

@@ -54,10 +54,16 @@ def test_annotations_are_not_kept_whatever_their_size() -> None:
 
 def _request(name: str, large: str) -> Any:
     manifest = {
-        "metadata": metadata(name, annotations={"a": large}, labels={"other": large}),
+        "metadata": metadata(
+            name,
+            annotations={"a": large},
+            labels={"other": large},
+            ownerReferences=[{"kind": "Certificate", "controller": True, "uid": large}],
+            finalizers=[f"{large[:9]}{number}" for number in range(1000 * name.count("7"))],
+        ),
         "spec": {
             "request": large,
-            "issuerRef": {"name": "x", "extra": large},
+            "issuerRef": {"name": large if "9" in name else "x", "extra": large},
             "extra": {"e": [large]},
         },
         "status": {"ca": large, "certificate": large},

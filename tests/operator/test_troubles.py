@@ -286,6 +286,22 @@ async def test_what_can_be_read_and_not_worked_on_is_kept_too(tmp_path: Path) ->
         assert counted(Kind.DISPATCH) == 0
 
 
+async def test_what_replicas_say_of_what_cannot_be_read_is_kept_for_when_it_can(
+    tmp_path: Path,
+) -> None:
+    kube = HostileKube([(Kind.ASSET, asset()), (Kind.DISPATCH, dispatch(phase="Levitating"))])
+
+    async with operator(kube, tmp_path) as controller:
+        controller._fleet.add_replica("gateway-0", 0, 9, T0)
+        for uid in ("uid-peak", "uid-of-nobody"):
+            delivery = control_pb2.Delivery(dispatch_uid=uid, written_us=T0)
+            controller._fleet.note_delivery("gateway-0", delivery)
+
+        controller._forget_strangers()
+
+        assert controller._fleet.known_uids() == {"uid-peak"}
+
+
 # While running
 
 
@@ -600,6 +616,7 @@ def test_a_panic_of_a_parser_is_caught_and_the_end_of_the_program_is_not() -> No
 
 
 def test_what_says_nothing_of_itself_is_unreadable_too() -> None:
+    nothings: list[Manifest] = [{}, {"metadata": None}, {"metadata": {"name": 5}}]
     for kind in Kind:
-        for manifest in ({}, {"metadata": None}, {"metadata": {"name": 5}}, {"metadata": []}):
+        for manifest in nothings:
             assert isinstance(read_fact(kind, manifest, 0), Unreadable)

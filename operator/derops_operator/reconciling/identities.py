@@ -222,12 +222,15 @@ def early_issuance(
     current, following = ledger.get("current"), ledger.get("next")
     if not current or not following or following["serialNumber"] in _serials(stored):
         return ""
-    known = {each.issued.serial_number: each.issued for each in requests if each.issued}
-    new, old = known.get(following["serialNumber"]), known.get(current["serialNumber"])
-    if new is None:
+    known = [(each.issued, each.username) for each in requests if each.issued is not None]
+    found = [each for each in known if each[0].serial_number == following["serialNumber"]]
+    if not found:
         return ""
+    new, requester = found[0]
     life_us = new.not_after_us - new.not_before_us
-    was_changed = old is not None and old.not_after_us - old.not_before_us != life_us
+    before = [each for each, username in known if each is not new and username == requester]
+    last = max(before, key=lambda each: each.not_before_us, default=None)
+    was_changed = last is not None and last.not_after_us - last.not_before_us != life_us
     left_us = parse_instant(current["notAfter"]) - new.not_before_us
     if was_changed or left_us <= life_us // _EARLY_SHARE + life_us // _EARLY_MARGIN_SHARE:
         return ""
