@@ -69,7 +69,13 @@ class Controller:
         self._actor = Actor(kube, self._events, self.cache, self.take, _now_us)
         self._resync = Resync(kube, self.cache, self.take, self.drop)
         self._headend = Headend(
-            settings, self._desired, self._fleet, readiness, self._concerns, self._accepted
+            settings,
+            self._desired,
+            self._fleet,
+            readiness,
+            self._concerns,
+            self._accepted,
+            knows=lambda uid: self.cache.key_of(uid) is not None,
         )
         self._publisher = Publisher(
             self.cache, StatusWriter(kube), self._events, self._headend.record, self.take

@@ -29,6 +29,9 @@ RESOLVE_SECONDS = 10.0
 MAX_BATCH = 50
 """Messages to a replica in one; none comes near 64 KiB, and gRPC takes 4 MiB."""
 
+MAX_SAID_BYTES = 256 * 1024
+"""Of one thing that a replica says; the greatest honest one is a report of 64 KiB."""
+
 HELLO_SECONDS = 10.0
 """How long a replica may take to say hello."""
 
@@ -60,6 +63,7 @@ class Headend:
         readiness: Readiness,
         concerns: Callable[[str], None],
         accepted: Callable[[], None],
+        knows: Callable[[str], bool] = lambda _: True,
     ) -> None:
         """Make the client; ``run`` starts it.
 
@@ -70,6 +74,7 @@ class Headend:
             readiness: Told whether any replica holds the desired state.
             concerns: Called with the uid of an asset or dispatch there is news of.
             accepted: Called when a replica has stored a version.
+            knows: Tells whether there is an asset or dispatch of a uid; of others nothing is kept.
         """
         self._settings = settings
         self._desired = desired
@@ -77,6 +82,7 @@ class Headend:
         self._readiness = readiness
         self._concerns = concerns
         self._accepted = accepted
+        self._knows = knows
         self._links: dict[str, asyncio.Task[None]] = {}
         self._history: deque[control_pb2.HeadendTransition] = deque(maxlen=HISTORY_LIMIT)
         readiness.waiting("gateways", "no replica holds the desired state yet")
@@ -250,7 +256,7 @@ class _Link:
 
     def _take(self, message: control_pb2.ReplicaMessage) -> None:
         kind, name = message.WhichOneof("kind"), self._replica
-        if name is None or kind is None:
+        if name is None or kind is None or not self._is_of_use(message, kind):
             return
         if kind == "accepted_version":
             self._fleet.note_accepted(name, message.accepted_version, _now_us())
@@ -269,6 +275,23 @@ class _Link:
         elif kind == "batch":
             for each in message.batch.messages:
                 self._take(each)
+
+    def _is_of_use(self, message: control_pb2.ReplicaMessage, kind: str) -> bool:
+        """Tell whether what a replica says is of something that there is; one may lie.
+
+        Raises:
+            ValueError: It is greater than anything that a replica has to say.
+        """
+        if kind in {"accepted_version", "batch"}:
+            return True
+        if message.ByteSize() > MAX_SAID_BYTES:
+            raise ValueError(f"{kind} has more than {MAX_SAID_BYTES} bytes")
+        uid = {
+            "session": message.session.asset_uid,
+            "delivery": message.delivery.dispatch_uid,
+            "report": message.report.report.dispatch_uid,
+        }.get(kind, "")
+        return self._headend._knows(uid)  # noqa: SLF001
 
     def _take_report(self, message: control_pb2.AgentReport) -> None:
         phase = message.report.phase
