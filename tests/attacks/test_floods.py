@@ -203,7 +203,8 @@ async def test_what_the_log_does_not_take(rig: Rig) -> None:
     for epoch in (1, 2, 3):
         agent = rig.agent(leaf)
         await agent.connect(epoch)
-        sending = asyncio.create_task(flood(agent, (great_report("d-1", n) for n in range(1, 41))))
+        reports = (great_report("d-1", n) for n in range(1, 41))
+        sending = asyncio.create_task(flood(agent, reports, patience_seconds=0.001))
         ended = await rig_ended(rig, epoch)
         await sending
         assert ended == "TooMuchUnstored"
