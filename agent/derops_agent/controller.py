@@ -16,6 +16,7 @@ import structlog
 from derops.checks import Refusal
 from derops.ids import AssetName
 from derops.lifecycle import Reason
+from derops.revisions import is_too_far_ahead, seconds_ahead
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_agent import metrics
@@ -33,6 +34,7 @@ from derops_agent.ports import Reading, Setpoints
 
 _LEDGER_RETRY_SECONDS = 1.0
 _ALIVE_EVERY_US = 10 * SECOND_US
+_MAX_COUNTER = 2**63 - 1  # what a ledger can hold
 
 MAX_HEARD_BYTES = 32 * 1024**2
 """What a gateway said and was not handled yet; of more, the stream ends and a snapshot tells it."""
@@ -80,9 +82,21 @@ class Settled:
 Event = Snapshot | Change | Acknowledged | Settled | Reading
 
 
-def order_of(revision: agent_pb2.Revision) -> tuple[int, int]:
+def order_of(revision: agent_pb2.Revision) -> tuple[int, int, int]:
     """Return what is greater for a newer revision."""
-    return revision.operator_start_ms, revision.counter
+    return revision.era, revision.operator_start_ms, revision.counter
+
+
+def may_be_kept(revision: agent_pb2.Revision, now_us: int) -> bool:
+    """Tell whether a revision may be remembered as the newest.
+
+    One from the future would have all that come later taken for old. It is obeyed all the same: an
+    agent whose clock is years slow has to work.
+    """
+    ahead = is_too_far_ahead(
+        era=revision.era, operator_start_ms=revision.operator_start_ms, now_us=now_us
+    )
+    return not ahead and revision.counter <= _MAX_COUNTER
 
 
 def weigh(event: Event) -> int:
@@ -125,6 +139,7 @@ class Controller:
         self.journal = Journal(ledger, clock, run, str(name))
         self.revision = self._handled = ledger.revision
         """The newest that was heard; while the ledger takes nothing, ahead of what is handled."""
+        self._not_kept = (0, 0)
         self._device, self._ledger, self._clock, self._run = device, ledger, clock, run
         self._draw = draw
         self._holder = Holder(device, self.journal, clock, str(name))
@@ -165,7 +180,7 @@ class Controller:
         if self._heard_bytes > MAX_HEARD_BYTES:
             self.on_overrun()
             return
-        if isinstance(event, Snapshot | Change):
+        if isinstance(event, Snapshot | Change) and self._keeps(event.revision):
             self.revision = max(self.revision, event.revision, key=order_of)
         self._inbox.append(event)
         self._wakeup.set()
@@ -341,7 +356,9 @@ class Controller:
         self._failsafe = False
         self.note_contact()
         await self._take_orders(
-            snapshot.dispatches, asset=snapshot.asset, revision=snapshot.revision
+            snapshot.dispatches,
+            asset=snapshot.asset,
+            revision=snapshot.revision if self._keeps(snapshot.revision) else None,
         )
         await self._bind()
         present = {order.uid for order in snapshot.dispatches}
@@ -349,7 +366,7 @@ class Controller:
 
     async def _take_change(self, change: Change) -> None:
         newer = order_of(change.revision) > order_of(self._handled)
-        revision = change.revision if newer else None
+        revision = change.revision if newer and self._keeps(change.revision) else None
         if isinstance(change.part, dispatch_pb2.Asset):
             self._site = replace(self._site, asset=read_asset(change.part))
             await self.journal.commit({}, asset=change.part, revision=revision)
@@ -358,6 +375,21 @@ class Controller:
             await self._take_orders([change.part], revision=revision)
         if newer:
             self._handled = change.revision
+
+    def _keeps(self, revision: agent_pb2.Revision) -> bool:
+        """Tell whether a revision may be kept; one that may not is counted and told once."""
+        now_us = self._clock.now_us()
+        if may_be_kept(revision, now_us):
+            return True
+        era, start_ms = revision.era, revision.operator_start_ms
+        if self._not_kept != (era, start_ms):
+            self._not_kept = (era, start_ms)
+            metrics.REVISIONS_AHEAD.inc()
+            seconds = seconds_ahead(era=era, operator_start_ms=start_ms, now_us=now_us)
+            self._log.warning(
+                "revision.not_kept", era=era, start_ms=start_ms, ahead_seconds=seconds
+            )
+        return False
 
     async def _bind(self) -> None:
         """Hold what was accepted to the asset's limits as they are now."""

@@ -7,7 +7,7 @@ the headend notices a lost disk.
 import secrets
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,8 @@ from derops.files import make_directory, make_private, sync_recovered
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_agent.control.execution import Execution
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_UPGRADES = ("ALTER TABLE meta ADD COLUMN revision_era INTEGER NOT NULL DEFAULT 0",)
 _SCHEMA = """
 CREATE TABLE meta (
   only INTEGER PRIMARY KEY CHECK (only = 1),
@@ -32,7 +33,8 @@ CREATE TABLE meta (
   asset BLOB,
   report_sequence INTEGER NOT NULL DEFAULT 0,
   alive_us INTEGER NOT NULL DEFAULT 0,
-  boot_id TEXT NOT NULL DEFAULT ''
+  boot_id TEXT NOT NULL DEFAULT '',
+  revision_era INTEGER NOT NULL DEFAULT 0
 );
 -- A settled row is a tombstone: its uid is not executed again until keep_until_us.
 CREATE TABLE execution (
@@ -44,6 +46,9 @@ CREATE TABLE execution (
   keep_until_us INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 """
+MAX_EPOCH = 2**62
+"""No gateway accepts it; it can be stored, and exceeded."""
+
 _STATE = TypeAdapter(Execution)
 
 
@@ -77,8 +82,12 @@ class Stored:
     report: dispatch_pb2.DispatchReport
 
 
-def open_database(path: Path, schema: str, version: int) -> sqlite3.Connection:
+def open_database(
+    path: Path, schema: str, version: int, upgrades: Sequence[str] = ()
+) -> sqlite3.Connection:
     """Open a durable SQLite file and make its tables if it is new; no other process may have it.
+
+    The first of ``upgrades`` makes version 2 of a file of version 1, and so on.
 
     Raises:
         SchemaTooNewError: A newer program wrote it.
@@ -97,9 +106,10 @@ def open_database(path: Path, schema: str, version: int) -> sqlite3.Connection:
         (found,) = connection.execute("PRAGMA user_version").fetchone()
         if found > version:
             raise SchemaTooNewError(str(path), found, version)
-        if found == 0:
+        if found < version:
+            steps = schema if found == 0 else ";".join(upgrades[found - 1 :])
             connection.executescript(
-                f"BEGIN IMMEDIATE;{schema};PRAGMA user_version={version};COMMIT;"
+                f"BEGIN IMMEDIATE;{steps};PRAGMA user_version={version};COMMIT;"
             )
         sync_recovered(path)
     except BaseException:
@@ -119,7 +129,7 @@ class Ledger:
             sqlite3.Error: It cannot be made or read now, see ``open_database``.
             OSError: The same of its directory.
         """
-        self._db = open_database(path, _SCHEMA, SCHEMA_VERSION)
+        self._db = open_database(path, _SCHEMA, SCHEMA_VERSION, _UPGRADES)
         self._lock = threading.Lock()  # a statement of one thread must not join another's commit
         try:
             self._db.execute(
@@ -155,19 +165,30 @@ class Ledger:
         return agent_pb2.Revision(
             operator_start_ms=int(self._meta("revision_start_ms")),
             counter=int(self._meta("revision_counter")),
+            era=int(self._meta("revision_era")),
         )
 
     def next_epoch(self, now_ms: int, *, above: int = 0) -> int:
         """Choose the epoch of a connection, greater than all before and ``above``.
 
-        It is stored, or, where the disk takes nothing, only remembered: a withdrawal has to get
-        through then as well, and the gateway refuses an epoch that is too low.
+        At ``MAX_EPOCH`` it stays; a gateway then names one to go on from. It is stored, or, where
+        the disk takes nothing, only remembered: a withdrawal has to get through then as well, and
+        the gateway refuses an epoch that is too low.
         """
         with self._lock:
-            self._epoch = max(self._epoch + 1, now_ms, above + 1 if above else 0)
-            with suppress(sqlite3.Error):
-                self._db.execute("UPDATE meta SET epoch = ?", [self._epoch])
+            epoch = max(self._epoch + 1, now_ms, above + 1 if above else 0)
+            self._keep_epoch(min(epoch, MAX_EPOCH))
             return self._epoch
+
+    def go_on_from(self, epoch: int) -> None:
+        """Have the next epoch follow this one, also where it is lower than those before."""
+        with self._lock:
+            self._keep_epoch(max(0, min(epoch, MAX_EPOCH)))
+
+    def _keep_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+        with suppress(sqlite3.Error):
+            self._db.execute("UPDATE meta SET epoch = ?", [epoch])
 
     def asset(self) -> dispatch_pb2.Asset | None:
         """Return the last configuration of the asset."""
@@ -228,8 +249,8 @@ class Ledger:
                 self._db.execute("UPDATE meta SET asset = ?", [asset.SerializeToString()])
             if revision is not None:
                 self._db.execute(
-                    "UPDATE meta SET revision_start_ms = ?, revision_counter = ?",
-                    [revision.operator_start_ms, revision.counter],
+                    "UPDATE meta SET revision_start_ms = ?, revision_counter = ?, revision_era = ?",
+                    [revision.operator_start_ms, revision.counter, revision.era],
                 )
 
         self._tombstones |= settled.keys()  # before: what is there is never denied

@@ -25,6 +25,8 @@ from derops_agent.session import Session, StreamEndedError
 FIRST_RETRY_SECONDS = 1.0
 MAX_RETRY_SECONDS = 60.0
 CERTIFICATE_CHECK_SECONDS = 5.0
+_HIGHEST = re.compile(r"highest known epoch is (\d{1,19})")
+_FLOOR = re.compile(r"floor (\d{1,19}): .*")
 _TAKEOVER_SECONDS = 30.0
 _CLOSE_SECONDS = 2.0
 _CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
@@ -103,6 +105,9 @@ class Link:
         self._instance_id, self._software_version = instance_id, software_version
         self._gateway = random.randrange(len(endpoint.gateways))
         self._above_epoch = 0
+        self._epochs_behind_ms = 0
+        """By how much the clock was ahead of the epoch that a gateway named."""
+
         self._failures = 0
         self._started: list[_Running] = []
         self._log = structlog.get_logger("link").bind(asset=str(name))
@@ -153,6 +158,8 @@ class Link:
             await self._close(old, "CertificateRenewed")
             return new
         self._log.warning("certificate.not_accepted", hint="the old stream stays")
+        if new.task.done():
+            await self._learn(new.task.result())
         await self._close(new, "Withdrawn")
         self._use(old.session)
         old.session.resume_telemetry()
@@ -160,8 +167,9 @@ class Link:
         return old
 
     async def _start(self, credentials: Credentials) -> _Running:
+        epoch_ms = self._clock.now_us() // 1000 - self._epochs_behind_ms
         epoch = await self._run_ledger(
-            lambda: self._ledger.next_epoch(self._clock.now_us() // 1000, above=self._above_epoch)
+            lambda: self._ledger.next_epoch(epoch_ms, above=self._above_epoch)
         )
         self._above_epoch = 0
         hello = agent_pb2.Hello(
@@ -227,9 +235,7 @@ class Link:
     async def _after(self, ended: StreamEndedError) -> None:
         """Learn from the end of a stream, then wait: fast at first, spread over ever more."""
         metrics.count_end(ended.reason)
-        numbers = re.findall(r"\d+", ended.message)
-        if "epoch" in ended.reason.lower() and numbers:
-            self._above_epoch = min(max(map(int, numbers)), 2**62)
+        await self._learn(ended)
         self._gateway += 1
         most = min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(self._failures, 10))
         self._failures += 1
@@ -241,6 +247,16 @@ class Link:
             retry_seconds=round(delay, 2),
         )
         await asyncio.sleep(delay)
+
+    async def _learn(self, ended: StreamEndedError) -> None:
+        """Take the epoch that a gateway told us to exceed, or to go on from."""
+        if ended.reason == "EpochTooLow" and (told := _HIGHEST.fullmatch(ended.message)):
+            self._above_epoch = int(told[1])
+        if ended.reason == "EpochTooHigh" and (told := _FLOOR.fullmatch(ended.message)):
+            floor = int(told[1])
+            # Without the difference, the clock would have each later connection refused once.
+            self._epochs_behind_ms = self._clock.now_us() // 1000 - floor
+            await self._run_ledger(lambda: self._ledger.go_on_from(floor))
 
     async def _close(self, running: _Running, reason: str) -> None:
         running.session.close(reason)

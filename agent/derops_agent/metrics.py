@@ -60,6 +60,10 @@ BATCHES_SENT = Counter("derops_agent_batches_sent_total", "Telemetry batches wri
 CLOCK_OFFSET = Gauge(
     "derops_agent_clock_offset_seconds", "Clock of the gateway less that of the agent, last seen"
 )
+REVISIONS_AHEAD = Counter(
+    "derops_agent_revisions_ahead_total",
+    "Desired states from more than ten minutes ahead of the clock: obeyed, not kept as the newest",
+)
 START_LATENESS = Histogram(
     "derops_agent_start_lateness_seconds",
     "From the planned start to the device holding the setpoint",

@@ -95,6 +95,7 @@ async def _serve_gateway() -> None:
             settings.control_tls_directory,
             settings.control_tls_directory / "ca.crt",
         ),
+        operator_certificate_file=settings.operator_certificate_file,
         heartbeat_seconds=settings.heartbeat_seconds,
         max_agent_connections=settings.max_agent_connections,
     )

@@ -64,7 +64,7 @@ def _answer(connection: psycopg.Connection, wanted: Wanted, arguments: argparse.
     if wanted.dispatch is None or len(found) != 1:
         say([_short(each) if arguments.output == "text" else asdict(each) for each in found])
         return
-    steps = [asdict(each) for each in read_story(connection, found[0].dispatch_uid)]
+    steps = [asdict(each) for each in read_story(connection, found[0])]
     if arguments.output == "json":
         _say_json([{**asdict(found[0]), "steps": steps}])
         return

@@ -7,9 +7,9 @@ import structlog
 
 from derops_operator.cache import Cache
 from derops_operator.events import EventWriter
-from derops_operator.facts import Asset, Certificate, Dispatch, Key, Kind, Request
+from derops_operator.facts import Asset, Certificate, Key, Kind, Meta, Request
 from derops_operator.instants import format_second
-from derops_operator.kube import GoneError, Kube
+from derops_operator.kube import ChangedMeanwhileError, GoneError, Kube
 from derops_operator.reconciling.actions import (
     REVERT_UNKNOWN,
     AddFinalizer,
@@ -40,12 +40,14 @@ class Actor:
         events: EventWriter,
         cache: Cache,
         take: Take,
+        drop: Callable[[Key], None],
         now_us: Callable[[], int],
     ) -> None:
         self._kube = kube
         self._events = events
         self._cache = cache
         self._take = take
+        self._drop = drop
         self._now_us = now_us
 
     async def act_on_dispatch(self, key: Key, action: DispatchAction) -> None:
@@ -54,7 +56,7 @@ class Actor:
         if dispatch is None:
             return
         if isinstance(action, AddFinalizer | RemoveFinalizer):
-            await self._finalize(Kind.DISPATCH, dispatch, action)
+            await self.finalize(Kind.DISPATCH, dispatch.meta, action)
         elif isinstance(action, Delete):
             await self._kube.delete(Kind.DISPATCH, dispatch.meta)
             _log.info("dispatch.deleted", namespace=key.namespace, name=key.name, why="ttl")
@@ -67,11 +69,11 @@ class Actor:
         if asset is None:
             return
         if isinstance(action, AddFinalizer | RemoveFinalizer):
-            await self._finalize(Kind.ASSET, asset, action)
+            await self.finalize(Kind.ASSET, asset.meta, action)
         elif isinstance(action, ApplyCertificate):
             self._take(Kind.CERTIFICATE, await self._kube.apply(Kind.CERTIFICATE, action.manifest))
         elif isinstance(action, ReadCertificate):
-            await self._read_certificate(key.namespace, action.name)
+            await self._read_anew(Key(Kind.CERTIFICATE, key.namespace, action.name))
         elif isinstance(action, Reissue):
             await self._reissue(key.namespace, action.name)
         elif isinstance(action, Warn):
@@ -81,24 +83,23 @@ class Actor:
         else:
             await self._answer(key.namespace, asset, action)
 
-    async def _finalize(
-        self, kind: Kind, fact: Asset | Dispatch, action: AddFinalizer | RemoveFinalizer
+    async def finalize(
+        self, kind: Kind, meta: Meta, action: AddFinalizer | RemoveFinalizer
     ) -> None:
+        """Hold an object or let go of it, unless that is so already."""
         present = isinstance(action, AddFinalizer)
-        if fact.meta.holds_finalizer == present:
+        if meta.holds_finalizer == present:
             return
-        manifest = await self._kube.set_finalizer(kind, fact.meta, present=present)
+        manifest = await self._kube.set_finalizer(kind, meta, present=present)
         if isinstance(action, RemoveFinalizer) and action.warning:
-            self._events.post(
-                kind, fact.meta, warning=True, reason=REVERT_UNKNOWN, note=action.warning
-            )
+            self._events.post(kind, meta, warning=True, reason=REVERT_UNKNOWN, note=action.warning)
         self._take(kind, manifest)
 
-    async def _read_certificate(self, namespace: str, name: str) -> None:
+    async def _read_anew(self, key: Key) -> None:
         try:
-            self._take(Kind.CERTIFICATE, await self._kube.read(Kind.CERTIFICATE, namespace, name))
+            self._take(key.kind, await self._kube.read(key.kind, key.namespace, key.name))
         except GoneError:
-            self._cache.drop(Key(Kind.CERTIFICATE, namespace, name))
+            self._drop(key)
 
     async def _reissue(self, namespace: str, name: str) -> None:
         certificate = self._cache.certificate(namespace, name)
@@ -112,8 +113,8 @@ class Actor:
             "lastTransitionTime": format_second(self._now_us()),
             "observedGeneration": certificate.meta.generation,
         }
-        await self._patch_conditions(Kind.CERTIFICATE, certificate, issuing)
-        _log.info("certificate.reissued", namespace=namespace, name=name)
+        if await self._patch_conditions(Kind.CERTIFICATE, certificate, issuing):
+            _log.info("certificate.reissued", namespace=namespace, name=name)
 
     async def _answer(self, namespace: str, asset: Asset, action: Approve | Deny) -> None:
         request = self._cache.fact(Key(Kind.REQUEST, namespace, action.request))
@@ -128,7 +129,8 @@ class Actor:
             "message": message,
             "lastTransitionTime": format_second(self._now_us()),
         }
-        await self._patch_conditions(Kind.REQUEST, request, answer)
+        if not await self._patch_conditions(Kind.REQUEST, request, answer):
+            return
         _log.info(
             "request.denied" if denied else "request.approved",
             namespace=namespace,
@@ -142,7 +144,17 @@ class Actor:
 
     async def _patch_conditions(
         self, kind: Kind, fact: Certificate | Request, condition: Mapping[str, Any]
-    ) -> None:
+    ) -> bool:
+        """Put a condition on an object; tell whether it still was as it was decided on.
+
+        That another object than the asset is gone or changed is no failure of the asset: whoever
+        owns that one may change it as often as they like.
+        """
         others = [each for each in fact.conditions if each.get("type") != condition["type"]]
         patch = {"conditions": [*others, condition]}
-        self._take(kind, await self._kube.patch_status(kind, fact.meta, patch))
+        try:
+            self._take(kind, await self._kube.patch_status(kind, fact.meta, patch))
+        except (GoneError, ChangedMeanwhileError):
+            await self._read_anew(Key(kind, fact.meta.namespace, fact.meta.name))
+            return False
+        return True

@@ -7,7 +7,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from derops_operator.facts import Asset, Certificate, Dispatch, Key, Kind, Meta, Request
+from derops_operator.facts import (
+    Asset,
+    Certificate,
+    Dispatch,
+    Key,
+    Kind,
+    Meta,
+    Request,
+    Unreadable,
+)
 
 Fact = Asset | Dispatch | Request | Certificate
 
@@ -20,8 +29,9 @@ class Cache:
         self._dispatches_of: dict[tuple[str, str], set[Key]] = defaultdict(set)
         self._requests_of: dict[tuple[str, str], set[Key]] = defaultdict(set)
         self._by_uid: dict[str, Key] = {}
-        self.unreadable: set[Key] = set()
-        """Objects that could not be read: a snapshot without them would not be complete."""
+        self._unread_of: dict[tuple[str, str], set[Key]] = defaultdict(set)
+        self.unreadable: dict[Key, Unreadable] = {}
+        """Objects that cannot be read as they are now; what could be read of them last stays."""
 
     def __len__(self) -> int:
         return len(self._facts)
@@ -29,12 +39,15 @@ class Cache:
     def put(self, kind: Kind, fact: Fact) -> bool:
         """Keep ``fact`` unless the known one is newer; tell whether anything is new."""
         key = Key(kind, fact.meta.namespace, fact.meta.name)
-        self.unreadable.discard(key)
+        unread = self.unreadable.get(key)
+        if unread is not None and not _may_follow(fact.meta, unread.meta):
+            return False
+        self._mend(key)
         known = self._facts.get(key)
         if known is not None:
             if known.meta.uid == fact.meta.uid and not _is_newer(fact.meta, known.meta):
                 return False
-            self.drop(key)
+            self._forget(key)
         self._facts[key] = fact
         self._by_uid[fact.meta.uid] = key
         if isinstance(fact, Dispatch):
@@ -43,13 +56,38 @@ class Cache:
             self._requests_of[key.namespace, fact.asset_name].add(key)
         return True
 
-    def drop(self, key: Key, uid: str | None = None) -> Fact | None:
+    def put_unreadable(self, unread: Unreadable) -> bool:
+        """Note that an object cannot be read, unless a newer state of it could; tell whether."""
+        key, known = unread.key, self._facts.get(unread.key)
+        if known is not None and not _may_follow(unread.meta, known.meta):
+            return False
+        self._mend(key)
+        self.unreadable[key] = unread
+        self._unread_of[key.namespace, unread.asset_name].add(key)
+        return True
+
+    def uid(self, key: Key) -> str | None:
+        """Return the uid of the object under a key, whether it can be read or not."""
+        known = self.unreadable.get(key) or self._facts.get(key)
+        return known.meta.uid if known is not None else None
+
+    def drop(self, key: Key, uid: str | None = None) -> Fact | Unreadable | None:
         """Forget an object, where given only if it still is the one with this uid."""
-        self.unreadable.discard(key)
-        known = self._facts.get(key)
+        known: Fact | Unreadable | None = self._facts.get(key) or self.unreadable.get(key)
         if known is None or (uid is not None and known.meta.uid != uid):
             return None
-        del self._facts[key]
+        self._mend(key)
+        return self._forget(key) or known
+
+    def _mend(self, key: Key) -> None:
+        unread = self.unreadable.pop(key, None)
+        if unread is not None:
+            _discard(self._unread_of, (key.namespace, unread.asset_name), key)
+
+    def _forget(self, key: Key) -> Fact | None:
+        known = self._facts.pop(key, None)
+        if known is None:
+            return None
         self._by_uid.pop(known.meta.uid, None)
         if isinstance(known, Dispatch):
             _discard(self._dispatches_of, (key.namespace, known.asset_name), key)
@@ -63,7 +101,7 @@ class Cache:
 
     def has(self, key: Key, uid: str, resource_version: str) -> bool:
         """Tell whether exactly this state of an object is known."""
-        known = self._facts.get(key)
+        known = self.unreadable.get(key) or self._facts.get(key)
         return (
             known is not None
             and known.meta.uid == uid
@@ -106,11 +144,27 @@ class Cache:
             if isinstance(fact, Dispatch):
                 yield fact
 
+    def unread_dispatches_of(self, namespace: str, asset_name: str) -> list[str]:
+        """Return the names of dispatches of this asset of which nothing could ever be read."""
+        keys: Iterable[Key] = self._unread_of.get((namespace, asset_name), ())
+        return sorted(
+            key.name
+            for key in keys
+            if key.kind is Kind.DISPATCH
+            and key not in self._facts
+            and self.unreadable[key].may_be_held
+        )
+
     def requests_of(self, namespace: str, asset_name: str) -> tuple[Request, ...]:
         """Return the requests that say they belong to this asset."""
         keys: Iterable[Key] = self._requests_of.get((namespace, asset_name), ())
         facts = (self._facts[key] for key in keys)
         return tuple(fact for fact in facts if isinstance(fact, Request))
+
+
+def _may_follow(meta: Meta, known: Meta) -> bool:
+    """Tell whether a state may have come after a known one: of another object it always may."""
+    return meta.uid != known.uid or _is_newer(meta, known)
 
 
 def _is_newer(left: Meta, right: Meta) -> bool:

@@ -16,29 +16,37 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from derops.observing import Readiness
 from derops.schedules import SECOND_US
+from derops.wire.v1 import control_pb2
 from derops_operator import convert, metrics
 from derops_operator.acting import Actor
 from derops_operator.cache import Cache, Fact
 from derops_operator.desired import Awaiting, Desired
 from derops_operator.events import EventWriter
-from derops_operator.facts import Asset, Dispatch, Key, Kind
+from derops_operator.facts import Asset, Dispatch, Key, Kind, Meta, Request, Unreadable
 from derops_operator.fleet import LOST_AFTER_US, SESSIONS_WITHIN_US, Fleet
 from derops_operator.headend import Headend
 from derops_operator.kube import ChangedMeanwhileError, GoneError, Kube
 from derops_operator.publishing import Publisher
-from derops_operator.reading import read_fact
-from derops_operator.reconciling.actions import Settle, Submit
+from derops_operator.reading import attempt, describe, identify, read_fact
+from derops_operator.reconciling.actions import RemoveFinalizer, Settle, Submit
 from derops_operator.reconciling.assets import Realm, reconcile_asset
-from derops_operator.reconciling.dispatches import DispatchDecision, reconcile_dispatch
+from derops_operator.reconciling.believing import Strange, distrust
+from derops_operator.reconciling.dispatches import (
+    DELETION_GRACE_US,
+    DispatchDecision,
+    reconcile_dispatch,
+)
 from derops_operator.reconciling.identities import certificate_name
 from derops_operator.resync import Resync
 from derops_operator.settings import OperatorSettings
 from derops_operator.statuses import StatusWriter
+from derops_operator.telling import Troubles
 from derops_operator.workqueue import WorkQueue
 
 _WORKERS = 16
 _STATUS_WORKERS = 8
 _STUCK_SECONDS = 30.0
+_FIRST_LIST_SECONDS = 300.0
 _FIRST_RESYNC_SECONDS = 60.0
 _HISTORY_US = 24 * 3600 * SECOND_US
 
@@ -55,10 +63,14 @@ class Controller:
         self._settings = settings
         self._kube = kube
         self._readiness = readiness
-        self._realm = Realm(trust_domain=settings.trust_domain, issuer=settings.agent_issuer)
+        self._realm = Realm(
+            trust_domain=settings.trust_domain,
+            issuer=settings.agent_issuer,
+            requester=settings.cert_manager_user,
+        )
         self.cache = Cache()
         self._fleet = Fleet(now_us)
-        self._desired = Desired(operator_start_ms=now_us // 1000)
+        self._desired = Desired(operator_start_ms=now_us // 1000, era=settings.era)
         self._queue: WorkQueue[Key] = WorkQueue()
         self._awaiting = Awaiting[Key]()
         self._beat = time.monotonic()
@@ -66,7 +78,8 @@ class Controller:
         """Set when all resources were listed; what watches tell is worth hearing from then on."""
 
         self._events = EventWriter(kube)
-        self._actor = Actor(kube, self._events, self.cache, self.take, _now_us)
+        self._troubles = Troubles(self._events, readiness)
+        self._actor = Actor(kube, self._events, self.cache, self.take, self.drop, _now_us)
         self._resync = Resync(kube, self.cache, self.take, self.drop)
         self._headend = Headend(
             settings,
@@ -75,7 +88,8 @@ class Controller:
             readiness,
             self._concerns,
             self._accepted,
-            knows=lambda uid: self.cache.key_of(uid) is not None,
+            self._distrust,
+            knows=self._knows,
         )
         self._publisher = Publisher(
             self.cache, StatusWriter(kube), self._events, self._headend.record, self.take
@@ -84,10 +98,12 @@ class Controller:
 
     @property
     def alive(self) -> bool:
-        """Whether the event loop turns and the resync is not overdue; asked from any thread."""
+        """Whether the event loop turns and lists are completed; asked from any thread."""
         stuck = time.monotonic() > self._beat + _STUCK_SECONDS
-        overdue = self.loaded.is_set() and self._resync.is_overdue(self._settings.resync_seconds)
-        return not (stuck or overdue)
+        within_seconds = _FIRST_LIST_SECONDS
+        if self.loaded.is_set():
+            within_seconds = 3 * self._settings.resync_seconds + 60
+        return not (stuck or self._resync.is_overdue(within_seconds))
 
     async def run(self) -> None:
         """Work until cancelled. The gateways hear nothing before all resources were listed."""
@@ -107,54 +123,80 @@ class Controller:
             self._publisher.queue.close()
 
     def take(self, kind: Kind, manifest: Mapping[str, Any]) -> None:
-        """Take an object as it is now, from wherever it was heard."""
-        metadata = manifest["metadata"]
-        key = Key(kind, metadata["namespace"], metadata["name"])
-        if self.cache.has(key, metadata["uid"], metadata["resourceVersion"]):
+        """Take an object as it is now, from wherever it was heard. Nothing in it stops this."""
+        identity = identify(kind, manifest)
+        if identity is None:
+            _log.error("object.without_name", kind=kind.value)
+            return
+        key, uid, version = identity
+        if self.cache.has(key, uid, version):
             self.cache.see_again(key, _now_us())
             return
-        fact = read_fact(kind, manifest, _now_us())
-        if fact is None:
-            self.cache.unreadable.add(key)
-            return
-        known = self.cache.fact(key)
-        if known is not None and known.meta.uid != fact.meta.uid:
-            self.drop(key, known.meta.uid)
-        if self.cache.put(kind, fact):
-            self._concern(key, fact)
+        known_uid = self.cache.uid(key)
+        if known_uid is not None and known_uid != uid:
+            self.drop(key, known_uid)
+        found = read_fact(kind, manifest, _now_us())
+        healed = key in self.cache.unreadable
+        if isinstance(found, Unreadable):
+            if self.cache.put_unreadable(found):
+                self._troubles.tell(kind, found.meta, found.problem)
+                self._concern(key, found)
+        elif self.cache.put(kind, found):
+            self._troubles.forget(key)
+            if isinstance(found, Request) and found.problem:
+                self._troubles.tell(kind, found.meta, found.problem)
+            self._concern(key, found, ended_too=healed)
 
     def drop(self, key: Key, uid: str | None = None) -> None:
         """Forget an object that is gone, and have the gateways forget it."""
-        fact = self.cache.drop(key, uid)
-        if fact is None:
+        known = self.cache.drop(key, uid)
+        if known is None:
             return
         self._publisher.forget(key)
         self._awaiting.discard(key)
-        if isinstance(fact, Dispatch):
-            self._desired.remove_dispatch(fact.meta.uid)
-        elif isinstance(fact, Asset):
-            self._desired.remove_asset(fact.meta.uid)
-        self._fleet.forget(fact.meta.uid)
-        self._concern(key, fact)
+        self._troubles.forget(key)
+        if key.kind is Kind.DISPATCH:
+            self._desired.remove_dispatch(known.meta.uid)
+        elif key.kind is Kind.ASSET:
+            self._desired.remove_asset(known.meta.uid)
+        self._fleet.forget(known.meta.uid)
+        self._concern(key, known, ended_too=isinstance(known, Unreadable))
 
-    def _concern(self, key: Key, fact: Fact) -> None:
-        """Queue all that a change of ``fact`` may change."""
-        if isinstance(fact, Asset):
+    def _concern(self, key: Key, known: Fact | Unreadable, *, ended_too: bool = False) -> None:
+        """Queue all that a change of an object may change."""
+        if key.kind is Kind.ASSET:
             self._queue.add(key)
             for dispatch in self.cache.dispatches_of(key.namespace, key.name):
-                if not dispatch.phase.terminal:
+                if ended_too or not dispatch.phase.terminal:
                     self._queue.add(Key(Kind.DISPATCH, key.namespace, dispatch.meta.name))
-        elif isinstance(fact, Dispatch):
-            self._queue.add(key)
-            self._queue.add(Key(Kind.ASSET, key.namespace, fact.asset_name))
-        else:
-            self._queue.add(Key(Kind.ASSET, key.namespace, fact.asset_name))
+        elif not isinstance(known, Asset):
+            if key.kind is Kind.DISPATCH:
+                self._queue.add(key)
+            self._queue.add(Key(Kind.ASSET, key.namespace, known.asset_name))
         metrics.QUEUE_LENGTH.set(len(self._queue))
 
     def _concerns(self, uid: str) -> None:
         key = self.cache.key_of(uid)
         if key is not None:
             self._queue.add(key)
+
+    def _knows(self, uid: str) -> bool:
+        """Tell whether there is an object of a uid; it may be one that cannot be read."""
+        return self.cache.key_of(uid) is not None or bool(self.cache.unreadable)
+
+    def _distrust(self, message: control_pb2.AgentReport) -> Strange | None:
+        """Return why a report does not count, or None."""
+        uid = message.report.dispatch_uid
+        key = self.cache.key_of(uid)
+        fact = self.cache.fact(key) if key is not None else None
+        dispatch = fact if isinstance(fact, Dispatch) else None
+        return distrust(
+            message,
+            dispatch,
+            self.cache.asset(dispatch.meta.namespace, dispatch.asset_name) if dispatch else None,
+            given_to=self._desired.asset_uid_of(uid),
+            ledger_ids=self._fleet.ledger_ids(uid),
+        )
 
     def _accepted(self) -> None:
         for key in self._awaiting.take_until(self._fleet.accepted_version()):
@@ -163,10 +205,13 @@ class Controller:
     async def _load(self) -> None:
         """List everything and build the first desired state, in flight dispatches included."""
         await self._list_until_complete()
+        for unread in self.cache.unreadable.values():
+            if unread.may_be_held:
+                self._keep_held(unread.meta, unread.asset_name)
         for key in self.cache.keys(Kind.ASSET):
             asset = self.cache.asset(key.namespace, key.name)
             if asset is not None:
-                self._give_asset(asset, asset.status.get("identity", {}))
+                self._load_asset(asset)
         for key in self.cache.keys(Kind.DISPATCH):
             dispatch = self.cache.dispatch(key.namespace, key.name)
             if dispatch is not None:
@@ -175,16 +220,47 @@ class Controller:
         self._readiness.found("kubernetes")
         _log.info("resources.listed", objects=len(self.cache))
 
+    def _load_asset(self, asset: Asset) -> None:
+        if not self._can(Kind.ASSET, asset.meta, lambda: self._give_stored(asset)):
+            self._keep_held(asset.meta, asset.meta.name)
+
     def _load_dispatch(self, dispatch: Dispatch) -> None:
         asset = self.cache.asset(dispatch.meta.namespace, dispatch.asset_name)
-        if dispatch.in_flight or dispatch.is_unreverted:
+
+        def submit() -> None:
             for action in self._decide(dispatch, asset).actions:
                 if isinstance(action, Submit):
                     self._submit(dispatch, asset, action)
-        ended = dispatch.status.get("completionTime")
-        recent = ended is None or dispatch.latest_end_us > _now_us() - _HISTORY_US
-        if recent:
-            self._publisher.record(dispatch, asset, dispatch.status.get("history", []))
+
+        def record() -> None:
+            ended = dispatch.status.get("completionTime")
+            recent = ended is None or dispatch.latest_end_us > _now_us() - _HISTORY_US
+            if recent:
+                self._publisher.record(dispatch, asset, dispatch.status.get("history", []))
+
+        if dispatch.in_flight or dispatch.is_unreverted:
+            kind, meta = Kind.DISPATCH, dispatch.meta
+            if self._waits_for_asset(dispatch, asset) or not self._can(kind, meta, submit):
+                self._keep_held(meta, dispatch.asset_name)
+        self._can(Kind.DISPATCH, dispatch.meta, record)
+
+    def _can(self, kind: Kind, meta: Meta, work: Callable[[], object]) -> bool:
+        """Do something for one object alone; where that fails, tell and return False."""
+        _, problem = attempt(work)
+        if problem:
+            self._troubles.tell(kind, meta, problem)
+        return not problem
+
+    def _keep_held(self, meta: Meta, asset_name: str) -> None:
+        """Have gateways go on with what they hold: a snapshot without it would revert a device."""
+        self._desired.put_unread(
+            control_pb2.Unread(uid=meta.uid, namespace=meta.namespace, asset_name=asset_name)
+        )
+
+    def _waits_for_asset(self, dispatch: Dispatch, asset: Asset | None) -> bool:
+        """Tell whether its asset exists and could never be read: nothing can be said of it."""
+        key = Key(Kind.ASSET, dispatch.meta.namespace, dispatch.asset_name)
+        return asset is None and key in self.cache.unreadable
 
     async def _list_until_complete(self) -> None:
         for failures in itertools.count():
@@ -198,11 +274,6 @@ class Controller:
         except (*_TRANSIENT, GoneError) as error:
             _log.warning("resources.not_listed", why=str(error)[:300])
             self._readiness.waiting("kubernetes", f"listing failed: {str(error)[:200]}")
-            return False
-        if self.cache.unreadable:
-            # A snapshot without them would have their agents give up what they run.
-            names = sorted(f"{k.kind} {k.namespace}/{k.name}" for k in self.cache.unreadable)
-            self._readiness.waiting("kubernetes", f"cannot read {', '.join(names[:5])}")
             return False
         return True
 
@@ -254,6 +325,8 @@ class Controller:
                 with metrics.RECONCILE_SECONDS.labels(kind=key.kind.value).time():
                     await work(key)
                 queue.forget(key)
+                if key not in self.cache.unreadable:
+                    self._troubles.forget(key)
             except GoneError:
                 result = "gone"
                 self.drop(key)
@@ -272,10 +345,12 @@ class Controller:
                     why=str(error)[:300],
                     again_seconds=round(seconds, 2),
                 )
-            except Exception:
+            except Exception as error:
                 result = "failed"
                 queue.add_failed(key)
-                _log.exception("object.failed", kind=key.kind.value, name=key.name)
+                fact = self.cache.fact(key)
+                if fact is not None:
+                    self._troubles.tell(key.kind, fact.meta, describe(error), error)
             finally:
                 queue.done(key)
                 metrics.RECONCILES.labels(kind=key.kind.value, result=result).inc()
@@ -292,7 +367,10 @@ class Controller:
             )
 
     async def _reconcile(self, key: Key) -> None:
-        if key.kind is Kind.DISPATCH:
+        unread = self.cache.unreadable.get(key)
+        if unread is not None:
+            await self._let_go_deleted(key, unread.meta)
+        elif key.kind is Kind.DISPATCH:
             dispatch = self.cache.dispatch(key.namespace, key.name)
             if dispatch is not None:
                 await self._reconcile_dispatch(key, dispatch)
@@ -300,6 +378,17 @@ class Controller:
             asset = self.cache.asset(key.namespace, key.name)
             if asset is not None:
                 await self._reconcile_asset(key, asset)
+
+    async def _let_go_deleted(self, key: Key, meta: Meta) -> None:
+        """Let go of what is being deleted and cannot be read: nobody could ever release it."""
+        if meta.deleting_us is None or not meta.holds_finalizer:
+            return
+        due_us = meta.deleting_us + DELETION_GRACE_US
+        if _now_us() > due_us:
+            warning = "deleted while it could not be read: what the device did is not known"
+            await self._actor.finalize(key.kind, meta, RemoveFinalizer(warning=warning))
+        else:
+            self._look_again(key, due_us + SECOND_US // 100)
 
     def _decide(self, dispatch: Dispatch, asset: Asset | None) -> DispatchDecision:
         uid = dispatch.meta.uid
@@ -315,6 +404,9 @@ class Controller:
 
     async def _reconcile_dispatch(self, key: Key, stored: Dispatch) -> None:
         asset = self.cache.asset(key.namespace, stored.asset_name)
+        if self._waits_for_asset(stored, asset):
+            await self._let_go_deleted(key, stored.meta)
+            return
         decision = self._decide(self._publisher.with_basis(key, stored), asset)
         for action in decision.actions:
             if isinstance(action, Submit):
@@ -325,6 +417,7 @@ class Controller:
                 self._desired.remove_dispatch(stored.meta.uid)
             else:
                 await self._actor.act_on_dispatch(key, action)
+        self._desired.settle_unread(stored.meta.uid)
         self._publisher.want(key, decision.status)
         self._look_again(key, decision.again_us)
 
@@ -341,6 +434,7 @@ class Controller:
             now_us=now_us,
             certificate=self.cache.certificate(key.namespace, certificate_name(key.name)),
             dispatches=list(self.cache.dispatches_of(key.namespace, key.name)),
+            unread=self.cache.unread_dispatches_of(key.namespace, key.name),
             realm=self._realm,
         )
         self._give_asset(asset, decision.status["identity"])
@@ -356,6 +450,9 @@ class Controller:
         if again_us is not None:
             self._queue.add_after(key, max(0.01, (again_us - _now_us()) / SECOND_US))
 
+    def _give_stored(self, asset: Asset) -> None:
+        self._give_asset(asset, asset.status.get("identity", {}))
+
     def _give_asset(self, asset: Asset, identity: Mapping[str, Any]) -> None:
         self._desired.put_asset(convert.asset_message(asset, identity))
 
@@ -367,7 +464,7 @@ class Controller:
                 return
             asset_uid = asset.meta.uid
             if not self._desired.has_asset(asset_uid):
-                self._give_asset(asset, asset.status.get("identity", {}))
+                self._give_stored(asset)
         self._desired.put_dispatch(convert.dispatch_message(dispatch, asset_uid, order))
 
 

@@ -103,8 +103,10 @@ def asset_id(asset: Asset) -> dispatch_pb2.AssetId:
 
 
 def _ledger(identity: Mapping[str, Any]) -> dispatch_pb2.IdentityLedger:
+    suspected_at = identity.get("suspectedAt")
     ledger = dispatch_pb2.IdentityLedger(
-        quarantine=(identity.get("quarantine") or {}).get("reason", "")
+        quarantine=(identity.get("quarantine") or {}).get("reason", ""),
+        suspected_us=parse_instant(suspected_at) if suspected_at else 0,
     )
     for field in ("previous", "current", "next"):
         known = identity.get(field)

@@ -26,6 +26,11 @@ class _HeldAsset(NamedTuple):
     version: int
 
 
+class _HeldUnread(NamedTuple):
+    message: control_pb2.Unread
+    first_version: int
+
+
 class _HeldDispatch(NamedTuple):
     message: dispatch_pb2.Dispatch
     first_version: int
@@ -79,6 +84,9 @@ class Subscription:
         self.overrun = asyncio.Event()
         """The replica is too slow: end its stream, the next snapshot brings it up to date."""
 
+        self.stored = False
+        """Whether the replica has stored the snapshot: one that is refused brings nothing on."""
+
         self.most = 1
         """How many messages are taken at once; may be raised while one waits for them."""
 
@@ -110,6 +118,13 @@ class Subscription:
         self.bytes -= sum(message.ByteSize() + OVERHEAD_BYTES for message in taken)
         return taken
 
+    def take_transitions(self) -> list[control_pb2.HeadendTransition]:
+        """Return what no snapshot brings again, and let go of everything."""
+        found = [each.transition for each in self._waiting if each.HasField("transition")]
+        self._waiting.clear()
+        self.bytes = 0
+        return found
+
 
 class Desired:
     """What every replica is to hold. Each change raises the version by one; equal state does not.
@@ -118,11 +133,12 @@ class Desired:
     a proof on an order that can come back.
     """
 
-    def __init__(self, operator_start_ms: int) -> None:
-        self.operator_start_ms = operator_start_ms
+    def __init__(self, operator_start_ms: int, era: int = 0) -> None:
+        self.operator_start_ms, self.era = operator_start_ms, era
         self.version = 1
         self._assets: dict[str, _HeldAsset] = {}
         self._dispatches: dict[str, _HeldDispatch] = {}
+        self._unread: dict[str, _HeldUnread] = {}
         self._subscriptions: list[Subscription] = []
 
     def put_asset(self, message: dispatch_pb2.Asset) -> None:
@@ -132,6 +148,7 @@ class Desired:
         if known is not None and known.encoded == encoded:
             return
         version = self._publish(control_pb2.OperatorMessage(asset=message))
+        self._unread.pop(message.id.uid, None)
         self._assets[message.id.uid] = _HeldAsset(encoded, message.generation, version)
 
     def put_dispatch(self, message: dispatch_pb2.Dispatch) -> None:
@@ -143,22 +160,41 @@ class Desired:
         if known is not None and known.message == message:
             return
         version = self._publish(control_pb2.OperatorMessage(dispatch=message))
-        first = known.first_version if known is not None else version
+        earlier = known or self._unread.pop(message.uid, None)
+        first = earlier.first_version if earlier is not None else version
         self._dispatches[message.uid] = _HeldDispatch(message, first, version)
+
+    def put_unread(self, message: control_pb2.Unread) -> None:
+        """Have replicas go on with what they hold under this uid; what is held here stands."""
+        if message.uid not in self._assets and message.uid not in self._dispatches:
+            version = self._publish(control_pb2.OperatorMessage(unread=message))
+            self._unread[message.uid] = _HeldUnread(message, version)
+
+    def settle_unread(self, dispatch_uid: str) -> None:
+        """Say that a dispatch was read at last, and that nobody is to hold it."""
+        if dispatch_uid in self._unread:
+            self.remove_dispatch(dispatch_uid)
 
     def remove_asset(self, uid: str) -> None:
         """Let go of an asset: its agent may not connect any more."""
-        if self._assets.pop(uid, None) is not None:
+        if self._unread.pop(uid, None) or self._assets.pop(uid, None):
             self._publish(control_pb2.OperatorMessage(asset_removed=uid))
 
     def remove_dispatch(self, uid: str) -> None:
         """Let go of a dispatch: it is settled."""
-        if self._dispatches.pop(uid, None) is not None:
+        if self._unread.pop(uid, None) or self._dispatches.pop(uid, None):
             self._publish(control_pb2.OperatorMessage(dispatch_removed=uid))
 
     def has_asset(self, uid: str) -> bool:
         """Tell whether the asset is held."""
         return uid in self._assets
+
+    def ledger_of(self, asset_uid: str) -> dispatch_pb2.IdentityLedger:
+        """Return the identity of an asset as the gateways know it; empty = not held."""
+        held = self._assets.get(asset_uid)
+        if held is None:
+            return dispatch_pb2.IdentityLedger()
+        return dispatch_pb2.Asset.FromString(held.encoded).identity
 
     def asset_uid_of(self, dispatch_uid: str) -> str | None:
         """Return the asset that a held dispatch was given for."""
@@ -186,19 +222,26 @@ class Desired:
     def subscribe(self) -> Subscription:
         """Return a snapshot, then all changes, for one replica."""
         snapshot = self._snapshot(
-            self.version, list(self._assets.values()), list(self._dispatches.values())
+            self.version,
+            list(self._assets.values()),
+            list(self._dispatches.values()),
+            [each.message for each in self._unread.values()],
         )
         subscription = Subscription(snapshot)
         self._subscriptions.append(subscription)
         return subscription
 
     def _snapshot(
-        self, version: int, assets: list[_HeldAsset], dispatches: list[_HeldDispatch]
+        self,
+        version: int,
+        assets: list[_HeldAsset],
+        dispatches: list[_HeldDispatch],
+        unread: list[control_pb2.Unread],
     ) -> Iterator[control_pb2.OperatorMessage]:
         """Yield what was held at ``version``; each message is made when it is sent."""
         message = control_pb2.OperatorMessage
         begin = control_pb2.SnapshotBegin(
-            operator_start_ms=self.operator_start_ms, takes_batches=True
+            operator_start_ms=self.operator_start_ms, takes_batches=True, era=self.era
         )
         yield message(version=version, snapshot_begin=begin)
         for asset in assets:
@@ -206,7 +249,11 @@ class Desired:
             yield message(version=version, asset=decoded)
         for dispatch in dispatches:
             yield message(version=version, dispatch=dispatch.message)
-        end = control_pb2.SnapshotEnd(assets=len(assets), dispatches=len(dispatches))
+        for each in unread:
+            yield message(version=version, unread=each)
+        end = control_pb2.SnapshotEnd(
+            assets=len(assets), dispatches=len(dispatches), unread=len(unread)
+        )
         yield message(version=version, snapshot_end=end)
 
     @property
@@ -214,9 +261,11 @@ class Desired:
         """What waits for the slowest replica."""
         return max((each.bytes for each in self._subscriptions), default=0)
 
-    def unsubscribe(self, subscription: Subscription) -> None:
-        """Stop the changes for one replica."""
-        self._subscriptions.remove(subscription)
+    def unsubscribe(self, subscription: Subscription) -> list[control_pb2.HeadendTransition]:
+        """Stop the changes for one replica; return the transitions that it was not given."""
+        if subscription in self._subscriptions:
+            self._subscriptions.remove(subscription)
+        return subscription.take_transitions()
 
     def tell(self, message: control_pb2.OperatorMessage, to: Subscription | None = None) -> None:
         """Send what changes no state, to one replica or to all; it has the version of the state."""
@@ -225,10 +274,11 @@ class Desired:
             subscription.put(message)
 
     def tell_any(self, message: control_pb2.OperatorMessage) -> bool:
-        """Send what one replica is enough for; False where there is none."""
-        if not self._subscriptions:
+        """Send what one replica is enough for; False where none has stored a snapshot."""
+        subscription = next((each for each in self._subscriptions if each.stored), None)
+        if subscription is None:
             return False
-        self.tell(message, to=self._subscriptions[0])
+        self.tell(message, to=subscription)
         return True
 
     def _publish(self, message: control_pb2.OperatorMessage) -> int:

@@ -24,7 +24,12 @@ QUEUE_LIMIT = 1000
 _NOTE_LIMIT = 1000
 _EVENTS_PER_SECOND = 20.0
 _BURST = 50.0
-_API_KINDS = {Kind.ASSET: "DERAsset", Kind.DISPATCH: "Dispatch"}
+_API_KINDS = {
+    Kind.ASSET: ("derops.io/v1alpha1", "DERAsset"),
+    Kind.DISPATCH: ("derops.io/v1alpha1", "Dispatch"),
+    Kind.REQUEST: ("cert-manager.io/v1", "CertificateRequest"),
+    Kind.CERTIFICATE: ("cert-manager.io/v1", "Certificate"),
+}
 _WARNINGS = frozenset({Phase.FAILED, Phase.REJECTED, Phase.EXPIRED})
 
 _log = structlog.get_logger("events")
@@ -43,6 +48,7 @@ class EventWriter:
         """Queue an Event about an object."""
         # kubectl sorts by a time that only Events of the old API have; what is left is their names.
         self._last_ns = max(self._last_ns + 1, time.time_ns())
+        api_version, api_kind = _API_KINDS[kind]
         body = {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
@@ -58,8 +64,8 @@ class EventWriter:
             "reason": reason[:128],
             "note": note[:_NOTE_LIMIT],
             "regarding": {
-                "apiVersion": "derops.io/v1alpha1",
-                "kind": _API_KINDS[kind],
+                "apiVersion": api_version,
+                "kind": api_kind,
                 "namespace": meta.namespace,
                 "name": meta.name,
                 "uid": meta.uid,
@@ -105,6 +111,26 @@ class EventWriter:
         if released.get("reason") == REVERT_UNKNOWN != was.get("reason") and not meta.deleting_us:
             note = f"taken out of service while {released['message']}"
             self.post(Kind.ASSET, meta, warning=True, reason=REVERT_UNKNOWN, note=note)
+
+    def post_quarantine(
+        self, meta: Meta, stored: Mapping[str, Any], status: Mapping[str, Any]
+    ) -> None:
+        """Queue an Event where the identity of an asset was quarantined, or that was lifted."""
+        held, was = ((each.get("identity") or {}).get("quarantine") for each in (status, stored))
+        if held != was:
+            condition = find(status.get("conditions", []), "Quarantined")
+            self.post(
+                Kind.ASSET,
+                meta,
+                warning=bool(held),
+                reason=condition["reason"],
+                note=condition["message"],
+            )
+
+    def post_early_issuance(self, meta: Meta, note: str) -> None:
+        """Queue an Event about a certificate that was issued early, and count it."""
+        metrics.EARLY_ISSUANCES.inc()
+        self.post(Kind.ASSET, meta, warning=True, reason="EarlyIssuance", note=note)
 
     async def run(self) -> None:
         """Write Events until cancelled."""

@@ -3,6 +3,8 @@
 A manifest is read once, when it arrives; everything behind works on these values.
 """
 
+import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,8 +15,8 @@ from derops.lifecycle import Phase
 from derops.resources.derassets import DERAssetSpec, Verification
 from derops.resources.dispatches import DispatchSpec
 from derops.schedules import SECOND_US, accept_by_us
-from derops_operator.certificates import Csr, Issued, read_csr, read_issued
-from derops_operator.instants import parse_instant, to_us
+from derops_operator.certificates import Csr, Issued
+from derops_operator.instants import format_instant, parse_instant, to_us
 
 FINALIZER = "derops.io/in-flight"
 """On a Dispatch from submission to its terminal phase; on a DERAsset while it has such a one, or
@@ -26,8 +28,19 @@ MANAGED_BY = {"app.kubernetes.io/managed-by": "derops"}
 ASSET_LABEL = "derops.io/asset"
 """Label of what belongs to one asset; cert-manager copies it from a Certificate to its requests."""
 
-_CERTIFICATE_NAME = "cert-manager.io/certificate-name"
-_CERTIFICATE_REVISION = "cert-manager.io/certificate-revision"
+_CERT_MANAGER_GROUPS = ("", "cert-manager.io")
+"""An empty group means cert-manager's own."""
+
+_CERTIFICATE_FIELDS = (
+    "secretName",
+    "duration",
+    "renewBefore",
+    "uris",
+    "usages",
+    "privateKey",
+    "issuerRef",
+    "revisionHistoryLimit",
+)
 
 
 class Kind(StrEnum):
@@ -94,6 +107,12 @@ class Asset:
     on_restart: str
     telemetry_interval_seconds: int
     certificate_duration_seconds: int
+    lift_of_us: int | None
+    """Which quarantine is to be lifted, by its instant."""
+
+    lift_key: str
+    """Keep or Revoke; empty without a lift."""
+
     operating_state: str
     status: Mapping[str, Any]
 
@@ -167,27 +186,40 @@ class Dispatch:
             for each in self.status.get("conditions", [])
         )
 
+    @property
+    def submitted_us(self) -> int | None:
+        """When it was submitted, where its stored status says so."""
+        submitted = self.status.get("timeline", {}).get("submittedAt")
+        return None if submitted is None else parse_instant(submitted)
+
     def is_of_an_earlier(self, asset: Asset) -> bool:
         """Tell whether it was submitted before this asset was re-created under its name."""
-        submitted = self.status.get("timeline", {}).get("submittedAt")
-        return submitted is not None and asset.meta.created_us > parse_instant(submitted)
+        submitted_us = self.submitted_us
+        return submitted_us is not None and asset.meta.created_us > submitted_us
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A CertificateRequest that cert-manager made for one of our Certificates."""
+    """A CertificateRequest that says it is for one of our Certificates; anybody may say so."""
 
     meta: Meta
     asset_name: str
-    certificate_name: str
     certificate_uid: str
-    revision: int
+    """Of the Certificate that owns it."""
+
+    username: str
+    """Who created it, as the API server told cert-manager's webhook; nobody can change it."""
+
+    duration_seconds: float | None
     issuer_kind: str
     issuer_name: str
     is_ca: bool
     usages: frozenset[str]
     csr: Csr | None
     issued: Issued | None
+    problem: str = ""
+    """Why what is inside could not be read; it counts as absent."""
+
     conditions: tuple[Mapping[str, Any], ...]
 
     def condition(self, kind: str) -> Mapping[str, Any]:
@@ -212,32 +244,48 @@ class Certificate:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreadable:
+    """An object that cannot be read, as far as it says who it is."""
+
+    kind: Kind
+    meta: Meta
+    asset_name: str
+    """The asset that it is or belongs to; empty = it does not even tell that."""
+
+    may_be_held: bool
+    """Whether a gateway may hold it: a Dispatch that was never given to one is with none."""
+
+    problem: str
+
+    @property
+    def key(self) -> Key:
+        """Where it is."""
+        return Key(self.kind, self.meta.namespace, self.meta.name)
+
+
 def read_meta(manifest: Mapping[str, Any]) -> Meta:
     """Read the metadata of any object."""
     metadata = manifest["metadata"]
     deleting = metadata.get("deletionTimestamp")
     return Meta(
-        namespace=metadata["namespace"],
-        name=metadata["name"],
-        uid=metadata["uid"],
-        generation=metadata.get("generation", 0),
-        resource_version=metadata["resourceVersion"],
+        namespace=_text(metadata["namespace"]),
+        name=_text(metadata["name"]),
+        uid=_text(metadata["uid"]),
+        generation=int(metadata.get("generation", 0)),
+        resource_version=_text(metadata["resourceVersion"]),
         created_us=parse_instant(metadata["creationTimestamp"]),
         deleting_us=parse_instant(deleting) if deleting else None,
-        finalizers=tuple(metadata.get("finalizers", ())),
+        finalizers=tuple(_text(each) for each in metadata.get("finalizers", ())),
     )
 
 
 def read_asset(manifest: Mapping[str, Any]) -> Asset:
-    """Read a DERAsset.
-
-    Raises:
-        ValueError: Its spec is not one of this version.
-    """
+    """Read a DERAsset."""
     spec = DERAssetSpec.model_validate(manifest["spec"])
     ratings, limits, fallback = spec.ratings, spec.limits, spec.fallback
-    verification = spec.verification or Verification()
-    return Asset(
+    verification, lift = spec.verification or Verification(), spec.identity.lift
+    asset = Asset(
         meta=read_meta(manifest),
         type=spec.type,
         rated_max_injection_watts=ratings.max_injection_watts,
@@ -262,19 +310,20 @@ def read_asset(manifest: Mapping[str, Any]) -> Asset:
         on_restart=fallback.on_restart,
         telemetry_interval_seconds=spec.telemetry.interval_seconds,
         certificate_duration_seconds=spec.identity.certificate_duration_seconds,
+        lift_of_us=to_us(lift.quarantined_at) if lift is not None else None,
+        lift_key=lift.key if lift is not None else "",
         operating_state=spec.operating_state,
-        status=manifest.get("status", {}),
+        status=_status(manifest),
     )
+    # What others ask of it must not fail in the middle of what they do.
+    _ = asset.modes, asset.quarantine_reason
+    return asset
 
 
 def read_dispatch(manifest: Mapping[str, Any]) -> Dispatch:
-    """Read a Dispatch. One without a start begins at its creation, which has whole seconds.
-
-    Raises:
-        ValueError: Its spec is not one of this version.
-    """
+    """Read a Dispatch. One without a start begins at its creation, which has whole seconds."""
     meta, spec = read_meta(manifest), DispatchSpec.model_validate(manifest["spec"])
-    return Dispatch(
+    dispatch = Dispatch(
         meta=meta,
         asset_name=spec.asset_ref.name,
         mode=spec.setpoint.mode,
@@ -289,14 +338,33 @@ def read_dispatch(manifest: Mapping[str, Any]) -> Dispatch:
         verify=spec.verify,
         desired_state=spec.desired_state,
         ttl_seconds_after_finished=spec.ttl_seconds_after_finished,
-        status=manifest.get("status", {}),
+        status=_status(manifest),
     )
+    # What others ask of it must not fail in the middle of what they do.
+    _ = dispatch.in_flight, dispatch.is_unreverted, dispatch.submitted_us
+    _ = format_instant(dispatch.start_us), format_instant(dispatch.latest_end_us)
+    return dispatch
 
 
-def read_request(manifest: Mapping[str, Any]) -> Request:
-    """Read a CertificateRequest; what is in it that cannot be read counts as absent."""
+def read_request(
+    manifest: Mapping[str, Any],
+    csr: Csr | None = None,
+    issued: Issued | None = None,
+    problem: str = "",
+) -> Request:
+    """Read a CertificateRequest, but for what lies in its bytes.
+
+    Nothing here comes from its annotations: whoever may create requests writes what they like.
+
+    Args:
+        manifest: Of the request.
+        csr: What ``spec.request`` says.
+        issued: What ``status.certificate`` says.
+        problem: Why one of them could not be read.
+    """
     metadata, spec = manifest["metadata"], manifest["spec"]
-    status, annotations = manifest.get("status", {}), metadata.get("annotations", {})
+    issuer = spec["issuerRef"]
+    ours = _text(issuer.get("group", "")) in _CERT_MANAGER_GROUPS
     owner: Mapping[str, Any] = next(
         (
             each
@@ -305,29 +373,66 @@ def read_request(manifest: Mapping[str, Any]) -> Request:
         ),
         {},
     )
-    revision = annotations.get(_CERTIFICATE_REVISION, "0")
     return Request(
         meta=read_meta(manifest),
-        asset_name=metadata.get("labels", {}).get(ASSET_LABEL, ""),
-        certificate_name=annotations.get(_CERTIFICATE_NAME, ""),
-        certificate_uid=owner.get("uid", ""),
-        revision=int(revision) if revision.isdecimal() else 0,
-        issuer_kind=spec["issuerRef"].get("kind", "Issuer"),
-        issuer_name=spec["issuerRef"]["name"],
-        is_ca=spec.get("isCA", False),
-        usages=frozenset(spec.get("usages", ())),
-        csr=read_csr(spec["request"]),
-        issued=read_issued(status["certificate"]) if status.get("certificate") else None,
-        conditions=tuple(status.get("conditions", ())),
+        asset_name=_text(metadata.get("labels", {}).get(ASSET_LABEL, "")),
+        certificate_uid=_text(owner.get("uid", "")),
+        username=_text(spec.get("username", "")),
+        duration_seconds=duration_seconds(spec.get("duration")),
+        issuer_kind=_text(issuer.get("kind", "Issuer")) if ours else "",
+        issuer_name=_text(issuer["name"]),
+        is_ca=bool(spec.get("isCA", False)),
+        usages=frozenset(_text(each) for each in spec.get("usages", ())),
+        csr=csr,
+        issued=issued,
+        problem=problem,
+        conditions=_conditions(_status(manifest)),
     )
 
 
 def read_certificate(manifest: Mapping[str, Any], seen_us: int) -> Certificate:
     """Read a Certificate as it was at ``seen_us``; Certificates are not watched."""
+    spec = manifest["spec"]
     return Certificate(
         meta=read_meta(manifest),
-        asset_name=manifest["metadata"].get("labels", {}).get(ASSET_LABEL, ""),
-        spec=manifest["spec"],
-        conditions=tuple(manifest.get("status", {}).get("conditions", ())),
+        asset_name=_text(manifest["metadata"].get("labels", {}).get(ASSET_LABEL, "")),
+        spec={name: spec[name] for name in _CERTIFICATE_FIELDS if name in spec},
+        conditions=_conditions(_status(manifest)),
         seen_us=seen_us,
     )
+
+
+def duration_seconds(value: object) -> float | None:
+    """Return the seconds of a Go duration in hours, minutes and seconds; None = it is none.
+
+    The API server may write 3600s as 1h0m0s.
+    """
+    if not isinstance(value, str) or not _DURATION.fullmatch(value):
+        return None
+    return sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(value))
+
+
+_PART = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)([hms])")
+_DURATION = re.compile(f"(?:{_PART.pattern}){{1,3}}")
+_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0}
+
+
+def _status(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    status: object = manifest.get("status", {})
+    if not isinstance(status, Mapping):
+        raise TypeError("status is no object")
+    return status
+
+
+def _conditions(status: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    conditions = tuple(status.get("conditions", ()))
+    if not all(isinstance(each, Mapping) for each in conditions):
+        raise TypeError("a condition is no object")
+    return conditions
+
+
+def _text(value: object) -> str:
+    """Return a text, which stands in memory once: thousands of objects have names alike."""
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} where a text belongs")
+    return sys.intern(value)

@@ -8,15 +8,24 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from derops.holders import Holders, Newest, digest_of, is_plausible_epoch, outranks
 from derops.lifecycle import Phase, Reason
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
+from derops_operator import metrics
 
 LOST_AFTER_US = 30 * SECOND_US
 """How long the sessions of a lost replica still count."""
 
+MAX_LEDGERS = 8
+"""Ledgers whose reports of one dispatch are kept. More than one speak only after a lost disk."""
+
 SESSIONS_WITHIN_US = 5 * SECOND_US
 """How long after its snapshot a replica may take to tell its sessions."""
+
+
+CLONE_SUSPECTED = "CloneSuspected"
+"""Why a replica refused or ended a stream of an identity that two processes use."""
 
 
 class Link(StrEnum):
@@ -40,6 +49,8 @@ class SessionView:
     serial_number: str = ""
     end_reason: str = ""
     capability: agent_pb2.Capability | None = None
+    suspected_us: int = 0
+    """When a replica last suspected a clone, by a clock of its own; 0 = never."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +166,8 @@ class Fleet:
         self._sessions: dict[str, dict[str, control_pb2.Session]] = defaultdict(dict)
         self._deliveries: dict[str, dict[str, control_pb2.Delivery]] = defaultdict(dict)
         self._reports: dict[str, dict[str, control_pb2.AgentReport]] = defaultdict(dict)
-        self._epochs: dict[str, int] = {}
+        self._newest: dict[str, Newest] = {}
+        self._holders = Holders()
 
     def add_replica(self, name: str, state_since_us: int, sent_version: int, now_us: int) -> None:
         """Note a replica's hello; its sessions follow, what it said before is over."""
@@ -190,13 +202,30 @@ class Fleet:
             synced_us=known.synced_us or now_us,
         )
 
-    def note_session(self, name: str, session: control_pb2.Session) -> int:
-        """Keep the state of an asset's stream at a replica; return its epoch if none was higher."""
-        self._sessions[session.asset_uid][name] = session
-        if session.epoch <= self._epochs.get(session.asset_uid, 0):
-            return 0
-        self._epochs[session.asset_uid] = session.epoch
-        return session.epoch
+    def note_session(
+        self,
+        name: str,
+        session: control_pb2.Session,
+        ledger: dispatch_pb2.IdentityLedger,
+        now_us: int,
+    ) -> control_pb2.EpochSeen | None:
+        """Keep the state of an asset's stream at a replica.
+
+        Returns:
+            What the other replicas are to know of it, if that is new.
+        """
+        uid = session.asset_uid
+        news = self._holders.merge(uid, session.instances, now_us)
+        session.ClearField("instances")
+        kept = self._sessions[uid][name] = control_pb2.Session()
+        kept.CopyFrom(session)  # a part of a batch would keep all of it
+        rank = Newest(session.epoch, session.serial_number, digest_of(session.instance_id))
+        newest = self._newest.get(uid, Newest())
+        if is_plausible_epoch(session.epoch, now_us) and outranks(rank, newest, ledger):
+            newest = self._newest[uid] = rank
+        elif not news:
+            return None
+        return _seen(uid, newest, news)
 
     def note_delivery(self, name: str, delivery: control_pb2.Delivery) -> None:
         """Keep where a replica stands with a dispatch."""
@@ -210,22 +239,39 @@ class Fleet:
         if known is not None and known.report.sequence >= report.sequence:
             return False
         ledgers[report.ledger_id] = message
+        if len(ledgers) > MAX_LEDGERS:
+            # What is furthest along is what is shown; of the others the newest are worth more.
+            best = _fold_reports(list(ledgers.values()))
+            others = [each for each in ledgers.values() if each is not best]
+            oldest = min(others, key=lambda each: each.received_us)
+            del ledgers[oldest.report.ledger_id]
+            metrics.LEDGERS_FORGOTTEN.inc()
         return True
 
-    def epochs(self) -> dict[str, int]:
-        """Return the highest epoch seen of each asset."""
-        return dict(self._epochs)
+    def ledger_ids(self, dispatch_uid: str) -> set[str]:
+        """Return the ledgers that gateways say they wrote a dispatch to."""
+        deliveries = self._deliveries.get(dispatch_uid, {}).values()
+        return {each.ledger_id for each in deliveries if each.ledger_id}
+
+    def all_seen(self) -> list[control_pb2.EpochSeen]:
+        """Return the newest stream of each asset, and who held it at any replica."""
+        return [
+            _seen(uid, self._newest.get(uid, Newest()), self._holders.messages(uid))
+            for uid in self._newest.keys() | self._holders.uids()
+        ]
 
     def forget(self, uid: str) -> None:
         """Forget an asset or a dispatch whose resource is gone."""
         self._sessions.pop(uid, None)
-        self._epochs.pop(uid, None)
+        self._newest.pop(uid, None)
+        self._holders.forget(uid)
         self._deliveries.pop(uid, None)
         self._reports.pop(uid, None)
 
     def known_uids(self) -> set[str]:
         """Return the uids of all assets and dispatches that anything is known of."""
-        return {*self._sessions, *self._epochs, *self._deliveries, *self._reports}
+        known = (self._sessions, self._newest, self._deliveries, self._reports)
+        return self._holders.uids().union(*known)
 
     def accepted_version(self) -> int:
         """Return the highest version that a connected replica has stored."""
@@ -294,6 +340,7 @@ class Fleet:
             serial_number=session.serial_number if session.connected else "",
             end_reason=session.end_reason,
             capability=session.capability if session.HasField("capability") else None,
+            suspected_us=max(_suspected_us(each) for each in sessions.values()),
         )
 
     def _silence(self, now_us: int) -> Link:
@@ -303,6 +350,24 @@ class Fleet:
         if not any(synced) and now_us >= self._start_us + LOST_AFTER_US:
             return Link.UNKNOWN
         return Link.UNHEARD
+
+
+def _seen(
+    asset_uid: str, newest: Newest, instances: list[control_pb2.Instance]
+) -> control_pb2.EpochSeen:
+    return control_pb2.EpochSeen(
+        asset_uid=asset_uid,
+        epoch=newest.epoch,
+        serial_number=newest.serial_number,
+        instance_id=newest.instance,
+        instances=instances,
+    )
+
+
+def _suspected_us(session: control_pb2.Session) -> int:
+    """Return when its replica last suspected a clone; an older one only says why it refused."""
+    refused_us = session.since_us if session.end_reason == CLONE_SUSPECTED else 0
+    return session.suspected_us or refused_us
 
 
 def _fold_reports(messages: list[control_pb2.AgentReport]) -> control_pb2.AgentReport | None:

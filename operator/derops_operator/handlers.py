@@ -7,6 +7,7 @@ from typing import Any
 import kopf
 
 from derops_operator.facts import MANAGED_BY, Key, Kind
+from derops_operator.reading import identify
 
 Take = Callable[[Kind, Mapping[str, Any]], None]
 Drop = Callable[[Key, str | None], None]
@@ -17,6 +18,8 @@ _GROUPS = {
     Kind.DISPATCH: ("derops.io", "v1alpha1"),
     Kind.REQUEST: ("cert-manager.io", "v1"),
 }
+
+_OF_NO_OBJECT = ("BOOKMARK", "ERROR")
 
 
 class _NoDiffs(kopf.DiffBaseStorage):
@@ -94,10 +97,12 @@ async def log_in(**kwargs: Any) -> kopf.ConnectionInfo | None:
 
 def _listener(kind: Kind, take: Take, drop: Drop) -> Callable[..., Any]:
     async def hear(event: Mapping[str, Any], **_: object) -> None:
-        manifest = event["object"]
-        metadata = manifest["metadata"]
-        if event["type"] == "DELETED":
-            drop(Key(kind, metadata["namespace"], metadata["name"]), metadata["uid"])
+        manifest, what = event.get("object", {}), event.get("type")
+        if what in _OF_NO_OBJECT:
+            return
+        identity = identify(kind, manifest)
+        if what == "DELETED" and identity is not None:
+            drop(identity[0], identity[1])
         else:
             take(kind, manifest)
 

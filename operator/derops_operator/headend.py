@@ -9,6 +9,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from derops_operator import metrics
 from derops_operator.desired import BACKLOG_BYTES, Desired, Subscription
 from derops_operator.fleet import Fleet
 from derops_operator.settings import OperatorSettings
+from derops_operator.starting import Start, after_refusal, explain, read_refusal
 
 RESOLVE_SECONDS = 10.0
 """How often the addresses of the gateways are looked up."""
@@ -32,14 +34,23 @@ MAX_BATCH = 50
 MAX_SAID_BYTES = 256 * 1024
 """Of one thing that a replica says; the greatest honest one is a report of 64 KiB."""
 
+STRANGE_LOG_SECONDS = 10.0
+"""How often a report that counts for nothing is worth a line, for each reason."""
+
 HELLO_SECONDS = 10.0
 """How long a replica may take to say hello."""
+
+IDENTITY_SECONDS = 5.0
+"""How often the files are looked at while a stream lives; a renewed key needs a new stream."""
 
 HISTORY_LIMIT = 20_000
 """Transitions that wait for any gateway; then the oldest go."""
 
+_WORD_SECONDS = 2.0
 _BACKOFF_SECONDS = (0.1, 5.0)
 _CHANNEL_OPTIONS = (
+    # Channels to one address share connections otherwise, and a new certificate would not be seen.
+    ("grpc.use_local_subchannel_pool", 1),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),
@@ -49,7 +60,38 @@ _CHANNEL_OPTIONS = (
 
 _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # the stubs do not know it
 
+_PARTS = {
+    "OperatorClockAhead": "operator clock",
+    "StaleOperator": "operator start",
+    "NotTheOperatorsKey": "operator key",
+}
+"""What is told as degraded where a replica refuses us, by its reason."""
+
+_MAX_WORDS = 300
+
 _log = structlog.get_logger("headend")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What proves who we are, and whom we trust, as the files had it; all PEM."""
+
+    ca: bytes
+    key: bytes
+    certificate: bytes
+
+    @classmethod
+    def read(cls, directory: Path) -> "Identity":
+        """Read the files; blocks.
+
+        Raises:
+            OSError: One is not there.
+        """
+        return cls(
+            ca=(directory / "ca.crt").read_bytes(),
+            key=(directory / "tls.key").read_bytes(),
+            certificate=(directory / "tls.crt").read_bytes(),
+        )
 
 
 class Headend:
@@ -63,6 +105,7 @@ class Headend:
         readiness: Readiness,
         concerns: Callable[[str], None],
         accepted: Callable[[], None],
+        distrust: Callable[[control_pb2.AgentReport], str | None],
         knows: Callable[[str], bool] = lambda _: True,
     ) -> None:
         """Make the client; ``run`` starts it.
@@ -74,6 +117,7 @@ class Headend:
             readiness: Told whether any replica holds the desired state.
             concerns: Called with the uid of an asset or dispatch there is news of.
             accepted: Called when a replica has stored a version.
+            distrust: Returns why a report does not count, of a closed set, or None.
             knows: Tells whether there is an asset or dispatch of a uid; of others nothing is kept.
         """
         self._settings = settings
@@ -82,10 +126,20 @@ class Headend:
         self._readiness = readiness
         self._concerns = concerns
         self._accepted = accepted
+        self._distrust = distrust
+        self._strange_at: dict[str, float] = {}
         self._knows = knows
         self._links: dict[str, asyncio.Task[None]] = {}
         self._history: deque[control_pb2.HeadendTransition] = deque(maxlen=HISTORY_LIMIT)
         readiness.waiting("gateways", "no replica holds the desired state yet")
+        self._start = Start(era=desired.era, start_ms=desired.operator_start_ms)
+        self._began = time.monotonic()
+        self._refusals: dict[str, tuple[str, str]] = {}
+        """Part and words, by address."""
+
+        self._open: set[_Link] = set()
+        self._speaking: dict[str, _Link] = {}
+        """The link that counts, by the name of its replica."""
 
     def record(self, transition: control_pb2.HeadendTransition) -> None:
         """Send a transition to the history, by any replica; kept until there is one."""
@@ -116,16 +170,18 @@ class Headend:
         if complete:
             for address in self._links.keys() - addresses:
                 self._links.pop(address).cancel()
+                self._forget_refusal(address)
 
     async def _keep_link(self, address: str) -> None:
         failures = 0
         while True:
             started = time.monotonic()
             try:
-                await self._sync(address)
-                why = "the replica ended the stream"
+                await self._serve(address)
+                why = "the stream was ended"
             except (grpc.RpcError, asyncio.InvalidStateError, OSError, ValueError) as error:
                 why = _describe(error)
+                self._hear_refusal(address, error)
             held = time.monotonic() - started
             failures = 0 if held > 10 else failures + 1
             low, high = _BACKOFF_SECONDS
@@ -139,8 +195,55 @@ class Headend:
             )
             await asyncio.sleep(seconds)
 
-    async def _sync(self, address: str) -> None:
-        credentials = await asyncio.to_thread(_credentials, self._settings.control_tls_directory)
+    async def _serve(self, address: str) -> None:
+        """Hold a stream until it ends; with a renewed key, a new stream before the old one goes.
+
+        The new one may be refused while the gateway's mount lags behind ours.
+        """
+        identity = await self._read_identity()
+        current = asyncio.create_task(self._sync(address, identity, asyncio.Event()))
+        try:
+            while not (await asyncio.wait({current}, timeout=IDENTITY_SECONDS))[0]:
+                try:
+                    fresh = await self._read_identity()
+                except OSError as error:
+                    _log.warning("identity.unreadable", why=str(error))
+                    continue
+                if fresh != identity and (renewed := await self._renew(address, fresh)):
+                    current.cancel()
+                    await asyncio.gather(current, return_exceptions=True)
+                    current, identity = renewed, fresh
+            current.result()
+        finally:
+            current.cancel()
+            await asyncio.gather(current, return_exceptions=True)
+
+    async def _renew(self, address: str, identity: Identity) -> asyncio.Task[None] | None:
+        """Return a stream that the replica has taken for the one before; None = it did not."""
+        taken = asyncio.Event()
+        stream = asyncio.create_task(self._sync(address, identity, taken))
+        waiting = asyncio.create_task(taken.wait())
+        try:
+            await asyncio.wait({stream, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            stream.cancel()
+            await asyncio.gather(stream, return_exceptions=True)
+            raise
+        finally:
+            waiting.cancel()
+        if taken.is_set():
+            _log.info("identity.renewed", address=address)
+            return stream
+        if (error := stream.exception()) is not None:
+            _log.warning("identity.not_accepted", address=address, why=_describe(error))
+            self._hear_refusal(address, error)
+        return None
+
+    async def _read_identity(self) -> Identity:
+        return await asyncio.to_thread(Identity.read, self._settings.control_tls_directory)
+
+    async def _sync(self, address: str, identity: Identity, taken: asyncio.Event) -> None:
+        credentials = grpc.ssl_channel_credentials(identity.ca, identity.key, identity.certificate)
         options = (
             *_CHANNEL_OPTIONS,
             ("grpc.ssl_target_name_override", self._settings.gateway_server_name),
@@ -148,14 +251,82 @@ class Headend:
         async with grpc.aio.secure_channel(address, credentials, options) as channel:
             call = control_pb2_grpc.ControlStub(channel).Sync()  # type: ignore[no-untyped-call]
             subscription = self._desired.subscribe()
-            link = _Link(self, address, call, subscription)
+            link = _Link(self, address, call, subscription, taken)
+            self._open.add(link)
             try:
                 await link.run()
             finally:
-                self._desired.unsubscribe(subscription)
+                self._open.discard(link)
+                self._unsubscribe(subscription)
                 call.cancel()
                 link.close()
-                self._note_readiness()
+
+    def _unsubscribe(self, subscription: Subscription) -> None:
+        """Stop the changes for one replica; what no snapshot brings again goes to another."""
+        for transition in self._desired.unsubscribe(subscription):
+            self.record(transition)
+
+    def _hear_refusal(self, address: str, error: BaseException) -> None:
+        """Tell why a replica does not take us, and take another start where that is the way."""
+        details = (isinstance(error, grpc.aio.AioRpcError) and error.details()) or ""
+        reason = details.partition(": ")[0]
+        part = _PARTS.get(reason)
+        if part is None:
+            return
+        text, refusal, now_ms = details, read_refusal(details), _now_us() // 1000
+        if refusal is not None:
+            began_ms = now_ms - round((time.monotonic() - self._began) * 1000)
+            self._start = after_refusal(self._start, refusal, began_ms=began_ms, now_ms=now_ms)
+            text = f"{explain(self._start, refusal, now_ms)} ({reason})"
+        known, _ = self._refusals.get(address, (part, ""))
+        self._refusals[address] = (part, f"{address}: {text[:_MAX_WORDS]}")
+        for each in {known, part}:
+            self._tell_refusals(each)
+        if self._start.start_ms != self._desired.operator_start_ms:
+            _log.warning(
+                "start.renewed", before=self._desired.operator_start_ms, now=self._start.start_ms
+            )
+            self._desired.operator_start_ms = self._start.start_ms
+            for link in self._open:  # each replica is to get a snapshot from this start
+                link.stop()
+
+    def _note_accepted(self, address: str) -> None:
+        if not self._start.was_accepted:
+            self._start = replace(self._start, was_accepted=True)
+        self._forget_refusal(address)
+        self._note_readiness()
+        self._accepted()
+
+    def _forget_refusal(self, address: str) -> None:
+        part, _ = self._refusals.pop(address, ("", ""))
+        if part:
+            self._tell_refusals(part)
+
+    def _tell_refusals(self, part: str) -> None:
+        words = sorted(text for known, text in self._refusals.values() if known == part)
+        if words:
+            self._readiness.degraded(part, "; ".join(words))
+        else:
+            self._readiness.found(part)
+
+    def _is_strange(self, message: control_pb2.AgentReport) -> bool:
+        """Tell whether a report does not count; count it, and now and then say so."""
+        reason = self._distrust(message)
+        if reason is None:
+            return False
+        metrics.STRANGE_REPORTS.labels(reason=reason).inc()
+        now = time.monotonic()
+        if now - self._strange_at.get(reason, -STRANGE_LOG_SECONDS) >= STRANGE_LOG_SECONDS:
+            self._strange_at[reason] = now
+            _log.warning(
+                "report.strange",
+                reason=str(reason),
+                dispatch_uid=message.report.dispatch_uid,
+                namespace=message.namespace,
+                asset=message.asset_name,
+                asset_uid=message.asset_uid,
+            )
+        return True
 
     def _drain_history(self) -> None:
         while self._history:
@@ -182,6 +353,7 @@ class _Link:
         address: str,
         call: Any,
         subscription: Subscription,
+        taken: asyncio.Event,
     ) -> None:
         self._headend = headend
         self._fleet = headend._fleet  # noqa: SLF001 - a part of the headend
@@ -189,26 +361,46 @@ class _Link:
         self._address = address
         self._call = call
         self._subscription = subscription
+        self._taken = taken
+        """Set once the replica has stored our snapshot."""
+
         self._replica: str | None = None
+        self._stopping = asyncio.Event()
 
     async def run(self) -> None:
         writer = asyncio.create_task(self._write())
         reader = asyncio.create_task(self._read())
+        stopping = asyncio.create_task(self._stopping.wait())
         overrun = asyncio.create_task(self._end_where_too_slow())  # the writer may be stuck
-        tasks = {writer, reader, overrun}
+        tasks = (reader, writer, overrun, stopping)
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if writer.done() and writer.exception() is not None:
+                await asyncio.wait({reader}, timeout=_WORD_SECONDS)  # it hears why
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        for task in done:
-            task.result()
+        for task in (reader, writer, overrun):
+            if not task.cancelled():
+                task.result()
+
+    def stop(self) -> None:
+        """End the stream."""
+        self._stopping.set()
+
+    def retire(self) -> None:
+        """End: a link with a newer key speaks for the replica from here on."""
+        self._replica = None
+        self._headend._unsubscribe(self._subscription)  # noqa: SLF001
+        self.stop()
 
     def close(self) -> None:
-        """Note in the fleet that the replica is lost."""
+        """Note in the fleet that the replica is lost, unless a newer link speaks for it."""
         if self._replica is not None:
+            del self._headend._speaking[self._replica]  # noqa: SLF001
             self._fleet.lose_replica(self._replica, _now_us())
+            self._headend._note_readiness()  # noqa: SLF001
 
     async def _write(self) -> None:
         while messages := await self._subscription.get():
@@ -240,18 +432,21 @@ class _Link:
             raise ValueError(f"{code.name}: {await self._call.details()}")
 
     def _welcome(self, hello: control_pb2.ReplicaHello) -> None:
-        known = self._fleet.replicas.get(hello.replica)
-        if known is not None and known.connected:
-            raise ValueError(f"two gateways call themselves {hello.replica}")
+        earlier = self._headend._speaking.get(hello.replica)  # noqa: SLF001
+        if earlier is not None:
+            if earlier._address != self._address:  # noqa: SLF001
+                raise ValueError(f"two gateways call themselves {hello.replica}")
+            earlier.retire()
+        self._headend._speaking[hello.replica] = self  # noqa: SLF001
         self._replica = hello.replica
         if hello.takes_batches:
             self._subscription.most = MAX_BATCH
         # The snapshot may be on its way already: count everything as possibly received.
         version = self._desired.version
         self._fleet.add_replica(hello.replica, hello.state_since_us, version, _now_us())
-        for uid, epoch in self._fleet.epochs().items():
-            self._tell_epoch(uid, epoch, only=True)
-        self._headend._drain_history()  # noqa: SLF001
+        for seen in self._fleet.all_seen():  # also to the only one: its disk may be a new one
+            message = control_pb2.OperatorMessage(epoch_seen=seen)
+            self._desired.tell(message, to=self._subscription)
         _log.info("gateway.connected", address=self._address, replica=hello.replica)
 
     def _take(self, message: control_pb2.ReplicaMessage) -> None:
@@ -260,12 +455,16 @@ class _Link:
             return
         if kind == "accepted_version":
             self._fleet.note_accepted(name, message.accepted_version, _now_us())
-            self._headend._note_readiness()  # noqa: SLF001
-            self._headend._accepted()  # noqa: SLF001
+            if not self._taken.is_set():
+                self._taken.set()
+                self._subscription.stored = True
+                self._headend._drain_history()  # noqa: SLF001
+            self._headend._note_accepted(self._address)  # noqa: SLF001
         elif kind == "session":
-            epoch = self._fleet.note_session(name, message.session)
-            if epoch:
-                self._tell_epoch(message.session.asset_uid, epoch)
+            ledger = self._desired.ledger_of(message.session.asset_uid)
+            seen = self._fleet.note_session(name, message.session, ledger, _now_us())
+            if seen is not None and len(self._fleet.replicas) > 1:
+                self._desired.tell(control_pb2.OperatorMessage(epoch_seen=seen))
             self._headend._concerns(message.session.asset_uid)  # noqa: SLF001
         elif kind == "delivery":
             self._fleet.note_delivery(name, message.delivery)
@@ -277,36 +476,32 @@ class _Link:
                 self._take(each)
 
     def _is_of_use(self, message: control_pb2.ReplicaMessage, kind: str) -> bool:
-        """Tell whether what a replica says is of something that there is; one may lie.
+        """Tell whether what a replica says may be kept; one may lie.
+
+        Sessions and deliveries of nothing that there is are not; reports are judged by themselves.
 
         Raises:
             ValueError: It is greater than anything that a replica has to say.
         """
-        if kind in {"accepted_version", "batch"}:
+        if kind == "batch":
             return True
         if message.ByteSize() > MAX_SAID_BYTES:
             raise ValueError(f"{kind} has more than {MAX_SAID_BYTES} bytes")
-        uid = {
-            "session": message.session.asset_uid,
-            "delivery": message.delivery.dispatch_uid,
-            "report": message.report.report.dispatch_uid,
-        }.get(kind, "")
-        return self._headend._knows(uid)  # noqa: SLF001
+        if kind == "session":
+            return self._headend._knows(message.session.asset_uid)  # noqa: SLF001
+        if kind == "delivery":
+            return self._headend._knows(message.delivery.dispatch_uid)  # noqa: SLF001
+        return True
 
     def _take_report(self, message: control_pb2.AgentReport) -> None:
         phase = message.report.phase
         if phase not in set(Phase):
             _log.error("report.not_understood", phase=phase, uid=message.report.dispatch_uid)
             return
+        if self._headend._is_strange(message):  # noqa: SLF001
+            return
         if self._fleet.note_report(message):
             self._headend._concerns(message.report.dispatch_uid)  # noqa: SLF001
-
-    def _tell_epoch(self, asset_uid: str, epoch: int, *, only: bool = False) -> None:
-        if len(self._fleet.replicas) < 2:
-            return
-        seen = control_pb2.EpochSeen(asset_uid=asset_uid, epoch=epoch)
-        message = control_pb2.OperatorMessage(epoch_seen=seen)
-        self._desired.tell(message, to=self._subscription if only else None)
 
 
 async def _resolve(targets: tuple[str, ...]) -> tuple[set[str], bool]:
@@ -330,14 +525,6 @@ def _one_family(found: list[tuple[int, str]], port: str) -> set[str]:
     """Return gRPC targets; on a dual-stack name only IPv4, or each replica would count twice."""
     four = {f"ipv4:{ip}:{port}" for family, ip in found if family == socket.AF_INET}
     return four or {f"ipv6:[{ip}]:{port}" for _, ip in found}
-
-
-def _credentials(directory: Path) -> grpc.ChannelCredentials:
-    return grpc.ssl_channel_credentials(
-        root_certificates=(directory / "ca.crt").read_bytes(),
-        private_key=(directory / "tls.key").read_bytes(),
-        certificate_chain=(directory / "tls.crt").read_bytes(),
-    )
 
 
 def _describe(error: BaseException) -> str:

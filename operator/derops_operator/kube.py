@@ -93,6 +93,39 @@ class Kube:
             "get_namespaced_custom_object", *_GROUPS[kind], namespace, kind.value, name
         )
 
+    async def user_name(self) -> str:
+        """Return the name by which the API server knows this program."""
+        answer = await self._call(
+            "create_cluster_custom_object",
+            "authentication.k8s.io",
+            "v1",
+            "selfsubjectreviews",
+            {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"},
+        )
+        return str(answer["status"]["userInfo"]["username"])
+
+    async def requests_in(self, namespace: str) -> list[Manifest]:
+        """Return the CertificateRequests of a namespace, whosoever they are, the first 500."""
+        page = await self._call(
+            "list_namespaced_custom_object",
+            *_GROUPS[Kind.REQUEST],
+            namespace,
+            Kind.REQUEST.value,
+            limit=_CHUNK,
+        )
+        return list(page["items"])
+
+    async def policy(self, name: str) -> Manifest:
+        """Return a ValidatingAdmissionPolicy that has a binding of the same name.
+
+        Raises:
+            GoneError: Policy or binding is missing.
+        """
+        group = ("admissionregistration.k8s.io", "v1")
+        read = "get_cluster_custom_object"
+        await self._call(read, *group, "validatingadmissionpolicybindings", name)
+        return await self._call(read, *group, "validatingadmissionpolicies", name)
+
     async def set_finalizer(self, kind: Kind, meta: Meta, *, present: bool) -> Manifest:
         """Put our finalizer on an object, or take it off; those of others stay."""
         others = [each for each in meta.finalizers if each != FINALIZER]

@@ -11,6 +11,7 @@ from derops_operator.controller import Controller
 from derops_operator.handlers import make_registry, quieten
 from derops_operator.kube import Kube
 from derops_operator.settings import OperatorSettings
+from derops_operator.trust import Expected, TrustCheck
 
 _log = structlog.get_logger("operator")
 
@@ -37,10 +38,13 @@ async def run(settings: OperatorSettings) -> None:
     ops.start()
     _log.info("operator.started", ops_port=ops.port, gateways=settings.gateways)
     working = asyncio.create_task(controller.run(), name="controller")
+    expected = Expected(cert_manager_user=settings.cert_manager_user, namespace=settings.namespace)
+    checking = asyncio.create_task(TrustCheck(expected, kube, readiness).run(), name="trust")
 
     async def stop() -> None:
         working.cancel()
-        await asyncio.gather(working, return_exceptions=True)
+        checking.cancel()
+        await asyncio.gather(working, checking, return_exceptions=True)
 
     watching = asyncio.create_task(
         kopf.operator(

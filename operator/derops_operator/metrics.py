@@ -28,6 +28,24 @@ EVENTS_DROPPED = Counter(
 RESYNC_TIMESTAMP = Gauge(
     "derops_operator_resync_timestamp_seconds", "When all objects were last listed completely"
 )
+STRANGE_REPORTS = Counter(
+    "derops_operator_strange_reports_total",
+    "Reports that were told to no Dispatch, by why",
+    ("reason",),
+)
+LEDGERS_FORGOTTEN = Counter(
+    "derops_operator_forgotten_ledgers_total",
+    "Reports let go of because more than eight ledgers spoke of one dispatch",
+)
+UNREADABLE = Gauge(
+    "derops_operator_unreadable_objects",
+    "Objects that cannot be read or worked on, by kind",
+    ("kind",),
+)
+EARLY_ISSUANCES = Counter(
+    "derops_operator_early_issuances_total",
+    "Certificates of agents that were issued long before the one in use had to be renewed",
+)
 GATEWAYS_EXPECTED = Gauge(
     "derops_operator_gateways_expected", "Gateway replicas that the configuration resolves to"
 )

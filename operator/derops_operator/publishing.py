@@ -15,6 +15,7 @@ from derops_operator import convert, metrics
 from derops_operator.cache import Cache
 from derops_operator.events import EventWriter
 from derops_operator.facts import Asset, Dispatch, Key, Kind
+from derops_operator.reconciling.identities import early_issuance
 from derops_operator.statuses import COALESCE_SECONDS, StatusWriter, is_worth_writing
 from derops_operator.workqueue import WorkQueue
 
@@ -79,6 +80,9 @@ class Publisher:
         wanted, fact = self._wanted.get(key), self._cache.fact(key)
         if wanted is None or not isinstance(fact, Asset | Dispatch):
             return
+        if key in self._cache.unreadable:  # it is decided anew once it can be read
+            self._wanted.pop(key, None)
+            return
         if wanted.uid != fact.meta.uid:
             self._wanted.pop(key, None)
             return
@@ -99,8 +103,19 @@ class Publisher:
         if isinstance(fact, Dispatch):
             self._tell_transition(fact, wanted.status)
         else:
-            self._events.post_release(fact.meta, fact.status, wanted.status)
+            self._tell_asset(key, fact, wanted.status)
         self._take(key.kind, manifest)
+
+    def _tell_asset(self, key: Key, fact: Asset, status: Mapping[str, Any]) -> None:
+        self._events.post_release(fact.meta, fact.status, status)
+        self._events.post_quarantine(fact.meta, fact.status, status)
+        early = early_issuance(
+            fact.status.get("identity", {}),
+            status.get("identity", {}),
+            self._cache.requests_of(key.namespace, key.name),
+        )
+        if early:
+            self._events.post_early_issuance(fact.meta, early)
 
     def _tell_transition(self, fact: Dispatch, status: Mapping[str, Any]) -> None:
         self._events.post_transitions(fact.meta, fact.status, status)

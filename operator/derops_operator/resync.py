@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
+from kubernetes.aio.client.exceptions import ApiException
 
 from derops_operator import metrics
 from derops_operator.cache import Cache
 from derops_operator.facts import Key, Kind
 from derops_operator.kube import GoneError, Kube
+from derops_operator.reading import identify
 
 _log = structlog.get_logger("resync")
 
@@ -29,30 +31,54 @@ class Resync:
         cache: Cache,
         take: Callable[[Kind, Mapping[str, Any]], None],
         drop: Callable[[Key], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._kube = kube
         self._cache = cache
         self._take = take
         self._drop = drop
-        self._finished = time.monotonic()
+        self._finished = clock()
+        self._clock = clock
+        self._answering_since: float | None = None
 
-    def is_overdue(self, period_seconds: float) -> bool:
-        """Tell whether three periods passed without a complete list."""
-        return time.monotonic() > self._finished + 3 * period_seconds + 60
+    def is_overdue(self, within_seconds: float) -> bool:
+        """Tell whether no list was complete for so long, although the API server answers.
+
+        While it does not answer, a restart helps nobody.
+        """
+        since = self._answering_since
+        return since is not None and self._clock() > max(since, self._finished) + within_seconds
 
     async def run(self) -> None:
         """List all kinds; objects that are known and not listed are asked for one by one."""
-        for kind in _ORDER:
-            before = set(self._cache.keys(kind))
-            listed = set()
-            async for manifest in self._kube.list_all(kind):
-                metadata = manifest["metadata"]
-                listed.add(Key(kind, metadata["namespace"], metadata["name"]))
-                self._take(kind, manifest)
-            for key in before - listed:
-                await self._check(key)
-        self._finished = time.monotonic()
+        try:
+            for kind in _ORDER:
+                await self._list(kind)
+        except Exception as error:
+            if _is_answer(error):
+                self._note_answer()
+            else:
+                self._answering_since = None
+            raise
+        self._finished = self._clock()
         metrics.RESYNC_TIMESTAMP.set_to_current_time()
+
+    async def _list(self, kind: Kind) -> None:
+        before = set(self._cache.keys(kind))
+        before |= {key for key in self._cache.unreadable if key.kind is kind}
+        async for manifest in self._kube.list_all(kind):
+            self._note_answer()
+            identity = identify(kind, manifest)
+            if identity is not None:
+                before.discard(identity[0])
+            self._take(kind, manifest)
+        self._note_answer()
+        for key in before:
+            await self._check(key)
+
+    def _note_answer(self) -> None:
+        if self._answering_since is None:
+            self._answering_since = self._clock()
 
     async def _check(self, key: Key) -> None:
         try:
@@ -60,3 +86,10 @@ class Resync:
         except GoneError:
             self._drop(key)
             _log.info("object.vanished", kind=key.kind.value, name=key.name)
+
+
+def _is_answer(error: Exception) -> bool:
+    """Tell whether an API server that works said this: it is not overloaded, nor without etcd."""
+    if isinstance(error, ApiException):
+        return 400 <= (error.status or 0) < 500 and error.status != 429
+    return isinstance(error, GoneError)

@@ -21,8 +21,17 @@ class OperatorSettings(BaseSettings):
     """Holds tls.crt, tls.key and ca.crt; read again for each connection."""
 
     trust_domain: str
+    era: int = Field(default=0, ge=0, lt=2**63)
+    """Seconds since 1970 at which a person began it; a higher one wins over any earlier state."""
+
     gateway_server_name: str = "derops-gateway-control"
     agent_issuer: str = "derops-agent"
+    cert_manager_user: str = "system:serviceaccount:cert-manager:cert-manager"
+    """Who makes CertificateRequests; what others made is not signed."""
+
+    namespace: str = "derops-system"
+    """Where operator and gateway live, with their issuers."""
+
     ops_address: str = "0.0.0.0"  # noqa: S104 - the kubelet asks from outside the pod
     ops_port: int = Field(default=8080, ge=0, le=65535)
     asset_grace_seconds: int = Field(default=60, ge=0)

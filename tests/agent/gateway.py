@@ -86,8 +86,9 @@ class Stream:
             )
         )
 
-    async def snapshot(self, asset: Any, *orders: Any, counter: int = 1) -> None:
-        revision = agent_pb2.Revision(operator_start_ms=1, counter=counter)
+    async def snapshot(self, asset: Any, *orders: Any, **revision_facts: int) -> None:
+        facts = {"operator_start_ms": 1, "counter": 1} | revision_facts
+        revision = agent_pb2.Revision(**facts)
         await self.send(sync_begin=agent_pb2.SyncBegin(revision=revision))
         await self.send(asset=asset)
         for order in orders:

@@ -2,13 +2,14 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.agent.fakes import FakeClock, FakeDevice, S, asset, inline, order
+from tests.agent.fakes import T0, FakeClock, FakeDevice, S, asset, inline, order
 from tests.agent.gateway import SERVER_NAME, Authority, Gateway, Stream, serve
 
 from derops.ids import AssetName
@@ -25,6 +26,12 @@ from derops_agent.ports import Reading, Setpoints
 from derops_headend.gateway.agent_stream import AGENT_REASONS
 
 NAME = AssetName("ns", "battery")
+
+
+async def until(look: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not look():
+            await asyncio.sleep(0.01)
 
 
 class Site:
@@ -202,6 +209,61 @@ async def test_a_snapshot_older_than_what_was_taken_withdraws_nothing(site: Site
     assert site.controller.journal["d1"].phase == "Acked"
 
 
+@pytest.mark.parametrize("where", ["operator_start_ms", "era", "counter"])
+async def test_a_desired_state_from_the_future_is_taken_and_not_kept(
+    site: Site, where: str
+) -> None:
+    """Else a gateway with a fast operator, or a hostile one, would be the last that is believed."""
+    later = {"operator_start_ms": T0 // 1000 + 10**11, "era": T0 // S + 10**8, "counter": 2**63}
+    await site.start()
+    stream = await site.gateway.next_stream()
+    await stream.welcome(now_us=site.clock.wall_us)
+    await stream.snapshot(asset(), order("d1"), **{where: later[where]})
+    assert (await stream.until("report", lambda report: report.dispatch_uid == "d1")).accepted_us
+    revision = agent_pb2.Revision(**{"operator_start_ms": 1, "counter": 2, where: later[where]})
+    await stream.send(dispatch=order("d2"), revision=revision)
+    await stream.until("report", lambda report: report.dispatch_uid == "d2")
+    await stream.send(bye=agent_pb2.Bye(reason="Rebalance"))
+
+    genuine = await site.gateway.next_stream()
+    assert genuine.received[0].hello.highest_revision == agent_pb2.Revision()
+    await genuine.welcome(now_us=site.clock.wall_us)
+    await genuine.snapshot(asset(), order("d1"), order("d2"), operator_start_ms=T0 // 1000)
+    await until(lambda: site.ledger.revision.operator_start_ms == T0 // 1000)
+
+
+async def test_an_agent_whose_clock_is_fifty_years_slow_works(site: Site) -> None:
+    site.clock.wall_us -= 50 * 365 * 86400 * S
+    await site.start()
+    for start_ms in (T0 // 1000, T0 // 1000 + 5):
+        stream = await site.gateway.next_stream()
+        await stream.welcome(now_us=site.clock.wall_us)
+        await stream.snapshot(asset(), operator_start_ms=start_ms)
+        taken = agent_pb2.Revision(operator_start_ms=start_ms, counter=1)
+        await until(partial(lambda taken: site.controller._handled == taken, taken))
+        await stream.send(bye=agent_pb2.Bye(reason="Rebalance"))
+
+    assert site.ledger.revision == agent_pb2.Revision()
+
+
+async def test_an_agent_that_kept_a_start_from_the_future_takes_a_higher_era(site: Site) -> None:
+    poison = agent_pb2.Revision(operator_start_ms=T0 // 1000 + 10**11, counter=7)
+    site.ledger.save([], alive=site.ledger.alive, revision=poison)
+    site.controller.revision = poison
+    await site.start()
+    stale = await site.gateway.next_stream()
+    await stale.welcome()
+    await stale.snapshot(asset(), operator_start_ms=T0 // 1000)
+    assert (await stale.until("bye")).reason == "StaleReplica"
+
+    healed = await site.gateway.next_stream()
+    await healed.welcome()
+    await healed.snapshot(asset(), operator_start_ms=T0 // 1000, era=T0 // S)
+
+    await until(lambda: site.ledger.revision.era == T0 // S)
+    assert site.ledger.revision.operator_start_ms == T0 // 1000
+
+
 async def test_telemetry_runs_on_credit_and_goes_when_acknowledged(site: Site) -> None:
     for number in range(5):
         site.outbox.add(Reading(at_us=number, values={int(agent_pb2.ACTIVE_POWER_WATTS): 1.0}))
@@ -280,7 +342,9 @@ async def test_a_refused_epoch_is_exceeded(site: Site) -> None:
     await site.start()
     stream = await site.gateway.next_stream()
     highest = site.clock.wall_us // 1000 + 10**6
-    await stream.send(bye=agent_pb2.Bye(reason="EpochTooLow", message=f"highest is {highest}"))
+    await stream.send(
+        bye=agent_pb2.Bye(reason="EpochTooLow", message=f"highest known epoch is {highest}")
+    )
 
     again = await site.gateway.next_stream()
     assert again.received[0].hello.epoch == highest + 1

@@ -1,6 +1,6 @@
 // Command controlplane is a Kubernetes control plane in one binary: etcd, the API server, the
-// controller manager and cert-manager's controllers, each the real component linked as a library,
-// and kubectl under a link of that name.
+// controller manager, cert-manager's controllers and its webhook, each the real component linked as
+// a library, and kubectl under a link of that name.
 //
 // The sub-commands take the flags of the component they are named after, so that everything said in
 // the components' own documentation holds. tests/stack starts one process for each.
@@ -8,8 +8,11 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"k8s.io/component-base/cli"
@@ -26,6 +29,8 @@ var components = map[string]func() *cobra.Command{
 	"kube-apiserver":          apiserver.NewAPIServerCommand,
 	"kube-controller-manager": controllermanager.NewControllerManagerCommand,
 	"cert-manager":            newCertManagerCommand,
+	"cert-manager-webhook":    newWebhookCommand,
+	"render-chart":            newChartCommand,
 }
 
 func main() {
@@ -36,8 +41,8 @@ func main() {
 		return
 	}
 	if len(os.Args) < 2 || components[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr,
-			"usage: controlplane etcd|kube-apiserver|kube-controller-manager|cert-manager FLAGS")
+		names := strings.Join(slices.Sorted(maps.Keys(components)), "|")
+		fmt.Fprintln(os.Stderr, "usage: controlplane", names, "FLAGS")
 		os.Exit(2)
 	}
 	command := components[os.Args[1]]()

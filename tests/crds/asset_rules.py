@@ -3,6 +3,7 @@
 from tests.crds.manifests import Manifest
 from tests.crds.rules import Rule, spec
 
+AT = "2026-12-01T18:00:00.123Z"
 ABOVE_ALL = 1_000_000_000_001
 
 
@@ -200,6 +201,20 @@ BOUNDS = [
     choice("fallback.onCommsLoss", "Continue"),
     choice("fallback.onRestart", "Revert"),
     choice("identity.mode", "Managed"),
+    Rule(
+        path="spec.identity.lift.key",
+        message="Unsupported value",
+        refused=spec(identity={"lift": {"quarantinedAt": AT, "key": "Forget"}}),
+        accepted=spec(identity={"lift": {"quarantinedAt": AT, "key": "Revoke"}}),
+    ),
+    required("spec.identity.lift.key", spec(identity={"lift": {"quarantinedAt": AT}})),
+    required("spec.identity.lift.quarantinedAt", spec(identity={"lift": {"key": "Keep"}})),
+    Rule(
+        path="spec.identity.lift.quarantinedAt",
+        message="must be of type date-time",
+        refused=spec(identity={"lift": {"quarantinedAt": "yesterday", "key": "Keep"}}),
+        accepted=spec(identity={"lift": {"quarantinedAt": AT, "key": "Keep"}}),
+    ),
     choice("operatingState", "Quarantined"),
     required("spec.type", spec(type=None)),
     required("spec.ratings", spec(ratings=None)),

@@ -68,6 +68,8 @@ ASSET = DERAssetStatus(
         next=KnownCertificate(**CERTIFICATE),
         previous=PreviousCertificate(**CERTIFICATE, accepted_until=AT),
         quarantine=Quarantine(reason="CloneSuspected", at=AT),
+        suspected_at=AT,
+        revoked_before=AT,
     ),
     active_dispatch="evening-peak",
     last_connected_time=AT,

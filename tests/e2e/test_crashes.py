@@ -51,6 +51,20 @@ def test_an_agent_that_dies_resumes_and_says_so(pilot: Pilot) -> None:
     assert conditions(status)["Reverted"] == "True"
 
 
+def test_an_agent_that_crashes_again_and_again_is_no_thief(pilot: Pilot) -> None:
+    pilot.battery()
+    for _ in range(6):
+        before = _last_connected(pilot)
+        pilot.stack.kill_agent(pilot.namespace, "battery")
+        pilot.stack.restart_agent(pilot.namespace, "battery")
+        while _last_connected(pilot) == before:
+            pass
+    pilot.dispatch("after", durationSeconds=8)
+    pilot.wait_for_phase("after", "Complete")
+
+    assert "quarantine" not in pilot.get("derasset", "battery")["status"]["identity"]
+
+
 def test_an_agent_away_past_the_end_does_not_claim_success(pilot: Pilot) -> None:
     pilot.battery()
     pilot.dispatch("overrun", durationSeconds=5)
@@ -87,6 +101,10 @@ def test_what_nobody_confirms_within_a_minute_is_said_not_to_be_known(pilot: Pil
         _wait_for_release(pilot, asset)
         assert pilot.powers_written(asset) == [5000, 0]
     assert pilot.wait_for_phase("on-retired", "Cancelled")["reason"] == "AssetOutOfService"
+
+
+def _last_connected(pilot: Pilot) -> str:
+    return str(pilot.get("derasset", "battery")["status"]["lastConnectedTime"])
 
 
 def _unknown(pilot: Pilot) -> dict[str, str]:

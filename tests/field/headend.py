@@ -222,6 +222,7 @@ class FieldHeadend:
         control_tls = self._write_tls("control-port", self._control_ca, _CONTROL_NAME)
         (control_tls / "ca.crt").write_bytes(self._control_ca.pem)
         (self.directory / "agents.crt").write_bytes(self.agent_ca.pem)
+        (self.directory / "operator.crt").write_bytes(self._operator.pem)
         settings: dict[str, dict[str, Any]] = {
             "gateway": {
                 "AGENT_LISTEN": self.gateway_address,
@@ -229,6 +230,7 @@ class FieldHeadend:
                 "AGENT_CA_FILE": self.directory / "agents.crt",
                 "CONTROL_LISTEN": f"127.0.0.1:{self._control_port}",
                 "CONTROL_TLS_DIRECTORY": control_tls,
+                "OPERATOR_CERTIFICATE_FILE": self.directory / "operator.crt",
                 "TRUST_DOMAIN": TRUST_DOMAIN,
                 "REPLICA": "gateway-0",
             },

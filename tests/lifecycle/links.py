@@ -27,7 +27,7 @@ from derops_agent.controller import (
 )
 from derops_headend.access.certificates import AgentCertificate
 from derops_headend.fleet.desired import DELTA_KINDS, BadSyncError, SnapshotBuilder
-from derops_headend.fleet.reports import problem_of
+from derops_headend.fleet.reports import Circumstances, impossibility_of, problem_of
 from derops_headend.fleet.sessions import Session
 from derops_headend.gateway.desired_store import DesiredStore
 from derops_headend.gateway.exchange import Exchange, without_identity
@@ -39,6 +39,7 @@ _CERTIFICATE = AgentCertificate(
     public_key_sha256=KEY,
     not_after_us=2**62,
 )
+_LIVELY_US = 20_000_000  # two heartbeats
 Down = Snapshot | Change | Acknowledged | Settled
 
 
@@ -65,7 +66,7 @@ class Gateway:
             admission=cast("Any", None),
             now_us=self._now_us,
         )
-        self._commits = asyncio.ensure_future(self.exchange.writes.run())
+        self._commits = asyncio.gather(self.exchange.writes.run(), self.exchange.memories.run())
 
     async def kill(self, *, lose_disk: bool = False) -> None:
         """End the process."""
@@ -132,7 +133,8 @@ class ControlLink:
         message = self.down.popleft()
         kind = message.WhichOneof("kind")
         if kind == "snapshot_begin":
-            self._builder = SnapshotBuilder(message.snapshot_begin.operator_start_ms)
+            begin = message.snapshot_begin
+            self._builder = SnapshotBuilder(begin.operator_start_ms, begin.era)
         elif kind == "snapshot_end":
             await self._finish_snapshot(message)
         elif self._builder is not None and kind in DELTA_KINDS:
@@ -173,8 +175,7 @@ class ControlLink:
                 self._name, message.hello.state_since_us, version, self._exchange.now_us()
             )
             self._welcomed = True
-            for uid, epoch in fleet.epochs().items():
-                seen = control_pb2.EpochSeen(asset_uid=uid, epoch=epoch)
+            for seen in fleet.all_seen():
                 told = control_pb2.OperatorMessage(epoch_seen=seen)
                 self._operator.desired.tell(told, to=self._subscription)
         else:
@@ -204,10 +205,18 @@ class Stream:
         self.up: deque[dispatch_pb2.DispatchReport] = deque()
         self._outgoing: deque[agent_pb2.GatewayMessage | str] = deque()
         self._exchange, self._controller, self.ledger_id = gateway.exchange, controller, ledger_id
+        self.heard_us = self._exchange.now_us()
         self._exchange.open(self)
         self._opened = False
+        self.clock_off_us = 0
+        """The most that heartbeats showed the agent's clock to be off."""
 
     # What the exchange asks of it
+
+    @property
+    def is_alive(self) -> bool:
+        silent_us = self._exchange.now_us() - self.heard_us
+        return not self.ended and not self.left and silent_us <= _LIVELY_US
 
     def send(self, message: agent_pb2.GatewayMessage) -> None:
         self._outgoing.append(message)
@@ -292,12 +301,27 @@ class Stream:
         report = self.up.popleft()
         if self.ended or self.gateway.exchange is not self._exchange:
             return
-        problem = problem_of(report)
-        assert not problem, f"the gateway refuses an honest report: {problem}"
+        desired, uid = self._exchange.desired, report.dispatch_uid
+        own = desired.asset(self.session.asset_uid)
+        assert own is not None
+        around = Circumstances(
+            received_us=self._exchange.now_us(),
+            asset=own,
+            capability=self.session.capability,
+            dispatch=desired.dispatch(uid),
+            written_us=desired.written(uid).written_us,
+            clock_off_us=self.clock_off_us,
+        )
+        problem = problem_of(report) or impossibility_of(report, around)
+        assert not problem, f"the gateway refuses an honest report: {problem}: {report} {around}"
         asset = dispatch_pb2.AssetId(uid=self.session.asset_uid)
         assert self._exchange.owner(asset, report.ledger_id, report.dispatch_uid) == asset
         received = control_pb2.AgentReport(
-            asset_uid=self.session.asset_uid, received_us=self._exchange.now_us(), report=report
+            asset_uid=self.session.asset_uid,
+            received_us=self._exchange.now_us(),
+            report=report,
+            namespace=self.certificate.asset.namespace,
+            asset_name=self.certificate.asset.name,
         )
         self._exchange.hear_report(received)
         self.gateway.unstored.append((self, report))

@@ -22,6 +22,7 @@ from derops_operator.reconciling.actions import (
     Settle,
     Submit,
 )
+from derops_operator.reconciling.believing import Strange, distrust
 from derops_operator.reconciling.dispatches import reconcile_dispatch
 from derops_operator.statuses import is_worth_writing
 
@@ -121,10 +122,12 @@ class Cluster:
 class Operator:
     """One life of the operator's process: all it knows is what it lists and what gateways say."""
 
-    def __init__(self, cluster: Cluster, gateways: int, now_us: Callable[[], int]) -> None:
+    def __init__(
+        self, cluster: Cluster, gateways: int, now_us: Callable[[], int], era: int = 0
+    ) -> None:
         self.fleet = Fleet(now_us())
         self.fleet.expected = gateways
-        self.desired = Desired(now_us() // 1000)
+        self.desired = Desired(now_us() // 1000, era)
         self.fuse = Fuse()
         self._cluster, self._now_us = cluster, now_us
         self._due_us: dict[str, int] = {}
@@ -158,15 +161,29 @@ class Operator:
                 self.concern(name)
             self._awaiting.clear()
         elif kind == "session":
-            epoch = self.fleet.note_session(replica, message.session)
-            if epoch:
-                seen = control_pb2.EpochSeen(asset_uid=message.session.asset_uid, epoch=epoch)
+            ledger = self.desired.ledger_of(message.session.asset_uid)
+            seen = self.fleet.note_session(replica, message.session, ledger, self._now_us())
+            if seen is not None:
                 self.desired.tell(control_pb2.OperatorMessage(epoch_seen=seen))
         elif kind == "delivery":
             self.fleet.note_delivery(replica, message.delivery)
             self._concern_uid(message.delivery.dispatch_uid)
-        elif kind == "report" and self.fleet.note_report(message.report):
-            self._concern_uid(message.report.report.dispatch_uid)
+        elif kind == "report":
+            self._hear_report(message.report)
+
+    def _hear_report(self, message: control_pb2.AgentReport) -> None:
+        uid = message.report.dispatch_uid
+        dispatches = {each.meta.uid: each for each in self._cluster.dispatches.values()}
+        strange = distrust(
+            message,
+            dispatches.get(uid),
+            self._cluster.asset,
+            given_to=self.desired.asset_uid_of(uid),
+            ledger_ids=self.fleet.ledger_ids(uid),
+        )
+        assert strange in {None, Strange.UNKNOWN_DISPATCH}, f"{strange}: {message}"
+        if strange is None and self.fleet.note_report(message):
+            self._concern_uid(uid)
 
     def reconcile(self) -> bool:
         """Work off what is due; return whether anything was."""

@@ -223,6 +223,10 @@ class Lifecycle(RuleBasedStateMachine):
         elif self.world.operator is not None:
             self.world.operator.fuse.left = after
 
+    @rule()
+    def begin_era(self) -> None:
+        self._do(self.world.begin_era)
+
     @rule(number=GATEWAY, lose_disk=st.sampled_from([False, False, False, True]))
     def kill_gateway(self, number: int, lose_disk: bool) -> None:
         self._do(self.world.kill_gateway, number, lose_disk=lose_disk)

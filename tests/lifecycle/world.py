@@ -14,7 +14,7 @@ from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
 from derops_agent.control.execution import Stage
 from derops_agent.controller import Snapshot
-from derops_headend.fleet.sessions import EpochTooLowError, Session
+from derops_headend.fleet.sessions import EpochTooHighError, EpochTooLowError, Session
 from derops_operator.instants import format_second
 
 T0 = 1_800_000_000 * SECOND_US
@@ -54,6 +54,7 @@ class World:
         self.checker = Checker(self.site, self._now)
         self.gateways = [Gateway(number, folder, self._now) for number in range(GATEWAYS)]
         self.operator: Operator | None = None
+        self.era = 0
         self.controls: list[ControlLink | None] = [None] * GATEWAYS
         self.stream: Stream | None = None
         self.forgotten: list[Stream] = []
@@ -120,7 +121,12 @@ class World:
         self._cut_controls()
         self.now_us += 10_000  # a process does not start twice in one moment
         self.site.pass_us(10_000)
-        self.operator = Operator(self.cluster, GATEWAYS, self._now)
+        self.operator = Operator(self.cluster, GATEWAYS, self._now, self.era)
+
+    async def begin_era(self) -> None:
+        """Start the operator with a higher era, as after a poisoned state."""
+        self.era = self.now_us // SECOND_US
+        await self.start_operator()
 
     def kill_operator(self) -> None:
         """End the operator."""
@@ -320,8 +326,12 @@ class World:
         """A heartbeat that was answered: the gateway is there, and by how much the clock is off."""
         assert self.site.controller is not None
         self.site.controller.note_contact()
+        if self.stream is not None:
+            self.stream.heard_us = self.now_us
         offset_us = self.now_us - self.site.clock.wall_us
         self.site.controller.measure_offset(offset_us // 1000)
+        if self.stream is not None:
+            self.stream.clock_off_us = max(self.stream.clock_off_us, abs(offset_us))
 
     def _connect_controls(self) -> None:
         for number, gateway in enumerate(self.gateways):
@@ -350,14 +360,16 @@ class World:
 
     def _dial(self, gateway: Gateway) -> Stream:
         assert self.site.controller is not None
-        above = 0
+        above = behind_ms = 0
         while True:
-            epoch = self.site.ledger.next_epoch(self.site.clock.wall_us // 1000, above=above)
+            epoch_ms = self.site.clock.wall_us // 1000 - behind_ms
+            epoch = self.site.ledger.next_epoch(epoch_ms, above=above)
             session = Session(
                 asset_uid="uid-battery",
                 epoch=epoch,
                 instance_id=f"instance-{self.site.processes}",
                 serial_number=SERIAL,
+                opened_us=self.now_us,
                 since_us=self.now_us,
                 capability=agent_pb2.Capability(),
             )
@@ -365,6 +377,10 @@ class World:
                 stream = Stream(gateway, self.site.controller, self.site.ledger.ledger_id, session)
             except EpochTooLowError as error:
                 above = error.highest
+                continue
+            except EpochTooHighError as error:
+                behind_ms = self.site.clock.wall_us // 1000 - error.floor
+                self.site.ledger.go_on_from(error.floor)
                 continue
             for report in self.site.controller.journal.reports():
                 self.checker.hear(report)

@@ -12,10 +12,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 from tests.operator.making import asset, at, metadata
 
-from derops_operator.facts import Certificate, Request, read_certificate, read_request
+from derops_operator.facts import Certificate, Kind, Request, read_certificate
 from derops_operator.instants import format_second
+from derops_operator.reading import read_fact
 from derops_operator.reconciling.identities import wanted_certificate
 
+CERT_MANAGER = "system:serviceaccount:cert-manager:cert-manager"
 URI = "spiffe://derops.test/ns/pilot/derasset/battery"
 _CA_KEY = ec.generate_private_key(ec.SECP256R1())
 _KEY = ec.generate_private_key(ec.SECP256R1())
@@ -41,17 +43,23 @@ def csr(
     return base64.b64encode(pem).decode()
 
 
-def certificate_pem(serial: int, uri: str = URI, days: int = 30) -> str:
+def certificate_pem(
+    serial: int,
+    uri: str = URI,
+    days: int = 30,
+    key: ec.EllipticCurvePrivateKey = _KEY,
+    start: float = 0,
+) -> str:
     """Return a certificate as a CertificateRequest carries it."""
-    start = datetime.fromtimestamp(at(0) / 1e6, UTC)
+    begin = datetime.fromtimestamp(at(start) / 1e6, UTC)
     built = (
         x509.CertificateBuilder()
         .subject_name(x509.Name([]))
         .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")]))
-        .public_key(_KEY.public_key())
+        .public_key(key.public_key())
         .serial_number(serial)
-        .not_valid_before(start)
-        .not_valid_after(start + timedelta(days=days))
+        .not_valid_before(begin)
+        .not_valid_after(begin + timedelta(days=days))
         .add_extension(
             x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)]), critical=True
         )
@@ -73,13 +81,19 @@ def certificate(*, ready: bool = True, seen: float = 0) -> Certificate:
 
 
 def request(
-    revision: int = 1,
+    number: int = 1,
     *,
+    created: float = 0,
     serial: int | None = None,
     request: str | None = None,
     approved: bool | None = None,
     owner_uid: str = "uid-battery-derops-agent",
     issued_uri: str = URI,
+    issued_key: ec.EllipticCurvePrivateKey = _KEY,
+    issued: float = 0,
+    days: int = 30,
+    annotations: dict[str, str] | None = None,
+    name: str = "",
     **spec: Any,
 ) -> Request:
     """Return a CertificateRequest for the asset's Certificate; with a serial it is issued."""
@@ -88,29 +102,35 @@ def request(
     if approved:
         status["conditions"].append({"type": "Approved", "status": "True"})
     if serial is not None:
-        status["certificate"] = certificate_pem(serial, issued_uri)
-    return read_request(
+        status["certificate"] = certificate_pem(
+            serial, issued_uri, days, key=issued_key, start=issued
+        )
+    found = read_fact(
+        Kind.REQUEST,
         {
             "metadata": metadata(
-                f"battery-derops-agent-{revision}",
+                name or f"battery-derops-agent-{number}",
                 labels={"derops.io/asset": "battery"},
-                annotations={
-                    "cert-manager.io/certificate-name": "battery-derops-agent",
-                    "cert-manager.io/certificate-revision": str(revision),
-                },
+                annotations=annotations or {},
+                creationTimestamp=format_second(at(created)),
                 ownerReferences=[
                     {"kind": "Certificate", "controller": True, "uid": owner_uid, "name": "x"}
                 ],
             ),
             "spec": {
                 "request": request or csr(),
+                "username": CERT_MANAGER,
+                "duration": "720h0m0s",
                 "usages": ["client auth", "digital signature"],
                 "issuerRef": {"kind": "ClusterIssuer", "name": "derops-agent"},
                 **spec,
             },
             "status": status,
-        }
+        },
+        0,
     )
+    assert isinstance(found, Request)
+    return found
 
 
 def answered(subject: Request, kind: str, message: str = "") -> Request:

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from tests.operator.certifying import URI, answered, certificate, csr, request, until
+from tests.operator.certifying import (
+    CERT_MANAGER,
+    URI,
+    answered,
+    certificate,
+    csr,
+    request,
+    until,
+)
 from tests.operator.making import asset, at, dispatch
 
 from derops.schedules import SECOND_US
@@ -25,9 +33,16 @@ from derops_operator.reconciling.actions import (
     Warn,
 )
 from derops_operator.reconciling.assets import AssetDecision, Realm, reconcile_asset
-from derops_operator.reconciling.identities import certificate_name, wanted_certificate
+from derops_operator.reconciling.identities import (
+    certificate_name,
+    early_issuance,
+    wanted_certificate,
+)
 
-REALM = Realm(trust_domain="derops.test", issuer="derops-agent")
+REALM = Realm(trust_domain="derops.test", issuer="derops-agent", requester=CERT_MANAGER)
+CLONE = SessionView(
+    link=Link.DISCONNECTED, since_us=at(10), end_reason="CloneSuspected", suspected_us=at(10)
+)
 OFFLINE = SessionView(link=Link.DISCONNECTED)
 
 
@@ -40,6 +55,7 @@ def decide(
     accepted: bool = True,
     known: Certificate | None = None,
     dispatches: Sequence[Dispatch] = (),
+    unread: Sequence[str] = (),
 ) -> AssetDecision:
     return reconcile_asset(
         subject or asset(),
@@ -50,6 +66,7 @@ def decide(
         certificate=known,
         dispatches=dispatches,
         realm=REALM,
+        unread=unread,
     )
 
 
@@ -162,6 +179,131 @@ def test_a_request_that_another_owner_made_is_nobodys_business() -> None:
     actions = decide(requests=[stranger], known=certificate(seen=1)).actions
 
     assert actions == (Reissue(name="battery-derops-agent"),)
+
+
+@pytest.mark.parametrize("somebody", ["", "jane", "system:serviceaccount:cert-manager:webhook"])
+def test_a_request_that_cert_manager_did_not_make_is_denied_and_never_trusted(
+    somebody: str,
+) -> None:
+    genuine = request(1, serial=1)
+    forged = request(9, created=60, username=somebody)
+
+    decision = decide(requests=[genuine, forged], known=certificate())
+
+    (action,) = decision.actions
+    assert isinstance(action, Deny)
+    assert action.request == "battery-derops-agent-9"
+    assert (somebody or "nobody") in action.message
+    assert CERT_MANAGER in action.message
+    assert decision.status["identity"]["current"]["serialNumber"] == "1"
+    assert conditions(decision)["Stalled"] == ("False", "Proceeding"), "the asset is well"
+
+    issued = request(9, created=60, username=somebody, serial=9)
+    decision = decide(requests=[issued], known=certificate(ready=False))
+    assert decision.status["identity"] == {"uri": URI}, "approved by somebody, and trusted"
+    assert decision.actions == ()
+
+
+def test_what_is_the_newest_no_annotation_decides() -> None:
+    """Creation, then the start of what was issued, then the number in the name."""
+    high = {"cert-manager.io/certificate-revision": "9" * 5000}
+    by_creation = [
+        request(5, serial=5, annotations=high),
+        request(1, created=1, serial=1, annotations={"cert-manager.io/certificate-name": "x"}),
+    ]
+    by_start = [request(5, serial=5), request(1, serial=1, issued=1)]
+    by_number = [request(9, serial=9), request(10, serial=0x10), request(1, name="x", serial=1)]
+
+    for requests, newest in ((by_creation, "1"), (by_start, "1"), (by_number, "10")):
+        for order in (requests, requests[::-1]):
+            ledger = decide(requests=order, known=certificate()).status["identity"]
+            assert ledger["current"]["serialNumber"] == newest
+
+
+def test_a_request_for_another_time_waits_without_an_answer_and_is_not_trusted() -> None:
+    """A Denied would have cert-manager, which replaces it by itself, wait for an hour first."""
+    stale = [request(duration=text) for text in ("1h0m0s", "nonsense", "720h0m1s")]
+    issued = request(duration="2000h", serial=3)
+
+    decision = decide(requests=[*stale, issued], known=certificate(ready=False))
+
+    assert decision.actions == ()
+    assert decision.status["identity"] == {"uri": URI}
+
+    forged = request(request=csr(common_name="admin"), duration="1h")
+    assert isinstance(decide(requests=[forged], known=certificate()).actions[0], Deny)
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        request(serial=7, issued_key=ec.generate_private_key(ec.SECP256R1())),
+        request(serial=7, request=csr(common_name="admin")),
+        request(serial=7, request="bm90aGluZw=="),
+        request(serial=7, usages=["client auth"]),
+        request(serial=7, issuerRef={"kind": "ClusterIssuer", "name": "another"}),
+        request(
+            serial=7,
+            issuerRef={"kind": "ClusterIssuer", "name": "derops-agent", "group": "example.org"},
+        ),
+    ],
+)
+def test_what_was_signed_although_it_was_not_right_to_is_not_trusted(subject: Request) -> None:
+    decision = decide(requests=[subject], known=certificate())
+
+    assert decision.status["identity"] == {"uri": URI}
+
+
+def test_an_empty_group_of_the_issuer_means_that_of_cert_manager() -> None:
+    issuer = {"kind": "ClusterIssuer", "name": "derops-agent", "group": ""}
+
+    assert decide(requests=[request(issuerRef=issuer)], known=certificate()).actions == (
+        Approve(request="battery-derops-agent-1"),
+    )
+
+
+def early(*requests: Request) -> str:
+    before: dict[str, Any] = {}
+    for count in range(1, len(requests) + 1):
+        seen = requests[:count]
+        stored = replace(asset(), status={"identity": before})
+        now = decide(stored, seen, known=certificate()).status["identity"]
+        told = early_issuance(before, now, seen)
+        before = now
+    return told
+
+
+@pytest.mark.parametrize(
+    ("day", "told"), [(0.1, True), (18, True), (19, False), (20, False), (29, False)]
+)
+def test_a_certificate_that_comes_long_before_its_time_is_told(day: float, told: bool) -> None:
+    seconds = day * 86400
+    second = request(2, created=seconds, serial=2, issued=seconds)
+
+    assert bool(early(request(1, serial=1), second)) == told
+
+
+def test_a_certificate_of_a_changed_duration_is_not_called_early() -> None:
+    """The first one was for 60 days, when the asset wanted that."""
+    first = {"serialNumber": "1", "publicKeySHA256": "x", "notAfter": until(60)}
+    second = request(2, created=60, serial=2, issued=60)
+    ledger = {"current": first, "next": {**first, "serialNumber": "2"}}
+    stored = {"current": first}
+
+    old = request(1, serial=1, days=60, duration="1440h0m0s")
+    assert early_issuance(stored, ledger, [old, second]) == ""
+    assert early_issuance(stored, ledger, [second]), "what is not known is told"
+    assert early_issuance(ledger, ledger, [second]) == "", "told twice"
+
+
+def test_an_asset_is_held_by_what_cannot_be_read_however_long_it_takes() -> None:
+    subject = asset(held=True, deleting=0)
+
+    decision = decide(subject, seconds=3600, unread=["bad"])
+
+    assert decision.actions == ()
+    assert conditions(decision)["Released"] == ("False", "Releasing")
+    assert AddFinalizer() in decide(unread=["bad"]).actions
 
 
 def test_an_answered_request_is_not_answered_again() -> None:
@@ -462,19 +604,98 @@ def test_a_device_of_an_asset_taken_out_that_nobody_confirms_is_said_not_to_be_k
 
 
 def test_a_suspected_clone_is_quarantined_until_a_person_lifts_it() -> None:
-    clone = SessionView(link=Link.DISCONNECTED, since_us=at(10), end_reason="CloneSuspected")
-    subject = after(asset(), decide(session=clone, seconds=11))
+    subject = after(asset(), decide(session=CLONE, seconds=11))
     assert subject.quarantine_reason == "CloneSuspected"
 
-    subject = after(subject, decide(subject, session=OFFLINE, seconds=20))
-    assert subject.quarantine_reason == "CloneSuspected"
+    for state in ("InService", "Quarantined", "InService"):
+        subject = replace(subject, operating_state=state)
+        subject = after(subject, decide(subject, session=OFFLINE, seconds=20))
+        assert subject.quarantine_reason == "CloneSuspected"
 
-    subject = replace(subject, operating_state="Quarantined")
-    subject = after(subject, decide(subject, session=clone, seconds=30))
-    subject = replace(subject, operating_state="InService")
-    lifted = after(subject, decide(subject, session=clone, seconds=40))
+    subject = replace(subject, lift_of_us=at(11), lift_key="Keep")
+    lifted = after(subject, decide(subject, session=CLONE, seconds=40))
     assert lifted.quarantine_reason == ""
-    assert after(lifted, decide(lifted, session=clone, seconds=50)).quarantine_reason == ""
+    assert after(lifted, decide(lifted, session=CLONE, seconds=50)).quarantine_reason == ""
+
+
+@pytest.mark.parametrize(
+    ("state", "lift", "reason"),
+    [
+        ("InService", None, "SetInSpec"),
+        ("InService", at(10.999), "SetInSpec"),
+        ("Quarantined", at(11), "SetInSpec"),
+        ("InService", at(11), ""),
+    ],
+)
+def test_only_a_lift_of_this_very_quarantine_ends_it(
+    state: str, lift: int | None, reason: str
+) -> None:
+    subject = asset(operatingState="Quarantined")
+    subject = after(subject, decide(subject, seconds=11))
+    key = "Keep" if lift is not None else ""
+
+    subject = replace(subject, operating_state=state, lift_of_us=lift, lift_key=key)
+
+    assert after(subject, decide(subject, seconds=20)).quarantine_reason == reason
+
+
+def test_a_lift_that_stays_in_the_spec_does_not_lift_the_next_quarantine() -> None:
+    subject = after(asset(), decide(session=CLONE, seconds=11))
+    subject = replace(subject, lift_of_us=at(11), lift_key="Keep")
+    subject = after(subject, decide(subject, session=CLONE, seconds=20))
+    assert subject.quarantine_reason == ""
+
+    again = replace(CLONE, suspected_us=at(30))
+    subject = after(subject, decide(subject, session=again, seconds=31))
+
+    assert subject.quarantine_reason == "CloneSuspected"
+    assert after(subject, decide(subject, session=again, seconds=32)).quarantine_reason
+
+
+def test_how_a_quarantine_is_lifted_is_in_its_condition() -> None:
+    decision = decide(session=CLONE, seconds=11)
+
+    message = next(
+        each["message"] for each in decision.status["conditions"] if each["type"] == "Quarantined"
+    )
+    at_text = decision.status["identity"]["quarantine"]["at"]
+    assert f"spec.identity.lift to quarantinedAt: {at_text} and key: Keep or Revoke" in message
+
+
+def test_a_kept_key_stays_in_the_ledger_and_a_revoked_one_never_comes_back() -> None:
+    first = request(1, serial=1)
+    subject = after(asset(), decide(requests=[first], known=certificate()))
+    subject = after(subject, decide(subject, [first], CLONE, seconds=11, known=certificate()))
+    subject = replace(subject, lift_of_us=at(11))
+
+    kept = decide(replace(subject, lift_key="Keep"), [first], known=certificate(), seconds=20)
+    assert kept.status["identity"]["current"]["serialNumber"] == "1"
+
+    subject = replace(subject, lift_key="Revoke")
+    revoked = decide(subject, [first], CLONE, known=certificate(seen=20), seconds=20)
+    assert revoked.status["identity"].keys() == {"uri", "suspectedAt", "revokedBefore"}
+    assert revoked.actions == (Reissue(name="battery-derops-agent"),)
+
+    subject = after(subject, revoked)
+    again = decide(subject, [first], CLONE, known=certificate(seen=21), seconds=21)
+    assert "current" not in again.status["identity"]
+    second = request(2, serial=2)
+    second = replace(second, meta=replace(second.meta, created_us=at(22)))
+    fresh = decide(subject, [first, second], CLONE, known=certificate(seen=23), seconds=23)
+    assert fresh.status["identity"]["current"]["serialNumber"] == "2"
+    assert fresh.actions == ()
+
+
+def test_a_request_under_way_when_a_key_is_revoked_is_for_a_new_key() -> None:
+    first, second = request(1, serial=1), request(2)
+    second = replace(second, meta=replace(second.meta, created_us=at(10)))
+    subject = after(asset(), decide(requests=[first], known=certificate()))
+    subject = after(subject, decide(subject, [first], CLONE, seconds=11, known=certificate()))
+    subject = replace(subject, lift_of_us=at(11), lift_key="Revoke")
+
+    revoked = decide(subject, [first, second], CLONE, seconds=20, known=certificate(seen=20))
+
+    assert revoked.actions == (Approve(request="battery-derops-agent-2"),)
 
 
 def test_nothing_is_certified_for_an_asset_that_is_going() -> None:

@@ -64,6 +64,39 @@ async def test_a_cancel_never_comes_back() -> None:
     assert subject.version == version
 
 
+async def test_what_is_unread_is_counted_and_gives_way_to_what_is_read() -> None:
+    subject = Desired(operator_start_ms=7)
+    for uid in ("uid-battery", "uid-peak", "uid-other"):
+        subject.put_unread(control_pb2.Unread(uid=uid, namespace="pilot", asset_name="battery"))
+    first = subject.version - 1
+
+    subscription = subject.subscribe()
+    snapshot = await read(subscription, 5)
+    assert [each.unread.uid for each in snapshot[1:4]] == ["uid-battery", "uid-peak", "uid-other"]
+    assert snapshot[-1].snapshot_end.unread == 3
+
+    subject.put_asset(ASSET)
+    subject.put_dispatch(order())
+    subject.settle_unread("uid-peak")
+    subject.settle_unread("uid-other")
+    changes = [each.WhichOneof("kind") for each in await read(subscription, 3)]
+    assert changes == ["asset", "dispatch", "dispatch_removed"]
+    assert subject.dispatch_versions("uid-peak")[0] == first, "replicas may have it since"
+
+    end = (await read(subject.subscribe(), 4))[-1].snapshot_end
+    assert (end.assets, end.dispatches, end.unread) == (1, 1, 0)
+
+
+async def test_what_is_held_is_not_called_unread() -> None:
+    subject = Desired(operator_start_ms=7)
+    subject.put_dispatch(order())
+    version = subject.version
+
+    subject.put_unread(control_pb2.Unread(uid="uid-peak"))
+
+    assert subject.version == version
+
+
 async def test_versions_say_since_when_replicas_may_know() -> None:
     subject = Desired(operator_start_ms=7)
     first, current = subject.dispatch_versions("uid-peak")
@@ -126,6 +159,8 @@ async def test_history_goes_to_one_replica_and_waits_for_one() -> None:
     assert not subject.tell_any(message)
 
     one, two = subject.subscribe(), subject.subscribe()
+    assert not subject.tell_any(message)  # a replica that refuses the snapshot brings nothing on
+    one.stored = True
     assert subject.tell_any(message)
     assert (await read(one, 3))[-1].HasField("transition")
     subject.unsubscribe(one)
@@ -192,6 +227,7 @@ def test_an_asset_goes_over_the_wire_whole() -> None:
             "acceptedUntil": "2027-01-15T08:00:00.500Z",
         },
         "quarantine": {"reason": "CloneSuspected"},
+        "suspectedAt": "2027-01-15T08:00:00.250Z",
     }
 
     message = convert.asset_message(home, ledger)
@@ -205,6 +241,7 @@ def test_an_asset_goes_over_the_wire_whole() -> None:
     assert message.identity.previous.accepted_until_us == 1_800_000_000_500_000
     assert not message.identity.HasField("next")
     assert message.identity.quarantine == "CloneSuspected"
+    assert message.identity.suspected_us == 1_800_000_000_250_000
 
 
 def test_an_asset_says_how_its_effect_is_judged_only_if_it_does() -> None:
@@ -225,3 +262,14 @@ def test_a_dispatch_without_a_start_begins_at_its_creation() -> None:
     assert message.start_us == message.created_us == subject.meta.created_us
     assert (message.setpoint.mode, message.setpoint.watts) == ("LoadLimit", 700)
     assert message.start_deadline_seconds == 50
+
+
+async def test_transitions_that_a_replica_was_not_given_are_given_back_once() -> None:
+    subject = Desired(operator_start_ms=7)
+    subscription = subject.subscribe()
+    subscription.stored = True
+    transition = control_pb2.HeadendTransition(dispatch_uid="uid-peak")
+    subject.tell_any(control_pb2.OperatorMessage(transition=transition))
+
+    assert subject.unsubscribe(subscription) == [transition]
+    assert subject.unsubscribe(subscription) == []

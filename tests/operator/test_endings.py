@@ -615,3 +615,26 @@ def test_what_may_land_is_settled_in_time_though_nobody_says_what_became_of_it()
     story.look(294, view(report=doubtful()))
     assert Settle() in story.decision.actions
     assert story.conditions["Applied"] == "Unknown"
+
+
+# Too early
+
+
+def test_what_is_complete_before_its_end_by_the_gateways_clock_is_no_certain_success() -> None:
+    story = Story().look(0.1).look(2, view(report=active()))
+
+    story.look(40, view(report=ended(), received_us=at(40)))
+
+    assert story.ending == ("Complete", "WindowEnded")
+    assert story.conditions["Succeeded"] == "Unknown"
+    assert "heard so 60 s before the end that was ordered" in story.status["message"]
+    story.look(41, view(report=ended(sequence=99, reverted_us=at(41)), received_us=at(141)))
+    assert story.conditions["Succeeded"] == "Unknown"
+
+
+def test_what_is_complete_at_its_end_is_a_success_whatever_a_second_the_clocks_differ() -> None:
+    story = Story().look(0.1).look(2, view(report=active()))
+
+    story.look(97, view(report=ended(), received_us=at(97)))
+
+    assert story.conditions["Succeeded"] == "True"

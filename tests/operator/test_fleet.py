@@ -22,6 +22,10 @@ def session(connected: bool = True, epoch: int = 1, serial_number: str = "") -> 
     )
 
 
+def note(subject: Fleet, name: str, told: control_pb2.Session) -> control_pb2.EpochSeen | None:
+    return subject.note_session(name, told, dispatch_pb2.IdentityLedger(), at(2))
+
+
 def delivery(generation: int = 1, written_us: int = 0) -> control_pb2.Delivery:
     return control_pb2.Delivery(dispatch_uid="d", generation=generation, written_us=written_us)
 
@@ -32,18 +36,18 @@ def told(report: dispatch_pb2.DispatchReport) -> control_pb2.AgentReport:
 
 def test_the_connected_stream_of_the_highest_epoch_is_the_one() -> None:
     subject = fleet("one", "two")
-    subject.note_session("one", session(epoch=1, serial_number="old"))
-    subject.note_session("two", session(epoch=2, serial_number="new"))
+    note(subject, "one", session(epoch=1, serial_number="old"))
+    note(subject, "two", session(epoch=2, serial_number="new"))
 
     assert subject.session("a", at(2)).serial_number == "new"
 
-    subject.note_session("two", session(connected=False, epoch=3))
+    note(subject, "two", session(connected=False, epoch=3))
     assert subject.session("a", at(2)).serial_number == "old"
 
 
 def test_a_lost_replicas_sessions_count_for_thirty_seconds() -> None:
     subject = fleet("one")
-    subject.note_session("one", session())
+    note(subject, "one", session())
     subject.lose_replica("one", at(10))
 
     assert subject.session("a", at(39)).link is Link.CONNECTED
@@ -62,7 +66,7 @@ def test_silence_means_no_stream_only_after_everybody_could_speak() -> None:
 
 def test_a_returning_replica_starts_with_a_clean_slate() -> None:
     subject = fleet("one")
-    subject.note_session("one", session())
+    note(subject, "one", session())
     subject.note_delivery("one", delivery(written_us=at(1)))
     subject.lose_replica("one", at(10))
 
@@ -76,10 +80,12 @@ def test_a_returning_replica_starts_with_a_clean_slate() -> None:
 def test_only_a_higher_epoch_is_news() -> None:
     subject = fleet("one", "two")
 
-    assert subject.note_session("one", session(epoch=5)) == 5
-    assert subject.note_session("two", session(epoch=4)) == 0
-    assert subject.note_session("two", session(epoch=5)) == 0
-    assert subject.epochs() == {"a": 5}
+    seen = note(subject, "one", session(epoch=5))
+    assert seen is not None
+    assert (seen.asset_uid, seen.epoch) == ("a", 5)
+    assert note(subject, "two", session(epoch=4)) is None
+    assert note(subject, "two", session(epoch=5)) is None
+    assert [each.epoch for each in subject.all_seen()] == [5]
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
@@ -118,6 +124,22 @@ def test_of_two_ledgers_that_both_ended_it_the_one_that_applied_it_is_believed(
     assert view.disk_lost
 
 
+def test_of_many_ledgers_the_furthest_report_and_the_newest_are_kept() -> None:
+    subject = fleet("one")
+    subject.note_report(told(ended(ledger_id="genuine")))
+
+    for number in range(100):
+        message = told(acked(ledger_id=f"ledger-{number}"))
+        message.received_us += number
+        subject.note_report(message)
+
+    kept = subject._reports["uid-peak"]
+    assert set(kept) == {"genuine", *(f"ledger-{number}" for number in range(93, 100))}
+    report = subject.dispatch("uid-peak", 1, 1).report
+    assert report is not None
+    assert report.phase == "Complete"
+
+
 def test_a_lost_replica_matters_only_where_it_may_hold_the_dispatch() -> None:
     subject = fleet("one", "two", expected=1)
     subject.note_sent("two", 7)
@@ -137,7 +159,7 @@ def test_a_view_is_complete_only_with_all_configured_replicas() -> None:
 
 def test_what_is_forgotten_leaves_nothing() -> None:
     subject = fleet("one")
-    subject.note_session("one", session())
+    note(subject, "one", session())
     subject.note_delivery("one", delivery())
     subject.note_report(told(acked()))
     for uid in subject.known_uids():

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
-from tests.operator.making import acked, asset, at, dispatch
+from tests.operator.making import acked, asset, at, dispatch, ended
 
 from derops.observing import Readiness
 from derops.wire.v1 import control_pb2, control_pb2_grpc, dispatch_pb2
@@ -103,6 +103,9 @@ class Bench:
         self.fleet = Fleet(at(0))
         self.readiness = Readiness()
         self.concerned: list[str] = []
+        self.strange: dict[str, str] = {}
+        """Why the word of an asset of this name does not count."""
+
         self.servers: list[Any] = []
         self.gateways: list[Gateway] = []
 
@@ -139,6 +142,7 @@ class Bench:
             self.readiness,
             self.concerned.append,
             lambda: None,
+            lambda message: self.strange.get(message.asset_name),
             knows,
         )
 
@@ -248,6 +252,21 @@ async def test_a_report_that_makes_no_sense_is_left_out(bench: Bench) -> None:
     assert bench.concerned == ["uid-peak"]
 
 
+async def test_a_report_that_does_not_count_is_counted_and_told_to_nobody(bench: Bench) -> None:
+    gateway = await bench.add_gateway("one")
+    bench.strange = {"stranger": "AnotherAsset"}
+
+    async with Running(bench.headend()):
+        await until(lambda: bench.readiness.report()[0])
+        strange = control_pb2.AgentReport(report=ended(), asset_name="stranger")
+        await gateway.say(Message(report=strange))
+        await gateway.say(Message(report=control_pb2.AgentReport(report=acked())))
+        await until(lambda: bench.concerned)
+
+    assert bench.concerned == ["uid-peak"]
+    assert bench.fleet.dispatch("uid-peak", 1, 1).report == acked()
+
+
 async def test_a_gateway_that_comes_back_gets_a_new_snapshot(bench: Bench) -> None:
     first = await bench.add_gateway("one")
 
@@ -327,8 +346,6 @@ async def test_what_a_lying_replica_says_of_nothing_is_not_kept(bench: Bench) ->
             uid = f"uid-{number}"
             await gateway.say(Message(session=control_pb2.Session(asset_uid=uid, epoch=1)))
             await gateway.say(Message(delivery=control_pb2.Delivery(dispatch_uid=uid)))
-            report = dispatch_pb2.DispatchReport(dispatch_uid=uid, sequence=1, phase="Acked")
-            await gateway.say(Message(report=control_pb2.AgentReport(report=report)))
         await gateway.say(Message(delivery=control_pb2.Delivery(dispatch_uid="uid-peak")))
         await until(lambda: bench.concerned)
 

@@ -17,6 +17,8 @@ from derops_operator.settings import OperatorSettings
 ROOT = Path(__file__).parents[2]
 SOURCES = Path(derops_operator.__file__).parent
 
+METADATA = {"namespace": "pilot", "name": "battery", "uid": "u", "resourceVersion": "5"}
+
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, Any]:
@@ -106,6 +108,36 @@ def test_three_kinds_are_watched() -> None:
         ("derops.io", "v1alpha1", "dispatches"),
         ("cert-manager.io", "v1", "certificaterequests"),
     }
+
+
+@pytest.mark.parametrize(
+    ("event", "heard"),
+    [
+        ({"type": "ADDED", "object": {"metadata": METADATA}}, "take"),
+        ({"type": None, "object": {"metadata": METADATA}}, "take"),
+        ({"type": "MODIFIED", "object": {}}, "take"),
+        ({"type": "DELETED", "object": {"metadata": METADATA}}, "drop"),
+        ({"type": "DELETED", "object": {"metadata": {"name": 5}}}, "take"),
+        ({"type": "ADDED", "object": None}, "take"),
+        ({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "5"}}}, ""),
+        ({"type": "ERROR", "object": {"code": 410}}, ""),
+        ({}, "take"),
+    ],
+)
+async def test_no_event_of_a_watch_makes_the_listener_fail(
+    event: dict[str, Any], heard: str
+) -> None:
+    said: list[str] = []
+    registry = make_registry(
+        lambda *_: said.append("take"),
+        lambda *_: said.append("drop"),
+        asyncio.sleep,  # type: ignore[arg-type]
+        asyncio.sleep,  # type: ignore[arg-type]
+    )
+    for handler in registry._watching.get_all_handlers():
+        said.clear()
+        await handler.fn(event=event)  # type: ignore[call-arg, misc, arg-type]
+        assert said == [heard] * bool(heard)
 
 
 def test_the_rights_are_the_least() -> None:

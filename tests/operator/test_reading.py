@@ -1,5 +1,7 @@
 """Manifests to facts: what many objects say alike is kept once."""
 
+import gc
+import tracemalloc
 from typing import Any
 
 from tests.operator.making import metadata
@@ -30,6 +32,37 @@ def test_true_is_not_taken_for_one() -> None:
     read("one", {"capability": {"value": True}})
 
     assert read("two", {"capability": {"value": 1}}).status["capability"]["value"] is not True
+
+
+def test_annotations_are_not_kept_whatever_their_size() -> None:
+    """Nor is anything else that a tenant may make as large as an object may be."""
+    tracemalloc.start()
+    try:
+        kept = []
+        for number in range(200):
+            large = f"{number:05}" * 40_000
+            kept.append(read(f"one-{number}", {}, annotations={"note": large}))
+            kept.append(_request(f"two-{number}", large))
+        gc.collect()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert len(kept) == 400
+    assert held < 4 * 1024**2
+
+
+def _request(name: str, large: str) -> Any:
+    manifest = {
+        "metadata": metadata(name, annotations={"a": large}, labels={"other": large}),
+        "spec": {
+            "request": large,
+            "issuerRef": {"name": "x", "extra": large},
+            "extra": {"e": [large]},
+        },
+        "status": {"ca": large, "certificate": large},
+    }
+    return read_fact(Kind.REQUEST, manifest, 0)
 
 
 def test_managed_fields_are_not_even_looked_at() -> None:

@@ -139,7 +139,7 @@ class AgentLedger:
             "epoch": ledger._meta("epoch"),
             "report_sequence": ledger.report_sequence,
             "alive": [ledger.alive.at_us, ledger.alive.boot_id],
-            "revision": [revision.operator_start_ms, revision.counter],
+            "revision": [revision.era, revision.operator_start_ms, revision.counter],
             "asset": configured and _digest(configured),
             "unsettled": sorted(map(_summary, ledger.unsettled())),
             "settled": sorted(_summary(ledger.tombstone(uid)) for uid in self._settled()),
@@ -201,7 +201,7 @@ class AgentLedger:
         await self._journal.commit(
             {},
             asset=asset(limit_max_injection_watts=rng.randrange(8000)),
-            revision=agent_pb2.Revision(operator_start_ms=1, counter=counter),
+            revision=agent_pb2.Revision(era=counter, operator_start_ms=1, counter=counter),
         )
 
 
@@ -219,7 +219,7 @@ class GatewayDesired:
         snapshot, written = loaded
         return {
             "since": since,
-            "revision": [snapshot.revision.operator_start_ms, snapshot.revision.version],
+            "revision": str(snapshot.revision),
             "assets": {
                 each.id.uid: zlib.crc32(each.SerializeToString()) for each in snapshot.assets
             },
@@ -232,7 +232,9 @@ class GatewayDesired:
     def step(self, rng: random.Random) -> None:
         loaded = self._store.load()
         if loaded is None or rng.random() < 0.1:
-            revision = Revision(operator_start_ms=rng.getrandbits(30), version=1)
+            revision = Revision(
+                era=rng.getrandbits(30), operator_start_ms=rng.getrandbits(30), version=1
+            )
             wanted = tuple(_desired(rng) for _ in range(rng.randrange(20)))
             orders = tuple({each.uid: each for each in wanted}.values())
             snapshot = Snapshot(revision=revision, assets=(asset(),), dispatches=orders)

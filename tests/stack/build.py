@@ -40,6 +40,10 @@ class Binaries:
     def certmanager_crds(self) -> Path:
         return self.directory / "cert-manager-crds"
 
+    @property
+    def certmanager_chart(self) -> Path:
+        return self.directory / "cert-manager-chart"
+
     def envtest(self, program: str) -> str | None:
         """Return a prebuilt ``program`` where KUBEBUILDER_ASSETS names a directory that has it."""
         assets = os.environ.get("KUBEBUILDER_ASSETS")
@@ -93,10 +97,18 @@ def _build_control_plane(go: str, scratch: Path) -> None:
     (scratch / "kubectl").symlink_to("controlplane")
     module = "github.com/cert-manager/cert-manager"
     found = _run([go, "list", "-m", "-f", "{{.Dir}}", module], SOURCES)
-    crds = scratch / "cert-manager-crds"
-    crds.mkdir()
-    for file in sorted((Path(found.strip()) / "deploy" / "crds").glob("*.yaml")):
-        (crds / file.name).write_bytes(file.read_bytes())
+    deploy = Path(found.strip()) / "deploy"
+    _copy(deploy / "crds", scratch / "cert-manager-crds")
+    _copy(deploy / "charts" / "cert-manager", scratch / "cert-manager-chart")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a folder without its modes: those of a Go module are read-only."""
+    for file in source.rglob("*"):
+        if file.is_file():
+            copy = target / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(file.read_bytes())
 
 
 def _flags() -> list[str]:

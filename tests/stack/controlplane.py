@@ -1,27 +1,37 @@
-"""A Kubernetes control plane of one's own: etcd, API server, controller manager, cert-manager."""
+"""A Kubernetes control plane of one's own: etcd, API server, controllers, cert-manager."""
 
+import base64
 import json
 import ssl
+import subprocess
 import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+import yaml
 from tests.stack import build, kubeconfig, pki, places
-from tests.stack.processes import Process
+from tests.stack.processes import Process, http_ok
 
 AGENT_ISSUER = "derops-agent"
 """The ClusterIssuer whose requests only the operator approves."""
 
-_APPROVED_SIGNERS = ",".join(
-    [
-        "issuers.cert-manager.io/*",
-        "clusterissuers.cert-manager.io/derops-bootstrap",
-        "clusterissuers.cert-manager.io/derops-server",
-        "clusterissuers.cert-manager.io/derops-control",
-    ]
-)
+CERT_MANAGER = "cert-manager"
+"""The namespace of cert-manager, the release of its chart, and its ServiceAccount."""
+
+_WEBHOOK = "cert-manager-webhook"
+_CHART_VALUES = {
+    "crds": {"enabled": False},
+    "startupapicheck": {"enabled": False},
+    # Requests to ClusterIssuers are for the operator to approve.
+    "approveSignerNames": ["issuers.cert-manager.io/*"],
+}
+_CHART_KINDS = {
+    "ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding",
+    "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration",
+}  # fmt: skip
+"""What of the chart is of use without nodes."""
 
 _AUDIT_POLICY = {
     "apiVersion": "audit.k8s.io/v1",
@@ -103,8 +113,47 @@ class ControlPlane:
         apiserver.wait_until(self._answers())
         self._launch("kube-controller-manager", self._controller_manager_command())
         self.install_crds()
-        self.apply(*(_namespace(name) for name in ("cert-manager", "derops-system")))
-        self._launch("cert-manager", self._certmanager_command())
+        self.apply(*(_namespace(name) for name in (CERT_MANAGER, "derops-system")))
+        self._start_certmanager()
+
+    def _start_certmanager(self) -> None:
+        """Start controllers and webhook as their chart would: with its rights, and no others."""
+        port, health_port = places.free_port(), places.free_port()
+        chart = self._certmanager_chart(f"https://127.0.0.1:{port}")
+        self.apply(*(each for each in chart if not each["kind"].endswith("WebhookConfiguration")))
+        webhook = self._launch(_WEBHOOK, self._webhook_command(port, health_port))
+        webhook.wait_until(http_ok(f"http://127.0.0.1:{health_port}/livez"))
+        self.apply(*(each for each in chart if each["kind"].endswith("WebhookConfiguration")))
+        config = self.service_account_kubeconfig(CERT_MANAGER, CERT_MANAGER)
+        self._launch(
+            "cert-manager", [self.binaries.controlplane, "cert-manager", f"--kubeconfig={config}"]
+        )
+
+    def _certmanager_chart(self, webhook_url: str) -> list[dict[str, Any]]:
+        """Return what cert-manager's own chart says of rights and webhooks.
+
+        Its Service has no pods here, so the API server calls the webhook at ``webhook_url``.
+        """
+        rendered = subprocess.run(
+            [
+                self.binaries.controlplane, "render-chart",
+                f"--chart={self.binaries.certmanager_chart}",
+                f"--release={CERT_MANAGER}", f"--namespace={CERT_MANAGER}",
+                f"--kube-version={build.KUBERNETES_VERSION}",
+                f"--values={json.dumps(_CHART_VALUES)}",
+            ],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        documents = [each for each in yaml.safe_load_all(rendered) if each]
+        chart = [each for each in documents if each["kind"] in _CHART_KINDS]
+        authority = base64.b64encode(self._authority.certificate.encode()).decode()
+        for document in chart:
+            for webhook in document.get("webhooks", []):
+                service = webhook["clientConfig"].pop("service")
+                webhook["clientConfig"] = {
+                    "url": f"{webhook_url}{service['path']}", "caBundle": authority
+                }  # fmt: skip
+        return chart
 
     def _launch(self, name: str, command: list[str]) -> Process:
         process = Process(name, command, directory=self.directory)
@@ -210,12 +259,17 @@ class ControlPlane:
             "--leader-elect=false",
         ]
 
-    def _certmanager_command(self) -> list[str]:
+    def _webhook_command(self, port: int, health_port: int) -> list[str]:
+        serving = self._authority.server([_WEBHOOK], ["127.0.0.1"])
         return [
             self.binaries.controlplane,
-            "cert-manager",
-            f"--kubeconfig={self._client('cert-manager', 'cert-manager', 'system:masters')}",
-            f"--approve-signer-names={_APPROVED_SIGNERS}",
+            "cert-manager-webhook",
+            f"--kubeconfig={self.service_account_kubeconfig(CERT_MANAGER, _WEBHOOK)}",
+            f"--secure-port={port}",
+            f"--healthz-port={health_port}",
+            "--metrics-listen-address=0",
+            f"--tls-cert-file={self._file('webhook.crt', serving.certificate)}",
+            f"--tls-private-key-file={self._file('webhook.key', serving.key)}",
         ]
 
 

@@ -9,7 +9,7 @@ import base64
 import json
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ class Agent:
     """One agent process with the assets that it hosts."""
 
     def __init__(self, directory: Path, site: Site, assets: Sequence[dict[str, Any]]) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "data").mkdir(exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (directory / "data").mkdir(mode=0o700, exist_ok=True)
         self.assets = assets
         self.ops_port = places.free_port()
         file = write_agent_file(directory, site, assets, self.ops_port)
@@ -66,10 +66,23 @@ class Agent:
 
 
 class Fleet:
-    """Watches DERAssets and Secrets and keeps the agents in step, from a thread of its own."""
+    """Watches DERAssets and Secrets and keeps the agents in step, from a thread of its own.
 
-    def __init__(self, kubeconfig: str, site: Site, directory: Path) -> None:
-        self._site = site
+    Args:
+        kubeconfig: The administrator's.
+        site: What all agents are told.
+        directory: Where they live.
+        follow: Given all Secrets of certificates at each look, for mounts that are no agent's.
+    """
+
+    def __init__(
+        self,
+        kubeconfig: str,
+        site: Site,
+        directory: Path,
+        follow: Callable[[dict[AgentName, dict[str, bytes]]], None] = lambda _: None,
+    ) -> None:
+        self._site, self._follow_secrets = site, follow
         self._directory = directory
         self._agents: dict[AgentName, Agent] = {}
         self._lock = threading.RLock()
@@ -129,10 +142,11 @@ class Fleet:
         while not self._stopping.wait(LOOK_SECONDS):
             try:
                 assets = {_key(asset["metadata"]): asset for asset in self._list_assets()}
-                secrets = self._list_secrets() if assets else {}
+                secrets = self._list_secrets()
             except Exception as error:  # the API server may be away: that is a test's business
                 print(f"fleet: {type(error).__name__}: {error}", flush=True)
                 continue
+            self._follow_secrets(secrets)
             with self._lock:
                 self._follow(assets, secrets)
 

@@ -21,6 +21,7 @@ def write_mount(directory: Path, files: Mapping[str, bytes]) -> bool:
     fresh = directory / f"..{next(_versions)}"
     fresh.mkdir(mode=0o700)
     for name, content in files.items():
+        (fresh / name).touch(mode=0o600)
         (fresh / name).write_bytes(content)
     old = current.resolve() if current.exists() else None
     link = directory / "..data_tmp"

@@ -1,5 +1,6 @@
 """Certificates of the control plane itself. Those of the product come from cert-manager."""
 
+import base64
 import datetime as dt
 import ipaddress
 from dataclasses import dataclass
@@ -68,6 +69,18 @@ class Authority:
 def service_account_key() -> str:
     """Return a new key for signing the tokens of ServiceAccounts."""
     return _private_pem(rsa.generate_private_key(public_exponent=65537, key_size=2048))
+
+
+def signing_request(*uris: str) -> str:
+    """Return a request for these URIs under a new key, in base64 as Kubernetes carries it."""
+    names = [x509.UniformResourceIdentifier(uri) for uri in uris or ("spiffe://probe",)]
+    request = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(x509.Name([]))
+        .add_extension(x509.SubjectAlternativeName(names), critical=True)
+        .sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+    )
+    return base64.b64encode(request.public_bytes(serialization.Encoding.PEM)).decode()
 
 
 def _builder(

@@ -19,6 +19,9 @@ from psycopg import sql
 from tests.stack import places
 from tests.stack.processes import Process, StackError
 
+_OWNER = "derops"
+_SUPERUSER = "postgres"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installation:
@@ -59,6 +62,7 @@ class PostgresServer:
         self.installation = installation or find_installation()
         self._cleanup = ExitStack()
         self._password = secrets.token_urlsafe(12)
+        self._superuser_password = secrets.token_urlsafe(12)
 
     def __enter__(self) -> Self:
         try:
@@ -72,16 +76,21 @@ class PostgresServer:
         self._cleanup.close()
 
     def url(self, database: str) -> str:
-        return f"postgresql://derops:{self._password}@127.0.0.1:{self.port}/{database}"
+        """Return a URL of the role that owns the databases; it is no superuser."""
+        return f"postgresql://{_OWNER}:{self._password}@127.0.0.1:{self.port}/{database}"
 
     def create_database(self, name: str) -> str:
         """Create an empty database and return its URL."""
-        self._execute("create database {}", name)
+        self._administer(
+            sql.SQL("create database {} owner {}").format(
+                sql.Identifier(name), sql.Identifier(_OWNER)
+            )
+        )
         return self.url(name)
 
     def drop_database(self, name: str) -> None:
         """Drop a database, whoever is still connected."""
-        self._execute("drop database {} with (force)", name)
+        self._administer(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
     def crash(self) -> None:
         """Kill the server and all of its processes, as a power cut would; then start it again."""
@@ -108,9 +117,14 @@ class PostgresServer:
         self.process.start()
         self.process.wait_until(self._accepts)
 
-    def _execute(self, statement: str, name: str) -> None:
-        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
-            connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
+    def _administer(self, statement: sql.Composed) -> None:
+        with psycopg.connect(self._superuser_url, autocommit=True) as connection:
+            connection.execute(statement)
+
+    @property
+    def _superuser_url(self) -> str:
+        login = f"{_SUPERUSER}:{self._superuser_password}"
+        return f"postgresql://{login}@127.0.0.1:{self.port}/postgres"
 
     def _start(self) -> None:
         installation = self.installation
@@ -118,13 +132,14 @@ class PostgresServer:
         directory = self._cleanup.enter_context(places.private_directory("postgres", parent))
         data, secret = directory / "data", directory / "password"
         data.mkdir(mode=0o700)
-        secret.write_text(self._password)
+        secret.touch(mode=0o600)
+        secret.write_text(self._superuser_password)
         for path in (data, secret):
             self._give(path)
         _run(
             installation.command(
                 "initdb", f"--pgdata={installation.path(data)}",
-                f"--pwfile={installation.path(secret)}", "--username=derops",
+                f"--pwfile={installation.path(secret)}", f"--username={_SUPERUSER}",
                 "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync",
                 "--no-instructions",
             ),
@@ -146,6 +161,12 @@ class PostgresServer:
         self._cleanup.callback(self.process.terminate)
         self.process.start()
         self.process.wait_until(self._accepts)
+        secret.unlink()
+        self._administer(
+            sql.SQL("create role {} login password {}").format(
+                sql.Identifier(_OWNER), sql.Literal(self._password)
+            )
+        )
 
     def _give(self, path: Path) -> None:
         """Give a file to whoever runs the server."""
@@ -161,7 +182,7 @@ class PostgresServer:
 
     def _accepts(self) -> bool:
         try:
-            psycopg.connect(self.url("postgres"), connect_timeout=2).close()
+            psycopg.connect(self._superuser_url, connect_timeout=2).close()
         except psycopg.OperationalError:
             return False
         return True

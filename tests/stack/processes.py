@@ -46,7 +46,7 @@ class Process:
         self._stop_signal = stop_signal
         self._process: subprocess.Popen[bytes] | None = None
         logs = directory / "logs"
-        logs.mkdir(exist_ok=True)
+        logs.mkdir(mode=0o700, exist_ok=True)
         self.log_file = logs / f"{name.replace('/', '_')}.log"
 
     @property
@@ -65,7 +65,10 @@ class Process:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start without waiting. Settings of derops in our own environment do not leak in."""
+        """Start without waiting. Settings of derops in our own environment do not leak in.
+
+        What it writes, nobody else may read.
+        """
         own = {key: value for key, value in os.environ.items() if not key.startswith("DEROPS_")}
         self.wanted = True
         with self.log_file.open("ab") as log:
@@ -79,6 +82,7 @@ class Process:
                 user=self._user,
                 group=self._user,
                 extra_groups=[] if self._user else None,
+                umask=0o077,
                 start_new_session=True,
             )
 

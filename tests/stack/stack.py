@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from tests.stack import identities, places
 from tests.stack.controlplane import AGENT_ISSUER, ControlPlane
 from tests.stack.fleet import Fleet
@@ -21,8 +20,6 @@ PARTS = ("operator", "gateway", "writer")
 """What ``kill`` and ``restart`` take."""
 
 TRUST_DOMAIN = "derops.test"
-NAMESPACE = "derops-system"
-SERVICE_ACCOUNT = "derops-operator"
 
 _KEEPER_SECONDS = 1.0
 
@@ -135,6 +132,7 @@ class Stack:
             self.kubeconfig,
             Site(gateway=self.gateway, server_ca=self.identities.server_ca),
             self.data_directory / "agents",
+            follow=self.identities.follow,
         )
         self.fleet.start()
         self._cleanup.callback(self.fleet.stop)
@@ -148,7 +146,7 @@ class Stack:
         agent_port, control_port = places.free_port(), places.free_port()
         self.gateway = f"127.0.0.1:{agent_port}"
         headend_data = self.data_directory / "headend"
-        headend_data.mkdir()
+        headend_data.mkdir(mode=0o700)
         self._define(
             "gateway",
             "derops-headend gateway",
@@ -157,6 +155,7 @@ class Stack:
             AGENT_CA_FILE=issued.agent_ca,
             CONTROL_LISTEN=f"127.0.0.1:{control_port}",
             CONTROL_TLS_DIRECTORY=issued.control_port,
+            OPERATOR_CERTIFICATE_FILE=issued.operator_certificate,
             DATA_DIRECTORY=headend_data,
             TRUST_DOMAIN=TRUST_DOMAIN,
             REPLICA="gateway-0",
@@ -175,7 +174,9 @@ class Stack:
             TRUST_DOMAIN=TRUST_DOMAIN,
             AGENT_ISSUER=AGENT_ISSUER,
         )
-        self.parts["operator"].environment["KUBECONFIG"] = self._operator_kubeconfig()
+        self.parts["operator"].environment["KUBECONFIG"] = identities.operator_kubeconfig(
+            self.control_plane
+        )
 
     def _define(self, part: str, command: str, **settings: object) -> None:
         self.ops_ports[part] = places.free_port()
@@ -189,34 +190,6 @@ class Stack:
                 f"DEROPS_{part.upper()}_{name}": str(value) for name, value in settings.items()
             },
         )
-
-    def _operator_kubeconfig(self) -> str:
-        """Return a kubeconfig of the chart's ServiceAccount, with the chart's rules and no more."""
-        text = (identities.CHART_FILES / "operator-rules.yaml").read_text(encoding="utf-8")
-        rbac = "rbac.authorization.k8s.io"
-        self.control_plane.apply(
-            {
-                "apiVersion": "v1",
-                "kind": "ServiceAccount",
-                "metadata": {"name": SERVICE_ACCOUNT, "namespace": NAMESPACE},
-            },
-            {
-                "apiVersion": f"{rbac}/v1",
-                "kind": "ClusterRole",
-                "metadata": {"name": SERVICE_ACCOUNT},
-                "rules": yaml.safe_load(text),
-            },
-            {
-                "apiVersion": f"{rbac}/v1",
-                "kind": "ClusterRoleBinding",
-                "metadata": {"name": SERVICE_ACCOUNT},
-                "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": SERVICE_ACCOUNT},
-                "subjects": [
-                    {"kind": "ServiceAccount", "name": SERVICE_ACCOUNT, "namespace": NAMESPACE}
-                ],
-            },
-        )
-        return self.control_plane.service_account_kubeconfig(NAMESPACE, SERVICE_ACCOUNT)
 
     def _wait_ready(self, part: str) -> None:
         self.parts[part].wait_until(http_ok(_url(self.ops_ports[part], "readyz")))

@@ -3,14 +3,22 @@
 import json
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cryptography import x509
-from tests.stack import identities
+from tests.stack import identities, pki
 from tests.stack.controlplane import ControlPlane
-from tests.stack.identities import install_issuers, issue, secret_data
+from tests.stack.identities import (
+    CERT_MANAGER_USER,
+    OPERATOR_USER,
+    install_issuers,
+    install_policies,
+    issue,
+    secret_data,
+)
 from tests.stack.processes import MARK, StackError
 
 
@@ -40,7 +48,7 @@ def test_two_control_planes_run_side_by_side_and_end_without_a_trace() -> None:
         with pytest.raises(StackError, match="NotFound"):
             second.kubectl("get", "configmap", "only-here", "-n", "default")
         directories = [first.directory, second.directory]
-        assert [len(still_running(directory)) for directory in directories] == [4, 4]
+        assert [len(still_running(directory)) for directory in directories] == [5, 5]
 
     assert [still_running(directory) for directory in directories] == [[], []]
     assert not any(directory.exists() for directory in directories)
@@ -66,7 +74,10 @@ def agent_certificate(name: str) -> dict[str, object]:
 def test_an_agents_certificate_is_issued_after_approval_and_not_before(
     control_plane: ControlPlane,
 ) -> None:
-    control_plane.apply(agent_certificate("battery-7"))
+    control_plane.kubectl(
+        "create", "-f", "-", f"--as={OPERATOR_USER}", "--as-group=system:masters",
+        stdin=json.dumps(agent_certificate("battery-7")),
+    )  # fmt: skip
     control_plane.kubectl(
         "wait", "--for=create", "certificaterequest/battery-7-1", "-n", "default", "--timeout=30s"
     )
@@ -77,10 +88,21 @@ def test_an_agents_certificate_is_issued_after_approval_and_not_before(
         )  # fmt: skip
 
     approval = {"type": "Approved", "status": "True", "reason": "Test", "message": "by the test"}
-    control_plane.kubectl(
-        "patch", "certificaterequest", "battery-7-1", "-n", "default", "--subresource=status",
-        "--type=merge", "-p", json.dumps({"status": {"conditions": [approval]}}),
-    )  # fmt: skip
+    patch = json.dumps({"status": {"conditions": [approval]}})
+    approve = (
+        "patch",
+        "certificaterequest",
+        "battery-7-1",
+        "-n",
+        "default",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        patch,
+    )
+    with pytest.raises(StackError, match="ValidatingAdmissionPolicy 'derops-certificaterequests'"):
+        control_plane.kubectl(*approve)
+    control_plane.kubectl(*approve, f"--as={OPERATOR_USER}", "--as-group=system:masters")
     control_plane.kubectl(
         "wait", "--for=condition=Ready", "certificate/battery-7", "-n", "default", "--timeout=30s"
     )
@@ -92,6 +114,62 @@ def test_an_agents_certificate_is_issued_after_approval_and_not_before(
     assert names.value.get_values_for_type(x509.UniformResourceIdentifier) == [
         "spiffe://derops.test/ns/default/derasset/battery-7"
     ]
+
+
+def test_cert_managers_webhook_stamps_the_requester_and_keeps_the_spec(
+    control_plane: ControlPlane,
+) -> None:
+    request = {
+        "apiVersion": "cert-manager.io/v1",
+        "kind": "CertificateRequest",
+        "metadata": {"name": "stamped", "namespace": "default"},
+        "spec": {
+            "request": pki.signing_request("spiffe://derops.test/x"),
+            "issuerRef": {"name": "none", "kind": "Issuer"},
+            "username": CERT_MANAGER_USER,
+        },
+    }
+    control_plane.kubectl("create", "-f", "-", stdin=json.dumps(request))
+
+    username = control_plane.kubectl(
+        "get", "certificaterequest", "stamped", "-n", "default", "-o", "jsonpath={.spec.username}"
+    )
+    assert username == "derops-admin"
+    with pytest.raises(StackError, match="cannot change"):
+        control_plane.kubectl(
+            "patch", "certificaterequest", "stamped", "-n", "default", "--type=merge",
+            "-p", json.dumps({"spec": {"isCA": True}}),
+        )  # fmt: skip
+
+
+def test_cert_managers_webhook_asks_rbac_who_may_approve(control_plane: ControlPlane) -> None:
+    """Also where no policy of ours is: cert-manager's own ServiceAccount may not, by its chart."""
+    control_plane.kubectl(
+        "delete", "validatingadmissionpolicybinding", "derops-certificaterequests"
+    )
+    request = {
+        "apiVersion": "cert-manager.io/v1",
+        "kind": "CertificateRequest",
+        "metadata": {"name": "unanswered", "namespace": "default"},
+        "spec": {
+            "request": pki.signing_request("spiffe://derops.test/x"),
+            "issuerRef": {"name": "derops-agent", "kind": "ClusterIssuer"},
+        },
+    }
+    probe = ("create", "-f", "-")
+    deadline = time.monotonic() + 30
+    while True:  # until the API server no longer enforces what was deleted
+        try:
+            control_plane.kubectl(*probe, stdin=json.dumps(request))
+            break
+        except StackError:
+            if time.monotonic() > deadline:
+                raise
+    approver = control_plane.processes["cert-manager"]
+    approver.wait_until(
+        lambda: "does not have permissions to set approved" in approver.log_file.read_text()
+    )
+    install_policies(control_plane)
 
 
 def test_the_headends_identities_are_issued_by_three_trusts(

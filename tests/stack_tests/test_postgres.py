@@ -21,6 +21,13 @@ def test_a_server_serves_databases_and_ends() -> None:
         psycopg.connect(url)
 
 
+def test_who_uses_a_database_is_no_superuser(database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        assert connection.execute("show is_superuser").fetchone() == ("off",)
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("select pg_read_file('postgresql.conf')")
+
+
 def test_a_wrong_password_is_refused() -> None:
     with PostgresServer() as server:
         url = server.url("postgres").replace("derops:", "derops:x")

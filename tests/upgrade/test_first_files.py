@@ -1,4 +1,4 @@
-"""What the first version wrote is read by this one: log, outbox, and a ledger in mid-window.
+"""What the first version wrote is read by this one: log, outbox, desired state, and a ledger.
 
 The files in ``first`` are what it left, as SQL. They never change; what a later version writes
 gets a folder of its own.
@@ -12,9 +12,13 @@ from tests.headend.storage.conftest import Query, database, database_url, query
 
 from derops.ids import AssetName
 from derops.wire.v1 import agent_pb2, dispatch_pb2, log_pb2
+from derops_agent.ledger import Ledger
 from derops_agent.outbox_store import OutboxStore
 from derops_agent.ports import Reading, Setpoints
+from derops_headend.access.operator_key import OperatorKeys
 from derops_headend.eventlog.sqlite import SqliteEventLog
+from derops_headend.fleet.desired import Revision, Snapshot, Written
+from derops_headend.gateway.desired_store import DesiredStore
 from derops_headend.storage.database import Database
 from derops_headend.writing.rows import Source
 
@@ -76,3 +80,40 @@ async def test_a_window_that_was_open_is_taken_up_and_ended(tmp_path: Path) -> N
     assert (agent.report().interruptions, agent.report().active_milliseconds) == (1, 100_000)
     assert agent.device.held.active_power_watts == 0
     agent.ledger.close()
+
+
+def test_a_ledger_keeps_its_revision_and_takes_an_era(tmp_path: Path) -> None:
+    lay_down("ledger.sql", tmp_path / "ledger.db")
+    ledger = Ledger(tmp_path / "ledger.db")
+    assert ledger.revision == agent_pb2.Revision(operator_start_ms=1, counter=1)
+
+    later = agent_pb2.Revision(era=1_800_000_000, operator_start_ms=5, counter=7)
+    ledger.save([], alive=ledger.alive, revision=later)
+    ledger.close()
+
+    again = Ledger(tmp_path / "ledger.db")
+    assert again.revision == later
+    again.close()
+
+
+async def test_desired_state_is_served_and_its_first_era_is_0(tmp_path: Path) -> None:
+    lay_down("desired.sql", tmp_path / "desired.db")
+    store = DesiredStore(tmp_path / "desired.db", 1)
+    loaded = store.load()
+    assert loaded is not None
+    assert loaded[0].revision == Revision(era=0, operator_start_ms=1_700_000_000_000, version=3)
+    written = Written(written_us=1_700_000_001_000_000, ledger_id="l1")
+    assert loaded[1] == {"d1": written}
+    assert store.operator_keys() == OperatorKeys()
+
+    keys = OperatorKeys(current="b", previous="a", previous_until_us=9)
+    await store.keep_operator_keys(keys)
+    later = Revision(era=1_800_000_000, operator_start_ms=5, version=1)
+    await store.replace(Snapshot(revision=later, assets=(), dispatches=()))
+    store.close()
+
+    again = DesiredStore(tmp_path / "desired.db", 1)
+    loaded = again.load()
+    assert loaded is not None
+    assert (loaded[0].revision, again.operator_keys()) == (later, keys)
+    again.close()

@@ -51,11 +51,19 @@ class Verification(Section):
     samples: int | None = None
 
 
+class Lift(Section):
+    """That one quarantine is over, and whether the key is to be trusted again."""
+
+    quarantined_at: AwareDatetime
+    key: Literal["Keep", "Revoke"]
+
+
 class Identity(Section):
     """How the agent gets its certificate."""
 
     mode: Literal["Managed"] = "Managed"
     certificate_duration_seconds: int = 2_592_000
+    lift: Lift | None = None
 
 
 class Telemetry(Section):
@@ -118,6 +126,8 @@ class IdentityStatus(Section):
     next: KnownCertificate | None = None
     previous: PreviousCertificate | None = None
     quarantine: Quarantine | None = None
+    suspected_at: AwareDatetime | None = None
+    revoked_before: AwareDatetime | None = None
 
 
 class Capability(Section):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -33,6 +34,14 @@ class AgentCertificate:
     not_after_us: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorCertificate:
+    """What a certificate that passed all checks says of an operator."""
+
+    public_key_sha256: str
+    not_after_us: int
+
+
 def authenticate_agent(certificate: bytes, trust_domain: str, now: datetime) -> AgentCertificate:
     """Check a client certificate, PEM or DER, as that of an agent.
 
@@ -43,24 +52,49 @@ def authenticate_agent(certificate: bytes, trust_domain: str, now: datetime) -> 
     asset = parse_asset_uri(uri, trust_domain)
     if asset is None:
         raise IdentityRefusedError("NotAnAsset", f"URI {uri[:200]!r} names no asset of ours")
-    key = parsed.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return AgentCertificate(
         asset=asset,
         serial_number=f"{parsed.serial_number:x}",
-        public_key_sha256=hashlib.sha256(key).hexdigest(),
-        not_after_us=int(parsed.not_valid_after_utc.timestamp()) * SECOND_US,
+        public_key_sha256=_public_key_sha256(parsed),
+        not_after_us=_not_after_us(parsed),
     )
 
 
-def authenticate_operator(certificate: bytes, trust_domain: str, now: datetime) -> None:
-    """Check a client certificate, PEM or DER, as that of the operator.
+def authenticate_operator(
+    certificate: bytes, trust_domain: str, now: datetime
+) -> OperatorCertificate:
+    """Check a client certificate, PEM or DER, as one of an operator; whose key it is comes next.
 
     Raises:
         IdentityRefusedError: It is another's, whichever CA signed it.
     """
-    _, uri = _check(certificate, now)
+    parsed, uri = _check(certificate, now)
     if uri != operator_uri(trust_domain):
         raise IdentityRefusedError("NotTheOperator", f"URI {uri[:200]!r} is not the operator's")
+    return OperatorCertificate(
+        public_key_sha256=_public_key_sha256(parsed), not_after_us=_not_after_us(parsed)
+    )
+
+
+def public_key_sha256(pem: bytes) -> str:
+    """Return the SHA-256 of the public key of the first certificate in a file.
+
+    Raises:
+        ValueError: There is none that can be read.
+    """
+    try:
+        return _public_key_sha256(x509.load_pem_x509_certificate(pem))
+    except (UnsupportedAlgorithm, x509.InvalidVersion) as error:
+        raise ValueError(str(error)) from error
+
+
+def _public_key_sha256(parsed: x509.Certificate) -> str:
+    key = parsed.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(key).hexdigest()
+
+
+def _not_after_us(parsed: x509.Certificate) -> int:
+    return int(parsed.not_valid_after_utc.timestamp()) * SECOND_US
 
 
 def _check(certificate: bytes, now: datetime) -> tuple[x509.Certificate, str]:
@@ -73,7 +107,12 @@ def _check(certificate: bytes, now: datetime) -> tuple[x509.Certificate, str]:
         extensions = parsed.extensions
         uri = _only_uri(extensions)
         _check_usage(extensions)
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except (
+        ValueError,
+        x509.DuplicateExtension,
+        x509.InvalidVersion,
+        x509.UnsupportedGeneralNameType,
+    ) as error:
         raise IdentityRefusedError("BadCertificate", f"cannot be read: {error}") from error
     if now < parsed.not_valid_before_utc:
         raise IdentityRefusedError(

@@ -5,14 +5,14 @@ one is never seen here, because it would revert a fleet.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from derops.errors import DeropsError
 from derops.ids import AssetName
 from derops.lifecycle import Phase
 from derops.wire.v1 import control_pb2, dispatch_pb2
 
-DELTA_KINDS = frozenset({"asset", "dispatch", "asset_removed", "dispatch_removed"})
+DELTA_KINDS = frozenset({"asset", "dispatch", "asset_removed", "dispatch_removed", "unread"})
 """Kinds of OperatorMessage that change desired state."""
 
 
@@ -28,8 +28,13 @@ class BadSyncError(DeropsError):
 class Revision:
     """Orders desired states over restarts of the operator."""
 
+    era: int = 0
+    """Seconds since 1970 at which a person began it; 0 = the first."""
     operator_start_ms: int
     version: int
+
+    def __str__(self) -> str:
+        return f"era {self.era} start {self.operator_start_ms} version {self.version}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +44,8 @@ class Snapshot:
     revision: Revision
     assets: tuple[dispatch_pb2.Asset, ...]
     dispatches: tuple[dispatch_pb2.Dispatch, ...]
+    unread: tuple[control_pb2.Unread, ...] = ()
+    """What exists and the operator cannot read; see ``DesiredState.completed``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,22 +72,25 @@ class Changes:
 class SnapshotBuilder:
     """Collects a snapshot until its end; thrown away where the stream ends earlier."""
 
-    def __init__(self, operator_start_ms: int) -> None:
-        self._operator_start_ms = operator_start_ms
+    def __init__(self, operator_start_ms: int, era: int = 0) -> None:
+        self._operator_start_ms, self._era = operator_start_ms, era
         self._assets: dict[str, dispatch_pb2.Asset] = {}
         self._dispatches: dict[str, dispatch_pb2.Dispatch] = {}
+        self._unread: dict[str, control_pb2.Unread] = {}
 
     def add(self, message: control_pb2.OperatorMessage) -> None:
-        """Take an asset or a dispatch.
+        """Take an asset, a dispatch, or word that there is one.
 
         Raises:
-            BadSyncError: It is neither.
+            BadSyncError: It is none of them.
         """
         kind = message.WhichOneof("kind")
         if kind == "asset":
             self._assets[message.asset.id.uid] = message.asset
         elif kind == "dispatch":
             self._dispatches[message.dispatch.uid] = message.dispatch
+        elif kind == "unread":
+            self._unread[message.unread.uid] = message.unread
         else:
             raise BadSyncError("BadSnapshot", f"{kind} between SnapshotBegin and SnapshotEnd")
 
@@ -91,16 +101,20 @@ class SnapshotBuilder:
             BadSyncError: Its counts say that something is missing.
         """
         end = message.snapshot_end
-        found = (len(self._assets), len(self._dispatches))
-        if found != (end.assets, end.dispatches):
+        found = (len(self._assets), len(self._dispatches), len(self._unread))
+        if found != (end.assets, end.dispatches, end.unread):
             raise BadSyncError(
                 "SnapshotIncomplete",
-                f"{found[0]} of {end.assets} assets, {found[1]} of {end.dispatches} dispatches",
+                f"{found[0]} of {end.assets} assets, {found[1]} of {end.dispatches} dispatches, "
+                f"{found[2]} of {end.unread} that are unread",
             )
         return Snapshot(
-            revision=Revision(operator_start_ms=self._operator_start_ms, version=message.version),
+            revision=Revision(
+                era=self._era, operator_start_ms=self._operator_start_ms, version=message.version
+            ),
             assets=tuple(self._assets.values()),
             dispatches=tuple(self._dispatches.values()),
+            unread=tuple(self._unread.values()),
         )
 
 
@@ -113,6 +127,10 @@ class DesiredState:
         self._by_name: dict[AssetName, str] = {}
         self._dispatches: dict[str, dispatch_pb2.Dispatch] = {}
         self._of_asset: dict[str, dict[str, dispatch_pb2.Dispatch]] = {}
+        self._unread: dict[str, control_pb2.Unread] = {}
+        """What is unread and not held."""
+
+        self._missing_of: dict[AssetName, set[str]] = {}
         self._written: dict[str, Written] = {}
         self._noted: dict[str, Written] = {}
         """Writes that are on the disk and did not happen yet."""
@@ -134,6 +152,14 @@ class DesiredState:
         uid = self._by_name.get(name)
         return self._assets.get(uid) if uid else None
 
+    def missing_of(self, name: AssetName) -> str:
+        """Return the uid of something of this asset that is unread and not held; empty = none.
+
+        A snapshot of it would have its agent give up what it runs.
+        """
+        uids = self._missing_of.get(name)
+        return next(iter(uids), "") if uids else ""
+
     def dispatch(self, uid: str) -> dispatch_pb2.Dispatch | None:
         """Return an unsettled dispatch."""
         return self._dispatches.get(uid)
@@ -151,21 +177,41 @@ class DesiredState:
         self._written = dict(written)
         self.replace(snapshot)
 
+    def completed(self, snapshot: Snapshot) -> Snapshot:
+        """Return a snapshot with what is held of all that its sender could not read."""
+        unread = {each.uid for each in snapshot.unread}
+        unread -= {each.id.uid for each in snapshot.assets}
+        unread -= {each.uid for each in snapshot.dispatches}
+        kept_assets = [each for uid, each in self._assets.items() if uid in unread]
+        kept_dispatches = [each for uid, each in self._dispatches.items() if uid in unread]
+        return replace(
+            snapshot,
+            assets=(*snapshot.assets, *kept_assets),
+            dispatches=(*snapshot.dispatches, *kept_dispatches),
+        )
+
     def replace(self, snapshot: Snapshot) -> Changes:
-        """Put a complete snapshot in the place of all that was."""
+        """Put a complete snapshot in the place of all that was; see ``completed``."""
         old_assets, old_dispatches = self._assets, self._dispatches
+        # Agents are to keep a new era at once, not with the next thing that changes.
+        begins = self.revision is not None and self.revision.era != snapshot.revision.era
         self.revision = snapshot.revision
         self._assets, self._by_name, self._dispatches, self._of_asset = {}, {}, {}, {}
         for asset in snapshot.assets:
             self._put_asset(asset)
         for dispatch in snapshot.dispatches:
             self._put_dispatch(dispatch)
+        self._unread, self._missing_of = {}, {}
+        for unread in snapshot.unread:
+            self._put_unread(unread)
         self._written = {
             uid: write for uid, write in self._written.items() if uid in self._dispatches
         }
         self._noted = {uid: write for uid, write in self._noted.items() if uid in self._dispatches}
         return Changes(
-            assets={uid for uid, asset in self._assets.items() if old_assets.get(uid) != asset},
+            assets={
+                uid for uid, asset in self._assets.items() if begins or old_assets.get(uid) != asset
+            },
             removed_assets=old_assets.keys() - self._assets.keys(),
             dispatches=[d for uid, d in self._dispatches.items() if old_dispatches.get(uid) != d],
             settled=_missing(old_dispatches.values(), self._dispatches),
@@ -181,15 +227,17 @@ class DesiredState:
             self._put_dispatch(message.dispatch)
             changes.dispatches.append(message.dispatch)
         elif kind == "asset_removed":
+            self._read(message.asset_removed)
             self._remove_asset(message.asset_removed)
             changes.removed_assets.add(message.asset_removed)
         elif kind == "dispatch_removed":
+            self._read(message.dispatch_removed)
             changes.settled += self._remove_dispatch(message.dispatch_removed)
+        elif kind == "unread":
+            self._put_unread(message.unread)
         if self.revision is not None:
-            self.revision = Revision(
-                operator_start_ms=self.revision.operator_start_ms,
-                version=max(self.revision.version, message.version),
-            )
+            version = max(self.revision.version, message.version)
+            self.revision = replace(self.revision, version=version)
         return changes
 
     def may_be_written(self, dispatch_uid: str) -> bool:
@@ -242,7 +290,25 @@ class DesiredState:
         unheard = dispatch.known_phase in {"", Phase.SUBMITTED}
         return not (dispatch.cancelled and unheard and self.written(dispatch.uid) is NEVER)
 
+    def _put_unread(self, unread: control_pb2.Unread) -> None:
+        if unread.uid in self._assets or unread.uid in self._dispatches:
+            return
+        self._unread[unread.uid] = unread
+        name = AssetName(unread.namespace, unread.asset_name)
+        self._missing_of.setdefault(name, set()).add(unread.uid)
+
+    def _read(self, uid: str) -> None:
+        """Forget that something is missing: it is here now, or gone."""
+        unread = self._unread.pop(uid, None)
+        if unread is None:
+            return
+        name = AssetName(unread.namespace, unread.asset_name)
+        self._missing_of[name].discard(uid)
+        if not self._missing_of[name]:
+            del self._missing_of[name]
+
     def _put_asset(self, asset: dispatch_pb2.Asset) -> None:
+        self._read(asset.id.uid)
         self._assets[asset.id.uid] = asset
         self._by_name[AssetName(asset.id.namespace, asset.id.name)] = asset.id.uid
 
@@ -255,6 +321,7 @@ class DesiredState:
             del self._by_name[name]
 
     def _put_dispatch(self, dispatch: dispatch_pb2.Dispatch) -> None:
+        self._read(dispatch.uid)
         self._dispatches[dispatch.uid] = dispatch
         self._of_asset.setdefault(dispatch.asset_uid, {})[dispatch.uid] = dispatch
 

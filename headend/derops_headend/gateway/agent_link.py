@@ -20,7 +20,7 @@ from derops.ids import AssetName
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, agent_pb2_grpc
 from derops_headend.access.certificates import AgentCertificate, authenticate_agent
-from derops_headend.fleet.sessions import MAX_EPOCH, CloneSuspectedError, EpochTooLowError
+from derops_headend.fleet.sessions import MAX_EPOCH, CloneSuspectedError, OutOfOrderError
 from derops_headend.fleet.telemetry import MAX_SEQUENCE
 from derops_headend.gateway import metrics
 from derops_headend.gateway.agent_stream import AgentStream
@@ -66,6 +66,7 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
 
     async def _admit(self, context: Context) -> AgentStream:
         """Return the stream of an agent, the live one of its asset, or refuse it."""
+        opened_us = self._exchange.now_us()
         certificate = await self._authenticate(context)
         with self._one_more(certificate.asset) as opening:
             if opening > MAX_OPENING:
@@ -84,13 +85,14 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
             certificate=certificate,
             asset=asset,
             hello=hello,
+            opened_us=opened_us,
             heartbeat_seconds=self._heartbeat_seconds,
             monotonic_us=self._monotonic_us,
         )
         try:
             self._exchange.open(stream)
-        except EpochTooLowError as error:
-            refusal = IdentityRefusedError("EpochTooLow", str(error), transient=True)
+        except OutOfOrderError as error:
+            refusal = IdentityRefusedError(error.reason, str(error), transient=True)
             await self._refuse(context, refusal, certificate)
         except CloneSuspectedError as error:
             clone = IdentityRefusedError("CloneSuspected", str(error))

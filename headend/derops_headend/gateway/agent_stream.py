@@ -17,7 +17,12 @@ from google.protobuf.message import DecodeError
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2, log_pb2
 from derops_headend.access.certificates import AgentCertificate
-from derops_headend.fleet.reports import MAX_WORD, problem_of
+from derops_headend.fleet.reports import (
+    MAX_WORD,
+    Circumstances,
+    impossibility_of,
+    problem_of,
+)
 from derops_headend.fleet.sessions import Session
 from derops_headend.fleet.shares import OVERHEAD_BYTES
 from derops_headend.fleet.telemetry import (
@@ -59,6 +64,7 @@ AGENT_REASONS = frozenset(
 """Why agents end their streams; whatever else one says is counted as ``Other``."""
 
 SILENT_HEARTBEATS = 3
+_LIVELY_HEARTBEATS = 2
 _BYE_SECONDS = 2.0
 _MAX_REASON = 64
 _MAX_TEXT = 500
@@ -73,6 +79,7 @@ class AgentStream:
 
     __slots__ = (
         "_asset_id",
+        "_clock_off_us",
         "_clock_offset_milliseconds",
         "_context",
         "_dropped_batches",
@@ -104,6 +111,7 @@ class AgentStream:
         certificate: AgentCertificate,
         asset: dispatch_pb2.Asset,
         hello: agent_pb2.Hello,
+        opened_us: int,
         heartbeat_seconds: int,
         monotonic_us: Callable[[], int],
     ) -> None:
@@ -116,6 +124,7 @@ class AgentStream:
             epoch=hello.epoch,
             instance_id=hello.instance_id,
             serial_number=certificate.serial_number,
+            opened_us=opened_us,
             since_us=exchange.now_us(),
             capability=capability,
         )
@@ -132,10 +141,19 @@ class AgentStream:
         self._refused_reports = 0
         self._dropped_batches = self._refused_batches = 0
         self._clock_offset_milliseconds: int | None = None
+        self._clock_off_us = 0
         self._ending: agent_pb2.Bye | None = None
         self._peer_left = self._said_bye = False
 
     # What the exchange asks of it
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its agent was heard of within two heartbeats and neither side has ended it."""
+        if self._ending is not None or self._peer_left:
+            return False
+        bound_us = _LIVELY_HEARTBEATS * self._heartbeat_seconds * SECOND_US
+        return self._monotonic_us() - self._heard_us <= bound_us
 
     def send(self, message: agent_pb2.GatewayMessage) -> None:
         """Queue a message."""
@@ -267,6 +285,9 @@ class AgentStream:
         if asset is None:
             self.end("AssetRemoved", "the DERAsset is gone")
             return
+        if self._exchange.desired.missing_of(self.certificate.asset):
+            self.end("AssetUnread", "the operator cannot read all that is for this asset")
+            return
         revision, dispatches = self._opening()
         uids = [dispatch.uid for dispatch in dispatches]
         await self._exchange.claim(uids, self.ledger_id)
@@ -384,6 +405,7 @@ class AgentStream:
     def _note_clock(self, agent_sent_us: int) -> None:
         """Keep how far the agent's clock is off, where that cannot be the way here."""
         offset_us = self._exchange.now_us() - agent_sent_us
+        self._clock_off_us = max(self._clock_off_us, min(abs(offset_us), MAX_TIME_US))
         wrong = MAX_CLOCK_OFFSET_US < abs(offset_us) < MAX_TIME_US
         self._clock_offset_milliseconds = offset_us // 1000 if wrong else None
 
@@ -463,10 +485,23 @@ class AgentStream:
     def _take_report(self, report: dispatch_pb2.DispatchReport) -> Violation | None:
         asset = self._exchange.owner(self._asset_id, self.ledger_id, report.dispatch_uid)
         problem = self._problem_of(report)
-        if problem or asset is None:
-            return self._refuse_report(report, problem or "the dispatch is another asset's")
+        if problem:
+            return self._refuse_report(report, "Malformed", problem)
+        if asset is None:
+            return self._refuse_report(report, "AnotherAsset", "the dispatch is another asset's")
+        problem = self._impossibility_of(report)
+        if problem:
+            return self._refuse_impossible(report, problem)
+        if not self._exchange.may_log_report(asset.uid, report.dispatch_uid):
+            metrics.UNLOGGED_REPORTS.inc()
+            self._exchange.let_go_of_report(self, report)
+            return None
         received = control_pb2.AgentReport(
-            asset_uid=asset.uid, received_us=self._exchange.now_us(), report=report
+            asset_uid=asset.uid,
+            received_us=self._exchange.now_us(),
+            report=report,
+            namespace=self.certificate.asset.namespace,
+            asset_name=self.certificate.asset.name,
         )
         if not self._exchange.has_room_for(received):
             self._put_off_report(report)
@@ -496,10 +531,42 @@ class AgentStream:
             return "not a report of this stream's ledger"
         return problem_of(report)
 
-    def _refuse_report(self, report: dispatch_pb2.DispatchReport, why: str) -> Violation | None:
-        metrics.REFUSED_REPORTS.inc()
+    def _impossibility_of(self, report: dispatch_pb2.DispatchReport) -> str:
+        desired, uid = self._exchange.desired, report.dispatch_uid
+        asset = desired.asset(self.session.asset_uid)
+        if asset is None:  # removed: this stream is about to end
+            return ""
+        circumstances = Circumstances(
+            received_us=self._exchange.now_us(),
+            asset=asset,
+            capability=self.session.capability,
+            dispatch=desired.dispatch(uid),
+            written_us=desired.written(uid).written_us,
+            clock_off_us=self._clock_off_us,
+        )
+        return impossibility_of(report, circumstances)
+
+    def _refuse_impossible(self, report: dispatch_pb2.DispatchReport, why: str) -> Violation | None:
+        violation = self._refuse_report(report, "Impossible", why)
+        if self._exchange.desired.dispatch(report.dispatch_uid) is not None:
+            return violation
+        # Nobody waits for it any more; an agent that measures wrongly is not to keep it for good.
+        self._exchange.let_go_of_report(self, report)
+        return None
+
+    def _refuse_report(
+        self, report: dispatch_pb2.DispatchReport, reason: str, why: str
+    ) -> Violation | None:
+        metrics.REFUSED_REPORTS.labels(reason).inc()
         self._refused_reports += 1
-        self._log().error("report.refused", dispatch_uid=report.dispatch_uid[:MAX_WORD], why=why)
+        if self._refused_reports > MAX_REFUSED_REPORTS + 1:
+            return Violation(reason="BadReport", message=why)  # said already
+        self._log().error(
+            "report.refused",
+            reason=reason,
+            dispatch_uid=report.dispatch_uid[:MAX_WORD],
+            why=why,
+        )
         if self._refused_reports > MAX_REFUSED_REPORTS:
             return Violation(reason="BadReport", message=why)
         return None
@@ -507,7 +574,7 @@ class AgentStream:
     def _put_off_report(self, report: dispatch_pb2.DispatchReport) -> None:
         """Take no report for which there is no room: its agent says it again on its next stream."""
         metrics.BOUND_REACHED.labels("reports").inc()
-        metrics.REFUSED_REPORTS.inc()
+        metrics.REFUSED_REPORTS.labels("NoRoom").inc()
         self._log().error(
             "report.refused",
             dispatch_uid=report.dispatch_uid[:MAX_WORD],

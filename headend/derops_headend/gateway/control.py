@@ -10,11 +10,12 @@ import structlog
 from derops.errors import IdentityRefusedError
 from derops.schedules import SECOND_US
 from derops.wire.v1 import control_pb2, control_pb2_grpc
-from derops_headend.access.certificates import authenticate_operator
+from derops_headend.access.certificates import OperatorCertificate, authenticate_operator
 from derops_headend.fleet.desired import DELTA_KINDS, BadSyncError, SnapshotBuilder
 from derops_headend.gateway import metrics
 from derops_headend.gateway.calls import EOF, Context, peer_certificate
 from derops_headend.gateway.exchange import Exchange
+from derops_headend.gateway.operator_identity import OperatorIdentity
 from derops_headend.gateway.operator_queue import MAX_WAITING_BYTES, OperatorQueue
 
 MAX_INCOMING = 1000
@@ -31,9 +32,12 @@ _HELD_BYTES = metrics.HELD_BYTES.labels("operator queue")
 class Control(control_pb2_grpc.ControlServicer):
     """Admits the operator; the newest stream wins."""
 
-    def __init__(self, exchange: Exchange, *, trust_domain: str) -> None:
-        self._exchange = exchange
+    def __init__(
+        self, exchange: Exchange, identity: OperatorIdentity, *, trust_domain: str
+    ) -> None:
+        self._exchange, self._identity = exchange, identity
         self._trust_domain = trust_domain
+        self._streams: set[OperatorStream] = set()
 
     async def Sync(  # noqa: N802  # gRPC's name
         self,
@@ -43,21 +47,44 @@ class Control(control_pb2_grpc.ControlServicer):
         """Serve one operator."""
         now = datetime.fromtimestamp(self._exchange.now_us() / SECOND_US, UTC)
         try:
-            authenticate_operator(peer_certificate(context), self._trust_domain, now)
+            certificate = authenticate_operator(peer_certificate(context), self._trust_domain, now)
+            await self._identity.admit(certificate)
         except IdentityRefusedError as error:
             metrics.REFUSED_STREAMS.labels(error.reason).inc()
             structlog.get_logger("operator").warning(
                 "operator.refused", reason=error.reason, why=error.message, peer=context.peer()
             )
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
-        await OperatorStream(context, self._exchange).serve()
+            status = grpc.StatusCode
+            code = status.UNAVAILABLE if error.transient else status.UNAUTHENTICATED
+            await context.abort(code, str(error))
+        self._identity.note_connected(new=True)
+        stream = OperatorStream(context, self._exchange, certificate)
+        self._streams.add(stream)
+        try:
+            await stream.serve()
+        finally:
+            self._streams.discard(stream)
+
+    async def end_overdue(self) -> None:
+        """End streams whose certificate expired, or whose key is the operator's no more."""
+        await self._identity.refresh()
+        if self._streams:
+            self._identity.note_connected(new=False)
+        for stream in list(self._streams):
+            try:
+                self._identity.check(stream.certificate)
+            except IdentityRefusedError as error:
+                stream.end(error.reason, error.message)
 
 
 class OperatorStream:
     """One call of Control.Sync."""
 
-    def __init__(self, context: Context, exchange: Exchange) -> None:
+    def __init__(
+        self, context: Context, exchange: Exchange, certificate: OperatorCertificate
+    ) -> None:
         self._context, self._exchange = context, exchange
+        self.certificate = certificate
         self._waiting = OperatorQueue()
         self._some = asyncio.Event()
         self._incoming: asyncio.Queue[control_pb2.OperatorMessage | None] = asyncio.Queue(
@@ -85,7 +112,6 @@ class OperatorStream:
 
     async def serve(self) -> None:
         """Run until the operator leaves, a newer one comes, or it makes no sense."""
-        self._exchange.attach(self)
         self._log.info("operator.connected")
         hello = control_pb2.ReplicaHello(
             replica=self._exchange.replica,
@@ -149,6 +175,7 @@ class OperatorStream:
             try:
                 await self._take(messages)
             except BadSyncError as error:
+                metrics.REFUSED_STREAMS.labels(error.reason).inc()
                 self._log.error("operator.refused", why=str(error))
                 self.end(error.reason, str(error).partition(": ")[2])
                 return
@@ -172,7 +199,12 @@ class OperatorStream:
         await self._take_changes(changes)
 
     def _begin_snapshot(self, begin: control_pb2.SnapshotBegin) -> None:
-        self._builder = SnapshotBuilder(begin.operator_start_ms)
+        """Take the place of an earlier stream, unless this one's state would be refused anyway."""
+        if self._ending is not None:  # superseded: it must not take the place back
+            raise BadSyncError(*self._ending)
+        self._exchange.check_start(begin.era, begin.operator_start_ms)
+        self._exchange.attach(self)
+        self._builder = SnapshotBuilder(begin.operator_start_ms, begin.era)
         self._takes_batches = begin.takes_batches
 
     async def _finish_snapshot(self, message: control_pb2.OperatorMessage) -> None:
@@ -187,6 +219,7 @@ class OperatorStream:
             version=message.version,
             assets=len(snapshot.assets),
             dispatches=len(snapshot.dispatches),
+            unread=len(snapshot.unread),
         )
         self._send(control_pb2.ReplicaMessage(accepted_version=message.version))
         self._waiting.put_all(self._exchange.everything())

@@ -14,6 +14,7 @@ from typing import TypeVar
 from derops.errors import SchemaTooNewError
 from derops.files import make_directory, make_private, sync_recovered
 from derops.wire.v1 import control_pb2, dispatch_pb2
+from derops_headend.access.operator_key import OperatorKeys
 from derops_headend.fleet.desired import Revision, Snapshot, Written
 
 SCHEMA_VERSION = 1
@@ -28,7 +29,23 @@ CREATE TABLE delivery (
   ledger_id TEXT NOT NULL
 ) STRICT;
 """
+_LATER_SCHEMA = """
+CREATE TABLE IF NOT EXISTS operator_keys (
+  only INTEGER PRIMARY KEY CHECK (only = 1),
+  current TEXT NOT NULL,
+  previous TEXT NOT NULL,
+  previous_until_us INTEGER NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS holders (asset_uid TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS unread (uid TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT;
+"""
+"""Made also in a file that an earlier version wrote, which leaves it alone."""
+
 _DELIVERIES = "SELECT * FROM delivery WHERE dispatch_uid IN (SELECT uid FROM dispatch)"
+_LOST_HOLDERS = "DELETE FROM holders WHERE asset_uid NOT IN (SELECT uid FROM asset)"
+_HOLDERS = (
+    "INSERT OR REPLACE INTO holders SELECT ?1, ?2 WHERE EXISTS (SELECT 1 FROM asset WHERE uid = ?1)"
+)
 _ORPHANS = "DELETE FROM delivery WHERE dispatch_uid NOT IN (SELECT uid FROM dispatch)"
 
 Result = TypeVar("Result")
@@ -50,6 +67,7 @@ class DesiredStore:
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
         self._migrate(str(path), now_us)
+        self._connection.executescript(_LATER_SCHEMA)
         sync_recovered(path)
         self.state_since_us = self._meta("state_since_us")
 
@@ -60,7 +78,9 @@ class DesiredStore:
             return None
         snapshot = Snapshot(
             revision=Revision(
-                operator_start_ms=self._meta("operator_start_ms"), version=self._meta("version")
+                era=self._meta("era"),
+                operator_start_ms=self._meta("operator_start_ms"),
+                version=self._meta("version"),
             ),
             assets=tuple(
                 dispatch_pb2.Asset.FromString(body) for (body,) in query("SELECT body FROM asset")
@@ -69,12 +89,25 @@ class DesiredStore:
                 dispatch_pb2.Dispatch.FromString(body)
                 for (body,) in query("SELECT body FROM dispatch")
             ),
+            unread=tuple(
+                control_pb2.Unread.FromString(body) for (body,) in query("SELECT body FROM unread")
+            ),
         )
         written = {
             uid: Written(written_us=written_us, ledger_id=ledger_id)
             for uid, written_us, ledger_id in query(_DELIVERIES)
         }
         return snapshot, written
+
+    def load_memory(self) -> list[control_pb2.Session]:
+        """Return what is remembered of the streams of each asset."""
+        rows = self._connection.execute("SELECT body FROM holders")
+        return [control_pb2.Session.FromString(body) for (body,) in rows]
+
+    async def remember(self, memories: Sequence[control_pb2.Session]) -> None:
+        """Store what is to be remembered of the streams of assets."""
+        rows = [(memory.asset_uid, memory.SerializeToString()) for memory in memories]
+        await self._in_transaction(lambda: self._connection.executemany(_HOLDERS, rows))
 
     async def replace(self, snapshot: Snapshot) -> None:
         """Put a complete snapshot in the place of what is there; deliveries of it stay."""
@@ -91,6 +124,18 @@ class DesiredStore:
     async def record(self, writes: Sequence[tuple[str, Written]]) -> None:
         """Store first writes, by uid of the dispatch, in the place of what did not happen."""
         await self._in_transaction(lambda: self._record(writes))
+
+    def operator_keys(self) -> OperatorKeys:
+        """Return the keys that were kept last; call it before anything is stored."""
+        query = "SELECT current, previous, previous_until_us FROM operator_keys"
+        row = self._connection.execute(query).fetchone()
+        if row is None:
+            return OperatorKeys()
+        return OperatorKeys(current=row[0], previous=row[1], previous_until_us=row[2])
+
+    async def keep_operator_keys(self, keys: OperatorKeys) -> None:
+        """Store the keys in the place of those before."""
+        await self._in_transaction(lambda: self._keep_operator_keys(keys))
 
     def close(self) -> None:
         """Wait for what is under way and close the file."""
@@ -111,7 +156,7 @@ class DesiredStore:
         await asyncio.get_running_loop().run_in_executor(self._thread, run)
 
     def _replace(self, snapshot: Snapshot) -> None:
-        for table in ("asset", "dispatch"):
+        for table in ("asset", "dispatch", "unread"):
             self._connection.execute(f"DELETE FROM {table}")  # noqa: S608  # our own words
         self._connection.executemany(
             "INSERT INTO asset VALUES (?, ?)",
@@ -121,10 +166,22 @@ class DesiredStore:
             "INSERT INTO dispatch VALUES (?, ?)",
             [(dispatch.uid, dispatch.SerializeToString()) for dispatch in snapshot.dispatches],
         )
+        self._connection.executemany(
+            "INSERT INTO unread VALUES (?, ?)",
+            [(unread.uid, unread.SerializeToString()) for unread in snapshot.unread],
+        )
         self._connection.execute(_ORPHANS)
+        self._connection.execute(_LOST_HOLDERS)
         self._set_meta("operator_start_ms", snapshot.revision.operator_start_ms)
         self._set_meta("version", snapshot.revision.version)
+        self._set_meta("era", snapshot.revision.era)
         self._set_meta("complete", 1)
+
+    def _keep_operator_keys(self, keys: OperatorKeys) -> None:
+        self._connection.execute(
+            "INSERT OR REPLACE INTO operator_keys VALUES (1, ?, ?, ?)",
+            (keys.current, keys.previous, keys.previous_until_us),
+        )
 
     def _record(self, writes: Iterable[tuple[str, Written]]) -> None:
         self._connection.executemany(
@@ -139,6 +196,11 @@ class DesiredStore:
         query = self._connection.execute
         for delta in deltas:
             kind = delta.WhichOneof("kind")
+            if kind == "unread":
+                body = delta.unread.SerializeToString()
+                query("INSERT OR REPLACE INTO unread VALUES (?, ?)", (delta.unread.uid, body))
+            else:  # it was read at last, or it is gone
+                query("DELETE FROM unread WHERE uid = ?", (_uid(delta),))
             if kind == "asset":
                 body = delta.asset.SerializeToString()
                 query("INSERT OR REPLACE INTO asset VALUES (?, ?)", (delta.asset.id.uid, body))
@@ -147,6 +209,7 @@ class DesiredStore:
                 query("INSERT OR REPLACE INTO dispatch VALUES (?, ?)", (delta.dispatch.uid, body))
             elif kind == "asset_removed":
                 query("DELETE FROM asset WHERE uid = ?", (delta.asset_removed,))
+                query("DELETE FROM holders WHERE asset_uid = ?", (delta.asset_removed,))
             elif kind == "dispatch_removed":
                 query("DELETE FROM dispatch WHERE uid = ?", (delta.dispatch_removed,))
                 query("DELETE FROM delivery WHERE dispatch_uid = ?", (delta.dispatch_removed,))
@@ -170,3 +233,13 @@ class DesiredStore:
 
     def _set_meta(self, key: str, value: int) -> None:
         self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+
+def _uid(delta: control_pb2.OperatorMessage) -> str:
+    """Return what a change is about."""
+    kind = delta.WhichOneof("kind")
+    if kind == "asset":
+        return delta.asset.id.uid
+    if kind == "dispatch":
+        return delta.dispatch.uid
+    return delta.asset_removed or delta.dispatch_removed

@@ -13,12 +13,14 @@ from typing import Protocol
 import structlog
 
 from derops.errors import DeropsError, IdentityRefusedError
+from derops.revisions import MAX_AHEAD_SECONDS, seconds_ahead
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
 from derops_headend.access.admission import admit, check_operating_state
 from derops_headend.access.certificates import AgentCertificate
 from derops_headend.fleet.desired import BadSyncError, Changes, DesiredState, Snapshot, Written
 from derops_headend.fleet.sessions import CloneSuspectedError, Session, SessionTable
 from derops_headend.fleet.shares import OVERHEAD_BYTES, Shares
+from derops_headend.fleet.unknown import UnknownDispatches
 from derops_headend.gateway import metrics
 from derops_headend.gateway.admission_control import AdmissionControl
 from derops_headend.gateway.desired_store import DesiredStore
@@ -27,6 +29,7 @@ from derops_headend.gateway.journal import Journal
 
 Message = control_pb2.ReplicaMessage
 _SWEPT_AT_ONCE = 100
+_REMEMBER_SECONDS = 0.2
 _KIB, _MIB = 1024, 1024**2
 
 UNSTORED_BYTES, UNSTORED_OF_ONE, UNSTORED_SURE = 128 * _MIB, 2 * _MIB, 64 * _KIB
@@ -52,6 +55,10 @@ class AgentOutlet(Protocol):
     session: Session
     ledger_id: str
     peer: str
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its agent was heard of lately and neither side has ended it."""
 
     def send(self, message: agent_pb2.GatewayMessage) -> None:
         """Queue a message."""
@@ -91,7 +98,20 @@ class Exchange:
         admission: AdmissionControl,
         now_us: Callable[[], int],
         on_ready: Callable[[], None] = lambda: None,
+        on_clock_ahead: Callable[[int], None] = lambda _: None,
     ) -> None:
+        """Serve what the store has.
+
+        Args:
+            replica: Name of this one.
+            store: Where desired state lies.
+            journal: The way into the event log.
+            admission: Who may send telemetry.
+            now_us: The wall clock.
+            on_ready: Told when there is a complete desired state.
+            on_clock_ahead: Told by how many seconds a desired state, stored or refused, begins
+                ahead of the clock; 0 = a good one is served.
+        """
         self.replica = replica
         self.store = store
         self.journal = journal
@@ -99,21 +119,32 @@ class Exchange:
         self.now_us = now_us
         self.writes: GroupCommit[tuple[str, Written]] = GroupCommit(store.record)
         self.desired = DesiredState()
-        self.sessions = SessionTable()
+        self.sessions = SessionTable(metrics.INSTANCES_FORGOTTEN.inc)
+        self.memories: GroupCommit[str] = GroupCommit(self._remember)
         self.unstored = Shares(total=UNSTORED_BYTES, most=UNSTORED_OF_ONE, sure=UNSTORED_SURE)
         self.unread = Shares(total=UNREAD_BYTES, most=UNREAD_OF_ONE, sure=UNREAD_SURE)
         self.held_reports = Shares(total=REPORTS_BYTES, most=REPORTS_OF_ONE, sure=REPORTS_SURE)
         self._on_ready = on_ready
+        self._on_clock_ahead = on_clock_ahead
         self._streams: dict[str, AgentOutlet] = {}
         self._reports: dict[str, control_pb2.AgentReport] = {}
         self._unstored_reports: Counter[str] = Counter()
+        self._unknown = UnknownDispatches()
         self._noting: dict[str, Future[None]] = {}
+        self._unremembered: set[str] = set()
         self._operator: OperatorOutlet | None = None
         self._changing = Lock()
         self._log = structlog.get_logger("exchange")
         if (stored := store.load()) is not None:
             self.desired.restore(*stored)
             on_ready()
+            ahead = self._seconds_ahead(
+                stored[0].revision.era, stored[0].revision.operator_start_ms
+            )
+            if ahead > MAX_AHEAD_SECONDS:  # an earlier version took it, or this clock is slow
+                on_clock_ahead(ahead)
+        for memory in store.load_memory():
+            self.sessions.restore(memory, now_us())
 
     # Agents
 
@@ -126,6 +157,7 @@ class Exchange:
         """
         if self.desired.revision is None:
             raise NotReadyError("no complete snapshot from the operator yet")
+        self._check_complete(certificate)
         asset = self.desired.asset_named(certificate.asset)
         if asset is None:
             raise IdentityRefusedError(
@@ -134,31 +166,42 @@ class Exchange:
         self._check(asset, certificate)
         return asset
 
+    def _check_complete(self, certificate: AgentCertificate) -> None:
+        missing = self.desired.missing_of(certificate.asset)
+        if missing:
+            raise IdentityRefusedError(
+                "AssetUnread",
+                f"the operator cannot read {missing}, and without it a snapshot of "
+                f"{certificate.asset} would revert its device: mend or delete it",
+                transient=True,
+            )
+
     def open(self, stream: AgentOutlet) -> None:
         """Make ``stream`` the live one of its asset.
 
         Raises:
-            EpochTooLowError: A newer one is known.
+            OutOfOrderError: It may not take over.
             CloneSuspectedError: Its identity is used twice; the live stream is ended as well,
                 for nobody knows which of the two is genuine.
         """
-        uid = stream.session.asset_uid
+        uid, now_us = stream.session.asset_uid, self.now_us()
+        ledger, old = self._ledger(uid), self._streams.get(uid)
+        alive = old is not None and old.is_alive
         try:
-            self.sessions.open(stream.session)
+            changed = self.sessions.open(stream.session, ledger, now_us, alive=alive)
         except CloneSuspectedError as clone:
             metrics.CLONES_SUSPECTED.inc()
             self._log.error("clone.suspected", asset=str(stream.certificate.asset), why=str(clone))
-            if uid in self._streams:
-                self._streams[uid].end("CloneSuspected", str(clone))
-            ended = self.sessions.suspect(stream.session, self.now_us())
-            self._tell(Message(session=ended.to_message()))
+            if old is not None:
+                old.end("CloneSuspected", str(clone))
+            self.sessions.suspect(stream.session, ledger, now_us)
+            self._tell_session(uid, ())
             raise
-        old = self._streams.get(uid)
         self._streams[uid] = stream
         if old is not None:
             old.end("Superseded", f"epoch {stream.session.epoch} took over")
         metrics.CONNECTED_AGENTS.set(len(self._streams))
-        self._tell(Message(session=stream.session.to_message()))
+        self._tell_session(uid, changed)
         self._note_connection(stream, "Connected")
 
     def close(self, stream: AgentOutlet, reason: str, message: str) -> None:
@@ -169,7 +212,7 @@ class Exchange:
         metrics.CONNECTED_AGENTS.set(len(self._streams))
         ended = self.sessions.close(uid, stream.session.epoch, reason, self.now_us())
         if ended is not None:
-            self._tell(Message(session=ended.to_message()))
+            self._tell(Message(session=self.sessions.change(uid, (), self.now_us())))
         self._note_connection(stream, "Disconnected", reason, message)
 
     def revision(self) -> agent_pb2.Revision:
@@ -177,7 +220,9 @@ class Exchange:
         revision = self.desired.revision
         assert revision is not None  # noqa: S101  # agents are admitted only then
         return agent_pb2.Revision(
-            operator_start_ms=revision.operator_start_ms, counter=revision.version
+            era=revision.era,
+            operator_start_ms=revision.operator_start_ms,
+            counter=revision.version,
         )
 
     async def claim(self, dispatch_uids: Sequence[str], ledger_id: str) -> None:
@@ -206,9 +251,10 @@ class Exchange:
     ) -> dispatch_pb2.AssetId | None:
         """Return the asset in whose name an agent may speak of a dispatch; None if it may not.
 
-        Settled dispatches are not known any more: they count as its own. An asset that was created
-        anew under its name answers for the earlier one, if this replica first wrote the dispatch to
-        the very ledger that speaks now.
+        What is not held here, as it is settled or never was, is its own: it speaks into its own
+        history, and the operator knows of which Dispatch. An asset that was created anew under its
+        name answers for the earlier one, if this replica first wrote the dispatch to the very
+        ledger that speaks now.
         """
         dispatch = self.desired.dispatch(dispatch_uid)
         if dispatch is None or dispatch.asset_uid == asset.uid:
@@ -219,6 +265,17 @@ class Exchange:
         return dispatch_pb2.AssetId(
             uid=dispatch.asset_uid, namespace=asset.namespace, name=asset.name
         )
+
+    def may_log_report(self, asset_uid: str, dispatch_uid: str) -> bool:
+        """Tell whether a report goes into the log: of what nobody here holds, only so many do."""
+        held = self.desired.dispatch(dispatch_uid) is not None
+        return held or self._unknown.take(asset_uid, self.now_us())
+
+    def let_go_of_report(self, stream: AgentOutlet, report: dispatch_pb2.DispatchReport) -> None:
+        """Have an agent forget a report that is not logged, and what it is about."""
+        ack = agent_pb2.ReportAck(sequence=report.sequence)
+        stream.send(agent_pb2.GatewayMessage(report_ack=ack))
+        self._settle(stream, report.dispatch_uid)
 
     def hear_report(self, report: control_pb2.AgentReport) -> None:
         """Take a report that is on its way into the log: keep the newest, tell the operator.
@@ -312,9 +369,29 @@ class Exchange:
 
     # Operator
 
+    def check_start(self, era: int, operator_start_ms: int) -> None:
+        """Check that an operator may give desired state, before it takes another's place.
+
+        Raises:
+            BadSyncError: It began in the future, or before the one whose state is served.
+        """
+        ahead = self._seconds_ahead(era, operator_start_ms)
+        if ahead > MAX_AHEAD_SECONDS:
+            self._on_clock_ahead(ahead)
+            raise BadSyncError(
+                "OperatorClockAhead",
+                f"era {era} start {operator_start_ms} is {ahead} s ahead of the gateway's clock, "
+                f"{MAX_AHEAD_SECONDS} s are allowed: set the clock of the operator, or this one",
+            )
+        known = self.desired.revision
+        if known is not None and (era, operator_start_ms) < (known.era, known.operator_start_ms):
+            raise BadSyncError(
+                "StaleOperator", f"era {era} start {operator_start_ms} is behind {known}"
+            )
+
     def attach(self, operator: OperatorOutlet) -> None:
         """Listen to this operator and to no earlier one."""
-        if self._operator is not None:
+        if self._operator is not None and self._operator is not operator:
             self._operator.end("Superseded", "a newer operator stream took over")
         self._operator = operator
         metrics.OPERATOR_CONNECTED.set(1)
@@ -329,17 +406,21 @@ class Exchange:
         """Store a complete snapshot, then serve it.
 
         Raises:
-            BadSyncError: It is older than what is served, or its operator was superseded.
+            BadSyncError: It is older than what is served or from the future, or its operator was
+                superseded.
         """
         async with self._changing:
             self._check_current(operator)
+            self.check_start(snapshot.revision.era, snapshot.revision.operator_start_ms)
             if self.desired.revision is not None and snapshot.revision < self.desired.revision:
                 raise BadSyncError(
                     "StaleOperator", f"{snapshot.revision} is behind {self.desired.revision}"
                 )
+            snapshot = self.desired.completed(snapshot)
             await self.store.replace(snapshot)
             changes = self.desired.replace(snapshot)
             self._on_ready()
+            self._on_clock_ahead(0)
             self._route(changes)
 
     async def apply(
@@ -372,18 +453,23 @@ class Exchange:
         return writes
 
     def see_epoch(self, seen: control_pb2.EpochSeen) -> None:
-        """Take the highest epoch of an asset at any replica."""
-        if self.sessions.see(seen.asset_uid, seen.epoch):
-            stream = self._streams.get(seen.asset_uid)
-            if stream is not None:
-                stream.end("Superseded", f"epoch {seen.epoch} took over at another replica")
+        """Take the newest stream of an asset at any replica, and who held it at any."""
+        uid, now_us = seen.asset_uid, self.now_us()
+        if self.desired.asset(uid) is None:
+            return
+        ledger, stream = self._ledger(uid), self._streams.get(uid)
+        if self.sessions.see(seen, ledger, now_us) and stream is not None:
+            alive = stream.is_alive
+            stream.end("Superseded", f"epoch {seen.epoch} took over at another replica")
+            changed = self.sessions.yield_to(seen, ledger, now_us, alive=alive)
+            self._tell_session(uid, changed)
+        elif seen.instances:
+            self._keep(uid)
 
     def everything(self) -> Iterator[control_pb2.ReplicaMessage]:
         """Yield what the operator is told after its snapshot, each as it is when it is its turn."""
         for uid in [asset.id.uid for asset in self.desired.assets()]:
-            last = self.sessions.last(uid)
-            session = last.to_message() if last else control_pb2.Session(asset_uid=uid)
-            yield Message(session=session)
+            yield Message(session=self.sessions.everything(uid))
         for uid in [each.uid for each in self.desired.dispatches()]:
             dispatch = self.desired.dispatch(uid)
             if dispatch is not None:
@@ -401,6 +487,8 @@ class Exchange:
             if dispatch.asset_uid in self._streams:
                 self._streams[dispatch.asset_uid].offer(dispatch.uid)
             self.tell_delivery(dispatch.uid)
+            if dispatch.uid in self._reports:  # the operator may not have known the dispatch
+                self._tell(Message(report=self._reports[dispatch.uid]))
         for dispatch in changes.settled:
             self._keep_report(dispatch.uid, None)
             if dispatch.asset_uid in self._streams:
@@ -420,6 +508,7 @@ class Exchange:
             if uid in self._streams:
                 self._streams[uid].end("AssetRemoved", "the DERAsset is gone")
             self.sessions.forget(uid)
+            self._unknown.forget(uid)
         for uid in changes.assets:
             asset, stream = self.desired.asset(uid), self._streams.get(uid)
             if asset is not None and stream is not None:
@@ -436,6 +525,10 @@ class Exchange:
             certificate.public_key_sha256,
             self.now_us(),
         )
+        if self.sessions.suspected_us(asset.id.uid) > asset.identity.suspected_us:
+            raise IdentityRefusedError(
+                "CloneSuspected", "its identity is used twice; the operator is to quarantine it"
+            )
         unsettled = len(self.desired.dispatches_of(asset.id.uid))
         check_operating_state(asset.operating_state, dispatches=unsettled)
 
@@ -456,6 +549,9 @@ class Exchange:
         previous = asset.identity.previous.serial_number if asset is not None else ""
         if previous == stream.certificate.serial_number:
             self._end_if_refused(stream)
+
+    def _seconds_ahead(self, era: int, operator_start_ms: int) -> int:
+        return seconds_ahead(era=era, operator_start_ms=operator_start_ms, now_us=self.now_us())
 
     def _check_current(self, operator: OperatorOutlet) -> None:
         if self._operator is not operator:
@@ -485,6 +581,27 @@ class Exchange:
             peer=stream.peer,
             serial_number=stream.certificate.serial_number,
         )
+
+    def _ledger(self, asset_uid: str) -> dispatch_pb2.IdentityLedger:
+        asset = self.desired.asset(asset_uid)
+        return asset.identity if asset is not None else dispatch_pb2.IdentityLedger()
+
+    def _tell_session(self, asset_uid: str, changed: Iterable[control_pb2.Instance]) -> None:
+        """Tell the operator of a session, and have the disk remember who held it."""
+        session = self.sessions.change(asset_uid, changed, self.now_us())
+        self._tell(Message(session=session))
+        self._keep(asset_uid)
+
+    def _keep(self, asset_uid: str) -> None:
+        if asset_uid not in self._unremembered:
+            self._unremembered.add(asset_uid)
+            self.memories.add(asset_uid, lambda _: None)
+
+    async def _remember(self, asset_uids: Sequence[str]) -> None:
+        """Store what is known of these assets' streams; nobody waits for it, and it may be much."""
+        await sleep(_REMEMBER_SECONDS)
+        self._unremembered.difference_update(asset_uids)
+        await self.store.remember([self.sessions.memory(uid) for uid in asset_uids])
 
     def _tell(self, message: control_pb2.ReplicaMessage) -> None:
         if self._operator is not None:

@@ -4,6 +4,10 @@ from prometheus_client import Counter, Gauge, Histogram
 
 CONNECTED_AGENTS = Gauge("derops_gateway_connected_agents", "Agents with a live stream.")
 OPERATOR_CONNECTED = Gauge("derops_gateway_operator_connected", "1 while the operator is here.")
+OPERATOR_CLOCK_AHEAD = Gauge(
+    "derops_gateway_operator_clock_ahead_seconds",
+    "By how much the desired state last refused, or stored, begins ahead of the clock; 0 = good.",
+)
 REFUSED_STREAMS = Counter(
     "derops_gateway_refused_streams", "Streams refused, by reason.", ["reason"]
 )
@@ -12,11 +16,21 @@ ENDED_STREAMS = Counter(
 )
 CLONES_SUSPECTED = Counter(
     "derops_gateway_clones_suspected",
-    "Returns of an instance after another had taken over: one identity is used twice.",
+    "Identities that two processes were seen to use.",
+)
+INSTANCES_FORGOTTEN = Counter(
+    "derops_gateway_instances_forgotten",
+    "Processes of agents forgotten within 24 h because there were too many of one asset.",
 )
 REPORTS = Counter("derops_gateway_reports", "Reports of agents made durable.")
 REFUSED_REPORTS = Counter(
-    "derops_gateway_refused_reports", "Reports of agents that broke a rule and were not taken."
+    "derops_gateway_refused_reports",
+    "Reports of agents that broke a rule and were not taken, by the kind of rule.",
+    ["reason"],
+)
+UNLOGGED_REPORTS = Counter(
+    "derops_gateway_unlogged_reports",
+    "Reports on dispatches not held here, beyond an asset's allowance: acknowledged, not kept.",
 )
 BATCHES = Counter("derops_gateway_telemetry_batches", "Telemetry batches made durable.")
 SAMPLES = Counter("derops_gateway_telemetry_samples", "Telemetry samples made durable.")

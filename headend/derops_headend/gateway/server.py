@@ -20,12 +20,14 @@ from derops_headend.gateway.control import Control
 from derops_headend.gateway.desired_store import DesiredStore
 from derops_headend.gateway.exchange import Exchange
 from derops_headend.gateway.journal import Journal
+from derops_headend.gateway.operator_identity import OperatorIdentity
 from derops_headend.ports import EventLog
 
 STOP_SECONDS = 3.0
 _SWEEP_SECONDS = 1.0
 _STUCK_SECONDS = 10.0
 _SNAPSHOT, _EVENT_LOG = "operator snapshot", "event log"
+_OPERATOR_CLOCK = "operator clock"
 
 _OPTIONS: list[tuple[str, int]] = [
     # A listener that does not bind alone would hide that another gateway has the port.
@@ -105,6 +107,7 @@ class GatewayOptions:
     agent_credentials: Credentials
     control_listen: str
     control_credentials: Credentials
+    operator_certificate_file: Path
     heartbeat_seconds: int
     max_agent_connections: int
     """Open connections on the agent port; what comes on top is closed before TLS."""
@@ -129,7 +132,10 @@ class Gateway:
             admission=AdmissionControl(log.fill, lambda: self.exchange.unstored.is_crowded),
             now_us=_now_us,
             on_ready=lambda: readiness.found(_SNAPSHOT),
+            on_clock_ahead=self._note_clock_ahead,
         )
+        identity = OperatorIdentity(options.operator_certificate_file, store, readiness, _now_us)
+        self._control = Control(self.exchange, identity, trust_domain=options.trust_domain)
         self._store = store
         self._tasks: list[asyncio.Task[None]] = []
         self._servers: list[grpc.aio.Server] = []
@@ -160,8 +166,7 @@ class Gateway:
         )
         agent_pb2_grpc.add_AgentLinkServicer_to_server(link, agents)  # type: ignore[no-untyped-call]  # generated
         control = grpc.aio.server(options=_OPTIONS)
-        servicer = Control(self.exchange, trust_domain=options.trust_domain)
-        control_pb2_grpc.add_ControlServicer_to_server(servicer, control)  # type: ignore[no-untyped-call]  # generated
+        control_pb2_grpc.add_ControlServicer_to_server(self._control, control)  # type: ignore[no-untyped-call]  # generated
         self.agent_port = _bind(
             agents, "AGENT_LISTEN", options.agent_listen, options.agent_credentials
         )
@@ -172,8 +177,10 @@ class Gateway:
         for work in (
             self._journal.run(),
             self.exchange.writes.run(),
+            self.exchange.memories.run(),
             self.exchange.admission.run(),
             self._sweep(),
+            self._follow_operator(),
         ):
             self._tasks.append(asyncio.create_task(work))
         await asyncio.gather(*(server.start() for server in self._servers))
@@ -187,9 +194,10 @@ class Gateway:
         await asyncio.gather(*(server.stop(STOP_SECONDS) for server in self._servers))
         self._journal.close()
         self.exchange.writes.close()
-        *commits, admission, sweep = self._tasks
-        admission.cancel()
-        sweep.cancel()
+        self.exchange.memories.close()
+        *commits, admission, sweep, operator = self._tasks
+        for task in (admission, sweep, operator):
+            task.cancel()
         await asyncio.wait(commits, timeout=1)
         for task in commits:
             task.cancel()
@@ -212,11 +220,28 @@ class Gateway:
         else:
             self._readiness.found(_EVENT_LOG)
 
+    def _note_clock_ahead(self, seconds: int) -> None:
+        """Say that desired state comes from the future; what was stored before is served."""
+        metrics.OPERATOR_CLOCK_AHEAD.set(seconds)
+        if seconds:
+            self._readiness.degraded(
+                _OPERATOR_CLOCK,
+                f"{seconds} s ahead of this gateway's; compare both clocks (OperatorClockAhead)",
+            )
+        else:
+            self._readiness.found(_OPERATOR_CLOCK)
+
     async def _sweep(self) -> None:
         while True:
             self._alive_at = time.monotonic()
             self.exchange.measure()
             await self.exchange.end_overdue()
+            await asyncio.sleep(_SWEEP_SECONDS)
+
+    async def _follow_operator(self) -> None:
+        """Look after the operator's key; beside the sweep, for it may wait for a disk."""
+        while True:
+            await self._control.end_overdue()
             await asyncio.sleep(_SWEEP_SECONDS)
 
 

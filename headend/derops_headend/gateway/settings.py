@@ -40,6 +40,8 @@ class GatewaySettings(BaseSettings):
     control_listen: Listen = "0.0.0.0:8444"
     control_tls_directory: Path
     """tls.crt, tls.key, and ca.crt: the only CA whose clients the control port hears."""
+    operator_certificate_file: Path
+    """tls.crt of the operator's Secret, mounted without its key; read again when it changes."""
     data_directory: Path
     trust_domain: Annotated[str, AfterValidator(_trust_domain)]
     replica: str = Field(default_factory=platform.node)

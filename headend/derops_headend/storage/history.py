@@ -1,6 +1,7 @@
 """What became of dispatches: was it applied, when, for how long, and why did it end as it did.
 
-Reads the view ``dispatch_history`` and the table ``dispatch_event``.
+Reads the view ``dispatch_history`` and the table ``dispatch_event``, of which another asset's word
+about a dispatch is no part.
 """
 
 from dataclasses import dataclass
@@ -152,11 +153,14 @@ def find(
     """
     where, facts = _where(connection, wanted)
     if after is not None:
-        where += " and (first_at, dispatch_uid) < (%(after_at)s, %(after_uid)s)"
+        where += " and (first_at, dispatch_uid, namespace, asset_name) < "
+        where += "(%(after_at)s, %(after_uid)s, %(after_namespace)s, %(after_asset)s)"
         facts |= {"after_at": after.first_at, "after_uid": after.dispatch_uid}
+        facts |= {"after_namespace": after.namespace, "after_asset": after.asset_name}
     text = (
         f"select {_COLUMNS} from dispatch_history where {where} "  # noqa: S608  # our own names
-        "order by first_at desc, dispatch_uid desc limit %(limit)s"
+        "order by first_at desc, dispatch_uid desc, namespace desc, asset_name desc "
+        "limit %(limit)s"
     )
     with connection.cursor(row_factory=class_row(Dispatched)) as cursor:
         return cursor.execute(
@@ -164,13 +168,16 @@ def find(
         ).fetchall()
 
 
-def read_story(connection: psycopg.Connection, dispatch_uid: str) -> list[Step]:
-    """Return all transitions of one dispatch, in the order in which they happened."""
+def read_story(connection: psycopg.Connection, dispatch: Dispatched) -> list[Step]:
+    """Return all transitions of one dispatch, in the order in which they happened.
+
+    What other assets' agents claim of its uid is none of them.
+    """
     with connection.cursor(row_factory=class_row(Step)) as cursor:
         return cursor.execute(
             "select at, received_at, actor, phase, reason, message from dispatch_event "
-            "where dispatch_uid = %s order by at, received_at",
-            (dispatch_uid,),
+            "where dispatch_uid = %s and subject = %s order by at, received_at",
+            (dispatch.dispatch_uid, f"{dispatch.namespace}/{dispatch.asset_name}"),
         ).fetchall()
 
 

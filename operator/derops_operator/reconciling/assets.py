@@ -7,7 +7,7 @@ from typing import Any
 from derops.lifecycle import Phase
 from derops.schedules import SECOND_US
 from derops_operator.facts import Asset, Certificate, Dispatch, Request
-from derops_operator.fleet import LOST_AFTER_US, Link, SessionView
+from derops_operator.fleet import CLONE_SUSPECTED, LOST_AFTER_US, Link, SessionView
 from derops_operator.instants import format_instant, format_second, parse_instant
 from derops_operator.reconciling import identities
 from derops_operator.reconciling.actions import (
@@ -29,7 +29,7 @@ RELEASE_GRACE_US = 60 * SECOND_US
 
 _CERTIFICATE_LOOK_US = 5 * SECOND_US
 _SPEC_QUARANTINE = "SetInSpec"
-_CLONE = "CloneSuspected"
+_KEPT = ("suspectedAt", "revokedBefore")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +38,8 @@ class Realm:
 
     trust_domain: str
     issuer: str
+    requester: str
+    """Who may ask for certificates: the user that cert-manager is to the API server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,7 @@ def reconcile_asset(
     certificate: Certificate | None,
     dispatches: Sequence[Dispatch],
     realm: Realm,
+    unread: Sequence[str] = (),
 ) -> AssetDecision:
     """Decide about one DERAsset.
 
@@ -71,24 +74,35 @@ def reconcile_asset(
         now_us: The time.
         certificate: Its Certificate as last seen, if there is one.
         dispatches: All that name it.
-        realm: Trust domain and issuer.
+        realm: Trust domain, issuer and who may ask it.
+        unread: Names of dispatches of it that cannot be read: what they are is not known, so the
+            asset is held as long as they are there.
     """
+    requests = list(requests)
     in_flight = [each for each in dispatches if each.in_flight]
     unreverted = [
         each for each in dispatches if each.is_unreverted and not each.is_of_an_earlier(asset)
     ]
-    holding = in_flight + unreverted
+    holding = sorted([each.meta.name for each in in_flight + unreverted] + list(unread))
     uri = identities.asset_uri(asset, realm.trust_domain)
-    own = identities.own_requests(requests, asset, certificate)
     stored = asset.status.get("identity", {})
-    ledger = identities.next_ledger(stored, own, session, uri, now_us)
     releasing = holding if _is_taken_out(asset) else []
-    actions = _finalizing(asset, holding, now_us)
+    quarantine = _quarantine(asset, session, now_us, releasing=bool(releasing))
+    own = identities.own_requests(requests, certificate, realm.requester)
+    if stored.get("quarantine") and quarantine is None and asset.lift_key == "Revoke":
+        stored = identities.revoke(stored, own)
+    own = identities.not_revoked(own, stored)
+    issued = identities.trusted(own, asset, uri, realm.issuer)
+    ledger = identities.next_ledger(stored, issued, session, uri, now_us)
+    ledger.update({name: stored[name] for name in _KEPT if name in stored})
+    actions = _finalizing(asset, holding, now_us, for_good=not unread)
     if asset.meta.deleting_us is None:
         actions += _certifying(asset, own, certificate, ledger, now_us, realm)
-    quarantine = _quarantine(asset, session, now_us, releasing=bool(releasing))
+        actions += _refusing(requests, certificate, realm)
     if quarantine is not None:
         ledger["quarantine"] = quarantine
+        if _is_suspected(asset, session):
+            ledger["suspectedAt"] = _suspected_at(session)
         if holding and not stored.get("quarantine"):
             actions.append(Warn(message=_cut_off(quarantine["reason"], holding)))
     status = {
@@ -116,36 +130,41 @@ def reconcile_asset(
     )
 
 
+_LIFTED = {
+    "Keep": "spec.identity.lift says that the key may be used again",
+    "Revoke": "spec.identity.lift says that the key may be stolen: cert-manager makes a new one",
+}
+
+
 def _is_taken_out(asset: Asset) -> bool:
     return asset.meta.deleting_us is not None or asset.operating_state != "InService"
 
 
-def _finalizing(asset: Asset, holding: list[Dispatch], now_us: int) -> list[AssetAction]:
+def _finalizing(
+    asset: Asset, holding: list[str], now_us: int, *, for_good: bool
+) -> list[AssetAction]:
     holds, deleting_us = asset.meta.holds_finalizer, asset.meta.deleting_us
     if holding and not holds and deleting_us is None:
         return [AddFinalizer()]
     if not holding and holds:
         return [RemoveFinalizer()]
-    if holds and deleting_us is not None and now_us > deleting_us + RELEASE_GRACE_US:
+    if holds and for_good and deleting_us is not None and now_us > deleting_us + RELEASE_GRACE_US:
         return [RemoveFinalizer(warning=f"deleted while {_unconfirmed(holding)}")]
     return []
 
 
-def _unconfirmed(holding: list[Dispatch]) -> str:
+def _unconfirmed(holding: list[str]) -> str:
     return (
         f"these dispatches may be on the device, and the agent did not confirm within "
-        f"{RELEASE_GRACE_US // SECOND_US} s: {_names(holding)}; "
+        f"{RELEASE_GRACE_US // SECOND_US} s: {', '.join(holding)}; "
         f"whether the device was reverted is not known"
     )
 
 
-def _names(dispatches: list[Dispatch]) -> str:
-    return ", ".join(sorted(each.meta.name for each in dispatches))
-
-
-def _cut_off(reason: str, holding: list[Dispatch]) -> str:
+def _cut_off(reason: str, holding: list[str]) -> str:
     return (
-        f"quarantined ({reason}) while these dispatches may be on the device: {_names(holding)}; "
+        f"quarantined ({reason}) while these dispatches may be on the device: "
+        f"{', '.join(holding)}; "
         f"the agent gets no stream, and is to revert them at their planned ends: whether it did "
         f"is not known until the quarantine is lifted"
     )
@@ -170,11 +189,22 @@ def _certifying(
         problem = identities.refuse_to_sign(request, uri, realm.issuer)
         if problem:
             actions.append(Deny(request=request.meta.name, message=problem))
-        else:
+        elif identities.has_duration(request, asset):
             actions.append(Approve(request=request.meta.name))
     if "current" not in ledger and not own:
         actions += _recover_ledger(certificate, now_us)
     return actions
+
+
+def _refusing(
+    requests: Iterable[Request], certificate: Certificate | None, realm: Realm
+) -> list[AssetAction]:
+    """Return the denials of requests that somebody else made for the asset's Certificate."""
+    return [
+        Deny(request=each.meta.name, message=identities.refuse_requester(each, realm.requester))
+        for each in identities.foreign_requests(requests, certificate, realm.requester)
+        if not each.condition("Approved") and not each.condition("Denied")
+    ]
 
 
 def _recover_ledger(certificate: Certificate, now_us: int) -> list[AssetAction]:
@@ -205,31 +235,52 @@ def _next_certificate_look_us(certificate: Certificate, now_us: int) -> int:
 def _quarantine(
     asset: Asset, session: SessionView, now_us: int, *, releasing: bool
 ) -> dict[str, Any] | None:
-    """Return the quarantine of the identity.
+    """Return the quarantine of the identity; it stays until a person lifts this very one.
 
     One that the spec asks for begins when the device is released, or cannot be within the grace: a
-    quarantined agent has no stream on which to hear of a cancel. One that a suspected clone brought
-    on stays until a person quarantines the asset in its spec and puts it back in service.
+    quarantined agent has no stream on which to hear of a cancel.
     """
     stored = asset.status.get("identity", {}).get("quarantine") or None
     by_spec = asset.operating_state == "Quarantined"
-    if stored is not None and (by_spec or stored.get("reason") != _SPEC_QUARANTINE):
-        return {**stored, "reason": _SPEC_QUARANTINE} if by_spec else dict(stored)
     at = format_instant(now_us)
-    if by_spec:
-        patient = not _is_release_overdue(asset, now_us)
-        return None if releasing and patient else {"reason": _SPEC_QUARANTINE, "at": at}
-    suspected = session.end_reason == _CLONE and session.since_us > _since(asset, "Quarantined", 0)
-    return {"reason": _CLONE, "at": at} if suspected and stored is None else None
+    if _is_suspected(asset, session):
+        return {"reason": CLONE_SUSPECTED, "at": at}
+    if stored is not None:
+        lifted = not by_spec and asset.lift_of_us == parse_instant(stored["at"])
+        return None if lifted else dict(stored)
+    if not by_spec or (releasing and not _is_release_overdue(asset, now_us)):
+        return None
+    return {"reason": _SPEC_QUARANTINE, "at": at}
+
+
+def _is_suspected(asset: Asset, session: SessionView) -> bool:
+    """Tell whether a gateway suspects a clone, and no quarantine has come of it yet."""
+    stored = asset.status.get("identity", {})
+    return session.suspected_us > _instant(stored, "suspectedAt")
+
+
+def _suspected_at(session: SessionView) -> str:
+    """Return the instant of a suspicion, rounded up to what status can say."""
+    return format_instant(-(-session.suspected_us // 1000) * 1000)
+
+
+def _instant(stored: dict[str, Any], name: str) -> int:
+    return parse_instant(stored[name]) if stored.get(name) else 0
 
 
 def _quarantined(asset: Asset, ledger: dict[str, Any]) -> list[Wanted]:
     quarantine = ledger.get("quarantine")
     if quarantine:
-        words = f"the agent gets no stream since {quarantine['at']}"
+        at = quarantine["at"]
+        words = (
+            f"the agent gets no stream since {at}; to lift it, find out whether its key was copied "
+            f"and set spec.identity.lift to quarantinedAt: {at} and key: Keep or Revoke"
+        )
+        if asset.operating_state == "Quarantined":
+            words += ", and spec.operatingState to InService"
         return [Wanted("Quarantined", "True", quarantine["reason"], words)]
     if find(asset.status.get("conditions", []), "Quarantined"):
-        return [Wanted("Quarantined", "False", "Lifted")]
+        return [Wanted("Quarantined", "False", "Lifted", _LIFTED.get(asset.lift_key, ""))]
     return []
 
 
@@ -244,7 +295,7 @@ def _is_release_overdue(asset: Asset, now_us: int) -> bool:
     return now_us > _since(asset, "Released", now_us) + RELEASE_GRACE_US
 
 
-def _released(asset: Asset, releasing: list[Dispatch], now_us: int) -> list[Wanted]:
+def _released(asset: Asset, releasing: list[str], now_us: int) -> list[Wanted]:
     if releasing and _is_release_overdue(asset, now_us):
         return [Wanted("Released", "False", REVERT_UNKNOWN, _unconfirmed(releasing))]
     if releasing:

@@ -37,6 +37,9 @@ WITHDRAW_AFTER_US = SECOND_US
 ASSET_GRACE_US = 60 * SECOND_US
 """How long after its creation a dispatch waits for its asset, if its accept-by is not later."""
 
+_EARLY_US = 5 * SECOND_US
+"""By how much the clocks of agent, gateway and API server may differ without a word about it."""
+
 _REPORT_GRACE_US = 30 * SECOND_US
 """How long after the end a report is no news yet; then status says that it is missing."""
 
@@ -238,6 +241,7 @@ def _what_was_missing(dispatch: Dispatch, view: DispatchView, now_us: int) -> di
         message=message if kinds is None else _words(report, None),
         actor=_AGENT,
         at_us=view.received_us,
+        early=status_of(stored, "Succeeded") == "Unknown",
     )
     wanted = judge(dispatch, outcome, report, written=bool(view.written_us))
     kept = [each for each in wanted if kinds is None or each.type in kinds]
@@ -311,12 +315,15 @@ def _outcome(
                 actor=_OPERATOR,
                 at_us=at_us,
             )
+        early_us = dispatch.end_us - view.received_us if view.received_us else 0
+        early = reported is Phase.COMPLETE and early_us > _EARLY_US
         return Outcome(
             phase=reported,
             reason=report.reason,
-            message=_words(report, withdrawal),
+            message=_words(report, withdrawal) + _explain_early(early_us) * early,
             actor=_AGENT,
             at_us=at_us,
+            early=early,
         )
     proven = _proven(dispatch, view, withdrawal, now_us)
     if proven is not None:
@@ -413,6 +420,13 @@ def _words(report: dispatch_pb2.DispatchReport, withdrawal: _Withdrawal | None) 
     if report.reason == Reason.CANCELLED_BEFORE_START and report.ended_us:
         return "cancelled at its start; the device was reverted"
     return _SENTENCES.get(report.reason) or report.message or report.reason
+
+
+def _explain_early(early_us: int) -> str:
+    return (
+        f"; but a gateway heard so {early_us / SECOND_US:.0f} s before the end that was ordered: "
+        "the agent's clock was ahead and it ended too early, or it says what is not so"
+    )
 
 
 def _status(

@@ -1,20 +1,35 @@
 """The identity of an asset: its Certificate, which requests are signed, and the ledger."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from derops.ids import AssetName
+from derops.lifecycle import MESSAGE_LIMIT
 from derops.schedules import SECOND_US
 from derops_operator.certificates import Issued
-from derops_operator.facts import ASSET_LABEL, MANAGED_BY, Asset, Certificate, Request
+from derops_operator.facts import (
+    ASSET_LABEL,
+    MANAGED_BY,
+    Asset,
+    Certificate,
+    Request,
+    duration_seconds,
+)
 from derops_operator.fleet import Link, SessionView
 from derops_operator.instants import format_instant, format_second, parse_instant
 
 PREVIOUS_US = 600 * SECOND_US
 """How long the certificate before the current one is accepted: a mounted Secret may lag."""
 
+_EARLY_SHARE = 3
+"""The last third of its life is when a certificate is renewed, see ``renewBefore``."""
+
+_EARLY_MARGIN_SHARE = 20
+_NUMBER_AT_THE_END = re.compile(r"-([0-9]{1,18})\Z")
 _USAGES = ["client auth", "digital signature"]
+_CERTIFICATES = ("current", "next", "previous")
 _NAME_LIMIT = 63
 
 
@@ -73,23 +88,77 @@ def differs(certificate: Certificate, wanted: Mapping[str, Any]) -> bool:
     )
 
 
+def not_revoked(own: Iterable[Request], ledger: Mapping[str, Any]) -> list[Request]:
+    """Return the requests without those that were issued and whose key was revoked since."""
+    before = ledger.get("revokedBefore")
+    before_us = parse_instant(before) if before else 0
+    return [each for each in own if each.issued is None or each.meta.created_us >= before_us]
+
+
 def own_requests(
-    requests: Iterable[Request], asset: Asset, certificate: Certificate | None
+    requests: Iterable[Request], certificate: Certificate | None, requester: str
 ) -> list[Request]:
-    """Return the requests made for the asset's Certificate as it exists, newest first."""
-    name = certificate_name(asset.meta.name)
-    own = [
-        each
-        for each in requests
-        if certificate is not None
-        and each.certificate_name == name
-        and each.certificate_uid == certificate.meta.uid
-    ]
-    return sorted(own, key=lambda each: each.revision, reverse=True)
+    """Return the requests that cert-manager made for the Certificate as it exists, newest first.
+
+    Which one is the newest, no annotation tells: the order is that of their creation, which the API
+    server notes, then of what was issued, then of the number that cert-manager ends names with.
+    """
+    own = [each for each in claims(requests, certificate) if each.username == requester]
+    return sorted(own, key=_age, reverse=True)
+
+
+def foreign_requests(
+    requests: Iterable[Request], certificate: Certificate | None, requester: str
+) -> list[Request]:
+    """Return the requests that claim to be for the Certificate, and that others made."""
+    return [each for each in claims(requests, certificate) if each.username != requester]
+
+
+def claims(requests: Iterable[Request], certificate: Certificate | None) -> list[Request]:
+    """Return the requests whose owner is the Certificate, as whoever created them wrote it."""
+    if certificate is None:
+        return []
+    return [each for each in requests if each.certificate_uid == certificate.meta.uid]
+
+
+def _age(request: Request) -> tuple[int, bool, int, int]:
+    number = _NUMBER_AT_THE_END.search(request.meta.name)
+    issued = request.issued
+    return (
+        request.meta.created_us,
+        issued is None,  # one that waits is newer than one of the same second that does not
+        issued.not_before_us if issued is not None else 0,
+        int(number[1]) if number is not None else 0,
+    )
+
+
+def refuse_requester(request: Request, requester: str) -> str:
+    """Return why nobody but cert-manager may have asked."""
+    asked = request.username[:100] or "nobody: cert-manager's webhook has not noted it"
+    return f"it was created by {asked}, not by {requester}"
+
+
+def revoke(ledger: Mapping[str, Any], own: Iterable[Request]) -> dict[str, Any]:
+    """Return ``status.identity`` without any certificate, and without a way back for those of now.
+
+    What counts is when their requests were made, by the API server's clock. A request that is not
+    issued yet, or came after those that the ledger knows, is for a new key.
+    """
+    kept = {name: ledger[name] for name in ledger if name not in _CERTIFICATES}
+    serials = _serials({name: ledger[name] for name in _CERTIFICATES if ledger.get(name)})
+    issued = [each for each in own if each.issued is not None]
+    known = [each for each in issued if each.issued and each.issued.serial_number in serials]
+    created = [each.meta.created_us for each in known or issued]
+    if created:
+        kept["revokedBefore"] = format_second(max(created) + SECOND_US)
+    return kept
 
 
 def refuse_to_sign(request: Request, uri: str, issuer: str) -> str:
-    """Return why a request must not be signed; empty = it may be."""
+    """Return why a request of cert-manager must not be signed; empty = nothing speaks against it.
+
+    Its duration is not judged here, see ``has_duration``.
+    """
     csr = request.csr
     if csr is None:
         return "the request cannot be read"
@@ -107,19 +176,78 @@ def refuse_to_sign(request: Request, uri: str, issuer: str) -> str:
             csr.unexpected_extensions
         ),
     }
-    return "; ".join(problem for problem, found in problems.items() if found)
+    return "; ".join(problem for problem, found in problems.items() if found)[:MESSAGE_LIMIT]
+
+
+def has_duration(request: Request, asset: Asset) -> bool:
+    """Tell whether a request is for as long as the asset wants.
+
+    One that is not is left without an answer. Where the duration was just changed, cert-manager
+    replaces the request by itself; a Denied would have it wait for an hour first.
+    """
+    return request.duration_seconds == asset.certificate_duration_seconds
+
+
+def trusted(requests: Iterable[Request], asset: Asset, uri: str, issuer: str) -> list[Issued]:
+    """Return what was issued for requests of cert-manager that were right to sign, in order.
+
+    Approved is not enough: others may have the right to approve, and what was signed may be for
+    another key than was asked for.
+    """
+    return [
+        each.issued
+        for each in requests
+        if each.issued is not None
+        and each.csr is not None
+        and each.issued.uris == (uri,)
+        and each.issued.public_key_sha256 == each.csr.public_key_sha256
+        and each.condition("Approved").get("status") == "True"
+        and has_duration(each, asset)
+        and not refuse_to_sign(each, uri, issuer)
+    ]
+
+
+def early_issuance(
+    stored: Mapping[str, Any], ledger: Mapping[str, Any], requests: Iterable[Request]
+) -> str:
+    """Return in words that a certificate came long before the one in use had to be renewed.
+
+    Empty where it did not, or where the asset's duration was changed, which issues anew as well.
+
+    Args:
+        stored: The ledger as it was.
+        ledger: The ledger with the new certificate.
+        requests: All of the asset, to find what the ledger does not tell of certificates.
+    """
+    current, following = ledger.get("current"), ledger.get("next")
+    if not current or not following or following["serialNumber"] in _serials(stored):
+        return ""
+    known = {each.issued.serial_number: each.issued for each in requests if each.issued}
+    new, old = known.get(following["serialNumber"]), known.get(current["serialNumber"])
+    if new is None:
+        return ""
+    life_us = new.not_after_us - new.not_before_us
+    was_changed = old is not None and old.not_after_us - old.not_before_us != life_us
+    left_us = parse_instant(current["notAfter"]) - new.not_before_us
+    if was_changed or left_us <= life_us // _EARLY_SHARE + life_us // _EARLY_MARGIN_SHARE:
+        return ""
+    return (
+        f"certificate {new.serial_number} was issued although {current['serialNumber']} was good "
+        f"for {left_us // SECOND_US} s more, until {current['notAfter']}: as meant where the "
+        f"Secret was lost or somebody renewed it; else find out who did"
+    )
 
 
 def next_ledger(
-    ledger: Mapping[str, Any], requests: list[Request], session: SessionView, uri: str, now_us: int
+    ledger: Mapping[str, Any], issued: Sequence[Issued], session: SessionView, uri: str, now_us: int
 ) -> dict[str, Any]:
-    """Return ``status.identity`` without its quarantine.
+    """Return ``status.identity`` without its quarantine and what it says of earlier ones.
 
     The newest certificate becomes ``next`` and, once a stream uses it, ``current``; the one before
     stays for ten more minutes. Certificates that the ledger never held come in only as the newest.
     """
-    following = {name: ledger[name] for name in ("current", "next", "previous") if ledger.get(name)}
-    newest = next((each.issued for each in requests if _is_issued(each, uri)), None)
+    following = {name: ledger[name] for name in _CERTIFICATES if ledger.get(name)}
+    newest = issued[0] if issued else None
     if newest is not None and newest.serial_number not in _serials(following):
         following["next" if "current" in following else "current"] = _entry(newest)
     used = session.serial_number if session.link is Link.CONNECTED else ""
@@ -134,16 +262,8 @@ def next_ledger(
 
 
 def _serials(ledger: Mapping[str, Any]) -> set[str]:
-    return {each["serialNumber"] for each in ledger.values()}
-
-
-def _is_issued(request: Request, uri: str) -> bool:
-    issued = request.issued
-    return (
-        issued is not None
-        and issued.uris == (uri,)
-        and request.condition("Approved").get("status") == "True"
-    )
+    slots = (ledger.get(slot) for slot in ("current", "next", "previous"))
+    return {each["serialNumber"] for each in slots if each}
 
 
 def _entry(issued: Issued) -> dict[str, Any]:
@@ -155,19 +275,6 @@ def _entry(issued: Issued) -> dict[str, Any]:
 
 
 def _duration(value: object) -> object:
-    """Return a Go duration as seconds: the API server may write 3600s as 1h0m0s."""
-    if not isinstance(value, str) or not value[:1].isdigit():
-        return value
-    seconds, number = 0.0, ""
-    for character in value:
-        if character.isdigit() or character == ".":
-            number += character
-        elif character in _SECONDS and number:
-            seconds += float(number) * _SECONDS[character]
-            number = ""
-        else:
-            return value
-    return seconds if not number else value
-
-
-_SECONDS = {"h": 3600, "m": 60, "s": 1}
+    """Return a duration as seconds, anything else as it is."""
+    seconds = duration_seconds(value)
+    return value if seconds is None else seconds

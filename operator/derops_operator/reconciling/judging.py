@@ -20,6 +20,8 @@ class Outcome:
     message: str
     actor: str
     at_us: int
+    early: bool = False
+    """It is told as complete before its end, by the clock of the gateway: no success is certain."""
 
     @property
     def unknown(self) -> bool:
@@ -165,7 +167,7 @@ def _succeeded(facts: _Facts) -> Wanted:
     outcome = facts.outcome
     if not outcome.phase.terminal:
         return Wanted("Succeeded", "Unknown", outcome.reason, outcome.message)
-    done = truth(outcome.phase is Phase.COMPLETE)
+    done = "Unknown" if outcome.early else truth(outcome.phase is Phase.COMPLETE)
     return Wanted("Succeeded", done, outcome.reason, outcome.message)
 
 

@@ -22,6 +22,9 @@ from derops_headend.fleet.sessions import (
 )
 from derops_headend.fleet.telemetry import OutboxOrder, Verdict, window_of
 
+LEDGER = dispatch_pb2.IdentityLedger()
+NOW_US = 1_000_000
+
 
 def asset(uid: str, name: str = "battery") -> dispatch_pb2.Asset:
     return dispatch_pb2.Asset(id=dispatch_pb2.AssetId(uid=uid, namespace="pilot", name=name))
@@ -44,6 +47,7 @@ def session(epoch: int, instance: str = "i") -> Session:
         epoch=epoch,
         instance_id=instance,
         serial_number="1",
+        opened_us=epoch,
         since_us=0,
         capability=agent_pb2.Capability(),
     )
@@ -174,10 +178,10 @@ def test_the_live_epoch_only_rises(epochs: list[int]) -> None:
     for epoch in epochs:
         if epoch <= highest:
             with pytest.raises(EpochTooLowError) as refused:
-                table.open(session(epoch))
+                table.open(session(epoch), LEDGER, NOW_US)
             assert refused.value.highest == highest
         else:
-            table.open(session(epoch))
+            table.open(session(epoch), LEDGER, NOW_US)
             highest = epoch
         live = table.last("a")
         assert live is not None
@@ -190,17 +194,17 @@ def test_an_instance_that_was_taken_over_never_returns(instances: list[str]) -> 
     for epoch, instance in enumerate(instances, start=1):
         if instance in seen[:-1]:
             with pytest.raises(CloneSuspectedError):
-                table.open(session(epoch, instance))
+                table.open(session(epoch, instance), LEDGER, NOW_US)
             return
-        table.open(session(epoch, instance))
+        table.open(session(epoch, instance), LEDGER, NOW_US)
         if instance not in seen:
             seen.append(instance)
 
 
 def test_the_end_of_an_old_stream_does_not_end_the_new() -> None:
     table = SessionTable()
-    table.open(session(1))
-    table.open(session(2))
+    table.open(session(1), LEDGER, NOW_US)
+    table.open(session(2), LEDGER, NOW_US)
 
     assert table.close("a", 1, "Superseded", 5) is None
     live = table.last("a")

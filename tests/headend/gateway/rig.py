@@ -163,14 +163,21 @@ class Operator(Peer):
         dispatches: Sequence[dispatch_pb2.Dispatch] = (),
         *,
         start_ms: int = 1000,
+        era: int = 0,
+        unread: Sequence[control_pb2.Unread] = (),
     ) -> None:
         """Send a complete snapshot and wait until it is accepted."""
-        await self.say(snapshot_begin=control_pb2.SnapshotBegin(operator_start_ms=start_ms))
+        begin = control_pb2.SnapshotBegin(operator_start_ms=start_ms, era=era)
+        await self.say(snapshot_begin=begin)
         for asset in assets:
             await self.say(asset=asset)
         for dispatch in dispatches:
             await self.say(dispatch=dispatch)
-        end = control_pb2.SnapshotEnd(assets=len(assets), dispatches=len(dispatches))
+        for each in unread:
+            await self.say(unread=each)
+        end = control_pb2.SnapshotEnd(
+            assets=len(assets), dispatches=len(dispatches), unread=len(unread)
+        )
         await self.accepted(await self.say(snapshot_end=end))
 
     async def accepted(self, version: int) -> None:
@@ -193,15 +200,16 @@ class Rig:
         self.control_ca = Authority("control")
         self.log = FakeLog()
         self.readiness = Readiness()
+        self.replica = "gateway-0"
         self.heartbeat_seconds = 10
         self.hello_seconds = 5.0
         self.max_agent_connections = 100
         self.agent_listen = "127.0.0.1:0"
         self.gateway: Gateway | None = None
         self._peers: list[Peer] = []
-        self.operator_leaf = self.control_ca.leaf(
-            [x509.UniformResourceIdentifier(f"spiffe://{TRUST_DOMAIN}/operator")]
-        )
+        self.operator_file = directory / "operator" / "tls.crt"
+        self.operator_file.parent.mkdir(exist_ok=True)
+        self.renew_operator()
 
     def asset(
         self, name: str, current: Leaf | None = None, uid: str = "", **facts: Any
@@ -221,11 +229,28 @@ class Rig:
         defaults: dict[str, Any] = {"uid": uid, "asset_uid": f"uid-{asset}", "generation": 1}
         return dispatch_pb2.Dispatch(**defaults | facts)
 
+    def make_operator(self, **changes: Any) -> Leaf:
+        """Return a certificate of the control CA with the operator's name, and a new key."""
+        name = x509.UniformResourceIdentifier(f"spiffe://{TRUST_DOMAIN}/operator")
+        return self.control_ca.leaf([name], **changes)
+
+    def renew_operator(self, **changes: Any) -> Leaf:
+        """Issue the operator's certificate anew and put it where the gateway reads it."""
+        self.operator_leaf = self.make_operator(**changes)
+        self.operator_file.write_bytes(self.operator_leaf.pem)
+        return self.operator_leaf
+
+    def join(self, other: "Rig") -> None:
+        """Become another replica beside ``other``: the same authorities and operator."""
+        self.server_ca, self.agent_ca = other.server_ca, other.agent_ca
+        self.control_ca, self.operator_leaf = other.control_ca, other.operator_leaf
+        self.operator_file.write_bytes(other.operator_file.read_bytes())
+
     async def start(self) -> None:
         server = self.server_ca.leaf([x509.DNSName("derops-gateway")], usages=SERVER)
         control = self.control_ca.leaf([x509.DNSName("derops-gateway-control")], usages=SERVER)
         options = GatewayOptions(
-            replica="gateway-0",
+            replica=self.replica,
             trust_domain=TRUST_DOMAIN,
             agent_listen=self.agent_listen,
             agent_credentials=Credentials(
@@ -235,6 +260,7 @@ class Rig:
             control_credentials=Credentials(
                 key=control.key, certificate=control.pem, client_ca=self.control_ca.pem
             ),
+            operator_certificate_file=self.operator_file,
             heartbeat_seconds=self.heartbeat_seconds,
             hello_seconds=self.hello_seconds,
             max_agent_connections=self.max_agent_connections,

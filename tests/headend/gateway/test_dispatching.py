@@ -102,9 +102,23 @@ async def test_an_older_operator_does_not_take_the_state_back(
     await rig.agent(leaf).connect()
 
 
+async def test_a_new_era_is_told_to_live_streams_though_nothing_else_changes(
+    rig: Rig, leaf: Leaf, operator: Operator
+) -> None:
+    agent = rig.agent(leaf)
+    await agent.connect()
+
+    await operator.snapshot([rig.asset("battery", leaf)], era=7)
+
+    message = await agent.read()
+    assert message.WhichOneof("kind") == "asset"
+    assert (message.revision.era, message.revision.operator_start_ms) == (7, 1000)
+
+
 async def test_the_newest_operator_stream_wins(rig: Rig, leaf: Leaf, operator: Operator) -> None:
     newer = rig.operator()
     hello = await newer.read_until("hello")
+    await newer.say(snapshot_begin=control_pb2.SnapshotBegin(operator_start_ms=1000))
 
     assert hello.replica == "gateway-0"
     with pytest.raises(grpc.aio.AioRpcError, match="Superseded"):

@@ -134,6 +134,20 @@ async def test_the_latest_report_is_told_again_after_a_snapshot_until_it_is_sett
         assert message.WhichOneof("kind") != "report"
 
 
+async def test_a_report_is_told_again_with_a_change_of_its_dispatch(
+    rig: Rig, agent: Agent, operator: Operator
+) -> None:
+    # The operator leaves out what it knows no Dispatch for; it may come to know it.
+    await operator.say(dispatch=rig.dispatch("d1"))
+    await agent.report("d1")
+    first = await operator.read_until("report")
+
+    await operator.say(dispatch=rig.dispatch("d1", generation=2))
+
+    assert await operator.read_until("report") == first
+    assert (first.namespace, first.asset_name) == ("pilot", "battery")
+
+
 async def test_a_late_report_is_logged_told_and_settled(
     rig: Rig, agent: Agent, operator: Operator
 ) -> None:

@@ -105,6 +105,7 @@ async def _stream(
         hello=agent_pb2.Hello(
             epoch=1, instance_id="i", ledger_id="l", outbox_id="o", first_sequence=1
         ),
+        opened_us=10,
         heartbeat_seconds=10,
         monotonic_us=lambda: 10,
     )

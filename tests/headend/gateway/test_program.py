@@ -42,6 +42,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
         "AGENT_CA_FILE": str(agent / "ca.crt"),
         "CONTROL_LISTEN": "127.0.0.1:0",
         "CONTROL_TLS_DIRECTORY": str(control),
+        "OPERATOR_CERTIFICATE_FILE": str(tmp_path / "operator" / "tls.crt"),
         "DATA_DIRECTORY": str(tmp_path / "data"),
         "TRUST_DOMAIN": TRUST_DOMAIN,
         "OPS_ADDRESS": "127.0.0.1",
@@ -101,6 +102,7 @@ async def test_it_serves_and_ends_on_sigterm(tmp_path: Path) -> None:
 
     assert status == 503
     assert "operator snapshot" in text
+    assert "degraded operator certificate: no operator is admitted" in text
     assert code == 0
     assert time.monotonic() - begun < 5
 

@@ -1,6 +1,7 @@
 """One live stream for each asset: the highest epoch, and no identity twice."""
 
 import asyncio
+import sqlite3
 from contextlib import suppress
 
 import grpc
@@ -96,10 +97,11 @@ async def test_the_return_of_an_earlier_instance_is_a_clone(
     rig: Rig, leaf: Leaf, operator: Operator
 ) -> None:
     before = REGISTRY.get_sample_value("derops_gateway_clones_suspected_total") or 0
-    first, second, again = rig.agent(leaf), rig.agent(leaf), rig.agent(leaf)
+    first, second = rig.agent(leaf), rig.agent(leaf)
     await first.connect(epoch=1, instance="a")
     await second.connect(epoch=2, instance="b")
 
+    again = rig.agent(leaf)
     await again.send(again.hello(epoch=3, instance="a"))
 
     assert (await again.refusal())[1].startswith("CloneSuspected: ")
@@ -115,6 +117,20 @@ async def test_renewing_over_a_second_channel_is_no_clone(
 ) -> None:
     for epoch in (1, 2, 3):
         await rig.agent(leaf).connect(epoch=epoch, instance="a")
+
+
+async def test_a_gateway_takes_a_file_of_before_holders_were_remembered(
+    rig: Rig, leaf: Leaf, operator: Operator
+) -> None:
+    await rig.agent(leaf).connect(epoch=1, instance="a")
+    await rig.stop()
+    with sqlite3.connect(rig.directory / "desired.db") as database:
+        database.execute("DROP TABLE holders")
+    database.close()
+
+    await rig.start()
+
+    await rig.agent(leaf).connect(epoch=2, instance="b")
 
 
 async def test_heartbeats_are_answered_and_silence_ends_the_stream(rig: Rig, leaf: Leaf) -> None:

@@ -28,6 +28,7 @@ class Outlet:
     ledger_id: str = "ledger"
     looks: int = 0
     ended: list[str] = field(default_factory=list)
+    is_alive: bool = True
 
     def send(self, message: agent_pb2.GatewayMessage) -> None: ...
     def offer(self, dispatch_uid: str) -> None: ...
@@ -51,6 +52,7 @@ def _outlet(number: int, not_after_us: int) -> Outlet:
         epoch=1,
         instance_id="i",
         serial_number="1",
+        opened_us=1,
         since_us=1,
         capability=agent_pb2.Capability(),
     )

@@ -186,6 +186,41 @@ def test_reports_told_again_change_nothing_and_the_newest_facts_stand(
     ]  # fmt: skip
 
 
+def test_a_stranger_that_names_the_same_step_takes_nobodys_place(
+    store: Rounds, query: Query
+) -> None:
+    genuine = report("Acked", "Complete", sequence=2, applied_us=T0_US, applied_watts=5000)
+    forged = report("Acked", "Complete", sequence=9, applied_us=T0_US, applied_watts=-9001)
+    forged.asset.MergeFrom(dispatch_pb2.AssetId(uid="t", namespace="other", name="thief"))
+    forged.received_us += 1
+    view = "select namespace, applied_watts from dispatch_history order by 1"
+
+    store(forged)
+    assert query(view) == [("other", -9001)]
+    store(genuine)
+    assert query(view) == [("other", -9001), ("site", 5000)]
+    store(transition("Submitted"))
+    store(forged)
+    assert query(view) == [("site", 5000)]
+    assert query("select subject, count(*) from dispatch_event group by 1 order by 1") == [
+        ("other/thief", 2),
+        ("site/battery", 3),
+    ]
+
+
+def test_what_is_told_again_of_an_asset_created_anew_is_the_same_step(
+    store: Rounds, query: Query
+) -> None:
+    told = report("Acked", sequence=1)
+    again = report("Acked", "Active", sequence=2, applied_us=T0_US)
+    again.asset.uid = "uid-anew"
+
+    store(transition("Submitted"), told, again)
+
+    assert query("select phase, applied from dispatch_history") == [("Active", True)]
+    assert query("select count(*) from dispatch_event") == [(3,)]
+
+
 def test_history_of_a_dispatch_that_no_agent_heard_of(store: Rounds, query: Query) -> None:
     store(transition("Submitted"), transition("Expired", "AgentOffline"))
 

@@ -35,11 +35,11 @@ def fill(query: Query, dispatches: int) -> None:
         "from generate_series(0, 99) n returning asset_id, name), "
         "told as (insert into dispatch_event (event_id, asset_id, dispatch_uid, dispatch_name, "
         "actor, phase, reason, message, at, received_at, report, report_received_at, "
-        "report_sequence) select gen_random_uuid(), asset_id, 'd' || n, 'n' || n, 'Agent', phase, "
-        "'Why', '', moment + step * interval '1 minute', moment, "
+        "report_sequence, subject) select gen_random_uuid(), asset_id, 'd' || n, 'n' || n, "
+        "'Agent', phase, 'Why', '', moment + step * interval '1 minute', moment, "
         """case when step = 2 then ('{"applied_us": 5, "active_milliseconds": 60000, """
         """"verified": "' || case when n % 10 = 0 then 'False' else 'True' end || '"}')::jsonb """
-        "end, moment, 1 "
+        "end, moment, 1, 'site/' || name "
         f"from generate_series(1, {dispatches}) n join assets on name = 'a' || (n % 100), "
         "lateral (select timestamptz '2026-11-01' + n * interval '2 minutes' as moment) as m, "
         "lateral (values (0, 'Acked'), (1, 'Active'), "
@@ -61,7 +61,7 @@ def test_one_dispatch_answers_the_four_questions(
     database.store(sources(transition("Submitted"), told, offset=1), after=0, through=1)
 
     (found,) = find(reader, Wanted(dispatch=DISPATCH))
-    steps = read_story(reader, found.dispatch_uid)
+    steps = read_story(reader, found)
 
     assert (found.applied, found.applied_at) == (True, T0 + timedelta(microseconds=7))
     assert (found.active_seconds, found.applied_watts) == (61.5, 5000)

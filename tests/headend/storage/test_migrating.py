@@ -61,3 +61,34 @@ def test_a_failed_migration_leaves_nothing(
             "select count(*) from pg_tables where schemaname = 'public'"
         ).fetchone()
     assert tables == (0,)
+
+
+def test_steps_that_were_told_before_are_those_of_their_asset(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = {version: text for version, text in migrations().items() if version < 6}
+    with monkeypatch.context() as before:
+        before.setattr("derops_headend.storage.migrating.migrations", lambda: old)
+        run(database_url)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(
+            "with named as (insert into asset (namespace, name, uid) values "
+            "('site', 'battery', 'u'), ('other', 'thief', 't') returning asset_id, name), told as ("
+            "values ('battery', 'Headend', 'Submitted', 'd1'), "
+            "('battery', 'Agent', 'Acked', 'd1'), "
+            "('thief', 'Agent', 'Complete', 'd1'), ('thief', 'Agent', 'Complete', 'd2')) "
+            "insert into dispatch_event (event_id, asset_id, dispatch_uid, actor, phase, reason, "
+            "message, at, received_at) select gen_random_uuid(), asset_id, column4, column2, "
+            "column3, '', '', now(), now() from told join named on name = column1"
+        )
+
+        run(database_url)
+
+        subjects = connection.execute(
+            "select subject, count(*) from dispatch_event group by 1 order by 1"
+        ).fetchall()
+        history = connection.execute(
+            "select dispatch_uid, namespace, phase from dispatch_history order by 1"
+        ).fetchall()
+    assert subjects == [("other/thief", 2), ("site/battery", 2)]
+    assert history == [("d1", "site", "Acked"), ("d2", "other", "Complete")]

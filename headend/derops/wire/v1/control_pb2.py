@@ -26,7 +26,7 @@ from derops.wire.v1 import agent_pb2 as derops_dot_wire_dot_v1_dot_agent__pb2
 from derops.wire.v1 import dispatch_pb2 as derops_dot_wire_dot_v1_dot_dispatch__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64\x65rops/wire/v1/control.proto\x12\x0e\x64\x65rops.wire.v1\x1a\x1a\x64\x65rops/wire/v1/agent.proto\x1a\x1d\x64\x65rops/wire/v1/dispatch.proto\"\xe7\x03\n\x0fOperatorMessage\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x37\n\x0esnapshot_begin\x18\x02 \x01(\x0b\x32\x1d.derops.wire.v1.SnapshotBeginH\x00\x12&\n\x05\x61sset\x18\x03 \x01(\x0b\x32\x15.derops.wire.v1.AssetH\x00\x12,\n\x08\x64ispatch\x18\x04 \x01(\x0b\x32\x18.derops.wire.v1.DispatchH\x00\x12\x33\n\x0csnapshot_end\x18\x05 \x01(\x0b\x32\x1b.derops.wire.v1.SnapshotEndH\x00\x12\x17\n\rasset_removed\x18\x06 \x01(\tH\x00\x12\x1a\n\x10\x64ispatch_removed\x18\x07 \x01(\tH\x00\x12/\n\nepoch_seen\x18\x08 \x01(\x0b\x32\x19.derops.wire.v1.EpochSeenH\x00\x12\x37\n\ntransition\x18\t \x01(\x0b\x32!.derops.wire.v1.HeadendTransitionH\x00\x12.\n\x05\x62\x61tch\x18\n \x01(\x0b\x32\x1d.derops.wire.v1.OperatorBatchH\x00\x12(\n\x06unread\x18\x0b \x01(\x0b\x32\x16.derops.wire.v1.UnreadH\x00\x42\x06\n\x04kind\"B\n\rOperatorBatch\x12\x31\n\x08messages\x18\x01 \x03(\x0b\x32\x1f.derops.wire.v1.OperatorMessage\"<\n\x06Unread\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x12\n\nasset_name\x18\x03 \x01(\t\"N\n\rSnapshotBegin\x12\x19\n\x11operator_start_ms\x18\x01 \x01(\x04\x12\x15\n\rtakes_batches\x18\x02 \x01(\x08\x12\x0b\n\x03\x65ra\x18\x03 \x01(\x04\"A\n\x0bSnapshotEnd\x12\x0e\n\x06\x61ssets\x18\x01 \x01(\r\x12\x12\n\ndispatches\x18\x02 \x01(\r\x12\x0e\n\x06unread\x18\x03 \x01(\r\"q\n\tEpochSeen\x12\x11\n\tasset_uid\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x15\n\rserial_number\x18\x03 \x01(\t\x12+\n\tinstances\x18\x04 \x03(\x0b\x32\x18.derops.wire.v1.Instance\">\n\x08Instance\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\topened_us\x18\x02 \x01(\x03\x12\x13\n\x0breplaced_us\x18\x03 \x01(\x03\"\x98\x01\n\x11HeadendTransition\x12&\n\x05\x61sset\x18\x01 \x01(\x0b\x32\x17.derops.wire.v1.AssetId\x12\x14\n\x0c\x64ispatch_uid\x18\x02 \x01(\t\x12\x15\n\rdispatch_name\x18\x03 \x01(\t\x12.\n\ntransition\x18\x04 \x01(\x0b\x32\x1a.derops.wire.v1.Transition\"\x9b\x02\n\x0eReplicaMessage\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x1c.derops.wire.v1.ReplicaHelloH\x00\x12\x1a\n\x10\x61\x63\x63\x65pted_version\x18\x02 \x01(\x04H\x00\x12*\n\x07session\x18\x03 \x01(\x0b\x32\x17.derops.wire.v1.SessionH\x00\x12,\n\x08\x64\x65livery\x18\x04 \x01(\x0b\x32\x18.derops.wire.v1.DeliveryH\x00\x12-\n\x06report\x18\x05 \x01(\x0b\x32\x1b.derops.wire.v1.AgentReportH\x00\x12-\n\x05\x62\x61tch\x18\x06 \x01(\x0b\x32\x1c.derops.wire.v1.ReplicaBatchH\x00\x42\x06\n\x04kind\"@\n\x0cReplicaBatch\x12\x30\n\x08messages\x18\x01 \x03(\x0b\x32\x1e.derops.wire.v1.ReplicaMessage\"N\n\x0cReplicaHello\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x16\n\x0estate_since_us\x18\x02 \x01(\x03\x12\x15\n\rtakes_batches\x18\x03 \x01(\x08\"\xed\x01\n\x07Session\x12\x11\n\tasset_uid\x18\x01 \x01(\t\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08since_us\x18\x04 \x01(\x03\x12\x15\n\rserial_number\x18\x05 \x01(\t\x12\x13\n\x0binstance_id\x18\x06 \x01(\t\x12.\n\ncapability\x18\x07 \x01(\x0b\x32\x1a.derops.wire.v1.Capability\x12\x12\n\nend_reason\x18\x08 \x01(\t\x12+\n\tinstances\x18\t \x03(\x0b\x32\x18.derops.wire.v1.Instance\"[\n\x08\x44\x65livery\x12\x14\n\x0c\x64ispatch_uid\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x03\x12\x12\n\nwritten_us\x18\x03 \x01(\x03\x12\x11\n\tledger_id\x18\x04 \x01(\t\"\x8c\x01\n\x0b\x41gentReport\x12\x11\n\tasset_uid\x18\x01 \x01(\t\x12\x13\n\x0breceived_us\x18\x02 \x01(\x03\x12.\n\x06report\x18\x03 \x01(\x0b\x32\x1e.derops.wire.v1.DispatchReport\x12\x11\n\tnamespace\x18\x04 \x01(\t\x12\x12\n\nasset_name\x18\x05 \x01(\t2V\n\x07\x43ontrol\x12K\n\x04Sync\x12\x1f.derops.wire.v1.OperatorMessage\x1a\x1e.derops.wire.v1.ReplicaMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64\x65rops/wire/v1/control.proto\x12\x0e\x64\x65rops.wire.v1\x1a\x1a\x64\x65rops/wire/v1/agent.proto\x1a\x1d\x64\x65rops/wire/v1/dispatch.proto\"\xe7\x03\n\x0fOperatorMessage\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x37\n\x0esnapshot_begin\x18\x02 \x01(\x0b\x32\x1d.derops.wire.v1.SnapshotBeginH\x00\x12&\n\x05\x61sset\x18\x03 \x01(\x0b\x32\x15.derops.wire.v1.AssetH\x00\x12,\n\x08\x64ispatch\x18\x04 \x01(\x0b\x32\x18.derops.wire.v1.DispatchH\x00\x12\x33\n\x0csnapshot_end\x18\x05 \x01(\x0b\x32\x1b.derops.wire.v1.SnapshotEndH\x00\x12\x17\n\rasset_removed\x18\x06 \x01(\tH\x00\x12\x1a\n\x10\x64ispatch_removed\x18\x07 \x01(\tH\x00\x12/\n\nepoch_seen\x18\x08 \x01(\x0b\x32\x19.derops.wire.v1.EpochSeenH\x00\x12\x37\n\ntransition\x18\t \x01(\x0b\x32!.derops.wire.v1.HeadendTransitionH\x00\x12.\n\x05\x62\x61tch\x18\n \x01(\x0b\x32\x1d.derops.wire.v1.OperatorBatchH\x00\x12(\n\x06unread\x18\x0b \x01(\x0b\x32\x16.derops.wire.v1.UnreadH\x00\x42\x06\n\x04kind\"B\n\rOperatorBatch\x12\x31\n\x08messages\x18\x01 \x03(\x0b\x32\x1f.derops.wire.v1.OperatorMessage\"<\n\x06Unread\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x12\n\nasset_name\x18\x03 \x01(\t\"N\n\rSnapshotBegin\x12\x19\n\x11operator_start_ms\x18\x01 \x01(\x04\x12\x15\n\rtakes_batches\x18\x02 \x01(\x08\x12\x0b\n\x03\x65ra\x18\x03 \x01(\x04\"A\n\x0bSnapshotEnd\x12\x0e\n\x06\x61ssets\x18\x01 \x01(\r\x12\x12\n\ndispatches\x18\x02 \x01(\r\x12\x0e\n\x06unread\x18\x03 \x01(\r\"\x86\x01\n\tEpochSeen\x12\x11\n\tasset_uid\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x15\n\rserial_number\x18\x03 \x01(\t\x12+\n\tinstances\x18\x04 \x03(\x0b\x32\x18.derops.wire.v1.Instance\x12\x13\n\x0binstance_id\x18< \x01(\t\"_\n\x08Instance\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\topened_us\x18\x02 \x01(\x03\x12\x13\n\x0breplaced_us\x18\x03 \x01(\x03\x12\r\n\x05\x61live\x18< \x01(\x08\x12\x10\n\x08since_us\x18= \x01(\x03\"\x98\x01\n\x11HeadendTransition\x12&\n\x05\x61sset\x18\x01 \x01(\x0b\x32\x17.derops.wire.v1.AssetId\x12\x14\n\x0c\x64ispatch_uid\x18\x02 \x01(\t\x12\x15\n\rdispatch_name\x18\x03 \x01(\t\x12.\n\ntransition\x18\x04 \x01(\x0b\x32\x1a.derops.wire.v1.Transition\"\x9b\x02\n\x0eReplicaMessage\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x1c.derops.wire.v1.ReplicaHelloH\x00\x12\x1a\n\x10\x61\x63\x63\x65pted_version\x18\x02 \x01(\x04H\x00\x12*\n\x07session\x18\x03 \x01(\x0b\x32\x17.derops.wire.v1.SessionH\x00\x12,\n\x08\x64\x65livery\x18\x04 \x01(\x0b\x32\x18.derops.wire.v1.DeliveryH\x00\x12-\n\x06report\x18\x05 \x01(\x0b\x32\x1b.derops.wire.v1.AgentReportH\x00\x12-\n\x05\x62\x61tch\x18\x06 \x01(\x0b\x32\x1c.derops.wire.v1.ReplicaBatchH\x00\x42\x06\n\x04kind\"@\n\x0cReplicaBatch\x12\x30\n\x08messages\x18\x01 \x03(\x0b\x32\x1e.derops.wire.v1.ReplicaMessage\"N\n\x0cReplicaHello\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x16\n\x0estate_since_us\x18\x02 \x01(\x03\x12\x15\n\rtakes_batches\x18\x03 \x01(\x08\"\x83\x02\n\x07Session\x12\x11\n\tasset_uid\x18\x01 \x01(\t\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08since_us\x18\x04 \x01(\x03\x12\x15\n\rserial_number\x18\x05 \x01(\t\x12\x13\n\x0binstance_id\x18\x06 \x01(\t\x12.\n\ncapability\x18\x07 \x01(\x0b\x32\x1a.derops.wire.v1.Capability\x12\x12\n\nend_reason\x18\x08 \x01(\t\x12+\n\tinstances\x18\t \x03(\x0b\x32\x18.derops.wire.v1.Instance\x12\x14\n\x0csuspected_us\x18< \x01(\x03\"[\n\x08\x44\x65livery\x12\x14\n\x0c\x64ispatch_uid\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x03\x12\x12\n\nwritten_us\x18\x03 \x01(\x03\x12\x11\n\tledger_id\x18\x04 \x01(\t\"\x8c\x01\n\x0b\x41gentReport\x12\x11\n\tasset_uid\x18\x01 \x01(\t\x12\x13\n\x0breceived_us\x18\x02 \x01(\x03\x12.\n\x06report\x18\x03 \x01(\x0b\x32\x1e.derops.wire.v1.DispatchReport\x12\x11\n\tnamespace\x18\x04 \x01(\t\x12\x12\n\nasset_name\x18\x05 \x01(\t2V\n\x07\x43ontrol\x12K\n\x04Sync\x12\x1f.derops.wire.v1.OperatorMessage\x1a\x1e.derops.wire.v1.ReplicaMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,24 +43,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SNAPSHOTBEGIN']._serialized_end=805
   _globals['_SNAPSHOTEND']._serialized_start=807
   _globals['_SNAPSHOTEND']._serialized_end=872
-  _globals['_EPOCHSEEN']._serialized_start=874
-  _globals['_EPOCHSEEN']._serialized_end=987
-  _globals['_INSTANCE']._serialized_start=989
-  _globals['_INSTANCE']._serialized_end=1051
-  _globals['_HEADENDTRANSITION']._serialized_start=1054
-  _globals['_HEADENDTRANSITION']._serialized_end=1206
-  _globals['_REPLICAMESSAGE']._serialized_start=1209
-  _globals['_REPLICAMESSAGE']._serialized_end=1492
-  _globals['_REPLICABATCH']._serialized_start=1494
-  _globals['_REPLICABATCH']._serialized_end=1558
-  _globals['_REPLICAHELLO']._serialized_start=1560
-  _globals['_REPLICAHELLO']._serialized_end=1638
-  _globals['_SESSION']._serialized_start=1641
-  _globals['_SESSION']._serialized_end=1878
-  _globals['_DELIVERY']._serialized_start=1880
-  _globals['_DELIVERY']._serialized_end=1971
-  _globals['_AGENTREPORT']._serialized_start=1974
-  _globals['_AGENTREPORT']._serialized_end=2114
-  _globals['_CONTROL']._serialized_start=2116
-  _globals['_CONTROL']._serialized_end=2202
+  _globals['_EPOCHSEEN']._serialized_start=875
+  _globals['_EPOCHSEEN']._serialized_end=1009
+  _globals['_INSTANCE']._serialized_start=1011
+  _globals['_INSTANCE']._serialized_end=1106
+  _globals['_HEADENDTRANSITION']._serialized_start=1109
+  _globals['_HEADENDTRANSITION']._serialized_end=1261
+  _globals['_REPLICAMESSAGE']._serialized_start=1264
+  _globals['_REPLICAMESSAGE']._serialized_end=1547
+  _globals['_REPLICABATCH']._serialized_start=1549
+  _globals['_REPLICABATCH']._serialized_end=1613
+  _globals['_REPLICAHELLO']._serialized_start=1615
+  _globals['_REPLICAHELLO']._serialized_end=1693
+  _globals['_SESSION']._serialized_start=1696
+  _globals['_SESSION']._serialized_end=1955
+  _globals['_DELIVERY']._serialized_start=1957
+  _globals['_DELIVERY']._serialized_end=2048
+  _globals['_AGENTREPORT']._serialized_start=2051
+  _globals['_AGENTREPORT']._serialized_end=2191
+  _globals['_CONTROL']._serialized_start=2193
+  _globals['_CONTROL']._serialized_end=2279
 # @@protoc_insertion_point(module_scope)

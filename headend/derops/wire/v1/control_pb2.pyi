@@ -71,26 +71,32 @@ class SnapshotEnd(_message.Message):
     def __init__(self, assets: _Optional[int] = ..., dispatches: _Optional[int] = ..., unread: _Optional[int] = ...) -> None: ...
 
 class EpochSeen(_message.Message):
-    __slots__ = ("asset_uid", "epoch", "serial_number", "instances")
+    __slots__ = ("asset_uid", "epoch", "serial_number", "instances", "instance_id")
     ASSET_UID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SERIAL_NUMBER_FIELD_NUMBER: _ClassVar[int]
     INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     asset_uid: str
     epoch: int
     serial_number: str
     instances: _containers.RepeatedCompositeFieldContainer[Instance]
-    def __init__(self, asset_uid: _Optional[str] = ..., epoch: _Optional[int] = ..., serial_number: _Optional[str] = ..., instances: _Optional[_Iterable[_Union[Instance, _Mapping]]] = ...) -> None: ...
+    instance_id: str
+    def __init__(self, asset_uid: _Optional[str] = ..., epoch: _Optional[int] = ..., serial_number: _Optional[str] = ..., instances: _Optional[_Iterable[_Union[Instance, _Mapping]]] = ..., instance_id: _Optional[str] = ...) -> None: ...
 
 class Instance(_message.Message):
-    __slots__ = ("id", "opened_us", "replaced_us")
+    __slots__ = ("id", "opened_us", "replaced_us", "alive", "since_us")
     ID_FIELD_NUMBER: _ClassVar[int]
     OPENED_US_FIELD_NUMBER: _ClassVar[int]
     REPLACED_US_FIELD_NUMBER: _ClassVar[int]
+    ALIVE_FIELD_NUMBER: _ClassVar[int]
+    SINCE_US_FIELD_NUMBER: _ClassVar[int]
     id: str
     opened_us: int
     replaced_us: int
-    def __init__(self, id: _Optional[str] = ..., opened_us: _Optional[int] = ..., replaced_us: _Optional[int] = ...) -> None: ...
+    alive: bool
+    since_us: int
+    def __init__(self, id: _Optional[str] = ..., opened_us: _Optional[int] = ..., replaced_us: _Optional[int] = ..., alive: _Optional[bool] = ..., since_us: _Optional[int] = ...) -> None: ...
 
 class HeadendTransition(_message.Message):
     __slots__ = ("asset", "dispatch_uid", "dispatch_name", "transition")
@@ -137,7 +143,7 @@ class ReplicaHello(_message.Message):
     def __init__(self, replica: _Optional[str] = ..., state_since_us: _Optional[int] = ..., takes_batches: _Optional[bool] = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ("asset_uid", "connected", "epoch", "since_us", "serial_number", "instance_id", "capability", "end_reason", "instances")
+    __slots__ = ("asset_uid", "connected", "epoch", "since_us", "serial_number", "instance_id", "capability", "end_reason", "instances", "suspected_us")
     ASSET_UID_FIELD_NUMBER: _ClassVar[int]
     CONNECTED_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -147,6 +153,7 @@ class Session(_message.Message):
     CAPABILITY_FIELD_NUMBER: _ClassVar[int]
     END_REASON_FIELD_NUMBER: _ClassVar[int]
     INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    SUSPECTED_US_FIELD_NUMBER: _ClassVar[int]
     asset_uid: str
     connected: bool
     epoch: int
@@ -156,7 +163,8 @@ class Session(_message.Message):
     capability: _agent_pb2.Capability
     end_reason: str
     instances: _containers.RepeatedCompositeFieldContainer[Instance]
-    def __init__(self, asset_uid: _Optional[str] = ..., connected: _Optional[bool] = ..., epoch: _Optional[int] = ..., since_us: _Optional[int] = ..., serial_number: _Optional[str] = ..., instance_id: _Optional[str] = ..., capability: _Optional[_Union[_agent_pb2.Capability, _Mapping]] = ..., end_reason: _Optional[str] = ..., instances: _Optional[_Iterable[_Union[Instance, _Mapping]]] = ...) -> None: ...
+    suspected_us: int
+    def __init__(self, asset_uid: _Optional[str] = ..., connected: _Optional[bool] = ..., epoch: _Optional[int] = ..., since_us: _Optional[int] = ..., serial_number: _Optional[str] = ..., instance_id: _Optional[str] = ..., capability: _Optional[_Union[_agent_pb2.Capability, _Mapping]] = ..., end_reason: _Optional[str] = ..., instances: _Optional[_Iterable[_Union[Instance, _Mapping]]] = ..., suspected_us: _Optional[int] = ...) -> None: ...
 
 class Delivery(_message.Message):
     __slots__ = ("dispatch_uid", "generation", "written_us", "ledger_id")

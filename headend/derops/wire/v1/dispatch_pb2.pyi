@@ -27,16 +27,18 @@ class KnownCertificate(_message.Message):
     def __init__(self, serial_number: _Optional[str] = ..., public_key_sha256: _Optional[str] = ..., accepted_until_us: _Optional[int] = ...) -> None: ...
 
 class IdentityLedger(_message.Message):
-    __slots__ = ("previous", "current", "next", "quarantine")
+    __slots__ = ("previous", "current", "next", "quarantine", "suspected_us")
     PREVIOUS_FIELD_NUMBER: _ClassVar[int]
     CURRENT_FIELD_NUMBER: _ClassVar[int]
     NEXT_FIELD_NUMBER: _ClassVar[int]
     QUARANTINE_FIELD_NUMBER: _ClassVar[int]
+    SUSPECTED_US_FIELD_NUMBER: _ClassVar[int]
     previous: KnownCertificate
     current: KnownCertificate
     next: KnownCertificate
     quarantine: str
-    def __init__(self, previous: _Optional[_Union[KnownCertificate, _Mapping]] = ..., current: _Optional[_Union[KnownCertificate, _Mapping]] = ..., next: _Optional[_Union[KnownCertificate, _Mapping]] = ..., quarantine: _Optional[str] = ...) -> None: ...
+    suspected_us: int
+    def __init__(self, previous: _Optional[_Union[KnownCertificate, _Mapping]] = ..., current: _Optional[_Union[KnownCertificate, _Mapping]] = ..., next: _Optional[_Union[KnownCertificate, _Mapping]] = ..., quarantine: _Optional[str] = ..., suspected_us: _Optional[int] = ...) -> None: ...
 
 class Asset(_message.Message):
     __slots__ = ("id", "generation", "type", "rated_max_injection_watts", "rated_max_absorption_watts", "energy_capacity_watt_hours", "limit_max_injection_watts", "limit_max_absorption_watts", "max_dispatch_duration_seconds", "fallback_active_power_watts", "fallback_max_generation_watts", "fallback_max_load_watts", "on_comms_loss", "failsafe_after_seconds", "on_restart", "telemetry_interval_seconds", "operating_state", "max_ramp_watts_per_second", "min_reserve_percent", "min_seconds_between_writes", "on_exceed", "identity", "verification_tolerance_watts", "verification_tolerance_percent", "verification_settle_seconds", "verification_samples")

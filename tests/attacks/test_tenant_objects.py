@@ -1,0 +1,228 @@
+"""Who may create objects in one namespace, and puts into them whatever the API server lets through.
+
+The operator must start and go on for everybody else; who owns the object must be told on it.
+"""
+
+import itertools
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tests.attacks.tenants import Tenant, certificate_request, signing_request
+from tests.e2e.acting import Pilot, eventually
+from tests.stack.stack import Stack
+
+_numbers = itertools.count(1)
+URI = "spiffe://derops.test/ns/x/derasset/battery"
+
+
+@pytest.fixture
+def tenant(stack: Stack) -> Iterator[Tenant]:
+    tenant = Tenant(stack.control_plane, f"poison-{next(_numbers)}")
+    yield tenant
+    kinds = "certificaterequests,dispatches,derassets"
+    stack.kubectl("delete", kinds, "--all", "-n", tenant.namespace, "--timeout=90s")
+    stack.kubectl("delete", "namespace", tenant.namespace, "--wait=false")
+
+
+@pytest.fixture
+def neighbour(stack: Stack) -> Iterator[Pilot]:
+    pilot = Pilot(stack, f"neighbour-{next(_numbers)}")
+    pilot.create_namespace()
+    yield pilot
+    pilot.delete_everything()
+
+
+def dispatch(name: str, **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "derops.io/v1alpha1",
+        "kind": "Dispatch",
+        "metadata": {"name": name},
+        "spec": {
+            "assetRef": {"name": "battery"},
+            "setpoint": {"mode": "ActivePower", "activePowerWatts": 5000},
+            "durationSeconds": 600,
+            **spec,
+        },
+    }
+
+
+def asset(name: str, **metadata: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "derops.io/v1alpha1",
+        "kind": "DERAsset",
+        "metadata": {"name": name, "annotations": {"sim.derops.io/agent": "none"}, **metadata},
+        "spec": {
+            "type": "Load",
+            "ratings": {"maxInjectionWatts": 0, "maxAbsorptionWatts": 8000},
+        },
+    }
+
+
+UNTOLD = {
+    "a revision of 5,000 digits",
+    "annotations of 200 KiB",
+    "two thousand owners",
+}
+
+
+def poisons() -> dict[str, dict[str, Any]]:
+    """Return objects of a tenant, by what is wrong with each."""
+    good, old = signing_request(URI), signing_request(URI, version=1)
+    digits = {"cert-manager.io/certificate-revision": "9" * 5000}
+    owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": "u"}
+    return {
+        "a signing request of version 1": certificate_request("old-version", old),
+        "a revision of 5,000 digits": certificate_request("digits", good, annotations=digits),
+        "annotations of 200 KiB": asset("large", annotations={
+            "sim.derops.io/agent": "none", "x": "y" * 200_000,
+        }),
+        "two thousand owners": certificate_request(
+            "owned", good, ownerReferences=[{**owner, "uid": f"u{n}"} for n in range(2000)]
+        ),
+        "a start in the year 0": dispatch("year-zero", startTime="0000-01-01T00:00:00Z"),
+        "an end after the year 9999": dispatch("late", startTime="9999-12-31T23:59:59Z"),
+    }  # fmt: skip
+
+
+def events_of(stack: Stack, namespace: str, name: str, reason: str) -> list[dict[str, Any]]:
+    answer = stack.kubectl("get", "events.events.k8s.io", "-n", namespace, "-o", "json")
+    return [
+        each
+        for each in json.loads(answer)["items"]
+        if (each["regarding"]["name"], each["reason"]) == (name, reason)
+    ]
+
+
+def ask(stack: Stack, path: str) -> tuple[int, str]:
+    """Return what the operator's ops port answers."""
+    url = f"http://127.0.0.1:{stack.ops_ports['operator']}/{path}"
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def unreadable(stack: Stack) -> int:
+    lines = ask(stack, "metrics")[1].splitlines()
+    name = "derops_operator_unreadable_objects{"
+    return int(sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name)))
+
+
+def put(tenant: Tenant, objects: dict[str, dict[str, Any]]) -> set[str]:
+    """Create all that the API server takes; return the names of those whose owner must be told."""
+    told = set()
+    for what, manifest in objects.items():
+        taken, answer = tenant.create(manifest)
+        assert taken or "nvalid" in answer, f"{what}: {answer}"
+        if taken and what not in UNTOLD:
+            told.add(manifest["metadata"]["name"])
+    return told
+
+
+def assert_works_for(neighbour: Pilot, name: str) -> None:
+    limit = {"mode": "LoadLimit", "maxLoadWatts": 5000}
+    neighbour.dispatch(name, setpoint=limit, durationSeconds=2)
+    status = neighbour.wait_for_phase(name, "Complete")
+    assert status["timeline"]["appliedAt"]
+
+
+def test_a201_poison_does_not_stop_a_running_operator(
+    stack: Stack, tenant: Tenant, neighbour: Pilot
+) -> None:
+    """A201: a tenant creates objects that cannot be read, while the operator runs.
+
+    Each must be counted, and told in an Event on itself; nobody else may notice.
+    """
+    neighbour.battery()
+    told = put(tenant, poisons())
+    assert "old-version" in told, "the attack is not what it was"
+
+    for name in told:
+        eventually(lambda n=name: events_of(stack, tenant.namespace, n, "Unreadable"), name)  # type: ignore[misc]
+    assert unreadable(stack) >= len(told)
+    status, text = ask(stack, "readyz")
+    assert (status, "degraded objects: cannot read" in text) == (200, True)
+    assert_works_for(neighbour, "during")
+
+
+def test_a202_poison_does_not_stop_the_start_of_the_operator(
+    stack: Stack, tenant: Tenant, neighbour: Pilot
+) -> None:
+    """A202: as A201, and the operator starts while they are there.
+
+    It must get ready, be alive, serve everybody else, and be well once they are deleted.
+    """
+    neighbour.battery()
+    neighbour.dispatch("through", durationSeconds=12)
+    neighbour.wait_for_phase("through", "Active")
+    told = put(tenant, poisons())
+    stack.kill("operator")
+    stack.restart("operator")
+
+    assert ask(stack, "livez")[0] == 200
+    assert unreadable(stack) >= len(told)
+    assert_works_for(neighbour, "after-the-start")
+    assert neighbour.wait_for_phase("through", "Complete")["execution"]["interruptions"] == 0
+
+    tenant.kubectl("delete", "certificaterequests,dispatches,derassets", "--all")
+    eventually(lambda: unreadable(stack) == 0, "everything to be well again")
+    assert "degraded objects" not in ask(stack, "readyz")[1]
+
+
+def test_a203_what_is_created_anew_under_a_poisoned_name_is_worked_on(
+    stack: Stack, tenant: Tenant
+) -> None:
+    """A203: a tenant replaces a request that cannot be read by a good one of its name.
+
+    The poisoned one must be told; nothing of it may stick to the name.
+    """
+    bad = certificate_request("same", signing_request(URI, version=1))
+    assert tenant.create(bad)[0]
+    eventually(lambda: events_of(stack, tenant.namespace, "same", "Unreadable"), "it to be told")
+    before = unreadable(stack)
+
+    assert tenant.kubectl("delete", "certificaterequest", "same")[0]
+    assert tenant.create(certificate_request("same", signing_request(URI)))[0]
+
+    eventually(lambda: unreadable(stack) == before - 1, "the good one to count as good")
+
+
+def test_a204_a_dispatch_that_cannot_be_read_runs_on_through_a_start_of_everything(
+    stack: Stack, neighbour: Pilot
+) -> None:
+    """A204: whoever may write the status of a running Dispatch writes an instant that is none.
+
+    A snapshot without the dispatch would revert the device. Operator and gateway start meanwhile:
+    the agent must run it to its end, the owner must be told, and status must follow once mended.
+    """
+    neighbour.battery()
+    neighbour.dispatch("running", durationSeconds=45)
+    before = neighbour.wait_for_phase("running", "Active")["timeline"]["submittedAt"]
+    patch_submitted(neighbour, "running", "0000-01-01T00:00:00Z")
+    eventually(lambda: events_of(stack, neighbour.namespace, "running", "Unreadable"), "the Event")
+
+    for part in ("operator", "gateway"):
+        stack.kill(part)
+    stack.restart("gateway")
+    stack.restart("operator")
+    neighbour.wait_for_condition("derasset", "battery", "Connected", "True")
+    neighbour.dispatch("another", setpoint={"mode": "LoadLimit", "maxLoadWatts": 5000})
+    neighbour.wait_for_phase("another", "Active", "Complete")
+    assert neighbour.powers_written() == [5000], "the device was reverted"
+
+    patch_submitted(neighbour, "running", before)
+    status = neighbour.wait_for_phase("running", "Complete")
+    assert (status["execution"]["interruptions"], neighbour.powers_written()) == (0, [5000, 0])
+
+
+def patch_submitted(pilot: Pilot, name: str, instant: str) -> None:
+    patch = {"status": {"timeline": {"submittedAt": instant}}}
+    pilot.stack.kubectl(
+        "patch", "dispatch", name, "-n", pilot.namespace, "--subresource=status", "--type=merge",
+        "-p", json.dumps(patch),
+    )  # fmt: skip

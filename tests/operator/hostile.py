@@ -1,0 +1,114 @@
+"""An API server that holds whatever a test puts into it, also what a real one would refuse."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from derops.observing import Readiness
+from derops_operator.controller import Controller
+from derops_operator.facts import FINALIZER, Key, Kind, Meta
+from derops_operator.kube import GoneError, Kube, Manifest
+from derops_operator.settings import OperatorSettings
+from derops_operator.statuses import merge_patch
+
+__all__ = ["HostileKube", "merge_patch", "operator"]
+
+
+class HostileKube:
+    """Objects by kind, in memory; writes change them as the real one would."""
+
+    def __init__(self, objects: Iterable[tuple[Kind, Any]] = ()) -> None:
+        self.objects = list(objects)
+        self.events: list[tuple[str, str, str]] = []
+        self.failure: Exception | None = None
+
+    def find(self, kind: Kind, namespace: str, name: str) -> Manifest:
+        for held, manifest in self.objects:
+            try:
+                metadata = manifest["metadata"]
+                found = (held, metadata["namespace"], metadata["name"])
+            except (TypeError, KeyError):
+                continue
+            if found == (kind, namespace, name):
+                return cast("Manifest", manifest)
+        raise GoneError(name)
+
+    def remove(self, kind: Kind, namespace: str, name: str) -> None:
+        gone = self.find(kind, namespace, name)
+        self.objects = [each for each in self.objects if each[1] is not gone]
+
+    async def list_all(self, kind: Kind) -> AsyncIterator[Any]:
+        if self.failure is not None:
+            raise self.failure
+        for held, manifest in list(self.objects):
+            if held is kind:
+                yield manifest
+
+    async def read(self, kind: Kind, namespace: str, name: str) -> Manifest:
+        return self.find(kind, namespace, name)
+
+    async def patch_status(self, kind: Kind, meta: Meta, patch: Mapping[str, Any]) -> Manifest:
+        manifest = self.find(kind, meta.namespace, meta.name)
+        manifest["status"] = {**manifest.get("status", {}), **patch}
+        return self._changed(manifest)
+
+    async def set_finalizer(self, kind: Kind, meta: Meta, *, present: bool) -> Manifest:
+        manifest = self.find(kind, meta.namespace, meta.name)
+        manifest["metadata"]["finalizers"] = [FINALIZER] if present else []
+        return self._changed(manifest)
+
+    async def apply(self, kind: Kind, manifest: Mapping[str, Any]) -> Manifest:
+        metadata = manifest["metadata"]
+        try:
+            stored = self.find(kind, metadata["namespace"], metadata["name"])
+        except GoneError:
+            stored = {"metadata": {"uid": f"uid-{metadata['name']}", "resourceVersion": "1"}}
+            stored["metadata"]["creationTimestamp"] = "2027-01-15T08:00:00Z"
+            self.objects.append((kind, stored))
+        before = (dict(stored["metadata"]), stored.get("spec"))
+        stored["metadata"] |= metadata
+        stored["spec"] = manifest["spec"]
+        if (stored["metadata"], stored["spec"]) == before:
+            return stored
+        return self._changed(stored)
+
+    async def create_event(self, namespace: str, body: Mapping[str, Any]) -> None:
+        regarding = body["regarding"]
+        self.events.append((regarding["kind"], regarding["name"], body["reason"]))
+
+    def _changed(self, manifest: Manifest) -> Manifest:
+        version = manifest["metadata"].get("resourceVersion")
+        known = version if isinstance(version, str) and version.isdecimal() else "1"
+        manifest["metadata"]["resourceVersion"] = str(int(known[:18]) + 1)
+        return manifest
+
+
+@asynccontextmanager
+async def operator(
+    kube: HostileKube, directory: Path, readiness: Readiness | None = None
+) -> AsyncIterator[Controller]:
+    """Run a controller on it, whose gateways do not exist."""
+    for name in ("tls.crt", "tls.key", "ca.crt"):
+        (directory / name).touch()
+    settings = OperatorSettings(
+        gateways=("127.0.0.1:1",), control_tls_directory=directory, trust_domain="derops.test"
+    )
+    controller = Controller(settings, cast("Kube", kube), readiness or Readiness())
+    running = asyncio.create_task(controller.run())
+    try:
+        loaded = asyncio.create_task(controller.loaded.wait())
+        async with asyncio.timeout(10):
+            await asyncio.wait({running, loaded}, return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            running.result()
+        yield controller
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+def key_of(kind: Kind, name: str, namespace: str = "pilot") -> Key:
+    """Return where an object of these tests is."""
+    return Key(kind, namespace, name)
