@@ -89,6 +89,7 @@ class Controller:
             self._concerns,
             self._accepted,
             self._distrust,
+            knows=self._knows,
         )
         self._publisher = Publisher(
             self.cache, StatusWriter(kube), self._events, self._headend.record, self.take
@@ -178,6 +179,10 @@ class Controller:
         key = self.cache.key_of(uid)
         if key is not None:
             self._queue.add(key)
+
+    def _knows(self, uid: str) -> bool:
+        """Tell whether there is an object of a uid; it may be one that cannot be read."""
+        return self.cache.key_of(uid) is not None or bool(self.cache.unreadable)
 
     def _distrust(self, message: control_pb2.AgentReport) -> Strange | None:
         """Return why a report does not count, or None."""

@@ -31,6 +31,9 @@ RESOLVE_SECONDS = 10.0
 MAX_BATCH = 50
 """Messages to a replica in one; none comes near 64 KiB, and gRPC takes 4 MiB."""
 
+MAX_SAID_BYTES = 256 * 1024
+"""Of one thing that a replica says; the greatest honest one is a report of 64 KiB."""
+
 STRANGE_LOG_SECONDS = 10.0
 """How often a report that counts for nothing is worth a line, for each reason."""
 
@@ -103,6 +106,7 @@ class Headend:
         concerns: Callable[[str], None],
         accepted: Callable[[], None],
         distrust: Callable[[control_pb2.AgentReport], str | None],
+        knows: Callable[[str], bool] = lambda _: True,
     ) -> None:
         """Make the client; ``run`` starts it.
 
@@ -114,6 +118,7 @@ class Headend:
             concerns: Called with the uid of an asset or dispatch there is news of.
             accepted: Called when a replica has stored a version.
             distrust: Returns why a report does not count, of a closed set, or None.
+            knows: Tells whether there is an asset or dispatch of a uid; of others nothing is kept.
         """
         self._settings = settings
         self._desired = desired
@@ -123,6 +128,7 @@ class Headend:
         self._accepted = accepted
         self._distrust = distrust
         self._strange_at: dict[str, float] = {}
+        self._knows = knows
         self._links: dict[str, asyncio.Task[None]] = {}
         self._history: deque[control_pb2.HeadendTransition] = deque(maxlen=HISTORY_LIMIT)
         readiness.waiting("gateways", "no replica holds the desired state yet")
@@ -445,7 +451,7 @@ class _Link:
 
     def _take(self, message: control_pb2.ReplicaMessage) -> None:
         kind, name = message.WhichOneof("kind"), self._replica
-        if name is None or kind is None:
+        if name is None or kind is None or not self._is_of_use(message, kind):
             return
         if kind == "accepted_version":
             self._fleet.note_accepted(name, message.accepted_version, _now_us())
@@ -468,6 +474,24 @@ class _Link:
         elif kind == "batch":
             for each in message.batch.messages:
                 self._take(each)
+
+    def _is_of_use(self, message: control_pb2.ReplicaMessage, kind: str) -> bool:
+        """Tell whether what a replica says may be kept; one may lie.
+
+        Sessions and deliveries of nothing that there is are not; reports are judged by themselves.
+
+        Raises:
+            ValueError: It is greater than anything that a replica has to say.
+        """
+        if kind == "batch":
+            return True
+        if message.ByteSize() > MAX_SAID_BYTES:
+            raise ValueError(f"{kind} has more than {MAX_SAID_BYTES} bytes")
+        if kind == "session":
+            return self._headend._knows(message.session.asset_uid)  # noqa: SLF001
+        if kind == "delivery":
+            return self._headend._knows(message.delivery.dispatch_uid)  # noqa: SLF001
+        return True
 
     def _take_report(self, message: control_pb2.AgentReport) -> None:
         phase = message.report.phase

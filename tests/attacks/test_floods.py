@@ -19,6 +19,7 @@ from tests.headend.gateway.rig import Agent, Rig
 from derops import observing
 from derops.wire.v1 import agent_pb2, log_pb2
 from derops_headend.gateway.agent_link import MAX_OPENING
+from derops_headend.gateway.exchange import REPORTS_BYTES, REPORTS_SURE
 from derops_headend.gateway.journal import EVENTS_AT_ONCE
 from derops_headend.gateway.metrics import UNSTORED_CONNECTIONS
 
@@ -46,8 +47,16 @@ def leaf(flooded: FloodedGateway) -> Leaf:
     return flooded.agent_ca.agent("battery")
 
 
-async def flood(agent: Agent, messages: Iterable[agent_pb2.AgentMessage]) -> None:
-    """Send a little faster than is acknowledged; return when all is sent or the stream ended."""
+async def flood(
+    agent: Agent, messages: Iterable[agent_pb2.AgentMessage], *, patience_seconds: float = 5.0
+) -> None:
+    """Send as fast as is acknowledged; return when all is sent or the stream ended.
+
+    Args:
+        agent: Its stream.
+        messages: What it says.
+        patience_seconds: How long it waits for an acknowledgement before it goes on without.
+    """
     may_send = asyncio.Semaphore(UNACKNOWLEDGED)
 
     async def read() -> None:
@@ -58,7 +67,7 @@ async def flood(agent: Agent, messages: Iterable[agent_pb2.AgentMessage]) -> Non
     async def send() -> None:
         for message in messages:
             with suppress(TimeoutError):
-                await asyncio.wait_for(may_send.acquire(), 0.001)
+                await asyncio.wait_for(may_send.acquire(), patience_seconds)
             await agent.send(message)
 
     tasks = [asyncio.create_task(read()), asyncio.create_task(send())]
@@ -85,9 +94,12 @@ async def test_one_dispatch_reported_without_end(flooded: FloodedGateway, leaf: 
 
     await flood(agent, (great_report("d-1", n) for n in range(1, REPORTS + 1)))
 
-    grown = flooded.peak_mebibytes() - before
     print(f"A1: {before:.0f} MiB before, {flooded.peak_mebibytes():.0f} MiB at most")
-    assert grown < GROWTH_MEBIBYTES
+    assert flooded.peak_mebibytes() - before < GROWTH_MEBIBYTES
+    told = [await operator.read_until("report")]
+    while told[-1].report.sequence < REPORTS:
+        told.append(await operator.read_until("report"))
+    assert len(told) < REPORTS / 10, "of what waited, it hears the newest"
 
 
 async def test_reports_of_dispatches_that_nobody_knows(flooded: FloodedGateway, leaf: Leaf) -> None:
@@ -98,7 +110,8 @@ async def test_reports_of_dispatches_that_nobody_knows(flooded: FloodedGateway, 
     await agent.connect()
     before = flooded.resident_mebibytes()
 
-    await flood(agent, (great_report(f"unknown-{n}", n) for n in range(1, REPORTS + 1)))
+    reports = (great_report(f"unknown-{n}", n) for n in range(1, REPORTS + 1))
+    await flood(agent, reports, patience_seconds=0.001)
 
     print(f"A2: {before:.0f} MiB before, {flooded.peak_mebibytes():.0f} MiB at most")
     assert flooded.peak_mebibytes() - before < GROWTH_MEBIBYTES
@@ -113,7 +126,8 @@ async def test_great_reports_of_very_many_dispatches(flooded: FloodedGateway, le
     await agent.connect()
     before = flooded.resident_mebibytes()
 
-    await flood(agent, (great_report(f"d-{n}", n + 1) for n in range(REPORTS)))
+    reports = (great_report(f"d-{n}", n + 1) for n in range(REPORTS))
+    await flood(agent, reports, patience_seconds=0.001)
 
     print(f"A3: {before:.0f} MiB before, {flooded.peak_mebibytes():.0f} MiB at most")
     assert flooded.peak_mebibytes() - before < GROWTH_MEBIBYTES
@@ -135,6 +149,31 @@ async def test_a_new_ledger_on_each_of_many_streams(flooded: FloodedGateway, lea
 
     print(f"A4: {before:.0f} MiB before, {flooded.peak_mebibytes():.0f} MiB at most")
     assert flooded.peak_mebibytes() - before < GROWTH_MEBIBYTES
+
+
+async def test_many_agents_with_great_reports_together(flooded: FloodedGateway) -> None:
+    """A11: eighty agents fill what they may: 80 MiB together, of which the gateway takes 64."""
+    names = [f"battery-{number}" for number in range(80)]
+    leaves = {name: flooded.agent_ca.agent(name) for name in names}
+    operator = flooded.operator()
+    await operator.snapshot(
+        [flooded.asset(name, leaf) for name, leaf in leaves.items()],
+        [flooded.dispatch(f"{name}-{n}", name) for name in names for n in range(20)],
+    )
+    before = flooded.resident_mebibytes()
+
+    for name, leaf in leaves.items():
+        agent = flooded.agent(leaf)
+        await agent.connect()
+        reports = (great_report(f"{name}-{n}", n + 1) for n in range(20))
+        await flood(agent, reports, patience_seconds=0.05)
+        await agent.close()
+
+    held = flooded.metrics("derops_gateway_held_bytes")
+    print(f"A11: {before:.0f} MiB before, {flooded.peak_mebibytes():.0f} MiB at most, {held}")
+    assert 60 * 1024**2 < held['{part="reports"}'] <= REPORTS_BYTES + 80 * REPORTS_SURE
+    assert flooded.metrics("derops_gateway_bound_reached_total")['{part="reports"}'] > 80
+    assert flooded.peak_mebibytes() - before < 1.5 * REPORTS_BYTES / 1024**2 + GROWTH_MEBIBYTES
 
 
 @pytest.fixture
@@ -164,7 +203,8 @@ async def test_what_the_log_does_not_take(rig: Rig) -> None:
     for epoch in (1, 2, 3):
         agent = rig.agent(leaf)
         await agent.connect(epoch)
-        sending = asyncio.create_task(flood(agent, (great_report("d-1", n) for n in range(1, 41))))
+        reports = (great_report("d-1", n) for n in range(1, 41))
+        sending = asyncio.create_task(flood(agent, reports, patience_seconds=0.001))
         ended = await rig_ended(rig, epoch)
         await sending
         assert ended == "TooMuchUnstored"

@@ -21,7 +21,7 @@ from derops.wire.v1 import control_pb2, control_pb2_grpc, dispatch_pb2
 from derops_operator import convert, metrics
 from derops_operator.desired import Desired
 from derops_operator.fleet import Fleet, Link
-from derops_operator.headend import Headend
+from derops_operator.headend import MAX_SAID_BYTES, Headend
 from derops_operator.reconciling.actions import Submit
 from derops_operator.settings import OperatorSettings
 
@@ -129,7 +129,7 @@ class Bench:
         self.gateways.append(gateway)
         return gateway
 
-    def headend(self) -> Headend:
+    def headend(self, knows: Callable[[str], bool] = lambda _: True) -> Headend:
         settings = OperatorSettings(
             gateways=tuple(f"127.0.0.1:{gateway.port}" for gateway in self.gateways),
             control_tls_directory=self.directory,
@@ -143,6 +143,7 @@ class Bench:
             self.concerned.append,
             lambda: None,
             lambda message: self.strange.get(message.asset_name),
+            knows,
         )
 
 
@@ -334,3 +335,30 @@ async def test_history_that_no_gateway_takes_for_too_long_is_counted(
 
     assert metrics.HISTORY_DROPPED._value.get() == dropped + 2
     assert [each.dispatch_uid for each in headend._history] == ["d-2", "d-3", "d-4"]
+
+
+async def test_what_a_lying_replica_says_of_nothing_is_not_kept(bench: Bench) -> None:
+    gateway = await bench.add_gateway("gateway-0")
+
+    async with Running(bench.headend({"uid-battery", "uid-peak"}.__contains__)):
+        await until(lambda: bench.readiness.report()[0])
+        for number in range(100):
+            uid = f"uid-{number}"
+            await gateway.say(Message(session=control_pb2.Session(asset_uid=uid, epoch=1)))
+            await gateway.say(Message(delivery=control_pb2.Delivery(dispatch_uid=uid)))
+        await gateway.say(Message(delivery=control_pb2.Delivery(dispatch_uid="uid-peak")))
+        await until(lambda: bench.concerned)
+
+    assert bench.fleet.known_uids() == {"uid-peak"}
+
+
+async def test_a_replica_that_says_too_much_at_once_is_not_heard_further(bench: Bench) -> None:
+    gateway = await bench.add_gateway("gateway-0")
+
+    async with Running(bench.headend()):
+        await until(lambda: bench.readiness.report()[0])
+        much = control_pb2.Session(asset_uid="uid-battery", end_reason="x" * (MAX_SAID_BYTES + 1))
+        await gateway.say(Message(session=much))
+        await until(lambda: gateway.streams == 2)
+
+    assert bench.fleet.known_uids() == set()

@@ -1,6 +1,6 @@
 """Memory that many hold together, bounded in bytes. Pure."""
 
-OVERHEAD_BYTES = 1024
+OVERHEAD_BYTES = 2048
 """What a message costs beside its bytes, as an object and in the tables that lead to it."""
 
 

@@ -511,13 +511,17 @@ class AgentStream:
         size = len(body) + OVERHEAD_BYTES
         if not self._exchange.unstored.take(self._asset_id.uid, size):
             return _too_much_unstored()
+        # The report itself would stay in memory beside its bytes until they are durable.
+        known = dispatch_pb2.DispatchReport(
+            dispatch_uid=report.dispatch_uid, sequence=report.sequence
+        )
 
         def settle(error: BaseException | None) -> None:
             self._exchange.unstored.add(self._asset_id.uid, -size)
             if self._is_durable(error):
-                self._exchange.acknowledge_report(self, report)
+                self._exchange.acknowledge_report(self, known)
             else:
-                self._exchange.forget_report(report)
+                self._exchange.forget_report(known)
 
         self._exchange.hear_report(received)  # first: the operator waits for it, the log does not
         self._exchange.journal.put(log_pb2.AGENT_REPORT, asset, body, settle)

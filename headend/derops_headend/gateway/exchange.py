@@ -32,7 +32,7 @@ _SWEPT_AT_ONCE = 100
 _REMEMBER_SECONDS = 0.2
 _KIB, _MIB = 1024, 1024**2
 
-UNSTORED_BYTES, UNSTORED_OF_ONE, UNSTORED_SURE = 128 * _MIB, 2 * _MIB, 32 * _KIB
+UNSTORED_BYTES, UNSTORED_OF_ONE, UNSTORED_SURE = 128 * _MIB, 2 * _MIB, 64 * _KIB
 """What agents brought and the log has not taken: of all, of one, and what each may have anyway."""
 
 UNREAD_BYTES, UNREAD_OF_ONE, UNREAD_SURE = 64 * _MIB, 256 * _KIB, 16 * _KIB
@@ -283,13 +283,14 @@ class Exchange:
         The agent keeps it and says it again until it is acknowledged, so it cannot get lost.
         """
         uid, new = report.report.dispatch_uid, report.report
+        told = Message(report=report)
         self._unstored_reports[uid] += 1
         if self.desired.dispatch(uid) is not None:
             old = self._reports[uid].report if uid in self._reports else new
             if old.ledger_id == new.ledger_id and old.sequence > new.sequence:
                 return
-            self._keep_report(uid, report)
-        self._tell(Message(report=report))
+            self._keep_report(uid, told.report)  # a part of it: one copy waits and is kept
+        self._tell(told)
 
     def has_room_for(self, report: control_pb2.AgentReport) -> bool:
         """Tell whether there is room to hear a report; its agent has it until it is heard."""
