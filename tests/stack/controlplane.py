@@ -103,6 +103,7 @@ class ControlPlane:
         self.directory = self._cleanup.enter_context(
             places.private_directory("controlplane", self._parent_directory)
         )
+        self.directory.chmod(0o700)  # all of it runs as us
         self._audit_log = self.directory / "audit.jsonl"
         self._authority = pki.Authority("derops-stack")
         port, etcd_port = places.free_port(), places.free_port()

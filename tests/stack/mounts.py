@@ -17,7 +17,7 @@ def write_mount(directory: Path, files: Mapping[str, bytes]) -> bool:
     current = directory / "..data"
     if current.exists() and _read(current) == dict(files):
         return False
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = directory / f"..{next(_versions)}"
     fresh.mkdir(mode=0o700)
     for name, content in files.items():
