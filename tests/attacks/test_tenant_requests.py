@@ -78,11 +78,16 @@ class Realm:
             "controller": True,
         }
 
-    def forge(self, name: str, key: ec.EllipticCurvePrivateKey, **spec: Any) -> dict[str, Any]:
-        """Return a request like that of cert-manager, and newer by all that it says of itself."""
+    def forge(
+        self, name: str, key: ec.EllipticCurvePrivateKey, *, revision: int = 999, **spec: Any
+    ) -> dict[str, Any]:
+        """Return a request like that of cert-manager, and newer by all that it says of itself.
+
+        Of those it takes for its own, cert-manager deletes the lowest revisions.
+        """
         annotations = {
             "cert-manager.io/certificate-name": CERTIFICATE,
-            "cert-manager.io/certificate-revision": "999",
+            "cert-manager.io/certificate-revision": str(revision),
         }
         forged = certificate_request(
             name,
@@ -177,7 +182,7 @@ def test_a231_a_request_made_by_hand_takes_no_asset_over(realm: Realm) -> None:
     It must be denied, and the asset's owner be told who asked; the asset itself is well.
     """
     key = ec.generate_private_key(ec.SECP256R1())
-    taken, answer = realm.tenant.create(realm.forge("forged", key))
+    taken, answer = realm.tenant.create(realm.forge("forged", key, revision=998))
     assert taken, answer
 
     denied = eventually(
@@ -213,8 +218,7 @@ def test_a233_what_somebody_else_approved_is_not_trusted(realm: Realm) -> None:
     It must never come into the ledger, though it is the newest, and signed by our own authority.
     """
     key = ec.generate_private_key(ec.SECP256R1())
-    forged = realm.forge("approved", key)
-    del forged["metadata"]["annotations"]  # cert-manager would take it for an old one of its own
+    forged = realm.forge("approved", key, revision=1000)
     realm.operator.terminate()
     assert realm.tenant.create(forged)[0]
     approved = {"type": "Approved", "status": "True", "reason": "Me", "message": "by me"}
