@@ -130,6 +130,7 @@ def great_report(uid: str, sequence: int, ledger_id: str = "ledger-1") -> agent_
         ledger_id=ledger_id,
         dispatch_uid=uid,
         phase="Acked",
+        reason="Accepted",
         transitions=[step] * 59,
     )
     return agent_pb2.AgentMessage(report=report)
