@@ -94,6 +94,8 @@ class FloodedGateway(Rig):
         agent = self._port_files("agent", self.server_ca, "derops-gateway")
         control = self._port_files("control", self.control_ca, "derops-gateway-control")
         (agent / "clients.crt").write_bytes(self.agent_ca.pem)
+        operator = self.directory / "operator.crt"
+        operator.write_bytes(self.operator_leaf.pem)
         self.ops_port = free_port()
         facts = {
             "AGENT_LISTEN": "127.0.0.1:0",
@@ -101,6 +103,7 @@ class FloodedGateway(Rig):
             "AGENT_CA_FILE": str(agent / "clients.crt"),
             "CONTROL_LISTEN": "127.0.0.1:0",
             "CONTROL_TLS_DIRECTORY": str(control),
+            "OPERATOR_CERTIFICATE_FILE": str(operator),
             "DATA_DIRECTORY": str(self.directory / "data"),
             "TRUST_DOMAIN": TRUST_DOMAIN,
             "OPS_ADDRESS": "127.0.0.1",
@@ -127,6 +130,7 @@ def great_report(uid: str, sequence: int, ledger_id: str = "ledger-1") -> agent_
         ledger_id=ledger_id,
         dispatch_uid=uid,
         phase="Acked",
+        reason="Accepted",
         transitions=[step] * 59,
     )
     return agent_pb2.AgentMessage(report=report)
