@@ -183,6 +183,7 @@ class Gateway:
             self._follow_operator(),
         ):
             self._tasks.append(asyncio.create_task(work))
+        await self._control.end_overdue()  # tells at once where nobody could be the operator
         await asyncio.gather(*(server.start() for server in self._servers))
         structlog.get_logger("gateway").info(
             "gateway.started", agent_port=self.agent_port, control_port=self.control_port
