@@ -7,6 +7,7 @@ of what is in it.
 import subprocess
 import sys
 
+import psycopg
 import pytest
 
 
@@ -18,3 +19,20 @@ def test_no_part_that_orders_reads_the_database(module: str) -> None:
     code = f"import sys, {module}; sys.exit('psycopg' in sys.modules)"
 
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_writers_role_is_no_superuser(database_url: str) -> None:
+    """B2: a thief of the writer's URL reads the server's files, or runs programs there."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        role = connection.execute(
+            "select rolsuper, rolcreaterole, rolcreatedb, rolbypassrls from pg_roles"
+            " where rolname = current_user"
+        ).fetchone()
+        assert role == (False, False, False, False)
+        for statement in (
+            "select pg_read_file('/etc/passwd')",
+            "copy (select 1) to program 'true'",
+            "alter system set log_statement = 'all'",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(statement)

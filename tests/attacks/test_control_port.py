@@ -101,7 +101,7 @@ async def begin(peer: Operator, start_ms: int, era: int = 0) -> None:
 async def test_a_certificate_of_the_control_ca_is_not_enough(
     rig: Rig, leaf: Leaf, operator: Operator
 ) -> None:
-    """A1: whoever gets a certificate with the operator's name issued connects beside the operator.
+    """C1: whoever gets a certificate with the operator's name issued connects beside the operator.
 
     `NotTheOperatorsKey` is counted; the log and /readyz have both fingerprints; the live operator
     goes on and the device hears nothing.
@@ -127,7 +127,7 @@ async def test_a_certificate_of_the_control_ca_is_not_enough(
 async def test_a_stranger_while_the_operator_is_away_is_told_until_it_is_back(
     rig: Rig, leaf: Leaf, operator: Operator
 ) -> None:
-    """A2: the same while no operator is connected; /readyz tells it until the operator is back."""
+    """C2: the same while no operator is connected; /readyz tells it until the operator is back."""
     await operator.close()
 
     await rig.operator(rig.make_operator()).refusal()
@@ -141,7 +141,7 @@ async def test_a_stranger_while_the_operator_is_away_is_told_until_it_is_back(
 async def test_a_stranger_beside_the_operator_is_told_for_ten_minutes(
     rig: Rig, clock: Clock
 ) -> None:
-    """A3: /readyz tells of a refused stranger for ten minutes though the operator is connected."""
+    """C3: /readyz tells of a refused stranger for ten minutes though the operator is connected."""
     await rig.operator().snapshot([])
     await rig.operator(rig.make_operator()).refusal()
 
@@ -156,7 +156,7 @@ async def test_a_stranger_beside_the_operator_is_told_for_ten_minutes(
 async def test_without_the_operators_certificate_nobody_is_the_operator(
     rig: Rig, leaf: Leaf, operator: Operator
 ) -> None:
-    """A4: the mount is away: no operator is admitted, /readyz says so, agents are served."""
+    """C4: the mount is away: no operator is admitted, /readyz says so, agents are served."""
     await rig.stop()
     rig.operator_file.unlink()
     await rig.start()
@@ -178,7 +178,7 @@ async def test_without_the_operators_certificate_nobody_is_the_operator(
 async def test_a_file_without_a_certificate_admits_nobody_and_ends_nothing(
     rig: Rig, operator: Operator, content: bytes
 ) -> None:
-    """A5: the file holds rubbish: who is connected stays, nobody else is admitted."""
+    """C5: the file holds rubbish: who is connected stays, nobody else is admitted."""
     rig.operator_file.write_bytes(content)
     await until(lambda: "degraded operator certificate" in told(rig))
 
@@ -194,7 +194,7 @@ async def test_a_file_without_a_certificate_admits_nobody_and_ends_nothing(
 async def test_the_key_before_is_good_for_ten_minutes_also_over_a_restart(
     rig: Rig, clock: Clock
 ) -> None:
-    """A6: a thief has the operator's key from before a renewal: ten minutes later it is nothing."""
+    """C6: a thief has the operator's key from before a renewal: ten minutes later it is nothing."""
     stolen = rig.operator_leaf
     await rig.operator(stolen).snapshot([])
     rig.renew_operator()
@@ -218,7 +218,7 @@ async def test_the_key_before_is_good_for_ten_minutes_also_over_a_restart(
 
 
 async def test_a_stream_with_the_key_before_ends_with_its_time(rig: Rig, clock: Clock) -> None:
-    """A7: the thief keeps a stream open over the renewal: the sweep ends it after ten minutes."""
+    """C7: the thief keeps a stream open over the renewal: the sweep ends it after ten minutes."""
     thief = rig.operator()
     await thief.snapshot([])
     rig.renew_operator()
@@ -231,7 +231,7 @@ async def test_a_stream_with_the_key_before_ends_with_its_time(rig: Rig, clock: 
 
 
 async def test_a_stream_ends_when_the_operators_certificate_does(rig: Rig) -> None:
-    """A8: an operator whose certificate has expired is not heard on an old connection."""
+    """C8: an operator whose certificate has expired is not heard on an old connection."""
     rig.renew_operator(ends=timedelta(seconds=3))
     live = rig.operator()
     await live.snapshot([])
@@ -240,7 +240,7 @@ async def test_a_stream_ends_when_the_operators_certificate_does(rig: Rig) -> No
 
 
 async def test_a_second_renewal_shuts_out_a_stolen_key_at_once(rig: Rig) -> None:
-    """A9: only one key before is good: to renew twice is the way to be rid of a thief now."""
+    """C9: only one key before is good: to renew twice is the way to be rid of a thief now."""
     stolen = rig.operator_leaf
     await rig.operator(stolen).snapshot([])
     for _ in range(2):
@@ -259,7 +259,7 @@ async def test_a_second_renewal_shuts_out_a_stolen_key_at_once(rig: Rig) -> None
 async def test_no_desired_state_from_the_future_is_stored(
     rig: Rig, leaf: Leaf, operator: Operator, where: str
 ) -> None:
-    """A10: desired state that begins ten years ahead would lock out everybody until then.
+    """C10: desired state that begins ten years ahead would lock out everybody until then.
 
     `OperatorClockAhead` is counted; the operator is told the seconds; the gateway's /readyz and the
     metric have them until a good state comes; what was served is served.
@@ -293,7 +293,7 @@ def _origin(where: str, seconds: int) -> dict[str, Any]:
 async def test_ten_minutes_are_no_attack_and_eleven_are(
     rig: Rig, leaf: Leaf, operator: Operator
 ) -> None:
-    """A11: what an operator's clock may differ by is taken, a minute more is not."""
+    """C11: what an operator's clock may differ by is taken, a minute more is not."""
     now_ms = now_us() // 1000
 
     eleven = rig.operator()
@@ -305,7 +305,7 @@ async def test_ten_minutes_are_no_attack_and_eleven_are(
 async def test_a_stored_state_from_the_future_is_told_and_ended_by_an_era(
     rig: Rig, leaf: Leaf
 ) -> None:
-    """A12: an earlier version took such a state: a higher era is the way out.
+    """C12: an earlier version took such a state: a higher era is the way out.
 
     /readyz tells it from the start on.
     """
@@ -340,7 +340,7 @@ async def _store(rig: Rig, leaf: Leaf, start_ms: int) -> None:
 async def test_a_predecessor_does_not_even_take_the_stream(
     rig: Rig, leaf: Leaf, operator: Operator
 ) -> None:
-    """A13: an operator that still runs on a partitioned node connects: the live one goes on."""
+    """C13: an operator that still runs on a partitioned node connects: the live one goes on."""
     before = counted("StaleOperator")
     zombie = rig.operator()
     await begin(zombie, 999)
@@ -354,7 +354,7 @@ async def test_a_predecessor_does_not_even_take_the_stream(
 async def test_no_agent_keeps_what_a_wrong_clock_or_a_hostile_gateway_hands_on(
     tmp_path: Path,
 ) -> None:
-    """A14: an earlier or hostile gateway hands on a state from ten years ahead.
+    """C14: an earlier or hostile gateway hands on a state from ten years ahead.
 
     The agent obeys it, as an agent with a slow clock must, and keeps the newest that it had; it is
     counted once for each start.
@@ -389,7 +389,7 @@ async def test_no_agent_keeps_what_a_wrong_clock_or_a_hostile_gateway_hands_on(
 async def test_numbers_that_no_disk_can_hold_are_refused_like_others(
     rig: Rig, leaf: Leaf, operator: Operator, numbers: dict[str, int]
 ) -> None:
-    """A15: start and era at the end of what the wire can carry: refused, and nothing stops."""
+    """C15: start and era at the end of what the wire can carry: refused, and nothing stops."""
     odd = rig.operator()
     await begin(odd, **numbers)
 

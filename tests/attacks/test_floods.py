@@ -82,7 +82,7 @@ async def flood(
 
 
 async def test_one_dispatch_reported_without_end(flooded: FloodedGateway, leaf: Leaf) -> None:
-    """A1: the holder of an agent's key says ever newer great reports of its one dispatch.
+    """F1: the holder of an agent's key says ever newer great reports of its one dispatch.
 
     Only the newest waits for the operator, which reads nothing.
     """
@@ -94,7 +94,7 @@ async def test_one_dispatch_reported_without_end(flooded: FloodedGateway, leaf: 
 
     await flood(agent, (great_report("d-1", n) for n in range(1, REPORTS + 1)))
 
-    print(f"A1: {before:.0f} MiB before, {flooded.peak_mebibytes():.0f} MiB at most")
+    print(f"F1: {before:.0f} MiB before, {flooded.peak_mebibytes():.0f} MiB at most")
     assert flooded.peak_mebibytes() - before < GROWTH_MEBIBYTES
     told = [await operator.read_until("report")]
     while told[-1].report.sequence < REPORTS:
@@ -103,7 +103,7 @@ async def test_one_dispatch_reported_without_end(flooded: FloodedGateway, leaf: 
 
 
 async def test_reports_of_dispatches_that_nobody_knows(flooded: FloodedGateway, leaf: Leaf) -> None:
-    """A2: the holder of an agent's key says great reports of ever new uids."""
+    """F2: the holder of an agent's key says great reports of ever new uids."""
     operator = flooded.operator()
     await operator.snapshot([flooded.asset("battery", leaf)])
     agent = flooded.agent(leaf)
@@ -113,12 +113,12 @@ async def test_reports_of_dispatches_that_nobody_knows(flooded: FloodedGateway, 
     reports = (great_report(f"unknown-{n}", n) for n in range(1, REPORTS + 1))
     await flood(agent, reports, patience_seconds=0.001)
 
-    print(f"A2: {before:.0f} MiB before, {flooded.peak_mebibytes():.0f} MiB at most")
+    print(f"F2: {before:.0f} MiB before, {flooded.peak_mebibytes():.0f} MiB at most")
     assert flooded.peak_mebibytes() - before < GROWTH_MEBIBYTES
 
 
 async def test_great_reports_of_very_many_dispatches(flooded: FloodedGateway, leaf: Leaf) -> None:
-    """A3: a tenant has thousands of dispatches, and its agent says a great report of each."""
+    """F3: a tenant has thousands of dispatches, and its agent says a great report of each."""
     dispatches = [flooded.dispatch(f"d-{n}") for n in range(REPORTS)]
     operator = flooded.operator()
     await operator.snapshot([flooded.asset("battery", leaf)], dispatches)
@@ -129,12 +129,12 @@ async def test_great_reports_of_very_many_dispatches(flooded: FloodedGateway, le
     reports = (great_report(f"d-{n}", n + 1) for n in range(REPORTS))
     await flood(agent, reports, patience_seconds=0.001)
 
-    print(f"A3: {before:.0f} MiB before, {flooded.peak_mebibytes():.0f} MiB at most")
+    print(f"F3: {before:.0f} MiB before, {flooded.peak_mebibytes():.0f} MiB at most")
     assert flooded.peak_mebibytes() - before < GROWTH_MEBIBYTES
 
 
 async def test_a_new_ledger_on_each_of_many_streams(flooded: FloodedGateway, leaf: Leaf) -> None:
-    """A4: the holder of an agent's key reconnects with a new ledger each time, of one dispatch."""
+    """F4: the holder of an agent's key reconnects with a new ledger each time, of one dispatch."""
     operator = flooded.operator()
     await operator.snapshot([flooded.asset("battery", leaf)], [flooded.dispatch("d-1")])
     before = flooded.resident_mebibytes()
@@ -147,12 +147,12 @@ async def test_a_new_ledger_on_each_of_many_streams(flooded: FloodedGateway, lea
         await flood(agent, reports)
         await agent.close()
 
-    print(f"A4: {before:.0f} MiB before, {flooded.peak_mebibytes():.0f} MiB at most")
+    print(f"F4: {before:.0f} MiB before, {flooded.peak_mebibytes():.0f} MiB at most")
     assert flooded.peak_mebibytes() - before < GROWTH_MEBIBYTES
 
 
 async def test_many_agents_with_great_reports_together(flooded: FloodedGateway) -> None:
-    """A11: eighty agents fill what they may: 80 MiB together, of which the gateway takes 64."""
+    """F11: eighty agents fill what they may: 80 MiB together, of which the gateway takes 64."""
     names = [f"battery-{number}" for number in range(80)]
     leaves = {name: flooded.agent_ca.agent(name) for name in names}
     operator = flooded.operator()
@@ -170,7 +170,7 @@ async def test_many_agents_with_great_reports_together(flooded: FloodedGateway) 
         await agent.close()
 
     held = flooded.metrics("derops_gateway_held_bytes")
-    print(f"A11: {before:.0f} MiB before, {flooded.peak_mebibytes():.0f} MiB at most, {held}")
+    print(f"F11: {before:.0f} MiB before, {flooded.peak_mebibytes():.0f} MiB at most, {held}")
     assert 60 * 1024**2 < held['{part="reports"}'] <= REPORTS_BYTES + 80 * REPORTS_SURE
     assert flooded.metrics("derops_gateway_bound_reached_total")['{part="reports"}'] > 80
     assert flooded.peak_mebibytes() - before < 1.5 * REPORTS_BYTES / 1024**2 + GROWTH_MEBIBYTES
@@ -187,7 +187,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 
 
 async def test_what_the_log_does_not_take(rig: Rig) -> None:
-    """A5: while the event log is stuck, an agent brings great reports on one stream after another.
+    """F5: while the event log is stuck, an agent brings great reports on one stream after another.
 
     A new stream brings no new allowance; its neighbour is heard all the same.
     """
@@ -218,7 +218,7 @@ async def test_what_the_log_does_not_take(rig: Rig) -> None:
 
 
 async def test_streams_that_never_say_hello(rig: Rig) -> None:
-    """A10: the holder of an agent's key opens streams without end and says no Hello on them."""
+    """F10: the holder of an agent's key opens streams without end and says no Hello on them."""
     leaf = rig.agent_ca.agent("battery")
     await rig.operator().snapshot([rig.asset("battery", leaf)])
     silent = [rig.agent(leaf) for _ in range(3 * MAX_OPENING)]
@@ -242,7 +242,7 @@ async def rig_ended(rig: Rig, epoch: int) -> str:
 
 
 async def test_an_agent_that_asks_and_never_reads(flooded: FloodedGateway, leaf: Leaf) -> None:
-    """A6: the holder of an agent's key sends heartbeats, and reads no answer to them."""
+    """F6: the holder of an agent's key sends heartbeats, and reads no answer to them."""
     operator = flooded.operator()
     await operator.snapshot([flooded.asset("battery", leaf)])
     before = flooded.resident_mebibytes()
@@ -268,7 +268,7 @@ async def test_an_agent_that_asks_and_never_reads(flooded: FloodedGateway, leaf:
 
 
 async def test_who_reconnects_for_ever_does_not_fill_the_history(rig: Rig) -> None:
-    """A7: the holder of an agent's key connects and leaves, again and again.
+    """F7: the holder of an agent's key connects and leaves, again and again.
 
     The history holds a bounded number of its events; the rest is counted.
     """
@@ -293,7 +293,7 @@ async def test_who_reconnects_for_ever_does_not_fill_the_history(rig: Rig) -> No
 
 
 async def test_strangers_without_a_certificate_fill_no_log(flooded: FloodedGateway) -> None:
-    """A8: whoever reaches the agent port begins TLS, or anything else, again and again."""
+    """F8: whoever reaches the agent port begins TLS, or anything else, again and again."""
     before = flooded.errors.stat().st_size
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -313,7 +313,7 @@ async def test_strangers_without_a_certificate_fill_no_log(flooded: FloodedGatew
 
 
 async def test_a_refused_peer_fills_no_log(flooded: FloodedGateway) -> None:
-    """A8b: a certificate of an asset that is not there comes again and again; it is counted."""
+    """F9: a certificate of an asset that is not there comes again and again; it is counted."""
     await flooded.operator().snapshot([])
     leaf = flooded.agent_ca.agent("gone")
     for _ in range(LINES_AT_ONCE + 100):

@@ -38,7 +38,7 @@ def told(both: Tenants, uid: str) -> list[tuple[str, str, str]]:
 
 
 async def test_a_stranger_tells_no_outcome_of_a_dispatch_that_is_settled(both: Tenants) -> None:
-    """A51: an agent tells an outcome of another tenant's dispatch that ended OutcomeUnknown.
+    """H1: an agent tells an outcome of another tenant's dispatch that ended OutcomeUnknown.
 
     The operator counts AnotherAsset; the victim's status and anybody's history say what they said.
     """
@@ -63,7 +63,7 @@ async def test_a_stranger_tells_no_outcome_of_a_dispatch_that_is_settled(both: T
 async def test_the_genuine_late_proof_stands_whoever_spoke_first(
     both: Tenants, stranger_first: bool
 ) -> None:
-    """A52: an agent tells the very steps that another tenant's agent tells, with other facts.
+    """H2: an agent tells the very steps that another tenant's agent tells, with other facts.
 
     The genuine report stands in status and history, in either order, told again too.
     """
@@ -93,7 +93,7 @@ async def test_the_genuine_late_proof_stands_whoever_spoke_first(
 
 
 async def test_a_stranger_tells_nothing_of_a_dispatch_that_is_held(both: Tenants) -> None:
-    """A53: an agent tells an outcome of another tenant's dispatch that its gateway holds.
+    """H3: an agent tells an outcome of another tenant's dispatch that its gateway holds.
 
     The gateway counts AnotherAsset and says so in its log; nobody else hears of it.
     """
@@ -116,7 +116,7 @@ async def test_a_stranger_tells_nothing_of_a_dispatch_that_is_held(both: Tenants
 async def test_what_a_stranger_said_before_the_dispatch_was_known_is_in_nobodys_history(
     both: Tenants,
 ) -> None:
-    """A54: an agent tells an outcome of another tenant's uid before the gateway hears of it.
+    """H4: an agent tells an outcome of another tenant's uid before the gateway hears of it.
 
     It shows in the agent's own history until the headend says whose dispatch it is; then nowhere.
     """
@@ -141,7 +141,7 @@ async def test_what_a_stranger_said_before_the_dispatch_was_known_is_in_nobodys_
 
 
 async def test_invented_dispatches_are_in_the_speakers_own_history_alone(both: Tenants) -> None:
-    """A55: an agent tells outcomes of dispatches that never were.
+    """H5: an agent tells outcomes of dispatches that never were.
 
     They are acknowledged and settled, and in its own namespace's history; no Dispatch hears of it.
     """
@@ -161,7 +161,7 @@ async def test_invented_dispatches_are_in_the_speakers_own_history_alone(both: T
 async def test_a_flood_of_invented_dispatches_costs_so_many_rows_and_no_more(
     both: Tenants,
 ) -> None:
-    """A56: an agent tells outcomes of thousands of invented dispatches.
+    """H6: an agent tells outcomes of thousands of invented dispatches.
 
     A thousand a day go into the log; the others are acknowledged and counted, and the other
     tenant's agent is heard meanwhile.
@@ -188,7 +188,7 @@ async def test_a_flood_of_invented_dispatches_costs_so_many_rows_and_no_more(
 
 
 async def test_many_ledgers_of_one_agent_take_no_more_memory_than_a_few(both: Tenants) -> None:
-    """A57: an agent reports on its own dispatch from ever new ledgers.
+    """H7: an agent reports on its own dispatch from ever new ledgers.
 
     The operator keeps eight, the furthest among them, and counts what it lets go of.
     """
@@ -239,33 +239,33 @@ def begun(**changes: Any) -> Callable[[], dispatch_pb2.DispatchReport]:
 
 
 IMPOSSIBLE = [
-    pytest.param(complete_early, "its planned end is", id="A71 complete before its end"),
+    pytest.param(complete_early, "its planned end is", id="H21 complete before its end"),
     pytest.param(
         begun(phase="Complete", applied_us=0, planned_end_us=0),
         "its planned end is",
-        id="A72 complete at once, and nothing else said",
+        id="H22 complete at once, and nothing else said",
     ),
     pytest.param(
         begun(phase="Active", verified="True", verified_us=1, evidence="Effect"),
         "verified True without samples",
-        id="A73 verified without samples",
+        id="H23 verified without samples",
     ),
     pytest.param(
         begun(phase="Failed", active_milliseconds=3_600_000),
         "active_milliseconds 3600000 is more",
-        id="A74 active for longer than there was time",
+        id="H24 active for longer than there was time",
     ),
     pytest.param(
         begun(phase="Failed", delivered_watt_hours=-20_000.0),
         "delivered_watt_hours -20000 is more",
-        id="A75 more energy than its rating allows",
+        id="H25 more energy than its rating allows",
     ),
     pytest.param(
         begun(
             phase="Active", transitions=[dispatch_pb2.Transition(phase="Complete", at_us=10**15)]
         ),
         "is not that of the last transition",
-        id="A76 another end among its transitions",
+        id="H26 another end among its transitions",
     ),
 ]
 
@@ -274,7 +274,7 @@ IMPOSSIBLE = [
 async def test_what_cannot_have_been_is_believed_by_nobody(
     both: Tenants, report: Callable[[], dispatch_pb2.DispatchReport], why: str
 ) -> None:
-    """A71 to A76: an agent tells an impossible outcome of its own dispatch.
+    """An agent tells an impossible outcome of its own dispatch.
 
     The gateway counts it and logs the field, its value and the limit; status and history hear
     nothing, and the dispatch ends OutcomeUnknown if nothing else is said.
@@ -299,7 +299,7 @@ async def test_what_cannot_have_been_is_believed_by_nobody(
 
 
 async def test_what_has_not_begun_is_not_applied(both: Tenants) -> None:
-    """A79: an agent tells that its dispatch of the next hour is on the device, and over.
+    """H29: an agent tells that its dispatch of the next hour is on the device, and over.
 
     The gateway counts it as impossible; status hears nothing of it.
     """
@@ -319,7 +319,7 @@ async def test_what_has_not_begun_is_not_applied(both: Tenants) -> None:
 
 
 async def test_a_clock_that_is_said_to_be_ahead_makes_no_certain_success(both: Tenants) -> None:
-    """A77: an agent tells its dispatch complete before its end, by a clock that is ahead.
+    """H27: an agent tells its dispatch complete before its end, by a clock that is ahead.
 
     An honest agent whose clock was set forward tells the same, so it is taken; status says that
     the gateway heard it too early, and Succeeded is Unknown.
@@ -343,7 +343,7 @@ async def test_a_clock_that_is_said_to_be_ahead_makes_no_certain_success(both: T
 async def test_an_impossible_outcome_of_an_unknown_dispatch_is_not_logged_either(
     both: Tenants,
 ) -> None:
-    """A78: an agent tells impossible outcomes of dispatches that the gateway does not hold.
+    """H28: an agent tells impossible outcomes of dispatches that the gateway does not hold.
 
     They are counted like those of one that is held, and let go of: an agent that measures wrongly
     forgets them. However many there are, so many lines in the log are enough.

@@ -80,7 +80,7 @@ def lifted(
 async def test_an_epoch_beyond_all_others_locks_nobody_out(
     rig: Rig, stolen: Leaf, operator: Operator
 ) -> None:
-    """A401: a thief says epoch 2^63-1; `EpochTooHigh` is counted, the true stream stays."""
+    """K1: a thief says epoch 2^63-1; `EpochTooHigh` is counted, the true stream stays."""
     true, before = rig.agent(stolen), refused("EpochTooHigh")
     await true.connect(now_ms(), HOLDER)
 
@@ -100,7 +100,7 @@ async def test_an_epoch_beyond_all_others_locks_nobody_out(
 async def test_the_highest_epoch_that_is_allowed_is_exceeded_at_once(
     rig: Rig, stolen: Leaf, operator: Operator
 ) -> None:
-    """A402: a thief takes over with an epoch of five minutes ahead; the return is told."""
+    """K2: a thief takes over with an epoch of five minutes ahead; the return is told."""
     true, thief, before = rig.agent(stolen), rig.agent(stolen), clones()
     await true.connect(now_ms(), HOLDER)
     await thief.connect(now_ms() + 299_000, "thief")
@@ -117,7 +117,7 @@ async def test_the_highest_epoch_that_is_allowed_is_exceeded_at_once(
 async def test_nobody_is_heard_between_a_suspicion_and_its_quarantine(
     rig: Rig, stolen: Leaf, operator: Operator
 ) -> None:
-    """A403: a thief comes again before the operator has acted; it is refused like the true one."""
+    """K3: a thief comes again before the operator has acted; it is refused like the true one."""
     await rig.agent(stolen).connect(now_ms(), HOLDER)
     await rig.agent(stolen).connect(now_ms() + 1, "thief")
     assert await refusal_of(rig.agent(stolen), now_ms() + 2, HOLDER) == "CloneSuspected"
@@ -141,7 +141,7 @@ async def test_nobody_is_heard_between_a_suspicion_and_its_quarantine(
 async def test_throw_away_ids_do_not_push_the_true_agent_out_of_memory(
     rig: Rig, stolen: Leaf, operator: Operator, count: int
 ) -> None:
-    """A404: a thief connects with 17 (60) ids of which it uses each once; the return is told."""
+    """K4: a thief connects with 17 (60) ids of which it uses each once; the return is told."""
     true = rig.agent(stolen)
     await true.connect(now_ms(), HOLDER)
     for number in range(count):
@@ -160,7 +160,7 @@ async def test_throw_away_ids_do_not_push_the_true_agent_out_of_memory(
 async def test_two_living_holders_are_noticed_within_three_supersessions(
     rig: Rig, stolen: Leaf, operator: Operator
 ) -> None:
-    """A405: a thief takes over again and again from a living stream, each time as a new process."""
+    """K5: a thief takes over again and again from a living stream, each time as a new process."""
     before = clones()
     agents = []
     for number in range(4):
@@ -177,7 +177,7 @@ async def test_two_living_holders_are_noticed_within_three_supersessions(
 async def test_an_older_key_never_replaces_the_stream_of_a_newer_one(
     rig: Rig, stolen: Leaf, operator: Operator
 ) -> None:
-    """A406: a thief of the key before the last has the highest epoch; `CertificateSuperseded`."""
+    """K6: a thief of the key before the last has the highest epoch; `CertificateSuperseded`."""
     newer, before = rig.agent_ca.agent("battery"), refused("CertificateSuperseded")
     asset = rig.asset("battery", stolen)
     asset.identity.next.CopyFrom(newer.known)
@@ -200,7 +200,7 @@ async def test_an_older_key_never_replaces_the_stream_of_a_newer_one(
 async def test_after_a_lift_the_true_agent_is_heard_again_with_either_key(
     rig: Rig, stolen: Leaf, operator: Operator
 ) -> None:
-    """A407: the instance that was locked out comes back after its key was kept, or was changed."""
+    """K7: the instance that was locked out comes back after its key was kept, or was changed."""
     await rig.agent(stolen).connect(now_ms(), HOLDER)
     await rig.agent(stolen).connect(now_ms() + 1, "thief")
     assert await refusal_of(rig.agent(stolen), now_ms() + 2, HOLDER) == "CloneSuspected"
@@ -226,7 +226,7 @@ async def test_after_a_lift_the_true_agent_is_heard_again_with_either_key(
 async def test_a_restarted_gateway_and_another_replica_know_who_was_replaced(
     rig: Rig, stolen: Leaf, operator: Operator, tmp_path: Path
 ) -> None:
-    """A408: the gateway restarts between takeover and return, or the return is at another one."""
+    """K8: the gateway restarts between takeover and return, or the return is at another one."""
     await rig.agent(stolen).connect(now_ms(), HOLDER)
     await rig.agent(stolen).connect(now_ms() + 1, "thief")
     instances: dict[str, control_pb2.Instance] = {}
@@ -259,7 +259,7 @@ async def test_a_restarted_gateway_and_another_replica_know_who_was_replaced(
 async def test_a_thief_of_the_newest_key_is_noticed_by_the_older_one(
     rig: Rig, stolen: Leaf, operator: Operator
 ) -> None:
-    """A410: a thief reads a renewed key before the agent's mount has it; the return is told."""
+    """K10: a thief reads a renewed key before the agent's mount has it; the return is told."""
     current = rig.agent_ca.agent("battery")
     asset = rig.asset("battery", current)
     asset.identity.next.CopyFrom(stolen.known)
@@ -277,7 +277,7 @@ async def test_a_thief_of_the_newest_key_is_noticed_by_the_older_one(
 async def test_no_peer_is_told_the_instance_id_of_another(
     rig: Rig, stolen: Leaf, operator: Operator
 ) -> None:
-    """A420: a thief holds the stream until the true agent returns, to learn how it names itself."""
+    """K20: a thief holds the stream until the true agent returns, to learn how it names itself."""
     thief = rig.agent(stolen)
     await rig.agent(stolen).connect(now_ms(), HOLDER)
     await thief.connect(now_ms() + 1, "thief")
@@ -291,7 +291,7 @@ async def test_no_peer_is_told_the_instance_id_of_another(
 async def test_a_hello_that_was_on_its_way_when_another_took_over_is_no_clone(
     rig: Rig, stolen: Leaf, operator: Operator
 ) -> None:
-    """A409: nobody attacks: a stream that was opened before its successor's is merely late."""
+    """K9: nobody attacks: a stream that was opened before its successor's is merely late."""
     before = clones()
     first = rig.agent(stolen)
     await first.connect(now_ms(), "first")

@@ -126,7 +126,7 @@ async def until_known(rig: Rig) -> None:
 async def test_a_takeover_at_one_gateway_is_known_at_the_other(
     pair: Pair, stolen: Leaf, returns_to: int
 ) -> None:
-    """A411: a thief uses the other gateway; the true agent's return to either is told."""
+    """K11: a thief uses the other gateway; the true agent's return to either is told."""
     one, two = pair.rigs
     true = one.agent(stolen)
     await true.connect(now_ms(), "true")
@@ -144,7 +144,7 @@ async def test_a_takeover_at_one_gateway_is_known_at_the_other(
 async def test_a_new_operator_and_a_gateway_with_a_new_disk_are_told_by_the_others(
     pair: Pair, stolen: Leaf
 ) -> None:
-    """A412: operator and one gateway lose their memory between takeover and return."""
+    """K12: operator and one gateway lose their memory between takeover and return."""
     one, two = pair.rigs
     await one.agent(stolen).connect(now_ms(), "true")
     await one.agent(stolen).connect(now_ms() + 1, "thief")
@@ -162,7 +162,7 @@ async def test_a_new_operator_and_a_gateway_with_a_new_disk_are_told_by_the_othe
 async def test_an_older_key_is_too_old_at_the_other_gateway_as_well(
     pair: Pair, stolen: Leaf
 ) -> None:
-    """A413: a thief of the key before the last uses the gateway that never saw the newer one."""
+    """K13: a thief of the key before the last uses the gateway that never saw the newer one."""
     one, two = pair.rigs
     newer = one.agent_ca.agent("battery")
     asset = one.asset("battery", newer)

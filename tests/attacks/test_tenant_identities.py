@@ -42,7 +42,7 @@ def attacker(cluster: Cluster, request: pytest.FixtureRequest) -> Caller:
 
 @pytest.mark.parametrize("issuer", ISSUERS)
 def test_a_certificate_for_one_of_our_issuers_is_refused(attacker: Caller, issuer: str) -> None:
-    """A1: a Certificate for the operator's or another asset's URI, however its issuer is written.
+    """T1: a Certificate for the operator's or another asset's URI, however its issuer is written.
 
     The API server must refuse it and tell the author who may and what to do instead.
     """
@@ -57,7 +57,7 @@ def test_a_certificate_for_one_of_our_issuers_is_refused(attacker: Caller, issue
 
 @pytest.mark.parametrize("issuer", ISSUERS)
 def test_a_request_for_one_of_our_issuers_is_refused(attacker: Caller, issuer: str) -> None:
-    """A2: a bare CertificateRequest for the same; refused and told as A1."""
+    """T2: a bare CertificateRequest for the same; refused and told as T1."""
     attacker.refused(
         *(
             signing_request("mint", uri, issuer_ref(issuer, **group))
@@ -68,7 +68,7 @@ def test_a_request_for_one_of_our_issuers_is_refused(attacker: Caller, issuer: s
 
 
 def test_a_request_cannot_name_its_requester(attacker: Caller) -> None:
-    """A3: a CertificateRequest that says by itself that cert-manager made it; refused and told."""
+    """T3: a CertificateRequest that says by itself that cert-manager made it; refused and told."""
     forged = signing_request("forged", OWN_URI, issuer_ref("derops-agent"))
     forged["spec"]["username"] = CERT_MANAGER_USER
     attacker.refused(forged)
@@ -77,7 +77,7 @@ def test_a_request_cannot_name_its_requester(attacker: Caller) -> None:
 def test_an_ingress_makes_no_certificate_for_one_of_our_issuers(
     cluster: Cluster, attacker: Caller
 ) -> None:
-    """A4: an Ingress whose annotations have cert-manager itself write the Certificate.
+    """T4: an Ingress whose annotations have cert-manager itself write the Certificate.
 
     Needs no right on cert-manager's kinds. cert-manager's attempt is refused, which its log tells.
     """
@@ -115,7 +115,7 @@ def test_an_ingress_makes_no_certificate_for_one_of_our_issuers(
 def test_a_certificate_does_not_change_its_issuer_to_ours(
     cluster: Cluster, attacker: Caller
 ) -> None:
-    """A5: a harmless Certificate that is changed later, and one of ours that is changed.
+    """T5: a harmless Certificate that is changed later, and one of ours that is changed.
 
     Each way is refused and told: to our issuer, from our issuer, to other names, to other labels.
     """
@@ -139,7 +139,7 @@ def test_a_certificate_does_not_change_its_issuer_to_ours(
 def test_nobody_but_the_operator_answers_a_request(
     cluster: Cluster, attacker: Caller, answer: str
 ) -> None:
-    """A6: a tenant who approves or denies a request of cert-manager; refused and told who may.
+    """T6: a tenant who approves or denies a request of cert-manager; refused and told who may.
 
     Also with every right on signers, and in derops' own namespace.
     """
@@ -161,7 +161,7 @@ def test_nobody_but_the_operator_answers_a_request(
 
 
 def test_nobody_writes_a_certificate_into_a_request(cluster: Cluster, attacker: Caller) -> None:
-    """A7: a foreign certificate as the answer of a request of ours; refused and told who may."""
+    """T7: a foreign certificate as the answer of a request of ours; refused and told who may."""
     request = f"{agent_certificate(cluster)}-1"
     forged = base64.b64encode(pki.Authority("thief").certificate.encode()).decode()
     for status in (
@@ -174,7 +174,7 @@ def test_nobody_writes_a_certificate_into_a_request(cluster: Cluster, attacker: 
 
 
 def test_nobody_writes_the_status_of_our_certificates(cluster: Cluster, attacker: Caller) -> None:
-    """A8: a tenant who has keys made over and over, or hides that one is due; refused, told."""
+    """T8: a tenant who has keys made over and over, or hides that one is due; refused, told."""
     name = agent_certificate(cluster)
     issuing = {"type": "Issuing", "status": "True", "reason": "x", "message": "x"}
     for status in ({"conditions": [issuing]}, {"revision": 99}):
@@ -183,7 +183,7 @@ def test_nobody_writes_the_status_of_our_certificates(cluster: Cluster, attacker
 
 
 def test_kubernetes_signing_requests_for_our_issuers_are_refused(attacker: Caller) -> None:
-    """A9: a CertificateSigningRequest with one of our signer names; refused for everybody, told."""
+    """T9: a CertificateSigningRequest with one of our signer names; refused for everybody, told."""
     signers = [f"clusterissuers.cert-manager.io/{name}" for name in ISSUERS]
     signers += [f"issuers.cert-manager.io/{NAMESPACE}.{name}" for name in ISSUERS[1:]]
     attacker.refused(*(kubernetes_request("mint", signer) for signer in signers))

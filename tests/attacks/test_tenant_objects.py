@@ -131,10 +131,10 @@ def assert_works_for(neighbour: Pilot, name: str) -> None:
     assert status["timeline"]["appliedAt"]
 
 
-def test_a201_poison_does_not_stop_a_running_operator(
+def test_poison_does_not_stop_a_running_operator(
     stack: Stack, tenant: Tenant, neighbour: Pilot
 ) -> None:
-    """A201: a tenant creates objects that cannot be read, while the operator runs.
+    """T21: a tenant creates objects that cannot be read, while the operator runs.
 
     Each must be counted, and told in an Event on itself; nobody else may notice.
     """
@@ -150,10 +150,10 @@ def test_a201_poison_does_not_stop_a_running_operator(
     assert_works_for(neighbour, "during")
 
 
-def test_a202_poison_does_not_stop_the_start_of_the_operator(
+def test_poison_does_not_stop_the_start_of_the_operator(
     stack: Stack, tenant: Tenant, neighbour: Pilot
 ) -> None:
-    """A202: as A201, and the operator starts while they are there.
+    """T22: as T21, and the operator starts while they are there.
 
     It must get ready, be alive, serve everybody else, and be well once they are deleted.
     """
@@ -174,10 +174,10 @@ def test_a202_poison_does_not_stop_the_start_of_the_operator(
     assert "degraded objects" not in ask(stack, "readyz")[1]
 
 
-def test_a203_what_is_created_anew_under_a_poisoned_name_is_worked_on(
+def test_what_is_created_anew_under_a_poisoned_name_is_worked_on(
     stack: Stack, tenant: Tenant
 ) -> None:
-    """A203: a tenant replaces a request that cannot be read by a good one of its name.
+    """T23: a tenant replaces a request that cannot be read by a good one of its name.
 
     The poisoned one must be told; nothing of it may stick to the name.
     """
@@ -192,10 +192,10 @@ def test_a203_what_is_created_anew_under_a_poisoned_name_is_worked_on(
     eventually(lambda: unreadable(stack) == before - 1, "the good one to count as good")
 
 
-def test_a204_a_dispatch_that_cannot_be_read_runs_on_through_a_start_of_everything(
+def test_a_dispatch_that_cannot_be_read_runs_on_through_a_start_of_everything(
     stack: Stack, neighbour: Pilot
 ) -> None:
-    """A204: whoever may write the status of a running Dispatch writes an instant that is none.
+    """T24: whoever may write the status of a running Dispatch writes an instant that is none.
 
     A snapshot without the dispatch would revert the device. Operator and gateway start meanwhile:
     the agent must run it to its end, the owner must be told, and status must follow once mended.

@@ -176,8 +176,8 @@ def serial(realm: Realm) -> str:
 
 
 @pytest.mark.usefixtures("serial")
-def test_a231_a_request_made_by_hand_takes_no_asset_over(realm: Realm) -> None:
-    """A231: a tenant asks for the identity of an asset, in cert-manager's words, with an own key.
+def test_a_request_made_by_hand_takes_no_asset_over(realm: Realm) -> None:
+    """T31: a tenant asks for the identity of an asset, in cert-manager's words, with an own key.
 
     It must be denied, and the asset's owner be told who asked; the asset itself is well.
     """
@@ -197,8 +197,8 @@ def test_a231_a_request_made_by_hand_takes_no_asset_over(realm: Realm) -> None:
 
 
 @pytest.mark.usefixtures("serial")
-def test_a232_who_says_to_be_cert_manager_is_not(realm: Realm) -> None:
-    """A232: as A231, with ``spec.username`` filled in as cert-manager would be named.
+def test_who_says_to_be_cert_manager_is_not(realm: Realm) -> None:
+    """T32: as T31, with ``spec.username`` filled in as cert-manager would be named.
 
     The webhook of cert-manager writes who it really was, or refuses; either way it is denied.
     """
@@ -212,8 +212,8 @@ def test_a232_who_says_to_be_cert_manager_is_not(realm: Realm) -> None:
 
 
 @pytest.mark.usefixtures("serial")
-def test_a233_what_somebody_else_approved_is_not_trusted(realm: Realm) -> None:
-    """A233: while the operator is away, a request made by hand is approved, and signed.
+def test_what_somebody_else_approved_is_not_trusted(realm: Realm) -> None:
+    """T33: while the operator is away, a request made by hand is approved, and signed.
 
     It must never come into the ledger, though it is the newest, and signed by our own authority.
     """
@@ -240,8 +240,8 @@ def test_a233_what_somebody_else_approved_is_not_trusted(realm: Realm) -> None:
 
 
 @pytest.mark.usefixtures("serial")
-def test_a234_a_request_of_nobody_is_nobodys_business(realm: Realm) -> None:
-    """A234: a request that names the asset in its labels, and no Certificate as its owner.
+def test_a_request_of_nobody_is_nobodys_business(realm: Realm) -> None:
+    """T34: a request that names the asset in its labels, and no Certificate as its owner.
 
     It must have no answer, so that it is not signed, and the asset no trouble.
     """

@@ -96,7 +96,7 @@ def quarantine_of(pilot: Pilot) -> str:
 
 
 def test_a_stolen_key_is_noticed_revoked_and_of_no_more_use(north: Pilot) -> None:
-    """A421: a thief takes the stream; quarantine and Event tell, and the old key is dead after."""
+    """K21: a thief takes the stream; quarantine and Event tell, and the old key is dead after."""
     pilot = north
     pilot.battery(NAME)
     thief, stolen = Thief(pilot), serial_of(pilot)

@@ -48,6 +48,7 @@ METRIC_MODULES = [
     "derops_agent.metrics",
 ]
 BOUNDED_MODULES = [
+    "derops.holders",
     "derops.observing",
     "derops.ops_server",
     "derops.rates",
@@ -56,6 +57,7 @@ BOUNDED_MODULES = [
     "derops_agent.session",
     "derops_headend.eventlog.jetstream",
     "derops_headend.eventlog.sqlite",
+    "derops_headend.fleet.unknown",
     "derops_headend.gateway.agent_link",
     "derops_headend.gateway.control",
     "derops_headend.gateway.exchange",
@@ -63,6 +65,7 @@ BOUNDED_MODULES = [
     "derops_headend.gateway.operator_queue",
     "derops_operator.desired",
     "derops_operator.events",
+    "derops_operator.fleet",
     "derops_operator.headend",
 ]
 UNITS = {"KiB": 1024, "MiB": 1024**2}
@@ -383,3 +386,22 @@ def metric_rows() -> set[str]:
 @pytest.mark.parametrize("root", IMPORT_ROOTS)
 def test_an_import_root_is_no_package(root: str) -> None:
     assert not (REPOSITORY / root / "__init__.py").exists()
+
+
+def test_every_attack_is_in_the_threat_model_and_has_a_number_of_its_own() -> None:
+    told = (REPOSITORY / "docs/concepts/threats.md").read_text(encoding="utf-8")
+    told = re.sub(
+        r"([A-Z])(\d+) to \1(\d+)",
+        lambda m: " ".join(f"{m[1]}{number}" for number in range(int(m[2]), int(m[3]) + 1)),
+        told,
+    )
+    files = [*(REPOSITORY / "tests/attacks").glob("*.py"), *(REPOSITORY / "tests/e2e").glob("*.py")]
+    tried = [
+        number
+        for file in files
+        for number in re.findall(r'(?:"""|id=")([A-Z]\d+)[ :]', file.read_text(encoding="utf-8"))
+    ]
+
+    assert len(tried) > 60
+    assert sorted(tried) == sorted(set(tried)), "two attacks have one number"
+    assert set(re.findall(r"\b[A-Z]\d+\b", told)) == set(tried)
