@@ -38,8 +38,8 @@ UNSTORED_BYTES, UNSTORED_OF_ONE, UNSTORED_SURE = 128 * _MIB, 2 * _MIB, 64 * _KIB
 UNREAD_BYTES, UNREAD_OF_ONE, UNREAD_SURE = 64 * _MIB, 256 * _KIB, 16 * _KIB
 """What agents do not read, likewise."""
 
-REPORTS_BYTES, REPORTS_OF_ONE, REPORTS_SURE = 64 * _MIB, _MIB, 16 * _KIB
-"""The newest report of each dispatch that is held, likewise."""
+REPORTS_BYTES, REPORTS_OF_ONE, REPORTS_SURE = 64 * _MIB, 8 * _MIB, 16 * _KIB
+"""The newest report of each dispatch that is held, likewise: of one asset a month of quarters."""
 
 
 class NotReadyError(DeropsError):
