@@ -21,6 +21,8 @@ from tests.agent.modbus.test_device import PROFILES
 from tests.faults.ground import filled, small_disk
 from tests.stack import places
 
+from derops.wire.v1 import dispatch_pb2
+
 LIMIT, FREE = 6, 32
 """Amperes per phase in the register of the charger: with the dispatch, and at its fallback."""
 
@@ -91,6 +93,7 @@ async def welcomed(gateway: Gateway, counter: int, *orders: Any) -> Stream:
     stream = await gateway.next_stream()
     await stream.welcome(now_us=time.time_ns() // 1000)
     config = asset(
+        id=dispatch_pb2.AssetId(uid="asset-1", namespace="ns", name="charger-0"),
         type="EVCharger",
         fallback_active_power_watts=None,
         limit_max_injection_watts=0,
