@@ -5,7 +5,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from tests.agent.modbus.registers import charger
 from tests.agent.modbus.test_device import PROFILES
 from tests.faults.ground import filled, small_disk
 from tests.stack import places
+from tests.waiting import until
 
 from derops.wire.v1 import dispatch_pb2
 
@@ -81,12 +82,6 @@ class Agent:
                 "profile": str(PROFILES / "ev-charger.yaml"),
             },
         }
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not holds():
-            await asyncio.sleep(0.02)
 
 
 async def welcomed(gateway: Gateway, counter: int, *orders: Any) -> Stream:
