@@ -37,10 +37,10 @@ _ALIVE_EVERY_US = 10 * SECOND_US
 _MAX_COUNTER = 2**63 - 1  # what a ledger can hold
 
 MAX_HEARD_BYTES = 32 * 1024**2
-"""What a gateway said and was not handled yet; of more, the stream ends and a snapshot tells it."""
+"""Of what a gateway said and was not handled yet. Beyond, the stream ends; a snapshot tells it."""
 
 MAX_ORDERS = 20_000
-"""Dispatches that a ledger remembers, tombstones too; of more, none is taken that is new."""
+"""Dispatches that a ledger remembers, tombstones too. Beyond, no new one is taken."""
 
 MAX_ORDER_BYTES = 4096
 

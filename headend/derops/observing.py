@@ -21,7 +21,7 @@ from derops.ops_server import READ_SECONDS, BoundedServer, keep_first_bytes
 from derops.rates import Rates
 
 LINES_PER_SECOND, LINES_AT_ONCE = 10.0, 500.0
-"""Of one event; what is left out is counted, and told with the next line of it."""
+"""Lines of one event. Those left out are counted, and the next line of it says how many."""
 
 
 def configure_logging(level: str = "INFO") -> None:
@@ -59,7 +59,7 @@ def configure_logging(level: str = "INFO") -> None:
 
 
 class FloodFilter(logging.Filter):
-    """Leaves out lines of an event of which there are too many."""
+    """Leaves out lines of an event that comes too often."""
 
     def __init__(self, now_seconds: Callable[[], float]) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class FloodFilter(logging.Filter):
         self._rates = Rates(per_second=LINES_PER_SECOND, burst=LINES_AT_ONCE)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether a line is told."""
+        """Tell whether a line is written."""
         facts = record.msg if isinstance(record.msg, dict) else {}
         left_out = self._rates.admit(str(facts.get("event", record.name)), self._now_seconds())
         if left_out is None:

@@ -1,4 +1,4 @@
-"""An HTTP server for probes that nobody can make use ever more threads, memory or lines."""
+"""An HTTP server for probes, with a bound on threads, memory and lines, whoever reaches it."""
 
 import io
 import socket
@@ -9,7 +9,7 @@ from typing import Any
 from derops import metrics
 
 MAX_CONNECTIONS = 16
-"""Threads, one each; the oldest is closed for a newer one: a probe that comes is answered."""
+"""Each has a thread. The oldest is closed for a newer one, so that a probe is always answered."""
 
 MAX_REQUEST_BYTES = 16 * 1024
 READ_SECONDS = 5.0

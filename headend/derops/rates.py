@@ -3,7 +3,7 @@
 from collections import OrderedDict
 
 MOST_KEYS = 20_000
-"""Of more, the one that was quiet for longest begins anew: by then it mostly could anyway."""
+"""Beyond, the key that was quiet for longest is forgotten, and begins with a full burst again."""
 
 
 class Rates:

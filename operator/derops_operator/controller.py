@@ -40,7 +40,7 @@ from derops_operator.reconciling.identities import certificate_name
 from derops_operator.resync import Resync
 from derops_operator.settings import OperatorSettings
 from derops_operator.statuses import StatusWriter
-from derops_operator.telling import Troubles
+from derops_operator.troubles import Troubles
 from derops_operator.workqueue import WorkQueue
 
 _WORKERS = 16

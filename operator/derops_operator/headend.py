@@ -18,6 +18,7 @@ import structlog
 
 from derops.lifecycle import Phase
 from derops.observing import Readiness
+from derops.rates import Rates
 from derops.wire.v1 import control_pb2, control_pb2_grpc
 from derops_operator import metrics
 from derops_operator.desired import BACKLOG_BYTES, Desired, Subscription
@@ -127,7 +128,7 @@ class Headend:
         self._concerns = concerns
         self._accepted = accepted
         self._distrust = distrust
-        self._strange_at: dict[str, float] = {}
+        self._strange_lines = Rates(per_second=1 / STRANGE_LOG_SECONDS, burst=1.0)
         self._knows = knows
         self._links: dict[str, asyncio.Task[None]] = {}
         self._history: deque[control_pb2.HeadendTransition] = deque(maxlen=HISTORY_LIMIT)
@@ -315,9 +316,7 @@ class Headend:
         if reason is None:
             return False
         metrics.STRANGE_REPORTS.labels(reason=reason).inc()
-        now = time.monotonic()
-        if now - self._strange_at.get(reason, -STRANGE_LOG_SECONDS) >= STRANGE_LOG_SECONDS:
-            self._strange_at[reason] = now
+        if self._strange_lines.admit(reason, time.monotonic()) is not None:
             _log.warning(
                 "report.strange",
                 reason=str(reason),

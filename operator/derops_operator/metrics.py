@@ -30,7 +30,7 @@ RESYNC_TIMESTAMP = Gauge(
 )
 STRANGE_REPORTS = Counter(
     "derops_operator_strange_reports_total",
-    "Reports that were told to no Dispatch, by why",
+    "Reports that count for no Dispatch, by why",
     ("reason",),
 )
 LEDGERS_FORGOTTEN = Counter(

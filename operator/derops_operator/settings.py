@@ -18,7 +18,7 @@ class OperatorSettings(BaseSettings):
     """Control ports, host:port; a host may be a headless service with several addresses."""
 
     control_tls_directory: Path
-    """Holds tls.crt, tls.key and ca.crt; read again for each connection."""
+    """Holds tls.crt, tls.key and ca.crt; read again every few seconds."""
 
     trust_domain: str
     era: int = Field(default=0, ge=0, lt=2**63)

@@ -16,8 +16,11 @@ import structlog
 from derops.observing import Readiness
 from derops_operator.kube import GoneError, Manifest
 
-REQUESTS_POLICY = "derops-certificaterequests"
-POLICIES = ("derops-certificates", REQUESTS_POLICY, "derops-certificatesigningrequests")
+POLICIES = (
+    "derops-certificates",
+    "derops-certificaterequests",
+    "derops-certificatesigningrequests",
+)
 """ValidatingAdmissionPolicies of the chart; each has a binding of the same name."""
 
 NAMES_PART = "names of cert-manager and operator"

@@ -5,7 +5,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from tests.agent.modbus.registers import charger
 from tests.agent.modbus.test_device import PROFILES
 from tests.faults.ground import filled, small_disk
 from tests.stack import places
+from tests.waiting import until
+
+from derops.wire.v1 import dispatch_pb2
 
 LIMIT, FREE = 6, 32
 """Amperes per phase in the register of the charger: with the dispatch, and at its fallback."""
@@ -81,16 +84,11 @@ class Agent:
         }
 
 
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not holds():
-            await asyncio.sleep(0.02)
-
-
 async def welcomed(gateway: Gateway, counter: int, *orders: Any) -> Stream:
     stream = await gateway.next_stream()
     await stream.welcome(now_us=time.time_ns() // 1000)
     config = asset(
+        id=dispatch_pb2.AssetId(uid="asset-1", namespace="ns", name="charger-0"),
         type="EVCharger",
         fallback_active_power_watts=None,
         limit_max_injection_watts=0,

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tests.agent.fakes import T0, FakeClock, FakeDevice, S, asset, inline, order
 from tests.agent.gateway import SERVER_NAME, Authority, Gateway, Stream, serve
+from tests.waiting import until
 
 from derops.ids import AssetName
 from derops.observing import Readiness
@@ -26,12 +27,6 @@ from derops_agent.ports import Reading, Setpoints
 from derops_headend.gateway.agent_stream import AGENT_REASONS
 
 NAME = AssetName("ns", "battery")
-
-
-async def until(look: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not look():
-            await asyncio.sleep(0.01)
 
 
 class Site:

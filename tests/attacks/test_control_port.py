@@ -3,9 +3,7 @@
 Each says what must be counted and who must be told. The gateway is a real one, over real mTLS.
 """
 
-import asyncio
 import hashlib
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,12 +11,13 @@ from typing import Any
 import grpc
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 from tests.agent.fakes import T0, Agent, asset, order
 from tests.headend.gateway.conftest import _no_pace, leaf, operator, rig
+from tests.headend.gateway.counting import counted, refused_streams
 from tests.headend.gateway.pki import Leaf
-from tests.headend.gateway.rig import PATIENCE, Operator, Rig, now_us
+from tests.headend.gateway.rig import Operator, Rig, now_us
+from tests.waiting import until
 
 from derops.wire.v1 import agent_pb2, control_pb2
 from derops_agent.controller import Snapshot
@@ -33,13 +32,8 @@ MINUTE_US = 60_000_000
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 
-def counted(reason: str) -> float:
-    labels = {"reason": reason}
-    return REGISTRY.get_sample_value("derops_gateway_refused_streams_total", labels) or 0
-
-
 def clock_ahead() -> float:
-    return REGISTRY.get_sample_value("derops_gateway_operator_clock_ahead_seconds") or 0
+    return counted("derops_gateway_operator_clock_ahead_seconds")
 
 
 def fingerprint(leaf: Leaf) -> str:
@@ -51,12 +45,6 @@ def fingerprint(leaf: Leaf) -> str:
 def told(rig: Rig) -> str:
     """Return what the gateway's /readyz says."""
     return rig.readiness.report()[1]
-
-
-async def until(look: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not look():
-            await asyncio.sleep(0.02)
 
 
 async def ended_with(peer: Operator, reason: str) -> None:
@@ -106,7 +94,7 @@ async def test_a_certificate_of_the_control_ca_is_not_enough(
     `NotTheOperatorsKey` is counted; the log and /readyz have both fingerprints; the live operator
     goes on and the device hears nothing.
     """
-    before, thief = counted("NotTheOperatorsKey"), rig.make_operator()
+    before, thief = refused_streams("NotTheOperatorsKey"), rig.make_operator()
     agent = rig.agent(leaf)
     await agent.connect()
 
@@ -114,7 +102,7 @@ async def test_a_certificate_of_the_control_ca_is_not_enough(
         code, details = await rig.operator(thief).refusal()
 
     assert (code, details.partition(": ")[0]) == (UNAVAILABLE, "NotTheOperatorsKey")
-    assert counted("NotTheOperatorsKey") == before + 1
+    assert refused_streams("NotTheOperatorsKey") == before + 1
     (line,) = [line for line in logs if line["event"] == "operator.refused"]
     for shown in (fingerprint(thief), fingerprint(rig.operator_leaf)):
         assert shown in line["why"]
@@ -264,7 +252,7 @@ async def test_no_desired_state_from_the_future_is_stored(
     `OperatorClockAhead` is counted; the operator is told the seconds; the gateway's /readyz and the
     metric have them until a good state comes; what was served is served.
     """
-    before, now_seconds = counted("OperatorClockAhead"), now_us() // 10**6
+    before, now_seconds = refused_streams("OperatorClockAhead"), now_us() // 10**6
     later = now_seconds + TEN_YEARS_SECONDS
     fast = rig.operator()
     await begin(fast, **_origin(where, later))
@@ -274,7 +262,7 @@ async def test_no_desired_state_from_the_future_is_stored(
 
     assert f"OperatorClockAhead: era {later if where == 'era' else 0} " in str(refusal.value)
     assert " s ahead of the gateway's clock" in str(refusal.value)
-    assert counted("OperatorClockAhead") == before + 1
+    assert refused_streams("OperatorClockAhead") == before + 1
     assert "degraded operator clock" in told(rig)
     assert abs(clock_ahead() - TEN_YEARS_SECONDS) < 60
     await operator.accepted(await operator.say(dispatch=rig.dispatch("d1")))  # not superseded
@@ -341,13 +329,13 @@ async def test_a_predecessor_does_not_even_take_the_stream(
     rig: Rig, leaf: Leaf, operator: Operator
 ) -> None:
     """C13: an operator that still runs on a partitioned node connects: the live one goes on."""
-    before = counted("StaleOperator")
+    before = refused_streams("StaleOperator")
     zombie = rig.operator()
     await begin(zombie, 999)
 
     await ended_with(zombie, "StaleOperator")
 
-    assert counted("StaleOperator") == before + 1
+    assert refused_streams("StaleOperator") == before + 1
     await operator.accepted(await operator.say(dispatch=rig.dispatch("d1")))
 
 
@@ -361,7 +349,7 @@ async def test_no_agent_keeps_what_a_wrong_clock_or_a_hostile_gateway_hands_on(
     """
     agent = await Agent(tmp_path).start()
     genuine = agent.ledger.revision
-    before = REGISTRY.get_sample_value("derops_agent_revisions_ahead_total") or 0
+    before = counted("derops_agent_revisions_ahead_total")
     poison = agent_pb2.Revision(operator_start_ms=T0 // 1000 + TEN_YEARS_SECONDS * 1000, counter=1)
 
     for _ in range(3):
@@ -371,7 +359,7 @@ async def test_no_agent_keeps_what_a_wrong_clock_or_a_hostile_gateway_hands_on(
 
     assert agent.controller.journal["d1"].phase == "Acked"
     assert agent.controller.revision == agent.ledger.revision == genuine
-    assert REGISTRY.get_sample_value("derops_agent_revisions_ahead_total") == before + 1
+    assert counted("derops_agent_revisions_ahead_total") == before + 1
     await agent.restart()
     assert agent.controller.revision == genuine
     agent.ledger.close()

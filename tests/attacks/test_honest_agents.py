@@ -3,51 +3,28 @@
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from prometheus_client import REGISTRY
 from tests.attacks.agents import SECOND_US, HonestAgent
+from tests.headend.gateway.conftest import _no_pace, leaf, operator, rig
+from tests.headend.gateway.counting import clones_suspected
 from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import Operator, Rig
 
 from derops.wire.v1 import control_pb2, log_pb2
 from derops_agent import link as link_module
 
+__all__ = ["_no_pace", "leaf", "operator", "rig"]
+
 YEARS_50_US = 50 * 365 * 86_400 * SECOND_US
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("derops_headend.fleet.pacing.LATE_SECONDS", 60.0)
     monkeypatch.setattr(link_module, "FIRST_RETRY_SECONDS", 0.05)
     monkeypatch.setattr(link_module, "CERTIFICATE_CHECK_SECONDS", 0.05)
-
-
-@pytest.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
-    rig = Rig(tmp_path)
-    await rig.start()
-    yield rig
-    await rig.stop()
-
-
-@pytest.fixture
-def leaf(rig: Rig) -> Leaf:
-    return rig.agent_ca.agent("battery")
-
-
-@pytest.fixture
-async def operator(rig: Rig, leaf: Leaf) -> Operator:
-    operator = rig.operator()
-    await operator.snapshot([rig.asset("battery", leaf)])
-    return operator
-
-
-def clones() -> float:
-    return REGISTRY.get_sample_value("derops_gateway_clones_suspected_total") or 0
 
 
 async def connected(operator: Operator) -> control_pb2.Session:
@@ -65,7 +42,7 @@ def refusals(rig: Rig) -> list[str]:
 async def test_a_crash_loop_of_thirty_restarts_is_no_clone(
     rig: Rig, leaf: Leaf, operator: Operator
 ) -> None:
-    before = clones()
+    before = clones_suspected()
     for number in range(30):
         agent = rig.agent(leaf)
         await agent.connect(time.time_ns() // 1_000_000 + number, f"process-{number}")
@@ -74,18 +51,18 @@ async def test_a_crash_loop_of_thirty_restarts_is_no_clone(
         else:
             agent.call.cancel()
 
-    assert clones() == before
+    assert clones_suspected() == before
     await rig.agent(leaf).connect(time.time_ns() // 1_000_000 + 99, "process-30")
 
 
 async def test_a_flapping_link_of_one_process_is_no_clone(
     rig: Rig, leaf: Leaf, operator: Operator
 ) -> None:
-    before = clones()
+    before = clones_suspected()
     for number in range(30):  # the streams before are half open: nobody told the gateway
         await rig.agent(leaf).connect(time.time_ns() // 1_000_000 + number, "process")
 
-    assert clones() == before
+    assert clones_suspected() == before
 
 
 async def test_processes_whose_death_nobody_told_are_no_clones_once_they_are_silent(
@@ -95,13 +72,13 @@ async def test_processes_whose_death_nobody_told_are_no_clones_once_they_are_sil
     rig.heartbeat_seconds = 1
     await rig.start()
     await rig.operator().snapshot([rig.asset("battery", leaf)])
-    before = clones()
+    before = clones_suspected()
 
     for number in range(5):  # each power cut takes longer than two heartbeats
         await rig.agent(leaf).connect(time.time_ns() // 1_000_000 + number, f"boot-{number}")
         await asyncio.sleep(2.1)
 
-    assert clones() == before
+    assert clones_suspected() == before
 
 
 @pytest.mark.parametrize("ahead_us", [YEARS_50_US, -YEARS_50_US])
@@ -111,7 +88,7 @@ async def test_an_agent_with_a_clock_fifty_years_off_connects_and_stays_so(
     await rig.agent(leaf).connect(time.time_ns() // 1_000_000, "process-1")
     await connected(operator)
     agent = HonestAgent(rig, tmp_path / "site", leaf, clock_ahead_us=ahead_us)
-    before = clones()
+    before = clones_suspected()
 
     await agent.start()
     await connected(operator)
@@ -130,7 +107,7 @@ async def test_an_agent_with_a_clock_fifty_years_off_connects_and_stays_so(
     await agent.start()
     await connected(operator)
     await agent.stop()
-    assert (len(refusals(rig)) <= 2, clones()) == (True, before)
+    assert (len(refusals(rig)) <= 2, clones_suspected()) == (True, before)
 
 
 async def test_a_gateway_that_is_an_hour_slow_serves_an_agent_that_is_right(
@@ -222,7 +199,7 @@ async def test_an_epoch_of_before_an_upgrade_comes_down(
 async def test_renewals_one_after_the_other_leave_no_gap(
     rig: Rig, leaf: Leaf, operator: Operator, tmp_path: Path
 ) -> None:
-    agent, current, before = HonestAgent(rig, tmp_path / "site", leaf), leaf, clones()
+    agent, current, before = HonestAgent(rig, tmp_path / "site", leaf), leaf, clones_suspected()
     await agent.start()
     await connected(operator)
     for _ in range(5):
@@ -244,4 +221,4 @@ async def test_renewals_one_after_the_other_leave_no_gap(
             assert (await operator.read_until("session")).connected
     await agent.stop()
 
-    assert (refusals(rig), clones()) == ([], before)
+    assert (refusals(rig), clones_suspected()) == ([], before)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
-from tests.attacks.two_tenants import THIEF, VICTIM, Tenants, counted, outcome, tenants
+from tests.attacks.two_tenants import THIEF, VICTIM, Tenants, outcome, tenants
+from tests.headend.gateway.counting import counted
 
 from derops.schedules import SECOND_US
 from derops.wire.v1 import dispatch_pb2, log_pb2

@@ -1,57 +1,25 @@
 """Whoever copied an agent's key: locks nobody out for good, and is noticed."""
 
-import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
 import pytest
-from prometheus_client import REGISTRY
+from tests.headend.gateway.conftest import _no_pace, leaf, operator, rig
+from tests.headend.gateway.counting import clones_suspected, refused_streams
 from tests.headend.gateway.pki import Leaf
-from tests.headend.gateway.rig import Agent, Operator, Rig
+from tests.headend.gateway.rig import Agent, Operator, Rig, now_ms, refusal_of
 
 from derops.wire.v1 import agent_pb2, agent_pb2_grpc, control_pb2, dispatch_pb2
+
+__all__ = ["_no_pace", "leaf", "operator", "rig"]
 
 HOLDER = "true-agent"
 
 
-@pytest.fixture(autouse=True)
-def _no_pace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("derops_headend.fleet.pacing.LATE_SECONDS", 60.0)
-
-
 @pytest.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
-    rig = Rig(tmp_path)
-    await rig.start()
-    yield rig
-    await rig.stop()
-
-
-@pytest.fixture
-def stolen(rig: Rig) -> Leaf:
+def stolen(leaf: Leaf) -> Leaf:
     """The key that the true agent has, and a thief as well."""
-    return rig.agent_ca.agent("battery")
-
-
-@pytest.fixture
-async def operator(rig: Rig, stolen: Leaf) -> Operator:
-    operator = rig.operator()
-    await operator.snapshot([rig.asset("battery", stolen)])
-    return operator
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def refused(reason: str) -> float:
-    labels = {"reason": reason}
-    return REGISTRY.get_sample_value("derops_gateway_refused_streams_total", labels) or 0
-
-
-def clones() -> float:
-    return REGISTRY.get_sample_value("derops_gateway_clones_suspected_total") or 0
+    return leaf
 
 
 async def suspicion(operator: Operator, after_us: int = 0) -> control_pb2.Session:
@@ -60,12 +28,6 @@ async def suspicion(operator: Operator, after_us: int = 0) -> control_pb2.Sessio
         session = await operator.read_until("session")
         if session.suspected_us > after_us:
             return session  # type: ignore[no-any-return]
-
-
-async def refusal_of(agent: Agent, epoch: int, instance: str) -> str:
-    """Say Hello; return the reason of the refusal."""
-    await agent.send(agent.hello(epoch, instance))
-    return (await agent.refusal())[1].partition(":")[0]
 
 
 def lifted(
@@ -81,7 +43,7 @@ async def test_an_epoch_beyond_all_others_locks_nobody_out(
     rig: Rig, stolen: Leaf, operator: Operator
 ) -> None:
     """K1: a thief says epoch 2^63-1; `EpochTooHigh` is counted, the true stream stays."""
-    true, before = rig.agent(stolen), refused("EpochTooHigh")
+    true, before = rig.agent(stolen), refused_streams("EpochTooHigh")
     await true.connect(now_ms(), HOLDER)
 
     thief = rig.agent(stolen)
@@ -91,7 +53,7 @@ async def test_an_epoch_beyond_all_others_locks_nobody_out(
     assert code is grpc.StatusCode.UNAVAILABLE
     reason, floor = details.split(":")[0], int(details.split()[2].rstrip(":"))
     assert (reason, abs(floor - now_ms()) < 60_000) == ("EpochTooHigh", True)
-    assert refused("EpochTooHigh") == before + 1
+    assert refused_streams("EpochTooHigh") == before + 1
     await operator.say(dispatch=rig.dispatch("d1"))
     assert (await true.read_until("dispatch")).uid == "d1"
     await rig.agent(stolen).connect(now_ms() + 5, HOLDER)
@@ -101,7 +63,7 @@ async def test_the_highest_epoch_that_is_allowed_is_exceeded_at_once(
     rig: Rig, stolen: Leaf, operator: Operator
 ) -> None:
     """K2: a thief takes over with an epoch of five minutes ahead; the return is told."""
-    true, thief, before = rig.agent(stolen), rig.agent(stolen), clones()
+    true, thief, before = rig.agent(stolen), rig.agent(stolen), clones_suspected()
     await true.connect(now_ms(), HOLDER)
     await thief.connect(now_ms() + 299_000, "thief")
     assert (await true.read_until("bye")).reason == "Superseded"
@@ -109,7 +71,7 @@ async def test_the_highest_epoch_that_is_allowed_is_exceeded_at_once(
     assert await refusal_of(rig.agent(stolen), now_ms(), HOLDER) == "CloneSuspected"
 
     assert (await thief.read_until("bye")).reason == "CloneSuspected"
-    assert clones() == before + 1
+    assert clones_suspected() == before + 1
     session = await suspicion(operator)
     assert (session.end_reason, session.connected) == ("CloneSuspected", False)
 
@@ -161,7 +123,7 @@ async def test_two_living_holders_are_noticed_within_three_supersessions(
     rig: Rig, stolen: Leaf, operator: Operator
 ) -> None:
     """K5: a thief takes over again and again from a living stream, each time as a new process."""
-    before = clones()
+    before = clones_suspected()
     agents = []
     for number in range(4):
         agents.append(rig.agent(stolen))
@@ -169,7 +131,7 @@ async def test_two_living_holders_are_noticed_within_three_supersessions(
 
     assert await refusal_of(rig.agent(stolen), now_ms() + 9, "process-4") == "CloneSuspected"
 
-    assert clones() == before + 1
+    assert clones_suspected() == before + 1
     assert (await agents[-1].read_until("bye")).reason == "CloneSuspected"
     await suspicion(operator)
 
@@ -178,7 +140,7 @@ async def test_an_older_key_never_replaces_the_stream_of_a_newer_one(
     rig: Rig, stolen: Leaf, operator: Operator
 ) -> None:
     """K6: a thief of the key before the last has the highest epoch; `CertificateSuperseded`."""
-    newer, before = rig.agent_ca.agent("battery"), refused("CertificateSuperseded")
+    newer, before = rig.agent_ca.agent("battery"), refused_streams("CertificateSuperseded")
     asset = rig.asset("battery", stolen)
     asset.identity.next.CopyFrom(newer.known)
     await operator.accepted(await operator.say(asset=asset))
@@ -191,7 +153,7 @@ async def test_an_older_key_never_replaces_the_stream_of_a_newer_one(
     back = rig.agent(stolen)
     assert await refusal_of(back, now_ms() + 299_500, "thief-2") == "CertificateSuperseded"
 
-    assert refused("CertificateSuperseded") == before + 1
+    assert refused_streams("CertificateSuperseded") == before + 1
     await operator.say(dispatch=rig.dispatch("d1"))
     assert (await true.read_until("dispatch")).uid == "d1"
     await rig.agent(newer).connect(now_ms() + 1, HOLDER)
@@ -292,7 +254,7 @@ async def test_a_hello_that_was_on_its_way_when_another_took_over_is_no_clone(
     rig: Rig, stolen: Leaf, operator: Operator
 ) -> None:
     """K9: nobody attacks: a stream that was opened before its successor's is merely late."""
-    before = clones()
+    before = clones_suspected()
     first = rig.agent(stolen)
     await first.connect(now_ms(), "first")
     late = Agent(first.channel, agent_pb2_grpc.AgentLinkStub(first.channel).Connect())  # type: ignore[no-untyped-call]
@@ -305,6 +267,6 @@ async def test_a_hello_that_was_on_its_way_when_another_took_over_is_no_clone(
 
     assert await refusal_of(late, now_ms() + 2, "first") == "EpochTooLow"
 
-    assert clones() == before
+    assert clones_suspected() == before
     await operator.say(dispatch=rig.dispatch("d1"))
     assert (await second.read_until("dispatch")).uid == "d1"

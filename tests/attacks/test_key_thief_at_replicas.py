@@ -2,12 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.headend.gateway.conftest import _no_pace
 from tests.headend.gateway.pki import Leaf
-from tests.headend.gateway.rig import Agent, Rig
+from tests.headend.gateway.rig import Agent, Rig, now_ms, refusal_of
+from tests.waiting import until
 
 from derops.observing import Readiness
 from derops_operator.desired import Desired
@@ -15,15 +17,7 @@ from derops_operator.fleet import Fleet
 from derops_operator.headend import Headend
 from derops_operator.settings import OperatorSettings
 
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-async def until(check: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not check():
-            await asyncio.sleep(0.01)
+__all__ = ["_no_pace"]
 
 
 class Pair:
@@ -88,11 +82,6 @@ class Pair:
             await rig.stop()
 
 
-@pytest.fixture(autouse=True)
-def _no_pace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("derops_headend.fleet.pacing.LATE_SECONDS", 60.0)
-
-
 @pytest.fixture
 async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
     pair = Pair(tmp_path)
@@ -108,11 +97,6 @@ async def stolen(pair: Pair) -> Leaf:
     pair.desired.put_asset(rig.asset("battery", leaf))
     await pair.start_operator()
     return leaf
-
-
-async def refusal_of(agent: Agent, epoch: int, instance: str) -> str:
-    await agent.send(agent.hello(epoch, instance))
-    return (await agent.refusal())[1].partition(":")[0]
 
 
 async def until_known(rig: Rig) -> None:

@@ -9,7 +9,7 @@ import base64
 import json
 
 import pytest
-from tests.attacks.tenancy import (
+from tests.attacks.cluster import (
     FOREIGN_URI,
     OPERATOR_URI,
     OWN_URI,
@@ -19,11 +19,11 @@ from tests.attacks.tenancy import (
     agent_certificate,
     approval,
     certificate,
+    certificate_request,
     cluster,
     issuer_ref,
     kubernetes_request,
     numbers,
-    signing_request,
 )
 from tests.stack import pki
 from tests.stack.identities import CERT_MANAGER_USER, NAMESPACE
@@ -60,7 +60,7 @@ def test_a_request_for_one_of_our_issuers_is_refused(attacker: Caller, issuer: s
     """T2: a bare CertificateRequest for the same; refused and told as T1."""
     attacker.refused(
         *(
-            signing_request("mint", uri, issuer_ref(issuer, **group))
+            certificate_request("mint", uri, issuer_ref(issuer, **group))
             for uri in (OPERATOR_URI, FOREIGN_URI)
             for group in GROUPS
         )
@@ -69,7 +69,7 @@ def test_a_request_for_one_of_our_issuers_is_refused(attacker: Caller, issuer: s
 
 def test_a_request_cannot_name_its_requester(attacker: Caller) -> None:
     """T3: a CertificateRequest that says by itself that cert-manager made it; refused and told."""
-    forged = signing_request("forged", OWN_URI, issuer_ref("derops-agent"))
+    forged = certificate_request("forged", OWN_URI, issuer_ref("derops-agent"))
     forged["spec"]["username"] = CERT_MANAGER_USER
     attacker.refused(forged)
 
@@ -147,7 +147,7 @@ def test_nobody_but_the_operator_answers_a_request(
     with pytest.raises(StackError, match="ValidatingAdmissionPolicy 'derops-certificaterequests'"):
         attacker.patch_status("certificaterequest", f"{name}-1", {"conditions": [approval(answer)]})
     gitops = cluster.callers["gitops"]
-    inside = signing_request("inside", OWN_URI, issuer_ref("derops-agent"), NAMESPACE)
+    inside = certificate_request("inside", OWN_URI, issuer_ref("derops-agent"), NAMESPACE)
     gitops.create(inside)
     with pytest.raises(
         StackError, match="approves and denies requests to ClusterIssuer derops-agent"

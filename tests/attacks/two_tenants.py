@@ -6,17 +6,17 @@ There is no API server: what the operator would write into status is asked for i
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self, cast
 
 import psycopg
 from cryptography import x509
-from prometheus_client import REGISTRY
 from tests.headend.gateway.pki import Leaf, uri_of
 from tests.headend.gateway.rig import Agent, Rig, now_us
 from tests.headend.writing.making import sources
+from tests.waiting import until
 
 from derops.observing import Readiness
 from derops.schedules import SECOND_US
@@ -27,19 +27,8 @@ from derops_operator.facts import FINALIZER, Kind
 from derops_operator.instants import format_second
 from derops_operator.settings import OperatorSettings
 
-PATIENCE = 10.0
 VICTIM, THIEF = ("pilot", "battery"), ("other", "thief")
 Name = tuple[str, str]
-
-
-def counted(name: str, **labels: str) -> float:
-    return REGISTRY.get_sample_value(name, labels) or 0.0
-
-
-async def until(check: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not check():
-            await asyncio.sleep(0.01)
 
 
 class Speaker(Agent):

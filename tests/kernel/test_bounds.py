@@ -66,7 +66,7 @@ def livez(ops: OpsServer) -> str:
 
 
 def test_connections_that_say_nothing_keep_no_probe_from_its_answer(ops: OpsServer) -> None:
-    """A9: a stranger in the network opens connections to the ops port and says nothing."""
+    """A stranger in the network opens connections to the ops port and says nothing."""
     before = threading.active_count()
     idle = [socket.create_connection(("127.0.0.1", ops.port)) for _ in range(10 * MAX_CONNECTIONS)]
 

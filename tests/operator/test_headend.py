@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 from tests.operator.making import acked, asset, at, dispatch, ended
+from tests.waiting import until
 
 from derops.observing import Readiness
 from derops.wire.v1 import control_pb2, control_pb2_grpc, dispatch_pb2
@@ -153,12 +154,6 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     yield bench
     for server in bench.servers:
         await server.stop(None)
-
-
-async def until(check: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not check():
-            await asyncio.sleep(0.01)
 
 
 class Running:

@@ -1,14 +1,14 @@
 """The operator's end of Control.Sync and the gateway's: real mTLS, and clocks that are set."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from tests.headend.gateway.pki import TRUST_DOMAIN, Leaf
-from tests.headend.gateway.rig import PATIENCE, Rig
+from tests.headend.gateway.rig import Rig, now_ms
 from tests.operator.making import asset, at
+from tests.waiting import until
 
 from derops.observing import Readiness
 from derops.wire.v1 import control_pb2, log_pb2
@@ -20,16 +20,6 @@ from derops_operator.headend import Headend
 from derops_operator.settings import OperatorSettings
 
 HOUR_MS = 3_600_000
-
-
-def now_ms() -> int:
-    return time.time_ns() // 10**6
-
-
-async def until(look: Callable[[], object]) -> None:
-    async with asyncio.timeout(2 * PATIENCE):
-        while not look():
-            await asyncio.sleep(0.02)
 
 
 class Losses(Fleet):

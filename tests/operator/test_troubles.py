@@ -17,6 +17,7 @@ from prometheus_client import REGISTRY
 from tests.operator.certifying import CERT_MANAGER, URI, certificate_pem, csr
 from tests.operator.hostile import HostileKube, key_of, operator
 from tests.operator.making import T0, metadata
+from tests.waiting import until
 
 from derops.observing import Readiness
 from derops.wire.v1 import control_pb2
@@ -176,12 +177,6 @@ def counted(kind: Kind) -> float:
     return REGISTRY.get_sample_value(name, {"kind": kind.value}) or 0.0
 
 
-async def eventually(look: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not look():
-            await asyncio.sleep(0.005)
-
-
 # At the start
 
 
@@ -195,7 +190,7 @@ async def test_the_start_goes_on_and_gateways_keep_what_could_not_be_read(tmp_pa
         end = told(controller)[-1].snapshot_end
         assert (end.assets, end.dispatches, end.unread) == (2, 2, 1)
         assert {"uid-peak", "uid-theirs-elsewhere"} <= held(controller)
-        await eventually(lambda: ("Dispatch", "bad", "Unreadable") in kube.events)
+        await until(lambda: ("Dispatch", "bad", "Unreadable") in kube.events)
         assert counted(Kind.DISPATCH) == 1
         assert "degraded objects: cannot read dispatches pilot/bad" in readiness.report()[1]
 
@@ -224,7 +219,7 @@ async def test_an_asset_that_cannot_be_read_takes_its_dispatches_along(tmp_path:
 
     async with operator(kube, tmp_path) as controller:
         assert unread(controller).keys() == {"uid-battery", "uid-peak", "uid-ended"}
-        await eventually(lambda: ("DERAsset", "battery", "Unreadable") in kube.events)
+        await until(lambda: ("DERAsset", "battery", "Unreadable") in kube.events)
         for name in ("peak", "new", "ended"):
             await controller._reconcile(key_of(Kind.DISPATCH, name))
         await controller._reconcile(key_of(Kind.ASSET, "battery"))
@@ -234,8 +229,8 @@ async def test_an_asset_that_cannot_be_read_takes_its_dispatches_along(tmp_path:
         bad["metadata"]["resourceVersion"] = "11"
         controller.take(Kind.ASSET, bad)
 
-        await eventually(lambda: not unread(controller))
-        await eventually(lambda: {"uid-battery", "uid-peak", "uid-new"} <= held(controller))
+        await until(lambda: not unread(controller))
+        await until(lambda: {"uid-battery", "uid-peak", "uid-new"} <= held(controller))
 
 
 async def test_an_asset_is_held_while_a_dispatch_of_it_cannot_be_read(tmp_path: Path) -> None:
@@ -250,7 +245,7 @@ async def test_an_asset_is_held_while_a_dispatch_of_it_cannot_be_read(tmp_path: 
         kube.remove(Kind.DISPATCH, "pilot", "peak")
         controller.drop(key_of(Kind.DISPATCH, "peak"), "uid-peak")
 
-        await eventually(lambda: going["metadata"]["finalizers"] == [])
+        await until(lambda: going["metadata"]["finalizers"] == [])
 
 
 async def test_what_was_never_given_to_a_gateway_keeps_no_asset_waiting(tmp_path: Path) -> None:
@@ -264,7 +259,7 @@ async def test_what_was_never_given_to_a_gateway_keeps_no_asset_waiting(tmp_path
 
     async with operator(kube, tmp_path) as controller:
         assert unread(controller) == {}
-        await eventually(lambda: {e[1] for e in kube.events} >= {"fresh", "done"})
+        await until(lambda: {e[1] for e in kube.events} >= {"fresh", "done"})
 
 
 async def test_what_can_be_read_and_not_worked_on_is_kept_too(tmp_path: Path) -> None:
@@ -276,13 +271,13 @@ async def test_what_can_be_read_and_not_worked_on_is_kept_too(tmp_path: Path) ->
     async with operator(kube, tmp_path) as controller:
         assert unread(controller) == {"uid-odd": "battery", "uid-odd-asset": "odd-asset"}
         assert {"uid-peak", "uid-theirs-elsewhere"} <= held(controller)
-        await eventually(lambda: {e[1] for e in kube.events} >= {"odd", "odd-asset"})
+        await until(lambda: {e[1] for e in kube.events} >= {"odd", "odd-asset"})
 
         odd["status"]["timeline"] = {}
         odd["metadata"]["resourceVersion"] = "11"
         controller.take(Kind.DISPATCH, odd)
 
-        await eventually(lambda: "uid-odd" in held(controller))
+        await until(lambda: "uid-odd" in held(controller))
         assert counted(Kind.DISPATCH) == 0
 
 
@@ -314,7 +309,7 @@ async def test_what_was_read_before_stands_while_it_cannot_be_read(tmp_path: Pat
             bad = kube.find(kind, "pilot", name)
             bad["metadata"]["resourceVersion"], bad["spec"] = "900", None
             controller.take(kind, bad)
-        await eventually(lambda: {e[1] for e in kube.events} >= {"battery", "peak"})
+        await until(lambda: {e[1] for e in kube.events} >= {"battery", "peak"})
 
         assert held(controller) == before
         assert unread(controller) == {}
@@ -336,7 +331,7 @@ async def test_it_is_told_once_for_each_version(tmp_path: Path) -> None:
         for version in ("11", "11", "12"):
             controller.take(Kind.DISPATCH, {**bad, "metadata": bad["metadata"] | {
                 "resourceVersion": version}})  # fmt: skip
-        await eventually(lambda: len(kube.events) == 2)
+        await until(lambda: len(kube.events) == 2)
         assert controller._events._queue.empty()
 
 
@@ -350,7 +345,7 @@ async def test_what_cannot_be_read_and_is_deleted_is_let_go_of(tmp_path: Path) -
         await controller._reconcile(key_of(Kind.DISPATCH, "peak"))
 
         assert going["metadata"]["finalizers"] == []
-        await eventually(lambda: ("Dispatch", "peak", "RevertUnknown") in kube.events)
+        await until(lambda: ("Dispatch", "peak", "RevertUnknown") in kube.events)
 
 
 async def test_a_request_that_vanishes_before_its_answer_takes_no_asset_along(
@@ -523,7 +518,7 @@ async def test_no_object_of_one_tenant_touches_another_at_the_start(
         if known is not None and known[0] == key_of(kind, _NAMES[kind]):
             spared = {"uid-peak", "uid-battery"} - {f"uid-{_NAMES[kind]}"}
             assert spared <= held(controller) | unread(controller).keys()
-        await eventually(lambda: len(controller._queue) == 0)
+        await until(lambda: len(controller._queue) == 0)
         assert controller.alive
 
 
@@ -541,7 +536,7 @@ async def test_no_object_of_one_tenant_touches_another_while_running(
                 manifest["metadata"]["resourceVersion"] = str(1000 + number)
             controller.take(kind, manifest)
         theirs = {"uid-other-elsewhere", "uid-theirs-elsewhere"}
-        await eventually(lambda: len(controller._queue) == 0)
+        await until(lambda: len(controller._queue) == 0)
         await asyncio.sleep(0)
 
         assert theirs <= held(controller)

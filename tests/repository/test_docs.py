@@ -57,7 +57,6 @@ BOUNDED_MODULES = [
     "derops_agent.session",
     "derops_headend.eventlog.jetstream",
     "derops_headend.eventlog.sqlite",
-    "derops_headend.fleet.unknown",
     "derops_headend.gateway.agent_link",
     "derops_headend.gateway.control",
     "derops_headend.gateway.exchange",

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.attacks.tenancy import (
+from tests.attacks.cluster import (
     OWN_URI,
     TENANT,
     Cluster,

@@ -14,13 +14,13 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.verification import PolicyBuilder, Store
-from tests.attacks.tenancy import (
+from tests.attacks.cluster import (
     OPERATOR_URI,
     TENANT,
     Caller,
     certificate,
+    certificate_request,
     issuer_ref,
-    signing_request,
 )
 from tests.stack import places
 from tests.stack.controlplane import ControlPlane
@@ -100,7 +100,7 @@ def test_no_agent_loses_trust_and_no_tenant_is_the_operator_any_more(
     control = issuer_ref("derops-control", group="cert-manager.io")
     tenant.create(
         certificate("minted", OPERATOR_URI, control),
-        signing_request("minted-bare", OPERATOR_URI, control),
+        certificate_request("minted-bare", OPERATOR_URI, control),
     )
     wait_issued(before, TENANT)
     minted = certificates(before, TENANT, "minted")
@@ -136,7 +136,7 @@ def test_no_agent_loses_trust_and_no_tenant_is_the_operator_any_more(
             before.kubectl("get", "secret", secret, "-n", "cert-manager")
     tenant.refused(
         certificate("again", OPERATOR_URI, control),
-        signing_request("again-bare", OPERATOR_URI, control),
+        certificate_request("again-bare", OPERATOR_URI, control),
     )
 
 

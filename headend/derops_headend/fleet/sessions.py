@@ -255,11 +255,6 @@ class SessionTable:
         message.end_reason = last.end_reason
         message.capability.CopyFrom(last.capability)
 
-    def live_count(self) -> int:
-        """Return how many are connected."""
-        lasts = (known.last for known in self._known.values())
-        return sum(last is not None and last.connected for last in lasts)
-
     def memory(self, asset_uid: str) -> control_pb2.Session:
         """Return what is to outlive the process: who held the stream, and a suspicion."""
         return control_pb2.Session(

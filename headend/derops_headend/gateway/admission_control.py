@@ -96,9 +96,7 @@ class AdmissionControl:
     def _serve(self) -> None:
         self._scheduled = False
         window = window_of(self._fill())
-        if (
-            self._pressed or self._is_crowded()
-        ):  # what is already on its way is more than can be served
+        if self._pressed or self._is_crowded():  # more is on its way than can be served
             window = min(window, 1)
         while self._waiting and self._pace.take():
             stream = next(iter(self._waiting))

@@ -578,8 +578,9 @@ class AgentStream:
         metrics.REFUSED_REPORTS.labels("NoRoom").inc()
         self._log().error(
             "report.refused",
+            reason="NoRoom",
             dispatch_uid=report.dispatch_uid[:MAX_WORD],
-            why="TooManyReports: those of the asset take as much memory as they may",
+            why="the reports of its asset take as much memory as they may",
         )
 
     def _is_durable(self, error: BaseException | None) -> bool:

@@ -39,7 +39,7 @@ CREATE TABLE IF NOT EXISTS operator_keys (
 CREATE TABLE IF NOT EXISTS holders (asset_uid TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS unread (uid TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT;
 """
-"""Made also in a file that an earlier version wrote, which leaves it alone."""
+"""Made also in a file of an earlier version, which leaves these tables alone if it comes back."""
 
 _DELIVERIES = "SELECT * FROM delivery WHERE dispatch_uid IN (SELECT uid FROM dispatch)"
 _LOST_HOLDERS = "DELETE FROM holders WHERE asset_uid NOT IN (SELECT uid FROM asset)"

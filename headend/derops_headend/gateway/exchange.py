@@ -13,14 +13,15 @@ from typing import Protocol
 import structlog
 
 from derops.errors import DeropsError, IdentityRefusedError
+from derops.rates import Rates
 from derops.revisions import MAX_AHEAD_SECONDS, seconds_ahead
+from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
 from derops_headend.access.admission import admit, check_operating_state
 from derops_headend.access.certificates import AgentCertificate
 from derops_headend.fleet.desired import BadSyncError, Changes, DesiredState, Snapshot, Written
 from derops_headend.fleet.sessions import CloneSuspectedError, Session, SessionTable
 from derops_headend.fleet.shares import OVERHEAD_BYTES, Shares
-from derops_headend.fleet.unknown import UnknownDispatches
 from derops_headend.gateway import metrics
 from derops_headend.gateway.admission_control import AdmissionControl
 from derops_headend.gateway.desired_store import DesiredStore
@@ -40,6 +41,12 @@ UNREAD_BYTES, UNREAD_OF_ONE, UNREAD_SURE = 64 * _MIB, 256 * _KIB, 16 * _KIB
 
 REPORTS_BYTES, REPORTS_OF_ONE, REPORTS_SURE = 64 * _MIB, 8 * _MIB, 16 * _KIB
 """The newest report of each dispatch that is held, likewise: of one asset a month of quarters."""
+
+UNHELD_REPORTS = 1000
+"""Of one asset about dispatches that are not held here: at once, and then as many a day.
+
+Such a one may be the late truth about what is settled, or invented: then it costs a row in the
+history of its own asset."""
 
 
 class NotReadyError(DeropsError):
@@ -129,7 +136,7 @@ class Exchange:
         self._streams: dict[str, AgentOutlet] = {}
         self._reports: dict[str, control_pb2.AgentReport] = {}
         self._unstored_reports: Counter[str] = Counter()
-        self._unknown = UnknownDispatches()
+        self._unheld = Rates(per_second=UNHELD_REPORTS / 86_400, burst=UNHELD_REPORTS)
         self._noting: dict[str, Future[None]] = {}
         self._unremembered: set[str] = set()
         self._operator: OperatorOutlet | None = None
@@ -269,7 +276,7 @@ class Exchange:
     def may_log_report(self, asset_uid: str, dispatch_uid: str) -> bool:
         """Tell whether a report goes into the log: of what nobody here holds, only so many do."""
         held = self.desired.dispatch(dispatch_uid) is not None
-        return held or self._unknown.take(asset_uid, self.now_us())
+        return held or self._unheld.admit(asset_uid, self.now_us() / SECOND_US) is not None
 
     def let_go_of_report(self, stream: AgentOutlet, report: dispatch_pb2.DispatchReport) -> None:
         """Have an agent forget a report that is not logged, and what it is about."""
@@ -508,7 +515,6 @@ class Exchange:
             if uid in self._streams:
                 self._streams[uid].end("AssetRemoved", "the DERAsset is gone")
             self.sessions.forget(uid)
-            self._unknown.forget(uid)
         for uid in changes.assets:
             asset, stream = self.desired.asset(uid), self._streams.get(uid)
             if asset is not None and stream is not None:

@@ -10,7 +10,7 @@ MAX_WAITING_BYTES = 64 * 1024**2
 """What may wait for one operator before its stream is ended: a new snapshot brings all anew."""
 
 MAX_STRAY_BYTES = 256 * 1024
-"""Where the reports of one asset take more of that, none waits about a dispatch not held here."""
+"""What reports of one asset may take of it before none joins that is about an unheld dispatch."""
 
 Message = control_pb2.ReplicaMessage
 _Key = tuple[str, ...]

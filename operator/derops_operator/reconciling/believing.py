@@ -8,7 +8,7 @@ from derops_operator.facts import Asset, Dispatch
 
 
 class Strange(StrEnum):
-    """Why a report is told to no Dispatch."""
+    """Why a report counts for no Dispatch."""
 
     UNKNOWN_DISPATCH = "UnknownDispatch"
     """There is no Dispatch of its uid: it is deleted, or never was."""

@@ -145,7 +145,7 @@ def revoke(ledger: Mapping[str, Any], own: Iterable[Request]) -> dict[str, Any]:
     issued yet, or came after those that the ledger knows, is for a new key.
     """
     kept = {name: ledger[name] for name in ledger if name not in _CERTIFICATES}
-    serials = _serials({name: ledger[name] for name in _CERTIFICATES if ledger.get(name)})
+    serials = _serials(ledger)
     issued = [each for each in own if each.issued is not None]
     known = [each for each in issued if each.issued and each.issued.serial_number in serials]
     created = [each.meta.created_us for each in known or issued]
@@ -265,7 +265,7 @@ def next_ledger(
 
 
 def _serials(ledger: Mapping[str, Any]) -> set[str]:
-    slots = (ledger.get(slot) for slot in ("current", "next", "previous"))
+    slots = (ledger.get(slot) for slot in _CERTIFICATES)
     return {each["serialNumber"] for each in slots if each}
 
 

@@ -29,6 +29,10 @@ def now_us() -> int:
     return time.time_ns() // 1000
 
 
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
 class FakeLog:
     """An event log whose durability the test decides."""
 
@@ -147,6 +151,12 @@ class Agent(Peer):
         }
         batch = agent_pb2.TelemetryBatch(**(facts | changes))
         await self.send(agent_pb2.AgentMessage(telemetry=batch))
+
+
+async def refusal_of(agent: Agent, epoch: int, instance: str) -> str:
+    """Say Hello; return the reason of the refusal."""
+    await agent.send(agent.hello(epoch, instance))
+    return (await agent.refusal())[1].partition(":")[0]
 
 
 class Operator(Peer):

@@ -7,17 +7,12 @@ import grpc
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from prometheus_client import REGISTRY
+from tests.headend.gateway.counting import refused_streams
 from tests.headend.gateway.pki import CLIENT, SERVER, Authority, Leaf, uri_of
 from tests.headend.gateway.rig import Operator, Rig, now_us
 
 URI = x509.UniformResourceIdentifier(uri_of("battery"))
 REFUSED = grpc.StatusCode.UNAUTHENTICATED
-
-
-def refused_streams(reason: str) -> float:
-    labels = {"reason": reason}
-    return REGISTRY.get_sample_value("derops_gateway_refused_streams_total", labels) or 0
 
 
 def wrong(name: str, make: Callable[[Authority], Leaf], reason: str) -> object:

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import grpc
 import pytest
-from prometheus_client import REGISTRY
+from tests.headend.gateway.counting import clones_suspected
 from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import Agent, Operator, Rig
 
@@ -96,7 +96,7 @@ async def test_an_epoch_of_another_replica_ends_the_stream(
 async def test_the_return_of_an_earlier_instance_is_a_clone(
     rig: Rig, leaf: Leaf, operator: Operator
 ) -> None:
-    before = REGISTRY.get_sample_value("derops_gateway_clones_suspected_total") or 0
+    before = clones_suspected()
     first, second = rig.agent(leaf), rig.agent(leaf)
     await first.connect(epoch=1, instance="a")
     await second.connect(epoch=2, instance="b")
@@ -109,7 +109,7 @@ async def test_the_return_of_an_earlier_instance_is_a_clone(
     while (session := await session_of(operator, connected=False)).epoch != 3:
         pass
     assert session.end_reason == "CloneSuspected"
-    assert REGISTRY.get_sample_value("derops_gateway_clones_suspected_total") == before + 1
+    assert clones_suspected() == before + 1
 
 
 async def test_renewing_over_a_second_channel_is_no_clone(

@@ -159,7 +159,7 @@ def certificate(
     }
 
 
-def signing_request(
+def certificate_request(
     name: str, uri: str, issuer: dict[str, str], namespace: str = TENANT
 ) -> dict[str, Any]:
     return {
