@@ -70,6 +70,9 @@ async def flood(
             with suppress(TimeoutError):
                 await asyncio.wait_for(may_send.acquire(), patience_seconds)
             await agent.send(message)
+        with suppress(TimeoutError):  # to end the call now would take back what is on its way
+            for _ in range(UNACKNOWLEDGED):
+                await asyncio.wait_for(may_send.acquire(), patience_seconds)
 
     tasks = [asyncio.create_task(read()), asyncio.create_task(send())]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
