@@ -29,8 +29,8 @@ _DIGEST_CHARACTERS = 32
 _PLACES = ("previous", "current", "next")
 
 
-class Newest(NamedTuple):
-    """The newest stream of an asset that is known of."""
+class Rank(NamedTuple):
+    """What the streams of an asset are ordered by."""
 
     epoch: int = 0
     serial_number: str = ""
@@ -69,14 +69,14 @@ def place_of(ledger: dispatch_pb2.IdentityLedger, serial_number: str) -> int:
     return -1
 
 
-def is_older_key(one: Newest, other: Newest, ledger: dispatch_pb2.IdentityLedger) -> bool:
+def is_older_key(one: Rank, other: Rank, ledger: dispatch_pb2.IdentityLedger) -> bool:
     """Tell whether the key of ``one`` stands before that of ``other`` in the ledger."""
     if not one.serial_number or not other.serial_number:
         return False
     return place_of(ledger, one.serial_number) < place_of(ledger, other.serial_number)
 
 
-def outranks(one: Newest, other: Newest, ledger: dispatch_pb2.IdentityLedger) -> bool:
+def outranks(one: Rank, other: Rank, ledger: dispatch_pb2.IdentityLedger) -> bool:
     """Tell whether ``one`` takes over from ``other``: by the place of its key, then by epoch."""
     if is_older_key(one, other, ledger):
         return False

@@ -8,7 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from derops.holders import Holders, Newest, digest_of, is_plausible_epoch, outranks
+from derops.holders import Holders, Rank, digest_of, is_plausible_epoch, outranks
 from derops.lifecycle import Phase, Reason
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
@@ -166,7 +166,7 @@ class Fleet:
         self._sessions: dict[str, dict[str, control_pb2.Session]] = defaultdict(dict)
         self._deliveries: dict[str, dict[str, control_pb2.Delivery]] = defaultdict(dict)
         self._reports: dict[str, dict[str, control_pb2.AgentReport]] = defaultdict(dict)
-        self._newest: dict[str, Newest] = {}
+        self._newest: dict[str, Rank] = {}
         self._holders = Holders()
 
     def add_replica(self, name: str, state_since_us: int, sent_version: int, now_us: int) -> None:
@@ -219,8 +219,8 @@ class Fleet:
         session.ClearField("instances")
         kept = self._sessions[uid][name] = control_pb2.Session()
         kept.CopyFrom(session)  # a part of a batch would keep all of it
-        rank = Newest(session.epoch, session.serial_number, digest_of(session.instance_id))
-        newest = self._newest.get(uid, Newest())
+        rank = Rank(session.epoch, session.serial_number, digest_of(session.instance_id))
+        newest = self._newest.get(uid, Rank())
         if is_plausible_epoch(session.epoch, now_us) and outranks(rank, newest, ledger):
             newest = self._newest[uid] = rank
         elif not news:
@@ -256,7 +256,7 @@ class Fleet:
     def all_seen(self) -> list[control_pb2.EpochSeen]:
         """Return the newest stream of each asset, and who held it at any replica."""
         return [
-            _seen(uid, self._newest.get(uid, Newest()), self._holders.messages(uid))
+            _seen(uid, self._newest.get(uid, Rank()), self._holders.messages(uid))
             for uid in self._newest.keys() | self._holders.uids()
         ]
 
@@ -353,7 +353,7 @@ class Fleet:
 
 
 def _seen(
-    asset_uid: str, newest: Newest, instances: list[control_pb2.Instance]
+    asset_uid: str, newest: Rank, instances: list[control_pb2.Instance]
 ) -> control_pb2.EpochSeen:
     return control_pb2.EpochSeen(
         asset_uid=asset_uid,

@@ -5,14 +5,13 @@ The operator must start and go on for everybody else; who owns the object must b
 
 import itertools
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from tests.attacks.tenants import Tenant, certificate_request, signing_request
 from tests.e2e.acting import Pilot, eventually
+from tests.stack import ops
 from tests.stack.stack import Stack
 
 _numbers = itertools.count(1)
@@ -97,20 +96,8 @@ def events_of(stack: Stack, namespace: str, name: str, reason: str) -> list[dict
     ]
 
 
-def ask(stack: Stack, path: str) -> tuple[int, str]:
-    """Return what the operator's ops port answers."""
-    url = f"http://127.0.0.1:{stack.ops_ports['operator']}/{path}"
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-
-
 def unreadable(stack: Stack) -> int:
-    lines = ask(stack, "metrics")[1].splitlines()
-    name = "derops_operator_unreadable_objects{"
-    return int(sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name)))
+    return int(ops.metric(stack.ops_ports["operator"], "derops_operator_unreadable_objects{"))
 
 
 def put(tenant: Tenant, objects: dict[str, dict[str, Any]]) -> set[str]:
@@ -145,7 +132,7 @@ def test_poison_does_not_stop_a_running_operator(
     for name in told:
         eventually(lambda n=name: events_of(stack, tenant.namespace, n, "Unreadable"), name)  # type: ignore[misc]
     assert unreadable(stack) >= len(told)
-    status, text = ask(stack, "readyz")
+    status, text = ops.ask(stack.ops_ports["operator"])
     assert (status, "degraded objects: cannot read" in text) == (200, True)
     assert_works_for(neighbour, "during")
 
@@ -164,14 +151,16 @@ def test_poison_does_not_stop_the_start_of_the_operator(
     stack.kill("operator")
     stack.restart("operator")
 
-    assert ask(stack, "livez")[0] == 200
+    assert ops.ask(stack.ops_ports["operator"], "livez")[0] == 200
     assert unreadable(stack) >= len(told)
     assert_works_for(neighbour, "after-the-start")
     assert neighbour.wait_for_phase("through", "Complete")["execution"]["interruptions"] == 0
 
     tenant.kubectl("delete", "certificaterequests,dispatches,derassets", "--all")
     eventually(lambda: unreadable(stack) == 0, "everything to be well again")
-    assert "degraded objects" not in ask(stack, "readyz")[1]
+    status, text = ops.ask(stack.ops_ports["operator"])
+    assert status
+    assert "degraded objects" not in text
 
 
 def test_what_is_created_anew_under_a_poisoned_name_is_worked_on(

@@ -4,8 +4,6 @@ import json
 import sqlite3
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -13,29 +11,12 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.acting import Pilot, eventually
+from tests.stack import ops
 from tests.stack.identities import OPERATOR_SECRET
 from tests.stack.stack import Stack
 
 TEN_YEARS_MS = 10 * 365 * 86400 * 1000
 RUNNING_SECONDS = 1800
-
-
-def told(stack: Stack, part: str) -> tuple[int, str]:
-    """Return what /readyz of a part says; 0 = it does not answer."""
-    url = f"http://127.0.0.1:{stack.ops_ports[part]}/readyz"
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-    except OSError:
-        return 0, ""
-
-
-def metric(port: int, name: str) -> float:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-        lines = answer.read().decode().splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
 @contextmanager
@@ -46,7 +27,7 @@ def watching(stack: Stack) -> Iterator[list[tuple[int, str]]]:
 
     def look() -> None:
         while not over.wait(0.05):
-            seen.append(told(stack, "operator"))
+            seen.append(ops.ask(stack.ops_ports["operator"]))
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -84,7 +65,7 @@ def test_a_renewed_certificate_of_the_operator_interrupts_nothing(pilot: Pilot) 
 
     assert stack.identities.operator_certificate.read_bytes() != before
     assert [status for status, _ in seen if status != 200] == []
-    assert metric(stack.ops_ports["gateway"], "derops_gateway_operator_connected") == 1
+    assert ops.metric(stack.ops_ports["gateway"], "derops_gateway_operator_connected") == 1
     assert pilot.wait_for_phase("through", "Complete")["execution"]["interruptions"] == 0
 
 
@@ -128,11 +109,15 @@ def test_a_poisoned_fleet_comes_back_with_a_higher_era_and_keeps_what_it_runs(
         pilot.wait_for_phase(f"through-{name}", "Active")
 
     poison(pilot, *names)
-    eventually(lambda: "begin a new era" in told(stack, "operator")[1], "the operator's word")
-    assert "degraded operator clock" in told(stack, "gateway")[1]
+    eventually(
+        lambda: "begin a new era" in ops.ask(stack.ops_ports["operator"])[1], "the operator's word"
+    )
+    assert "degraded operator clock" in ops.ask(stack.ops_ports["gateway"])[1]
     for name in names:
         port = stack.fleet.get(pilot.namespace, name).ops_port
-        refusals = partial(metric, port, 'derops_agent_stream_ends_total{reason="StaleReplica"}')
+        refusals = partial(
+            ops.metric, port, 'derops_agent_stream_ends_total{reason="StaleReplica"}'
+        )
         eventually(refusals, f"{name} to refuse the gateway")
 
     operator = stack.parts["operator"]
@@ -140,8 +125,8 @@ def test_a_poisoned_fleet_comes_back_with_a_higher_era_and_keeps_what_it_runs(
     operator.terminate()
     stack.restart("operator")
 
-    assert told(stack, "operator") == (200, "ok\n")
-    assert "operator clock" not in told(stack, "gateway")[1]
+    assert ops.ask(stack.ops_ports["operator"]) == (200, "ok\n")
+    assert "operator clock" not in ops.ask(stack.ops_ports["gateway"])[1]
     limit = {"mode": "LoadLimit", "maxLoadWatts": 1000}
     for name in names:  # whose next attempt may be half a minute away
         pilot.dispatch(

@@ -10,7 +10,7 @@ from derops.holders import (
     REMEMBERED_US,
     Holder,
     Holders,
-    Newest,
+    Rank,
     digest_of,
     is_plausible_epoch,
     outranks,
@@ -30,11 +30,11 @@ def ledger(**serials: str) -> dispatch_pb2.IdentityLedger:
 
 
 LEDGER = ledger(previous="1", current="2", next="3")
-RANKS = st.builds(Newest, st.integers(0, 5), st.sampled_from(["", "gone", "1", "2", "3"]))
+RANKS = st.builds(Rank, st.integers(0, 5), st.sampled_from(["", "gone", "1", "2", "3"]))
 
 
 def test_the_place_of_the_key_goes_before_the_epoch() -> None:
-    order = [Newest(9, "gone"), Newest(8, "1"), Newest(7, "2"), Newest(6, "3"), Newest(7, "3")]
+    order = [Rank(9, "gone"), Rank(8, "1"), Rank(7, "2"), Rank(6, "3"), Rank(7, "3")]
 
     for index, each in enumerate(order):
         assert not outranks(each, each, LEDGER)
@@ -42,13 +42,13 @@ def test_the_place_of_the_key_goes_before_the_epoch() -> None:
 
 
 @given(one=RANKS, other=RANKS)
-def test_of_two_streams_one_is_the_newest_wherever_it_is_asked(one: Newest, other: Newest) -> None:
+def test_of_two_streams_one_is_the_newest_wherever_it_is_asked(one: Rank, other: Rank) -> None:
     assert not (outranks(one, other, LEDGER) and outranks(other, one, LEDGER))
 
 
 def test_a_key_that_nobody_told_of_is_ordered_by_epoch() -> None:
-    assert outranks(Newest(2, ""), Newest(1, "3"), LEDGER)
-    assert not outranks(Newest(1, ""), Newest(1, "1"), LEDGER)
+    assert outranks(Rank(2, ""), Rank(1, "3"), LEDGER)
+    assert not outranks(Rank(1, ""), Rank(1, "1"), LEDGER)
 
 
 def test_an_epoch_may_be_five_minutes_ahead() -> None:

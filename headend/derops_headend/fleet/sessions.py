@@ -12,7 +12,7 @@ from derops.holders import (
     MAX_EPOCH_AHEAD_MS,
     Holder,
     Holders,
-    Newest,
+    Rank,
     digest_of,
     is_older_key,
     is_over,
@@ -94,9 +94,9 @@ class Session:
     end_reason: str = ""
 
     @property
-    def rank(self) -> Newest:
+    def rank(self) -> Rank:
         """What it is ordered by."""
-        return Newest(self.epoch, self.serial_number, digest_of(self.instance_id))
+        return Rank(self.epoch, self.serial_number, digest_of(self.instance_id))
 
 
 @dataclass(slots=True)
@@ -104,7 +104,7 @@ class _Known:
     """What is known of one asset's streams."""
 
     last: Session | None = None
-    newest: Newest = field(default_factory=Newest)
+    newest: Rank = field(default_factory=Rank)
     """At any replica."""
 
     suspected_us: int = 0
@@ -194,7 +194,7 @@ class SessionTable:
         uid = seen.asset_uid
         known = self._known.setdefault(uid, _Known())
         self._holders.merge(uid, seen.instances, now_us)
-        rank = Newest(seen.epoch, seen.serial_number, seen.instance_id)
+        rank = Rank(seen.epoch, seen.serial_number, seen.instance_id)
         if not is_plausible_epoch(seen.epoch, now_us):
             return False
         if outranks(rank, known.newest, ledger):
