@@ -126,6 +126,7 @@ class OperatorStream:
             self.end("Closed", "the operator ended the stream")
             await asyncio.wait({writer}, timeout=_END_SECONDS)
         finally:
+            _HELD_BYTES.set(0)
             self.end("Closed", "the connection was lost")
             for task in tasks:
                 task.cancel()
