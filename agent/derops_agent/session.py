@@ -34,7 +34,7 @@ SILENT_HEARTBEATS = 3
 _END: Any = vars(grpc.aio)["EOF"]  # the stubs do not know it
 _BYE_SECONDS = 1.0  # for the gateway to end its half
 _READ_BATCHES = 64
-MAX_SNAPSHOT_BYTES = 16 * 1024**2
+MAX_SNAPSHOT_BYTES = 32 * 1024**2
 """Of the parts between SyncBegin and SyncEnd, each with what it costs as an object."""
 
 _OFFSETS = 5

@@ -10,11 +10,10 @@ def make_directory(path: Path) -> None:
     """Make a directory and those above it; return once their names are on the disk.
 
     SQLite syncs the directory of its file, not the ones above that: a new one could be lost, with
-    all that is in it. The directory is its owner's alone, also where it was there before.
+    all that is in it. A new directory is its owner's alone; one that was there may be meant for
+    others as well, and stays as it is.
     """
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not path.stat().st_mode & stat.S_ISVTX:  # that is everybody's, such as /tmp
-        _restrict(path, 0o700)
     device = path.stat().st_dev
     for above in path.absolute().parents:
         if above.stat().st_dev != device:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
+from kubernetes.aio.client.exceptions import ApiException
 
 from derops_operator.cache import Cache
 from derops_operator.events import EventWriter
@@ -129,7 +130,19 @@ class Actor:
             "message": message,
             "lastTransitionTime": format_second(self._now_us()),
         }
-        if not await self._patch_conditions(Kind.REQUEST, request, answer):
+        try:
+            if not await self._patch_conditions(Kind.REQUEST, request, answer):
+                return
+        except ApiException as refused:
+            if not denied or not 400 <= (refused.status or 0) < 500 or refused.status == 429:
+                raise
+            # Anybody's, and to an issuer of others: we may not answer it, nor wait for that.
+            _log.warning(
+                "request.not_denied",
+                namespace=namespace,
+                name=action.request,
+                why=str(refused.reason)[:300],
+            )
             return
         _log.info(
             "request.denied" if denied else "request.approved",

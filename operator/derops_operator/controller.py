@@ -275,6 +275,10 @@ class Controller:
             _log.warning("resources.not_listed", why=str(error)[:300])
             self._readiness.waiting("kubernetes", f"listing failed: {str(error)[:200]}")
             return False
+        except Exception as error:  # whatever a list holds, the program goes on and tries again
+            _log.exception("resources.not_listed")
+            self._readiness.waiting("kubernetes", f"listing failed: {describe(error)[:200]}")
+            return False
         return True
 
     async def _keep_resyncing(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import kopf
 
 from derops_operator.facts import MANAGED_BY, Key, Kind
+from derops_operator.kube import CHUNK
 from derops_operator.reading import identify
 
 Take = Callable[[Kind, Mapping[str, Any]], None]
@@ -68,7 +69,7 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.scanning.disabled = True
     settings.peering.standalone = True
     settings.posting.enabled = False
-    settings.watching.chunk_size = 500
+    settings.watching.chunk_size = CHUNK
     settings.watching.initial_streaming = False
     settings.watching.inactivity_timeout = 70
     settings.watching.reconnect_backoff = 1.0

@@ -15,7 +15,9 @@ from derops_operator.facts import FINALIZER, MANAGED_BY, Kind, Meta
 FIELD_MANAGER = "derops-operator"
 """Owner of the fields that the operator applies."""
 
-_CHUNK = 500
+CHUNK = 100
+"""Objects of one page of a list. One may have 256 KiB of annotations, or 1 MiB in all."""
+
 _TIMEOUT_SECONDS = 30.0
 _CONCURRENT_CALLS = 20
 _MERGE = "application/merge-patch+json"
@@ -73,7 +75,7 @@ class Kube:
                 "list_cluster_custom_object",
                 *_GROUPS[kind],
                 kind.value,
-                limit=_CHUNK,
+                limit=CHUNK,
                 _continue=following,
                 label_selector=_SELECTOR if kind in (Kind.REQUEST, Kind.CERTIFICATE) else None,
             )
@@ -111,7 +113,7 @@ class Kube:
             *_GROUPS[Kind.REQUEST],
             namespace,
             Kind.REQUEST.value,
-            limit=_CHUNK,
+            limit=CHUNK,
         )
         return list(page["items"])
 

@@ -1,6 +1,7 @@
 """The operator as a program."""
 
 import asyncio
+import sys
 
 import kopf
 import structlog
@@ -15,9 +16,14 @@ from derops_operator.trust import Expected, TrustCheck
 
 _log = structlog.get_logger("operator")
 
+_DEEPEST = 30_000
+"""The API server takes JSON of 10,000 levels, from anybody, in metadata.managedFields for one;
+Python's parser would end at 1,000, with all that came in the same list."""
+
 
 def main() -> None:
     """Run until SIGTERM or SIGINT; whatever dies inside ends the program with exit code 1."""
+    sys.setrecursionlimit(_DEEPEST)
     settings = load_settings(OperatorSettings)
     configure_logging(settings.log_level)
     quieten()

@@ -1,5 +1,6 @@
 """Whoever copied an agent's key: locks nobody out for good, and is noticed."""
 
+import asyncio
 from pathlib import Path
 
 import grpc
@@ -10,6 +11,7 @@ from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import Agent, Operator, Rig, now_ms, refusal_of
 
 from derops.wire.v1 import agent_pb2, agent_pb2_grpc, control_pb2, dispatch_pb2
+from derops_headend.gateway.agent_link import MAX_OPENING
 
 __all__ = ["_no_pace", "leaf", "operator", "rig"]
 
@@ -248,6 +250,24 @@ async def test_no_peer_is_told_the_instance_id_of_another(
     assert HOLDER not in str(await thief.read_until("bye"))
     refusal = await rig.log.connection("Refused")
     assert HOLDER not in refusal.message
+
+
+async def test_streams_that_say_nothing_keep_nobody_out(
+    rig: Rig, stolen: Leaf, operator: Operator
+) -> None:
+    """K14: a thief holds all the streams that may wait for a Hello; who has one to say is heard."""
+    before = refused_streams("TooManyStreams")
+    silent = [rig.agent(stolen) for _ in range(MAX_OPENING + 1)]
+    told = [asyncio.create_task(each.refusal()) for each in silent]
+    ended, _ = await asyncio.wait(told, return_when=asyncio.FIRST_COMPLETED)  # the others wait
+    assert {each.result()[1].partition(":")[0] for each in ended} == {"TooManyStreams"}
+
+    await rig.agent(stolen).connect(now_ms(), HOLDER)
+
+    assert refused_streams("TooManyStreams") == before + 2
+    for each in told:
+        each.cancel()
+    await asyncio.gather(*told, return_exceptions=True)
 
 
 async def test_a_hello_that_was_on_its_way_when_another_took_over_is_no_clone(

@@ -87,6 +87,26 @@ def poisons() -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
+def create_deep(tenant: Tenant, levels: int) -> None:
+    """Create a Dispatch whose JSON is so many levels deep, where the API server looks at nothing.
+
+    As text, since Python's own encoder ends at a thousand.
+    """
+    manifest = dispatch("deep")
+    manifest["metadata"] |= {"namespace": tenant.namespace, "managedFields": "FIELDS"}
+    fields = '{"f:x":' * levels + "{}" + "}" * levels
+    text = json.dumps(manifest).replace(
+        '"FIELDS"',
+        '[{"manager":"me","operation":"Update","apiVersion":"derops.io/v1alpha1",'
+        f'"fieldsType":"FieldsV1","fieldsV1":{fields}}}]',
+    )
+    path = f"/apis/derops.io/v1alpha1/namespaces/{tenant.namespace}/dispatches"
+    taken, answer = tenant.kubectl("create", "--raw", path, "-f", "-", stdin=text)
+    assert taken, answer[-500:]
+    _, stored = tenant.kubectl("get", "--raw", f"{path}/deep")
+    assert stored.count("f:x") == levels, "the attack is not what it was"
+
+
 def events_of(stack: Stack, namespace: str, name: str, reason: str) -> list[dict[str, Any]]:
     answer = stack.kubectl("get", "events.events.k8s.io", "-n", namespace, "-o", "json")
     return [
@@ -215,3 +235,24 @@ def patch_submitted(pilot: Pilot, name: str, instant: str) -> None:
         "patch", "dispatch", name, "-n", pilot.namespace, "--subresource=status", "--type=merge",
         "-p", json.dumps(patch),
     )  # fmt: skip
+
+
+def test_an_object_of_any_depth_is_read_with_all_others(
+    stack: Stack, tenant: Tenant, neighbour: Pilot
+) -> None:
+    """T25: a tenant creates an object so deep that a parser ends with it, and its whole list.
+
+    The operator must work on and start for everybody, and on the object as on any other.
+    """
+    neighbour.battery()
+    create_deep(tenant, 9000)
+    assert_works_for(neighbour, "beside")
+
+    stack.kill("operator")
+    stack.restart("operator")
+
+    assert_works_for(neighbour, "after")
+    eventually(
+        lambda: tenant.get("dispatch", "deep")["status"].get("reason") == "AssetNotFound",
+        "the operator's word on it",
+    )

@@ -70,22 +70,21 @@ def test_a_file_that_others_could_read_is_tightened(
 
 
 @pytest.mark.parametrize("open_file", [OPENERS[0], OPENERS[2]])
-def test_the_directory_is_private_new_or_not(
+def test_a_new_directory_is_private(
     tmp_path: Path, open_file: Callable[[Path], DesiredStore]
 ) -> None:
-    (tmp_path / "old").mkdir(mode=0o755)
-    for name in ("old", "new"):
-        close(open_file(tmp_path / name / "some.db"))
+    close(open_file(tmp_path / "new" / "some.db"))
 
-        assert (tmp_path / name).stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
 
 
-def test_a_directory_that_is_everybodys_stays_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [0o1777, 0o755])
+def test_a_directory_that_others_use_stays_theirs(tmp_path: Path, mode: int) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
-    shared.chmod(0o1777)
+    shared.chmod(mode)
 
     close(open_ledger(shared / "some.db"))
 
-    assert shared.stat().st_mode & 0o7777 == 0o1777
+    assert shared.stat().st_mode & 0o7777 == mode
     assert (shared / "some.db").stat().st_mode & 0o777 == 0o600

@@ -22,6 +22,7 @@ from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2
 from derops_operator.facts import Asset, Certificate, Dispatch, Request
 from derops_operator.fleet import LOST_AFTER_US, Link, SessionView
+from derops_operator.instants import format_instant
 from derops_operator.reconciling.actions import (
     AddFinalizer,
     ApplyCertificate,
@@ -696,6 +697,30 @@ def test_a_request_under_way_when_a_key_is_revoked_is_for_a_new_key() -> None:
     revoked = decide(subject, [first, second], CLONE, seconds=20, known=certificate(seen=20))
 
     assert revoked.actions == (Approve(request="battery-derops-agent-2"),)
+
+
+def test_a_denied_request_of_before_keeps_no_revoked_key_from_being_replaced() -> None:
+    denied = replace(request(1), conditions=({"type": "Denied", "status": "True"},))
+    issued = request(2, serial=2)
+    issued = replace(issued, meta=replace(issued.meta, created_us=at(5)))
+    requests = [denied, issued]
+    subject = after(asset(), decide(requests=requests, known=certificate()))
+    subject = after(subject, decide(subject, requests, CLONE, seconds=11, known=certificate()))
+    subject = replace(subject, lift_of_us=at(11), lift_key="Revoke")
+
+    revoked = decide(subject, requests, CLONE, seconds=20, known=certificate(seen=20))
+
+    assert revoked.actions == (Reissue(name="battery-derops-agent"),)
+
+
+def test_who_took_over_before_any_lift_counts_no_more() -> None:
+    subject = asset(operatingState="Quarantined")
+    subject = after(subject, decide(subject, seconds=11))
+    subject = replace(subject, operating_state="InService", lift_of_us=at(11), lift_key="Revoke")
+
+    lifted = decide(subject, seconds=20)
+
+    assert lifted.status["identity"]["suspectedAt"] == format_instant(at(20))
 
 
 def test_nothing_is_certified_for_an_asset_that_is_going() -> None:

@@ -66,6 +66,7 @@ BOUNDED_MODULES = [
     "derops_operator.events",
     "derops_operator.fleet",
     "derops_operator.headend",
+    "derops_operator.kube",
 ]
 UNITS = {"KiB": 1024, "MiB": 1024**2}
 KINDS = {"derasset": "derassets", "dispatch": "dispatches"}

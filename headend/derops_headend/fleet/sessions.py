@@ -283,7 +283,7 @@ class SessionTable:
         mine = self._holders.of(session.asset_uid).get(digest_of(session.instance_id))
         if mine is None or is_over(mine, now_us) or mine.replaced_us <= ledger.suspected_us:
             return
-        if session.opened_us < mine.replaced_us:
+        if max(session.opened_us, ledger.suspected_us + 1) < mine.replaced_us:
             raise EpochTooLowError(known.newest.epoch)  # merely late: it began before its successor
         raise CloneSuspectedError(
             # The id itself would tell the one how to pass for the other.
@@ -325,13 +325,13 @@ class SessionTable:
         here = digest_of(known.last.instance_id) if known.last is not None else ""
         at_us = max(session.opened_us, ledger.suspected_us + 1)
         before = self._holders.of(uid)
-        unreplaced = [each for each in before if each != mine and not before[each].replaced_us]
+        unreplaced = [each for each in before if each != mine and _is_current(before[each], ledger)]
         touched = [
             self._replaced(uid, each, at_us, now_us, alive=alive and each == here)
             for each in unreplaced
         ]
         since_us = before[mine].since_us if mine in before else at_us
-        holder = Holder(min(since_us, at_us), session.opened_us)
+        holder = Holder(min(since_us, at_us), at_us)
         self._holders.put(uid, mine, holder, now_us)
         return [*touched, message_of(mine, holder)]
 
@@ -341,3 +341,11 @@ class SessionTable:
         holder = self._holders.of(asset_uid)[digest]._replace(replaced_us=at_us, alive=alive)
         self._holders.put(asset_uid, digest, holder, now_us)
         return message_of(digest, holder)
+
+
+def _is_current(holder: Holder, ledger: dispatch_pb2.IdentityLedger) -> bool:
+    """Tell whether nobody took over since it came last: it may have come back after a lift.
+
+    Other replicas, and the operator, go on saying when it was replaced before that.
+    """
+    return holder.replaced_us == 0 or holder.replaced_us <= ledger.suspected_us < holder.opened_us

@@ -5,7 +5,6 @@ certificate expired, so each stream is checked again from the certificate's byte
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -52,7 +51,7 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
         self._heartbeat_seconds = heartbeat_seconds
         self._monotonic_us = monotonic_us
         self._hello_seconds = hello_seconds
-        self._opening: Counter[AssetName] = Counter()
+        self._opening: dict[AssetName, dict[asyncio.Timeout, None]] = {}
         self._log = structlog.get_logger("agent")
 
     async def Connect(  # noqa: N802  # gRPC's name
@@ -68,13 +67,7 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
         """Return the stream of an agent, the live one of its asset, or refuse it."""
         opened_us = self._exchange.now_us()
         certificate = await self._authenticate(context)
-        with self._one_more(certificate.asset) as opening:
-            if opening > MAX_OPENING:
-                error = IdentityRefusedError(
-                    "TooManyStreams", f"{MAX_OPENING} others have not said Hello", transient=True
-                )
-                await self._refuse(context, error, certificate)
-            hello = await self._read_hello(context, certificate)
+        hello = await self._read_hello(context, certificate)
         try:
             asset = self._exchange.admit(certificate)
         except (IdentityRefusedError, NotReadyError) as error:
@@ -100,14 +93,23 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
         return stream
 
     @contextmanager
-    def _one_more(self, asset: AssetName) -> Iterator[int]:
-        """Count the streams of an asset that are in the block."""
-        self._opening[asset] += 1
+    def _one_more(self, asset: AssetName, bound: asyncio.Timeout) -> Iterator[None]:
+        """Have a stream wait for its Hello; of too many the one goes that has waited longest.
+
+        Whoever has a Hello to say says it at once: idle streams of a thief must not keep it out.
+        """
+        opening = self._opening.setdefault(asset, {})
+        opening[bound] = None
+        if len(opening) > MAX_OPENING:
+            oldest = next(iter(opening))
+            del opening[oldest]
+            if not oldest.expired():
+                oldest.reschedule(0)
         try:
-            yield self._opening[asset]
+            yield
         finally:
-            self._opening[asset] -= 1
-            if not self._opening[asset]:
+            opening.pop(bound, None)
+            if not opening and self._opening.get(asset) is opening:
                 del self._opening[asset]
 
     async def _authenticate(self, context: Context) -> AgentCertificate:
@@ -123,13 +125,19 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
         return certificate
 
     async def _read_hello(self, context: Context, certificate: AgentCertificate) -> agent_pb2.Hello:
+        ends = asyncio.get_running_loop().time() + self._hello_seconds
         try:
-            async with asyncio.timeout(self._hello_seconds):
-                message = await context.read()
+            async with asyncio.timeout_at(ends) as bound:
+                with self._one_more(certificate.asset, bound):
+                    message = await context.read()
         except TimeoutError:
             error = IdentityRefusedError(
                 "HelloTimeout", f"no Hello within {self._hello_seconds:g} s", transient=True
             )
+            if bound.when() != ends:
+                error = IdentityRefusedError(
+                    "TooManyStreams", f"{MAX_OPENING} newer ones wait to say Hello", transient=True
+                )
             await self._refuse(context, error, certificate)
         except DecodeError:
             error = IdentityRefusedError("BadMessage", "the first bytes are no message")

@@ -89,15 +89,22 @@ def reconcile_asset(
     releasing = holding if _is_taken_out(asset) else []
     quarantine = _quarantine(asset, session, now_us, releasing=bool(releasing))
     own = identities.own_requests(requests, certificate, realm.requester)
-    if stored.get("quarantine") and quarantine is None and asset.lift_key == "Revoke":
-        stored = identities.revoke(stored, own)
+    if stored.get("quarantine") and quarantine is None:
+        # Who took over before a lift counts no more, whatever the quarantine was for.
+        lifted_us = max(now_us, _instant(stored, "suspectedAt"))
+        stored = {**stored, "suspectedAt": format_instant(lifted_us)}
+        if asset.lift_key == "Revoke":
+            stored = identities.revoke(stored, own)
+    was_revoked = bool(own) and not identities.not_revoked(own[:1], stored)
     own = identities.not_revoked(own, stored)
     issued = identities.trusted(own, asset, uri, realm.issuer)
     ledger = identities.next_ledger(stored, issued, session, uri, now_us)
     ledger.update({name: stored[name] for name in _KEPT if name in stored})
     actions = _finalizing(asset, holding, now_us, for_good=not unread)
     if asset.meta.deleting_us is None:
-        actions += _certifying(asset, own, certificate, ledger, now_us, realm)
+        actions += _certifying(
+            asset, own, certificate, ledger, now_us, realm, was_revoked=was_revoked
+        )
         actions += _refusing(requests, certificate, realm)
     if quarantine is not None:
         ledger["quarantine"] = quarantine
@@ -177,6 +184,8 @@ def _certifying(
     ledger: dict[str, Any],
     now_us: int,
     realm: Realm,
+    *,
+    was_revoked: bool,
 ) -> list[AssetAction]:
     wanted = identities.wanted_certificate(asset, realm.trust_domain, realm.issuer)
     if certificate is None or identities.differs(certificate, wanted):
@@ -191,7 +200,7 @@ def _certifying(
             actions.append(Deny(request=request.meta.name, message=problem))
         elif identities.has_duration(request, asset):
             actions.append(Approve(request=request.meta.name))
-    if "current" not in ledger and not own:
+    if "current" not in ledger and (was_revoked or not own):
         actions += _recover_ledger(certificate, now_us)
     return actions
 
