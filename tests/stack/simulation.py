@@ -51,6 +51,7 @@ def write_agent_file(
             for asset in assets
         ],
     }
+    file.touch(mode=0o600)
     file.write_text(json.dumps(document, indent=2))  # JSON is YAML
     return file
 
