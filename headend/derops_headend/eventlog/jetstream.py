@@ -95,6 +95,7 @@ class JetStreamEventLog:
         self._tried: dict[_Place, str] = {}
         self._highest: dict[str, int] = {}
         self._fill = 0.0
+        self._closing = False
         self._polling = asyncio.create_task(self._poll_fill())
         self._log = structlog.get_logger("log")
 
@@ -173,6 +174,7 @@ class JetStreamEventLog:
 
     async def close(self) -> None:
         """Leave the server."""
+        self._closing = True  # a cancel in the midst of a request may be lost
         self._polling.cancel()
         with suppress(asyncio.CancelledError):
             await self._polling
@@ -243,7 +245,7 @@ class JetStreamEventLog:
         self._highest[name] = sequence
 
     async def _poll_fill(self) -> None:
-        while self._max_bytes:
+        while self._max_bytes and not self._closing:
             with suppress(nats.errors.Error, TimeoutError, OSError):
                 infos = [
                     await self._stream.stream_info(self._settings.stream(shard))
