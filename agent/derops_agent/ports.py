@@ -3,8 +3,48 @@
 A device is told its whole wanted state each time, so that a repeated or resumed write is harmless.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import inf, trunc
 from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolution:
+    """Which values of one mode a device can hold: whole steps from zero, within a range."""
+
+    step_watts: float = 0.0
+    """Distance of two neighbouring values; 0 = the device rounds nothing."""
+
+    least_watts: float = -inf
+    most_watts: float = inf
+    none_watts: float | None = None
+    """The value by which the device says that it holds nothing; None = it says that otherwise."""
+
+    def nearest(self, watts: int) -> float:
+        """Return what the device holds of ``watts``: rounded towards zero, within the range."""
+        bounded = max(self.least_watts, min(watts, self.most_watts))
+        if not self.step_watts:
+            return bounded
+        # Nine digits: what is beyond is the rounding of the division and no fraction of a step.
+        return trunc(round(bounded / self.step_watts, 9)) * self.step_watts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadBack:
+    """How soon a device shows what was written to it, and how often it may be written."""
+
+    delay_seconds: float = 0.0
+    """After a write, before it is asked for the first time."""
+
+    pace_seconds: float = 1.0
+    """Between two questions."""
+
+    patience_seconds: float = 5.0
+    """For how long it is asked, before the same is written again."""
+
+    most_writes: int = 5
+    """Of one setpoint: memory for settings wears out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +61,11 @@ class Capability:
 
     reversion: bool = False
     """Whether the device has a timer of its own that reverts it."""
+
+    resolutions: Mapping[str, Resolution] = field(default_factory=dict)
+    """By mode; a mode that is absent holds any value."""
+
+    read_back: ReadBack = ReadBack()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +105,23 @@ class Reversion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BadPoint:
+    """A point of a device that could not be used in one sample."""
+
+    name: str
+    """As the profile or the SunSpec model calls it."""
+
+    raw: str
+    """What the device sent, in hexadecimal where it is registers; empty = it sent nothing."""
+
+    problem: str
+    """In words, with value, limit and unit."""
+
+    quantity: int = 0
+    """Number of ``agent_pb2.Quantity`` that is absent for it; 0 = none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """One sample of a device."""
 
@@ -69,6 +131,9 @@ class Reading:
 
     local_control: bool = False
     """Whether somebody on site has switched the device to local control."""
+
+    bad_points: tuple[BadPoint, ...] = ()
+    """What is absent because the device answered nonsense for it, or refused it alone."""
 
 
 class Device(Protocol):

@@ -182,10 +182,40 @@ class ReportAck(_message.Message):
     def __init__(self, sequence: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("agent_sent_us",)
+    __slots__ = ("agent_sent_us", "device")
     AGENT_SENT_US_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
     agent_sent_us: int
-    def __init__(self, agent_sent_us: _Optional[int] = ...) -> None: ...
+    device: DeviceFacts
+    def __init__(self, agent_sent_us: _Optional[int] = ..., device: _Optional[_Union[DeviceFacts, _Mapping]] = ...) -> None: ...
+
+class DeviceFacts(_message.Message):
+    __slots__ = ("bad_points", "more_bad_points", "silent_since_us", "silence", "fallback_problem")
+    BAD_POINTS_FIELD_NUMBER: _ClassVar[int]
+    MORE_BAD_POINTS_FIELD_NUMBER: _ClassVar[int]
+    SILENT_SINCE_US_FIELD_NUMBER: _ClassVar[int]
+    SILENCE_FIELD_NUMBER: _ClassVar[int]
+    FALLBACK_PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    bad_points: _containers.RepeatedCompositeFieldContainer[BadPoint]
+    more_bad_points: int
+    silent_since_us: int
+    silence: str
+    fallback_problem: str
+    def __init__(self, bad_points: _Optional[_Iterable[_Union[BadPoint, _Mapping]]] = ..., more_bad_points: _Optional[int] = ..., silent_since_us: _Optional[int] = ..., silence: _Optional[str] = ..., fallback_problem: _Optional[str] = ...) -> None: ...
+
+class BadPoint(_message.Message):
+    __slots__ = ("name", "raw", "problem", "since_us", "samples")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    RAW_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    SINCE_US_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    raw: str
+    problem: str
+    since_us: int
+    samples: int
+    def __init__(self, name: _Optional[str] = ..., raw: _Optional[str] = ..., problem: _Optional[str] = ..., since_us: _Optional[int] = ..., samples: _Optional[int] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
     __slots__ = ("agent_sent_us", "gateway_received_us", "gateway_sent_us")

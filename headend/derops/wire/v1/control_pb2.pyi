@@ -111,20 +111,32 @@ class HeadendTransition(_message.Message):
     def __init__(self, asset: _Optional[_Union[_dispatch_pb2.AssetId, _Mapping]] = ..., dispatch_uid: _Optional[str] = ..., dispatch_name: _Optional[str] = ..., transition: _Optional[_Union[_dispatch_pb2.Transition, _Mapping]] = ...) -> None: ...
 
 class ReplicaMessage(_message.Message):
-    __slots__ = ("hello", "accepted_version", "session", "delivery", "report", "batch")
+    __slots__ = ("hello", "accepted_version", "session", "delivery", "report", "batch", "device")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     DELIVERY_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
     hello: ReplicaHello
     accepted_version: int
     session: Session
     delivery: Delivery
     report: AgentReport
     batch: ReplicaBatch
-    def __init__(self, hello: _Optional[_Union[ReplicaHello, _Mapping]] = ..., accepted_version: _Optional[int] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., delivery: _Optional[_Union[Delivery, _Mapping]] = ..., report: _Optional[_Union[AgentReport, _Mapping]] = ..., batch: _Optional[_Union[ReplicaBatch, _Mapping]] = ...) -> None: ...
+    device: DeviceState
+    def __init__(self, hello: _Optional[_Union[ReplicaHello, _Mapping]] = ..., accepted_version: _Optional[int] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., delivery: _Optional[_Union[Delivery, _Mapping]] = ..., report: _Optional[_Union[AgentReport, _Mapping]] = ..., batch: _Optional[_Union[ReplicaBatch, _Mapping]] = ..., device: _Optional[_Union[DeviceState, _Mapping]] = ...) -> None: ...
+
+class DeviceState(_message.Message):
+    __slots__ = ("asset_uid", "facts", "received_us")
+    ASSET_UID_FIELD_NUMBER: _ClassVar[int]
+    FACTS_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_US_FIELD_NUMBER: _ClassVar[int]
+    asset_uid: str
+    facts: _agent_pb2.DeviceFacts
+    received_us: int
+    def __init__(self, asset_uid: _Optional[str] = ..., facts: _Optional[_Union[_agent_pb2.DeviceFacts, _Mapping]] = ..., received_us: _Optional[int] = ...) -> None: ...
 
 class ReplicaBatch(_message.Message):
     __slots__ = ("messages",)

@@ -159,7 +159,7 @@ class Transition(_message.Message):
     def __init__(self, phase: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., at_us: _Optional[int] = ...) -> None: ...
 
 class DispatchReport(_message.Message):
-    __slots__ = ("sequence", "ledger_id", "dispatch_uid", "observed_generation", "phase", "reason", "message", "transitions", "accepted_us", "planned_start_us", "planned_end_us", "applied_us", "ended_us", "reverted_us", "verified_us", "applied_watts", "clamped_by", "active_milliseconds", "within_tolerance_milliseconds", "delivered_watt_hours", "evidence", "verified", "verified_reason", "interruptions", "reversion_guard", "superseded_by", "supersedes", "clock_offset_milliseconds", "pending_error")
+    __slots__ = ("sequence", "ledger_id", "dispatch_uid", "observed_generation", "phase", "reason", "message", "transitions", "accepted_us", "planned_start_us", "planned_end_us", "applied_us", "ended_us", "reverted_us", "verified_us", "applied_watts", "clamped_by", "active_milliseconds", "within_tolerance_milliseconds", "delivered_watt_hours", "evidence", "verified", "verified_reason", "interruptions", "reversion_guard", "superseded_by", "supersedes", "clock_offset_milliseconds", "pending_error", "rounding")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     LEDGER_ID_FIELD_NUMBER: _ClassVar[int]
     DISPATCH_UID_FIELD_NUMBER: _ClassVar[int]
@@ -189,6 +189,7 @@ class DispatchReport(_message.Message):
     SUPERSEDES_FIELD_NUMBER: _ClassVar[int]
     CLOCK_OFFSET_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
     PENDING_ERROR_FIELD_NUMBER: _ClassVar[int]
+    ROUNDING_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     ledger_id: str
     dispatch_uid: str
@@ -218,4 +219,5 @@ class DispatchReport(_message.Message):
     supersedes: _containers.RepeatedScalarFieldContainer[str]
     clock_offset_milliseconds: int
     pending_error: str
-    def __init__(self, sequence: _Optional[int] = ..., ledger_id: _Optional[str] = ..., dispatch_uid: _Optional[str] = ..., observed_generation: _Optional[int] = ..., phase: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., transitions: _Optional[_Iterable[_Union[Transition, _Mapping]]] = ..., accepted_us: _Optional[int] = ..., planned_start_us: _Optional[int] = ..., planned_end_us: _Optional[int] = ..., applied_us: _Optional[int] = ..., ended_us: _Optional[int] = ..., reverted_us: _Optional[int] = ..., verified_us: _Optional[int] = ..., applied_watts: _Optional[int] = ..., clamped_by: _Optional[str] = ..., active_milliseconds: _Optional[int] = ..., within_tolerance_milliseconds: _Optional[int] = ..., delivered_watt_hours: _Optional[float] = ..., evidence: _Optional[str] = ..., verified: _Optional[str] = ..., verified_reason: _Optional[str] = ..., interruptions: _Optional[int] = ..., reversion_guard: _Optional[str] = ..., superseded_by: _Optional[str] = ..., supersedes: _Optional[_Iterable[str]] = ..., clock_offset_milliseconds: _Optional[int] = ..., pending_error: _Optional[str] = ...) -> None: ...
+    rounding: str
+    def __init__(self, sequence: _Optional[int] = ..., ledger_id: _Optional[str] = ..., dispatch_uid: _Optional[str] = ..., observed_generation: _Optional[int] = ..., phase: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., transitions: _Optional[_Iterable[_Union[Transition, _Mapping]]] = ..., accepted_us: _Optional[int] = ..., planned_start_us: _Optional[int] = ..., planned_end_us: _Optional[int] = ..., applied_us: _Optional[int] = ..., ended_us: _Optional[int] = ..., reverted_us: _Optional[int] = ..., verified_us: _Optional[int] = ..., applied_watts: _Optional[int] = ..., clamped_by: _Optional[str] = ..., active_milliseconds: _Optional[int] = ..., within_tolerance_milliseconds: _Optional[int] = ..., delivered_watt_hours: _Optional[float] = ..., evidence: _Optional[str] = ..., verified: _Optional[str] = ..., verified_reason: _Optional[str] = ..., interruptions: _Optional[int] = ..., reversion_guard: _Optional[str] = ..., superseded_by: _Optional[str] = ..., supersedes: _Optional[_Iterable[str]] = ..., clock_offset_milliseconds: _Optional[int] = ..., pending_error: _Optional[str] = ..., rounding: _Optional[str] = ...) -> None: ...
