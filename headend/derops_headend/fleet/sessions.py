@@ -220,6 +220,8 @@ class SessionTable:
         here = digest_of(session.instance_id) if session is not None else ""
         if here not in holders or here == successor or successor not in holders:
             return []
+        if holders[successor].opened_us < holders[here].opened_us:
+            return []  # it outranks, and did not come after: a ledger was lost, or a clock set back
         at_us = max(holders[successor].opened_us, ledger.suspected_us + 1)
         return [self._replaced(uid, here, at_us, now_us, alive=alive)]
 
