@@ -39,7 +39,8 @@ def test_whoever_came_later_elsewhere_took_the_place() -> None:
     seen = seen_elsewhere("there", epoch_ms=T // 1000 + 9000, opened_us=T + 9 * S)
     assert table.see(seen, LEDGER, T + 9 * S)
     (replaced,) = table.yield_to(seen, LEDGER, T + 9 * S, alive=True)
-    assert replaced.id == digest_of("here") and replaced.replaced_us == T + 9 * S
+    assert replaced.id == digest_of("here")
+    assert replaced.replaced_us == T + 9 * S
 
 
 def test_an_earlier_one_that_outranks_took_nobody_s_place() -> None:
