@@ -6,6 +6,9 @@ from derops_agent.ports import Resolution, in_words
 _UNTOLD_WATTS = 1.0
 """Of a register without steps: whatever is less than the whole watts that are told."""
 
+_LAST_DIGIT = 2.0**-23
+"""Of a float of 32 bits, as a share of it."""
+
 
 def refuse_lost_value(
     name: str, asked_watts: float, encoded_watts: float, resolution: Resolution
@@ -25,6 +28,7 @@ def refuse_lost_value(
         DeviceRefusedError: They differ by a step or more.
     """
     allowed_watts = resolution.step_watts or _UNTOLD_WATTS
+    allowed_watts += abs(asked_watts) * _LAST_DIGIT
     if abs(asked_watts - encoded_watts) < allowed_watts:
         return
     raise DeviceRefusedError(

@@ -60,21 +60,23 @@ def resolution_of(control: Control, point: Point, rated_watts: int) -> Resolutio
     least, most = (each * unit_watts if unit_watts else 0.0 for each in point.limits)
     step = max(control.step or 0.0, point.scale if point.is_whole else 0.0)
     return Resolution(
-        step_watts=step * unit_watts or _float_step_watts(point, rated_watts),
+        step_watts=step * unit_watts or _float_step_watts(point, unit_watts, rated_watts),
         least_watts=least,
         most_watts=most,
         none_watts=None if control.release is None else control.release * unit_watts,
     )
 
 
-def _float_step_watts(point: Point, rated_watts: int) -> float:
-    """Return the step of a float of 32 bits, which has 24 of them for its digits.
+def _float_step_watts(point: Point, unit_watts: float, rated_watts: int) -> float:
+    """Return the step of a float of 32 bits, of which 24 are digits: what all up to the rating keep.
 
     It is 0 where that is less than the whole watts that are told.
     """
-    if point.type != "float32":
+    if point.type != "float32" or not unit_watts:
         return 0.0
-    step_watts = 2.0 ** (math.frexp(rated_watts)[1] - 23)
+    scale_watts = point.scale * unit_watts
+    _, bits = math.frexp(rated_watts / scale_watts)
+    step_watts = math.ldexp(scale_watts, bits - 24)
     return step_watts if step_watts >= 1 else 0.0
 
 
