@@ -68,7 +68,7 @@ def resolution_of(control: Control, point: Point, rated_watts: int) -> Resolutio
 
 
 def _float_step_watts(point: Point, unit_watts: float, rated_watts: int) -> float:
-    """Return the step of a float of 32 bits, of which 24 are digits: what all up to the rating keep.
+    """Return the step of a float of 32 bits, which has 24 digits, all the way to the rating.
 
     It is 0 where that is less than the whole watts that are told.
     """
