@@ -5,12 +5,15 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from tests.agent.fakes import CAPABILITY, Agent, asset, order
+from tests.agent.fakes import CAPABILITY, T0, Agent, asset, order
 from tests.agent.rounding import RoundingDevice
 
+from derops_agent.control.execution import Moment, Stage
+from derops_agent.control.judging import judge
+from derops_agent.control.outcomes import find_held
 from derops_agent.control.representing import explain_fallback, explain_rounding, refuse_value, sent
 from derops_agent.control.site import LocalLimits, Site
-from derops_agent.control.translating import read_asset
+from derops_agent.control.translating import read_asset, read_order
 from derops_agent.ports import Resolution, Setpoints
 
 AMPERE = Resolution(step_watts=690)
@@ -157,6 +160,19 @@ def test_a_fallback_of_the_same_step_is_no_other_value() -> None:
 
     assert not site.mismatches(Setpoints(max_load_watts=10_800), same)
     assert site.fallback == same
+
+
+def test_a_write_that_lands_late_is_not_found_where_another_order_is_the_same_step() -> None:
+    capability = replace(CAPABILITY, resolutions={"LoadLimit": AMPERE})
+    site = Site(capability=capability, asset=read_asset(asset()))
+    now = Moment(wall_us=T0, monotonic_us=0)
+    late = judge(read_order(order("late", mode="LoadLimit", watts=5000)), site, now_us=T0, draw=0)
+    late = replace(late, stage=Stage.DONE, sent=now)
+    held = Setpoints(max_load_watts=4830)
+
+    same, other = Setpoints(max_load_watts=5500), Setpoints(max_load_watts=5520)
+    assert not find_held({"late": late}, held, same, site, now)
+    assert find_held({"late": late}, held, other, site, now)
 
 
 async def test_limits_that_change_are_looked_at_again(agent: Agent) -> None:
