@@ -77,7 +77,7 @@ class Control(Section):
 
     step: float | None = Field(default=None, gt=0)
     """To what the device itself rounds, in ``unit``, where that is more than the register does: a
-    multiple of ``scale``. The agent then writes such values only."""
+    multiple of the scales. The agent then writes such values only."""
 
     enable: Switch | None = None
     """What makes the value count. Its ``offValue`` releases the control."""
@@ -90,12 +90,14 @@ class Control(Section):
 
     @model_validator(mode="after")
     def _steps_are_whole(self) -> Self:
-        scale = self.value.scale
-        if self.step is not None and self.value.is_whole:
-            count = round(self.step / scale)
-            if count < 1 or not math.isclose(count * scale, self.step):
+        points = {"value": self.value, "fallback": self.fallback}
+        for name, point in points.items():
+            if self.step is None or point is None or not point.is_whole:
+                continue
+            count = round(self.step / point.scale)
+            if count < 1 or not math.isclose(count * point.scale, self.step):
                 raise ValueError(
-                    f"step {self.step:g} must be a multiple of the value's scale {scale:g}"
+                    f"step {self.step:g} must be a multiple of the scale {point.scale:g} of {name}"
                 )
         return self
 
