@@ -61,14 +61,18 @@ def judge(order: Order, site: Site, *, now_us: int, draw: float) -> Execution:
     if answer is not None:
         return new.step(answer.phase, answer.reason, answer.message, now_us)
     watts, clamped_by = target(order, site.asset, site.local)
-    accepted = new.step(Phase.ACKED, Reason.ACCEPTED, "checked and stored", now_us)
+    held = rounded(order.mode, watts, site.capability)
+    message = "checked and stored"
+    if held["rounding"]:
+        message = f"{message}; it will be {held['sent_watts']} W: {held['rounding']}"
+    accepted = new.step(Phase.ACKED, Reason.ACCEPTED, message, now_us)
     return replace(
         accepted,
         accepted_us=now_us,
         planned=planned,
         target_watts=watts,
         clamped_by=clamped_by,
-        **rounded(order.mode, watts, site.capability),
+        **held,
     )
 
 

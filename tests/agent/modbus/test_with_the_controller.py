@@ -78,6 +78,8 @@ async def test_a_charger_of_whole_ampere_does_what_it_can_and_both_values_are_to
         rounded = "the device holds steps of 690 W; rounded towards zero"
         assert report.rounding == (rounded if watts != sent_watts else "")
         assert report.interruptions == 0
+        messages = [step.message for step in report.transitions]
+        assert [rounded in each for each in messages] == [watts != sent_watts] * 2 + [False]
     assert agent.outcome("little") == ("Rejected", "NotRepresentable")
     assert "LoadLimit of 500 W would be 0 W" in agent.report("little").message
     assert "steps of 690 W" in agent.report("little").message
