@@ -14,6 +14,7 @@ from tests.agent.sunspec.inverter import BATTERY, SOLAR, STORAGE, Inverter
 
 from derops.errors import DeviceRefusedError
 from derops.wire.v1 import agent_pb2
+from derops_agent.control.representing import sent
 from derops_agent.drivers import KINDS, open_device
 from derops_agent.ports import Device, Reversion, Setpoints
 
@@ -30,6 +31,11 @@ SIMULATED: dict[str, dict[str, Any]] = {
         "maxAbsorptionWatts": 5000,
         "energyCapacityWattHours": 10_000,
         "reversionMaxSeconds": 3600,
+    },
+    "simulated charger in steps": {
+        "model": "evCharger",
+        "maxAbsorptionWatts": 11_000,
+        "stepWatts": 690,
     },
     "simulated charger": {"model": "evCharger", "maxAbsorptionWatts": 11_000},
 }
@@ -82,6 +88,22 @@ async def test_it_holds_what_it_offers_and_lets_go(device: Device) -> None:
             assert await device.read_setpoints() == OF_MODE[mode]
         await device.write(Setpoints())
         assert await device.read_setpoints() == Setpoints()
+
+
+@pytest.mark.parametrize("watts", [1, 7, 333, 1379, 2999, 3999])
+async def test_it_holds_of_any_value_what_it_said_that_it_could(device: Device, watts: int) -> None:
+    values = {
+        "ActivePower": Setpoints(active_power_watts=-watts),
+        "GenerationLimit": Setpoints(max_generation_watts=watts),
+        "LoadLimit": Setpoints(max_load_watts=watts),
+    }
+    for mode in sorted(device.capability.modes & values.keys()):
+        held = sent(values[mode], device.capability.resolutions)
+        await device.write(values[mode])
+        assert await device.read_setpoints() == held
+        await device.write(held)
+        assert await device.read_setpoints() == held, "what it holds asks for the same"
+        await device.write(Setpoints())
 
 
 async def test_it_refuses_what_it_does_not_offer_and_holds_what_it_held(device: Device) -> None:

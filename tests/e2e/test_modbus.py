@@ -101,3 +101,21 @@ def test_two_dispatches_hand_the_registers_over(pilot: Pilot) -> None:
 def _wait_past_the_end(pilot: Pilot, name: str) -> None:
     end = parse(pilot.status(name)["timeline"]["plannedEnd"])
     eventually(lambda: datetime.now(UTC) > end, f"the end of {name}")
+
+
+def test_status_tells_what_was_asked_for_and_what_the_registers_hold_of_it(pilot: Pilot) -> None:
+    with controlled(pilot, profiled_bus()) as opened:
+        power = {"mode": "ActivePower", "activePowerWatts": 5009}
+        pilot.dispatch("rounded", setpoint=power)
+        status = pilot.wait_for_phase("rounded", "Complete", "Failed")
+        device = opened.look()
+
+        assert status["phase"] == "Complete"
+        assert device.powers == [0, 5000, 0]
+        assert status["execution"]["requested"]["watts"] == 5009
+        assert status["execution"]["applied"]["watts"] == 5000
+        assert "steps of 10 W" in status["execution"]["rounding"]
+
+        pilot.dispatch("nothing", setpoint={"mode": "ActivePower", "activePowerWatts": 9})
+        status = pilot.wait_for_phase("nothing", "Rejected")
+        assert status["reason"] == "NotRepresentable"

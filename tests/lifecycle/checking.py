@@ -160,10 +160,15 @@ class Checker:
         held = self._site.held
         for each in self.known.values():
             gone = each.over_us and not each.disk_lost
-            assert not (gone and _holds(held, each.dispatch)), f"{each} ended and is still held"
+            assert not (gone and self._holds(held, each.dispatch)), (
+                f"{each} ended and is still held"
+            )
+
+    def _holds(self, setpoints: Setpoints, dispatch: Dispatch) -> bool:
+        return _holds(setpoints, dispatch, self._site.step_watts)
 
     def _follow(self, known: Known, entry: Entry) -> None:
-        holds = _holds(entry.setpoints, known.dispatch)
+        holds = self._holds(entry.setpoints, known.dispatch)
         if holds and not known.since_us:
             again = known.over_us and entry.at_us > known.over_us
             assert not again or known.disk_lost, f"{known} was applied after its end"
@@ -199,6 +204,10 @@ class Checker:
         assert abs(claimed - seconds) <= allowed, (
             f"claims {claimed} s, the device says {seconds} s, allowed are {allowed} s: {known}"
         )
+        for report in known.reports.values():
+            watts = known.dispatch.watts - known.dispatch.watts % self._site.step_watts
+            told = report.HasField("applied_watts")
+            assert not told or report.applied_watts == watts, f"it holds {watts} W: {report}"
         applied = any(report.applied_us for report in known.reports.values())
         assert not applied or known.stays, f"applied, and never on the device: {known}"
 
@@ -234,14 +243,15 @@ def _is_seen(dispatch: Dispatch) -> bool:
     return dispatch.mode != "CeaseToEnergize"
 
 
-def _holds(setpoints: Setpoints, dispatch: Dispatch) -> bool:
+def _holds(setpoints: Setpoints, dispatch: Dispatch, step_watts: int) -> bool:
+    watts = dispatch.watts - dispatch.watts % step_watts  # none is negative here
     match dispatch.mode:
         case "ActivePower":
-            return setpoints.active_power_watts == dispatch.watts
+            return setpoints.active_power_watts == watts
         case "GenerationLimit":
-            return setpoints.max_generation_watts == dispatch.watts
+            return setpoints.max_generation_watts == watts
         case "LoadLimit":
-            return setpoints.max_load_watts == dispatch.watts
+            return setpoints.max_load_watts == watts
     return False  # that it is not energized says nothing of whose wish it is
 
 

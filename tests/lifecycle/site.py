@@ -141,6 +141,9 @@ class Site:
         self.account: list[Entry] = []
         self.controller: Controller | None = None
         self._folder, self.now_us, self._on_report = folder, now_us, on_report
+        self.step_watts: int = device.get("stepWatts", 1)
+        """To what the device rounds what it is told, towards zero."""
+
         self._state_file = folder / "device.json"
         self.device = open_device({**BATTERY, **device}, self._state_file, now_us)
         self._account_file = folder / "device.writes.jsonl"

@@ -91,10 +91,11 @@ class Lifecycle(RuleBasedStateMachine):
     def _name(self, number: int) -> str | None:
         return self._names[number % len(self._names)] if self._names else None
 
-    @initialize(timer=st.sampled_from([None, 20]))
-    def begin(self, timer: int | None) -> None:
+    # Below the distance of two orders, so that the account shows whose value the device holds.
+    @initialize(timer=st.sampled_from([None, 20]), step=st.sampled_from([1, 140]))
+    def begin(self, timer: int | None, step: int) -> None:
         device = {} if timer is None else {"reversionMaxSeconds": timer}
-        self.world = World(Path(self._folder.name), **device)
+        self.world = World(Path(self._folder.name), stepWatts=step, **device)
         self._do(self.world.begin)
 
     # People

@@ -6,6 +6,7 @@ from derops.checks import MODES_BY_TYPE, Envelope, Refusal, check_dispatch
 from derops.lifecycle import Phase, Reason
 from derops.schedules import SECOND_US, Window, accept_by_us, plan_window
 from derops_agent.control.execution import Execution, Order, Stage
+from derops_agent.control.representing import refuse_value, rounded
 from derops_agent.control.site import Asset, LocalLimits, Site
 
 _MAX_DURATION_SECONDS = 604_800
@@ -60,13 +61,18 @@ def judge(order: Order, site: Site, *, now_us: int, draw: float) -> Execution:
     if answer is not None:
         return new.step(answer.phase, answer.reason, answer.message, now_us)
     watts, clamped_by = target(order, site.asset, site.local)
-    accepted = new.step(Phase.ACKED, Reason.ACCEPTED, "checked and stored", now_us)
+    held = rounded(order.mode, watts, site.capability)
+    message = "checked and stored"
+    if held["rounding"]:
+        message = f"{message}; it will be {held['sent_watts']} W: {held['rounding']}"
+    accepted = new.step(Phase.ACKED, Reason.ACCEPTED, message, now_us)
     return replace(
         accepted,
         accepted_us=now_us,
         planned=planned,
         target_watts=watts,
         clamped_by=clamped_by,
+        **held,
     )
 
 
@@ -102,7 +108,14 @@ def refuse_power(order: Order, site: Site) -> Refusal | None:
         watts=watts,
         duration_seconds=order.duration_seconds,
         envelope=envelope,
-    )
+    ) or refuse_rounding(order, site)
+
+
+def refuse_rounding(order: Order, site: Site) -> Refusal | None:
+    """Return why the device cannot hold what an order asks for within all limits, or None."""
+    watts, _ = target(order, site.asset, site.local)
+    tolerance_watts = site.rule.tolerance_for(order.mode, watts)
+    return refuse_value(order.mode, watts, site.capability, tolerance_watts)
 
 
 def _refuse_history(order: Order) -> _Answer | None:
@@ -238,7 +251,7 @@ def _check_envelopes(order: Order, asset: Asset, site: Site) -> Refusal | None:
                 f"(nearest allowed: {site.local.bound(clamped)} W)"
             ),
         )
-    return None
+    return refuse_rounding(order, site)
 
 
 def _rejected(reason: Reason, message: str) -> _Answer:

@@ -132,5 +132,7 @@ def write_report(
         pending_error=(execution.pending_error or _MAY_LAND * execution.may_land)[:MESSAGE_LIMIT],
     )
     if execution.applied_us:
-        report.applied_watts = execution.target_watts
+        sent_watts = execution.sent_watts
+        report.applied_watts = execution.target_watts if sent_watts is None else sent_watts
+        report.rounding = execution.rounding
     return report

@@ -78,6 +78,13 @@ def test_an_example_is_a_profile(file: Path) -> None:
         ("address: 50", "address: 40", 15, "remoteControl", "timers.0 writes too"),
         (", release: 5000", "", 11, "controls.generationLimit", "enable or release"),
         ("release: 5000", "release: 65536", 11, "controls.generationLimit.release", "cannot hold"),
+        (
+            "enable: {address: 12}",
+            "enable: {address: 12}\n    step: 1.5",
+            7,
+            "controls.activePower",
+            "step 1.5 must be a multiple of the scale 1 of value",
+        ),
         ("[activePower]", "[loadLimit]", 14, "timers.0.guards", "not a control of this profile"),
         ("[activePower]", "[power]", 14, "timers.0.guards.0", "'activePower'"),
         ("[activePower]", "[energize]", 10, "controls.activePower.fallback", "no timer guards"),

@@ -1,0 +1,214 @@
+"""Devices that round as they said, whatever else befalls them; and others that do not."""
+
+import asyncio
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from math import ceil, floor, inf
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import assume, event, given, settings
+from hypothesis import strategies as st
+from tests.agent.fakes import CAPABILITY, T0, Agent, S, asset, order
+from tests.agent.rounding import FIELDS, RoundingDevice, rounded
+
+from derops.wire.v1 import agent_pb2
+from derops_agent.ports import Capability, Reading, Resolution
+
+STEPS = ("1", "10", "50", "100", "123.45", "230", "690", "1500", "0.4", "33.3")
+NEVER = {"ReadBackMismatch", "RevertFailed", "RevertedLate", "SetpointNotHeld"}
+EXAMPLES = 60
+
+
+@dataclass(frozen=True)
+class Scene:
+    mode: str
+    step: Fraction
+    most_watts: int | None
+    fallback_watts: int | None
+    watts: tuple[int, ...]
+    """Of orders of 30 s, one after the other."""
+
+    gap_seconds: int = 15
+    ramp: int | None = None
+    lag_seconds: float = 0.0
+    troubles: tuple[tuple[int, str], ...] = ()
+    """At which second what happens; empty = nothing."""
+
+    @property
+    def capability(self) -> Capability:
+        most = inf if self.most_watts is None else self.most_watts
+        resolution = Resolution(step_watts=float(self.step), least_watts=-most, most_watts=most)
+        return replace(CAPABILITY, resolutions={self.mode: resolution})
+
+    def starts(self) -> list[int]:
+        return [10 + number * (30 + self.gap_seconds) for number in range(len(self.watts))]
+
+    def held(self, watts: int) -> int:
+        return rounded(watts, self.step, self.most_watts)
+
+    def is_refused(self, watts: int) -> bool:
+        held = self.held(watts)
+        if watts and not held:
+            return True
+        allowed_watts = max(100.0, 0.05 * abs(watts), float(self.step))
+        return self.mode == "ActivePower" and abs(watts - held) > allowed_watts
+
+    async def play(self, folder: Path, **of_device: Any) -> Agent:
+        agent = Agent(folder)
+        device = RoundingDevice(
+            capability=self.capability,
+            clock=agent.clock,
+            step=self.step,
+            most_watts=self.most_watts,
+            lag_seconds=self.lag_seconds,
+            **of_device,
+        )
+        await agent.use(device)
+        config: dict[str, Any] = {"fallback_active_power_watts": None}
+        config[f"fallback_{FIELDS[self.mode]}"] = self.fallback_watts
+        await agent.start(asset(**config, max_ramp_watts_per_second=self.ramp))
+        verify = "Report" if self.troubles or self.ramp else "Required"
+        await agent.give(
+            *[
+                order(
+                    f"d{number}",
+                    mode=self.mode,
+                    watts=watts,
+                    start_us=T0 + at * S,
+                    duration_seconds=30,
+                    verify=verify,
+                )
+                for number, (watts, at) in enumerate(zip(self.watts, self.starts(), strict=True))
+            ]
+        )
+        for second in range(self.starts()[-1] + 150):
+            for at, trouble in self.troubles:
+                if at == second:
+                    await befall(agent, device, trouble)
+            agent.clock.pass_seconds(1)
+            values = {int(agent_pb2.ACTIVE_POWER_WATTS): float(device.measured_watts)}
+            if not device.fail:
+                agent.controller.take(Reading(at_us=agent.clock.wall_us, values=values))
+            await agent.controller.turn()
+        agent.ledger.close()
+        return agent
+
+
+async def befall(agent: Agent, device: RoundingDevice, trouble: str) -> None:
+    match trouble:
+        case "the device drops a write":
+            device.dropped = 1
+        case "the device restarts":
+            device.restart()
+        case "the device is out":
+            device.fail = "unreachable"
+        case "the device is back":
+            device.fail = ""
+        case "the agent restarts":
+            await agent.restart(down_seconds=3)
+
+
+def run(scene: Scene, **of_device: Any) -> Agent:
+    with tempfile.TemporaryDirectory() as folder:
+        return asyncio.run(scene.play(Path(folder), **of_device))
+
+
+@st.composite
+def troubles(draw: st.DrawFn) -> tuple[tuple[int, str], ...]:
+    found: list[tuple[int, str]] = []
+    for name in draw(
+        st.lists(
+            st.sampled_from(
+                ["the device drops a write", "the device restarts", "out", "the agent restarts"]
+            ),
+            max_size=2,
+            unique=True,
+        )
+    ):
+        at = draw(st.integers(2, 140))
+        if name == "out":
+            found += [
+                (at, "the device is out"),
+                (at + draw(st.integers(1, 6)), "the device is back"),
+            ]
+        else:
+            found.append((at, name))
+    return tuple(sorted(found))
+
+
+@st.composite
+def scenes(draw: st.DrawFn, *, disturbed: bool = True) -> Scene:
+    mode = draw(st.sampled_from(sorted(FIELDS)))
+    least = -8000 if mode == "ActivePower" else 0
+    watts = st.integers(least, 8000)
+    return Scene(
+        mode=mode,
+        step=Fraction(draw(st.sampled_from(STEPS))),
+        most_watts=draw(st.sampled_from([None, None, 6553])),
+        fallback_watts=draw(st.none() | watts),
+        watts=tuple(draw(st.lists(watts, min_size=1, max_size=3))),
+        gap_seconds=draw(st.sampled_from([0, 5, 15])),
+        ramp=draw(st.sampled_from([None, 300])) if mode == "ActivePower" else None,
+        troubles=draw(troubles()) if disturbed else (),
+    )
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(scene=scenes())
+def test_no_healthy_device_is_told_that_it_did_not_do_what_it_did(scene: Scene) -> None:
+    agent = run(scene)
+
+    for number, watts in enumerate(scene.watts):
+        uid = f"d{number}"
+        phase, reason = agent.outcome(uid)
+        report = agent.report(uid)
+        said = {(step.phase, step.reason) for step in report.transitions}
+        assert not {reason for _, reason in said} & NEVER, report
+        assert (reason == "NotRepresentable") == scene.is_refused(watts), report
+        if scene.is_refused(watts):
+            assert phase == "Rejected"
+            continue
+        assert (phase, reason) == ("Complete", "WindowEnded"), report
+        assert report.applied_watts == scene.held(watts)
+        assert bool(report.rounding) == (scene.held(watts) != watts)
+        if not scene.troubles:
+            assert report.verified == "True" or scene.ramp
+            assert report.interruptions == 0
+        event(f"rounded: {bool(report.rounding)}")
+    if any(trouble == "the device restarts" for _, trouble in scene.troubles):
+        return  # what it lost of its fallback since is not looked at
+    held = getattr(agent.device.held, FIELDS[scene.mode])
+    rest = scene.fallback_watts
+    assert held == (None if rest is None else scene.held(rest)), "it is not at its fallback"
+
+
+WRONG: dict[str, Callable[[int, int], int]] = {
+    "a step more": lambda watts, step: watts + step,
+    "a step less": lambda watts, step: watts - step,
+    "another sign": lambda watts, step: -watts,
+    "ten times": lambda watts, step: watts * 10,
+    "a tenth": lambda watts, step: floor(watts / 10),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG)
+@settings(max_examples=EXAMPLES // 5, deadline=None)
+@given(scene=scenes(disturbed=False))
+def test_no_device_that_does_something_else_is_told_that_it_was_fine(
+    scene: Scene, fault: str
+) -> None:
+    scene = replace(scene, watts=scene.watts[:1], fallback_watts=None, ramp=None)
+    (watts,) = scene.watts
+    assume(not scene.is_refused(watts))
+    other = WRONG[fault](scene.held(watts), ceil(scene.step))
+    assume(abs(other - scene.held(watts)) >= scene.step)
+    agent = run(scene, distort=WRONG[fault])
+
+    report = agent.report("d0")
+    assert report.phase == "Failed", report
+    assert not report.applied_us, report
+    assert report.verified != "True"
