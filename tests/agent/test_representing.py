@@ -139,17 +139,38 @@ def test_a_device_is_compared_with_what_was_sent(held_watts: int | None, is_righ
     assert (not wrong) is is_right
 
 
-@pytest.mark.parametrize("step_watts", [1, 10, 50, 100, 123.45])
-def test_a_neighbouring_step_is_another_value_however_small(step_watts: float) -> None:
+@pytest.mark.parametrize("step_watts", [2, 10, 50, 100, 123.45])
+def test_no_limit_may_be_a_step_larger_than_it_was_sent(step_watts: float) -> None:
     capability = replace(CAPABILITY, resolutions={"LoadLimit": Resolution(step_watts=step_watts)})
     site = Site(capability=capability, asset=read_asset(asset()))
     for count in range(1, 80):
         wanted = Setpoints(max_load_watts=-int(-count * step_watts // 1))
-        wrong = [
-            site.mismatches(wanted, Setpoints(max_load_watts=round(other * step_watts)))
-            for other in (count - 1, count + 1)
-        ]
-        assert all(wrong), f"step {count}"
+        more = Setpoints(max_load_watts=round((count + 1) * step_watts))
+        assert site.mismatches(wanted, more), f"step {count}"
+
+
+@pytest.mark.parametrize(
+    ("mode", "held_watts", "is_right"),
+    [
+        ("ActivePower", 1900, True),
+        ("ActivePower", 2100, True),
+        ("ActivePower", 1899, False),
+        ("ActivePower", 2101, False),
+        ("LoadLimit", 1900, True),
+        ("LoadLimit", 1899, False),
+        ("LoadLimit", 2001, True),
+        ("LoadLimit", 2002, False),
+    ],
+)
+def test_a_device_may_round_by_one_percent_of_its_own(
+    mode: str, held_watts: int, is_right: bool
+) -> None:
+    """1 W steps, rated 10 kW: a device that holds whole percents says so, and is right."""
+    name = {"ActivePower": "active_power_watts", "LoadLimit": "max_load_watts"}[mode]
+    capability = replace(CAPABILITY, resolutions={mode: Resolution(step_watts=1)})
+    site = Site(capability=capability, asset=read_asset(asset()))
+    wrong = site.mismatches(Setpoints(**{name: 2000}), Setpoints(**{name: held_watts}))
+    assert (not wrong) is is_right
 
 
 def test_a_fallback_of_the_same_step_is_no_other_value() -> None:

@@ -201,8 +201,8 @@ class Site:
     def mismatches(self, wanted: Setpoints, held: Setpoints) -> frozenset[str]:
         """Return the modes of which a device says that it holds something else than was sent.
 
-        Devices round what their registers could hold, by up to 1 % of the rating; but what is
-        nearer to a neighbouring step, or at least as near to the fallback, is that, and not the
+        Devices round what their registers could hold, by up to 1 % of the rating; but no limit may
+        be a step larger for it, and what is at least as near to the fallback is that, and not the
         value. A released mode is not compared: what the device's own control holds then is not
         ours.
 
@@ -229,11 +229,11 @@ class Site:
             return True
         if held is None:
             return False
-        resolution = self.capability.resolutions.get(mode, ANY)
-        off_watts = abs(sent_ - held)
-        if off_watts > max(1.0, self._percent_watts):
+        step_watts = self.capability.resolutions.get(mode, ANY).step_watts
+        over_watts = 0 if mode == "ActivePower" else held - sent_
+        if over_watts > max(1.0, step_watts / 2):
             return False
-        if resolution.step_watts and off_watts >= resolution.step_watts / 2:
+        if abs(sent_ - held) > max(1.0, self._percent_watts):
             return False
         return not _rather(fallback, held, sent_)
 
