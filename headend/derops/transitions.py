@@ -138,7 +138,7 @@ TRANSITIONS = (
         frozenset({
             Reason.LOCAL_OVERRIDE, Reason.SETPOINT_NOT_HELD, Reason.EFFECT_NOT_OBSERVED,
             Reason.INSUFFICIENT_ENERGY, Reason.LIMIT_EXCEEDED, Reason.REVERTED_LATE,
-            Reason.DEVICE_OFFLINE, Reason.REVERT_FAILED,
+            Reason.DEVICE_OFFLINE, Reason.REVERT_FAILED, Reason.STALE_TELEMETRY,
         }),
         "it did not go as promised; the device is reverted, or that is tried on",
     ),
