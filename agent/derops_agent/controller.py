@@ -198,7 +198,9 @@ class Controller:
         self._health = fold(self._health, str(error), self._moment())
 
     def tell_device(self) -> agent_pb2.DeviceFacts | None:
-        """Return what is wrong with the device now; None = nothing is known yet."""
+        """Return what is wrong with the device now; None = not everything is known yet."""
+        if self._site.asset is None:
+            return None
         return health.tell(self._health, "", self._moment())
 
     def measure_offset(self, milliseconds: int) -> None:
