@@ -22,7 +22,14 @@ from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_agent import metrics
 from derops_agent.clock import Clock, moment
-from derops_agent.control import deciding, health, interrupting, silence, verifying
+from derops_agent.control import (
+    deciding,
+    health,
+    interrupting,
+    representing,
+    silence,
+    verifying,
+)
 from derops_agent.control.execution import Execution, Moment, Stage
 from derops_agent.control.judging import judge, refuse_power
 from derops_agent.control.site import LocalLimits, Site
@@ -201,7 +208,8 @@ class Controller:
         """Return what is wrong with the device now; None = not everything is known yet."""
         if self._site.asset is None:
             return None
-        return health.tell(self._health, "", self._moment())
+        problem = representing.explain_fallback(self._site)
+        return health.tell(self._health, problem, self._moment())
 
     def measure_offset(self, milliseconds: int) -> None:
         """Note by how much the gateway's clock is ahead of this one."""

@@ -9,6 +9,7 @@ from derops.wire.v1 import agent_pb2
 from derops_agent.control.execution import Execution
 from derops_agent.control.health import Badness, Health
 from derops_agent.control.needs import NEEDS, Need, Use
+from derops_agent.control.representing import ANY, sent, sent_watts
 from derops_agent.control.verifying import Rule
 from derops_agent.ports import Capability, Reading, Setpoints
 
@@ -99,7 +100,11 @@ class Site:
     def rule(self) -> Rule:
         """How effects are judged here."""
         asset = self.asset
-        rule = Rule(settle_us=self.settle_us, measures=self.capability.can_measure)
+        rule = Rule(
+            settle_us=self.settle_us,
+            measures=self.capability.can_measure,
+            resolutions=self.capability.resolutions,
+        )
         if asset is None:
             return rule
         if asset.tolerance_watts is not None or asset.tolerance_percent is not None:
@@ -112,6 +117,12 @@ class Site:
         if asset.settle_seconds is not None:
             rule = replace(rule, settle_us=asset.settle_seconds * SECOND_US)
         return rule if asset.samples is None else replace(rule, samples=asset.samples)
+
+    @property
+    def fallback_watts(self) -> dict[str, int | None]:
+        """What shall hold while nobody orders anything, by mode, as it is asked for."""
+        fallback = bounded(self.asset.fallback, self.local) if self.asset else Setpoints()
+        return {mode: getattr(fallback, name) for mode, name in _VALUES.items()}
 
     @property
     def state_of_charge_percent(self) -> float | None:
@@ -236,28 +247,48 @@ class Site:
             state_of_charge_percent=state_of_charge_percent,
         )
 
-    def mismatches(self, wanted: Setpoints, held: Setpoints) -> frozenset[str]:
-        """Return the modes of which a device says that it holds something else than wanted.
+    def sent(self, wanted: Setpoints) -> Setpoints:
+        """Return what the device can hold of ``wanted``, by which it is judged."""
+        return sent(wanted, self.capability.resolutions)
 
-        Registers round, by up to 1 % of the rating where they hold whole percents; but what is at
-        least as near to the fallback is that, and not the value. A released mode is not compared:
-        what the device's own control holds then is not ours.
+    def mismatches(self, wanted: Setpoints, held: Setpoints) -> frozenset[str]:
+        """Return the modes of which a device says that it holds something else than was sent.
+
+        Devices round what their registers could hold, by up to 1 % of the rating; but what is
+        nearer to a neighbouring step, or at least as near to the fallback, is that, and not the
+        value. A released mode is not compared: what the device's own control holds then is not
+        ours.
+
+        Args:
+            wanted: As it is asked for; it is compared as it was sent.
+            held: As the device says.
         """
-        allowed_watts = max(1.0, self._percent_watts)
-        rest = bounded(self.asset.fallback, self.local) if self.asset else Setpoints()
-        triples = {
-            mode: (getattr(wanted, name), getattr(held, name), getattr(rest, name))
-            for mode, name in _VALUES.items()
-        }
+        wanted = self.sent(wanted)
+        rest = self.fallback_watts
         wrong = {
             mode
-            for mode, (want, has, fallback) in triples.items()
-            if want is not None
-            and (has is None or abs(want - has) > allowed_watts or _rather(fallback, has, want))
+            for mode, name in _VALUES.items()
+            if not self._is_as_sent(mode, getattr(wanted, name), getattr(held, name), rest[mode])
         }
         if wanted.energized != held.energized:
             wrong.add("CeaseToEnergize")
         return frozenset(wrong)
+
+    def _is_as_sent(
+        self, mode: str, sent_: int | None, held: int | None, fallback: int | None
+    ) -> bool:
+        if sent_ is None:
+            return True
+        if held is None:
+            return False
+        resolution = self.capability.resolutions.get(mode, ANY)
+        off_watts = abs(sent_ - held)
+        if off_watts > max(1.0, self._percent_watts):
+            return False
+        if resolution.step_watts and off_watts >= resolution.step_watts / 2:
+            return False
+        rest = None if fallback is None else sent_watts(fallback, resolution)
+        return not _rather(rest, held, sent_)
 
     def holds(self, held: Setpoints, execution: Execution) -> bool:
         """Tell whether what a device says that it holds contains the execution's value."""
