@@ -1,12 +1,13 @@
 """A device with a profile behind the agent's port."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from derops.errors import DeviceRefusedError
+from derops.errors import DeviceRefusedError, DeviceTimeoutError
 from derops.wire.v1 import agent_pb2
 from derops_agent.clock import Clock
 from derops_agent.drivers.modbus.controls import MODES, Rated, held, plan, registers_of
@@ -84,19 +85,20 @@ class ProfiledDevice:
 
 
 async def open_modbus(options: Mapping[str, Any], clock: Clock) -> ProfiledDevice:
-    """Open a device by its profile; all that will be read is read once.
+    """Open a device by its profile; all that will be read is read once, if it answers.
 
     Raises:
         SettingError: An option or the profile is wrong.
-        DeviceError: It did not answer, or is none that the profile describes.
+        DeviceError: It is none that the profile describes, or did not answer what it can do.
     """
     parsed, profile = parse_options(options)
     unit = take_unit(parsed)
     try:
         rated = await read_rated(profile, unit)
         device = ProfiledDevice(profile, unit, clock, rated)
-        await device.sample()
-        await device.read_setpoints()
+        with suppress(DeviceTimeoutError):  # what it can do is known: it is told as silent
+            await device.sample()
+            await device.read_setpoints()
     except BaseException:
         await unit.close()
         raise
