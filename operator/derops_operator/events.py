@@ -19,7 +19,7 @@ from derops_operator.instants import format_micro
 from derops_operator.kube import Kube
 from derops_operator.reconciling.actions import REVERT_UNKNOWN
 from derops_operator.reconciling.conditions import find
-from derops_operator.reconciling.devices import DEVICE_CONDITIONS
+from derops_operator.reconciling.devices import DEVICE_CONDITIONS, last_known
 from derops_operator.statuses import TokenBucket
 
 QUEUE_LIMIT = 1000
@@ -137,8 +137,9 @@ class EventWriter:
         """
         for kind in DEVICE_CONDITIONS:
             held, was = (find(each.get("conditions", []), kind) for each in (status, stored))
-            begins = held.get("status") == "True" != was.get("status")
-            ends = held.get("status") == "False" != was.get("status")
+            wrong, was_wrong = held.get("status"), last_known(was) == "True"
+            begins = wrong == "True" and not was_wrong
+            ends = wrong == "False" and was_wrong
             if not begins and not ends:
                 continue
             if self._device_events.admit(f"{meta.uid} {kind}", time.monotonic()) is None:

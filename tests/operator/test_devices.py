@@ -263,8 +263,12 @@ def test_what_is_gone_is_forgotten() -> None:
 def test_one_event_when_it_begins_and_one_when_it_is_over() -> None:
     writer = EventWriter(cast("Kube", None))
     subject = asset()
-    for number, facts in enumerate((WELL, SILENT, SILENT, WELL, WELL)):
-        later = looked(subject, says(facts), seconds=number)
+    seen = (
+        says(WELL), says(SILENT), says(SILENT), OFFLINE, says(None), says(SILENT), OFFLINE,
+        says(WELL), OFFLINE, says(WELL),
+    )  # fmt: skip
+    for number, session in enumerate(seen):
+        later = looked(subject, session, seconds=number)
         writer.post_device(subject.meta, subject.status, later.status)
         subject = later
 

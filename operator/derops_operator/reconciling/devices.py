@@ -33,6 +33,14 @@ def device_conditions(stored: Iterable[Mapping[str, Any]], session: SessionView)
     return [each for each in told if each.status == "True" or find(stored, each.type)]
 
 
+def last_known(condition: Mapping[str, Any]) -> str:
+    """Return the status that a condition has, or had before nobody said it any more."""
+    status = str(condition.get("status", ""))
+    if status != "Unknown":
+        return status
+    return str(condition["message"]).partition(_BEFORE)[2].partition(":")[0]
+
+
 def _degraded(facts: agent_pb2.DeviceFacts) -> Wanted:
     if not facts.bad_points and not facts.more_bad_points:
         return Wanted("TelemetryDegraded", "False", "AllPointsGood", "no point is bad")
