@@ -25,6 +25,8 @@ class Registers:
     due_seconds: float | None = None
     written: list[tuple[int, list[int]]] = field(default_factory=list)
     ignores_values: bool = False
+    rounds: dict[int, int] = field(default_factory=dict)
+    """Registers, and to what it rounds them; down, as far as it may be."""
 
     async def answer(
         self, table: Table, address: int, count: int, values: list[int] | None
@@ -47,7 +49,8 @@ class Registers:
         self.written.append((address, values))
         if self.ignores_values:
             return
-        self.holding |= dict(enumerate(values, address))
+        for at, value in enumerate(values, address):
+            self.holding[at] = value - value % self.rounds.get(at, 1)
         if address == self.timer:
             seconds = values[0] * self.timer_step_seconds
             self.due_seconds = self.now_seconds + seconds if seconds else None

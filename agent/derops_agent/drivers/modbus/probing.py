@@ -1,13 +1,13 @@
 """What a device offers by a profile, before anybody controls it. Nothing is written to it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from derops.errors import DeviceRefusedError
 from derops.wire.v1 import agent_pb2
-from derops_agent.drivers.findings import Findings, Mode
-from derops_agent.drivers.modbus.controls import MODES, held, registers_of
+from derops_agent.drivers.findings import Findings, Mode, values_of
+from derops_agent.drivers.modbus.controls import MODES, held, registers_of, resolutions_of
 from derops_agent.drivers.modbus.device import (
     ModbusOptions,
     in_local_control,
@@ -19,7 +19,7 @@ from derops_agent.drivers.modbus.image import read_image, table_of
 from derops_agent.drivers.modbus.points import Register
 from derops_agent.drivers.modbus.profile import ControlName, Profile
 from derops_agent.drivers.modbus_tcp import Unit, take_unit
-from derops_agent.ports import Setpoints
+from derops_agent.ports import Resolution, Setpoints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +67,10 @@ async def _look(unit: Unit, profile: Profile) -> ProfileProbe:
     measured: dict[str, float] = {}
     holds: dict[str, Any] = {}
     local_control, problems = False, []
+    resolutions: Mapping[str, Resolution] = {}
     try:
         rated = await read_rated(profile, unit)
-        ratings = asdict(rated)
+        ratings, resolutions = asdict(rated), resolutions_of(profile, rated)
         image = await read_image(unit, measured_registers(profile))
         local_control = in_local_control(profile, image)
         for quantity, value in read_values(profile, image, rated).items():
@@ -78,7 +79,7 @@ async def _look(unit: Unit, profile: Profile) -> ProfileProbe:
         holds = asdict(held(profile, rated, image, Setpoints()))
     except DeviceRefusedError as error:
         problems.append(str(error))
-    modes = [_mode(profile, name) for name in sorted(profile.controls.names())]
+    modes = [_mode(profile, name, resolutions) for name in sorted(profile.controls.names())]
     if not modes:
         problems.append("the profile has no control")
     return ProfileProbe(
@@ -116,7 +117,7 @@ async def _find(unit: Unit, key: str, register: Register) -> Found:
     return Found(key=key, table=table, address=register.address, raw=raw)
 
 
-def _mode(profile: Profile, name: ControlName) -> Mode:
+def _mode(profile: Profile, name: ControlName, resolutions: Mapping[str, Resolution]) -> Mode:
     control = profile.controls.values().get(name)
     register = profile.controls.energize if control is None else control.value
     timer = profile.timer_of(name)
@@ -124,4 +125,5 @@ def _mode(profile: Profile, name: ControlName) -> Mode:
         mode=MODES[name],
         by=f"holding {register.address}" if register is not None else "",
         timer="" if timer is None else f"holding {timer.address}",
+        **values_of(resolutions.get(MODES[name])),
     )

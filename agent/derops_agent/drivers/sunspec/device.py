@@ -96,6 +96,7 @@ class SunSpecDevice:
                     watts,
                     fallback or None,
                     most_watts=self._ratings.max_watts,
+                    resolution=self._capability.resolutions[function.mode],
                     toggle=self._options.toggle_enable,
                 )
             )
@@ -194,6 +195,7 @@ async def _open(options: SunSpecOptions, unit: Unit, clock: Clock) -> SunSpecDev
         max_absorption_watts=ratings.max_absorption_watts,
         can_measure=bool(values),
         reversion=any(each.has_timer(blocks[each.model_id]) for each in functions),
+        resolutions=controls.resolutions(blocks, ratings.max_watts),
     )
     return SunSpecDevice(
         options,

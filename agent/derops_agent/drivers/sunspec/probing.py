@@ -9,7 +9,7 @@ from sunspec2.mdef import ModelDefinitionError
 
 from derops.errors import DeviceError
 from derops.wire.v1 import agent_pb2
-from derops_agent.drivers.findings import Findings, Mode
+from derops_agent.drivers.findings import Findings, Mode, values_of
 from derops_agent.drivers.modbus_tcp import take_unit
 from derops_agent.drivers.sunspec.controls import Controls, controls_of
 from derops_agent.drivers.sunspec.device import (
@@ -19,6 +19,7 @@ from derops_agent.drivers.sunspec.device import (
 )
 from derops_agent.drivers.sunspec.measuring import in_local_control, read_ratings, read_values
 from derops_agent.drivers.sunspec.models import Blocks, Place, find_models
+from derops_agent.ports import Resolution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,15 +70,16 @@ def _describe(places: Mapping[int, Place], blocks: Blocks) -> Probe:
     measured: dict[str, float] = {}
     held: dict[str, Any] = {}
     controls = controls_of(blocks)
-    modes = _modes(controls, blocks)
+    resolutions: Mapping[str, Resolution] = {}
     try:
         found = read_ratings(blocks)
-        ratings = asdict(found)
+        ratings, resolutions = asdict(found), controls.resolutions(blocks, found.max_watts)
         for quantity, value in read_values(blocks, found.max_watts).items():
             measured[agent_pb2.Quantity.Name(quantity)] = value
         held = asdict(controls.held(blocks, found.max_watts))
     except DeviceError as error:
         problems.append(str(error))
+    modes = _modes(controls, blocks, resolutions)
     if not modes:
         problems.append("it has no function that the agent can control it by")
     return Probe(
@@ -101,12 +103,13 @@ def _describe(places: Mapping[int, Place], blocks: Blocks) -> Probe:
     )
 
 
-def _modes(controls: Controls, blocks: Blocks) -> list[Mode]:
+def _modes(controls: Controls, blocks: Blocks, resolutions: Mapping[str, Resolution]) -> list[Mode]:
     modes = [
         Mode(
             mode=function.mode,
             by=f"{function.model_id} {function.value}",
             timer=function.timer if function.has_timer(blocks[function.model_id]) else "",
+            **values_of(resolutions.get(function.mode)),
         )
         for function in (controls.power, controls.limit)
         if function is not None
