@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from tests.agent.fakes import T0, Agent, S, asset, order
 
+from derops.errors import DeviceRefusedError
 from derops.wire.v1 import agent_pb2
 from derops_agent.ports import BadPoint, Reading
 
@@ -144,6 +145,24 @@ async def test_what_runs_goes_on_without_what_only_a_start_needs(
     await sampled(agent, 101, bad, charge=50.0)
 
     assert agent.outcome() == ("Complete", "WindowEnded")
+
+
+@pytest.mark.parametrize(
+    ("facts", "waits"), [({"watts": 1000}, True), ({"mode": "LoadLimit"}, False)]
+)
+async def test_of_a_device_that_refuses_to_be_measured_only_what_it_had_is_missed(
+    agent: Agent, facts: dict[str, Any], *, waits: bool
+) -> None:
+    await agent.give(RESERVE)
+    await sampled(agent, 1, charge=80.0)
+    for _ in range(62):
+        agent.clock.pass_seconds(1)
+        agent.controller.note_missed_sample(DeviceRefusedError("exception 4"))
+
+    await agent.give(order("now", start_us=agent.clock.wall_us, **facts))
+
+    expected = ("Rejected", "StaleTelemetry") if waits else ("Active", "Applied")
+    assert agent.outcome("now") == expected
 
 
 async def test_an_asset_without_a_reserve_discharges_without_its_charge(agent: Agent) -> None:

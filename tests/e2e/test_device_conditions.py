@@ -6,6 +6,9 @@ from typing import Any
 from tests.e2e.acting import Pilot, conditions, eventually
 from tests.e2e.modbus import controlled, profiled_bus
 
+CHARGE = 2
+"""The register of the state of charge, in tenths of a percent."""
+
 
 def test_a_device_that_falls_silent_is_told_on_its_asset_until_it_answers(pilot: Pilot) -> None:
     pilot.battery("neighbour")
@@ -25,6 +28,58 @@ def test_a_device_that_falls_silent_is_told_on_its_asset_until_it_answers(pilot:
         opened.connect()
         pilot.wait_for_condition("derasset", "battery", "DeviceSilent", "False")
         eventually(lambda: events(pilot, "battery") >= {"NoAnswer", "Answers"}, "both Events")
+
+
+def test_a_bad_point_is_named_and_everything_else_goes_on(pilot: Pilot) -> None:
+    with controlled(pilot, profiled_bus()) as opened:
+        registers = opened.device.unit.input  # type: ignore[attr-defined]
+        good = registers[CHARGE]
+        registers[CHARGE] = 1010
+        pilot.wait_for_condition("derasset", "battery", "TelemetryDegraded", "True")
+        told = condition(pilot, "TelemetryDegraded")
+        assert told["reason"] == "BadPoints"
+        for words in ("stateOfChargePercent", "101 %", "raw value 0x03f2", "since 20"):
+            assert words in told["message"]
+
+        pilot.dispatch("peak")
+        status = pilot.wait_for_phase("peak", "Complete")
+        powers, charges = eventually(
+            lambda: measured(pilot, status["timeline"]["appliedAt"]), "telemetry of the window"
+        )
+        assert powers >= 3
+        assert charges == 0, "nonsense is not stored"
+        asset = conditions(pilot.get("derasset", "battery")["status"])
+        assert (asset["Ready"], asset["TelemetryDegraded"]) == ("True", "True")
+
+        registers[CHARGE] = good
+        pilot.wait_for_condition("derasset", "battery", "TelemetryDegraded", "False")
+
+
+def measured(pilot: Pilot, since: str) -> tuple[int, int] | None:
+    """Return how many powers and charges of the battery are stored; None while it is few."""
+    ((powers, charges),) = pilot.rows(
+        "select count(active_power_watts), count(state_of_charge_percent) from telemetry "
+        "join asset using (asset_id) where uid::text = %s and ts > %s::timestamptz",
+        pilot.get("derasset", "battery")["metadata"]["uid"],
+        since,
+    )
+    return (powers, charges) if powers >= 3 else None
+
+
+def test_a_fallback_that_the_device_cannot_hold_is_told_before_any_dispatch(pilot: Pilot) -> None:
+    # The register counts in steps of 10 W.
+    with controlled(pilot, profiled_bus(), fallback={"activePowerWatts": 5}):
+        pilot.wait_for_condition("derasset", "battery", "FallbackNotHeld", "True")
+        told = condition(pilot, "FallbackNotHeld")
+        assert told["reason"] == "NotRepresentable"
+        assert "5 W" in told["message"]
+        assert "10 W" in told["message"]
+
+        pilot.stack.kubectl(
+            "patch", "derasset", "battery", "-n", pilot.namespace, "--type=merge",
+            "-p", '{"spec":{"fallback":{"activePowerWatts":0}}}',
+        )  # fmt: skip
+        pilot.wait_for_condition("derasset", "battery", "FallbackNotHeld", "False")
 
 
 def condition(pilot: Pilot, kind: str, name: str = "battery") -> dict[str, Any]:

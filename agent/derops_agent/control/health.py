@@ -58,7 +58,7 @@ class Health:
 
     def badness_of(self, need: Need) -> Badness | None:
         """Return why a point that is needed is not known; None = it is not bad."""
-        if WHOLE_SAMPLE in self.bad:
+        if WHOLE_SAMPLE in self.bad and need.quantity in self.values:
             return self.bad[WHOLE_SAMPLE]
         return next(
             (
