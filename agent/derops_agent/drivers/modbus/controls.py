@@ -68,8 +68,7 @@ def held(profile: Profile, rated: Rated, image: Image, asked: Setpoints) -> Setp
         asked: What was written last. Without ``enable`` a setpoint that equals ``release`` looks
             released; it counts as held if it was asked for.
 
-    Raises:
-        DeviceRefusedError: A register holds what is no number.
+    What is no number is nothing that the device holds; other modes are not touched by it.
     """
     remote = profile.remote_control
     if remote is not None and image.word(remote) != remote.on_value:
@@ -210,7 +209,10 @@ def _held_watts(
         or control.value.encode(_number(control, asked_watts, rated_watts)) != _released(control)
     ):
         return None
-    number = control.value.decode(image.data(control.value))
+    try:
+        number = control.value.decode(image.data(control.value))
+    except DeviceRefusedError:
+        return None
     return round(number * rated_watts / 100 if control.unit == "percent" else number)
 
 
