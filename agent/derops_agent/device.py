@@ -7,9 +7,8 @@ from typing import TypeVar
 import structlog
 
 from derops.errors import DeviceError, DeviceTimeoutError
-from derops.wire.v1 import agent_pb2
 from derops_agent import metrics
-from derops_agent.ports import BadPoint, Capability, Device, Reading, Reversion, Setpoints
+from derops_agent.ports import Capability, Device, Reading, Reversion, Setpoints
 
 APPLY_TIMEOUT_SECONDS = 5.0
 SAMPLE_TIMEOUT_SECONDS = 2.0
@@ -24,7 +23,6 @@ class GuardedDevice:
         self._device = device
         self._lock = asyncio.Lock()
         self._complaint = ""
-        self._bad: frozenset[str] = frozenset()
         self._log = structlog.get_logger("device")
 
     @property
@@ -63,22 +61,11 @@ class GuardedDevice:
             return None
         self._complaint = ""
         metrics.SAMPLES.inc()
-        self._note_bad_points(reading.bad_points)
         return reading
 
     async def close(self) -> None:
         """Give the connection back; the device keeps what it holds."""
         await self._device.close()
-
-    def _note_bad_points(self, bad_points: tuple[BadPoint, ...]) -> None:
-        for each in bad_points:
-            name = agent_pb2.Quantity.Name(each.quantity) if each.quantity else "Other"
-            metrics.BAD_POINTS.labels(name).inc()
-        bad = frozenset(each.name for each in bad_points)
-        if bad != self._bad:  # once, not once a second
-            self._bad = bad
-            points = [f"{each.name} {each.raw}: {each.problem}" for each in bad_points]
-            self._log.warning("sample.bad_points", points=points)
 
     async def _bounded(self, call: Callable[[], Awaitable[_T]], seconds: float) -> _T:
         try:
