@@ -484,7 +484,7 @@ def _wrong(scope: Scope, wanted: Setpoints, held: Setpoints | None, site: Site) 
     """Return the modes that the device says are not as they were written, with the words for it."""
     if held is None:
         return {}
-    modes = set(site.mismatches(wanted, held))
+    modes, wanted = set(site.mismatches(wanted, held)), site.sent(wanted)
     for execution in scope.values():
         # A released value is not compared, but one that is to end must not still be there.
         kept = site.holds(held, execution) and not site.holds(wanted, execution)

@@ -44,6 +44,10 @@ REVERT_FAILURES = Counter(
 )
 SAMPLES = Counter("derops_agent_samples_total", "Samples taken")
 SAMPLE_FAILURES = Counter("derops_agent_sample_failures_total", "Samples the device did not give")
+BAD_POINTS = Counter(
+    "derops_agent_bad_points_total",
+    "Points of samples that were absent as the device sent nonsense",
+)
 SAMPLES_DROPPED = Counter(
     "derops_agent_samples_dropped_total",
     "Samples dropped before they were acknowledged, by reason; a gap stands for them",

@@ -5,8 +5,33 @@ A device is told its whole wanted state each time, so that a repeated or resumed
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import inf, trunc
+from math import ceil, floor, inf, isclose
 from typing import Protocol
+
+
+def whole_steps(steps: float) -> int:
+    """Return ``steps`` rounded towards zero; the rounding of a division is no fraction of one."""
+    near = round(steps)
+    if isclose(steps, near, rel_tol=1e-12, abs_tol=1e-9):
+        return near
+    return floor(steps) if steps > 0 else ceil(steps)
+
+
+def in_words(number: float) -> str:
+    """Return a number for people, without the noise of its last digits."""
+    return f"{round(number, 3) + 0.0:.15g}"
+
+
+def whole_watts(watts: float) -> int:
+    """Return in whole watts what a device holds: those that ask it for the same again.
+
+    That is away from zero: 50 % of 12,345 W is told as 6,173 W, as 6,172 W are 49 %. It is never
+    more than what was asked for, since that was in whole watts.
+    """
+    near = round(watts)
+    if isclose(watts, near, rel_tol=1e-12, abs_tol=1e-6):
+        return near
+    return ceil(watts) if watts > 0 else floor(watts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,17 +42,33 @@ class Resolution:
     """Distance of two neighbouring values; 0 = the device rounds nothing."""
 
     least_watts: float = -inf
+    """At most 0."""
+
     most_watts: float = inf
+    """At least 0."""
+
     none_watts: float | None = None
     """The value by which the device says that it holds nothing; None = it says that otherwise."""
 
+    def __str__(self) -> str:
+        """Return it in words, for people who read a status or a probe."""
+        words = f"steps of {in_words(self.step_watts)} W" if self.step_watts else "any value"
+        if self.least_watts > -inf:
+            words += f" from {in_words(self.least_watts)} W"
+        if self.most_watts < inf:
+            words += f" up to {in_words(self.most_watts)} W"
+        return words
+
     def nearest(self, watts: int) -> float:
         """Return what the device holds of ``watts``: rounded towards zero, within the range."""
-        bounded = max(self.least_watts, min(watts, self.most_watts))
+        within_watts = self.bounded(watts)
         if not self.step_watts:
-            return bounded
-        # Nine digits: what is beyond is the rounding of the division and no fraction of a step.
-        return trunc(round(bounded / self.step_watts, 9)) * self.step_watts
+            return within_watts
+        return whole_steps(within_watts / self.step_watts) * self.step_watts
+
+    def bounded(self, watts: int) -> float:
+        """Return the value nearest to ``watts`` that is within the range."""
+        return max(self.least_watts, min(watts, self.most_watts))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

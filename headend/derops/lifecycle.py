@@ -82,6 +82,7 @@ class Reason(StrEnum):
     LIMIT_EXCEEDED = "LimitExceeded"
     LOCAL_LIMIT_EXCEEDED = "LocalLimitExceeded"
     MODE_NOT_SUPPORTED = "ModeNotSupported"
+    NOT_REPRESENTABLE = "NotRepresentable"
     INVALID_SCHEDULE = "InvalidSchedule"
     ASSET_OUT_OF_SERVICE = "AssetOutOfService"
     ASSET_QUARANTINED = "AssetQuarantined"

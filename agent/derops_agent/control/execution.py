@@ -129,6 +129,12 @@ class Execution:
     """What is written: the ordered value within the limits."""
 
     clamped_by: str = ""
+    sent_watts: int | None = None
+    """What the device holds of ``target_watts``; None = all of it."""
+
+    rounding: str = ""
+    """Why that is not ``target_watts``, in words; empty = it is."""
+
     arrived_us: int = 0
     """When the whole of it was written, a steady instant; later than ``applied_us`` by a ramp, 0
     before."""

@@ -16,6 +16,7 @@ from derops_agent.control.execution import (
     Stage,
 )
 from derops_agent.control.judging import refuse_power, target
+from derops_agent.control.representing import rounded
 from derops_agent.control.silence import Silence, claim_no_more
 from derops_agent.control.site import Site
 from derops_agent.ports import Reading
@@ -77,13 +78,15 @@ def _bind(execution: Execution, site: Site, now: Moment, silence: Silence | None
         return execution
     refusal = refuse_power(execution.order, site)
     if refusal is not None:
-        message = f"the limits were lowered: {refusal.message}"
+        message = f"by the limits as they are now: {refusal.message}"
         return (
             execution
             if execution.stage is Stage.WAITING
             else execution.withdraw(Phase.FAILED, refusal.reason, message, now.wall_us)
         )
     watts, clamped_by = target(execution.order, site.asset, site.local)
+    # The device may have been exchanged for one with other steps while the agent did not run.
+    execution = replace(execution, **rounded(execution.order.mode, watts, site.capability))
     if watts == execution.target_watts:
         return execution
     if silence is not None:
@@ -133,6 +136,22 @@ def endure(
                 f"the state of charge of {charge:.1f} % has reached the reserve of "
                 f"{reserve_percent} % (minReservePercent)",
                 now.wall_us,
+            )
+    return result
+
+
+def miss_points(executions: Executions, site: Site, now: Moment) -> dict[str, Execution]:
+    """End what runs and needs a point that is bad for too long: a reserve is not kept blindly."""
+    result = dict(executions)
+    for uid, execution in executions.items():
+        order = execution.order
+        if execution.stage is not Stage.HOLDING:
+            continue
+        use = site.use_of(order.mode, execution.target_watts, verify_required=order.verify_required)
+        absence = site.explain_absence(use, running=True)
+        if absence:
+            result[uid] = execution.begin_ending(
+                Phase.FAILED, Reason.STALE_TELEMETRY, absence, now.wall_us
             )
     return result
 

@@ -6,6 +6,7 @@ from derops.checks import MODES_BY_TYPE, Envelope, Refusal, check_dispatch
 from derops.lifecycle import Phase, Reason
 from derops.schedules import SECOND_US, Window, accept_by_us, plan_window
 from derops_agent.control.execution import Execution, Order, Stage
+from derops_agent.control.representing import refuse_value, rounded
 from derops_agent.control.site import Asset, LocalLimits, Site
 
 _MAX_DURATION_SECONDS = 604_800
@@ -67,6 +68,7 @@ def judge(order: Order, site: Site, *, now_us: int, draw: float) -> Execution:
         planned=planned,
         target_watts=watts,
         clamped_by=clamped_by,
+        **rounded(order.mode, watts, site.capability),
     )
 
 
@@ -102,7 +104,14 @@ def refuse_power(order: Order, site: Site) -> Refusal | None:
         watts=watts,
         duration_seconds=order.duration_seconds,
         envelope=envelope,
-    )
+    ) or refuse_rounding(order, site)
+
+
+def refuse_rounding(order: Order, site: Site) -> Refusal | None:
+    """Return why the device cannot hold what an order asks for within all limits, or None."""
+    watts, _ = target(order, site.asset, site.local)
+    tolerance_watts = site.rule.tolerance_for(order.mode, watts)
+    return refuse_value(order.mode, watts, site.capability, tolerance_watts)
 
 
 def _refuse_history(order: Order) -> _Answer | None:
@@ -196,7 +205,7 @@ def _refuse_now(order: Order, site: Site, planned: Window, now_us: int) -> _Answ
     watts, _ = target(order, site.asset, site.local)
     seconds = (planned.end_us - planned.start_us) / SECOND_US
     refusal = (
-        site.refuse_start(order.mode, watts, seconds)
+        site.refuse_start(order.mode, watts, seconds, verify_required=order.verify_required)
         if planned.start_us - now_us <= _SOON_US
         else site.refuse_energy(watts, seconds, None)
         if order.mode == "ActivePower"
@@ -238,7 +247,7 @@ def _check_envelopes(order: Order, asset: Asset, site: Site) -> Refusal | None:
                 f"(nearest allowed: {site.local.bound(clamped)} W)"
             ),
         )
-    return None
+    return refuse_rounding(order, site)
 
 
 def _rejected(reason: Reason, message: str) -> _Answer:

@@ -160,7 +160,7 @@ def find_held(
         mode, sent = execution.order.mode, execution.sent
         if sent is None or not (execution.is_doubtful or execution.may_land) or mode in known:
             continue
-        if site.holds(held, execution) and not site.holds(wanted, execution):
+        if site.holds(held, execution) and not site.holds(site.sent(wanted), execution):
             # Where it said that it did not hold it, or was back at its fallback, only now counts.
             unseen = execution.blind and not execution.may_land
             since = sent if unseen else now
@@ -265,7 +265,10 @@ def hold(execution: Execution, now: Moment, evidence: str) -> Execution:
     if execution.order.late_policy == "KeepDuration" and late:
         end_us = now.wall_us + execution.order.duration_seconds * SECOND_US
         planned = Window(start_us=planned.start_us, end_us=end_us)
-    active = execution.step(Phase.ACTIVE, Reason.APPLIED, "written to the device", now.wall_us)
+    message = "written to the device"
+    if execution.rounding:
+        message = f"{message} as {execution.sent_watts} W: {execution.rounding}"
+    active = execution.step(Phase.ACTIVE, Reason.APPLIED, message, now.wall_us)
     return replace(
         active,
         stage=Stage.HOLDING,

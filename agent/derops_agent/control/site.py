@@ -7,6 +7,9 @@ from derops.lifecycle import Reason
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2
 from derops_agent.control.execution import Execution
+from derops_agent.control.health import Badness, Health
+from derops_agent.control.needs import NEEDS, Need, Use
+from derops_agent.control.representing import ANY, sent, sent_watts
 from derops_agent.control.verifying import Rule
 from derops_agent.ports import Capability, Reading, Setpoints
 
@@ -81,6 +84,12 @@ class Site:
     reading: Reading | None = None
     """The last sample."""
 
+    health: Health = field(default_factory=Health)
+    """What is known of the device, and what is not."""
+
+    monotonic_us: int = 0
+    """Now, by the monotonic clock."""
+
     silent_us: int = 0
     """For how long the device was not measured."""
 
@@ -91,7 +100,11 @@ class Site:
     def rule(self) -> Rule:
         """How effects are judged here."""
         asset = self.asset
-        rule = Rule(settle_us=self.settle_us, measures=self.capability.can_measure)
+        rule = Rule(
+            settle_us=self.settle_us,
+            measures=self.capability.can_measure,
+            resolutions=self.capability.resolutions,
+        )
         if asset is None:
             return rule
         if asset.tolerance_watts is not None or asset.tolerance_percent is not None:
@@ -106,11 +119,19 @@ class Site:
         return rule if asset.samples is None else replace(rule, samples=asset.samples)
 
     @property
+    def fallback_watts(self) -> dict[str, int | None]:
+        """What shall hold while nobody orders anything, by mode, as it is asked for."""
+        fallback = bounded(self.asset.fallback, self.local) if self.asset else Setpoints()
+        return {mode: getattr(fallback, name) for mode, name in _VALUES.items()}
+
+    @property
     def state_of_charge_percent(self) -> float | None:
-        """What is in the battery, by the last sample; None if it is not known now."""
-        if self.reading is None or self.is_silent:
+        """What is in the battery, as last measured; None if it is not known now."""
+        quantity = agent_pb2.Quantity.STATE_OF_CHARGE_PERCENT
+        need = next(each for each in NEEDS if each.quantity == quantity)
+        if self.is_silent or self.is_absent(need):
             return None
-        return self.reading.values.get(agent_pb2.Quantity.STATE_OF_CHARGE_PERCENT)
+        return self.health.values.get(quantity)
 
     @property
     def is_silent(self) -> bool:
@@ -128,19 +149,67 @@ class Site:
         interval_us = (self.asset.telemetry_interval_seconds if self.asset else 1) * SECOND_US
         return max(STALE_AFTER_US, 3 * interval_us)
 
-    def refuse_start(self, mode: str, watts: int, seconds: float) -> Refusal | None:
+    def is_absent(self, need: Need) -> bool:
+        """Tell whether a point is bad, and its last good value too old to act on."""
+        badness = self.health.badness_of(need)
+        if badness is None:
+            return False
+        since_us = badness.last_good_us
+        return since_us is None or self.monotonic_us - since_us > self._stale_after_us
+
+    def explain_absence(self, use: Use, *, running: bool = False) -> str:
+        """Return which point that an order needs is not known, in words; empty = none.
+
+        Args:
+            use: What the order is to do.
+            running: It is on the device; then only what it cannot go on without counts.
+        """
+        for need in NEEDS:
+            badness = self.health.badness_of(need)
+            if badness is None or not need.applies(use) or (running and not need.ends):
+                continue
+            if self.is_absent(need):
+                return self._explain(need, badness)
+        return ""
+
+    def _explain(self, need: Need, badness: Badness) -> str:
+        point, good_us = badness.point, badness.last_good_us
+        since = "since the agent started"
+        if good_us is not None:
+            seconds = (self.monotonic_us - good_us) / SECOND_US
+            since = f"for {seconds:.0f} s, allowed are {self._stale_after_us // SECOND_US} s"
+        raw = f", raw value {point.raw}" if point.raw else ""
+        return f"{need.name} is not known {since} ({point.name}{raw}: {point.problem})"
+
+    def use_of(self, mode: str, watts: int, *, verify_required: bool) -> Use:
+        """Return what an order is to do with the device."""
+        reserve = self.asset.min_reserve_percent if self.asset is not None else None
+        return Use(
+            mode=mode,
+            watts=watts,
+            verify_required=verify_required,
+            keeps_reserve=bool(reserve),
+        )
+
+    def refuse_start(
+        self, mode: str, watts: int, seconds: float, *, verify_required: bool = False
+    ) -> Refusal | None:
         """Return why a value may not be put on the device now, or None.
 
         Args:
             mode: Of the setpoint.
             watts: As it would be written.
             seconds: For how long it would hold.
+            verify_required: The order says ``verify: Required``.
         """
         if self.reading is not None and self.reading.local_control and not self.is_silent:
             return Refusal(
                 reason=Reason.LOCAL_CONTROL_ACTIVE,
                 message="the device is switched to local control; switch it to remote on site",
             )
+        absence = self.explain_absence(self.use_of(mode, watts, verify_required=verify_required))
+        if absence:
+            return Refusal(reason=Reason.STALE_TELEMETRY, message=absence)
         if mode != "ActivePower":
             return None
         if self.capability.can_measure and self.is_silent:
@@ -178,28 +247,48 @@ class Site:
             state_of_charge_percent=state_of_charge_percent,
         )
 
-    def mismatches(self, wanted: Setpoints, held: Setpoints) -> frozenset[str]:
-        """Return the modes of which a device says that it holds something else than wanted.
+    def sent(self, wanted: Setpoints) -> Setpoints:
+        """Return what the device can hold of ``wanted``, by which it is judged."""
+        return sent(wanted, self.capability.resolutions)
 
-        Registers round, by up to 1 % of the rating where they hold whole percents; but what is at
-        least as near to the fallback is that, and not the value. A released mode is not compared:
-        what the device's own control holds then is not ours.
+    def mismatches(self, wanted: Setpoints, held: Setpoints) -> frozenset[str]:
+        """Return the modes of which a device says that it holds something else than was sent.
+
+        Devices round what their registers could hold, by up to 1 % of the rating; but what is
+        nearer to a neighbouring step, or at least as near to the fallback, is that, and not the
+        value. A released mode is not compared: what the device's own control holds then is not
+        ours.
+
+        Args:
+            wanted: As it is asked for; it is compared as it was sent.
+            held: As the device says.
         """
-        allowed_watts = max(1.0, self._percent_watts)
-        rest = bounded(self.asset.fallback, self.local) if self.asset else Setpoints()
-        triples = {
-            mode: (getattr(wanted, name), getattr(held, name), getattr(rest, name))
-            for mode, name in _VALUES.items()
-        }
+        wanted = self.sent(wanted)
+        rest = self.fallback_watts
         wrong = {
             mode
-            for mode, (want, has, fallback) in triples.items()
-            if want is not None
-            and (has is None or abs(want - has) > allowed_watts or _rather(fallback, has, want))
+            for mode, name in _VALUES.items()
+            if not self._is_as_sent(mode, getattr(wanted, name), getattr(held, name), rest[mode])
         }
         if wanted.energized != held.energized:
             wrong.add("CeaseToEnergize")
         return frozenset(wrong)
+
+    def _is_as_sent(
+        self, mode: str, sent_: int | None, held: int | None, fallback: int | None
+    ) -> bool:
+        if sent_ is None:
+            return True
+        if held is None:
+            return False
+        resolution = self.capability.resolutions.get(mode, ANY)
+        off_watts = abs(sent_ - held)
+        if off_watts > max(1.0, self._percent_watts):
+            return False
+        if resolution.step_watts and off_watts >= resolution.step_watts / 2:
+            return False
+        rest = None if fallback is None else sent_watts(fallback, resolution)
+        return not _rather(rest, held, sent_)
 
     def holds(self, held: Setpoints, execution: Execution) -> bool:
         """Tell whether what a device says that it holds contains the execution's value."""

@@ -129,8 +129,10 @@ def write_report(
         superseded_by=execution.superseded_by,
         supersedes=execution.supersedes,
         clock_offset_milliseconds=clock_offset_milliseconds,
+        rounding=execution.rounding if execution.accepted_us else "",
         pending_error=(execution.pending_error or _MAY_LAND * execution.may_land)[:MESSAGE_LIMIT],
     )
     if execution.applied_us:
-        report.applied_watts = execution.target_watts
+        sent_watts = execution.sent_watts
+        report.applied_watts = execution.target_watts if sent_watts is None else sent_watts
     return report

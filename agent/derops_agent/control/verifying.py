@@ -1,10 +1,11 @@
 """Whether the device did what its setpoint says, judged over the whole window."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from derops.wire.v1 import agent_pb2
 from derops_agent.control.execution import Execution, Moment, Stage
-from derops_agent.ports import Reading
+from derops_agent.ports import Reading, Resolution
 
 GOOD_SHARE = 0.8
 _MAX_SAMPLE_US = 5_000_000  # what one sample may stand for; longer is unknown
@@ -31,11 +32,21 @@ class Rule:
     measures: bool = True
     """Whether the device measures its power at all."""
 
-    def tolerates(self, mode: str, target_watts: int, power_watts: float) -> bool:
-        """Judge one sample: a setpoint by its distance, a limit only by being exceeded."""
+    resolutions: Mapping[str, Resolution] = field(default_factory=dict)
+    """What the device can hold, by mode, see ``Capability``."""
+
+    def tolerance_for(self, mode: str, target_watts: int) -> float:
+        """Return by how many watts a power may differ from a target."""
         aimed_watts = 0 if mode == "CeaseToEnergize" else abs(target_watts)
         share = self.tolerance_percent / 100 * aimed_watts if aimed_watts else self.standby_watts
-        tolerance = max(self.tolerance_watts, share)
+        return max(self.tolerance_watts, share)
+
+    def tolerates(self, mode: str, target_watts: int, power_watts: float) -> bool:
+        """Judge one sample: a setpoint by its distance, a limit only by being exceeded.
+
+        What the device cannot hold of the target is no distance.
+        """
+        tolerance = self.tolerance_for(mode, target_watts)
         match mode:
             case "GenerationLimit":
                 return power_watts <= target_watts + tolerance
@@ -43,7 +54,10 @@ class Rule:
                 return -power_watts <= target_watts + tolerance
             case "CeaseToEnergize":
                 return abs(power_watts) <= tolerance
-        return abs(power_watts - target_watts) <= tolerance
+        resolution = self.resolutions.get(mode)
+        held_watts = target_watts if resolution is None else resolution.nearest(target_watts)
+        low_watts, high_watts = sorted((held_watts, target_watts))
+        return low_watts - tolerance <= power_watts <= high_watts + tolerance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -144,7 +144,7 @@ async def test_local_control_that_is_not_told_is_as_it_was_told_last() -> None:
 
     assert before.local_control
     assert during.local_control
-    assert [(bad.name, bad.raw) for bad in during.bad_points] == [("715 LocRemCtl", "0x0007")]
+    assert [(bad.name, bad.raw) for bad in during.bad_points] == [("localControl", "0x0007")]
 
 
 async def test_nonsense_in_one_control_is_nothing_held_by_that_one() -> None:

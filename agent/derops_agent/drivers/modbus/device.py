@@ -1,13 +1,14 @@
 """A device with a profile behind the agent's port."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from derops.errors import DeviceRefusedError
+from derops.errors import DeviceRefusedError, DeviceTimeoutError
 from derops.wire.v1 import agent_pb2
 from derops_agent.clock import Clock
 from derops_agent.drivers.modbus.controls import MODES, Rated, held, plan, registers_of
@@ -35,7 +36,7 @@ class ProfiledDevice:
     def __init__(self, profile: Profile, unit: Unit, clock: Clock, rated: Rated) -> None:
         self._profile, self._unit, self._clock, self._rated = profile, unit, clock, rated
         self._asked = Setpoints()
-        self._local_control = False
+        self._local_control = self._sampled = False
         self._reader = Reader(unit, join(map(span_of, measured_registers(profile))), clock)
         self._capability = capability_of(profile, rated)
 
@@ -80,8 +81,10 @@ class ProfiledDevice:
         local_control, bad_local = read_local_control(self._profile, answers)
         if local_control is not None:
             self._local_control = local_control
-        if agent_pb2.ACTIVE_POWER_WATTS in values:
-            self._capability = replace(self._capability, can_measure=True)
+        measures = agent_pb2.ACTIVE_POWER_WATTS in values
+        if measures or not self._sampled:
+            self._capability = replace(self._capability, can_measure=measures)
+        self._sampled = True
         return Reading(
             at_us=self._clock.now_us(),
             values=values,
@@ -95,19 +98,20 @@ class ProfiledDevice:
 
 
 async def open_modbus(options: Mapping[str, Any], clock: Clock) -> ProfiledDevice:
-    """Open a device by its profile; all that will be read is read once.
+    """Open a device by its profile; all that will be read is read once, if it answers.
 
     Raises:
         SettingError: An option or the profile is wrong.
-        DeviceError: It did not answer, or lacks what it is controlled by.
+        DeviceError: It did not answer what it can do, or lacks what it is controlled by.
     """
     parsed, profile = parse_options(options)
     unit = take_unit(parsed)
     try:
         rated = await read_rated(profile, unit)
         device = ProfiledDevice(profile, unit, clock, rated)
-        await device.sample()
-        await device.read_setpoints()
+        with suppress(DeviceTimeoutError):  # what it can do is known: it is told as silent
+            await device.sample()
+            await device.read_setpoints()
     except BaseException:
         await unit.close()
         raise
@@ -147,7 +151,7 @@ async def read_rated(profile: Profile, unit: Unit) -> Rated:
 
 
 def capability_of(profile: Profile, rated: Rated) -> Capability:
-    """Return what a device can do by its profile, before it has measured anything."""
+    """Return what a device can do by its profile."""
     names = profile.controls.names()
     return Capability(
         modes=frozenset(MODES[name] for name in names),
@@ -155,7 +159,7 @@ def capability_of(profile: Profile, rated: Rated) -> Capability:
         firmware=profile.name,
         max_injection_watts=rated.max_injection_watts,
         max_absorption_watts=rated.max_absorption_watts,
-        can_measure=False,
+        can_measure=profile.measurements.active_power_watts is not None,
         reversion=any(profile.timer_of(name) is not None for name in names),
     )
 

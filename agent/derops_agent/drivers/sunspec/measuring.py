@@ -153,7 +153,8 @@ def read_local_control(blocks: Blocks, sources: Sources) -> tuple[bool | None, l
     if not problem and raw in (None, _REMOTE, _LOCAL):
         return raw == _LOCAL, []
     problem = problem or f"it is {raw}; it can be {_REMOTE} (remote) or {_LOCAL} (local)"
-    return None, [BadPoint(name=_called(block, name), raw=block.hex(name), problem=problem)]
+    problem = f"{_called(block, name)}: {problem}"
+    return None, [BadPoint(name="localControl", raw=block.hex(name), problem=problem)]
 
 
 def _measure(
