@@ -115,12 +115,12 @@ class Holder:
             await self._release_stray(site)
             return
         owners, staying = deciding.owners(scope), deciding.staying(scope, now)
-        target = wanted_setpoints({**staying, **owners}, asset.fallback, site.local)
+        target = wanted_setpoints({**staying, **owners}, site.fallback, site.local)
         refresh = self._refresh_at_us is not None and now.monotonic_us >= self._refresh_at_us
         if not _starting(owners) and deciding.bridged(scope, now):
             self._failed = None  # what could not be reverted may stay until then as well
             if refresh:
-                await self._prolong(asset, site)
+                await self._prolong(site)
             return
         changing = _without(scope, staying)
         pending = _pending(changing, owners)
@@ -314,21 +314,19 @@ class Holder:
             return {}
         now = moment(self._clock)
         keepers = {**deciding.staying(scope, now), **deciding.owners(scope)}
-        wanted = wanted_setpoints(keepers, site.asset.fallback, site.local)
+        wanted = wanted_setpoints(keepers, site.fallback, site.local)
         found = outcomes.find_held(scope, held, wanted, site, now)
         if found:
             self._written = None
         await self._journal.commit(found, happened=True)
         return found
 
-    async def _prolong(self, asset: Asset, site: Site) -> None:
+    async def _prolong(self, site: Site) -> None:
         """Have the device keep what it holds until the next window: its timer is about to end."""
         if self._written is None:
             self._refresh_at_us = None
             return
-        reversion = Reversion(
-            after_seconds=REVERSION_MARGIN_SECONDS, setpoints=bounded(asset.fallback, site.local)
-        )
+        reversion = Reversion(after_seconds=REVERSION_MARGIN_SECONDS, setpoints=site.fallback)
         armed_seconds = None
         try:
             armed_seconds = await self._device.write(self._written, reversion)
@@ -476,7 +474,7 @@ def _reversion(owners: Scope, site: Site, now: Moment) -> Reversion | None:
     remaining_seconds = max(0, ceil((min(ends_us) - now.wall_us) / SECOND_US))
     return Reversion(
         after_seconds=remaining_seconds + REVERSION_MARGIN_SECONDS,
-        setpoints=bounded(site.asset.fallback, site.local),
+        setpoints=site.fallback,
     )
 
 

@@ -61,10 +61,13 @@ class Resolution:
 
     def nearest(self, watts: int) -> float:
         """Return what the device holds of ``watts``: rounded towards zero, within the range."""
-        within_watts = self.bounded(watts)
+        return self.rounded(self.bounded(watts))
+
+    def rounded(self, watts: float) -> float:
+        """Return ``watts`` in whole steps, rounded towards zero."""
         if not self.step_watts:
-            return within_watts
-        return whole_steps(within_watts / self.step_watts) * self.step_watts
+            return watts
+        return whole_steps(watts / self.step_watts) * self.step_watts
 
     def bounded(self, watts: int) -> float:
         """Return the value nearest to ``watts`` that is within the range."""

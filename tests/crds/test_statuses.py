@@ -108,6 +108,7 @@ COMPLETE = DispatchStatus(
         requested=Value(mode="ActivePower", watts=-9000),
         applied=Value(mode="ActivePower", watts=-8000),
         clamped_by="AssetLimits",
+        rounding="the device holds steps of 690 W; rounded towards zero",
         active_seconds=1800,
         within_tolerance_seconds=1750,
         delivered_watt_hours=-4000,

@@ -365,6 +365,20 @@ def test_a_setpoint_that_is_held_back_is_degraded_as_long_as_it_is() -> None:
     assert "clampedBy" not in story.status["execution"]
 
 
+def test_what_the_device_rounds_is_told_as_long_as_it_does() -> None:
+    why = "the device holds steps of 690 W; rounded towards zero"
+    story = Story(dispatch(setpoint={"mode": "ActivePower", "activePowerWatts": 5000})).look(0.1)
+    story.look(2, view(report=active(applied_watts=4830, rounding=why)))
+    told = story.status["execution"]
+    assert told["requested"] == {"mode": "ActivePower", "watts": 5000}
+    assert told["applied"] == {"mode": "ActivePower", "watts": 4830}
+    assert told["rounding"] == why
+    assert "Degraded" not in story.conditions, "no limit changed it"
+
+    story.look(3, view(report=active(sequence=3, applied_watts=5000)))
+    assert "rounding" not in story.status["execution"]
+
+
 def test_a_lost_ledger_does_not_take_back_that_a_setpoint_was_held_back() -> None:
     story = Story().look(0.1).look(2, view(report=active(clamped_by="AssetLimits")))
     story.look(3, view(report=report("Failed", "LedgerLost")))

@@ -9,7 +9,7 @@ from derops.wire.v1 import agent_pb2
 from derops_agent.control.execution import Execution
 from derops_agent.control.health import Badness, Health
 from derops_agent.control.needs import NEEDS, Need, Use
-from derops_agent.control.representing import ANY, sent, sent_watts
+from derops_agent.control.representing import ANY, sent
 from derops_agent.control.verifying import Rule
 from derops_agent.ports import Capability, Reading, Setpoints
 
@@ -117,6 +117,11 @@ class Site:
         if asset.settle_seconds is not None:
             rule = replace(rule, settle_us=asset.settle_seconds * SECOND_US)
         return rule if asset.samples is None else replace(rule, samples=asset.samples)
+
+    @property
+    def fallback(self) -> Setpoints:
+        """What shall hold while nobody orders anything, as near to it as the device comes."""
+        return self.sent(bounded(self.asset.fallback, self.local)) if self.asset else Setpoints()
 
     @property
     def fallback_watts(self) -> dict[str, int | None]:
@@ -263,12 +268,13 @@ class Site:
             wanted: As it is asked for; it is compared as it was sent.
             held: As the device says.
         """
-        wanted = self.sent(wanted)
-        rest = self.fallback_watts
+        wanted, rest = self.sent(wanted), self.fallback
         wrong = {
             mode
             for mode, name in _VALUES.items()
-            if not self._is_as_sent(mode, getattr(wanted, name), getattr(held, name), rest[mode])
+            if not self._is_as_sent(
+                mode, getattr(wanted, name), getattr(held, name), getattr(rest, name)
+            )
         }
         if wanted.energized != held.energized:
             wrong.add("CeaseToEnergize")
@@ -287,8 +293,7 @@ class Site:
             return False
         if resolution.step_watts and off_watts >= resolution.step_watts / 2:
             return False
-        rest = None if fallback is None else sent_watts(fallback, resolution)
-        return not _rather(rest, held, sent_)
+        return not _rather(fallback, held, sent_)
 
     def holds(self, held: Setpoints, execution: Execution) -> bool:
         """Tell whether what a device says that it holds contains the execution's value."""

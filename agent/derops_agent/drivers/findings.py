@@ -3,10 +3,11 @@
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any
 
 from derops.wire.v1 import agent_pb2
-from derops_agent.ports import BadPoint, Capability
+from derops_agent.ports import BadPoint, Capability, Resolution
 
 COMPLETE, UNUSABLE, LIMITED = 0, 1, 3
 """Exit codes; 2 is a wrong option or profile."""
@@ -20,6 +21,28 @@ class Mode:
     by: str
     timer: str
     """Where the device's own reversion timer is; empty = it has none."""
+
+    holds: str = ""
+    """Which values it can be given, in words; empty = the mode has none, or it is not known."""
+
+    step_watts: float | None = None
+    """The same in numbers; None = it is not known, or there is no such limit."""
+
+    least_watts: float | None = None
+    most_watts: float | None = None
+
+
+def values_of(resolution: Resolution | None) -> dict[str, Any]:
+    """Return the fields of a mode that say which values it can be given."""
+    if resolution is None:
+        return {}
+    least, most = resolution.least_watts, resolution.most_watts
+    return {
+        "holds": str(resolution),
+        "step_watts": resolution.step_watts,
+        "least_watts": least if isfinite(least) else None,
+        "most_watts": most if isfinite(most) else None,
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +84,7 @@ class Findings:
         lines += [
             f"  {mode.mode:<16} by {mode.by}, "
             + (f"device timer {mode.timer}" if mode.timer else "no timer in the device")
+            + (f", holds {mode.holds}" if mode.holds else "")
             for mode in self.modes
         ] or ["  none"]
         for title, facts in (

@@ -89,6 +89,7 @@ class ExecutionStatus(Section):
     requested: Value | None = None
     applied: Value | None = None
     clamped_by: str | None = None
+    rounding: str | None = None
     active_seconds: int | None = None
     within_tolerance_seconds: int | None = None
     delivered_watt_hours: int | None = None

@@ -108,8 +108,9 @@ def problem_of(report: dispatch_pb2.DispatchReport) -> str:
         value = getattr(report, field)
         if not (lowest <= value <= highest and math.isfinite(value)):
             return f"{field} {value} is not between {lowest} and {highest}"
-    if len(report.pending_error) > MESSAGE_LIMIT:
-        return f"pending_error has more than {MESSAGE_LIMIT} characters"
+    for text in ("pending_error", "rounding"):
+        if len(getattr(report, text)) > MESSAGE_LIMIT:
+            return f"{text} has more than {MESSAGE_LIMIT} characters"
     if len(report.transitions) > MAX_TRANSITIONS:
         return f"{len(report.transitions)} transitions; up to {MAX_TRANSITIONS} are allowed"
     if len(report.supersedes) > MAX_SUPERSEDED or any(

@@ -72,7 +72,13 @@ def execution(dispatch: Dispatch, report: dispatch_pb2.DispatchReport | None) ->
         del known["evidence"]  # asked since, the device said that it had not taken it
     if report.accepted_us and not report.clamped_by:
         known.pop("clampedBy", None)  # limits that were raised since
-    words = {"clampedBy": report.clamped_by, "evidence": report.evidence}
+    if report.accepted_us and not report.rounding:
+        known.pop("rounding", None)  # the same, and now the device holds the whole of it
+    words = {
+        "clampedBy": report.clamped_by,
+        "rounding": report.rounding,
+        "evidence": report.evidence,
+    }
     return known | {name: text for name, text in words.items() if text}
 
 

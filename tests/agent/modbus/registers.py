@@ -34,6 +34,8 @@ class Registers:
 
     asked: list[tuple[Table, int, int]] = field(default_factory=list)
     """Table, first register and count of every question."""
+    rounds: dict[int, int] = field(default_factory=dict)
+    """Registers, and to what it rounds them; down, as far as it may be."""
 
     async def answer(
         self, table: Table, address: int, count: int, values: list[int] | None
@@ -64,7 +66,8 @@ class Registers:
         self.written.append((address, values))
         if self.ignores_values:
             return
-        self.holding |= dict(enumerate(values, address))
+        for at, value in enumerate(values, address):
+            self.holding[at] = value - value % self.rounds.get(at, 1)
         if address == self.timer:
             seconds = values[0] * self.timer_step_seconds
             self.due_seconds = self.now_seconds + seconds if seconds else None

@@ -48,6 +48,8 @@ async def test_programs_get_json() -> None:
     found = json.loads(text)
     assert code == 0
     assert found["usable"]
+    steps = {mode["mode"]: mode["step_watts"] for mode in found["modes"]}
+    assert steps == {"ActivePower": 10, "GenerationLimit": 10, "CeaseToEnergize": None}
     assert found["ratings"]["max_injection_watts"] == 10_000
     assert found["measured"]["STATE_OF_CHARGE_PERCENT"] == 50.5
     assert found["held"]["active_power_watts"] == 5000

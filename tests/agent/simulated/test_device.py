@@ -16,7 +16,7 @@ from derops.errors import DeviceRefusedError
 from derops.wire.v1 import agent_pb2
 from derops_agent.drivers import open_device
 from derops_agent.drivers.simulated import storing
-from derops_agent.ports import Device, Reversion, Setpoints
+from derops_agent.ports import Device, Resolution, Reversion, Setpoints
 
 FIVE = Setpoints(active_power_watts=5_000)
 
@@ -369,3 +369,16 @@ async def test_a_later_write_disarms_its_timer(tmp_path: Path) -> None:
     rig.pass_seconds(100)
 
     assert await rig.device.read_setpoints() == FIVE
+
+
+async def test_it_rounds_what_it_is_told_to_its_steps_towards_zero(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, {**BATTERY, "stepWatts": 690, "reversionMaxSeconds": 60})
+    asked = Setpoints(active_power_watts=-5000, max_load_watts=689)
+    zero = Setpoints(active_power_watts=-1400)
+    await rig.device.write(asked, Reversion(after_seconds=60, setpoints=zero))
+
+    assert rig.device.capability.resolutions["ActivePower"] == Resolution(step_watts=690)
+    held = Setpoints(active_power_watts=-4830, max_load_watts=0)
+    assert await rig.device.read_setpoints() == held
+    rig.pass_seconds(60)
+    assert await rig.device.read_setpoints() == Setpoints(active_power_watts=-1380)

@@ -15,7 +15,7 @@ from tests.agent.sunspec.inverter import BASE, BATTERY, SOLAR, STORAGE, Inverter
 from derops.errors import DeviceRefusedError, DeviceTimeoutError, DeviceUnreachableError
 from derops.wire.v1 import agent_pb2
 from derops_agent.drivers.sunspec import SunSpecDevice, open_sunspec
-from derops_agent.ports import Reversion, Setpoints
+from derops_agent.ports import Resolution, Reversion, Setpoints
 
 Q = agent_pb2.Quantity
 TIMEOUT_SECONDS = 0.3
@@ -147,6 +147,62 @@ async def test_a_limit_is_rounded_down_to_what_the_register_holds() -> None:
     async with opened(inverter) as device:
         await device.write(Setpoints(max_generation_watts=2999))
         assert await device.read_setpoints() == Setpoints(max_generation_watts=2950)
+
+
+@pytest.mark.parametrize(
+    ("models", "mode", "resolution"),
+    [
+        (
+            BATTERY,
+            "ActivePower",
+            Resolution(step_watts=1, least_watts=-(2**31 - 1), most_watts=2**31 - 1),
+        ),
+        (BATTERY, "GenerationLimit", Resolution(step_watts=10, least_watts=0, most_watts=655_340)),
+        (SOLAR, "GenerationLimit", Resolution(step_watts=50, least_watts=0, most_watts=3_276_700)),
+        (
+            STORAGE,
+            "ActivePower",
+            Resolution(step_watts=0.4, least_watts=-13_106.8, most_watts=13_106.8),
+        ),
+    ],
+)
+async def test_steps_are_those_of_scale_factors_and_ranges_those_of_types(
+    models: dict[int, dict[str, Any]], mode: str, resolution: Resolution
+) -> None:
+    async with opened(Inverter(models)) as device:
+        found = device.capability.resolutions[mode]
+
+    assert found.step_watts == pytest.approx(resolution.step_watts)
+    assert found.least_watts == pytest.approx(resolution.least_watts)
+    assert found.most_watts == pytest.approx(resolution.most_watts)
+
+
+@pytest.mark.parametrize(
+    ("models", "place", "asked"),
+    [
+        (BATTERY, (704, "WSet_SF", 3), Setpoints(active_power_watts=2500)),
+        (BATTERY, (704, "WMaxLimPct_SF", 1), Setpoints(max_generation_watts=2500)),
+        (SOLAR, (123, "WMaxLimPct_SF", 1), Setpoints(max_generation_watts=2600)),
+        (STORAGE, (124, "InOutWRte_SF", 1), Setpoints(active_power_watts=-1500)),
+    ],
+)
+async def test_a_scale_factor_that_has_changed_makes_no_other_value_of_a_setpoint(
+    models: dict[int, dict[str, Any]], place: tuple[int, str, int], asked: Setpoints
+) -> None:
+    inverter = Inverter(models)
+    async with opened(inverter) as device:
+        inverter.set(*place)
+        with pytest.raises(DeviceRefusedError, match=r"W would be written as .* W, which must be"):
+            await device.write(asked)
+
+    assert inverter.written == []
+
+
+async def test_a_limit_above_what_the_register_holds_is_lowered_to_that() -> None:
+    inverter = Inverter(SOLAR)
+    async with opened(inverter) as device:
+        await device.write(Setpoints(max_generation_watts=4_000_000))
+        assert await device.read_setpoints() == Setpoints(max_generation_watts=3_276_700)
 
 
 async def test_the_older_models_fall_back_to_off_within_their_register() -> None:

@@ -44,6 +44,7 @@ def test_a_report_within_all_bounds_is_taken() -> None:
         ({"phase": "Submitted"}, "'Submitted' is not one that an agent reports"),
         ({"reason": "r" * 65}, "reason has more than 64 characters"),
         ({"message": "m" * (MESSAGE_LIMIT + 1)}, "message 1024"),
+        ({"rounding": "r" * (MESSAGE_LIMIT + 1)}, "rounding has more than 1024"),
         ({"pending_error": "p" * (MESSAGE_LIMIT + 1)}, "pending_error has more than 1024"),
         ({"evidence": "e" * 65}, "evidence has more than 64"),
         ({"superseded_by": "s" * 65}, "superseded_by has more than 64"),

@@ -4,14 +4,16 @@ The order of writes is the device's safety: what it shall fall back to and when,
 then what makes them count.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from derops.errors import DeviceRefusedError
 from derops_agent.drivers.modbus.image import Image
-from derops_agent.drivers.modbus.points import Register
+from derops_agent.drivers.modbus.points import Point, Register
 from derops_agent.drivers.modbus.profile import Control, ControlName, Profile, Switch, Timer
-from derops_agent.ports import Reversion, Setpoints
+from derops_agent.drivers.rounding import refuse_lost_value
+from derops_agent.ports import Resolution, Reversion, Setpoints, whole_watts
 
 Write = tuple[int, bytes]
 
@@ -36,6 +38,46 @@ class Rated:
             "generationLimit": self.max_injection_watts,
             "loadLimit": self.max_absorption_watts,
         }.get(name, max(self.max_injection_watts, self.max_absorption_watts))
+
+
+def resolutions_of(profile: Profile, rated: Rated) -> dict[str, Resolution]:
+    """Return which values the device can hold, by mode."""
+    return {
+        MODES[name]: resolution_of(control, control.value, rated.of(name))
+        for name, control in profile.controls.values().items()
+    }
+
+
+def resolution_of(control: Control, point: Point, rated_watts: int) -> Resolution:
+    """Return which values of a control a register can hold.
+
+    Args:
+        control: Whose value it is.
+        point: Its value, or that which it falls back to.
+        rated_watts: What a percentage refers to.
+    """
+    unit_watts = 1.0 if control.unit == "watts" else rated_watts / 100
+    least, most = (each * unit_watts if unit_watts else 0.0 for each in point.limits)
+    step = max(control.step or 0.0, point.scale if point.is_whole else 0.0)
+    return Resolution(
+        step_watts=step * unit_watts or _float_step_watts(point, unit_watts, rated_watts),
+        least_watts=least,
+        most_watts=most,
+        none_watts=None if control.release is None else control.release * unit_watts,
+    )
+
+
+def _float_step_watts(point: Point, unit_watts: float, rated_watts: int) -> float:
+    """Return the step of a float of 32 bits, of which 24 are digits: what the rating keeps.
+
+    It is 0 where that is less than the whole watts that are told.
+    """
+    if point.type != "float32" or not unit_watts:
+        return 0.0
+    scale_watts = point.scale * unit_watts
+    _, bits = math.frexp(rated_watts / scale_watts)
+    step_watts = math.ldexp(scale_watts, bits - 24)
+    return step_watts if step_watts >= 1 else 0.0
 
 
 def watts_by_control(setpoints: Setpoints) -> dict[ControlName, int | None]:
@@ -75,7 +117,7 @@ def held(profile: Profile, rated: Rated, image: Image, asked: Setpoints) -> Setp
         return Setpoints()
     wanted = watts_by_control(asked)
     found = {
-        name: _held_watts(control, image, rated.of(name), wanted[name])
+        name: _held_watts(name, control, image, rated.of(name), wanted[name])
         for name, control in profile.controls.values().items()
     }
     energize = profile.controls.energize
@@ -115,7 +157,7 @@ def plan(
         writes.append(_switched(energize, on=False))
     for name, control in profile.controls.values().items():
         watts = watts_by_control(setpoints)[name]
-        writes += _hold(control, image, watts, rated.of(name))
+        writes += _hold(name, control, image, watts, rated.of(name))
     if energize is not None and setpoints.energized and image.word(energize) == energize.off_value:
         writes.append(_switched(energize, on=True))
     if remote is not None and not names and image.word(remote) == remote.on_value:
@@ -173,19 +215,27 @@ def _fall_back_to(
             continue
         watts, rated_watts = watts_by_control(setpoints)[name], rated.of(name)
         if watts is None and control.release is not None:
-            number = control.release
+            data = control.fallback.encode(control.release)
         else:
             # The timer does not switch off, so nothing to hold is said by what limits nothing.
             unlimited = 0 if name == "activePower" else rated_watts
-            number = _number(control, unlimited if watts is None else watts, rated_watts)
-        writes.append((control.fallback.address, control.fallback.encode(number)))
+            data = _encode(
+                name,
+                control,
+                control.fallback,
+                unlimited if watts is None else watts,
+                rated_watts,
+            )
+        writes.append((control.fallback.address, data))
     return writes
 
 
-def _hold(control: Control, image: Image, watts: int | None, rated_watts: int) -> list[Write]:
+def _hold(
+    name: ControlName, control: Control, image: Image, watts: int | None, rated_watts: int
+) -> list[Write]:
     value, enable = control.value, control.enable
     if watts is not None:
-        writes = [(value.address, value.encode(_number(control, watts, rated_watts)))]
+        writes = [(value.address, _encode(name, control, value, watts, rated_watts))]
         return writes if enable is None else [*writes, _switched(enable, on=True)]
     if not _is_held(control, image):
         return []
@@ -201,30 +251,52 @@ def _is_held(control: Control, image: Image) -> bool:
 
 
 def _held_watts(
-    control: Control, image: Image, rated_watts: int, asked_watts: int | None
+    name: ControlName,
+    control: Control,
+    image: Image,
+    rated_watts: int,
+    asked_watts: int | None,
 ) -> int | None:
+    value = control.value
     if not _is_held(control, image) and (
         control.enable is not None
         or asked_watts is None
-        or control.value.encode(_number(control, asked_watts, rated_watts)) != _released(control)
+        or _encode(name, control, value, asked_watts, rated_watts) != _released(control)
     ):
         return None
     try:
-        number = control.value.decode(image.data(control.value))
+        number = value.decode(image.data(value))
     except DeviceRefusedError:
         return None
-    return round(number * rated_watts / 100 if control.unit == "percent" else number)
+    return whole_watts(_watts(control, number, rated_watts))
 
 
 def _released(control: Control) -> bytes:
     return control.value.encode(control.release or 0)
 
 
-def _number(control: Control, watts: int, rated_watts: int) -> float:
+def _encode(
+    name: ControlName, control: Control, point: Point, watts: int, rated_watts: int
+) -> bytes:
+    """Return the registers for a value: a power in whole steps, a limit within the range too."""
+    resolution = resolution_of(control, point, rated_watts)
+    asked_watts = watts if name == "activePower" else resolution.bounded(watts)
+    data = point.encode(_number(control, resolution.rounded(asked_watts), rated_watts))
+    refuse_lost_value(
+        name, asked_watts, _watts(control, point.decode(data), rated_watts), resolution
+    )
+    return data
+
+
+def _watts(control: Control, number: float, rated_watts: int) -> float:
+    return number if control.unit == "watts" else number * rated_watts / 100
+
+
+def _number(control: Control, watts: float, rated_watts: int) -> float:
     if control.unit == "watts":
         return watts
     if not rated_watts:
-        raise DeviceRefusedError(f"{watts} W is no percentage of a rating of 0 W")
+        raise DeviceRefusedError(f"{watts:g} W is no percentage of a rating of 0 W")
     return watts * 100 / rated_watts
 
 

@@ -11,7 +11,14 @@ from pydantic import ValidationError
 from derops.errors import DeviceRefusedError, DeviceTimeoutError
 from derops.wire.v1 import agent_pb2
 from derops_agent.clock import Clock
-from derops_agent.drivers.modbus.controls import MODES, Rated, held, plan, registers_of
+from derops_agent.drivers.modbus.controls import (
+    MODES,
+    Rated,
+    held,
+    plan,
+    registers_of,
+    resolutions_of,
+)
 from derops_agent.drivers.modbus.image import Image, read_image, span_of
 from derops_agent.drivers.modbus.loading import load_profile
 from derops_agent.drivers.modbus.points import Register
@@ -161,6 +168,7 @@ def capability_of(profile: Profile, rated: Rated) -> Capability:
         max_absorption_watts=rated.max_absorption_watts,
         can_measure=profile.measurements.active_power_watts is not None,
         reversion=any(profile.timer_of(name) is not None for name in names),
+        resolutions=resolutions_of(profile, rated),
     )
 
 

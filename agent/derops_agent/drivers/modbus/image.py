@@ -21,8 +21,12 @@ def span_of(register: Register) -> Span:
 class Image:
     """What some registers held."""
 
-    def __init__(self, words: Words) -> None:
-        self._words = words
+    def __init__(self, parts: Words) -> None:
+        self._words = {
+            (table, start + at // 2): data[at : at + 2]
+            for (table, start), data in parts.items()
+            for at in range(0, len(data), 2)
+        }
 
     def data(self, register: Register) -> bytes:
         """Return what a register held, two bytes for each that it spans."""

@@ -9,6 +9,7 @@ from pydantic.alias_generators import to_camel
 
 from derops.errors import DeviceRefusedError
 from derops_agent.drivers.modbus_tcp import Table
+from derops_agent.ports import whole_steps
 
 _FORMATS = {
     "int16": "h",
@@ -97,7 +98,7 @@ class Point(Register):
             DeviceRefusedError: The register cannot hold the value.
         """
         raw = value * self.sign / self.scale
-        number = raw if self.type.startswith("float") else math.trunc(round(raw, 9))
+        number = whole_steps(raw) if self.is_whole else raw
         try:
             data = struct.pack(">" + _FORMATS[self.type], number)
         except (struct.error, OverflowError) as error:
@@ -106,6 +107,25 @@ class Point(Register):
                 f"which {self.type} cannot hold"
             ) from error
         return self._ordered(data)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it holds whole steps of its scale."""
+        return not self.type.startswith("float")
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The least and the most that it can hold, in its unit; both infinite for a float."""
+        if not self.is_whole:
+            return -math.inf, math.inf
+        bits = 16 * self.registers
+        raw = (
+            (0, 2**bits - 1)
+            if self.type.startswith("u")
+            else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        )
+        low, high = sorted(each * self.scale * self.sign for each in raw)
+        return low, high
 
     @property
     def most(self) -> float:

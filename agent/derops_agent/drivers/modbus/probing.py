@@ -1,13 +1,13 @@
 """What a device offers by a profile, before anybody controls it. Nothing is written to it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from derops.errors import DeviceError, DeviceRefusedError, DeviceTimeoutError
 from derops.wire.v1 import agent_pb2
 from derops_agent.clock import SystemClock
-from derops_agent.drivers.findings import Findings, Mode, limits_of
+from derops_agent.drivers.findings import Findings, Mode, limits_of, values_of
 from derops_agent.drivers.modbus.controls import MODES, Rated, held, registers_of
 from derops_agent.drivers.modbus.device import (
     ModbusOptions,
@@ -22,7 +22,7 @@ from derops_agent.drivers.modbus.points import Register
 from derops_agent.drivers.modbus.profile import ControlName, Profile
 from derops_agent.drivers.modbus_tcp import Unit, take_unit
 from derops_agent.drivers.reading import Answers, Reader, join
-from derops_agent.ports import Setpoints
+from derops_agent.ports import Resolution, Setpoints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +74,7 @@ async def _look(unit: Unit, profile: Profile) -> ProfileProbe:
     measured: dict[str, float] = {}
     limits: list[str] = []
     holds: dict[str, Any] = {}
+    resolutions: Mapping[str, Resolution] = {}
     try:
         rated = await read_rated(profile, unit)
     except DeviceRefusedError as error:
@@ -83,9 +84,11 @@ async def _look(unit: Unit, profile: Profile) -> ProfileProbe:
         values, bad = read_values(profile, answers, rated)
         local_control, bad_local = read_local_control(profile, answers)
         measured = {agent_pb2.Quantity.Name(each): value for each, value in values.items()}
-        limits = limits_of(capability_of(profile, rated), values, [*bad, *bad_local])
+        capability = capability_of(profile, rated)
+        resolutions = capability.resolutions
+        limits = limits_of(capability, values, [*bad, *bad_local])
         holds = await _held(unit, profile, rated, problems)
-    modes = [_mode(profile, name) for name in sorted(profile.controls.names())]
+    modes = [_mode(profile, name, resolutions) for name in sorted(profile.controls.names())]
     if not modes:
         problems.append("no mode can be held: the profile has no control")
     return ProfileProbe(
@@ -183,7 +186,7 @@ def _keys(profile: Profile) -> Iterator[tuple[str, Register]]:
         yield "localControl", profile.local_control
 
 
-def _mode(profile: Profile, name: ControlName) -> Mode:
+def _mode(profile: Profile, name: ControlName, resolutions: Mapping[str, Resolution]) -> Mode:
     control = profile.controls.values().get(name)
     register = profile.controls.energize if control is None else control.value
     timer = profile.timer_of(name)
@@ -191,4 +194,5 @@ def _mode(profile: Profile, name: ControlName) -> Mode:
         mode=MODES[name],
         by=f"holding {register.address}" if register is not None else "",
         timer="" if timer is None else f"holding {timer.address}",
+        **values_of(resolutions.get(MODES[name])),
     )

@@ -1,5 +1,6 @@
 """The profile of a device: which register means what. A YAML file, checked whole at start."""
 
+import math
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self, get_args
 
@@ -74,6 +75,10 @@ class Control(Section):
     unit: Literal["watts", "percent"] = "watts"
     """Percent: of the rating in the direction that is limited; of the larger one for a power."""
 
+    step: float | None = Field(default=None, gt=0)
+    """To what the device itself rounds, in ``unit``, where that is more than the register does: a
+    multiple of ``scale``. The agent then writes such values only."""
+
     enable: Switch | None = None
     """What makes the value count. Its ``offValue`` releases the control."""
 
@@ -82,6 +87,17 @@ class Control(Section):
 
     fallback: Point | None = None
     """Where the value goes that holds after a timer ran out, in ``unit``."""
+
+    @model_validator(mode="after")
+    def _steps_are_whole(self) -> Self:
+        scale = self.value.scale
+        if self.step is not None and self.value.is_whole:
+            count = round(self.step / scale)
+            if count < 1 or not math.isclose(count * scale, self.step):
+                raise ValueError(
+                    f"step {self.step:g} must be a multiple of the value's scale {scale:g}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _can_be_released(self) -> Self:

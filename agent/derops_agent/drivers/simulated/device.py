@@ -1,6 +1,7 @@
 """A simulated device: physics, registers and faults behind the agent's port."""
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +25,14 @@ from derops_agent.drivers.simulated.stepping import (
     advance,
 )
 from derops_agent.drivers.simulated.storing import Store
-from derops_agent.ports import BadPoint, Capability, Reading, Reversion, Setpoints
+from derops_agent.ports import (
+    BadPoint,
+    Capability,
+    Reading,
+    Resolution,
+    Reversion,
+    Setpoints,
+)
 
 SAVE_US = 10_000_000
 """How old the stored state may get while nothing is written to the device."""
@@ -86,6 +94,7 @@ class SimulatedDevice:
             max_absorption_watts=options.absorption_watts,
             can_measure=True,
             reversion=options.reversion_max_seconds is not None,
+            resolutions={} if options.step_watts == 1 else _resolutions(options),
         )
 
     @property
@@ -248,12 +257,21 @@ class SimulatedDevice:
     def _hold(self, setpoints: Setpoints, now_us: int) -> dict[str, Any]:
         self._memory = replace(
             self._memory,
-            setpoints=setpoints,
+            setpoints=self._round(setpoints),
             writes=self._memory.writes + 1,
             written_us=now_us,
             reversion=None,
         )
         return self._entry()
+
+    def _round(self, setpoints: Setpoints) -> Setpoints:
+        step = self._options.step_watts
+        rounded = {
+            name: watts - int(math.copysign(abs(watts) % step, watts))
+            for name, watts in asdict(setpoints).items()
+            if name != "energized" and watts is not None
+        }
+        return replace(setpoints, **rounded)
 
     def _arm(self, reversion: Reversion | None, now_us: int) -> int | None:
         most_seconds = self._options.reversion_max_seconds
@@ -262,7 +280,7 @@ class SimulatedDevice:
         seconds = min(reversion.after_seconds, most_seconds)
         self._memory = replace(
             self._memory,
-            reversion=reversion.setpoints,
+            reversion=self._round(reversion.setpoints),
             reverts_at_us=now_us + seconds * 1_000_000,
         )
         return seconds
@@ -347,6 +365,11 @@ def open_device(
     device = SimulatedDevice(parsed, model, memory, store, clock)
     device.begin(now_us)
     return device
+
+
+def _resolutions(options: Options) -> dict[str, Resolution]:
+    resolution = Resolution(step_watts=options.step_watts)
+    return dict.fromkeys(("ActivePower", "GenerationLimit", "LoadLimit"), resolution)
 
 
 def _remember(store: Store, options: Options, model: Model[Any]) -> _Memory | None:

@@ -37,6 +37,9 @@ class Options(BaseModel):
     seed: int = 0
     max_injection_watts: Watts = 0
     max_absorption_watts: Watts = 0
+    step_watts: Annotated[int, Field(ge=1, le=10**12)] = 1
+    """To what it rounds each setpoint, towards zero."""
+
     reversion_max_seconds: Annotated[int, Field(ge=1, le=65_535)] | None = None
     """The most that its own reversion timer can be set to; None = it has no timer."""
 

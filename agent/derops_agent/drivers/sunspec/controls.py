@@ -8,9 +8,10 @@ and when, then the value, then the enable.
 from dataclasses import dataclass
 
 from derops.errors import DeviceRefusedError
+from derops_agent.drivers.rounding import refuse_lost_value
 from derops_agent.drivers.sunspec.models import Block, Blocks, Fallback, Write
 from derops_agent.drivers.sunspec.storage import StorageRates
-from derops_agent.ports import Setpoints
+from derops_agent.ports import Resolution, Setpoints, whole_watts
 
 _OFF, _ON = 0, 1
 
@@ -46,6 +47,16 @@ class Function:
         """Tell whether it can fall back by itself."""
         return block.raw(self.timer) is not None
 
+    def resolution(self, block: Block, most_watts: float) -> Resolution:
+        """Return which values a device can hold, by the scale factor that it says now."""
+        unit_watts = most_watts / 100 if self.percent else 1.0
+        least, most = block.limits(self.value)
+        return Resolution(
+            step_watts=block.step(self.value) * unit_watts,
+            least_watts=least * unit_watts,
+            most_watts=most * unit_watts,
+        )
+
     def held_watts(self, block: Block, most_watts: float) -> int | None:
         """Return what the device says that it holds; None = the function is off."""
         if block.raw(self.enable) != _ON:
@@ -55,7 +66,7 @@ class Function:
         value = block.value(self.value)
         if value is None:
             return None
-        return round(value * most_watts / 100) if self.percent else round(value)
+        return whole_watts(self._watts(value, most_watts))
 
     def writes(
         self,
@@ -64,6 +75,7 @@ class Function:
         fallback: Fallback | None,
         *,
         most_watts: float,
+        resolution: Resolution,
         toggle: bool,
     ) -> tuple[list[Write], int | None]:
         """Return what to write, in order, and after how many seconds it falls back by itself.
@@ -73,12 +85,16 @@ class Function:
             watts: What it shall hold; None = off. One that is off is not touched.
             fallback: What to arm, if it has a timer.
             most_watts: What a percentage refers to.
+            resolution: That the device was opened with.
             toggle: Switch it off before the value changes: some devices keep the old one else.
+
+        Raises:
+            DeviceRefusedError: A register cannot hold a value, or makes another one of it.
         """
         enabled = block.raw(self.enable) == _ON
         if watts is None:
             return ([block.encode(self.enable, _OFF)] if enabled else []), None
-        writes, armed_seconds = self._arm(block, fallback, most_watts)
+        writes, armed_seconds = self._arm(block, fallback, most_watts, resolution)
         if self.selector is not None and block.raw(self.selector[0]) not in (
             None,
             self.selector[1],
@@ -86,12 +102,16 @@ class Function:
             writes.append(block.encode(*self.selector))
         if toggle and enabled:
             writes.append(block.encode(self.enable, _OFF))
-        writes.append(block.encode(self.value, self._number(watts, most_watts)))
+        writes.append(self._encode(block, self.value, watts, most_watts, resolution))
         writes.append(block.encode(self.enable, _ON))
         return writes, armed_seconds
 
     def _arm(
-        self, block: Block, fallback: Fallback | None, most_watts: float
+        self,
+        block: Block,
+        fallback: Fallback | None,
+        most_watts: float,
+        resolution: Resolution,
     ) -> tuple[list[Write], int | None]:
         if not self.has_timer(block):
             return [], None
@@ -100,8 +120,9 @@ class Function:
         writes = []
         on = fallback.watts is not None and self._can_fall_back_to_a_value(block)
         if on and self.fallback_value is not None and fallback.watts is not None:
-            number = self._number(fallback.watts, most_watts)
-            writes.append(block.encode(self.fallback_value, number))
+            writes.append(
+                self._encode(block, self.fallback_value, fallback.watts, most_watts, resolution)
+            )
         if self.fallback_enable is not None and block.raw(self.fallback_enable) is not None:
             writes.append(block.encode(self.fallback_enable, _ON if on else _OFF))
         armed_seconds = min(fallback.after_seconds, block.most(self.timer))
@@ -116,8 +137,22 @@ class Function:
             and block.raw(self.fallback_enable) is not None
         )
 
-    def _number(self, watts: int, most_watts: float) -> float:
-        return watts * 100 / most_watts if self.percent else watts
+    def _encode(
+        self, block: Block, name: str, watts: int, most_watts: float, resolution: Resolution
+    ) -> Write:
+        asked_watts = watts if self.mode == "ActivePower" else resolution.bounded(watts)
+        number = resolution.rounded(asked_watts)
+        if self.percent:
+            number = number * 100 / most_watts
+        register, data = block.encode(name, number)
+        encoded_watts = self._watts(block.decode(name, data), most_watts)
+        refuse_lost_value(
+            f"{name} of model {self.model_id}", asked_watts, encoded_watts, resolution
+        )
+        return register, data
+
+    def _watts(self, value: float, most_watts: float) -> float:
+        return value * most_watts / 100 if self.percent else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +263,14 @@ class Controls:
         return frozenset(
             how.model_id for how in (self.power, self.limit, self.switch) if how is not None
         )
+
+    def resolutions(self, blocks: Blocks, most_watts: float) -> dict[str, Resolution]:
+        """Return which values the device can hold, by mode."""
+        return {
+            each.mode: each.resolution(blocks[each.model_id], most_watts)
+            for each in (self.power, self.limit)
+            if each is not None
+        }
 
     def held(self, blocks: Blocks, most_watts: float) -> Setpoints:
         """Return what the device says that it holds.

@@ -120,6 +120,7 @@ class SunSpecDevice:
                     watts,
                     fallback or None,
                     most_watts=self._ratings.max_watts,
+                    resolution=self._capability.resolutions[function.mode],
                     toggle=self._options.toggle_enable,
                 )
             )
@@ -262,6 +263,7 @@ def capability_of(
         max_absorption_watts=ratings.max_absorption_watts,
         can_measure=agent_pb2.ACTIVE_POWER_WATTS in values,
         reversion=any(each.has_timer(blocks[each.model_id]) for each in functions),
+        resolutions=controls.resolutions(blocks, ratings.max_watts),
     )
 
 

@@ -7,7 +7,7 @@ groups hold nothing that the agent needs.
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import floor, isfinite
+from math import isfinite
 from typing import Any
 
 from sunspec2 import mb
@@ -16,6 +16,7 @@ from sunspec2.device import get_model_def
 from derops.errors import DeviceError, DeviceRefusedError, DeviceTimeoutError
 from derops_agent.drivers.modbus_tcp import Unit
 from derops_agent.drivers.reading import Answers, Run, Span, join
+from derops_agent.ports import whole_steps
 
 BASE_REGISTERS = (40000, 0, 50000)
 """Where a map may begin, as the SunSpec Modbus specification has it; tried in this order."""
@@ -145,8 +146,7 @@ class Block:
             DeviceRefusedError: The register cannot hold the value.
         """
         point, factor = self._points[name], self._factor(name)
-        # A little more than half a part in a billion is the rounding of the division, no fraction.
-        number = floor(abs(value) / 10.0 ** (factor or 0) + 1e-9) * (1 if value >= 0 else -1)
+        number = whole_steps(value / 10.0 ** (factor or 0))
         info = mb.point_type_info[point.type]
         try:
             data: bytes = info.to_data(number, 2 * point.registers)
@@ -159,6 +159,23 @@ class Block:
                 f"{self._where(name)} cannot hold {value:g} (register value {number}, {point.type})"
             )
         return self.place.register + point.at, data
+
+    def decode(self, name: str, data: bytes) -> float:
+        """Return what the register of a point means that holds ``data``, in the point's unit."""
+        raw = mb.point_type_info[self._points[name].type].data_to(data)
+        return float(raw) * self.step(name)
+
+    def step(self, name: str) -> float:
+        """Return the distance of two neighbouring values of a point, in its unit."""
+        return float(10.0 ** (self._factor(name) or 0))
+
+    def limits(self, name: str) -> tuple[float, float]:
+        """Return the least and the most that a point of whole steps can hold, in its unit."""
+        point, step = self._points[name], self.step(name)
+        if point.type.startswith("u"):
+            return 0.0, self.most(name) * step
+        most = 2 ** (16 * point.registers - 1) - 1  # one less below: not implemented
+        return -most * step, most * step
 
     def most(self, name: str) -> int:
         """Return the largest number that the register of an unsigned point can hold."""

@@ -10,7 +10,7 @@ from sunspec2.mdef import ModelDefinitionError
 from derops.errors import DeviceError
 from derops.wire.v1 import agent_pb2
 from derops_agent.clock import SystemClock
-from derops_agent.drivers.findings import Findings, Mode, limits_of
+from derops_agent.drivers.findings import Findings, Mode, limits_of, values_of
 from derops_agent.drivers.modbus_tcp import take_unit
 from derops_agent.drivers.reading import Answers
 from derops_agent.drivers.sunspec.controls import Controls, controls_of
@@ -28,6 +28,7 @@ from derops_agent.drivers.sunspec.measuring import (
     sources_of,
 )
 from derops_agent.drivers.sunspec.models import Blocks, Place, find_models, points_of, span_of
+from derops_agent.ports import Resolution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,17 +81,19 @@ def _describe(places: Mapping[int, Place], blocks: Blocks, answers: Answers) -> 
     limits = [*_not_offered(places, answers)]
     controls, sources = controls_of(blocks), sources_of(blocks)
     local_control, bad_local = read_local_control(blocks, sources)
-    modes = _modes(controls, blocks)
+    resolutions: Mapping[str, Resolution] = {}
     try:
         found = read_ratings(blocks)
         ratings = asdict(found)
         values, bad = read_values(blocks, sources, found.max_watts)
         measured = {agent_pb2.Quantity.Name(each): value for each, value in values.items()}
         capability = capability_of(blocks, controls, found, values)
+        resolutions = capability.resolutions
         limits += limits_of(capability, values, [*bad, *bad_local])
         held = asdict(controls.held(blocks, found.max_watts))
     except DeviceError as error:
         problems.append(str(error))
+    modes = _modes(controls, blocks, resolutions)
     if not modes:
         problems.append("no mode can be held: it has no function that the agent can control it by")
     return Probe(
@@ -125,12 +128,13 @@ def _not_offered(places: Mapping[int, Place], answers: Answers) -> Iterator[str]
                     yield f"{model_id} {name}: what needs it is not offered: {problem}"
 
 
-def _modes(controls: Controls, blocks: Blocks) -> list[Mode]:
+def _modes(controls: Controls, blocks: Blocks, resolutions: Mapping[str, Resolution]) -> list[Mode]:
     modes = [
         Mode(
             mode=function.mode,
             by=f"{function.model_id} {function.value}",
             timer=function.timer if function.has_timer(blocks[function.model_id]) else "",
+            **values_of(resolutions.get(function.mode)),
         )
         for function in (controls.power, controls.limit)
         if function is not None

@@ -7,7 +7,9 @@ width is a setpoint. Both refer to ``WChaMax``; the model has no other reference
 
 from dataclasses import dataclass
 
+from derops_agent.drivers.rounding import refuse_lost_value
 from derops_agent.drivers.sunspec.models import Block, Blocks, Fallback, Write
+from derops_agent.ports import Resolution, whole_watts
 
 _OFF = 0
 _BOTH = 3  # bit 0: InWRte counts, bit 1: OutWRte counts
@@ -36,6 +38,16 @@ class StorageRates:
         """Tell whether it can fall back by itself."""
         return block.raw(self.timer) is not None
 
+    def resolution(self, block: Block, most_watts: float) -> Resolution:
+        """Return which values a device can hold, by what it says now."""
+        unit_watts = (block.value("WChaMax") or most_watts) / 100
+        least, most = block.limits("OutWRte")
+        return Resolution(
+            step_watts=block.step("OutWRte") * unit_watts,
+            least_watts=least * unit_watts,
+            most_watts=most * unit_watts,
+        )
+
     def held_watts(self, block: Block, most_watts: float) -> int | None:
         """Return what the device says that it holds; None = off, or limits and no setpoint."""
         outwards, inwards = block.value("OutWRte"), block.value("InWRte")
@@ -44,7 +56,7 @@ class StorageRates:
             return None
         if outwards is None or inwards is None or abs(outwards + inwards) > _NARROW:
             return None
-        return round(outwards * reference_watts / 100)
+        return whole_watts(outwards * reference_watts / 100)
 
     def writes(
         self,
@@ -53,11 +65,15 @@ class StorageRates:
         fallback: Fallback | None,
         *,
         most_watts: float,
+        resolution: Resolution,
         toggle: bool,
     ) -> tuple[list[Write], int | None]:
         """Return what to write, in order, and after how many seconds it falls back to off.
 
         Limits of somebody else, where only one rate counts, are not touched by a release.
+
+        Raises:
+            DeviceRefusedError: A register cannot hold a value, or makes another one of it.
         """
         counts = block.raw("StorCtl_Mod") == _BOTH
         if watts is None:
@@ -70,8 +86,11 @@ class StorageRates:
             writes.append(block.encode(self.timer, armed_seconds or 0))
         if toggle and counts:
             writes.append(block.encode("StorCtl_Mod", _OFF))
-        percent = watts * 100 / (block.value("WChaMax") or most_watts)
+        reference_watts = block.value("WChaMax") or most_watts
+        percent = resolution.rounded(watts) * 100 / reference_watts
         register, outwards = block.encode("OutWRte", percent)
+        encoded_watts = block.decode("OutWRte", outwards) * reference_watts / 100
+        refuse_lost_value("OutWRte of model 124", watts, encoded_watts, resolution)
         _, inwards = block.encode("InWRte", -percent)
         # They are neighbours, and one request: else the window is upside down for a moment.
         writes += [(register, outwards + inwards), block.encode("StorCtl_Mod", _BOTH)]
