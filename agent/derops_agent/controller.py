@@ -481,7 +481,7 @@ class Controller:
         before = self._site.reading
         if before is not None and before.local_control and not reading.local_control:
             self._holder.try_now()
-        self._site = replace(self._site, reading=reading)
+        self._site = replace(self._site, reading=reading, capability=self._device.capability)
         rule, asset = self._site.rule, self._site.asset
         for execution in list(self.journal.values()):
             observed = verifying.observe(execution, reading, rule, self._moment())

@@ -35,6 +35,11 @@ _EXCEPTIONS = {
     11: "gateway target device failed to respond",
 }
 _FINAL = frozenset({1, 2, 3})  # the others may pass, or do not say whether the device acted
+_OF_REGISTERS = frozenset({4, 8})  # of what was asked for, not of the unit as a whole
+
+
+class AnsweredError(DeviceTimeoutError):
+    """The unit is there, and failed at what it was asked for alone."""
 
 
 class Address(NamedTuple):
@@ -116,7 +121,9 @@ class Bus:
         code = answer.exception_code
         name = _EXCEPTIONS.get(code, "unknown")
         text = f"{what}, {self.address}: the device answered exception {code} ({name})"
-        raise DeviceRefusedError(text) if code in _FINAL else DeviceTimeoutError(text)
+        if code in _FINAL:
+            raise DeviceRefusedError(text)
+        raise AnsweredError(text) if code in _OF_REGISTERS else DeviceTimeoutError(text)
 
 
 @contextmanager
@@ -184,7 +191,7 @@ class Unit:
 
         answer = await self._bus.request(what, self._timeout_seconds, ask)
         if len(answer.registers) != count:
-            raise DeviceTimeoutError(f"{what}: {len(answer.registers)} registers came back")
+            raise AnsweredError(f"{what}: {len(answer.registers)} registers came back")
         return b"".join(word.to_bytes(2) for word in answer.registers)
 
 

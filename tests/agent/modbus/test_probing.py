@@ -65,7 +65,11 @@ async def test_a_device_that_is_another_one_says_which_registers_it_lacks() -> N
     assert code == 1
     assert "holding 211    refused             controls.generationLimit.enable" in text
     assert "holding 210    0x03e8              controls.generationLimit.value" in text
-    assert "problem   read of 2 holding registers at 210" in text
+    assert (
+        "problem   GenerationLimit: controls.generationLimit.enable cannot be read: "
+        "read of 1 holding registers at 211" in text
+    )
+    assert "exception 2" in text
 
 
 async def test_a_wrong_profile_is_one_line(tmp_path: Path) -> None:

@@ -407,12 +407,13 @@ async def test_nobody_there_is_a_timeout() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({701: {**BATTERY[701], "W_SF": 300}}, "W_SF of model 701 is 300"),
         ({702: {"W_SF": 0}}, "most power is None"),
-        ({713: {"SoC": 2000, "Pct_SF": -1}}, "state of charge is 200 %"),
+        ({702: {**BATTERY[702], "W_SF": 300}}, "W_SF of model 702 is 300"),
     ],
 )
-async def test_nonsense_is_told_with_its_value(changes: dict[int, Any], words: str) -> None:
+async def test_nonsense_in_the_ratings_is_told_with_its_value(
+    changes: dict[int, Any], words: str
+) -> None:
     async with Line({1: Inverter({**BATTERY, **changes})}) as line:
         with pytest.raises(DeviceRefusedError, match=words):
             await connect(line)
@@ -424,14 +425,6 @@ async def test_a_name_that_nobody_can_read_does_not_keep_a_device_away() -> None
         inverter.registers[register] = value
     async with opened(inverter) as device:
         assert device.capability.firmware == "M\ufffdr\ufffd\ufffd Battery 10 1.2"
-
-
-async def test_power_that_cannot_be_is_not_a_measurement() -> None:
-    inverter = Inverter({**SOLAR, 103: {**SOLAR[103], "W_SF": 0}})
-    async with opened(inverter) as device:
-        inverter.set(103, "W", 32_000)
-        with pytest.raises(DeviceRefusedError, match="32000 W; it is rated 5000 W"):
-            await device.sample()
 
 
 async def test_what_is_no_sunspec_device_says_what_was_found() -> None:
