@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from derops.errors import DeviceError, DeviceRefusedError, DeviceTimeoutError
+from derops.errors import DeviceError, DeviceTimeoutError
 from derops.wire.v1 import agent_pb2
 from derops_agent.clock import SystemClock
 from derops_agent.drivers.findings import Findings, Mode, limits_of, values_of
@@ -77,7 +77,7 @@ async def _look(unit: Unit, profile: Profile) -> ProfileProbe:
     resolutions: Mapping[str, Resolution] = {}
     try:
         rated = await read_rated(profile, unit)
-    except DeviceRefusedError as error:
+    except DeviceError as error:
         problems.append(str(error))
     if rated is not None:
         answers = await _sample(unit, profile)
@@ -135,14 +135,17 @@ async def _find_all(unit: Unit, profile: Profile) -> list[Found]:
 
 
 async def _sample(unit: Unit, profile: Profile) -> Answers:
-    runs = join(map(span_of, measured_registers(profile)))
-    return await Reader(unit, runs, SystemClock()).read()
+    spans = [span_of(each) for each in measured_registers(profile)]
+    try:
+        return await Reader(unit, join(spans), SystemClock()).read()
+    except DeviceTimeoutError as error:
+        return Answers({}, dict.fromkeys(spans, str(error)))
 
 
 async def _held(unit: Unit, profile: Profile, rated: Rated, problems: list[str]) -> dict[str, Any]:
     try:
         image = await read_image(unit, registers_of(profile))
-    except DeviceRefusedError as error:
+    except DeviceError as error:
         if not problems:  # each alone was read, and together they are not
             problems.append(str(error))
         return {}
