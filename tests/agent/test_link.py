@@ -520,7 +520,7 @@ def _count(stream: Stream, kind: str) -> int:
 async def test_a_heartbeat_says_what_is_wrong_with_the_device(site: Site) -> None:
     resolutions = {"ActivePower": Resolution(step_watts=1000)}
     capability = replace(CAPABILITY, resolutions=resolutions)
-    site.controller._site = replace(site.controller._site, capability=capability)
+    site.device._device = FakeDevice(capability=capability)
     await site.start()
     stream = await site.gateway.next_stream()
     await stream.welcome(heartbeat_seconds=1)
