@@ -11,7 +11,7 @@ from derops_agent.control.needs import Need
 from derops_agent.ports import BadPoint, Reading
 
 SILENT_AFTER_US = 10 * SECOND_US
-"""Without an answer for so long, and two samples in a row missed, a device is told as silent."""
+"""So long after the first of two samples in a row that did not come, a device is told as silent."""
 
 WHOLE_SAMPLE = "sample"
 """Name of the bad point that stands for all of them."""
@@ -116,11 +116,11 @@ def miss(health: Health, problem: str, now: Moment) -> Health:
 
 def tell(health: Health, fallback_problem: str, now: Moment) -> agent_pb2.DeviceFacts | None:
     """Return what is wrong with a device, as a heartbeat says it; None = nothing is known yet."""
-    silent_since = health.answered or health.asked
+    asked = health.asked
     is_silent = (
         health.missed >= _MISSED_SAMPLES
-        and silent_since is not None
-        and now.monotonic_us - silent_since.monotonic_us >= SILENT_AFTER_US
+        and asked is not None
+        and now.monotonic_us - asked.monotonic_us >= SILENT_AFTER_US
     )
     if health.answered is None and not is_silent:
         return None
@@ -138,7 +138,7 @@ def tell(health: Health, fallback_problem: str, now: Moment) -> agent_pb2.Device
                 for each in named
             ],
             more_bad_points=len(health.bad) - len(named),
-            silent_since_us=silent_since.wall_us if is_silent and silent_since else 0,
+            silent_since_us=asked.wall_us if is_silent and asked else 0,
             silence=health.problem if is_silent else "",
             fallback_problem=fallback_problem,
         )
