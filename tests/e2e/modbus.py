@@ -134,9 +134,9 @@ def sunspec_bus() -> Bus:
     return Bus(PymodbusLine, Inverter(BATTERY), {"kind": "sunspec"})
 
 
-def profiled_bus(line: type[Line] = GoLine) -> Bus:
-    """Return the battery of examples/profiles, on the other server if none is named."""
-    return Bus(line, battery(), {"kind": "modbus", "profile": str(PROFILE)})
+def profiled_bus() -> Bus:
+    """Return the battery of examples/profiles on the other server."""
+    return Bus(GoLine, battery(), {"kind": "modbus", "profile": str(PROFILE)})
 
 
 @contextmanager

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tests.agent.lines import PymodbusLine
 from tests.e2e.acting import Pilot, battery_manifest, conditions, eventually
 from tests.e2e.modbus import PROFILE, controlled, profiled_bus
 from tests.stack.simulation import DRIVER_ANNOTATION
@@ -94,7 +93,7 @@ def test_a_unit_that_is_dead_from_the_start_is_told_on_its_own_asset_alone(
     stated = re.sub(r"(Watts: )\{read: \{address: 10[01].*?\}\}", r"\1{watts: 10000}", text)
     assert stated.count("{watts: 10000}") == 2
     profile.write_text(stated, encoding="utf-8")
-    bus = profiled_bus(PymodbusLine)  # it has no unit 2, which is silent
+    bus = profiled_bus()  # of unit 2 it says as a gateway does that it did not respond
     with controlled(pilot, bus):
         dead = battery_manifest("dead")
         driver = {**bus.driver, "unitId": 2, "profile": str(profile)}
@@ -102,6 +101,7 @@ def test_a_unit_that_is_dead_from_the_start_is_told_on_its_own_asset_alone(
         pilot.apply(dead)
         pilot.wait_for_condition("derasset", "dead", "Connected", "True")
         pilot.wait_for_condition("derasset", "dead", "DeviceSilent", "True")
+        assert "exception 11" in condition(pilot, "DeviceSilent", "dead")["message"]
         pilot.dispatch("peak")
         pilot.wait_for_phase("peak", "Complete")
 
