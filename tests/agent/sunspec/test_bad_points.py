@@ -34,6 +34,10 @@ def on_servers_of_two_origins(request: pytest.FixtureRequest) -> None:
     Line = request.param
 
 
+# The other server holds up a whole connection for one request that its device does not answer.
+silently = pytest.mark.parametrize("on_servers_of_two_origins", [lines.PymodbusLine], indirect=True)
+
+
 @asynccontextmanager
 async def opened(
     inverter: Inverter, clock: FakeClock | None = None, **options: Any
@@ -94,8 +98,17 @@ async def test_nonsense_does_not_keep_a_device_from_being_opened() -> None:
     assert later
 
 
-@pytest.mark.parametrize("code", [ExcCodes.ILLEGAL_ADDRESS, ExcCodes.DEVICE_FAILURE, None])
-async def test_a_block_that_is_partly_refused_leaves_the_rest(code: ExcCodes | None) -> None:
+@pytest.mark.parametrize("code", [ExcCodes.ILLEGAL_ADDRESS, ExcCodes.DEVICE_FAILURE])
+async def test_a_block_that_is_partly_refused_leaves_the_rest(code: ExcCodes) -> None:
+    await leaves_the_rest(code)
+
+
+@silently
+async def test_a_block_that_is_partly_not_answered_leaves_the_rest() -> None:
+    await leaves_the_rest(None)
+
+
+async def leaves_the_rest(code: ExcCodes | None) -> None:
     inverter, clock = Inverter(BATTERY), FakeClock()
     async with opened(inverter, clock) as device:
         good = await device.sample()
@@ -126,6 +139,7 @@ async def test_a_control_block_that_is_partly_refused_offers_the_rest() -> None:
     assert held == Setpoints(max_generation_watts=5000)
 
 
+@silently
 async def test_a_control_block_that_is_not_answered_is_no_lack_of_a_mode() -> None:
     inverter = Inverter(BATTERY)
     inverter.instead = {inverter.at(704, "WSetEna"): None}
@@ -231,9 +245,15 @@ async def test_what_has_no_power_measures_none() -> None:
 
 
 @pytest.mark.parametrize("base", [0, 40000, 50000])
-@pytest.mark.parametrize("elsewhere", [ExcCodes.ILLEGAL_ADDRESS, None])
-async def test_a_map_is_found_wherever_it_begins(base: int, elsewhere: ExcCodes | None) -> None:
-    async with opened(Inverter(BATTERY, base=base, beyond=elsewhere)) as device:
+async def test_a_map_is_found_wherever_it_begins(base: int) -> None:
+    async with opened(Inverter(BATTERY, base=base)) as device:
+        assert device.capability.can_measure
+
+
+@silently
+@pytest.mark.parametrize("base", [0, 40000, 50000])
+async def test_a_map_is_found_beyond_silence(base: int) -> None:
+    async with opened(Inverter(BATTERY, base=base, beyond=None)) as device:
         assert device.capability.can_measure
 
 
@@ -245,9 +265,17 @@ async def test_a_map_at_another_place_is_found_if_it_is_told() -> None:
             pass
 
 
-@pytest.mark.parametrize("elsewhere", [ExcCodes.ILLEGAL_ADDRESS, None])
-async def test_a_map_may_end_without_a_mark(elsewhere: ExcCodes | None) -> None:
-    inverter = Inverter(BATTERY, beyond=elsewhere)
+async def test_a_map_may_end_without_a_mark() -> None:
+    await ends_without_a_mark(ExcCodes.ILLEGAL_ADDRESS)
+
+
+@silently
+async def test_a_map_may_end_in_silence() -> None:
+    await ends_without_a_mark(None)
+
+
+async def ends_without_a_mark(beyond: ExcCodes | None) -> None:
+    inverter = Inverter(BATTERY, beyond=beyond)
     del inverter.registers[-2:]
     async with opened(inverter) as device:
         assert device.capability.modes == {"ActivePower", "GenerationLimit", "CeaseToEnergize"}

@@ -1,12 +1,12 @@
 """The SunSpec driver on real Modbus TCP: what it offers, writes and makes of the answers."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from pymodbus.client import AsyncModbusTcpClient
 from pymodbus.constants import ExcCodes
 from tests.agent import lines
 from tests.agent.fakes import T0, FakeClock
@@ -384,16 +384,15 @@ async def test_a_wrong_unit_id_is_silence() -> None:
     assert f"at 40000, unit 2, {line.address}: " in str(silence.value)  # then the raw answer
 
 
-async def test_a_host_that_does_not_answer_is_no_wrong_unit_id(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async def connecting(_: AsyncModbusTcpClient) -> bool:
-        return await asyncio.Event().wait()
-
-    monkeypatch.setattr(AsyncModbusTcpClient, "connect", connecting)  # as a firewall that drops
-    async with Line({1: Inverter(BATTERY)}) as line:
+async def test_a_host_that_does_not_answer_is_no_wrong_unit_id() -> None:
+    with socket.socket() as full, socket.socket() as waiting:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        waiting.connect(full.getsockname())  # now it takes nobody, as behind a firewall that drops
+        host, port = full.getsockname()
+        options = {"host": host, "port": port, "timeoutSeconds": 0.2}
         with pytest.raises(DeviceTimeoutError, match=r"no connection within 0\.2 s"):
-            await connect(line, timeoutSeconds=0.2)
+            await open_sunspec(options, FakeClock())
 
 
 async def test_nobody_there_is_a_timeout() -> None:

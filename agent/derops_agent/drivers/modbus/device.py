@@ -23,7 +23,7 @@ from derops_agent.drivers.modbus.image import Image, read_image, span_of
 from derops_agent.drivers.modbus.loading import load_profile
 from derops_agent.drivers.modbus.points import Register
 from derops_agent.drivers.modbus.profile import Profile, Rating
-from derops_agent.drivers.modbus_tcp import Unit, before_writing, take_unit
+from derops_agent.drivers.modbus_tcp import Unit, take_unit
 from derops_agent.drivers.options import DriverOptionError, explain
 from derops_agent.drivers.plausible import what_cannot_be
 from derops_agent.drivers.reading import Answers, Reader, join
@@ -60,7 +60,7 @@ class ProfiledDevice:
             DeviceUnreachableError: Nothing was written.
             DeviceRefusedError: The device answered no, or a register cannot hold a value.
         """
-        with before_writing():
+        with self._unit.before_writing(setpoints):
             image = await read_image(self._unit, registers_of(self._profile))
         writes, armed_seconds = plan(self._profile, self._rated, image, setpoints, reversion)
         self._asked = setpoints

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 from derops.errors import DeviceRefusedError, DeviceTimeoutError
 from derops.wire.v1 import agent_pb2
 from derops_agent.clock import Clock
-from derops_agent.drivers.modbus_tcp import Unit, before_writing, take_unit
+from derops_agent.drivers.modbus_tcp import Unit, take_unit
 from derops_agent.drivers.options import DriverOptionError, explain
 from derops_agent.drivers.reading import Answers, Reader, Run, read_all
 from derops_agent.drivers.sunspec.controls import Controls, controls_of
@@ -98,7 +98,7 @@ class SunSpecDevice:
             DeviceRefusedError: The device answered no, or a register cannot hold a value.
         """
         self._refuse_modes(setpoints)
-        with before_writing():
+        with self._unit.before_writing(setpoints):
             blocks = await self._read(self._controls.model_ids)
         after_seconds = reversion.after_seconds if reversion else None
         falls_to = reversion.setpoints if reversion else Setpoints()
