@@ -74,7 +74,7 @@ def test_a_device_is_silent_after_two_samples_and_ten_seconds_without_an_answer(
     known = health.hear(Health(), reading(), at(0))
     known = health.miss(known, "no answer within 2 s", at(8))
     assert told(known, 20).silent_since_us == 0, "one sample may get lost"
-    known = health.miss(known, "no answer within 2 s", at(9))
+    known = health.miss(known, "not asked, next try at 9:00", at(9))
     assert told(known, 17.9).silent_since_us == 0
 
     facts = told(known, 18)

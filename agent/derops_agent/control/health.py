@@ -54,7 +54,7 @@ class Health:
 
     missed: int = 0
     problem: str = ""
-    """Why the last question had no answer."""
+    """Why the first of these had none; later ones say when it is asked again, which is no news."""
 
     def badness_of(self, need: Need) -> Badness | None:
         """Return why a point that is needed is not known; None = it is not bad."""
@@ -111,7 +111,12 @@ def hear_refusal(health: Health, problem: str, now: Moment) -> Health:
 
 def miss(health: Health, problem: str, now: Moment) -> Health:
     """Fold a sample that did not come into what is known."""
-    return replace(health, asked=health.asked or now, missed=health.missed + 1, problem=problem)
+    return replace(
+        health,
+        asked=health.asked or now,
+        missed=health.missed + 1,
+        problem=health.problem or problem,
+    )
 
 
 def tell(health: Health, fallback_problem: str, now: Moment) -> agent_pb2.DeviceFacts | None:
