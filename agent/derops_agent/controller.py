@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from derops.checks import Refusal
+from derops.errors import DeviceError, DeviceRefusedError
 from derops.ids import AssetName
 from derops.lifecycle import Reason
 from derops.revisions import is_too_far_ahead, seconds_ahead
@@ -21,7 +22,14 @@ from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_agent import metrics
 from derops_agent.clock import Clock, moment
-from derops_agent.control import deciding, interrupting, silence, verifying
+from derops_agent.control import (
+    deciding,
+    health,
+    interrupting,
+    representing,
+    silence,
+    verifying,
+)
 from derops_agent.control.execution import Execution, Moment, Stage
 from derops_agent.control.judging import judge, refuse_power
 from derops_agent.control.site import LocalLimits, Site
@@ -162,6 +170,7 @@ class Controller:
         self._ledger_failing = False
         self._contact_us = clock.monotonic_us()
         self._sampled_us = clock.monotonic_us()
+        self._health = health.Health()
         self._decided = moment(clock)
         self._log = structlog.get_logger("controller").bind(asset=str(name))
 
@@ -189,6 +198,18 @@ class Controller:
     def note_contact(self) -> None:
         """Note that the gateway was heard."""
         self._contact_us = self._clock.monotonic_us()
+
+    def note_missed_sample(self, error: DeviceError | None) -> None:
+        """Note that the device was asked for a sample and gave none."""
+        fold = health.hear_refusal if isinstance(error, DeviceRefusedError) else health.miss
+        self._health = fold(self._health, str(error), self._moment())
+
+    def tell_device(self) -> agent_pb2.DeviceFacts | None:
+        """Return what is wrong with the device now; None = not everything is known yet."""
+        if self._site.asset is None:
+            return None
+        problem = representing.explain_fallback(self._site)
+        return health.tell(self._health, problem, self._moment())
 
     def measure_offset(self, milliseconds: int) -> None:
         """Note by how much the gateway's clock is ahead of this one."""
@@ -259,7 +280,7 @@ class Controller:
         held = {uid: e for uid, e in self.journal.items() if e.may_be_on_device or e.may_land}
         if not held:
             return
-        after = self._without_contact(held)
+        after = self._without_points(self._without_contact(held))
         await self.journal.commit(deciding.advance(after, self._moment()))
         await self._holder.look({uid: self.journal[uid] for uid in held}, self._site)
         await self._holder.hold({uid: self.journal[uid] for uid in held}, self._site)
@@ -319,7 +340,7 @@ class Controller:
         if not self._resumed and not await self._resume():
             await self._put_to_fallback()
             return
-        await self.journal.commit(self._without_contact(self.journal))
+        await self.journal.commit(self._without_points(self._without_contact(self.journal)))
         self._decided = self._moment()
         await self.journal.commit(
             deciding.advance(
@@ -449,11 +470,18 @@ class Controller:
 
     async def _observe(self, reading: Reading) -> None:
         self._sampled_us = self._clock.monotonic_us()
+        for point in reading.bad_points:
+            if point.name not in self._health.bad:
+                self._log.warning(
+                    "point.bad", point=point.name, raw=point.raw, problem=point.problem
+                )
+        self._health = health.hear(self._health, reading, self._moment())
+        metrics.BAD_POINTS.inc(len(reading.bad_points))
         self._holder.note_answer()
         before = self._site.reading
         if before is not None and before.local_control and not reading.local_control:
             self._holder.try_now()
-        self._site = replace(self._site, reading=reading)
+        self._site = replace(self._site, reading=reading, capability=self._device.capability)
         rule, asset = self._site.rule, self._site.asset
         for execution in list(self.journal.values()):
             observed = verifying.observe(execution, reading, rule, self._moment())
@@ -479,6 +507,8 @@ class Controller:
         return replace(
             self._site,
             clock_offset_milliseconds=offset,
+            health=self._health,
+            monotonic_us=now.monotonic_us,
             silent_us=now.monotonic_us - self._sampled_us,
             next_write_us=now.wall_us + held_off_us if held_off_us else 0,
         )
@@ -490,7 +520,12 @@ class Controller:
         return (
             self._refuse_silence()
             or refuse_power(execution.order, site)
-            or site.refuse_start(execution.order.mode, execution.target_watts, seconds)
+            or site.refuse_start(
+                execution.order.mode,
+                execution.target_watts,
+                seconds,
+                verify_required=execution.order.verify_required,
+            )
         )
 
     def _refuse_silence(self) -> Refusal | None:
@@ -602,6 +637,10 @@ class Controller:
             return scope
         seconds = self._site.asset.failsafe_after_seconds
         return interrupting.lose_contact(scope, self._moment(), seconds)
+
+    def _without_points(self, scope: deciding.Executions) -> deciding.Executions:
+        """Return ``scope`` as it is after a look at which points the device does not tell."""
+        return interrupting.miss_points(scope, self._look_around(), self._moment())
 
     def _check_contact(self) -> None:
         asset = self._site.asset

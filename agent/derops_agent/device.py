@@ -22,7 +22,9 @@ class GuardedDevice:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._lock = asyncio.Lock()
-        self._complaint = ""
+        self.complaint: DeviceError | None = None
+        """Why the last sample did not come."""
+
         self._log = structlog.get_logger("device")
 
     @property
@@ -50,16 +52,16 @@ class GuardedDevice:
             return None
 
     async def sample(self) -> Reading | None:
-        """Measure once; None if the device did not answer."""
+        """Measure once; None if the device gave no sample, ``complaint`` says why."""
         try:
             reading = await self._bounded(self._device.sample, SAMPLE_TIMEOUT_SECONDS)
         except DeviceError as error:
             metrics.SAMPLE_FAILURES.inc()
-            if str(error) != self._complaint:  # once, not once a second
-                self._complaint = str(error)
-                self._log.warning("sample.failed", error=self._complaint)
+            if str(error) != str(self.complaint):  # once, not once a second
+                self._log.warning("sample.failed", error=str(error))
+            self.complaint = error
             return None
-        self._complaint = ""
+        self.complaint = None
         metrics.SAMPLES.inc()
         return reading
 

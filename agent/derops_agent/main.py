@@ -25,7 +25,7 @@ from derops_agent.control.site import LocalLimits
 from derops_agent.controller import Controller
 from derops_agent.device import GuardedDevice
 from derops_agent.drivers import open_device
-from derops_agent.drivers.findings import Findings
+from derops_agent.drivers.findings import UNUSABLE, Findings
 from derops_agent.drivers.options import DriverOptionError
 from derops_agent.journal import Runner
 from derops_agent.ledger import Ledger
@@ -52,6 +52,7 @@ def main() -> None:
     look.add_argument("--port", type=int, default=502)
     look.add_argument("--unit-id", type=int, default=1)
     look.add_argument("--timeout-seconds", type=float, default=1.0)
+    look.add_argument("--base-register", type=int, help="where its SunSpec map begins")
     look.add_argument("--profile", help="file with its registers; without one it is SunSpec")
     look.add_argument("--output", choices=("text", "json"), default="text")
     arguments = parser.parse_args()
@@ -74,7 +75,7 @@ def main() -> None:
 
 
 def _probe(arguments: argparse.Namespace) -> int:
-    """Show what a device offers; 1 = an agent could not use it."""
+    """Show what a device offers; return the exit code, see ``Findings``."""
     logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # its errors are ours, told once
     options = {
         "host": arguments.host,
@@ -83,17 +84,19 @@ def _probe(arguments: argparse.Namespace) -> int:
         "timeoutSeconds": arguments.timeout_seconds,
     }
     try:
-        found = asyncio.run(_look(options, arguments.profile))
+        found = asyncio.run(_look(options, arguments.profile, arguments.base_register))
     except SettingError as error:
         refuse_to_start(error)
     except DeviceError as error:
         print(f"derops-agent probe: {error}", file=sys.stderr)  # noqa: T201  # what a person reads
-        return 1
+        return UNUSABLE
     print(found.as_json() if arguments.output == "json" else found.as_text())  # noqa: T201
-    return 0 if found.usable else 1
+    return found.exit_code
 
 
-async def _look(options: dict[str, Any], profile: str | None) -> Findings:
+async def _look(
+    options: dict[str, Any], profile: str | None, base_register: int | None
+) -> Findings:
     if profile is not None:
         from derops_agent.drivers.modbus import parse_options as parse_modbus
         from derops_agent.drivers.modbus.probing import probe as probe_by_profile
@@ -102,7 +105,7 @@ async def _look(options: dict[str, Any], profile: str | None) -> Findings:
     from derops_agent.drivers.sunspec import parse_options
     from derops_agent.drivers.sunspec.probing import probe
 
-    return await probe(parse_options(options))
+    return await probe(parse_options({**options, "baseRegister": base_register}))
 
 
 class Host:

@@ -39,11 +39,22 @@ WRITE_SECONDS = Histogram(
     "Time of a device write",
     buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 1, 2, 5),
 )
+DEVICE_CONNECTIONS = Counter(
+    "derops_agent_modbus_connections_total", "Modbus connections, by what became of them", ["what"]
+)
+UNITS_BACKED_OFF = Gauge(
+    "derops_agent_modbus_units_backed_off",
+    "Silent Modbus units that are asked rarely, for their neighbours' sake",
+)
 REVERT_FAILURES = Counter(
     "derops_agent_revert_failures_total", "Writes that failed while a setpoint had to be reverted"
 )
 SAMPLES = Counter("derops_agent_samples_total", "Samples taken")
 SAMPLE_FAILURES = Counter("derops_agent_sample_failures_total", "Samples the device did not give")
+BAD_POINTS = Counter(
+    "derops_agent_bad_points_total",
+    "Points of samples that were absent as the device sent nonsense",
+)
 SAMPLES_DROPPED = Counter(
     "derops_agent_samples_dropped_total",
     "Samples dropped before they were acknowledged, by reason; a gap stands for them",

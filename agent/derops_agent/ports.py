@@ -101,7 +101,7 @@ class Capability:
     max_injection_watts: int
     max_absorption_watts: int
     can_measure: bool
-    """Whether ``sample`` contains the active power, so that an effect can be verified."""
+    """Whether a sample contained the active power, so that an effect can be verified."""
 
     reversion: bool = False
     """Whether the device has a timer of its own that reverts it."""
@@ -190,7 +190,7 @@ class Device(Protocol):
 
     @property
     def capability(self) -> Capability:
-        """What the device can do; fixed once it is open."""
+        """What the device can do; fixed once it is open, but for what it turns out to measure."""
         ...
 
     async def write(self, setpoints: Setpoints, reversion: Reversion | None = None) -> int | None:

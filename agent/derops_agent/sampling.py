@@ -28,6 +28,7 @@ async def sample_for_ever(
             continue
         reading = await device.sample()
         if reading is None:
+            controller.note_missed_sample(device.complaint)
             continue
         if wanted:
             outbox.add(reading)

@@ -191,8 +191,10 @@ class Session:
             welcome = await self._welcome
         period = max(1, welcome.heartbeat_seconds)
         while True:
-            sent_us = self._clock.now_us()
-            self._send(agent_pb2.AgentMessage(heartbeat=agent_pb2.Heartbeat(agent_sent_us=sent_us)))
+            heartbeat = agent_pb2.Heartbeat(
+                agent_sent_us=self._clock.now_us(), device=self._controller.tell_device()
+            )
+            self._send(agent_pb2.AgentMessage(heartbeat=heartbeat))
             await self._rest(period)
             silent_us = self._clock.monotonic_us() - self._heard_us
             if silent_us > SILENT_HEARTBEATS * period * 1_000_000:

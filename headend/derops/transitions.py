@@ -138,7 +138,8 @@ TRANSITIONS = (
         frozenset({
             Reason.LOCAL_OVERRIDE, Reason.SETPOINT_NOT_HELD, Reason.EFFECT_NOT_OBSERVED,
             Reason.INSUFFICIENT_ENERGY, Reason.LIMIT_EXCEEDED, Reason.REVERTED_LATE,
-            Reason.DEVICE_OFFLINE, Reason.REVERT_FAILED, Reason.NOT_REPRESENTABLE,
+            Reason.DEVICE_OFFLINE, Reason.REVERT_FAILED, Reason.STALE_TELEMETRY,
+            Reason.NOT_REPRESENTABLE,
         }),
         "it did not go as promised; the device is reverted, or that is tried on",
     ),

@@ -12,12 +12,14 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from derops.errors import DeropsError
 from derops.lifecycle import Phase, Reason
+from derops.rates import Rates
 from derops_operator import metrics
 from derops_operator.facts import Kind, Meta
 from derops_operator.instants import format_micro
 from derops_operator.kube import Kube
 from derops_operator.reconciling.actions import REVERT_UNKNOWN
 from derops_operator.reconciling.conditions import find
+from derops_operator.reconciling.devices import DEVICE_CONDITIONS, last_known
 from derops_operator.statuses import TokenBucket
 
 QUEUE_LIMIT = 1000
@@ -43,6 +45,7 @@ class EventWriter:
         self._queue: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue(QUEUE_LIMIT)
         self._instance = socket.gethostname()[:128]
         self._last_ns = 0
+        self._device_events = Rates(per_second=1 / 300, burst=2)
 
     def post(self, kind: Kind, meta: Meta, *, warning: bool, reason: str, note: str) -> None:
         """Queue an Event about an object."""
@@ -126,6 +129,24 @@ class EventWriter:
                 reason=condition["reason"],
                 note=condition["message"],
             )
+
+    def post_device(self, meta: Meta, stored: Mapping[str, Any], status: Mapping[str, Any]) -> None:
+        """Queue an Event where something begins to be wrong with a device, or is no more.
+
+        Of each condition of an asset two at once and one in five minutes: a point may flap.
+        """
+        for kind in DEVICE_CONDITIONS:
+            held, was = (find(each.get("conditions", []), kind) for each in (status, stored))
+            wrong, was_wrong = held.get("status"), last_known(was) == "True"
+            begins = wrong == "True" and not was_wrong
+            ends = wrong == "False" and was_wrong
+            if not begins and not ends:
+                continue
+            if self._device_events.admit(f"{meta.uid} {kind}", time.monotonic()) is None:
+                metrics.EVENTS_DROPPED.inc()
+                continue
+            reason, note = held["reason"], held["message"]
+            self.post(Kind.ASSET, meta, warning=begins, reason=reason, note=note)
 
     def post_early_issuance(self, meta: Meta, note: str) -> None:
         """Queue an Event about a certificate that was issued early, and count it."""

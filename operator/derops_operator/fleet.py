@@ -8,6 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from derops.devices import bounded
 from derops.holders import Holders, Rank, digest_of, is_plausible_epoch, outranks
 from derops.lifecycle import Phase, Reason
 from derops.schedules import SECOND_US
@@ -19,6 +20,9 @@ LOST_AFTER_US = 30 * SECOND_US
 
 MAX_LEDGERS = 8
 """Ledgers whose reports of one dispatch are kept. More than one speak only after a lost disk."""
+
+DEVICE_EVERY_US = 30 * SECOND_US
+"""How often what is wrong with one device is shown anew: each time is a write to the API server."""
 
 SESSIONS_WITHIN_US = 5 * SECOND_US
 """How long after its snapshot a replica may take to tell its sessions."""
@@ -51,6 +55,13 @@ class SessionView:
     capability: agent_pb2.Capability | None = None
     suspected_us: int = 0
     """When a replica last suspected a clone, by a clock of its own; 0 = never."""
+
+    device: agent_pb2.DeviceFacts | None = None
+    """What the agent says of its device; None = nothing since its stream is open, or there is
+    none."""
+
+    device_again_us: int | None = None
+    """When what it has said since may be shown; None = that is shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +177,8 @@ class Fleet:
         self._sessions: dict[str, dict[str, control_pb2.Session]] = defaultdict(dict)
         self._deliveries: dict[str, dict[str, control_pb2.Delivery]] = defaultdict(dict)
         self._reports: dict[str, dict[str, control_pb2.AgentReport]] = defaultdict(dict)
+        self._devices: dict[str, dict[str, control_pb2.DeviceState]] = defaultdict(dict)
+        self._shown: dict[str, tuple[control_pb2.DeviceState, int]] = {}
         self._newest: dict[str, Rank] = {}
         self._holders = Holders()
 
@@ -175,6 +188,8 @@ class Fleet:
             sessions.pop(name, None)
         for deliveries in self._deliveries.values():
             deliveries.pop(name, None)
+        for devices in self._devices.values():
+            devices.pop(name, None)
         self.replicas[name] = Replica(
             name=name,
             state_since_us=state_since_us,
@@ -227,6 +242,14 @@ class Fleet:
             return None
         return _seen(uid, newest, news)
 
+    def note_device(self, name: str, state: control_pb2.DeviceState) -> None:
+        """Keep what an agent says of its device, as a replica tells it."""
+        self._devices[state.asset_uid][name] = control_pb2.DeviceState(
+            asset_uid=state.asset_uid,
+            facts=bounded(state.facts),
+            received_us=state.received_us,
+        )
+
     def note_delivery(self, name: str, delivery: control_pb2.Delivery) -> None:
         """Keep where a replica stands with a dispatch."""
         self._deliveries[delivery.dispatch_uid][name] = delivery
@@ -263,6 +286,8 @@ class Fleet:
     def forget(self, uid: str) -> None:
         """Forget an asset or a dispatch whose resource is gone."""
         self._sessions.pop(uid, None)
+        self._devices.pop(uid, None)
+        self._shown.pop(uid, None)
         self._newest.pop(uid, None)
         self._holders.forget(uid)
         self._deliveries.pop(uid, None)
@@ -270,7 +295,9 @@ class Fleet:
 
     def known_uids(self) -> set[str]:
         """Return the uids of all assets and dispatches that anything is known of."""
-        known = (self._sessions, self._newest, self._deliveries, self._reports)
+        known = (
+            self._sessions, self._devices, self._newest, self._deliveries, self._reports,
+        )  # fmt: skip
         return self._holders.uids().union(*known)
 
     def accepted_version(self) -> int:
@@ -334,14 +361,38 @@ class Fleet:
         link = Link.CONNECTED if session.connected else Link.DISCONNECTED
         if not replica.connected and now_us >= replica.changed_us + LOST_AFTER_US:
             link = Link.UNKNOWN
+        device, again_us = None, None
+        if link is Link.CONNECTED:
+            device, again_us = self._show_device(asset_uid, best[2], session.since_us, now_us)
         return SessionView(
             link=link,
+            device=device,
+            device_again_us=again_us,
             since_us=session.since_us,
             serial_number=session.serial_number if session.connected else "",
             end_reason=session.end_reason,
             capability=session.capability if session.HasField("capability") else None,
             suspected_us=max(_suspected_us(each) for each in sessions.values()),
         )
+
+    def _show_device(
+        self, asset_uid: str, replica: str, since_us: int, now_us: int
+    ) -> tuple[agent_pb2.DeviceFacts | None, int | None]:
+        """Return what to show of a device, and when there is something newer to show.
+
+        What an earlier stream said is not shown, nor anything new too soon after what was shown.
+        """
+        newest = self._devices.get(asset_uid, {}).get(replica)
+        if newest is None or newest.received_us < since_us:
+            return None, None
+        shown, shown_us = self._shown.get(asset_uid, (None, 0))
+        if shown is None or now_us >= shown_us + DEVICE_EVERY_US:
+            self._shown[asset_uid] = (newest, now_us)
+            return newest.facts, None
+        if shown.facts == newest.facts:
+            return newest.facts, None
+        facts = shown.facts if shown.received_us >= since_us else None
+        return facts, shown_us + DEVICE_EVERY_US
 
     def _silence(self, now_us: int) -> Link:
         synced = [each.synced_us for each in self.replicas.values() if each.connected]

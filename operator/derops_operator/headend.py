@@ -460,11 +460,10 @@ class _Link:
                 self._headend._drain_history()  # noqa: SLF001
             self._headend._note_accepted(self._address)  # noqa: SLF001
         elif kind == "session":
-            ledger = self._desired.ledger_of(message.session.asset_uid)
-            seen = self._fleet.note_session(name, message.session, ledger, _now_us())
-            if seen is not None and len(self._fleet.replicas) > 1:
-                self._desired.tell(control_pb2.OperatorMessage(epoch_seen=seen))
-            self._headend._concerns(message.session.asset_uid)  # noqa: SLF001
+            self._take_session(name, message.session)
+        elif kind == "device":
+            self._fleet.note_device(name, message.device)
+            self._headend._concerns(message.device.asset_uid)  # noqa: SLF001
         elif kind == "delivery":
             self._fleet.note_delivery(name, message.delivery)
             self._headend._concerns(message.delivery.dispatch_uid)  # noqa: SLF001
@@ -474,10 +473,18 @@ class _Link:
             for each in message.batch.messages:
                 self._take(each)
 
+    def _take_session(self, name: str, session: control_pb2.Session) -> None:
+        ledger = self._desired.ledger_of(session.asset_uid)
+        seen = self._fleet.note_session(name, session, ledger, _now_us())
+        if seen is not None and len(self._fleet.replicas) > 1:
+            self._desired.tell(control_pb2.OperatorMessage(epoch_seen=seen))
+        self._headend._concerns(session.asset_uid)  # noqa: SLF001
+
     def _is_of_use(self, message: control_pb2.ReplicaMessage, kind: str) -> bool:
         """Tell whether what a replica says may be kept; one may lie.
 
-        Sessions and deliveries of nothing that there is are not; reports are judged by themselves.
+        Sessions, devices and deliveries of nothing that there is are not; reports are judged by
+        themselves.
 
         Raises:
             ValueError: It is greater than anything that a replica has to say.
@@ -488,6 +495,8 @@ class _Link:
             raise ValueError(f"{kind} has more than {MAX_SAID_BYTES} bytes")
         if kind == "session":
             return self._headend._knows(message.session.asset_uid)  # noqa: SLF001
+        if kind == "device":
+            return self._headend._knows(message.device.asset_uid)  # noqa: SLF001
         if kind == "delivery":
             return self._headend._knows(message.delivery.dispatch_uid)  # noqa: SLF001
         return True

@@ -109,6 +109,7 @@ class Publisher:
     def _tell_asset(self, key: Key, fact: Asset, status: Mapping[str, Any]) -> None:
         self._events.post_release(fact.meta, fact.status, status)
         self._events.post_quarantine(fact.meta, fact.status, status)
+        self._events.post_device(fact.meta, fact.status, status)
         early = early_issuance(
             fact.status.get("identity", {}),
             status.get("identity", {}),

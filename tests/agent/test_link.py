@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.agent.fakes import T0, FakeClock, FakeDevice, S, asset, inline, order
+from tests.agent.fakes import CAPABILITY, T0, FakeClock, FakeDevice, S, asset, inline, order
 from tests.agent.gateway import SERVER_NAME, Authority, Gateway, Stream, serve
 from tests.waiting import until
 
@@ -23,7 +23,7 @@ from derops_agent.device import GuardedDevice
 from derops_agent.ledger import Ledger
 from derops_agent.link import Endpoint, Link
 from derops_agent.outbox_store import OutboxStore
-from derops_agent.ports import Reading, Setpoints
+from derops_agent.ports import BadPoint, Reading, Resolution, Setpoints
 from derops_headend.gateway.agent_stream import AGENT_REASONS
 
 NAME = AssetName("ns", "battery")
@@ -515,3 +515,27 @@ async def test_a_quiet_gateway_is_asked_more_often_than_the_asset_calls_silence(
 
 def _count(stream: Stream, kind: str) -> int:
     return sum(message.WhichOneof("kind") == kind for message in stream.received)
+
+
+async def test_a_heartbeat_says_what_is_wrong_with_the_device(site: Site) -> None:
+    resolutions = {"ActivePower": Resolution(step_watts=1000)}
+    capability = replace(CAPABILITY, resolutions=resolutions)
+    site.device._device = FakeDevice(capability=capability)
+    await site.start()
+    stream = await site.gateway.next_stream()
+    await stream.welcome(heartbeat_seconds=1)
+    first = await stream.until("heartbeat")
+    assert not first.HasField("device"), "it does not know its asset, nor has it asked its device"
+
+    await stream.snapshot(asset(fallback_active_power_watts=500))
+    point = BadPoint(name="stateOfChargePercent", raw="0x0065", problem="101 % is no share")
+    reading = Reading(at_us=site.clock.wall_us, values={}, bad_points=(point,))
+    site.controller.take(reading)
+
+    def tells_all(heartbeat: agent_pb2.Heartbeat) -> bool:
+        return bool(heartbeat.device.bad_points and heartbeat.device.fallback_problem)
+
+    told = (await stream.until("heartbeat", tells_all)).device
+    assert [(each.name, each.raw) for each in told.bad_points] == [(point.name, point.raw)]
+    assert "500 W" in told.fallback_problem
+    assert told.silent_since_us == 0

@@ -17,6 +17,7 @@ from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import Agent, Rig
 
 from derops import observing
+from derops.devices import MAX_BAD_POINTS, MAX_DEVICE_BYTES
 from derops.wire.v1 import agent_pb2, log_pb2
 from derops_headend.gateway.agent_link import MAX_OPENING
 from derops_headend.gateway.exchange import REPORTS_BYTES, REPORTS_SURE
@@ -104,6 +105,32 @@ async def test_one_dispatch_reported_without_end(flooded: FloodedGateway, leaf: 
     while told[-1].report.sequence < REPORTS:
         told.append(await operator.read_until("report"))
     assert len(told) < REPORTS / 10, "of what waited, it hears the newest"
+
+
+async def test_nonsense_of_a_device_without_end(flooded: FloodedGateway, leaf: Leaf) -> None:
+    """F12: the holder of an agent's key says ever other great nonsense of its device.
+
+    The gateway keeps 4 KiB of it, and the operator, which reads nothing, finds the newest only.
+    """
+    operator = flooded.operator()
+    await operator.snapshot([flooded.asset("battery", leaf)])
+    agent = flooded.agent(leaf)
+    await agent.connect()
+    before = flooded.resident_mebibytes()
+
+    await flood(agent, map(_nonsense, range(REPORTS)), patience_seconds=0.001)
+
+    print(f"F12: {before:.0f} MiB before, {flooded.peak_mebibytes():.0f} MiB at most")
+    assert flooded.peak_mebibytes() - before < GROWTH_MEBIBYTES
+    state = await operator.read_until("device")
+    assert len(state.facts.bad_points) == MAX_BAD_POINTS
+    assert state.facts.ByteSize() <= MAX_DEVICE_BYTES
+
+
+def _nonsense(number: int) -> agent_pb2.AgentMessage:
+    point = agent_pb2.BadPoint(name=f"point{number}", raw="f" * 20_000, problem="p" * 100)
+    facts = agent_pb2.DeviceFacts(bad_points=[point] * 3 + [agent_pb2.BadPoint()] * 50)
+    return agent_pb2.AgentMessage(heartbeat=agent_pb2.Heartbeat(device=facts))
 
 
 async def test_reports_of_dispatches_that_nobody_knows(flooded: FloodedGateway, leaf: Leaf) -> None:

@@ -38,6 +38,7 @@ OF_DISPATCHES = [
 ]  # fmt: skip
 OF_ASSETS = [
     "Ready", "Reconciling", "Stalled", "Enrolled", "Connected", "Released", "Quarantined",
+    "TelemetryDegraded", "DeviceSilent", "FallbackNotHeld",
 ]  # fmt: skip
 
 

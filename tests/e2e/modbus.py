@@ -140,10 +140,10 @@ def profiled_bus() -> Bus:
 
 
 @contextmanager
-def controlled(pilot: Pilot, bus: Bus) -> Iterator[Bus]:
+def controlled(pilot: Pilot, bus: Bus, **spec: Any) -> Iterator[Bus]:
     """Run a bus with an agent that is connected; the device must let go before the bus ends."""
     with bus:
-        manifest = battery_manifest("battery")
+        manifest = battery_manifest("battery", **spec)
         manifest["metadata"]["annotations"][DRIVER_ANNOTATION] = json.dumps(bus.driver)
         pilot.apply(manifest)
         pilot.wait_for_condition("derasset", "battery", "Connected", "True")

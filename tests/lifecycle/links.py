@@ -194,6 +194,7 @@ class Stream:
 
     certificate = _CERTIFICATE
     peer = "ipv4:127.0.0.1:1"
+    device: control_pb2.DeviceState | None = None
 
     def __init__(
         self, gateway: Gateway, controller: Controller, ledger_id: str, session: Session

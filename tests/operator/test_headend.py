@@ -18,7 +18,7 @@ from tests.operator.making import acked, asset, at, dispatch, ended
 from tests.waiting import until
 
 from derops.observing import Readiness
-from derops.wire.v1 import control_pb2, control_pb2_grpc, dispatch_pb2
+from derops.wire.v1 import agent_pb2, control_pb2, control_pb2_grpc, dispatch_pb2
 from derops_operator import convert, metrics
 from derops_operator.desired import Desired
 from derops_operator.fleet import Fleet, Link
@@ -357,3 +357,25 @@ async def test_a_replica_that_says_too_much_at_once_is_not_heard_further(bench: 
         await until(lambda: gateway.streams == 2)
 
     assert bench.fleet.known_uids() == set()
+
+
+async def test_what_is_said_of_a_device_is_held_to_bounds_and_to_assets_that_there_are(
+    bench: Bench,
+) -> None:
+    gateway = await bench.add_gateway("one")
+    long = agent_pb2.DeviceFacts(silent_since_us=5, silence="x" * 100_000)
+
+    async with Running(bench.headend(lambda uid: uid == "uid-battery")):
+        await until(lambda: bench.readiness.report()[0])
+        for uid in ("uid-nobody", "uid-battery"):
+            state = control_pb2.DeviceState(asset_uid=uid, facts=long, received_us=at(2))
+            await gateway.say(Message(device=state))
+        session = control_pb2.Session(asset_uid="uid-battery", connected=True, since_us=at(1))
+        await gateway.say(Message(session=session))
+        await until(lambda: len(bench.concerned) == 2)
+        facts = bench.fleet.session("uid-battery", at(3)).device
+
+    assert bench.concerned == ["uid-battery", "uid-battery"]
+    assert facts is not None
+    assert facts.silence == "x" * 300
+    assert bench.fleet.known_uids() == {"uid-battery"}

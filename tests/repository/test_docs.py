@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings
 from derops.checks import MODES_BY_TYPE
 from derops.lifecycle import Phase, Reason
 from derops.transitions import TRANSITIONS
+from derops_agent.control.needs import NEEDS
 from derops_agent.drivers.modbus import profile
 from derops_agent.drivers.modbus.device import ModbusOptions
 from derops_agent.drivers.modbus.points import Section
@@ -26,6 +27,7 @@ from derops_agent.drivers.sunspec.device import SunSpecOptions
 from derops_agent.settings import AgentSettings
 from derops_headend.gateway.settings import GatewaySettings
 from derops_headend.writer_program import WriterSettings
+from derops_operator.reconciling.devices import DEVICE_CONDITIONS
 from derops_operator.settings import OperatorSettings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -48,11 +50,15 @@ METRIC_MODULES = [
     "derops_agent.metrics",
 ]
 BOUNDED_MODULES = [
+    "derops.devices",
     "derops.holders",
     "derops.observing",
     "derops.ops_server",
     "derops.rates",
     "derops_agent.controller",
+    "derops_agent.drivers.modbus_connection",
+    "derops_agent.drivers.modbus_line",
+    "derops_agent.drivers.modbus_tcp",
     "derops_agent.outbox",
     "derops_agent.session",
     "derops_headend.eventlog.jetstream",
@@ -238,6 +244,24 @@ def test_the_table_of_modes_is_that_of_the_checks() -> None:
         row = next(line for line in text.splitlines() if line.startswith(f"| {kind} |"))
         said = [cell.strip() for cell in row.split("|")[2:-1]]
         assert {mode for mode, word in zip(modes, said, strict=True) if word == "yes"} == supported
+
+
+def test_the_table_of_points_that_an_order_needs_is_that_of_the_agent() -> None:
+    text = (REPOSITORY / "docs/concepts/safety.md").read_text(encoding="utf-8")
+    section = text.partition("## Which points an order needs")[2].partition("\n## ")[0]
+    said = [
+        tuple(cell.strip() for cell in line.strip("|").split("|"))
+        for line in section.splitlines()
+        if line.startswith("|")
+    ][2:]
+
+    assert said == [
+        (need.orders, f"`{need.point}`", "ends" if need.ends else "goes on") for need in NEEDS
+    ]
+
+
+def test_every_condition_of_a_device_is_on_the_page_of_the_asset() -> None:
+    assert set(DEVICE_CONDITIONS) <= set(rows(REFERENCE / "derasset.md"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

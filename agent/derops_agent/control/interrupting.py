@@ -140,6 +140,22 @@ def endure(
     return result
 
 
+def miss_points(executions: Executions, site: Site, now: Moment) -> dict[str, Execution]:
+    """End what runs and needs a point that is bad for too long: a reserve is not kept blindly."""
+    result = dict(executions)
+    for uid, execution in executions.items():
+        order = execution.order
+        if execution.stage is not Stage.HOLDING:
+            continue
+        use = site.use_of(order.mode, execution.target_watts, verify_required=order.verify_required)
+        absence = site.explain_absence(use, running=True)
+        if absence:
+            result[uid] = execution.begin_ending(
+                Phase.FAILED, Reason.STALE_TELEMETRY, absence, now.wall_us
+            )
+    return result
+
+
 def awake(execution: Execution, stored: Moment) -> Execution:
     """Return what was stored as what is known of it now: nobody saw what its device did since.
 

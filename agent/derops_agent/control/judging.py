@@ -209,7 +209,7 @@ def _refuse_now(order: Order, site: Site, planned: Window, now_us: int) -> _Answ
     watts, _ = target(order, site.asset, site.local)
     seconds = (planned.end_us - planned.start_us) / SECOND_US
     refusal = (
-        site.refuse_start(order.mode, watts, seconds)
+        site.refuse_start(order.mode, watts, seconds, verify_required=order.verify_required)
         if planned.start_us - now_us <= _SOON_US
         else site.refuse_energy(watts, seconds, None)
         if order.mode == "ActivePower"

@@ -7,6 +7,8 @@ from derops.lifecycle import Reason
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2
 from derops_agent.control.execution import Execution
+from derops_agent.control.health import Badness, Health
+from derops_agent.control.needs import NEEDS, Need, Use
 from derops_agent.control.representing import ANY, sent
 from derops_agent.control.verifying import Rule
 from derops_agent.ports import Capability, Reading, Setpoints
@@ -82,6 +84,12 @@ class Site:
     reading: Reading | None = None
     """The last sample."""
 
+    health: Health = field(default_factory=Health)
+    """What is known of the device, and what is not."""
+
+    monotonic_us: int = 0
+    """Now, by the monotonic clock."""
+
     silent_us: int = 0
     """For how long the device was not measured."""
 
@@ -123,10 +131,12 @@ class Site:
 
     @property
     def state_of_charge_percent(self) -> float | None:
-        """What is in the battery, by the last sample; None if it is not known now."""
-        if self.reading is None or self.is_silent:
+        """What is in the battery, as last measured; None if it is not known now."""
+        quantity = agent_pb2.Quantity.STATE_OF_CHARGE_PERCENT
+        need = next(each for each in NEEDS if each.quantity == quantity)
+        if self.is_silent or self.is_absent(need):
             return None
-        return self.reading.values.get(agent_pb2.Quantity.STATE_OF_CHARGE_PERCENT)
+        return self.health.values.get(quantity)
 
     @property
     def is_silent(self) -> bool:
@@ -144,19 +154,67 @@ class Site:
         interval_us = (self.asset.telemetry_interval_seconds if self.asset else 1) * SECOND_US
         return max(STALE_AFTER_US, 3 * interval_us)
 
-    def refuse_start(self, mode: str, watts: int, seconds: float) -> Refusal | None:
+    def is_absent(self, need: Need) -> bool:
+        """Tell whether a point is bad, and its last good value too old to act on."""
+        badness = self.health.badness_of(need)
+        if badness is None:
+            return False
+        since_us = badness.last_good_us
+        return since_us is None or self.monotonic_us - since_us > self._stale_after_us
+
+    def explain_absence(self, use: Use, *, running: bool = False) -> str:
+        """Return which point that an order needs is not known, in words; empty = none.
+
+        Args:
+            use: What the order is to do.
+            running: It is on the device; then only what it cannot go on without counts.
+        """
+        for need in NEEDS:
+            badness = self.health.badness_of(need)
+            if badness is None or not need.applies(use) or (running and not need.ends):
+                continue
+            if self.is_absent(need):
+                return self._explain(need, badness)
+        return ""
+
+    def _explain(self, need: Need, badness: Badness) -> str:
+        point, good_us = badness.point, badness.last_good_us
+        since = "since the agent started"
+        if good_us is not None:
+            seconds = (self.monotonic_us - good_us) / SECOND_US
+            since = f"for {seconds:.0f} s, allowed are {self._stale_after_us // SECOND_US} s"
+        raw = f", raw value {point.raw}" if point.raw else ""
+        return f"{need.name} is not known {since} ({point.name}{raw}: {point.problem})"
+
+    def use_of(self, mode: str, watts: int, *, verify_required: bool) -> Use:
+        """Return what an order is to do with the device."""
+        reserve = self.asset.min_reserve_percent if self.asset is not None else None
+        return Use(
+            mode=mode,
+            watts=watts,
+            verify_required=verify_required,
+            keeps_reserve=bool(reserve),
+        )
+
+    def refuse_start(
+        self, mode: str, watts: int, seconds: float, *, verify_required: bool = False
+    ) -> Refusal | None:
         """Return why a value may not be put on the device now, or None.
 
         Args:
             mode: Of the setpoint.
             watts: As it would be written.
             seconds: For how long it would hold.
+            verify_required: The order says ``verify: Required``.
         """
         if self.reading is not None and self.reading.local_control and not self.is_silent:
             return Refusal(
                 reason=Reason.LOCAL_CONTROL_ACTIVE,
                 message="the device is switched to local control; switch it to remote on site",
             )
+        absence = self.explain_absence(self.use_of(mode, watts, verify_required=verify_required))
+        if absence:
+            return Refusal(reason=Reason.STALE_TELEMETRY, message=absence)
         if mode != "ActivePower":
             return None
         if self.capability.can_measure and self.is_silent:

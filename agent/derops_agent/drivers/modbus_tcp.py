@@ -1,27 +1,42 @@
 """Modbus TCP: one connection for each host and port, shared by all units behind it.
 
 Devices answer one request at a time and mix up their answers when asked faster, so requests of one
-connection wait for each other. After a request without an answer the connection is closed: a late
-answer must not be taken for that of the next request.
+connection wait for each other. After a request without an answer the connection stays open: many
+gateways have one socket, and take seconds to free it.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from typing import Literal, NamedTuple, TypeAlias
+import time
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from math import inf
+from typing import Literal, NamedTuple
 
-from pymodbus.client import AsyncModbusTcpClient
-from pymodbus.exceptions import ModbusException
+import structlog
 from pymodbus.pdu import ModbusPDU
+from pymodbus.pdu.register_message import (
+    ReadHoldingRegistersRequest,
+    ReadInputRegistersRequest,
+    WriteMultipleRegistersRequest,
+)
 
 from derops.errors import DeviceRefusedError, DeviceTimeoutError, DeviceUnreachableError
-from derops_agent.drivers.units import MOST_SECONDS, UnitOptions
+from derops_agent import metrics
+from derops_agent.drivers.modbus_connection import Connection
+from derops_agent.drivers.modbus_line import DUE_PERIOD_SECONDS, TRY_SECONDS, Line, Rank
+from derops_agent.drivers.units import UnitOptions
 
 MOST_REGISTERS = 120
 """Of one request; the protocol allows 125 to read and 123 to write, some gateways fewer."""
 
+SUSPECT_REQUESTS = 3
+SUSPECT_SECONDS = 5
+"""A connection is opened anew after so many requests, and so long, without any answer at all."""
+
+MOST_DIAL_SECONDS = 5
+"""Between two tries to connect; the first follows at once, the next after 1 s."""
+
 Table = Literal["holding", "input"]
-_Answer: TypeAlias = Awaitable[ModbusPDU]
 
 _EXCEPTIONS = {
     1: "illegal function",
@@ -35,6 +50,12 @@ _EXCEPTIONS = {
     11: "gateway target device failed to respond",
 }
 _FINAL = frozenset({1, 2, 3})  # the others may pass, or do not say whether the device acted
+_OF_REGISTERS = frozenset({4, 8})  # of what was asked for, not of the unit as a whole
+_OF_THE_GATEWAY = frozenset({10, 11})  # the unit itself said nothing
+
+
+class AnsweredError(DeviceTimeoutError):
+    """The unit is there, and failed at what it was asked for alone."""
 
 
 class Address(NamedTuple):
@@ -47,68 +68,218 @@ class Address(NamedTuple):
         return f"{self.host}:{self.port}"
 
 
+class Turns:
+    """A lock whose next holder is chosen when it is free, from all that wait then.
+
+    Whoever gave it back may ask again before that: what reads a device in several requests is not
+    put behind others after each.
+    """
+
+    def __init__(self) -> None:
+        self._is_taken = False
+        self._waiting: dict[asyncio.Future[None], Callable[[], Rank]] = {}
+
+    @asynccontextmanager
+    async def turn(self, rank: Callable[[], Rank]) -> AsyncIterator[None]:
+        """Have the lock; who is cancelled while waiting never gets it."""
+        if self._is_taken:
+            given: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting[given] = rank
+            try:
+                await given
+            except asyncio.CancelledError:
+                self._waiting.pop(given, None)
+                if not given.cancelled():
+                    self._give_back()  # it had just got it
+                raise
+        self._is_taken = True
+        try:
+            yield
+        finally:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        asyncio.get_running_loop().call_soon(self._choose)
+
+    def _choose(self) -> None:
+        self._is_taken = bool(self._waiting)
+        if self._waiting:
+            chosen = min(self._waiting, key=lambda each: self._waiting[each]())
+            del self._waiting[chosen]
+            if chosen.cancelled():  # and its task did not run yet
+                self._choose()
+            else:
+                chosen.set_result(None)
+
+
 class Bus:
     """A connection and all units behind it."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        self._client: AsyncModbusTcpClient | None = None
-        self._lock = asyncio.Lock()
+        self.line = Line()
+        self._turns = Turns()
+        self._connection: Connection | None = None
+        self._opened_seconds = 0.0
+        self._unheard = 0
+        self._mixes_up = False
+        self._was_away = False
+        self._dials_failed = 0
+        self._dialled_seconds = self._dial_at_seconds = -inf
+        self._log = structlog.get_logger("modbus").bind(address=str(address))
 
     async def request(
-        self, what: str, timeout_seconds: float, call: Callable[[AsyncModbusTcpClient], _Answer]
+        self, unit_id: int, what: str, request: ModbusPDU, due: Hashable = None
     ) -> ModbusPDU:
-        """Ask one thing, once all that was asked before is answered; that wait is not counted.
+        """Ask one thing, when it is the unit's turn; that wait is not counted.
+
+        Args:
+            unit_id: Whom.
+            what: In words.
+            request: The message.
+            due: What is to be written, by this request or after it; None = nothing.
 
         Raises:
-            DeviceTimeoutError: No answer in time, or one that may pass.
+            DeviceTimeoutError: No answer in time, or one that may pass, or the unit is backed off.
             DeviceRefusedError: The device answered that it will not.
         """
-        async with self._lock:
-            try:
-                async with asyncio.timeout(timeout_seconds):
-                    answer = await call(await self._connected())
-            except TimeoutError as error:
-                connected = self._client is not None and self._client.connected
-                self._drop()
-                missing = "connected, but no answer" if connected else "no connection"
-                raise DeviceTimeoutError(
-                    f"{what}, {self.address}: {missing} within {timeout_seconds:g} s"
-                ) from error
-            except ModbusException as error:
-                self._drop()
-                raise DeviceTimeoutError(f"{what}, {self.address}: {error}") from error
-            except BaseException:
-                self._drop()
-                raise
+        self._refuse_backed_off(unit_id, what, due)
+        async with self._turns.turn(lambda: self.line.rank(unit_id, due)):
+            self._refuse_backed_off(unit_id, what, due)  # others may have failed meanwhile
+            answer = await self._ask(unit_id, what, request, due)
         self._check(answer, what)
         return answer
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """End the connection; a later request opens it again."""
-        async with self._lock:
-            self._drop()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
-    async def _connected(self) -> AsyncModbusTcpClient:
-        if self._client is not None and self._client.connected:
-            return self._client
-        self._drop()
-        client = AsyncModbusTcpClient(
-            self.address.host,
-            port=self.address.port,
-            timeout=MOST_SECONDS,  # the time-out of each request is shorter
-            retries=0,
-            reconnect_delay=0,
+    def _refuse_backed_off(self, unit_id: int, what: str, due: Hashable) -> None:
+        now = _now()
+        if self.line.admits(unit_id, due, now):
+            return
+        unit = self.line.units[unit_id]
+        since = _clock(now - (unit.silent_since_seconds or now))
+        then = (
+            f"next try at {_clock(now - self.line.try_at(unit_id))}"
+            if due is None
+            else "what is due is tried at most once a second"
         )
-        self._client = client
-        if not await client.connect():
-            raise DeviceTimeoutError(f"no connection to {self.address}")
-        return client
+        raise DeviceTimeoutError(
+            f"{what}, {self.address}: not asked: silent since {since}, backed off; {then}"
+        )
 
-    def _drop(self) -> None:
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+    async def _ask(self, unit_id: int, what: str, request: ModbusPDU, due: Hashable) -> ModbusPDU:
+        began = _now()
+        seconds = self.line.begin(unit_id, due, began)
+        missing = "no connection"
+        connection: Connection | None = None
+        try:
+            async with asyncio.timeout(seconds):
+                connection = await self._connected(what, due)
+                missing = "connected, but no answer"
+                answer = await connection.ask(request)
+        except TimeoutError as error:
+            self._note_silence(connection, unit_id, due)
+            raise DeviceTimeoutError(
+                f"{what}, {self.address}: {missing} within {seconds:g} s"
+            ) from error
+        except ConnectionError as error:
+            if connection is not None and connection.heard_seconds is not None:
+                self._note_unanswered(unit_id, due)  # some gateways hang up for one unit
+            self._drop("Lost")
+            raise DeviceTimeoutError(f"{what}, {self.address}: {error}") from error
+        except BaseException:
+            # The caller's time is over; how much of it the unit had decides whether it was silent.
+            if _now() - began >= min(TRY_SECONDS, seconds):
+                self._note_silence(connection, unit_id, due)
+            elif self._mixes_up or (connection is not None and connection.mixes_up):
+                self._drop("WrongIds")
+            raise
+        if self._was_away:
+            self._was_away = False
+            self.line.forgive(_now())
+        self._unheard = self._dials_failed = 0
+        if answer.isError() and answer.exception_code in _OF_THE_GATEWAY:
+            self._note_unanswered(unit_id, due)
+        elif self.line.answered(unit_id, _now()):
+            self._log.info("unit.answers_again", unit_id=unit_id)
+        return answer
+
+    async def _connected(self, what: str, due: Hashable) -> Connection:
+        if self._connection is not None and self._connection.is_open:
+            return self._connection
+        if self._connection is not None:
+            self._drop("Lost")
+        now = _now()
+        at_seconds = self._dial_at_seconds
+        if due is not None:
+            at_seconds = min(at_seconds, self._dialled_seconds + DUE_PERIOD_SECONDS)
+        if now < at_seconds:
+            raise DeviceTimeoutError(
+                f"{what}, {self.address}: no connection; next try at "
+                f"{_clock(now - self._dial_at_seconds)}"
+            )
+        self._dialled_seconds = now
+        try:
+            _, connection = await asyncio.get_running_loop().create_connection(
+                lambda: Connection(self._note_late), *self.address
+            )
+        except BaseException as error:
+            self._note_no_connection()
+            if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+                raise DeviceTimeoutError(
+                    f"{what}, no connection to {self.address}: {error}"
+                ) from error
+            raise
+        metrics.DEVICE_CONNECTIONS.labels("Opened").inc()
+        self._connection, self._opened_seconds, self._unheard = connection, _now(), 0
+        return connection
+
+    def _drop(self, why: str) -> None:
+        """End a connection; one that nothing ever came from was none."""
+        connection = self._connection
+        if connection is None:
+            return
+        self.close()
+        metrics.DEVICE_CONNECTIONS.labels(why).inc()
+        self._log.warning("connection.dropped", why=why)
+        if connection.heard_seconds is None:
+            self._note_no_connection()
+        if connection.heard_seconds is not None or connection.mixes_up:
+            self._mixes_up = connection.mixes_up
+
+    def _note_no_connection(self) -> None:
+        metrics.DEVICE_CONNECTIONS.labels("Failed").inc()
+        self._was_away = True
+        self._dials_failed += 1
+        pause_seconds = 2.0 ** (self._dials_failed - 2) if self._dials_failed > 1 else 0.0
+        self._dial_at_seconds = _now() + min(pause_seconds, MOST_DIAL_SECONDS)
+
+    def _note_silence(self, connection: Connection | None, unit_id: int, due: Hashable) -> None:
+        """Note a request without an answer; drop a connection that cannot be relied on any more."""
+        if connection is None:
+            return  # nothing was sent: that says nothing of the unit
+        self._note_unanswered(unit_id, due)
+        self._unheard += 1
+        heard = connection.heard_seconds
+        silent_seconds = _now() - (self._opened_seconds if heard is None else heard)
+        if self._mixes_up or connection.mixes_up:
+            self._drop("WrongIds")
+        elif self._unheard >= SUSPECT_REQUESTS and silent_seconds >= SUSPECT_SECONDS:
+            self._drop("Silent")
+            self._was_away = True
+            self.line.forgive(_now())
+
+    def _note_unanswered(self, unit_id: int, due: Hashable) -> None:
+        if self.line.unanswered(unit_id, due, _now()):
+            self._log.warning("unit.backed_off", unit_id=unit_id)
+
+    def _note_late(self, unit_id: int, seconds: float) -> None:
+        self._unheard = 0
+        self.line.answered_late(unit_id, seconds, _now())
 
     def _check(self, answer: ModbusPDU, what: str) -> None:
         if not answer.isError():
@@ -116,26 +287,36 @@ class Bus:
         code = answer.exception_code
         name = _EXCEPTIONS.get(code, "unknown")
         text = f"{what}, {self.address}: the device answered exception {code} ({name})"
-        raise DeviceRefusedError(text) if code in _FINAL else DeviceTimeoutError(text)
-
-
-@contextmanager
-def before_writing() -> Iterator[None]:
-    """Say of what fails in here that nothing was written yet."""
-    try:
-        yield
-    except DeviceTimeoutError as error:
-        raise DeviceUnreachableError(str(error)) from error
+        if code in _FINAL:
+            raise DeviceRefusedError(text)
+        raise AnsweredError(text) if code in _OF_REGISTERS else DeviceTimeoutError(text)
 
 
 class Unit:
     """One unit behind a connection, and how long it may take for an answer."""
 
-    def __init__(self, bus: Bus, unit_id: int, timeout_seconds: float) -> None:
-        self._bus, self._unit_id, self._timeout_seconds = bus, unit_id, timeout_seconds
+    def __init__(self, bus: Bus, unit_id: int) -> None:
+        self._bus, self._unit_id = bus, unit_id
+        self._reads_for: Hashable = None
+        self._writes: Hashable = "a write"
 
     def __str__(self) -> str:
         return f"unit {self._unit_id} at {self._bus.address}"
+
+    @contextmanager
+    def before_writing(self, wanted: Hashable) -> Iterator[None]:
+        """Say of what fails in here that nothing was written yet.
+
+        Reads in here are part of a write that is due, and go before others; ``wanted`` is what is
+        to be written.
+        """
+        self._reads_for = self._writes = wanted
+        try:
+            yield
+        except DeviceTimeoutError as error:
+            raise DeviceUnreachableError(str(error)) from error
+        finally:
+            self._reads_for = None
 
     async def read(self, register: int, count: int, table: Table = "holding") -> bytes:
         """Return ``count`` registers, two bytes each.
@@ -159,41 +340,51 @@ class Unit:
         """
         words = [int.from_bytes(data[at : at + 2]) for at in range(0, len(data), 2)]
         await self._bus.request(
+            self._unit_id,
             f"write of {len(words)} registers at {register}, unit {self._unit_id}",
-            self._timeout_seconds,
-            lambda client: client.write_registers(register, words, device_id=self._unit_id),
+            WriteMultipleRegistersRequest(address=register, registers=words, dev_id=self._unit_id),
+            due=self._writes,
         )
 
     async def close(self) -> None:
         """End the use of the connection; the last unit behind it closes it."""
-        _, users = _buses[self._bus.address]
-        if users > 1:
-            _buses[self._bus.address] = (self._bus, users - 1)
-            return
-        del _buses[self._bus.address]
-        await self._bus.close()
+        self._bus.line.leave(self._unit_id)
+        if self._bus.line.is_empty:
+            del _buses[self._bus.address]
+            self._bus.close()
 
     async def _read(self, register: int, count: int, table: Table) -> bytes:
         what = f"read of {count} {table} registers at {register}, unit {self._unit_id}"
-
-        def ask(client: AsyncModbusTcpClient) -> _Answer:
-            read = (
-                client.read_input_registers if table == "input" else client.read_holding_registers
-            )
-            return read(register, count=count, device_id=self._unit_id)
-
-        answer = await self._bus.request(what, self._timeout_seconds, ask)
+        message = ReadInputRegistersRequest if table == "input" else ReadHoldingRegistersRequest
+        request = message(address=register, count=count, dev_id=self._unit_id)
+        answer = await self._bus.request(self._unit_id, what, request, due=self._reads_for)
         if len(answer.registers) != count:
-            raise DeviceTimeoutError(f"{what}: {len(answer.registers)} registers came back")
+            raise AnsweredError(f"{what}: {len(answer.registers)} registers came back")
         return b"".join(word.to_bytes(2) for word in answer.registers)
 
 
-_buses: dict[Address, tuple[Bus, int]] = {}
+_buses: dict[Address, Bus] = {}
 
 
 def take_unit(options: UnitOptions) -> Unit:
     """Return a unit; all behind one host and port share a connection."""
     address = Address(options.host, options.port)
-    bus, users = _buses.get(address) or (Bus(address), 0)
-    _buses[address] = (bus, users + 1)
-    return Unit(bus, options.unit_id, options.timeout_seconds)
+    bus = _buses.setdefault(address, Bus(address))
+    bus.line.join(options.unit_id, options.timeout_seconds)
+    return Unit(bus, options.unit_id)
+
+
+def _count_backed_off() -> int:
+    return sum(bus.line.count_backed_off() for bus in list(_buses.values()))
+
+
+metrics.UNITS_BACKED_OFF.set_function(_count_backed_off)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _clock(seconds_ago: float) -> str:
+    """Return the time of day; it stays the same as time goes by, unlike a number of seconds."""
+    return time.strftime("%H:%M:%S UTC", time.gmtime(round(time.time() - seconds_ago)))

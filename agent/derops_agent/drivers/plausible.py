@@ -1,24 +1,60 @@
-"""What no device measures, so that its register must be wrong or misread."""
+"""What no device measures, so that its register must be wrong or misread.
+
+Only what cannot be is refused: what is unlikely may be true, and is what people want to see then.
+"""
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
-from derops.errors import DeviceRefusedError
 from derops.wire.v1 import agent_pb2
 
-_BEYOND = 2.0  # times the rating: no device delivers that
+Q: TypeAlias = agent_pb2.Quantity
+
+_BEYOND: Mapping[int, tuple[str, float, str]] = {
+    Q.ACTIVE_POWER_WATTS: ("power", 2, "W"),
+    # A rating may be set far below what the hardware is made for.
+    Q.REACTIVE_POWER_VARS: ("reactive power", 10, "var"),
+    Q.AVAILABLE_POWER_WATTS: ("available power", 10, "W"),
+}
+"""Times the rating that no device delivers."""
+
+_RANGES: Mapping[int, tuple[str, float, float, str]] = {
+    Q.STATE_OF_CHARGE_PERCENT: ("state of charge", 0, 100, "%"),
+    # Of grids up to the highest transmission voltage, and of 400 Hz ones that run away.
+    Q.VOLTAGE_VOLTS: ("voltage", 0, 1e6, "V"),
+    Q.FREQUENCY_HERTZ: ("frequency", 0, 500, "Hz"),
+    # From absolute zero to what melts the device.
+    Q.TEMPERATURE_CELSIUS: ("temperature", -273.15, 1000, "°C"),
+    # More than the largest plants yield in their life.
+    Q.ENERGY_INJECTED_WATT_HOURS: ("injected energy", 0, 1e15, "Wh"),
+    Q.ENERGY_ABSORBED_WATT_HOURS: ("absorbed energy", 0, 1e15, "Wh"),
+}
 
 
-def refuse_nonsense(values: Mapping[int, float], most_watts: float) -> None:
-    """Check a sample, keyed by quantity, against the rating.
+def what_cannot_be(quantity: int, value: float, most_watts: float) -> str:
+    """Return why a device cannot have measured ``value``; empty = it can.
 
-    Raises:
-        DeviceRefusedError: A value cannot be; the message has it.
+    Args:
+        quantity: Number of ``agent_pb2.Quantity``.
+        value: In the unit of the quantity.
+        most_watts: The larger rating of the device.
     """
-    power = values.get(int(agent_pb2.ACTIVE_POWER_WATTS))
-    if power is not None and abs(power) > _BEYOND * most_watts:
-        raise DeviceRefusedError(
-            f"the device says that its power is {power:g} W; it is rated {most_watts:g} W"
+    if quantity in _BEYOND:
+        name, times, unit = _BEYOND[quantity]
+        most = times * most_watts
+        if abs(value) <= most:
+            return ""
+        return (
+            f"the device says that its {name} is {value:g} {unit}; it is rated {most_watts:g} W, "
+            f"and beyond {most:g} {unit} cannot be"
         )
-    charge = values.get(int(agent_pb2.STATE_OF_CHARGE_PERCENT))
-    if charge is not None and not 0 <= charge <= 100:
-        raise DeviceRefusedError(f"the device says that its state of charge is {charge:g} %")
+    found = _RANGES.get(quantity)
+    if found is None:
+        return ""
+    name, least, most, unit = found
+    if least <= value <= most:
+        return ""
+    return (
+        f"the device says that its {name} is {value:g} {unit}; it can be {least:g} to "
+        f"{most:g} {unit}"
+    )

@@ -14,6 +14,7 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
+from derops.devices import bounded
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2, log_pb2
 from derops_headend.access.certificates import AgentCertificate
@@ -45,6 +46,9 @@ MAX_REFUSED_BATCHES = 256
 
 MAX_DROPPED_BATCHES = 256
 """Batches beyond the credit before the stream is ended."""
+
+DEVICE_EVERY_US = 5 * SECOND_US
+"""How often it is looked at what one agent says of its device."""
 
 MAX_CLOCK_OFFSET_US = 5_000_000
 """An agent refuses dispatches beyond this; its samples are marked."""
@@ -83,12 +87,14 @@ class AgentStream:
         "_clock_off_us",
         "_clock_offset_milliseconds",
         "_context",
+        "_device",
         "_dropped_batches",
         "_ending",
         "_exchange",
         "_handler",
         "_heard_us",
         "_heartbeat_seconds",
+        "_look_at_device_us",
         "_monotonic_us",
         "_order",
         "_peer_left",
@@ -143,6 +149,8 @@ class AgentStream:
         self._dropped_batches = self._refused_batches = 0
         self._clock_offset_milliseconds: int | None = None
         self._clock_off_us = 0
+        self._device: tuple[agent_pb2.DeviceFacts, int] | None = None
+        self._look_at_device_us = 0
         self._ending: agent_pb2.Bye | None = None
         self._peer_left = self._said_bye = False
 
@@ -391,6 +399,8 @@ class AgentStream:
             return self._take_gap(message.gap)
         if kind == "heartbeat":
             self._note_clock(message.heartbeat.agent_sent_us)
+            if message.heartbeat.HasField("device"):
+                self._note_device(message.heartbeat.device)
             reply = agent_pb2.HeartbeatReply(
                 agent_sent_us=message.heartbeat.agent_sent_us,
                 gateway_received_us=self._exchange.now_us(),
@@ -409,6 +419,31 @@ class AgentStream:
         self._clock_off_us = max(self._clock_off_us, min(abs(offset_us), MAX_TIME_US))
         wrong = MAX_CLOCK_OFFSET_US < abs(offset_us) < MAX_TIME_US
         self._clock_offset_milliseconds = offset_us // 1000 if wrong else None
+
+    def _note_device(self, facts: agent_pb2.DeviceFacts) -> None:
+        """Keep what is wrong with the device, and have it told if it is news.
+
+        What is not looked at, as it comes too soon, comes again with a later heartbeat.
+        """
+        if self._monotonic_us() < self._look_at_device_us:
+            return
+        self._look_at_device_us = self._monotonic_us() + DEVICE_EVERY_US
+        held = bounded(facts)
+        for point in held.bad_points:
+            point.ClearField("samples")  # it rises with each sample, which is no news
+        if self._device is None or held != self._device[0]:
+            self._device = (held, self._exchange.now_us())
+            self._exchange.tell_device(self)
+
+    @property
+    def device(self) -> control_pb2.DeviceState | None:
+        """What its agent last said of the device; None = nothing yet."""
+        if self._device is None:
+            return None
+        facts, received_us = self._device
+        return control_pb2.DeviceState(
+            asset_uid=self.session.asset_uid, facts=facts, received_us=received_us
+        )
 
     def _take_telemetry(self, batch: agent_pb2.TelemetryBatch) -> Violation | None:
         self._exchange.admission.count()

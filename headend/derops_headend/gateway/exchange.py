@@ -67,6 +67,10 @@ class AgentOutlet(Protocol):
     def is_alive(self) -> bool:
         """Whether its agent was heard of lately and neither side has ended it."""
 
+    @property
+    def device(self) -> control_pb2.DeviceState | None:
+        """What its agent last said of the device; None = nothing yet."""
+
     def send(self, message: agent_pb2.GatewayMessage) -> None:
         """Queue a message."""
 
@@ -252,6 +256,11 @@ class Exchange:
         dispatch = self.desired.dispatch(dispatch_uid)
         if dispatch is not None:
             self._tell(Message(delivery=self._delivery(dispatch)))
+
+    def tell_device(self, stream: AgentOutlet) -> None:
+        """Tell the operator what an agent says of its device."""
+        if (device := stream.device) is not None:
+            self._tell(Message(device=device))
 
     def owner(
         self, asset: dispatch_pb2.AssetId, ledger_id: str, dispatch_uid: str
@@ -476,6 +485,10 @@ class Exchange:
     def everything(self) -> Iterator[control_pb2.ReplicaMessage]:
         """Yield what the operator is told after its snapshot, each as it is when it is its turn."""
         for uid in [asset.id.uid for asset in self.desired.assets()]:
+            stream = self._streams.get(uid)
+            if stream is not None and (device := stream.device) is not None:
+                # First: a session of which nothing is told says that nothing is known.
+                yield Message(device=device)
             yield Message(session=self.sessions.everything(uid))
         for uid in [each.uid for each in self.desired.dispatches()]:
             dispatch = self.desired.dispatch(uid)

@@ -90,6 +90,8 @@ class OperatorQueue:
                 return self._key_of_session(message.session)
             case "delivery":
                 return kind, message.delivery.dispatch_uid
+            case "device":
+                return kind, message.device.asset_uid
             case "report":
                 return kind, message.report.asset_uid, message.report.report.dispatch_uid
             case "accepted_version" if self._waiting:

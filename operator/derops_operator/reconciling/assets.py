@@ -23,6 +23,7 @@ from derops_operator.reconciling.actions import (
     Warn,
 )
 from derops_operator.reconciling.conditions import Wanted, find, fold, status_of, truth
+from derops_operator.reconciling.devices import device_conditions
 
 RELEASE_GRACE_US = 60 * SECOND_US
 """How long an asset that is taken out waits for its dispatches to be reverted."""
@@ -123,6 +124,7 @@ def reconcile_asset(
                 _enrolled(ledger, own, now_us),
                 _connected(asset, session),
                 *_quarantined(asset, ledger),
+                *device_conditions(asset.status.get("conditions", []), session),
             ],
             asset.meta.generation,
             now_us,
@@ -417,6 +419,8 @@ def _next_look(
         looks.append(_next_certificate_look_us(certificate, now_us))
     if session.link is Link.UNHEARD:
         looks.append(now_us + LOST_AFTER_US)
+    if session.device_again_us is not None:
+        looks.append(session.device_again_us)
     if releasing:
         looks.append(_since(asset, "Released", now_us) + RELEASE_GRACE_US + SECOND_US)
     if releasing and asset.meta.deleting_us is not None:

@@ -1,5 +1,6 @@
 """A device that is nothing but registers, with a timer that runs on a clock set by hand."""
 
+import asyncio
 from dataclasses import dataclass, field
 
 from pymodbus.constants import ExcCodes
@@ -25,6 +26,14 @@ class Registers:
     due_seconds: float | None = None
     written: list[tuple[int, list[int]]] = field(default_factory=list)
     ignores_values: bool = False
+    instead: dict[int, ExcCodes | None] = field(default_factory=dict)
+    """What a question that touches a register is answered with; None = it is not answered."""
+
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when nobody waits for answers any more: what was not answered is let go."""
+
+    asked: list[tuple[Table, int, int]] = field(default_factory=list)
+    """Table, first register and count of every question."""
     rounds: dict[int, int] = field(default_factory=dict)
     """Registers, and to what it rounds them; down, as far as it may be."""
 
@@ -34,6 +43,14 @@ class Registers:
         self.live()
         words = self.holding if table == "holding" else self.input
         addresses = range(address, address + count)
+        if values is None:
+            self.asked.append((table, address, count))
+        for each in addresses:
+            if each in self.instead:
+                answer = self.instead[each]
+                if answer is None:
+                    await self.over.wait()
+                return answer or ExcCodes.GATEWAY_NO_RESPONSE
         if not all(each in words for each in addresses):
             return ExcCodes.ILLEGAL_ADDRESS
         if values is not None:

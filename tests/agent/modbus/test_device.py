@@ -230,22 +230,6 @@ async def test_a_value_that_no_register_holds_is_refused_before_anything_is_writ
     assert registers.written == []
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({8: 0x7FC0}, "register 8 holds 0x7fc00000, no number"),
-        ({2: 2000}, "state of charge is 200 %"),
-        ({1: 1}, "power is -67036 W; it is rated 10000 W"),
-    ],
-)
-async def test_nonsense_is_told_with_its_value(change: dict[int, int], words: str) -> None:
-    registers = battery()
-    registers.input |= change
-    with pytest.raises(DeviceRefusedError, match=words):
-        async with opened(registers):
-            pass
-
-
 async def test_a_rating_that_cannot_be_is_told() -> None:
     registers = battery()
     registers.holding |= {100: 0, 101: 0}

@@ -65,7 +65,11 @@ async def test_a_device_that_is_another_one_says_which_registers_it_lacks() -> N
     assert code == 1
     assert "holding 211    refused             controls.generationLimit.enable" in text
     assert "holding 210    0x03e8              controls.generationLimit.value" in text
-    assert "problem   read of 2 holding registers at 210" in text
+    assert (
+        "problem   GenerationLimit: controls.generationLimit.enable cannot be read: "
+        "read of 1 holding registers at 211" in text
+    )
+    assert "exception 2" in text
 
 
 async def test_a_wrong_profile_is_one_line(tmp_path: Path) -> None:
@@ -86,3 +90,55 @@ async def test_no_device_is_one_line() -> None:
     assert code == 1
     assert "unit 9" in error
     assert len(error.splitlines()) == 1
+
+
+async def test_what_will_not_work_is_a_list_and_another_exit_code(tmp_path: Path) -> None:
+    profile = tmp_path / "profile.yaml"
+    profile.write_text(
+        "name: no way to charge\n"
+        "ratings: {maxInjectionWatts: {watts: 10000}, maxAbsorptionWatts: {watts: 8000}}\n"
+        "measurements:\n"
+        "  stateOfChargePercent: {address: 2, type: uint16, scale: 0.1, table: input}\n"
+        "  voltageVolts: {address: 7, type: uint16, scale: 0.1, table: input}\n"
+        "controls:\n"
+        "  activePower: {value: {address: 200, type: uint16}, enable: {address: 201}}\n"
+    )
+    registers = battery()
+    registers.input[2] = 1010
+    async with PymodbusLine({1: registers}) as line:
+        code, text, _ = await run(line, profile)
+        _, output, _ = await run(line, profile, "--output", "json")
+
+    found = json.loads(output)
+    assert code == 3
+    assert found["usable"]
+    assert found["limits"][:2] == [
+        "ActivePower: cannot absorb: its register holds no such value",
+        "ActivePower: verify: Required is refused (CannotVerify): no active power is measured",
+    ]
+    assert found["limits"][3].startswith("stateOfChargePercent is not measured: ")
+    assert found["limits"][3].endswith("101 %; it can be 0 to 100 % (0x03f2)")
+    assert found["limits"][2].startswith("voltageVolts is not measured: read of 1 input registers")
+    assert all(f"limit     {limit}" in text for limit in found["limits"])
+
+
+async def test_a_register_that_is_not_answered_is_found_among_the_others() -> None:
+    registers = battery()
+    registers.instead = {220: None}
+    async with PymodbusLine({1: registers}) as line:
+        code, text, _ = await run(line, BATTERY, "--timeout-seconds", "0.2")
+        registers.over.set()
+
+    assert code == 1
+    assert "problem   CeaseToEnergize: controls.energize cannot be read: " in text
+    assert "no answer within 0.2 s" in text
+
+
+async def test_a_profile_without_a_control_says_that_nothing_can_be_held(tmp_path: Path) -> None:
+    profile = tmp_path / "profile.yaml"
+    profile.write_text("name: meter\nratings: {maxInjectionWatts: {watts: 10000}}\n")
+    async with PymodbusLine({1: battery()}) as line:
+        code, text, _ = await run(line, profile)
+
+    assert code == 1
+    assert "problem   no mode can be held: the profile has no control" in text

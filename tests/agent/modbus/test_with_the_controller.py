@@ -5,9 +5,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from pymodbus.constants import ExcCodes
 from tests.agent.fakes import T0, Agent, S, asset, order
 from tests.agent.lines import GoLine
-from tests.agent.modbus.registers import Registers, charger
+from tests.agent.modbus.registers import Registers, battery, charger
 from tests.agent.modbus.test_device import PROFILES
 
 from derops_agent.drivers import open_device
@@ -131,3 +132,54 @@ async def test_a_charger_is_limited_verified_and_let_go(tmp_path: Path) -> None:
     assert agent.outcome() == ("Complete", "WindowEnded")
     assert (report.evidence, report.verified) == ("Effect", "True")
     assert report.reversion_guard == "DeviceTimer"
+
+
+async def test_what_cannot_be_verified_is_refused_in_each_mode(tmp_path: Path) -> None:
+    profile = tmp_path / "profile.yaml"
+    text = (PROFILES / "battery.yaml").read_text()
+    profile.write_text(
+        "\n".join(line for line in text.splitlines() if "activePowerWatts" not in line)
+    )
+    async with GoLine({1: battery()}) as line:
+        agent = Agent(tmp_path)
+        host, port = line.address
+        config = {"kind": "modbus", "host": host, "port": port, "profile": str(profile)}
+        device = await open_device(config, tmp_path, agent.clock)
+        await agent.use(device)
+        await agent.start(asset())
+        for mode, watts in (("ActivePower", 100), ("GenerationLimit", 100), ("CeaseToEnergize", 0)):
+            await agent.give(order(mode, mode=mode, watts=watts, verify="Required"))
+            await agent.give(order(f"{mode} report", mode=mode, watts=watts))
+        await device.close()
+
+    for mode in ("ActivePower", "GenerationLimit", "CeaseToEnergize"):
+        assert agent.outcome(mode) == ("Rejected", "CannotVerify")
+        assert agent.outcome(f"{mode} report") == ("Acked", "Accepted")
+
+
+async def test_one_bad_point_leaves_a_dispatch_alone(tmp_path: Path) -> None:
+    registers = battery()
+    async with GoLine({1: registers}) as line:
+        agent = Agent(tmp_path)
+        host, port = line.address
+        profile = str(PROFILES / "battery.yaml")
+        config = {"kind": "modbus", "host": host, "port": port, "profile": profile}
+        device = await open_device(config, tmp_path, agent.clock)
+        await agent.use(device)
+        await agent.start(asset(verification_settle_seconds=5))
+        await agent.give(order(watts=2000, verify="Required"))
+        registers.input |= {2: 1010, 8: 0x7FC0}  # state of charge 101 %, an energy that is NaN
+        for second in range(165):
+            agent.clock.pass_seconds(1)
+            if second == 80:
+                registers.instead = {3: ExcCodes.ILLEGAL_ADDRESS}
+            held = registers.holding[200] * 10 if registers.holding[201] == 2 else 0
+            power = held - 0x10000 * 10 if held > 0x7FFF * 10 else held
+            registers.input |= {0: power & 0xFFFF, 1: power >> 16 & 0xFFFF}
+            agent.controller.take(await agent.device.sample())
+            await agent.controller.turn()
+        await device.close()
+
+    report = agent.report()
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert (report.evidence, report.verified) == ("Effect", "True")

@@ -256,3 +256,16 @@ async def test_local_control_is_told_and_refuses(broken: Breaker) -> None:
         await rig.device.write(FIVE)
 
     assert (await rig.device.sample()).local_control
+
+
+async def test_a_bad_point_is_one_absent_quantity(broken: Breaker) -> None:
+    rig = broken(badPoints=["stateOfChargePercent", "localControl"])
+
+    reading = await rig.device.sample()
+
+    assert agent_pb2.STATE_OF_CHARGE_PERCENT not in reading.values
+    assert agent_pb2.ACTIVE_POWER_WATTS in reading.values
+    assert [(bad.name, bad.quantity) for bad in reading.bad_points] == [
+        ("stateOfChargePercent", agent_pb2.STATE_OF_CHARGE_PERCENT),
+        ("localControl", 0),
+    ]

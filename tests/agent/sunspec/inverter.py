@@ -100,6 +100,18 @@ class Inverter:
     keeps_value_while_enabled: bool = False
     """A new value counts only once the function was off."""
 
+    base: int = BASE
+    """Where its map begins."""
+
+    instead: dict[int, ExcCodes | None] = field(default_factory=dict)
+    """What a question that touches a register is answered with; None = it is not answered."""
+
+    beyond: ExcCodes | None = ExcCodes.ILLEGAL_ADDRESS
+    """The same of registers that are not in its map."""
+
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when nobody waits for answers any more: what was not answered is let go."""
+
     written: list[tuple[int, str, Any]] = field(default_factory=list)
     """Every point that was written, in order."""
 
@@ -152,14 +164,26 @@ class Inverter:
         if self.hold is not None:
             await self.hold.wait()
         self.live()
-        first = address - BASE
+        for each in range(address, address + count):
+            if each in self.instead:
+                return await self._refuse(self.instead[each])
+        first = address - self.base
         if table != "holding" or not 0 <= first <= len(self.registers) - count:
-            return ExcCodes.ILLEGAL_ADDRESS
+            return await self._refuse(self.beyond)
         if values is not None and self.refuse is not None:
             return self.refuse
         if values is not None:
             self._take(first, values)
         return self.registers[first : first + count]
+
+    async def _refuse(self, code: ExcCodes | None) -> ExcCodes:
+        if code is None:
+            await self.over.wait()
+        return code or ExcCodes.GATEWAY_NO_RESPONSE
+
+    def at(self, model_id: int, name: str) -> int:
+        """Return the first register of a point."""
+        return self.base + self._places[model_id] + points_of(model_id)[name].at
 
     def _take(self, at: int, words: list[int]) -> None:
         while words:

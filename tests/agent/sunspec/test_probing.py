@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+from pymodbus.constants import ExcCodes
 from tests.agent.lines import PymodbusLine as Line
 from tests.agent.sunspec.inverter import BATTERY, Inverter
 
@@ -53,7 +54,7 @@ async def test_a_device_that_cannot_be_used_says_why() -> None:
 
     assert code == 1
     assert "problem   the device's most power is None" in text
-    assert "problem   it has no function" in text
+    assert "problem   no mode can be held: it has no function" in text
 
 
 async def test_no_device_is_one_line() -> None:
@@ -63,3 +64,35 @@ async def test_no_device_is_one_line() -> None:
     assert code == 1
     assert "unit 9" in error
     assert len(error.splitlines()) == 1
+
+
+async def test_what_will_not_work_is_a_list_and_another_exit_code() -> None:
+    models = {**BATTERY, 701: {"W": 0, "W_SF": 99, "Hz": 5000, "Hz_SF": -2}}
+    inverter = Inverter(models)
+    inverter.instead = {inverter.at(704, "WMaxLimPctEna"): ExcCodes.ILLEGAL_ADDRESS}
+    async with Line({1: inverter}) as line:
+        code, text, _ = await run(line)
+        _, output, _ = await run(line, "--output", "json")
+
+    found = json.loads(output)
+    assert code == 3
+    assert found["usable"]
+    assert found["problems"] == []
+    assert [limit.split(" 99")[0] for limit in found["limits"][:4]] == [
+        found["limits"][0],
+        "ActivePower: verify: Required is refused (CannotVerify): no active power is measured",
+        "CeaseToEnergize: verify: Required is refused (CannotVerify): no active power is measured",
+        "701 W is not measured: W_SF of model 701 is",
+    ]
+    assert found["limits"][0].startswith("704 WMaxLimPctEna: what needs it is not offered:")
+    assert "exception 2" in found["limits"][0]
+    assert all(f"limit     {limit}" in text for limit in found["limits"])
+
+
+async def test_a_map_where_nobody_looks_is_found_if_it_is_told() -> None:
+    async with Line({1: Inverter(BATTERY, base=30_000)}) as line:
+        without, _, error = await run(line)
+        code, _, _ = await run(line, "--base-register", "30000")
+
+    assert (without, code) == (1, 0)
+    assert "no SunSpec map" in error

@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.headend.gateway.rig import FakeLog
 
 from derops.ids import AssetName
-from derops.wire.v1 import agent_pb2
+from derops.wire.v1 import agent_pb2, control_pb2
 from derops_headend.access.certificates import AgentCertificate
 from derops_headend.fleet.sessions import Session
 from derops_headend.gateway.admission_control import AdmissionControl
@@ -29,6 +29,7 @@ class Outlet:
     looks: int = 0
     ended: list[str] = field(default_factory=list)
     is_alive: bool = True
+    device: control_pb2.DeviceState | None = None
 
     def send(self, message: agent_pb2.GatewayMessage) -> None: ...
     def offer(self, dispatch_uid: str) -> None: ...

@@ -110,8 +110,7 @@ def held(profile: Profile, rated: Rated, image: Image, asked: Setpoints) -> Setp
         asked: What was written last. Without ``enable`` a setpoint that equals ``release`` looks
             released; it counts as held if it was asked for.
 
-    Raises:
-        DeviceRefusedError: A register holds what is no number.
+    What is no number is nothing that the device holds; other modes are not touched by it.
     """
     remote = profile.remote_control
     if remote is not None and image.word(remote) != remote.on_value:
@@ -265,7 +264,11 @@ def _held_watts(
         or _encode(name, control, value, asked_watts, rated_watts) != _released(control)
     ):
         return None
-    return whole_watts(_watts(control, value.decode(image.data(value)), rated_watts))
+    try:
+        number = value.decode(image.data(value))
+    except DeviceRefusedError:
+        return None
+    return whole_watts(_watts(control, number, rated_watts))
 
 
 def _released(control: Control) -> bytes:

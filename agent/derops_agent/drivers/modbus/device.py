@@ -1,12 +1,14 @@
 """A device with a profile behind the agent's port."""
 
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from derops.errors import DeviceRefusedError
+from derops.errors import DeviceRefusedError, DeviceTimeoutError
 from derops.wire.v1 import agent_pb2
 from derops_agent.clock import Clock
 from derops_agent.drivers.modbus.controls import (
@@ -17,15 +19,16 @@ from derops_agent.drivers.modbus.controls import (
     registers_of,
     resolutions_of,
 )
-from derops_agent.drivers.modbus.image import Image, read_image
+from derops_agent.drivers.modbus.image import Image, read_image, span_of
 from derops_agent.drivers.modbus.loading import load_profile
 from derops_agent.drivers.modbus.points import Register
 from derops_agent.drivers.modbus.profile import Profile, Rating
-from derops_agent.drivers.modbus_tcp import Unit, before_writing, take_unit
+from derops_agent.drivers.modbus_tcp import Unit, take_unit
 from derops_agent.drivers.options import DriverOptionError, explain
-from derops_agent.drivers.plausible import refuse_nonsense
+from derops_agent.drivers.plausible import what_cannot_be
+from derops_agent.drivers.reading import Answers, Reader, join
 from derops_agent.drivers.units import UnitOptions
-from derops_agent.ports import Capability, Reading, Reversion, Setpoints
+from derops_agent.ports import BadPoint, Capability, Reading, Reversion, Setpoints
 
 
 class ModbusOptions(UnitOptions):
@@ -40,11 +43,13 @@ class ProfiledDevice:
     def __init__(self, profile: Profile, unit: Unit, clock: Clock, rated: Rated) -> None:
         self._profile, self._unit, self._clock, self._rated = profile, unit, clock, rated
         self._asked = Setpoints()
+        self._local_control = self._sampled = False
+        self._reader = Reader(unit, join(map(span_of, measured_registers(profile))), clock)
         self._capability = capability_of(profile, rated)
 
     @property
     def capability(self) -> Capability:
-        """What the device can do."""
+        """What the device can do; that it measures its power is known once it did."""
         return self._capability
 
     async def write(self, setpoints: Setpoints, reversion: Reversion | None = None) -> int | None:
@@ -55,7 +60,7 @@ class ProfiledDevice:
             DeviceUnreachableError: Nothing was written.
             DeviceRefusedError: The device answered no, or a register cannot hold a value.
         """
-        with before_writing():
+        with self._unit.before_writing(setpoints):
             image = await read_image(self._unit, registers_of(self._profile))
         writes, armed_seconds = plan(self._profile, self._rated, image, setpoints, reversion)
         self._asked = setpoints
@@ -73,16 +78,25 @@ class ProfiledDevice:
         return held(self._profile, self._rated, image, self._asked)
 
     async def sample(self) -> Reading:
-        """Measure.
+        """Measure. While nobody can tell who has control, it counts as it was last told.
 
         Raises:
-            DeviceError: It could not be asked, or answered what cannot be.
+            DeviceTimeoutError: It answered nothing.
         """
-        image = await read_image(self._unit, measured_registers(self._profile))
+        answers = await self._reader.read()
+        values, bad = read_values(self._profile, answers, self._rated)
+        local_control, bad_local = read_local_control(self._profile, answers)
+        if local_control is not None:
+            self._local_control = local_control
+        measures = agent_pb2.ACTIVE_POWER_WATTS in values
+        if measures or not self._sampled:
+            self._capability = replace(self._capability, can_measure=measures)
+        self._sampled = True
         return Reading(
             at_us=self._clock.now_us(),
-            values=read_values(self._profile, image, self._rated),
-            local_control=in_local_control(self._profile, image),
+            values=values,
+            local_control=self._local_control,
+            bad_points=(*bad, *bad_local),
         )
 
     async def close(self) -> None:
@@ -91,19 +105,20 @@ class ProfiledDevice:
 
 
 async def open_modbus(options: Mapping[str, Any], clock: Clock) -> ProfiledDevice:
-    """Open a device by its profile; all that will be read is read once.
+    """Open a device by its profile; all that will be read is read once, if it answers.
 
     Raises:
         SettingError: An option or the profile is wrong.
-        DeviceError: It did not answer, or is none that the profile describes.
+        DeviceError: It did not answer what it can do, or lacks what it is controlled by.
     """
     parsed, profile = parse_options(options)
     unit = take_unit(parsed)
     try:
         rated = await read_rated(profile, unit)
         device = ProfiledDevice(profile, unit, clock, rated)
-        await device.sample()
-        await device.read_setpoints()
+        with suppress(DeviceTimeoutError):  # what it can do is known: it is told as silent
+            await device.sample()
+            await device.read_setpoints()
     except BaseException:
         await unit.close()
         raise
@@ -158,30 +173,49 @@ def capability_of(profile: Profile, rated: Rated) -> Capability:
 
 
 def measured_registers(profile: Profile) -> list[Register]:
-    """Return what must be read for a sample."""
+    """Return what is read for a sample."""
     found: list[Register] = list(profile.measurements.points().values())
     return found if profile.local_control is None else [*found, profile.local_control]
 
 
-def read_values(profile: Profile, image: Image, rated: Rated) -> dict[int, float]:
-    """Return a sample, keyed by quantity; what the device does not measure is absent.
-
-    Raises:
-        DeviceRefusedError: A value cannot be; the message has it.
-    """
-    values = {}
+def read_values(
+    profile: Profile, answers: Answers, rated: Rated
+) -> tuple[dict[int, float], list[BadPoint]]:
+    """Return a sample, keyed by quantity, and what is absent from it though it should be there."""
+    values: dict[int, float] = {}
+    bad: list[BadPoint] = []
+    most_watts = max(rated.max_injection_watts, rated.max_absorption_watts)
+    fields, image = type(profile.measurements).model_fields, Image(answers.words)
     for name, point in profile.measurements.points().items():
-        value = point.measure(image.data(point))
-        if value is not None:
-            values[int(agent_pb2.Quantity.Value(name.upper()))] = value
-    refuse_nonsense(values, max(rated.max_injection_watts, rated.max_absorption_watts))
-    return values
+        quantity = int(agent_pb2.Quantity.Value(name.upper()))
+        raw, problem = "", answers.problems.get(span_of(point), "")
+        if not problem:
+            raw = f"0x{image.data(point).hex()}"
+            try:
+                value = point.measure(image.data(point))
+            except DeviceRefusedError as error:
+                problem = str(error)
+            else:
+                if value is None:
+                    continue
+                values[quantity] = value
+                problem = what_cannot_be(quantity, value, most_watts)
+        if problem:
+            values.pop(quantity, None)
+            key = str(fields[name].alias)
+            bad.append(BadPoint(name=key, raw=raw, problem=problem, quantity=quantity))
+    return values, bad
 
 
-def in_local_control(profile: Profile, image: Image) -> bool:
-    """Tell whether somebody on site has taken the device over."""
+def read_local_control(profile: Profile, answers: Answers) -> tuple[bool | None, list[BadPoint]]:
+    """Tell whether somebody on site has taken the device over; None = it does not say now."""
     local = profile.local_control
-    return local is not None and image.word(local) in local.values
+    if local is None:
+        return False, []
+    problem = answers.problems.get(span_of(local))
+    if problem is not None:
+        return None, [BadPoint(name="localControl", raw="", problem=problem)]
+    return Image(answers.words).word(local) in local.values, []
 
 
 def _watts(rating: Rating, image: Image) -> int:

@@ -1,9 +1,10 @@
-"""Registers of a device as they were read, and which requests it takes to read them."""
+"""Registers of a device as they were read."""
 
 from collections.abc import Iterable
 
 from derops_agent.drivers.modbus.points import Register
-from derops_agent.drivers.modbus_tcp import MOST_REGISTERS, Table, Unit
+from derops_agent.drivers.modbus_tcp import Table, Unit
+from derops_agent.drivers.reading import Span, Words, join, read_all
 
 
 def table_of(register: Register) -> Table:
@@ -12,30 +13,15 @@ def table_of(register: Register) -> Table:
     return table
 
 
-def runs(registers: Iterable[Register]) -> list[tuple[Table, int, int]]:
-    """Return table, first register and count of the fewest requests.
-
-    Only what touches goes into one request: devices refuse to read what they do not have, be it in
-    between. No value is split over two requests, since it may change in the meantime.
-    """
-    found: list[tuple[Table, int, int]] = []
-    for table, start, count in sorted(
-        {(table_of(each), each.address, each.registers) for each in registers}
-    ):
-        if found:
-            last_table, first, length = found[-1]
-            together = max(length, start + count - first)
-            if last_table == table and start <= first + length and together <= MOST_REGISTERS:
-                found[-1] = (table, first, together)
-                continue
-        found.append((table, start, count))
-    return found
+def span_of(register: Register) -> Span:
+    """Return which registers hold it."""
+    return Span(table_of(register), register.address, register.registers)
 
 
 class Image:
     """What some registers held."""
 
-    def __init__(self, parts: dict[tuple[Table, int], bytes]) -> None:
+    def __init__(self, parts: Words) -> None:
         self._words = {
             (table, start + at // 2): data[at : at + 2]
             for (table, start), data in parts.items()
@@ -60,9 +46,4 @@ async def read_image(unit: Unit, registers: Iterable[Register]) -> Image:
     Raises:
         DeviceError: One could not be read.
     """
-    return Image(
-        {
-            (table, start): await unit.read(start, count, table)
-            for table, start, count in runs(registers)
-        }
-    )
+    return Image(await read_all(unit, join(map(span_of, registers))))

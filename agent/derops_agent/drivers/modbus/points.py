@@ -86,9 +86,10 @@ class Point(Register):
             DeviceRefusedError: They hold what is no number.
         """
         raw = struct.unpack(">" + _FORMATS[self.type], self._ordered(data))[0]
-        if not math.isfinite(raw):
+        value = float(raw * self.scale * self.sign)
+        if not math.isfinite(value):
             raise DeviceRefusedError(f"register {self.address} holds 0x{data.hex()}, no number")
-        return float(raw * self.scale * self.sign)
+        return value
 
     def encode(self, value: float) -> bytes:
         """Return the registers for a value; integers are rounded towards zero, so no limit grows.

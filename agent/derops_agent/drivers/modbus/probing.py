@@ -4,21 +4,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from derops.errors import DeviceRefusedError
+from derops.errors import DeviceError, DeviceTimeoutError
 from derops.wire.v1 import agent_pb2
-from derops_agent.drivers.findings import Findings, Mode, values_of
-from derops_agent.drivers.modbus.controls import MODES, held, registers_of, resolutions_of
+from derops_agent.clock import SystemClock
+from derops_agent.drivers.findings import Findings, Mode, limits_of, values_of
+from derops_agent.drivers.modbus.controls import MODES, Rated, held, registers_of
 from derops_agent.drivers.modbus.device import (
     ModbusOptions,
-    in_local_control,
+    capability_of,
     measured_registers,
+    read_local_control,
     read_rated,
     read_values,
 )
-from derops_agent.drivers.modbus.image import read_image, table_of
+from derops_agent.drivers.modbus.image import read_image, span_of, table_of
 from derops_agent.drivers.modbus.points import Register
 from derops_agent.drivers.modbus.profile import ControlName, Profile
 from derops_agent.drivers.modbus_tcp import Unit, take_unit
+from derops_agent.drivers.reading import Answers, Reader, join
 from derops_agent.ports import Resolution, Setpoints
 
 
@@ -30,7 +33,10 @@ class Found:
     table: str
     address: int
     raw: str
-    """In hexadecimal; empty if the device does not have it."""
+    """In hexadecimal; empty if the device did not tell it."""
+
+    problem: str
+    """Why it did not; empty if it did."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,36 +68,111 @@ async def probe(options: ModbusOptions, profile: Profile) -> ProfileProbe:
 
 
 async def _look(unit: Unit, profile: Profile) -> ProfileProbe:
-    registers = [await _find(unit, key, register) for key, register in _keys(profile)]
-    ratings: dict[str, float] = {}
+    registers = await _find_all(unit, profile)
+    problems = [*_not_controlled(profile, registers)]
+    rated = local_control = None
     measured: dict[str, float] = {}
+    limits: list[str] = []
     holds: dict[str, Any] = {}
-    local_control, problems = False, []
     resolutions: Mapping[str, Resolution] = {}
     try:
         rated = await read_rated(profile, unit)
-        ratings, resolutions = asdict(rated), resolutions_of(profile, rated)
-        image = await read_image(unit, measured_registers(profile))
-        local_control = in_local_control(profile, image)
-        for quantity, value in read_values(profile, image, rated).items():
-            measured[agent_pb2.Quantity.Name(quantity)] = value
-        image = await read_image(unit, registers_of(profile))
-        holds = asdict(held(profile, rated, image, Setpoints()))
-    except DeviceRefusedError as error:
+    except DeviceError as error:
         problems.append(str(error))
+    if rated is not None:
+        answers = await _sample(unit, profile)
+        values, bad = read_values(profile, answers, rated)
+        local_control, bad_local = read_local_control(profile, answers)
+        measured = {agent_pb2.Quantity.Name(each): value for each, value in values.items()}
+        capability = capability_of(profile, rated)
+        resolutions = capability.resolutions
+        limits = limits_of(capability, values, [*bad, *bad_local])
+        holds = await _held(unit, profile, rated, problems)
     modes = [_mode(profile, name, resolutions) for name in sorted(profile.controls.names())]
     if not modes:
-        problems.append("the profile has no control")
+        problems.append("no mode can be held: the profile has no control")
     return ProfileProbe(
         device=profile.name,
         registers=registers,
         modes=modes,
-        ratings=ratings,
+        ratings={} if rated is None else asdict(rated),
         measured=measured,
         held=holds,
-        local_control=local_control,
+        local_control=bool(local_control),
         problems=problems,
+        limits=limits,
     )
+
+
+async def _find_all(unit: Unit, profile: Profile) -> list[Found]:
+    """Ask for each register alone, so that each that is missing is known.
+
+    Raises:
+        DeviceTimeoutError: It answered neither of the first two.
+    """
+    found: list[Found] = []
+    silent = 0
+    for key, register in _keys(profile):
+        problem, raw = "", ""
+        try:
+            data = await unit.read(register.address, register.registers, table_of(register))
+            raw = f"0x{data.hex()}"
+        except DeviceError as error:
+            problem = str(error)
+            silent += isinstance(error, DeviceTimeoutError)
+            if silent == len(found) + 1 == 2:
+                raise
+        found.append(
+            Found(
+                key=key,
+                table=table_of(register),
+                address=register.address,
+                raw=raw,
+                problem=problem,
+            )
+        )
+    return found
+
+
+async def _sample(unit: Unit, profile: Profile) -> Answers:
+    spans = [span_of(each) for each in measured_registers(profile)]
+    try:
+        return await Reader(unit, join(spans), SystemClock()).read()
+    except DeviceTimeoutError as error:
+        return Answers({}, dict.fromkeys(spans, str(error)))
+
+
+async def _held(unit: Unit, profile: Profile, rated: Rated, problems: list[str]) -> dict[str, Any]:
+    try:
+        image = await read_image(unit, registers_of(profile))
+    except DeviceError as error:
+        if not problems:  # each alone was read, and together they are not
+            problems.append(str(error))
+        return {}
+    return asdict(held(profile, rated, image, Setpoints()))
+
+
+def _not_controlled(profile: Profile, registers: list[Found]) -> Iterator[str]:
+    """Yield what of the registers that are written cannot be read, and the modes that need it."""
+    found = {each.key: each for each in registers}
+    names = profile.controls.names()
+    for path, _ in profile.written():
+        each = found[_key(path)]
+        if not each.problem:
+            continue
+        match path[0]:
+            case "controls":
+                needing = [name for name in names if name == path[1]]
+            case "timers":
+                needing = [name for name in names if name in profile.timers[int(path[1])].guards]
+            case _:
+                needing = sorted(names)
+        modes = ", ".join(sorted(MODES[name] for name in needing))
+        yield f"{modes}: {each.key} cannot be read: {each.problem}"
+
+
+def _key(path: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in path)
 
 
 def _keys(profile: Profile) -> Iterator[tuple[str, Register]]:
@@ -103,18 +184,9 @@ def _keys(profile: Profile) -> Iterator[tuple[str, Register]]:
     for name, point in profile.measurements.points().items():
         yield f"measurements.{fields[name].alias}", point
     for path, register in profile.written():
-        yield ".".join(str(part) for part in path), register
+        yield _key(path), register
     if profile.local_control is not None:
         yield "localControl", profile.local_control
-
-
-async def _find(unit: Unit, key: str, register: Register) -> Found:
-    table = table_of(register)
-    try:
-        raw = "0x" + (await unit.read(register.address, register.registers, table)).hex()
-    except DeviceRefusedError:
-        raw = ""
-    return Found(key=key, table=table, address=register.address, raw=raw)
 
 
 def _mode(profile: Profile, name: ControlName, resolutions: Mapping[str, Resolution]) -> Mode:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from pydantic.alias_generators import to_camel
 
 from derops.checks import MODES_BY_TYPE
 from derops.errors import DeviceRefusedError, DeviceTimeoutError, DeviceUnreachableError
@@ -24,13 +25,21 @@ from derops_agent.drivers.simulated.stepping import (
     advance,
 )
 from derops_agent.drivers.simulated.storing import Store
-from derops_agent.ports import Capability, Reading, Resolution, Reversion, Setpoints
+from derops_agent.ports import (
+    BadPoint,
+    Capability,
+    Reading,
+    Resolution,
+    Reversion,
+    Setpoints,
+)
 
 SAVE_US = 10_000_000
 """How old the stored state may get while nothing is written to the device."""
 
 FIRMWARE = "simulated-1"
 _VERSION = 1
+_QUANTITIES = {to_camel(name.lower()): number for name, number in agent_pb2.Quantity.items()}
 _NOMINAL_VOLTS, _NOMINAL_HERTZ = 230.0, 50.0
 _VOLTAGE_SEED, _FREQUENCY_SEED, _METER_SEED, _FAULT_SEED = 101, 102, 103, 104
 
@@ -73,6 +82,7 @@ class SimulatedDevice:
         self._options, self._model, self._memory = options, model, memory
         self._store, self._clock = store, clock
         self._faults = FaultSource(store.state_file.with_name(FILE_NAME), options.faults)
+        self._local_control = False
         self._saves = 0
         self._log = structlog.get_logger("simulated")
         self._saved_us = 0
@@ -145,10 +155,17 @@ class SimulatedDevice:
         if not 0 <= now_us - self._saved_us < SAVE_US:
             await self._save_or_warn()
         self._check_answering(now_us)
+        faults, values = self._faults.faults, self._measure()
+        if "localControl" not in faults.bad_points:
+            self._local_control = faults.local_control
+        bad_points = tuple(map(_bad_point, faults.bad_points))
+        for bad in bad_points:
+            values.pop(bad.quantity, None)
         return Reading(
             at_us=now_us,
-            values=self._measure(),
-            local_control=self._faults.faults.local_control,
+            values=values,
+            local_control=self._local_control,
+            bad_points=bad_points,
         )
 
     async def close(self) -> None:
@@ -373,6 +390,15 @@ def _remember(store: Store, options: Options, model: Model[Any]) -> _Memory | No
     except (TypeError, KeyError) as error:
         store.set_aside(f"has other fields: {error}")
         return None
+
+
+def _bad_point(name: str) -> BadPoint:
+    return BadPoint(
+        name=name,
+        raw="0x7fc00000",
+        problem="no number (fault badPoints)",
+        quantity=_QUANTITIES.get(name, 0),
+    )
 
 
 def _first_simulated_us(now_us: int, start_at_hour: float | None) -> int:

@@ -7,7 +7,7 @@ place as long as it exists. It is looked at whenever the device is used.
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import structlog
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
@@ -19,6 +19,20 @@ _NO_FILE = "options"
 
 class _Section(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, extra="forbid", frozen=True)
+
+
+Measured = Literal[
+    "activePowerWatts",
+    "reactivePowerVars",
+    "voltageVolts",
+    "frequencyHertz",
+    "stateOfChargePercent",
+    "energyInjectedWattHours",
+    "energyAbsorbedWattHours",
+    "temperatureCelsius",
+    "availablePowerWatts",
+    "localControl",
+]
 
 
 class WriteTimeout(_Section):
@@ -46,6 +60,9 @@ class Faults(_Section):
 
     read_timeout: bool = False
     """It takes writes but answers no question."""
+
+    bad_points: tuple[Measured, ...] = ()
+    """What it answers no number for; all else it measures on."""
 
     write_delay_seconds: Annotated[float, Field(ge=0, le=3600)] = 0.0
     offline_from: AwareDatetime | None = None

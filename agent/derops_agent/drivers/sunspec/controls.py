@@ -7,6 +7,7 @@ and when, then the value, then the enable.
 
 from dataclasses import dataclass
 
+from derops.errors import DeviceRefusedError
 from derops_agent.drivers.rounding import refuse_lost_value
 from derops_agent.drivers.sunspec.models import Block, Blocks, Fallback, Write
 from derops_agent.drivers.sunspec.storage import StorageRates
@@ -272,11 +273,20 @@ class Controls:
         }
 
     def held(self, blocks: Blocks, most_watts: float) -> Setpoints:
-        """Return what the device says that it holds."""
-        power, limit = (
-            None if each is None else each.held_watts(blocks[each.model_id], most_watts)
-            for each in (self.power, self.limit)
-        )
+        """Return what the device says that it holds.
+
+        What is no number is nothing that it holds; other modes are not touched by it.
+        """
+
+        def watts(function: Function | StorageRates | None) -> int | None:
+            if function is None:
+                return None
+            try:
+                return function.held_watts(blocks[function.model_id], most_watts)
+            except DeviceRefusedError:
+                return None
+
+        power, limit = watts(self.power), watts(self.limit)
         switch = self.switch
         return Setpoints(
             active_power_watts=power,

@@ -1,35 +1,42 @@
 """A SunSpec device behind the agent's port."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from derops.errors import DeviceRefusedError
+from derops.errors import DeviceRefusedError, DeviceTimeoutError
+from derops.wire.v1 import agent_pb2
 from derops_agent.clock import Clock
-from derops_agent.drivers.modbus_tcp import Unit, before_writing, take_unit
+from derops_agent.drivers.modbus_tcp import Unit, take_unit
 from derops_agent.drivers.options import DriverOptionError, explain
+from derops_agent.drivers.reading import Answers, Reader, Run, read_all
 from derops_agent.drivers.sunspec.controls import Controls, controls_of
 from derops_agent.drivers.sunspec.measuring import (
+    MEASURING_MODELS,
     Ratings,
-    in_local_control,
-    measuring_models,
+    Sources,
     rating_models,
+    read_local_control,
     read_ratings,
     read_values,
+    sources_of,
 )
 from derops_agent.drivers.sunspec.models import (
+    BASE_REGISTERS,
     Block,
     Fallback,
     Place,
     Write,
     find_models,
-    read_block,
+    runs_of,
+    runs_without,
 )
 from derops_agent.drivers.units import UnitOptions
 from derops_agent.ports import Capability, Reading, Reversion, Setpoints
 
-_CONTROL_MODELS = (704, 703, 123, 124)
+CONTROL_MODELS = (704, 703, 123, 124)
 
 
 class SunSpecOptions(UnitOptions):
@@ -37,6 +44,14 @@ class SunSpecOptions(UnitOptions):
 
     toggle_enable: bool = False
     """Switch a function off before its value changes: some devices keep the old value else."""
+
+    base_register: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Where its map begins; None = it is searched for."""
+
+    @property
+    def base_registers(self) -> tuple[int, ...]:
+        """Where to look for the map."""
+        return BASE_REGISTERS if self.base_register is None else (self.base_register,)
 
 
 class SunSpecDevice:
@@ -50,17 +65,26 @@ class SunSpecDevice:
         places: Mapping[int, Place],
         *,
         controls: Controls,
+        control_runs: Mapping[int, list[Run]],
+        sources: Sources,
         ratings: Ratings,
         capability: Capability,
     ) -> None:
         self._options, self._unit, self._clock = options, unit, clock
         self._places, self._controls, self._ratings = places, controls, ratings
+        self._control_runs, self._sources = control_runs, sources
         self._capability = capability
-        self._measuring = measuring_models(places)
+        self._local_control = False
+        runs = [
+            run
+            for model_id, names in sources.names().items()
+            for run in runs_of(places[model_id], names)
+        ]
+        self._reader = Reader(unit, runs, clock)
 
     @property
     def capability(self) -> Capability:
-        """What the device can do."""
+        """What the device can do; that it measures its power is known once it did."""
         return self._capability
 
     async def write(self, setpoints: Setpoints, reversion: Reversion | None = None) -> int | None:
@@ -74,7 +98,7 @@ class SunSpecDevice:
             DeviceRefusedError: The device answered no, or a register cannot hold a value.
         """
         self._refuse_modes(setpoints)
-        with before_writing():
+        with self._unit.before_writing(setpoints):
             blocks = await self._read(self._controls.model_ids)
         after_seconds = reversion.after_seconds if reversion else None
         falls_to = reversion.setpoints if reversion else Setpoints()
@@ -123,16 +147,24 @@ class SunSpecDevice:
         return self._controls.held(blocks, self._ratings.max_watts)
 
     async def sample(self) -> Reading:
-        """Measure.
+        """Measure. While nobody can tell who has control, it counts as it was last told.
 
         Raises:
-            DeviceError: It could not be asked, or answered what cannot be.
+            DeviceTimeoutError: It answered nothing.
         """
-        blocks = await self._read(self._measuring)
+        answers = await self._reader.read()
+        blocks = {each: Block(self._places[each], answers) for each in self._sources.names()}
+        values, bad = read_values(blocks, self._sources, self._ratings.max_watts)
+        local_control, bad_local = read_local_control(blocks, self._sources)
+        if local_control is not None:
+            self._local_control = local_control
+        if agent_pb2.ACTIVE_POWER_WATTS in values:
+            self._capability = replace(self._capability, can_measure=True)
         return Reading(
             at_us=self._clock.now_us(),
-            values=read_values(blocks, self._ratings.max_watts),
-            local_control=in_local_control(blocks),
+            values=values,
+            local_control=self._local_control,
+            bad_points=(*bad, *bad_local),
         )
 
     async def close(self) -> None:
@@ -152,7 +184,11 @@ class SunSpecDevice:
                 raise DeviceRefusedError(f"the device has no {mode}; it has: {has}")
 
     async def _read(self, model_ids: Iterable[int]) -> dict[int, Block]:
-        return {each: await read_block(self._unit, self._places[each]) for each in model_ids}
+        found = {}
+        for each in model_ids:
+            words = await read_all(self._unit, self._control_runs[each])
+            found[each] = Block(self._places[each], Answers(words, {}))
+        return found
 
 
 async def open_sunspec(options: Mapping[str, Any], clock: Clock) -> SunSpecDevice:
@@ -171,40 +207,63 @@ async def open_sunspec(options: Mapping[str, Any], clock: Clock) -> SunSpecDevic
         raise
 
 
-async def read_used_models(unit: Unit, places: Mapping[int, Place]) -> dict[int, Block]:
+async def read_used_models(
+    unit: Unit, places: Mapping[int, Place], clock: Clock
+) -> tuple[dict[int, Block], Answers]:
     """Read every model of a device that the agent makes use of.
 
+    What it refuses of them is as if it were not implemented.
+
     Raises:
-        DeviceError: One could not be read.
+        DeviceTimeoutError: It did not answer, be it what it is controlled by alone: a lost answer
+            must not look like a function that it does not have.
     """
-    used = {1, *rating_models(places), *_CONTROL_MODELS, *measuring_models(places)}
-    return {each: await read_block(unit, place) for each, place in places.items() if each in used}
+    deciding = {*rating_models(places), *CONTROL_MODELS} & set(places)
+    used = [each for each in places if each in {1, *deciding, *MEASURING_MODELS}]
+    runs = [run for each in used for run in runs_without(places[each], ())]
+    answers = await Reader(unit, runs, clock).read()
+    for each in deciding:
+        spans = (span for run in runs_without(places[each], ()) for span in run)
+        silent = next((span for span in spans if span in answers.silent), None)
+        if silent is not None:
+            raise DeviceTimeoutError(answers.problems[silent])
+    return {each: Block(places[each], answers) for each in used}, answers
 
 
 async def _open(options: SunSpecOptions, unit: Unit, clock: Clock) -> SunSpecDevice:
-    places = await find_models(unit)
-    blocks = await read_used_models(unit, places)
-    ratings, controls = read_ratings(blocks), controls_of(blocks)
-    values = read_values(blocks, ratings.max_watts)
-    functions = [each for each in (controls.power, controls.limit, controls.switch) if each]
-    capability = Capability(
-        modes=controls.modes,
-        driver="sunspec",
-        firmware=device_name(blocks),
-        max_injection_watts=ratings.max_injection_watts,
-        max_absorption_watts=ratings.max_absorption_watts,
-        can_measure=bool(values),
-        reversion=any(each.has_timer(blocks[each.model_id]) for each in functions),
-        resolutions=controls.resolutions(blocks, ratings.max_watts),
-    )
+    places = await find_models(unit, options.base_registers)
+    blocks, answers = await read_used_models(unit, places, clock)
+    ratings, controls, sources = read_ratings(blocks), controls_of(blocks), sources_of(blocks)
+    values, _ = read_values(blocks, sources, ratings.max_watts)
     return SunSpecDevice(
         options,
         unit,
         clock,
         places,
         controls=controls,
+        control_runs={
+            each: runs_without(places[each], answers.problems) for each in controls.model_ids
+        },
+        sources=sources,
         ratings=ratings,
-        capability=capability,
+        capability=capability_of(blocks, controls, ratings, values),
+    )
+
+
+def capability_of(
+    blocks: Mapping[int, Block], controls: Controls, ratings: Ratings, values: Mapping[int, float]
+) -> Capability:
+    """Return what a device can do by its models and its first sample."""
+    functions = [each for each in (controls.power, controls.limit, controls.switch) if each]
+    return Capability(
+        modes=controls.modes,
+        driver="sunspec",
+        firmware=device_name(blocks),
+        max_injection_watts=ratings.max_injection_watts,
+        max_absorption_watts=ratings.max_absorption_watts,
+        can_measure=agent_pb2.ACTIVE_POWER_WATTS in values,
+        reversion=any(each.has_timer(blocks[each.model_id]) for each in functions),
+        resolutions=controls.resolutions(blocks, ratings.max_watts),
     )
 
 

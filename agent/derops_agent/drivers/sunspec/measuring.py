@@ -6,8 +6,9 @@ from typing import TypeAlias
 
 from derops.errors import DeviceRefusedError
 from derops.wire.v1 import agent_pb2
-from derops_agent.drivers.plausible import refuse_nonsense
+from derops_agent.drivers.plausible import what_cannot_be
 from derops_agent.drivers.sunspec.models import Block, Blocks
+from derops_agent.ports import BadPoint
 
 Q: TypeAlias = agent_pb2.Quantity
 
@@ -34,9 +35,13 @@ _MEASURING: Mapping[int, Mapping[Q, tuple[str, ...]]] = {
     103: _OF_INVERTER,
     102: _OF_INVERTER,
     101: _OF_INVERTER,
+    # The same in floats, without scale factors.
+    113: _OF_INVERTER,
+    112: _OF_INVERTER,
+    111: _OF_INVERTER,
 }
 _CONTROL_SWITCH = {715: "LocRemCtl", 802: "LocRemCtl"}
-_LOCAL = 1
+_REMOTE, _LOCAL = 0, 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +55,38 @@ class Ratings:
     max_absorption_watts: int
 
 
-def measuring_models(found: Mapping[int, object]) -> tuple[int, ...]:
-    """Return the models to read for a sample: power, charge, local control."""
-    power = next((each for each in _MEASURING if each in found), None)
-    charge = next((each for each in _CHARGE if each in found), None)
-    control = next((each for each in _CONTROL_SWITCH if each in found), None)
-    return tuple(dict.fromkeys(each for each in (power, charge, control) if each is not None))
+MEASURING_MODELS = frozenset({*_MEASURING, *_CHARGE, *_CONTROL_SWITCH})
+"""What a sample may come from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """From which models a sample of one device comes; None = it has none."""
+
+    power: int | None
+    charge: int | None
+    control: int | None
+
+    def names(self) -> dict[int, set[str]]:
+        """Return the points to read, by model."""
+        found: dict[int, set[str]] = {}
+        if self.power is not None:
+            names = {name for each in _MEASURING[self.power].values() for name in each}
+            found.setdefault(self.power, set()).update(names)
+        if self.charge is not None:
+            found.setdefault(self.charge, set()).add(_CHARGE[self.charge])
+        if self.control is not None:
+            found.setdefault(self.control, set()).add(_CONTROL_SWITCH[self.control])
+        return found
+
+
+def sources_of(blocks: Blocks) -> Sources:
+    """Choose the models of a sample: of several the first that implements what it is read for."""
+    return Sources(
+        power=_choose(blocks, dict.fromkeys(_MEASURING, "W")),
+        charge=_choose(blocks, _CHARGE),
+        control=_choose(blocks, _CONTROL_SWITCH),
+    )
 
 
 def rating_models(found: Mapping[int, object]) -> tuple[int, ...]:
@@ -90,34 +121,77 @@ def read_ratings(blocks: Blocks) -> Ratings:
     )
 
 
-def read_values(blocks: Blocks, most_watts: float) -> dict[int, float]:
-    """Return a sample, keyed by quantity; what is not implemented is absent.
+def read_values(
+    blocks: Blocks, sources: Sources, most_watts: float
+) -> tuple[dict[int, float], list[BadPoint]]:
+    """Return a sample, keyed by quantity, and what is absent from it though it should be there.
 
-    Raises:
-        DeviceRefusedError: A value cannot be; the message has it.
+    What is not implemented is absent without a word.
     """
+    wanted: list[tuple[int, Q, tuple[str, ...]]] = []
+    if sources.power is not None:
+        wanted += [(sources.power, *each) for each in _MEASURING[sources.power].items()]
+    if sources.charge is not None:
+        wanted.append((sources.charge, Q.STATE_OF_CHARGE_PERCENT, (_CHARGE[sources.charge],)))
     values: dict[int, float] = {}
-    for model_id, points in _MEASURING.items():
-        if model_id in blocks:
-            for quantity, names in points.items():
-                value = _first(blocks[model_id], *names)
-                if value is not None:
-                    values[int(quantity)] = value
-            break
-    models = (each for each in _CHARGE if each in blocks)
-    charge = next((blocks[each].value(_CHARGE[each]) for each in models), None)
-    if charge is not None:
-        values[int(Q.STATE_OF_CHARGE_PERCENT)] = charge
-    refuse_nonsense(values, most_watts)
-    return values
+    bad: list[BadPoint] = []
+    for model_id, quantity, names in wanted:
+        found = _measure(blocks[model_id], int(quantity), names, most_watts)
+        if isinstance(found, BadPoint):
+            bad.append(found)
+        elif found is not None:
+            values[int(quantity)] = found
+    return values, bad
 
 
-def in_local_control(blocks: Blocks) -> bool:
-    """Tell whether somebody on site has taken the device over."""
-    return any(
-        each in blocks and blocks[each].raw(name) == _LOCAL
-        for each, name in _CONTROL_SWITCH.items()
+def read_local_control(blocks: Blocks, sources: Sources) -> tuple[bool | None, list[BadPoint]]:
+    """Tell whether somebody on site has taken the device over; None = it does not say now."""
+    if sources.control is None:
+        return False, []
+    block, name = blocks[sources.control], _CONTROL_SWITCH[sources.control]
+    raw, problem = block.raw(name), block.problem(name)
+    if not problem and raw in (None, _REMOTE, _LOCAL):
+        return raw == _LOCAL, []
+    problem = problem or f"it is {raw}; it can be {_REMOTE} (remote) or {_LOCAL} (local)"
+    problem = f"{_called(block, name)}: {problem}"
+    return None, [BadPoint(name="localControl", raw=block.hex(name), problem=problem)]
+
+
+def _measure(
+    block: Block, quantity: int, names: tuple[str, ...], most_watts: float
+) -> float | BadPoint | None:
+    """Return the first point that is implemented; None if none is."""
+    for name in names:
+        problem = block.problem(name)
+        if not problem:
+            try:
+                value = block.value(name)
+            except DeviceRefusedError as error:
+                problem = str(error)
+            else:
+                if value is None:
+                    continue
+                problem = what_cannot_be(quantity, value, most_watts)
+                if not problem:
+                    return value
+        return BadPoint(
+            name=_called(block, name), raw=block.hex(name), problem=problem, quantity=quantity
+        )
+    return None
+
+
+def _called(block: Block, name: str) -> str:
+    return f"{block.place.model_id} {name}"
+
+
+def _choose(blocks: Blocks, names: Mapping[int, str]) -> int | None:
+    present = [each for each in names if each in blocks]
+    implemented = (
+        each
+        for each in present
+        if blocks[each].raw(names[each]) is not None or blocks[each].problem(names[each])
     )
+    return next(implemented, present[0] if present else None)
 
 
 def _of(blocks: Blocks, model_id: int, name: str) -> float | None:

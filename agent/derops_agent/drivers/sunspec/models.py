@@ -4,20 +4,22 @@ Layouts and encodings are those of pysunspec2. Only the fixed block of a model i
 groups hold nothing that the agent needs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import isfinite
 from typing import Any
 
 from sunspec2 import mb
 from sunspec2.device import get_model_def
 
-from derops.errors import DeviceRefusedError
+from derops.errors import DeviceError, DeviceRefusedError, DeviceTimeoutError
 from derops_agent.drivers.modbus_tcp import Unit
+from derops_agent.drivers.reading import Answers, Run, Span, join
 from derops_agent.ports import whole_steps
 
 BASE_REGISTERS = (40000, 0, 50000)
-"""Where a map may begin; tried in this order, as the SunSpec Modbus specification has them."""
+"""Where a map may begin, as the SunSpec Modbus specification has it; tried in this order."""
 
 MARKER = b"SunS"
 _END = 0xFFFF
@@ -67,8 +69,8 @@ class Place:
 class Block:
     """A model as it was read."""
 
-    def __init__(self, place: Place, data: bytes) -> None:
-        self.place, self._data = place, data
+    def __init__(self, place: Place, answers: Answers) -> None:
+        self.place, self._answers = place, answers
         self._points = points_of(place.model_id)
 
     def raw(self, name: str) -> Any:
@@ -90,13 +92,52 @@ class Block:
         return "".join(each for each in text if each.isprintable()).strip()
 
     def _part(self, point: Point) -> bytes | None:
-        part = self._data[2 * point.at : 2 * (point.at + point.registers)]
-        return part if len(part) == 2 * point.registers else None
+        if point.at + point.registers > self.place.length + 2:
+            return None
+        registers = range(self.place.register + point.at, self._end_of(point))
+        words = [self._answers.words.get(("holding", each)) for each in registers]
+        found = [word for word in words if word is not None]
+        return b"".join(found) if len(found) == len(words) else None
+
+    def _end_of(self, point: Point) -> int:
+        return self.place.register + point.at + point.registers
+
+    def hex(self, name: str) -> str:
+        """Return the registers of a point in hexadecimal; empty where it was not read."""
+        part = self._part(self._points[name])
+        return "" if part is None else f"0x{part.hex()}"
+
+    def problem(self, name: str) -> str:
+        """Return why a point, or its scale factor, could not be read; empty = it was."""
+        scale = self._points[name].scale
+        for each in (name, *([scale] if isinstance(scale, str) else [])):
+            problem = self._answers.problems.get(span_of(self.place, each))
+            if problem:
+                return problem
+        return ""
 
     def value(self, name: str) -> float | None:
-        """Return a point in its unit; None where it or its scale factor is not implemented."""
+        """Return a point in its unit; None where it or its scale factor is not implemented.
+
+        Raises:
+            DeviceRefusedError: It, or its scale factor, is none that there can be.
+        """
         raw, factor = self.raw(name), self._factor(name)
-        return None if raw is None or factor is None else float(raw) * 10.0**factor
+        if raw is None or factor is None:
+            self._refuse_strange_nan(name)
+            return None
+        value = float(raw) * 10.0**factor
+        if not isfinite(value):
+            raise DeviceRefusedError(f"{self._where(name)} is {self.hex(name)}, no number")
+        return value
+
+    def _refuse_strange_nan(self, name: str) -> None:
+        """One NaN says that a point is not implemented, any other that its value is none."""
+        point = self._points[name]
+        part = self._part(point)
+        if point.type != "float32" or part is None or part == mb.create_unimpl_value(point.type):
+            return
+        raise DeviceRefusedError(f"{self._where(name)} is {self.hex(name)}, no number")
 
     def encode(self, name: str, value: float) -> tuple[int, bytes]:
         """Return the register of a point and what to write there; fractions are cut off.
@@ -149,7 +190,8 @@ class Block:
             return None
         if factor not in _SCALE_FACTORS:
             raise DeviceRefusedError(
-                f"{self._where(scale)} is {factor}, a scale factor is within -10 and 10"
+                f"{self._where(scale)} is {factor} ({self.hex(scale)}), a scale factor is within "
+                "-10 and 10"
             )
         return int(factor)
 
@@ -170,28 +212,51 @@ class Fallback:
     watts: int | None
 
 
-async def read_block(unit: Unit, place: Place) -> Block:
-    """Read the fixed part of a model.
+def span_of(place: Place, name: str) -> Span:
+    """Return which registers hold a point."""
+    point = points_of(place.model_id)[name]
+    return Span("holding", place.register + point.at, point.registers)
 
-    Raises:
-        DeviceError: It could not be read.
+
+def runs_of(place: Place, names: Iterable[str]) -> list[Run]:
+    """Return what to ask for to read some points with their scale factors, and what is in between.
+
+    A model that is shorter than its definition does not implement what is missing.
     """
-    known = sum(point.registers for point in points_of(place.model_id).values())
-    return Block(place, await unit.read(place.register, min(known, place.length + 2)))
+    points = points_of(place.model_id)
+    wanted = {name for name in names if name in points}
+    wanted |= {str(points[name].scale) for name in wanted if isinstance(points[name].scale, str)}
+    return join(_spans(place, wanted), over_gaps=True)
 
 
-async def find_models(unit: Unit) -> dict[int, Place]:
+def runs_without(place: Place, missing: Container[Span]) -> list[Run]:
+    """Return what to ask for to read the fixed part of a model, but for what is missing."""
+    spans = _spans(place, points_of(place.model_id))
+    return join(each for each in spans if each not in missing)
+
+
+def _spans(place: Place, names: Iterable[str]) -> list[Span]:
+    end = place.register + place.length + 2
+    spans = (span_of(place, name) for name in names)
+    return [each for each in spans if each.start + each.length <= end]
+
+
+async def find_models(unit: Unit, bases: Sequence[int] = BASE_REGISTERS) -> dict[int, Place]:
     """Return where a device has its models; of several with one number the first.
+
+    Args:
+        unit: The device.
+        bases: Where its map may begin.
 
     Raises:
         DeviceTimeoutError: It did not answer.
         DeviceRefusedError: It has no SunSpec map, or one without an end.
     """
-    register = await _find_map(unit) + 2
+    register = await _find_map(unit, bases) + 2
     found: dict[int, Place] = {}
     for _ in range(_MOST_MODELS):
         # Some devices have nothing behind the end mark, so its length is not asked for.
-        model_id = int.from_bytes(await unit.read(register, 1))
+        model_id = await _model_at(unit, register, is_first=not found)
         if model_id == _END:
             return found
         length = int.from_bytes(await unit.read(register + 1, 1))
@@ -204,15 +269,36 @@ async def find_models(unit: Unit) -> dict[int, Place]:
     )
 
 
-async def _find_map(unit: Unit) -> int:
-    answers = []
-    for register in BASE_REGISTERS:
+async def _model_at(unit: Unit, register: int, *, is_first: bool) -> int:
+    """Return which model begins there; some devices have no end mark, and nothing in its place."""
+    try:
+        return int.from_bytes(await unit.read(register, 1))
+    except DeviceRefusedError:
+        if is_first:
+            raise
+        return _END
+    except DeviceTimeoutError:
+        # Asked once more, since a lost answer must not hide the models that follow.
+        if is_first:
+            raise
+    try:
+        return int.from_bytes(await unit.read(register, 1))
+    except DeviceError:
+        return _END
+
+
+async def _find_map(unit: Unit, bases: Sequence[int]) -> int:
+    answers: list[DeviceError | str] = []
+    for register in bases:
         try:
             marker = await unit.read(register, 2)
-        except DeviceRefusedError as error:
-            answers.append(str(error))
+        except DeviceError as error:  # what is elsewhere in the device may well answer
+            answers.append(error)
             continue
         if marker == MARKER:
             return register
         answers.append(f"{register} holds 0x{marker.hex()}")
-    raise DeviceRefusedError(f"{unit} has no SunSpec map: {'; '.join(answers)}")
+    text = "; ".join(map(str, answers))
+    if all(isinstance(each, DeviceTimeoutError) for each in answers):
+        raise DeviceTimeoutError(text)
+    raise DeviceRefusedError(f"{unit} has no SunSpec map: {text}")

@@ -1,6 +1,6 @@
 """What a SunSpec device offers, before anybody controls it. Nothing is written to the device."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,16 +9,25 @@ from sunspec2.mdef import ModelDefinitionError
 
 from derops.errors import DeviceError
 from derops.wire.v1 import agent_pb2
-from derops_agent.drivers.findings import Findings, Mode, values_of
+from derops_agent.clock import SystemClock
+from derops_agent.drivers.findings import Findings, Mode, limits_of, values_of
 from derops_agent.drivers.modbus_tcp import take_unit
+from derops_agent.drivers.reading import Answers
 from derops_agent.drivers.sunspec.controls import Controls, controls_of
 from derops_agent.drivers.sunspec.device import (
+    CONTROL_MODELS,
     SunSpecOptions,
+    capability_of,
     device_name,
     read_used_models,
 )
-from derops_agent.drivers.sunspec.measuring import in_local_control, read_ratings, read_values
-from derops_agent.drivers.sunspec.models import Blocks, Place, find_models
+from derops_agent.drivers.sunspec.measuring import (
+    read_local_control,
+    read_ratings,
+    read_values,
+    sources_of,
+)
+from derops_agent.drivers.sunspec.models import Blocks, Place, find_models, points_of, span_of
 from derops_agent.ports import Resolution
 
 
@@ -57,31 +66,36 @@ async def probe(options: SunSpecOptions) -> Probe:
     """
     unit = take_unit(options)
     try:
-        places = await find_models(unit)
-        blocks = await read_used_models(unit, places)
+        places = await find_models(unit, options.base_registers)
+        blocks, answers = await read_used_models(unit, places, SystemClock())
     finally:
         await unit.close()
-    return _describe(places, blocks)
+    return _describe(places, blocks, answers)
 
 
-def _describe(places: Mapping[int, Place], blocks: Blocks) -> Probe:
+def _describe(places: Mapping[int, Place], blocks: Blocks, answers: Answers) -> Probe:
     problems: list[str] = []
     ratings: dict[str, float] = {}
     measured: dict[str, float] = {}
     held: dict[str, Any] = {}
-    controls = controls_of(blocks)
+    limits = [*_not_offered(places, answers)]
+    controls, sources = controls_of(blocks), sources_of(blocks)
+    local_control, bad_local = read_local_control(blocks, sources)
     resolutions: Mapping[str, Resolution] = {}
     try:
         found = read_ratings(blocks)
-        ratings, resolutions = asdict(found), controls.resolutions(blocks, found.max_watts)
-        for quantity, value in read_values(blocks, found.max_watts).items():
-            measured[agent_pb2.Quantity.Name(quantity)] = value
+        ratings = asdict(found)
+        values, bad = read_values(blocks, sources, found.max_watts)
+        measured = {agent_pb2.Quantity.Name(each): value for each, value in values.items()}
+        capability = capability_of(blocks, controls, found, values)
+        resolutions = capability.resolutions
+        limits += limits_of(capability, values, [*bad, *bad_local])
         held = asdict(controls.held(blocks, found.max_watts))
     except DeviceError as error:
         problems.append(str(error))
     modes = _modes(controls, blocks, resolutions)
     if not modes:
-        problems.append("it has no function that the agent can control it by")
+        problems.append("no mode can be held: it has no function that the agent can control it by")
     return Probe(
         device=device_name(blocks),
         models=[
@@ -98,9 +112,20 @@ def _describe(places: Mapping[int, Place], blocks: Blocks) -> Probe:
         ratings=ratings,
         measured=measured,
         held=held,
-        local_control=in_local_control(blocks),
+        local_control=bool(local_control),
         problems=problems,
+        limits=limits,
     )
+
+
+def _not_offered(places: Mapping[int, Place], answers: Answers) -> Iterator[str]:
+    """Yield what the device has of the models that control it and does not let be read."""
+    for model_id in CONTROL_MODELS:
+        if model_id in places:
+            for name in points_of(model_id):
+                problem = answers.problems.get(span_of(places[model_id], name))
+                if problem is not None:
+                    yield f"{model_id} {name}: what needs it is not offered: {problem}"
 
 
 def _modes(controls: Controls, blocks: Blocks, resolutions: Mapping[str, Resolution]) -> list[Mode]:

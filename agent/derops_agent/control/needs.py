@@ -1,0 +1,83 @@
+"""Which points of a device an order needs. Pure; the page on safety shows the same table."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from derops.wire.v1 import agent_pb2
+
+LOCAL_CONTROL_POINT = "localControl"
+"""Name of the bad point where it is not known whether somebody on site has taken over."""
+
+Applies = Callable[["Use"], bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """What an order is to do with a device, as far as it decides what has to be known."""
+
+    mode: str
+    watts: int
+    """As it would be written."""
+
+    verify_required: bool
+    keeps_reserve: bool
+    """The asset has a ``minReservePercent`` above 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """A point, and the orders that wait for it."""
+
+    orders: str
+    """Which, in the words of the documentation."""
+
+    point: str
+    """As the documentation calls it."""
+
+    quantity: int
+    """Number of ``agent_pb2.Quantity``; 0 = it is no quantity, and found by its name."""
+
+    name: str
+    """In words."""
+
+    ends: bool
+    """Whether an order that runs ends where the point is absent for too long."""
+
+    applies: Applies
+
+
+NEEDS = (
+    Need(
+        orders="every order",
+        point=LOCAL_CONTROL_POINT,
+        quantity=0,
+        name="the switch between local and remote control",
+        ends=False,
+        applies=lambda _: True,
+    ),
+    Need(
+        orders="`ActivePower`",
+        point="activePowerWatts",
+        quantity=agent_pb2.ACTIVE_POWER_WATTS,
+        name="the active power",
+        ends=False,
+        applies=lambda use: use.mode == "ActivePower",
+    ),
+    Need(
+        orders="any mode with `verify: Required`",
+        point="activePowerWatts",
+        quantity=agent_pb2.ACTIVE_POWER_WATTS,
+        name="the active power",
+        ends=False,
+        applies=lambda use: use.verify_required,
+    ),
+    Need(
+        orders="`ActivePower` above 0 W on an asset with `limits.minReservePercent` above 0",
+        point="stateOfChargePercent",
+        quantity=agent_pb2.STATE_OF_CHARGE_PERCENT,
+        name="the state of charge",
+        ends=True,
+        applies=lambda use: use.mode == "ActivePower" and use.watts > 0 and use.keeps_reserve,
+    ),
+)
+"""A device that does not have a point at all is not held to it: only what is bad is missed."""

@@ -1,0 +1,226 @@
+"""Who may be asked on a line that units share, and when. Pure: the time comes in, in seconds.
+
+A unit that leaves requests without an answer costs its neighbours the time of each. It is backed
+off: asked now and then, so rarely that all such units together take a bounded part of the line.
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from math import inf
+from typing import NamedTuple
+
+MOST_UNANSWERED = 2
+"""Requests in a row without an answer, after which a unit is backed off."""
+
+MOST_UNANSWERED_OPENING = 3
+"""The same while it is looked for: some devices are silent where they have no registers."""
+
+FIRST_BACK_OFF_SECONDS = 1
+MOST_BACK_OFF_SECONDS = 30
+"""Between two tries; longer only where the share below has no room for more."""
+
+SILENT_SHARE = 0.25
+"""Of the line's time, the most that tries of silent units take."""
+
+DUE_SHARE = 0.5
+"""The same of further tries to write what is due."""
+
+DUE_PERIOD_SECONDS = 1
+"""Between two tries of a silent unit while one write is due."""
+
+TRY_SECONDS = 1
+"""The longest that a request to a silent unit keeps a line from its neighbours."""
+
+_WANTED_SECONDS = 6  # a device that does not open is tried every 5 s
+
+
+class Rank(NamedTuple):
+    """Whose turn it is: the least of those that wait."""
+
+    is_not_due: bool
+    missed: int
+    """Requests on the line that had no answer since this unit had one: the most doubtful last."""
+
+    started_seconds: float
+    """The line's time that it has had, by which those that ask often do not crowd out the rest."""
+
+
+@dataclass(slots=True)
+class Standing:
+    """What is known of one unit."""
+
+    timeout_seconds: float
+    patience: int = MOST_UNANSWERED_OPENING
+    """Requests that it may yet leave without an answer before it is backed off; 0 = it is."""
+
+    is_opening: bool = True
+    back_off_seconds: float = 0.0
+    try_at_seconds: float = -inf
+    tried_at_seconds: float = -inf
+    wanted_at_seconds: float = -inf
+    """When somebody last wanted to ask it while it was backed off."""
+
+    silent_since_seconds: float | None = None
+    due: Hashable = None
+    """What was due when it was last tried."""
+
+    revived: bool = False
+    """Whether a late answer has ended a back-off since it last answered in time."""
+
+    missed_before: int = 0
+    used_seconds: float = 0.0
+
+    @property
+    def is_backed_off(self) -> bool:
+        """Tell whether it is asked now and then only."""
+        return self.patience <= 0
+
+    def is_awaited(self, now: float) -> bool:
+        """Tell whether its next try is due, and there is somebody to make it."""
+        wanted = now - self.wanted_at_seconds <= _WANTED_SECONDS
+        return self.is_backed_off and now >= self.try_at_seconds and wanted
+
+
+class Line:
+    """All units that were ever asked on one connection, by id: 256 at most."""
+
+    def __init__(self) -> None:
+        self.units: dict[int, Standing] = {}
+        self._users: dict[int, int] = {}
+        self._missed = 0
+        self._served_seconds = 0.0
+        self._rest_until = self._due_rest_until = -inf
+
+    def join(self, unit_id: int, timeout_seconds: float) -> None:
+        """Note that a unit is opened; how it stood with the line stays."""
+        self._users[unit_id] = self._users.get(unit_id, 0) + 1
+        unit = self.units.setdefault(
+            unit_id, Standing(timeout_seconds=timeout_seconds, missed_before=self._missed)
+        )
+        unit.timeout_seconds, unit.is_opening = timeout_seconds, True
+        if unit.silent_since_seconds is None:
+            unit.patience = MOST_UNANSWERED_OPENING
+
+    def leave(self, unit_id: int) -> None:
+        """Note that a unit is closed."""
+        self._users[unit_id] -= 1
+        if not self._users[unit_id]:
+            del self._users[unit_id]
+
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether nobody uses the line."""
+        return not self._users
+
+    @property
+    def is_shared(self) -> bool:
+        """Tell whether units have neighbours; one alone harms nobody and is not backed off."""
+        return len(self._users) > 1
+
+    def count_backed_off(self) -> int:
+        """Return how many units that are open are backed off."""
+        return sum(self.units[each].is_backed_off for each in list(self._users))
+
+    def admits(self, unit_id: int, due: Hashable, now: float) -> bool:
+        """Tell whether a unit may be asked now; ``due`` is what is to be written, None = nothing.
+
+        What is newly due is tried at once.
+        """
+        unit = self.units[unit_id]
+        if not self.is_shared or not unit.is_backed_off:
+            return True
+        if due is not None:
+            return due != unit.due or now >= max(
+                unit.tried_at_seconds + DUE_PERIOD_SECONDS, self._due_rest_until
+            )
+        unit.wanted_at_seconds = now
+        return now >= self.try_at(unit_id) and not any(
+            other.tried_at_seconds < unit.tried_at_seconds and other.is_awaited(now)
+            for each in self._users
+            if (other := self.units[each]) is not unit
+        )
+
+    def try_at(self, unit_id: int) -> float:
+        """Return from when on a unit that is backed off may be asked, if nothing is due."""
+        return max(self.units[unit_id].try_at_seconds, self._rest_until)
+
+    def rank(self, unit_id: int, due: Hashable) -> Rank:
+        """Return a place among those that wait."""
+        unit = self.units[unit_id]
+        return Rank(
+            due is None,
+            self._missed - unit.missed_before,
+            max(unit.used_seconds, self._served_seconds),
+        )
+
+    def begin(self, unit_id: int, due: Hashable, now: float) -> float:
+        """Note that a unit is asked; return how many seconds it has for its answer."""
+        unit = self.units[unit_id]
+        self._served_seconds = max(unit.used_seconds, self._served_seconds)
+        unit.tried_at_seconds = now
+        if due is not None:
+            unit.due = due
+        if not self.is_shared:
+            return unit.timeout_seconds
+        if unit.is_backed_off and due is None and unit.is_opening:
+            unit.patience = MOST_UNANSWERED_OPENING
+        is_doubtful = unit.silent_since_seconds is not None
+        return min(TRY_SECONDS, unit.timeout_seconds) if is_doubtful else unit.timeout_seconds
+
+    def answered(self, unit_id: int, now: float) -> bool:
+        """Note an answer in time; return whether the unit was backed off."""
+        unit = self.units[unit_id]
+        was_backed_off = unit.back_off_seconds > 0
+        self._charge(unit, now)
+        unit.patience, unit.back_off_seconds, unit.due = MOST_UNANSWERED, 0.0, None
+        unit.silent_since_seconds, unit.revived, unit.is_opening = None, False, False
+        unit.missed_before = self._missed
+        return was_backed_off
+
+    def unanswered(self, unit_id: int, due: Hashable, now: float) -> bool:
+        """Note a request without an answer; return whether the unit is backed off from now on."""
+        unit = self.units[unit_id]
+        seconds = self._charge(unit, now)
+        self._missed += 1
+        if unit.silent_since_seconds is None:
+            unit.silent_since_seconds = unit.tried_at_seconds
+        if not self.is_shared:
+            return False
+        was_backed_off = unit.back_off_seconds > 0
+        unit.patience -= 1
+        if was_backed_off:
+            rest_seconds = seconds * (1 / SILENT_SHARE - 1)
+            if due is None:
+                self._rest_until = max(self._rest_until, now) + rest_seconds
+            else:
+                self._rest_until = max(self._rest_until, now + rest_seconds)
+                self._due_rest_until = now + seconds * (1 / DUE_SHARE - 1)
+        if unit.is_backed_off:
+            doubled = max(FIRST_BACK_OFF_SECONDS, 2 * unit.back_off_seconds)
+            unit.back_off_seconds = min(doubled, MOST_BACK_OFF_SECONDS)
+            unit.try_at_seconds = now + unit.back_off_seconds
+        return unit.is_backed_off and not was_backed_off
+
+    def answered_late(self, unit_id: int, seconds: float, now: float) -> None:
+        """Note an answer for which nobody waited: the unit lives, and is asked again at once.
+
+        Once only, until it answers in time: one that is always late would keep its neighbours
+        waiting. ``seconds`` is how long it took.
+        """
+        unit = self.units[unit_id]
+        if seconds <= unit.timeout_seconds:
+            unit.patience, unit.back_off_seconds = MOST_UNANSWERED, 0.0
+            unit.silent_since_seconds = None
+        elif unit.is_backed_off and not unit.revived:
+            unit.revived, unit.try_at_seconds, self._rest_until = True, now, now
+
+    def forgive(self, now: float) -> None:
+        """Let all be tried: it was the line that did not answer."""
+        self._rest_until = self._due_rest_until = now
+        for unit in self.units.values():
+            unit.try_at_seconds = now
+
+    def _charge(self, unit: Standing, now: float) -> float:
+        seconds = now - unit.tried_at_seconds
+        unit.used_seconds = max(unit.used_seconds, self._served_seconds) + seconds
+        return seconds

@@ -1,0 +1,267 @@
+"""What is read of one unit again and again, though some of it is refused or never answered.
+
+What lies together is read in one request. A request that the device refuses is split until it is
+known which values it refuses, so that the others keep coming, in few requests. What it does not
+answer is asked again ever more rarely, so that it does not hold up the rest.
+"""
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+from derops.errors import DeviceError, DeviceRefusedError, DeviceTimeoutError
+from derops_agent.clock import Clock
+from derops_agent.drivers.modbus_tcp import MOST_REGISTERS, AnsweredError, Table, Unit
+
+_FIRST_WAIT_SECONDS = 1.0
+_MOST_SECONDS_REFUSED = 5.0
+_MOST_SECONDS_SILENT = 60.0  # each question takes its whole time-out from the units on the line
+_AGAIN_SECONDS = 1.0  # for what was silent before; a sample takes two seconds at most
+_MOST_AGAIN = 4  # in one sample, of what is refused
+
+Words: TypeAlias = Mapping[tuple[Table, int], bytes]
+"""Two bytes for each register, by its table and number."""
+
+
+class Span(NamedTuple):
+    """Registers of one value: they may change together, so they are never read apart."""
+
+    table: Table
+    start: int
+    length: int
+    """How many they are."""
+
+
+Run: TypeAlias = tuple[Span, ...]
+"""What is read in one request, as long as the device takes that."""
+
+
+def join(spans: Iterable[Span], *, over_gaps: bool = False) -> list[Run]:
+    """Return the fewest requests.
+
+    Args:
+        spans: In any order; those that overlap or are there twice are read once.
+        over_gaps: Whether registers in between may be read too. Devices refuse to read what they
+            do not have, be it in between.
+    """
+    runs: list[list[Span]] = []
+    for span in sorted(set(spans)):
+        if runs and runs[-1][-1].table == span.table:
+            _, first, count = extent(runs[-1])
+            fits = span.start + span.length - first <= MOST_REGISTERS
+            if fits and (over_gaps or span.start <= first + count):
+                runs[-1].append(span)
+                continue
+        runs.append([span])
+    return [tuple(run) for run in runs]
+
+
+def extent(run: Sequence[Span]) -> Span:
+    """Return all registers from the first of a run to its last."""
+    first = run[0].start
+    return Span(run[0].table, first, max(each.start + each.length for each in run) - first)
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a unit answered."""
+
+    words: Words
+    problems: Mapping[Span, str]
+    """What of that which was asked is not there, and why."""
+
+    silent: frozenset[Span] = frozenset()
+    """What of that was not answered at all, so that it may be there."""
+
+
+async def read_all(unit: Unit, runs: Iterable[Run]) -> Words:
+    """Read what is needed as a whole.
+
+    Raises:
+        DeviceError: Something could not be read.
+    """
+    words: dict[tuple[Table, int], bytes] = {}
+    for run in runs:
+        words |= await _read(unit, run)
+    return words
+
+
+@dataclass(slots=True)
+class _Bad:
+    """Values that do not come, and when they are asked for again."""
+
+    run: Run
+    problem: str
+    silent: bool
+    due_us: int
+    wait_seconds: float = _FIRST_WAIT_SECONDS
+
+
+@dataclass(slots=True)
+class _Look:
+    """One sample on its way."""
+
+    words: dict[tuple[Table, int], bytes] = field(default_factory=dict)
+    answered: bool = False
+    unanswered: list[tuple[Run, DeviceTimeoutError]] = field(default_factory=list)
+    """Before the unit answered anything: perhaps it is the unit that is silent."""
+
+
+class Reader:
+    """Reads the same values of one unit each time, and remembers which of them do not come."""
+
+    def __init__(self, unit: Unit, runs: Iterable[Run], clock: Clock) -> None:
+        self._unit, self._runs, self._clock = unit, list(runs), clock
+        self._bad: list[_Bad] = []
+        self._cuts: set[Span] = set()
+        """With what a request begins, since the device refuses it together with what is before."""
+
+        self._silent = False
+        self._turn = 0
+
+    async def read(self) -> Answers:
+        """Read what can be read.
+
+        Raises:
+            DeviceTimeoutError: The unit answered nothing.
+        """
+        look = _Look()
+        if self._silent:
+            await self._find_life(look)
+        for run in list(self._wanted()):
+            await self._ask(run, look)
+        await self._ask_again(look)
+        if look.unanswered:
+            self._silent = True
+            raise look.unanswered[0][1]
+        return Answers(
+            look.words,
+            {span: each.problem for each in self._bad for span in each.run},
+            frozenset(span for each in self._bad if each.silent for span in each.run),
+        )
+
+    def _wanted(self) -> Iterator[Run]:
+        bad = {span for each in self._bad for span in each.run}
+        for run in self._runs:
+            part: list[Span] = []
+            for span in run:
+                if part and (span in bad or span in self._cuts):
+                    yield tuple(part)
+                    part = []
+                if span not in bad:
+                    part.append(span)
+            if part:
+                yield tuple(part)
+
+    async def _find_life(self, look: _Look) -> None:
+        """Ask for one value, each time another: it may be one of them that makes it silent."""
+        spans = [span for run in self._runs for span in run]
+        self._turn = (self._turn + 1) % len(spans)
+        try:
+            await _read(self._unit, (spans[self._turn],))
+        except DeviceTimeoutError as error:
+            if not isinstance(error, AnsweredError):
+                raise
+        except DeviceRefusedError:
+            pass
+        self._silent, look.answered = False, True
+
+    async def _ask(self, run: Run, look: _Look) -> None:
+        try:
+            words = await _read(self._unit, run)
+        except (DeviceRefusedError, AnsweredError) as error:
+            self._note_answer(look)
+            await self._split(run, error, look)
+        except DeviceTimeoutError as error:
+            self._note_silence(run, error, look)
+        except asyncio.CancelledError:
+            # The time of the sample is over: this is asked last in the next one.
+            self._set_bad(run, "no answer within the time of a sample", silent=True, due=True)
+            raise
+        else:
+            self._note_answer(look)
+            look.words |= words
+
+    async def _split(self, run: Run, error: DeviceError, look: _Look) -> None:
+        if len(run) == 1:
+            self._set_bad(run, str(error), silent=False)
+            return
+        known, middle = len(self._bad), len(run) // 2
+        for part in (run[:middle], run[middle:]):
+            await self._ask(part, look)
+        if len(self._bad) == known:
+            self._cuts.add(run[middle])
+
+    async def _ask_again(self, look: _Look) -> None:
+        now_us = self._clock.monotonic_us()
+        waiting = sorted(self._bad, key=lambda each: each.due_us)
+        due = [each for each in waiting if each.due_us <= now_us]
+        refused, silent = ([each for each in due if each.silent is how] for how in (False, True))
+        again = refused[:_MOST_AGAIN] + silent[:1]
+        if not look.answered and not look.unanswered:
+            again = waiting[:1]  # a sample of nothing would say of a dead unit that it answers
+        for bad in again:
+            self._bad.remove(bad)
+            try:
+                async with asyncio.timeout(_AGAIN_SECONDS if look.answered else None):
+                    words = await _read(self._unit, bad.run)
+            except (DeviceRefusedError, AnsweredError) as error:
+                look.answered = True
+                if len(bad.run) > 1:
+                    await self._split(bad.run, error, look)
+                else:
+                    self._wait_longer(bad, str(error), silent=False)
+            except (DeviceTimeoutError, TimeoutError) as error:
+                self._bear_silence(bad, str(error) or bad.problem, look)
+            except asyncio.CancelledError:
+                self._wait_longer(bad, bad.problem, silent=True)
+                raise
+            else:
+                look.answered = True
+                look.words |= words
+
+    def _bear_silence(self, bad: _Bad, problem: str, look: _Look) -> None:
+        if not look.answered:
+            self._bad.append(bad)
+            look.unanswered.append((bad.run, DeviceTimeoutError(problem)))
+        elif len(bad.run) > 1:
+            middle = len(bad.run) // 2
+            for part in (bad.run[:middle], bad.run[middle:]):
+                self._set_bad(part, problem, silent=True)
+        else:
+            self._wait_longer(bad, problem, silent=True)
+
+    def _note_answer(self, look: _Look) -> None:
+        look.answered = True
+        for run, error in look.unanswered:
+            self._set_bad(run, str(error), silent=True)
+        look.unanswered.clear()
+
+    def _note_silence(self, run: Run, error: DeviceTimeoutError, look: _Look) -> None:
+        if look.answered:
+            self._set_bad(run, str(error), silent=True)
+            return
+        look.unanswered.append((run, error))
+        if len(look.unanswered) > 1:
+            self._silent = True
+            raise error
+
+    def _set_bad(self, run: Run, problem: str, *, silent: bool, due: bool = False) -> None:
+        wait_us = 0 if due else round(_FIRST_WAIT_SECONDS * 1e6)
+        due_us = self._clock.monotonic_us() + wait_us
+        self._bad.append(_Bad(run=run, problem=problem, silent=silent, due_us=due_us))
+
+    def _wait_longer(self, bad: _Bad, problem: str, *, silent: bool) -> None:
+        most = _MOST_SECONDS_SILENT if silent else _MOST_SECONDS_REFUSED
+        seconds = min(2 * bad.wait_seconds, most)
+        due_us = self._clock.monotonic_us() + round(seconds * 1e6)
+        self._bad.append(
+            _Bad(run=bad.run, problem=problem, silent=silent, due_us=due_us, wait_seconds=seconds)
+        )
+
+
+async def _read(unit: Unit, run: Run) -> Words:
+    table, start, count = extent(run)
+    data = await unit.read(start, count, table)
+    return {(table, start + at): data[2 * at : 2 * at + 2] for at in range(count)}

@@ -1,0 +1,51 @@
+"""What an agent says is wrong with its device, held to bounds. Pure.
+
+The agent keeps to them, and nobody behind it relies on that.
+"""
+
+from derops.wire.v1 import agent_pb2
+
+MAX_BAD_POINTS = 8
+"""Points that are named; of more only the number is told."""
+
+MAX_DEVICE_BYTES = 4 * 1024
+"""The most that the facts of one device take, encoded."""
+
+_MAX_WORD_BYTES = 64
+_MAX_PROBLEM_BYTES = 200
+_MAX_SENTENCE_BYTES = 300
+_MAX_COUNT = 2**31
+_MAX_TIME_US = 4_102_444_800_000_000  # the year 2100
+
+
+def bounded(facts: agent_pb2.DeviceFacts) -> agent_pb2.DeviceFacts:
+    """Return facts with no more points, longer texts or later times than there may be.
+
+    What does not print (a line feed, a control character of a terminal) becomes a question mark.
+    """
+    named = facts.bad_points[:MAX_BAD_POINTS]
+    return agent_pb2.DeviceFacts(
+        bad_points=[
+            agent_pb2.BadPoint(
+                name=_plain(point.name, _MAX_WORD_BYTES),
+                raw=_plain(point.raw, _MAX_WORD_BYTES),
+                problem=_plain(point.problem, _MAX_PROBLEM_BYTES),
+                since_us=_instant(point.since_us),
+                samples=min(point.samples, _MAX_COUNT),
+            )
+            for point in named
+        ],
+        more_bad_points=min(facts.more_bad_points + len(facts.bad_points) - len(named), _MAX_COUNT),
+        silent_since_us=_instant(facts.silent_since_us),
+        silence=_plain(facts.silence, _MAX_SENTENCE_BYTES),
+        fallback_problem=_plain(facts.fallback_problem, _MAX_SENTENCE_BYTES),
+    )
+
+
+def _plain(text: str, most_bytes: int) -> str:
+    printable = "".join(each if each.isprintable() else "?" for each in text[:most_bytes])
+    return printable.encode()[:most_bytes].decode(errors="ignore")
+
+
+def _instant(at_us: int) -> int:
+    return max(0, min(at_us, _MAX_TIME_US))
