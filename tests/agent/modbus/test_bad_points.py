@@ -221,6 +221,8 @@ async def test_one_register_that_silences_a_run_is_found() -> None:
     registers, clock = battery(), FakeClock()
     async with opened(registers, clock) as device:
         registers.instead = {3: None}
+        with pytest.raises(DeviceTimeoutError):  # it may be the unit that is silent
+            await device.sample()
         for _ in range(20):
             reading = await device.sample()
             clock.pass_seconds(1)
@@ -265,7 +267,7 @@ async def test_a_unit_that_answers_nothing_is_silent_and_asked_little() -> None:
             registers.asked.clear()
             with pytest.raises(DeviceTimeoutError):
                 await device.sample()
-            assert len(registers.asked) <= 2
+            assert len(registers.asked) == 1
         registers.instead = {}
         after = await device.sample()
 
