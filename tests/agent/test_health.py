@@ -74,12 +74,12 @@ def test_a_device_is_silent_after_two_samples_and_ten_seconds_without_an_answer(
     known = health.hear(Health(), reading(), at(0))
     known = health.miss(known, "no answer within 2 s", at(8))
     assert told(known, 20).silent_since_us == 0, "one sample may get lost"
-    known = health.miss(known, "no answer within 2 s", at(9))
-    assert told(known, 9.9).silent_since_us == 0
+    known = health.miss(known, "not asked, next try at 9:00", at(9))
+    assert told(known, 17.9).silent_since_us == 0
 
-    facts = told(known, 10)
-    assert (facts.silent_since_us, facts.silence) == (T0, "no answer within 2 s")
-    assert told(health.hear(known, reading(), at(11)), 11) == agent_pb2.DeviceFacts()
+    facts = told(known, 18)
+    assert (facts.silent_since_us, facts.silence) == (at(8).wall_us, "no answer within 2 s")
+    assert told(health.hear(known, reading(), at(19)), 19) == agent_pb2.DeviceFacts()
 
 
 def test_a_device_that_never_answered_is_silent_since_it_was_first_asked() -> None:

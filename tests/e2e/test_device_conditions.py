@@ -1,10 +1,13 @@
 """The whole product in front of ill devices: the DERAsset says so, and the rest goes on."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
-from tests.e2e.acting import Pilot, conditions, eventually
-from tests.e2e.modbus import controlled, profiled_bus
+from tests.e2e.acting import Pilot, battery_manifest, conditions, eventually
+from tests.e2e.modbus import PROFILE, controlled, profiled_bus
+from tests.stack.simulation import DRIVER_ANNOTATION
 
 CHARGE = 2
 """The register of the state of charge, in tenths of a percent."""
@@ -17,7 +20,7 @@ def test_a_device_that_falls_silent_is_told_on_its_asset_until_it_answers(pilot:
         pilot.wait_for_condition("derasset", "battery", "DeviceSilent", "True")
         silent = condition(pilot, "DeviceSilent")
         assert silent["reason"] == "NoAnswer"
-        assert "has not answered its agent since 20" in silent["message"]
+        assert "has given no sample since 20" in silent["message"]
         health = conditions(pilot.get("derasset", "battery")["status"])
         assert [health[kind] for kind in ("Ready", "Connected", "Stalled")] == [
             "True", "True", "False",
@@ -80,6 +83,30 @@ def test_a_fallback_that_the_device_cannot_hold_is_told_before_any_dispatch(pilo
             "-p", '{"spec":{"fallback":{"activePowerWatts":0}}}',
         )  # fmt: skip
         pilot.wait_for_condition("derasset", "battery", "FallbackNotHeld", "False")
+
+
+def test_a_unit_that_is_dead_from_the_start_is_told_on_its_own_asset_alone(
+    pilot: Pilot, tmp_path: Path
+) -> None:
+    profile = tmp_path / "stated.yaml"
+    text = PROFILE.read_text(encoding="utf-8")
+    stated = re.sub(r"(Watts: )\{read: \{address: 10[01].*?\}\}", r"\1{watts: 10000}", text)
+    assert stated.count("{watts: 10000}") == 2
+    profile.write_text(stated, encoding="utf-8")
+    bus = profiled_bus()  # of unit 2 it says as a gateway does that it did not respond
+    with controlled(pilot, bus):
+        dead = battery_manifest("dead")
+        driver = {**bus.driver, "unitId": 2, "profile": str(profile)}
+        dead["metadata"]["annotations"][DRIVER_ANNOTATION] = json.dumps(driver)
+        pilot.apply(dead)
+        pilot.wait_for_condition("derasset", "dead", "Connected", "True")
+        pilot.wait_for_condition("derasset", "dead", "DeviceSilent", "True")
+        assert "exception 11" in condition(pilot, "DeviceSilent", "dead")["message"]
+        pilot.dispatch("peak")
+        pilot.wait_for_phase("peak", "Complete")
+
+        neighbour = conditions(pilot.get("derasset", "battery")["status"])
+        assert "DeviceSilent" not in neighbour
 
 
 def condition(pilot: Pilot, kind: str, name: str = "battery") -> dict[str, Any]:

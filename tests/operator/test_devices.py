@@ -60,8 +60,7 @@ def looked(subject: Asset, session: SessionView, seconds: float = 10) -> Asset:
             SILENT,
             "DeviceSilent",
             "NoAnswer",
-            f"the device has not answered its agent since {format_second(at(3))}: "
-            "no answer within 2 s",
+            f"the device has given no sample since {format_second(at(3))}: no answer within 2 s",
         ),
         (UNHELD, "FallbackNotHeld", "NotRepresentable", "5500 W is no whole step of 690 W"),
     ],
@@ -107,7 +106,7 @@ def test_what_nobody_says_any_more_is_unknown_with_what_was_said_last(
         told = condition(subject, "DeviceSilent")
         assert (told["status"], told["reason"]) == ("Unknown", reason)
         assert told["message"].endswith(
-            "before that it was True: the device has not answered its agent since "
+            "before that it was True: the device has given no sample since "
             f"{format_second(at(3))}: no answer within 2 s"
         )
         assert told["message"].count("before that") == 1
@@ -274,7 +273,7 @@ def test_one_event_when_it_begins_and_one_when_it_is_over() -> None:
 
     begun, ended = bodies(writer)
     assert (begun["type"], begun["reason"]) == ("Warning", "NoAnswer")
-    assert "has not answered its agent since" in begun["note"]
+    assert "has given no sample since" in begun["note"]
     assert (ended["type"], ended["reason"]) == ("Normal", "Answers")
 
 

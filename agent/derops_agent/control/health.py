@@ -11,7 +11,7 @@ from derops_agent.control.needs import Need
 from derops_agent.ports import BadPoint, Reading
 
 SILENT_AFTER_US = 10 * SECOND_US
-"""Without an answer for so long, and two samples in a row missed, a device is told as silent."""
+"""So long after the first of two samples in a row that did not come, a device is told as silent."""
 
 WHOLE_SAMPLE = "sample"
 """Name of the bad point that stands for all of them."""
@@ -54,7 +54,7 @@ class Health:
 
     missed: int = 0
     problem: str = ""
-    """Why the last question had no answer."""
+    """Why the first of these had none; later ones say when it is asked again, which is no news."""
 
     def badness_of(self, need: Need) -> Badness | None:
         """Return why a point that is needed is not known; None = it is not bad."""
@@ -111,16 +111,21 @@ def hear_refusal(health: Health, problem: str, now: Moment) -> Health:
 
 def miss(health: Health, problem: str, now: Moment) -> Health:
     """Fold a sample that did not come into what is known."""
-    return replace(health, asked=health.asked or now, missed=health.missed + 1, problem=problem)
+    return replace(
+        health,
+        asked=health.asked or now,
+        missed=health.missed + 1,
+        problem=health.problem or problem,
+    )
 
 
 def tell(health: Health, fallback_problem: str, now: Moment) -> agent_pb2.DeviceFacts | None:
     """Return what is wrong with a device, as a heartbeat says it; None = nothing is known yet."""
-    silent_since = health.answered or health.asked
+    asked = health.asked
     is_silent = (
         health.missed >= _MISSED_SAMPLES
-        and silent_since is not None
-        and now.monotonic_us - silent_since.monotonic_us >= SILENT_AFTER_US
+        and asked is not None
+        and now.monotonic_us - asked.monotonic_us >= SILENT_AFTER_US
     )
     if health.answered is None and not is_silent:
         return None
@@ -138,7 +143,7 @@ def tell(health: Health, fallback_problem: str, now: Moment) -> agent_pb2.Device
                 for each in named
             ],
             more_bad_points=len(health.bad) - len(named),
-            silent_since_us=silent_since.wall_us if is_silent and silent_since else 0,
+            silent_since_us=asked.wall_us if is_silent and asked else 0,
             silence=health.problem if is_silent else "",
             fallback_problem=fallback_problem,
         )

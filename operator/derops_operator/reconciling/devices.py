@@ -69,7 +69,7 @@ def _silent(facts: agent_pb2.DeviceFacts) -> Wanted:
     if not facts.silent_since_us:
         return Wanted("DeviceSilent", "False", "Answers", "the device answers its agent")
     since = format_second(facts.silent_since_us)
-    words = f"the device has not answered its agent since {since}: {facts.silence}"
+    words = f"the device has given no sample since {since}: {facts.silence}"
     return Wanted("DeviceSilent", "True", "NoAnswer", words)
 
 

@@ -1,5 +1,6 @@
 """A device that does not answer when its agent starts, and whose profile says what it can do."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -60,8 +61,10 @@ async def test_it_is_told_as_silent_and_works_once_it_answers(tmp_path: Path) ->
     assert registers.written == []
 
     await line.start()
-    await look(agent, 2)
-    well = agent.controller.tell_device()
+    async with asyncio.timeout(20):  # it is backed off, by the clock of the wall
+        while (well := agent.controller.tell_device()) is None or well.ByteSize():
+            await asyncio.sleep(0.2)
+            await look(agent, 1)
     await agent.give(limit("later", agent.clock.wall_us))
     await look(agent, 3)
     held = registers.holding[1000]
