@@ -58,6 +58,10 @@ class AnsweredError(DeviceTimeoutError):
     """The unit is there, and failed at what it was asked for alone."""
 
 
+class NotAskedError(DeviceTimeoutError):
+    """Nothing was sent: there is no connection, or the unit is backed off."""
+
+
 class Address(NamedTuple):
     """Where a connection goes."""
 
@@ -167,7 +171,7 @@ class Bus:
             if due is None
             else "what is due is tried at most once a second"
         )
-        raise DeviceTimeoutError(
+        raise NotAskedError(
             f"{what}, {self.address}: not asked: silent since {since}, backed off; {then}"
         )
 
@@ -183,9 +187,8 @@ class Bus:
                 answer = await connection.ask(request)
         except TimeoutError as error:
             self._note_silence(connection, unit_id, due)
-            raise DeviceTimeoutError(
-                f"{what}, {self.address}: {missing} within {seconds:g} s"
-            ) from error
+            kind = NotAskedError if connection is None else DeviceTimeoutError
+            raise kind(f"{what}, {self.address}: {missing} within {seconds:g} s") from error
         except ConnectionError as error:
             if connection is not None and connection.heard_seconds is not None:
                 self._note_unanswered(unit_id, due)  # some gateways hang up for one unit
@@ -218,7 +221,7 @@ class Bus:
         if due is not None:
             at_seconds = min(at_seconds, self._dialled_seconds + DUE_PERIOD_SECONDS)
         if now < at_seconds:
-            raise DeviceTimeoutError(
+            raise NotAskedError(
                 f"{what}, {self.address}: no connection; next try at "
                 f"{_clock(now - self._dial_at_seconds)}"
             )
@@ -230,9 +233,7 @@ class Bus:
         except BaseException as error:
             self._note_no_connection()
             if isinstance(error, OSError) and not isinstance(error, TimeoutError):
-                raise DeviceTimeoutError(
-                    f"{what}, no connection to {self.address}: {error}"
-                ) from error
+                raise NotAskedError(f"{what}, no connection to {self.address}: {error}") from error
             raise
         metrics.DEVICE_CONNECTIONS.labels("Opened").inc()
         self._connection, self._opened_seconds, self._unheard = connection, _now(), 0

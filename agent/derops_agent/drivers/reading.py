@@ -12,7 +12,13 @@ from typing import NamedTuple, TypeAlias
 
 from derops.errors import DeviceError, DeviceRefusedError, DeviceTimeoutError
 from derops_agent.clock import Clock
-from derops_agent.drivers.modbus_tcp import MOST_REGISTERS, AnsweredError, Table, Unit
+from derops_agent.drivers.modbus_tcp import (
+    MOST_REGISTERS,
+    AnsweredError,
+    NotAskedError,
+    Table,
+    Unit,
+)
 
 _FIRST_WAIT_SECONDS = 1.0
 _MOST_SECONDS_REFUSED = 5.0
@@ -104,8 +110,7 @@ class _Look:
 
     words: dict[tuple[Table, int], bytes] = field(default_factory=dict)
     answered: bool = False
-    unanswered: list[tuple[Run, DeviceTimeoutError]] = field(default_factory=list)
-    """Before the unit answered anything: perhaps it is the unit that is silent."""
+    """Before that, it is perhaps the unit that is silent; it is asked for one thing more next."""
 
 
 class Reader:
@@ -120,21 +125,21 @@ class Reader:
         self._silent = False
         self._turn = 0
 
-    async def read(self) -> Answers:
+    async def read(self, *, is_there: bool = False) -> Answers:
         """Read what can be read.
 
+        Args:
+            is_there: The unit has just answered, so that silence is that of what it is asked for.
+
         Raises:
-            DeviceTimeoutError: The unit answered nothing.
+            DeviceTimeoutError: The unit answered nothing, or was not asked everything.
         """
-        look = _Look()
+        look = _Look(answered=is_there)
         if self._silent:
             await self._find_life(look)
         for run in list(self._wanted()):
             await self._ask(run, look)
         await self._ask_again(look)
-        if look.unanswered:
-            self._silent = True
-            raise look.unanswered[0][1]
         return Answers(
             look.words,
             {span: each.problem for each in self._bad for span in each.run},
@@ -171,16 +176,21 @@ class Reader:
         try:
             words = await _read(self._unit, run)
         except (DeviceRefusedError, AnsweredError) as error:
-            self._note_answer(look)
+            look.answered = True
             await self._split(run, error, look)
+        except NotAskedError:
+            raise
         except DeviceTimeoutError as error:
-            self._note_silence(run, error, look)
+            if not look.answered:
+                self._silent = True
+                raise
+            self._set_bad(run, str(error), silent=True)
         except asyncio.CancelledError:
             # The time of the sample is over: this is asked last in the next one.
             self._set_bad(run, "no answer within the time of a sample", silent=True, due=True)
             raise
         else:
-            self._note_answer(look)
+            look.answered = True
             look.words |= words
 
     async def _split(self, run: Run, error: DeviceError, look: _Look) -> None:
@@ -199,7 +209,7 @@ class Reader:
         due = [each for each in waiting if each.due_us <= now_us]
         refused, silent = ([each for each in due if each.silent is how] for how in (False, True))
         again = refused[:_MOST_AGAIN] + silent[:1]
-        if not look.answered and not look.unanswered:
+        if not look.answered:
             again = waiting[:1]  # a sample of nothing would say of a dead unit that it answers
         for bad in again:
             self._bad.remove(bad)
@@ -212,6 +222,9 @@ class Reader:
                     await self._split(bad.run, error, look)
                 else:
                     self._wait_longer(bad, str(error), silent=False)
+            except NotAskedError:
+                self._bad.append(bad)
+                raise
             except (DeviceTimeoutError, TimeoutError) as error:
                 self._bear_silence(bad, str(error) or bad.problem, look)
             except asyncio.CancelledError:
@@ -224,28 +237,14 @@ class Reader:
     def _bear_silence(self, bad: _Bad, problem: str, look: _Look) -> None:
         if not look.answered:
             self._bad.append(bad)
-            look.unanswered.append((bad.run, DeviceTimeoutError(problem)))
-        elif len(bad.run) > 1:
+            self._silent = True
+            raise DeviceTimeoutError(problem)
+        if len(bad.run) > 1:
             middle = len(bad.run) // 2
             for part in (bad.run[:middle], bad.run[middle:]):
                 self._set_bad(part, problem, silent=True)
         else:
             self._wait_longer(bad, problem, silent=True)
-
-    def _note_answer(self, look: _Look) -> None:
-        look.answered = True
-        for run, error in look.unanswered:
-            self._set_bad(run, str(error), silent=True)
-        look.unanswered.clear()
-
-    def _note_silence(self, run: Run, error: DeviceTimeoutError, look: _Look) -> None:
-        if look.answered:
-            self._set_bad(run, str(error), silent=True)
-            return
-        look.unanswered.append((run, error))
-        if len(look.unanswered) > 1:
-            self._silent = True
-            raise error
 
     def _set_bad(self, run: Run, problem: str, *, silent: bool, due: bool = False) -> None:
         wait_us = 0 if due else round(_FIRST_WAIT_SECONDS * 1e6)

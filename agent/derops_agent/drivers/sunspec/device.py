@@ -221,7 +221,7 @@ async def read_used_models(
     deciding = {*rating_models(places), *CONTROL_MODELS} & set(places)
     used = [each for each in places if each in {1, *deciding, *MEASURING_MODELS}]
     runs = [run for each in used for run in runs_without(places[each], ())]
-    answers = await Reader(unit, runs, clock).read()
+    answers = await Reader(unit, runs, clock).read(is_there=True)
     for each in deciding:
         spans = (span for run in runs_without(places[each], ()) for span in run)
         silent = next((span for span in spans if span in answers.silent), None)

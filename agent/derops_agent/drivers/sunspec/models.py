@@ -14,7 +14,7 @@ from sunspec2 import mb
 from sunspec2.device import get_model_def
 
 from derops.errors import DeviceError, DeviceRefusedError, DeviceTimeoutError
-from derops_agent.drivers.modbus_tcp import Unit
+from derops_agent.drivers.modbus_tcp import NotAskedError, Unit
 from derops_agent.drivers.reading import Answers, Run, Span, join
 from derops_agent.ports import whole_steps
 
@@ -283,6 +283,8 @@ async def _model_at(unit: Unit, register: int, *, is_first: bool) -> int:
             raise
     try:
         return int.from_bytes(await unit.read(register, 1))
+    except NotAskedError:
+        raise
     except DeviceError:
         return _END
 
@@ -292,6 +294,8 @@ async def _find_map(unit: Unit, bases: Sequence[int]) -> int:
     for register in bases:
         try:
             marker = await unit.read(register, 2)
+        except NotAskedError:
+            raise
         except DeviceError as error:  # what is elsewhere in the device may well answer
             answers.append(error)
             continue
