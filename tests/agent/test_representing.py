@@ -166,11 +166,22 @@ def test_a_device_may_round_by_one_percent_of_its_own(
     mode: str, held_watts: int, is_right: bool
 ) -> None:
     """1 W steps, rated 10 kW: a device that holds whole percents says so, and is right."""
-    name = {"ActivePower": "active_power_watts", "LoadLimit": "max_load_watts"}[mode]
     capability = replace(CAPABILITY, resolutions={mode: Resolution(step_watts=1)})
-    site = Site(capability=capability, asset=read_asset(asset()))
-    wrong = site.mismatches(Setpoints(**{name: 2000}), Setpoints(**{name: held_watts}))
-    assert (not wrong) is is_right
+    site = Site(capability=capability, asset=read_asset(asset(fallback_active_power_watts=None)))
+
+    def setpoints(watts: int) -> Setpoints:
+        if mode == "ActivePower":
+            return Setpoints(active_power_watts=watts)
+        return Setpoints(max_load_watts=watts)
+
+    assert (not site.mismatches(setpoints(2000), setpoints(held_watts))) is is_right
+
+
+@pytest.mark.parametrize("held_watts", [0, -40])
+def test_a_small_power_is_not_told_apart_from_none_by_its_distance_alone(held_watts: int) -> None:
+    site = Site(capability=CAPABILITY, asset=read_asset(asset(fallback_active_power_watts=None)))
+    held = Setpoints(active_power_watts=held_watts)
+    assert site.mismatches(Setpoints(active_power_watts=40), held)
 
 
 def test_a_fallback_of_the_same_step_is_no_other_value() -> None:

@@ -287,6 +287,8 @@ class Site:
             return True
         if held is None:
             return False
+        if sent_ and held * sent_ <= 0:
+            return False
         step_watts = self.capability.resolutions.get(mode, ANY).step_watts
         over_watts = 0 if mode == "ActivePower" else held - sent_
         if over_watts > max(1.0, step_watts / 2):
