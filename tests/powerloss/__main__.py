@@ -24,6 +24,7 @@ def main() -> int:
     crashes = int(os.environ.get("DEROPS_CRASHES") or 10_000)
     each = -(-crashes // len(STORES))
     print(f"seed {seed}, {each} losses of power for each store", flush=True)
+    _be_quiet()
     wrong = [each for store in STORES for each in undisturbed(store, seed=seed)]
     print("\n".join([f"while the power stays on: {len(wrong)} violations", *wrong]), flush=True)
     if wrong:
