@@ -31,6 +31,9 @@ DUE_PERIOD_SECONDS = 1
 TRY_SECONDS = 1
 """The longest that a request to a silent unit keeps a line from its neighbours."""
 
+_MISSED_SECONDS = 2 * TRY_SECONDS
+"""How long a request without an answer makes others doubtful: until the next one would have it."""
+
 _WANTED_SECONDS = 6  # a device that does not open is tried every 5 s
 
 
@@ -39,7 +42,10 @@ class Rank(NamedTuple):
 
     is_not_due: bool
     missed: int
-    """Requests on the line that had no answer since this unit had one: the most doubtful last."""
+    """Requests on the line that had no answer since this unit had one: the most doubtful last.
+
+    It counts for a moment only: where quick units leave no gap, the others would never be asked.
+    """
 
     started_seconds: float
     """The line's time that it has had, by which those that ask often do not crowd out the rest."""
@@ -88,6 +94,7 @@ class Line:
         self.units: dict[int, Standing] = {}
         self._users: dict[int, int] = {}
         self._missed = 0
+        self._missed_at = -inf
         self._served_seconds = 0.0
         self._rest_until = self._due_rest_until = -inf
 
@@ -144,12 +151,13 @@ class Line:
         """Return from when on a unit that is backed off may be asked, if nothing is due."""
         return max(self.units[unit_id].try_at_seconds, self._rest_until)
 
-    def rank(self, unit_id: int, due: Hashable) -> Rank:
+    def rank(self, unit_id: int, due: Hashable, now: float) -> Rank:
         """Return a place among those that wait."""
         unit = self.units[unit_id]
+        counts = now <= self._missed_at + _MISSED_SECONDS
         return Rank(
             due is None,
-            self._missed - unit.missed_before,
+            self._missed - unit.missed_before if counts else 0,
             max(unit.used_seconds, self._served_seconds),
         )
 
@@ -182,6 +190,7 @@ class Line:
         unit = self.units[unit_id]
         seconds = self._charge(unit, now)
         self._missed += 1
+        self._missed_at = now
         if unit.silent_since_seconds is None:
             unit.silent_since_seconds = unit.tried_at_seconds
         if not self.is_shared:

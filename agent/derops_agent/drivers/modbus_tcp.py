@@ -139,7 +139,7 @@ class Bus:
             DeviceRefusedError: The device answered that it will not.
         """
         self._refuse_backed_off(unit_id, what, due)
-        async with self._turns.turn(lambda: self.line.rank(unit_id, due)):
+        async with self._turns.turn(lambda: self.line.rank(unit_id, due, _now())):
             self._refuse_backed_off(unit_id, what, due)  # others may have failed meanwhile
             answer = await self._ask(unit_id, what, request, due)
         self._check(answer, what)
