@@ -50,6 +50,9 @@ class Rank(NamedTuple):
     started_seconds: float
     """The line's time that it has had, by which those that ask often do not crowd out the rest."""
 
+    tried_seconds: float
+    """When it was asked last: who gave up waiting and asks again does not go behind all others."""
+
 
 @dataclass(slots=True)
 class Standing:
@@ -124,6 +127,11 @@ class Line:
         """Tell whether units have neighbours; one alone harms nobody and is not backed off."""
         return len(self._users) > 1
 
+    @property
+    def is_silent(self) -> bool:
+        """Tell whether all units have left their last request without an answer."""
+        return all(self.units[each].silent_since_seconds is not None for each in self._users)
+
     def count_backed_off(self) -> int:
         """Return how many units that are open are backed off."""
         return sum(self.units[each].is_backed_off for each in list(self._users))
@@ -159,6 +167,7 @@ class Line:
             due is None,
             self._missed - unit.missed_before if counts else 0,
             max(unit.used_seconds, self._served_seconds),
+            unit.tried_at_seconds,
         )
 
     def begin(self, unit_id: int, due: Hashable, now: float) -> float:
@@ -191,6 +200,7 @@ class Line:
         seconds = self._charge(unit, now)
         self._missed += 1
         self._missed_at = now
+        unit.missed_before -= 1  # its own counts twice
         if unit.silent_since_seconds is None:
             unit.silent_since_seconds = unit.tried_at_seconds
         if not self.is_shared:

@@ -31,7 +31,11 @@ MOST_REGISTERS = 120
 
 SUSPECT_REQUESTS = 3
 SUSPECT_SECONDS = 5
-"""A connection is opened anew after so many requests, and so long, without any answer at all."""
+"""A connection is opened anew after so many requests, and so long, without any answer at all, once
+every unit was asked."""
+
+MOST_SUSPECT_SECONDS = 30
+"""The same where not every unit was."""
 
 MOST_DIAL_SECONDS = 5
 """Between two tries to connect; the first follows at once, the next after 1 s."""
@@ -263,7 +267,9 @@ class Bus:
         silent_seconds = _now() - (self._opened_seconds if heard is None else heard)
         if self._mixes_up or connection.mixes_up:
             self._drop("WrongIds")
-        elif self._unheard >= SUSPECT_REQUESTS and silent_seconds >= SUSPECT_SECONDS:
+        elif self._unheard >= SUSPECT_REQUESTS and silent_seconds >= (
+            SUSPECT_SECONDS if self.line.is_silent else MOST_SUSPECT_SECONDS
+        ):
             self._drop("Silent")
             self._was_away = True
             self.line.forgive(_now())
