@@ -220,6 +220,12 @@ class Line:
             unit.try_at_seconds = now + unit.back_off_seconds
         return unit.is_backed_off and not was_backed_off
 
+    def abandoned(self, unit_id: int, now: float) -> None:
+        """Note a request whose caller gave up before its time: others go first for a moment."""
+        unit = self.units[unit_id]
+        self._charge(unit, now)
+        unit.missed_before -= 1
+
     def answered_late(self, unit_id: int, seconds: float, now: float) -> None:
         """Note an answer for which nobody waited: the unit lives, and is asked again at once.
 

@@ -194,7 +194,9 @@ class Bus:
             # The caller's time is over; how much of it the unit had decides whether it was silent.
             if _now() - began >= min(TRY_SECONDS, seconds):
                 self._note_silence(connection, unit_id, due)
-            elif self._mixes_up or (connection is not None and connection.mixes_up):
+                raise
+            self.line.abandoned(unit_id, _now())
+            if self._mixes_up or (connection is not None and connection.mixes_up):
                 self._drop("WrongIds")
             raise
         if self._was_away:

@@ -219,6 +219,15 @@ def test_doubt_passes_so_that_quick_units_without_gaps_starve_nobody() -> None:
     assert now < 6
 
 
+def test_a_request_that_is_given_up_puts_its_unit_behind_those_that_were_not_asked() -> None:
+    line = a_line(3)
+    ask(line, 3, 0.0)
+    line.begin(2, None, 1.0)
+    line.abandoned(2, 1.2)
+    assert line.rank(1, None, 1.2) < line.rank(2, None, 1.2)
+    assert not line.units[2].is_backed_off
+
+
 def test_when_the_line_was_away_all_are_tried_again() -> None:
     line = a_line(3)
     now = silence(line, 2, 0.0)
