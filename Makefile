@@ -49,7 +49,7 @@ kills: parts  ## kill -9 of parts while dispatches run; DEROPS_SEED, DEROPS_ROUN
 	$(PYTHON) -m tests.kills
 
 histories: setup  ## Dispatches through whatever may befall them; DEROPS_SEED, DEROPS_EXAMPLES
-	DEROPS_EXAMPLES=$(or $(DEROPS_EXAMPLES),10000) .venv/bin/pytest tests/lifecycle --timeout=0 \
+	DEROPS_EXAMPLES=$(or $(DEROPS_EXAMPLES),10000) .venv/bin/pytest -s tests/lifecycle --timeout=0 \
 		$(if $(DEROPS_SEED),--hypothesis-seed=$(DEROPS_SEED))
 
 fuzz: parts  ## A million messages that may be anything, to the database; DEROPS_SEED, DEROPS_MESSAGES

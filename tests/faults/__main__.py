@@ -29,7 +29,7 @@ _ALSO_WHEN_SMALL = ("gateway killed", "writer killed")
 
 
 def main() -> int:
-    """Run; 0 means that no promise was broken, and nothing honest put into quarantine."""
+    """Run; 0 means that no promise was broken, nothing honest put into quarantine, enough tried."""
     # What was started ends with us, however we are told to.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     seed = int(os.environ.get("DEROPS_SEED") or secrets.randbelow(2**31))
@@ -38,15 +38,21 @@ def main() -> int:
     only = os.environ.get("DEROPS_FAULTS", "").split(";")
     wanted = [kind for kind in KINDS if any(part in kind.name for part in only)]
     print(f"seed {seed}, {rounds} rounds of each fault, {senders} senders", flush=True)
-    broken = 0
+    if not wanted or rounds < 1:
+        print(f"nothing to do: {rounds} rounds of {len(wanted)} faults", flush=True)
+        return 1
+    broken = runs = 0
     for engine in (os.environ.get("DEROPS_ENGINES") or "sqlite,jetstream").split(","):
         for small in (False, True):
-            report = _run(engine, wanted, small=small, senders=senders, rounds=rounds, seed=seed)
-            if report is not None:
+            ran = _run(engine, wanted, small=small, senders=senders, rounds=rounds, seed=seed)
+            if ran is not None:
+                report, short = ran
                 log = f"{engine}, small" if small else engine
-                print("\n".join(report.lines(log)), flush=True)
-                broken += len(report.violations) + report.quarantined
-    return 1 if broken else 0
+                print("\n".join([*report.lines(log), *short]), flush=True)
+                broken += len(report.violations) + report.quarantined + len(short)
+                runs += 1
+    print(f"{runs} runs", flush=True)
+    return 1 if broken or not runs else 0
 
 
 def _server() -> PostgresServer:
@@ -57,7 +63,7 @@ def _server() -> PostgresServer:
 
 def _run(
     engine: str, wanted: Sequence[Kind], *, small: bool, senders: int, rounds: int, seed: int
-) -> Report | None:
+) -> tuple[Report, list[str]] | None:
     with contextlib.ExitStack() as opened:
         directory = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         nats = opened.enter_context(NatsServer()) if engine == "jetstream" else None
@@ -78,7 +84,10 @@ def _run(
         ]
         if not any(kind.setting in _SMALL for kind in kinds) and small:
             return None
-        return asyncio.run(run(ground, kinds, rounds=rounds, seed=seed)) if kinds else None
+        if not kinds:
+            return None
+        report = asyncio.run(run(ground, kinds, rounds=rounds, seed=seed))
+        return report, report.shortfalls(kinds, rounds)
 
 
 sys.exit(main())

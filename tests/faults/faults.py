@@ -65,6 +65,8 @@ KINDS = (
     Kind(name="disk error", setting=Setting.STRACE, longest_seconds=2),
     Kind(name="disk error, gateway killed", setting=Setting.STRACE, longest_seconds=2),
 )
+NOTHING = "nothing"
+"""The first round, in which all must go well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import psycopg
-from tests.faults.faults import Fault
+from tests.faults.faults import NOTHING, Fault
 from tests.faults.ground import Ground, failing_syncs, filled
 from tests.faults.hostile import attack
 from tests.faults.reading import last_offsets
@@ -53,6 +53,7 @@ class Field:
         self.restarted_at = 0.0
         """Monotonic seconds when the latest fault was over."""
         self._acts: dict[str, Callable[[Fault], Awaitable[None]]] = {
+            NOTHING: lambda _: asyncio.sleep(0),
             "gateway killed": lambda _: self._kill("gateway"),
             "gateway stopped and continued": self._stop_gateway,
             "gateway ended": lambda _: self._end("gateway"),

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tests.faults.checker import Stored, Violation, checked, violations
-from tests.faults.faults import Fault, Kind, plan
+from tests.faults.faults import NOTHING, Fault, Kind, plan
 from tests.faults.ground import Ground
-from tests.faults.playing import DATABASE, Field, played
+from tests.faults.playing import DATABASE, PATIENCE_SECONDS, Field, played
 from tests.faults.reading import read
 from tests.faults.rolled_up import wrong_roll_ups
 from tests.field.journal import Journal
@@ -49,6 +49,18 @@ class Report:
     quarantined: int = 0
     """Of the honest."""
     violations: list[Violation] = field(default_factory=list)
+
+    def shortfalls(self, kinds: Sequence[Kind], rounds: int) -> list[str]:
+        """Return in what this was too little to say that faults break no promise."""
+        short = [] if kinds else ["no fault was chosen"]
+        for name in (NOTHING, *(kind.name for kind in kinds)):
+            outcome = self.outcomes.get(name, Outcome())
+            least = 1 if name == NOTHING else rounds
+            if outcome.rounds < least:
+                short.append(f"{name}: {outcome.rounds} rounds, fewer than {least}")
+            if not outcome.batches_acknowledged:
+                short.append(f"{name}: no batch was acknowledged")
+        return short if self.rows else [*short, "nothing was stored"]
 
     @property
     def batches_sent(self) -> int:
@@ -172,6 +184,13 @@ async def run(
     async with played(ground) as running:
         going = Run(running, report)
         faults = plan(kinds, rounds, seed, longest_seconds=longest_seconds)
+        # A fault proves nothing where nothing arrives without one.
+        await going.round(Fault(name=NOTHING, after_seconds=0.3, lasts_seconds=0, choice=0))
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not report.rows:
+                await going.check()
+        if report.violations or report.quarantined:
+            raise AssertionError(f"without a fault: {report.lines('')}")
         for number, fault in enumerate(faults, start=1):
             await going.round(fault)
             if number % CHECK_ROUNDS == 0:

@@ -13,8 +13,11 @@ from tests.kills.judging import DEFAULT, Violation, judge, watts_of
 
 PARTS = ("operator", "gateway", "agent")
 ASSETS = ("battery-0", "battery-1", "battery-2")
+_MODES = ("ActivePower", "ActivePower", "GenerationLimit")
 PATIENCE_SECONDS = 90
 LONGEST_WINDOW_SECONDS = 4
+_UNDISTURBED = 1_000_000
+"""A number that no round has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,30 @@ class Report:
     """From the creation of a round's dispatches to the end of the last."""
 
     violations: list[Violation] = field(default_factory=list)
+
+    def shortfalls(self, rounds: int) -> list[str]:
+        """Return in what so many rounds did too little to say that kills break no promise."""
+        done = {
+            **{f"kills of {part}": self.kills[part] for part in PARTS},
+            "rounds": self.rounds,
+            "dispatches": self.endings.total(),
+            "applied": self.applied,
+            "completed": self.endings["Complete/WindowEnded"],
+            "running_at_the_kill": self.running_at_the_kill,
+        }
+        least = {
+            **{f"kills of {part}": rounds // len(PARTS) for part in PARTS},
+            "rounds": rounds,
+            "dispatches": rounds * len(ASSETS) * len(_MODES),
+            "applied": rounds * len(ASSETS),
+            "completed": rounds,
+            "running_at_the_kill": rounds // 2,
+        }
+        return [
+            f"{what}: {done[what]}, fewer than {number}"
+            for what, number in least.items()
+            if done[what] < number
+        ]
 
     def line(self) -> str:
         """Return it as JSON."""
@@ -96,7 +123,7 @@ def _specs(number: int, chance: random.Random) -> list[dict[str, Any]]:
     for asset in ASSETS:
         # A value of its own for each: the account of a device knows values, not names.
         watts = 1000 + 10 * number
-        for index, mode in enumerate(("ActivePower", "ActivePower", "GenerationLimit")):
+        for index, mode in enumerate(_MODES):
             setpoint = (
                 {"mode": mode, "activePowerWatts": watts + index}
                 if mode == "ActivePower"
@@ -130,6 +157,37 @@ class Rounds:
         for name in ASSETS:
             self._pilot.wait_for_condition("derasset", name, "Connected", "True")
 
+    def play_undisturbed(self) -> list[str]:
+        """Let a dispatch of each asset run, kill nothing, and return what is wrong then.
+
+        A kill proves nothing where dispatches do not complete without one.
+        """
+        specs = [
+            {
+                "assetRef": {"name": asset},
+                "setpoint": {"mode": "ActivePower", "activePowerWatts": 500},
+                "startSeconds": 1,
+                "durationSeconds": 3,
+                "startDeadlineSeconds": 60,
+            }
+            for asset in ASSETS
+        ]
+        plan = Plan(
+            number=_UNDISTURBED,
+            part="",
+            asset="",
+            after_seconds=0.0,
+            away_seconds=0.0,
+            specs=tuple(specs),
+        )
+        self._create(plan)
+        self._end(plan)
+        report, self.report = self.report, Report(self.report.seed)
+        wrong = [str(each) for each in report.violations]
+        if (report.endings, report.applied) != ({"Complete/WindowEnded": len(ASSETS)}, len(ASSETS)):
+            wrong.append(f"not all completed: {report.line()}")
+        return wrong
+
     def play(self, plan: Plan) -> None:
         """Let the dispatches of a round run into a kill, and judge what became of them."""
         started = time.monotonic()
@@ -139,11 +197,14 @@ class Rounds:
         self.report.running_at_the_kill += self._count_running(plan)
         time.sleep(plan.away_seconds)
         self._restart(plan)
-        ended = eventually(self._all_ended, f"round {plan.number} to end", PATIENCE_SECONDS)
+        self._end(plan)
         self.report.longest_seconds = max(self.report.longest_seconds, time.monotonic() - started)
+        self.report.rounds += 1
+
+    def _end(self, plan: Plan) -> None:
+        ended = eventually(self._all_ended, f"round {plan.number} to end", PATIENCE_SECONDS)
         self._judge(plan, ended)
         self._pilot.stack.kubectl("delete", "dispatches", "--all", "-n", self._pilot.namespace)
-        self.report.rounds += 1
 
     def _create(self, plan: Plan) -> None:
         items = [

@@ -33,6 +33,9 @@ class Report:
     lost_something: int = 0
     """How often the disk did not hold all that was written."""
 
+    tells: int = 0
+    """How often anybody was told of a state, on which the store may not go back."""
+
     violations: list[str] = field(default_factory=list)
 
     def add(self, other: "Report") -> None:
@@ -41,6 +44,7 @@ class Report:
         self.recordings += other.recordings
         self.operations += other.operations
         self.lost_something += other.lost_something
+        self.tells += other.tells
         self.violations += other.violations
 
     def line(self) -> dict[str, object]:
@@ -52,8 +56,25 @@ class Report:
             "recordings": self.recordings,
             "operations": self.operations,
             "lost_something": self.lost_something,
+            "tells": self.tells,
             "violations": len(self.violations),
         }
+
+    def shortfalls(self, crashes: int) -> list[str]:
+        """Return in what this was too little to say that a store keeps its promises."""
+        recordings = -(-crashes // _CRASHES)
+        least = {
+            "crashes": crashes,
+            "recordings": recordings,
+            "operations": 10 * recordings,
+            "tells": recordings,
+            "lost_something": crashes // 20,
+        }
+        return [
+            f"{self.store}: {name} {getattr(self, name)}, fewer than {number}"
+            for name, number in least.items()
+            if getattr(self, name) < max(1, number)
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +114,34 @@ def crash(
     return report
 
 
+def undisturbed(store: str, *, seed: int) -> list[str]:
+    """Let the power stay on, and return what is wrong then: that nothing is, is to be shown first.
+
+    Args:
+        store: Its name in ``stores.STORES``.
+        seed: Chooses what is done.
+    """
+    rng = random.Random(f"{store} {seed}")
+    told: list[Told] = []
+    # One that is about to begin anew may hold anything.
+    while not told or told[-1].losing:
+        with tempfile.TemporaryDirectory(dir=places.MEMORY) as place:
+            folder = Path(place) / "files"
+            folder.mkdir()
+            disk = Disk(folder)
+            operations = record(store, folder, Path(place) / "journal", rng)
+            for operation in operations:
+                disk.apply(operation)
+            told = [each.told for each in operations if each.kind is Kind.TELL]
+            if not told:
+                return [f"{store}: nobody was told anything"]
+            whole = _Crash(
+                point=len(operations), model="whole", image=disk.whole(), told=told, after=None
+            )
+            problems = _look(store, whole, Path(place) / "image", rng)
+    return [f"{store}: {each}" for each in problems]
+
+
 def _play(
     report: Report,
     place: Path,
@@ -111,6 +160,7 @@ def _play(
     operations = record(report.store, folder, journal, rng)
     report.recordings += 1
     report.operations += len(operations)
+    report.tells += sum(each.kind is Kind.TELL for each in operations)
     points = sorted(_points(operations, count, rng))
     next_last = rng.choice(points)
     for each in _images(disk, operations, points, rng, last):

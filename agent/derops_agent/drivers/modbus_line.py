@@ -31,6 +31,9 @@ DUE_PERIOD_SECONDS = 1
 TRY_SECONDS = 1
 """The longest that a request to a silent unit keeps a line from its neighbours."""
 
+_MISSED_SECONDS = 2 * TRY_SECONDS
+"""How long a request without an answer makes others doubtful: until the next one would have it."""
+
 _WANTED_SECONDS = 6  # a device that does not open is tried every 5 s
 
 
@@ -39,10 +42,16 @@ class Rank(NamedTuple):
 
     is_not_due: bool
     missed: int
-    """Requests on the line that had no answer since this unit had one: the most doubtful last."""
+    """Requests on the line that had no answer since this unit had one: the most doubtful last.
+
+    It counts for a moment only: where quick units leave no gap, the others would never be asked.
+    """
 
     started_seconds: float
     """The line's time that it has had, by which those that ask often do not crowd out the rest."""
+
+    tried_seconds: float
+    """When it was asked last: who gave up waiting and asks again does not go behind all others."""
 
 
 @dataclass(slots=True)
@@ -88,6 +97,7 @@ class Line:
         self.units: dict[int, Standing] = {}
         self._users: dict[int, int] = {}
         self._missed = 0
+        self._missed_at = -inf
         self._served_seconds = 0.0
         self._rest_until = self._due_rest_until = -inf
 
@@ -117,6 +127,11 @@ class Line:
         """Tell whether units have neighbours; one alone harms nobody and is not backed off."""
         return len(self._users) > 1
 
+    @property
+    def is_silent(self) -> bool:
+        """Tell whether all units have left their last request without an answer."""
+        return all(self.units[each].silent_since_seconds is not None for each in self._users)
+
     def count_backed_off(self) -> int:
         """Return how many units that are open are backed off."""
         return sum(self.units[each].is_backed_off for each in list(self._users))
@@ -144,13 +159,15 @@ class Line:
         """Return from when on a unit that is backed off may be asked, if nothing is due."""
         return max(self.units[unit_id].try_at_seconds, self._rest_until)
 
-    def rank(self, unit_id: int, due: Hashable) -> Rank:
+    def rank(self, unit_id: int, due: Hashable, now: float) -> Rank:
         """Return a place among those that wait."""
         unit = self.units[unit_id]
+        counts = now <= self._missed_at + _MISSED_SECONDS
         return Rank(
             due is None,
-            self._missed - unit.missed_before,
+            self._missed - unit.missed_before if counts else 0,
             max(unit.used_seconds, self._served_seconds),
+            unit.tried_at_seconds,
         )
 
     def begin(self, unit_id: int, due: Hashable, now: float) -> float:
@@ -182,6 +199,8 @@ class Line:
         unit = self.units[unit_id]
         seconds = self._charge(unit, now)
         self._missed += 1
+        self._missed_at = now
+        unit.missed_before -= 1  # its own counts twice
         if unit.silent_since_seconds is None:
             unit.silent_since_seconds = unit.tried_at_seconds
         if not self.is_shared:
@@ -200,6 +219,12 @@ class Line:
             unit.back_off_seconds = min(doubled, MOST_BACK_OFF_SECONDS)
             unit.try_at_seconds = now + unit.back_off_seconds
         return unit.is_backed_off and not was_backed_off
+
+    def abandoned(self, unit_id: int, now: float) -> None:
+        """Note a request whose caller gave up before its time: others go first for a moment."""
+        unit = self.units[unit_id]
+        self._charge(unit, now)
+        unit.missed_before -= 1
 
     def answered_late(self, unit_id: int, seconds: float, now: float) -> None:
         """Note an answer for which nobody waited: the unit lives, and is asked again at once.

@@ -31,7 +31,11 @@ MOST_REGISTERS = 120
 
 SUSPECT_REQUESTS = 3
 SUSPECT_SECONDS = 5
-"""A connection is opened anew after so many requests, and so long, without any answer at all."""
+"""A connection is opened anew after so many requests, and so long, without any answer at all, once
+every unit was asked."""
+
+MOST_SUSPECT_SECONDS = 30
+"""The same where not every unit was."""
 
 MOST_DIAL_SECONDS = 5
 """Between two tries to connect; the first follows at once, the next after 1 s."""
@@ -148,7 +152,7 @@ class Bus:
             DeviceRefusedError: The device answered that it will not.
         """
         self._refuse_backed_off(unit_id, what, due)
-        async with self._turns.turn(lambda: self.line.rank(unit_id, due)):
+        async with self._turns.turn(lambda: self.line.rank(unit_id, due, _now())):
             self._refuse_backed_off(unit_id, what, due)  # others may have failed meanwhile
             answer = await self._ask(unit_id, what, request, due)
         self._check(answer, what)
@@ -198,7 +202,9 @@ class Bus:
             # The caller's time is over; how much of it the unit had decides whether it was silent.
             if _now() - began >= min(TRY_SECONDS, seconds):
                 self._note_silence(connection, unit_id, due)
-            elif self._mixes_up or (connection is not None and connection.mixes_up):
+                raise
+            self.line.abandoned(unit_id, _now())
+            if self._mixes_up or (connection is not None and connection.mixes_up):
                 self._drop("WrongIds")
             raise
         if self._was_away:
@@ -269,7 +275,9 @@ class Bus:
         silent_seconds = _now() - (self._opened_seconds if heard is None else heard)
         if self._mixes_up or connection.mixes_up:
             self._drop("WrongIds")
-        elif self._unheard >= SUSPECT_REQUESTS and silent_seconds >= SUSPECT_SECONDS:
+        elif self._unheard >= SUSPECT_REQUESTS and silent_seconds >= (
+            SUSPECT_SECONDS if self.line.is_silent else MOST_SUSPECT_SECONDS
+        ):
             self._drop("Silent")
             self._was_away = True
             self.line.forgive(_now())

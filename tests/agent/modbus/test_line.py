@@ -194,14 +194,38 @@ def test_whose_turn_it_is() -> None:
     line.begin(3, None, 1.9)
     line.answered(3, 2.0)
     waiting: Mapping[str, object] = {
-        "due": line.rank(4, "start"),
-        "quick": line.rank(3, None),
-        "slow": line.rank(2, None),
-        "not heard since": line.rank(1, None),
-        "doubtful": line.rank(4, None),
+        "due": line.rank(4, "start", 2.0),
+        "quick": line.rank(3, None, 2.0),
+        "slow": line.rank(2, None, 2.0),
+        "not heard since": line.rank(1, None, 2.0),
+        "doubtful": line.rank(4, None, 2.0),
     }
 
     assert sorted(waiting, key=lambda each: waiting[each]) == list(waiting)  # type: ignore[arg-type, return-value]
+
+
+def test_doubt_passes_so_that_quick_units_without_gaps_starve_nobody() -> None:
+    line = a_line(3)
+    ask(line, 3, 0.0)
+    line.begin(1, None, 1.0)
+    line.answered(1, 1.1)
+    assert line.rank(1, None, 2.0) < line.rank(2, None, 2.0) < line.rank(3, None, 2.0)
+    assert line.rank(2, None, 4.0) < line.rank(1, None, 4.0) < line.rank(3, None, 4.0)
+    now = 4.0
+    while line.rank(1, None, now) < line.rank(3, None, now):
+        line.begin(1, None, now)
+        now += 0.1
+        line.answered(1, now)
+    assert now < 6
+
+
+def test_a_request_that_is_given_up_puts_its_unit_behind_those_that_were_not_asked() -> None:
+    line = a_line(3)
+    ask(line, 3, 0.0)
+    line.begin(2, None, 1.0)
+    line.abandoned(2, 1.2)
+    assert line.rank(1, None, 1.2) < line.rank(2, None, 1.2)
+    assert not line.units[2].is_backed_off
 
 
 def test_when_the_line_was_away_all_are_tried_again() -> None:
