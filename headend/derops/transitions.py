@@ -125,7 +125,7 @@ TRANSITIONS = (
             Reason.DEVICE_WRITE_FAILED, Reason.DEVICE_OFFLINE, Reason.READ_BACK_MISMATCH,
             Reason.RATE_LIMITED, Reason.STALE_TELEMETRY, Reason.LOCAL_CONTROL_ACTIVE,
             Reason.INSUFFICIENT_ENERGY, Reason.LIMIT_EXCEEDED, Reason.COMMS_LOSS_FAILSAFE,
-            Reason.AGENT_RESTARTED, Reason.REVERT_FAILED,
+            Reason.AGENT_RESTARTED, Reason.REVERT_FAILED, Reason.START_DEADLINE_EXCEEDED,
         }),
         "it could not be put on the device by its start deadline, or may be there and stay",
     ),

@@ -146,6 +146,10 @@ class Execution:
     let_go_monotonic_us: int = 0
     """When the first write after its end succeeded; 0 before."""
 
+    letting_go: Moment | None = None
+    """The first write after its end, while the device does not show yet that it let go; None = no
+    such write is waited for."""
+
     guard: str = "AgentTimer"
     """What ends it if the agent dies: AgentTimer = only a restart of it, or DeviceTimer."""
 
@@ -208,6 +212,11 @@ class Execution:
     def may_land(self) -> bool:
         """Whether it has ended, and the device may take it yet."""
         return self.stage is Stage.DONE and self.sent is not None
+
+    @property
+    def was_never_seen(self) -> bool:
+        """Whether the device said each time that it does not hold it."""
+        return not self.applied_us and not self.blind
 
     def steady_us(self, at: Moment) -> int:
         """Return an instant by the wall clock as it was when the device took it.
@@ -276,5 +285,6 @@ class Execution:
             held_since=moved(self.held_since),
             sent=moved(self.sent),
             confirmed=moved(self.confirmed),
+            letting_go=moved(self.letting_go),
             ends_monotonic_us=self.planned.end_us + ahead_us if self.planned else 0,
         )
