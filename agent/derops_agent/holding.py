@@ -6,7 +6,7 @@ of its own is armed with each write and written again before the timer runs out,
 by itself if the agent dies.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import ceil
 
@@ -108,6 +108,9 @@ class Holder:
         self._tries: dict[Setpoints, _Tries] = {}
         self._not_taken: set[str] = set()
         """Starts that the device has not taken, whose predecessor is reverted first, by uid."""
+
+        self._kept: set[str] = set()
+        """Those to end that the device kept when it was told nothing else, by uid."""
 
         self._apart = False
         """Starts are written one by one: the device refused several at once."""
@@ -252,13 +255,11 @@ class Holder:
             key=lambda e: e.order.uid,
         )
         self._not_taken &= {e.order.uid for e in starting}
-        leaving = [
-            e
-            for e in _without(scope, deciding.staying(scope, moment(self._clock))).values()
-            if e.stage is Stage.REVERTING and e.order.mode not in self.stuck
-        ]
-        kept = {e.order.mode for e in leaving if e.held_since}
-        aside = [e for e in starting if e.order.uid in self._not_taken and e.order.mode in kept]
+        self._kept &= _ending(scope.values())
+        staying = deciding.staying(scope, moment(self._clock))
+        leaving = _ending(_without(scope, staying).values()) - self._kept
+        modes = {scope[uid].order.mode for uid in leaving if scope[uid].held_since}
+        aside = [e for e in starting if e.order.uid in self._not_taken and e.order.mode in modes]
         self._apart = self._apart and bool(starting)
         if self._apart:
             aside += starting[0 if leaving else 1 :]
@@ -515,7 +516,10 @@ class Holder:
             later_us = max(next_us, now.monotonic_us + LOOK_EVERY_US) if worn else next_us
             self._awaited = replace(awaited, ask_at_us=later_us)
             if held is not None:
-                await self._note_looked(scope, self._look_at_others(scope, wrong, held, site))
+                seen = self._look_at_others(scope, wrong, held, site)
+                gone = {uid for uid, e in scope.items() if not site.holds(held, e)}
+                seen |= outcomes.let_go({**scope, **seen}, gone, now, site.rule)
+                await self._note_looked(scope, seen)
             return
         if wrong and patient and held is None:
             self._awaited = replace(awaited, ask_at_us=min(next_us, until_us))
@@ -595,12 +599,9 @@ class Holder:
         self._timer_ends_us = awaited.timer_ends_us
         await self._note_success(scope, awaited, held, site, wrong=told, awaits=())
         self._not_taken |= awaited.starting & tries.wanting
-        starting = {scope[uid].order.mode for uid in self._not_taken & scope.keys()}
-        self.stuck = {
-            mode: self.stuck.get(mode, words) if mode in starting else words
-            for mode, words in told.items()
-            if mode not in starting or mode in self.stuck
-        }
+        self.stuck = told
+        starting = {scope[uid].order.mode for uid in awaited.starting & scope.keys()}
+        self._kept |= _ending(e for e in scope.values() if e.order.mode not in starting)
         now, read_back = moment(self._clock), self._device.capability.read_back
         self._retry_at_us = tries.last_us + _again_after_us(read_back, tries.writes)
         self._awaited = replace(
@@ -754,7 +755,7 @@ class Holder:
         site: Site,
     ) -> None:
         now = moment(self._clock)
-        reverting = [u for u, e in scope.items() if e.stage is Stage.REVERTING]
+        reverting = _ending(scope.values())
         if failure.sent:
             self._suspect_until_us = now.monotonic_us + _SUSPECT_US
         delay_us = self._try_again(scope, wanted)
@@ -766,7 +767,7 @@ class Holder:
             event,
             error=failure.message,
             retry_seconds=delay_us / SECOND_US,
-            dispatch_uids=reverting,
+            dispatch_uids=sorted(reverting),
         )
         starting = [e for e in deciding.owners(scope).values() if e.stage is Stage.APPLYING]
         self._awaited = None
@@ -774,9 +775,11 @@ class Holder:
         if failure.refused and several and not self._apart:
             self._apart, self._retry_at_us = True, now.monotonic_us
             return
-        self.stuck = {scope[uid].order.mode: failure.message for uid in reverting}
-        if not failure.answers:
-            self.stuck = {}
+        self.stuck = {}
+        if failure.answers:
+            self.stuck = {scope[uid].order.mode: failure.message for uid in reverting}
+        if not starting:
+            self._kept |= reverting
         after = outcomes.write_failed(scope, now, failure)
         if held is not None:
             gone = {uid for uid in reverting if not site.holds(held, scope[uid])}
@@ -810,11 +813,14 @@ def _starting(owners: Scope) -> bool:
 
 def _wanting(scope: Scope, owners: Scope) -> frozenset[str]:
     """Return whose start or end has not happened, or whose value was dropped, by uid."""
-    ending = {uid for uid, e in scope.items() if e.stage is Stage.REVERTING}
     lacking = {
         e.order.uid for e in owners.values() if e.stage is Stage.APPLYING or e.held_since is None
     }
-    return frozenset(ending | lacking)
+    return frozenset(_ending(scope.values()) | lacking)
+
+
+def _ending(executions: Iterable[Execution]) -> set[str]:
+    return {e.order.uid for e in executions if e.stage is Stage.REVERTING}
 
 
 def _again_after_us(read_back: ReadBack, writes: int) -> int:

@@ -213,11 +213,6 @@ class Execution:
         """Whether it has ended, and the device may take it yet."""
         return self.stage is Stage.DONE and self.sent is not None
 
-    @property
-    def was_never_seen(self) -> bool:
-        """Whether the device said each time that it does not hold it."""
-        return not self.applied_us and not self.blind
-
     def steady_us(self, at: Moment) -> int:
         """Return an instant by the wall clock as it was when the device took it.
 

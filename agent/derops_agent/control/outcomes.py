@@ -83,7 +83,7 @@ def written(
         mode = execution.order.mode
         if execution.stage is not Stage.REVERTING or mode in awaited:
             continue
-        if mode in wrong and not (uid in gone and execution.was_never_seen):
+        if mode in wrong and not (uid in gone and not execution.applied_us):
             result[uid] = replace(execution, letting_go=None)
             continue
         off = execution.letting_go or since
@@ -104,7 +104,7 @@ def let_go(
     return {
         uid: _finish(replace(execution, let_go_monotonic_us=now.monotonic_us), now, rule)
         for uid, execution in executions.items()
-        if uid in gone and execution.stage is Stage.REVERTING and execution.was_never_seen
+        if uid in gone and execution.stage is Stage.REVERTING and not execution.applied_us
     }
 
 
