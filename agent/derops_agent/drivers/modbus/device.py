@@ -146,6 +146,7 @@ def capability_of(profile: Profile, rated: Rated) -> Capability:
         max_absorption_watts=rated.max_absorption_watts,
         can_measure=profile.measurements.active_power_watts is not None,
         reversion=any(profile.timer_of(name) is not None for name in names),
+        read_back=profile.read_back.settings(),
     )
 
 

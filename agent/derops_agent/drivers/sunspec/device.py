@@ -9,6 +9,7 @@ from derops.errors import DeviceRefusedError
 from derops_agent.clock import Clock
 from derops_agent.drivers.modbus_tcp import Unit, before_writing, take_unit
 from derops_agent.drivers.options import DriverOptionError, explain
+from derops_agent.drivers.read_back import ReadBackOptions
 from derops_agent.drivers.sunspec.controls import Controls, controls_of
 from derops_agent.drivers.sunspec.measuring import (
     Ratings,
@@ -37,6 +38,8 @@ class SunSpecOptions(UnitOptions):
 
     toggle_enable: bool = False
     """Switch a function off before its value changes: some devices keep the old value else."""
+
+    read_back: ReadBackOptions = ReadBackOptions()
 
 
 class SunSpecDevice:
@@ -194,6 +197,7 @@ async def _open(options: SunSpecOptions, unit: Unit, clock: Clock) -> SunSpecDev
         max_absorption_watts=ratings.max_absorption_watts,
         can_measure=bool(values),
         reversion=any(each.has_timer(blocks[each.model_id]) for each in functions),
+        read_back=options.read_back.settings(),
     )
     return SunSpecDevice(
         options,
