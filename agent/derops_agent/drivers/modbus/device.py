@@ -9,7 +9,14 @@ from pydantic import ValidationError
 from derops.errors import DeviceRefusedError
 from derops.wire.v1 import agent_pb2
 from derops_agent.clock import Clock
-from derops_agent.drivers.modbus.controls import MODES, Rated, held, plan, registers_of
+from derops_agent.drivers.modbus.controls import (
+    MODES,
+    Rated,
+    held,
+    held_controls,
+    plan,
+    registers_of,
+)
 from derops_agent.drivers.modbus.image import Image, read_image
 from derops_agent.drivers.modbus.loading import load_profile
 from derops_agent.drivers.modbus.points import Register
@@ -33,6 +40,7 @@ class ProfiledDevice:
     def __init__(self, profile: Profile, unit: Unit, clock: Clock, rated: Rated) -> None:
         self._profile, self._unit, self._clock, self._rated = profile, unit, clock, rated
         self._asked = Setpoints()
+        self._wrote_us: int | None = None
         self._capability = capability_of(profile, rated)
 
     @property
@@ -50,11 +58,22 @@ class ProfiledDevice:
         """
         with before_writing():
             image = await read_image(self._unit, registers_of(self._profile))
-        writes, armed_seconds = plan(self._profile, self._rated, image, setpoints, reversion)
+        writes, armed_seconds = plan(
+            self._profile, self._rated, image, setpoints, reversion, may_lag=self._may_lag()
+        )
         self._asked = setpoints
+        if writes:
+            self._wrote_us = self._clock.monotonic_us()
         for register, data in writes:
             await self._unit.write(register, data)
         return armed_seconds
+
+    def _may_lag(self) -> bool:
+        """Tell whether the registers may not show yet what was written last."""
+        if self._wrote_us is None or not held_controls(self._asked):
+            return False
+        passed_us = self._clock.monotonic_us() - self._wrote_us
+        return passed_us < self._profile.read_back.patience_seconds * 1_000_000
 
     async def read_setpoints(self) -> Setpoints:
         """Return what the device says that it holds.

@@ -60,6 +60,10 @@ class SunSpecDevice:
         self._places, self._controls, self._ratings = places, controls, ratings
         self._capability = capability
         self._measuring = measuring_models(places)
+        self._written: list[Write] = []
+        """Of a setpoint that was written last, and that the device may not show yet."""
+
+        self._wrote_us = 0
 
     @property
     def capability(self) -> Capability:
@@ -79,6 +83,9 @@ class SunSpecDevice:
         self._refuse_modes(setpoints)
         with before_writing():
             blocks = await self._read(self._controls.model_ids)
+        patience_us = self._options.read_back.patience_seconds * 1_000_000
+        if self._clock.monotonic_us() - self._wrote_us < patience_us:
+            blocks = {each: block.after(self._written) for each, block in blocks.items()}
         after_seconds = reversion.after_seconds if reversion else None
         falls_to = reversion.setpoints if reversion else Setpoints()
         steps: list[tuple[list[Write], int | None]] = []
@@ -110,7 +117,10 @@ class SunSpecDevice:
                 after_seconds=after_seconds,
             )
             steps.insert(len(steps) if setpoints.energized else 0, permit)
+        holds = setpoints != Setpoints()
+        self._written, self._wrote_us = [], self._clock.monotonic_us()
         for writes, _ in steps:
+            self._written += writes if holds else []
             for register, data in writes:
                 await self._unit.write(register, data)
         return _least(steps, setpoints)

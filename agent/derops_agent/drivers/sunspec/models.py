@@ -4,7 +4,7 @@ Layouts and encodings are those of pysunspec2. Only the fixed block of a model i
 groups hold nothing that the agent needs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import floor
@@ -70,6 +70,15 @@ class Block:
     def __init__(self, place: Place, data: bytes) -> None:
         self.place, self._data = place, data
         self._points = points_of(place.model_id)
+
+    def after(self, writes: Iterable[tuple[int, bytes]]) -> "Block":
+        """Return it as it is once the device shows ``writes``, where they are in it."""
+        data = bytearray(self._data)
+        for register, written in writes:
+            at = 2 * (register - self.place.register)
+            if 0 <= at <= len(data) - len(written):
+                data[at : at + len(written)] = written
+        return Block(self.place, bytes(data))
 
     def raw(self, name: str) -> Any:
         """Return the value of a point as the register has it; None where it is not implemented.
