@@ -194,12 +194,11 @@ class Holder:
         owners, changing = deciding.owners(scope), _without(scope, staying)
         target = wanted_setpoints({**staying, **owners}, asset.fallback, site.local)
         wanting = _wanting(changing, owners)
-        awaited = self._awaited
-        if awaited is not None and target == awaited.target and wanting <= awaited.wanting:
-            if not (refresh or (awaited.is_over and self._may_retry(changing, asset))):
-                await self._ask_again(changing, site)
-                return
-        elif awaited is not None:
+        same = self._awaits(target, wanting)
+        if not refresh and self._awaited and self._keeps_waiting(changing, asset, same=same):
+            await self._ask_again(_without(changing, self._later(owners)), site)
+            return
+        if not same:
             changing = {**changing, **await self._leave_awaited(changing)}
         step = self._step(target, asset, site, now)
         on_the_way = step != target and step == self._written
@@ -215,9 +214,26 @@ class Holder:
             changing, step, target, site, wanting=wanting, staying=staying, counts=counts
         )
 
-    def _may_retry(self, scope: Scope, asset: Asset) -> bool:
-        """Tell whether what failed is due again, and no pause holds it up."""
-        return self._clock.monotonic_us() >= self._retry_at_us and not self._pauses(scope, asset)
+    def _awaits(self, target: Setpoints, wanting: frozenset[str]) -> bool:
+        """Tell whether this was written for the same, and is waited for."""
+        awaited = self._awaited
+        return awaited is not None and awaited.target == target and wanting <= awaited.wanting
+
+    def _keeps_waiting(self, scope: Scope, asset: Asset, *, same: bool) -> bool:
+        """Tell whether what is waited for is not to be followed by another write yet."""
+        if self._pauses(scope, asset):
+            return True
+        over = self._awaited is not None and self._awaited.is_over
+        return same and not (over and self._clock.monotonic_us() >= self._retry_at_us)
+
+    def _later(self, owners: Scope) -> Scope:
+        """Return the starts that are not in the write that is waited for."""
+        written = self._awaited.starting if self._awaited is not None else frozenset()
+        return {
+            mode: e
+            for mode, e in owners.items()
+            if e.stage is Stage.APPLYING and e.order.uid not in written
+        }
 
     def _pauses(self, scope: Scope, asset: Asset) -> bool:
         """Tell whether it is too soon for a start; an end is never too soon."""

@@ -151,6 +151,20 @@ async def test_a_new_order_does_not_wait_for_what_another_waits_for(agent: Agent
     assert agent.outcome() == agent.outcome("limit") == ("Active", "Applied")
 
 
+async def test_a_start_that_a_pause_holds_up_does_not_keep_another_from_being_shown(
+    agent: Agent,
+) -> None:
+    await late(agent)
+    limit = order("limit", mode="GenerationLimit", watts=3000, start_us=T0 + 61 * S)
+    await agent.give(asset(min_seconds_between_writes=30), order(start_deadline_seconds=5), limit)
+    await agent.wait(70, step=1)
+    assert (agent.outcome(), agent.report("limit").phase) == (("Active", "Applied"), "Acked")
+    assert agent.report().applied_us == T0 + 60 * S
+    await agent.wait(25, step=1)
+
+    assert agent.outcome("limit") == ("Active", "Applied")
+
+
 async def test_a_predecessor_is_replaced_when_its_successor_is_written(agent: Agent) -> None:
     await late(agent)
     await agent.give(order(), order("d2", watts=2000, start_us=T0 + 100 * S))
