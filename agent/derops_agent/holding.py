@@ -106,6 +106,9 @@ class Holder:
         self._ramping = False
         self._awaited: _Awaited | None = None
         self._tries: dict[Setpoints, _Tries] = {}
+        self._since: dict[tuple[str, int], Moment] = {}
+        """When each start was first written, by uid and watts, unless that is known to be void."""
+
         self._not_taken: set[str] = set()
         """Starts that the device has not taken, whose predecessor is reverted first, by uid."""
 
@@ -481,6 +484,9 @@ class Holder:
         before, read_back = self._awaited, self._device.capability.read_back
         if before is not None and before.target == target and not before.is_over:
             wrote = before.wrote  # written only to set the device's timer again
+        starting = {u: e for u, e in scope.items() if e.stage is Stage.APPLYING}
+        keys = {(u, e.target_watts) for u, e in starting.items() if owners.get(e.order.mode) is e}
+        self._since = {key: self._since.get(key, wrote) for key in keys}
         delay_us = 0 if failure else round(read_back.delay_seconds * SECOND_US)
         self._awaited = _Awaited(
             step=step,
@@ -615,6 +621,7 @@ class Holder:
         self._timer_ends_us = awaited.timer_ends_us
         await self._note_success(scope, awaited, held, site, wrong=told, awaits=())
         self._not_taken |= awaited.starting & tries.wanting
+        self._since = {}
         self.stuck = told
         starting = {scope[uid].order.mode for uid in awaited.starting & scope.keys()}
         self._kept |= _ending(e for e in scope.values() if e.order.mode not in starting)
@@ -739,6 +746,7 @@ class Holder:
             now,
             rule=site.rule,
             since=awaited.wrote,
+            first={} if awaited.is_over else {uid: at for (uid, _), at in self._since.items()},
             wrong=wrong,
             gone=gone,
             awaited=awaits,
@@ -786,7 +794,7 @@ class Holder:
             dispatch_uids=sorted(reverting),
         )
         starting = [e for e in deciding.owners(scope).values() if e.stage is Stage.APPLYING]
-        self._awaited = None
+        self._awaited, self._since = None, {}
         several = len(starting) > 1 or (starting and reverting)
         if failure.refused and several and not self._apart:
             self._apart, self._retry_at_us = True, now.monotonic_us

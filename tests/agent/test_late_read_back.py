@@ -151,6 +151,18 @@ async def test_a_new_order_does_not_wait_for_what_another_waits_for(agent: Agent
     assert agent.outcome() == agent.outcome("limit") == ("Active", "Applied")
 
 
+async def test_a_start_that_others_follow_before_it_is_shown_was_held_from_its_write_on(
+    agent: Agent,
+) -> None:
+    await late(agent)
+    limit = order("limit", mode="GenerationLimit", watts=3000, start_us=T0 + 62 * S)
+    await agent.give(order(), limit)
+    await agent.wait(70, step=1)
+
+    assert agent.report().applied_us == T0 + 60 * S
+    assert agent.report("limit").applied_us == T0 + 62 * S
+
+
 async def test_a_start_that_a_pause_holds_up_does_not_keep_another_from_being_shown(
     agent: Agent,
 ) -> None:

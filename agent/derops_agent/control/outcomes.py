@@ -26,6 +26,7 @@ def written(
     *,
     rule: Rule,
     since: Moment | None = None,
+    first: Mapping[str, Moment] = MappingProxyType({}),
     wrong: Mapping[str, str] = _NONE_WRONG,
     gone: Collection[str] = (),
     awaited: Collection[str] = (),
@@ -42,6 +43,7 @@ def written(
         now: Both clocks, when the device was asked.
         rule: For the verdict on those that end.
         since: When it was written, if the device shows that only later.
+        first: When starts were first written that it had not shown when others followed, by uid.
         wrong: Modes of which the device says that it holds something else than was written,
             with the words for it.
         gone: Those to be reverted of which it says that it does not hold them, by uid.
@@ -53,8 +55,9 @@ def written(
         timer_ends_us: When a timer of the device does, by the wall clock; 0 = it has none.
     """
     result = dict(executions)
-    since = since or now
+    written_at = since or now
     for mode, owner in owners(executions).items():
+        since = first.get(owner.order.uid, written_at)
         if mode in awaited:
             continue
         if mode in wrong:
@@ -86,7 +89,7 @@ def written(
         if mode in wrong and not (uid in gone and not execution.applied_us):
             result[uid] = replace(execution, letting_go=None)
             continue
-        off = execution.letting_go or since
+        off = execution.letting_go or written_at
         let_go = execution.let_go_monotonic_us or off.monotonic_us
         ending = replace(execution, let_go_monotonic_us=let_go, letting_go=None)
         still = ramping and mode == "ActivePower"
