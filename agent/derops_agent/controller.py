@@ -28,6 +28,7 @@ from derops_agent.control import (
     interrupting,
     representing,
     silence,
+    unreverted,
     verifying,
 )
 from derops_agent.control.execution import Execution, Moment, Stage
@@ -41,6 +42,7 @@ from derops_agent.ledger import Alive, Ledger
 from derops_agent.ports import Reading, Setpoints
 
 _LEDGER_RETRY_SECONDS = 1.0
+_STOOD_STILL_US = 5 * SECOND_US
 _ALIVE_EVERY_US = 10 * SECOND_US
 _MAX_COUNTER = 2**63 - 1  # what a ledger can hold
 
@@ -172,6 +174,9 @@ class Controller:
         self._sampled_us = clock.monotonic_us()
         self._health = health.Health()
         self._decided = moment(clock)
+        self._advanced: Moment | None = None
+        """When starts were last looked at; None = not since this process began."""
+
         self._log = structlog.get_logger("controller").bind(asset=str(name))
 
     @property
@@ -281,7 +286,8 @@ class Controller:
         if not held:
             return
         after = self._without_points(self._without_contact(held))
-        await self.journal.commit(deciding.advance(after, self._moment()))
+        awaited = self._holder.awaited
+        await self.journal.commit(deciding.advance(after, self._moment(), awaited=awaited))
         await self._holder.look({uid: self.journal[uid] for uid in held}, self._site)
         await self._holder.hold({uid: self.journal[uid] for uid in held}, self._site)
 
@@ -348,12 +354,18 @@ class Controller:
                 self._decided,
                 refuse=self._refuse_start,
                 held_off=self._look_around().explain_hold_off(self._decided.wall_us),
+                awaited=self._holder.awaited,
+                idle=self._explain_idle(self._decided),
             )
         )
+        self._advanced = self._decided
         await self._holder.look(self.journal, self._site)
         await self._holder.hold(self.journal, self._site)
         await self.journal.commit(
             silence.bear(self.journal, self._holder.silence, self._moment(), self._site.rule)
+        )
+        await self.journal.commit(
+            unreverted.bear(self.journal, self._holder.stuck, self._moment(), self._site.rule)
         )
         if self.holding and self.journal.idle_us > _ALIVE_EVERY_US:
             await self.journal.save_progress()
@@ -527,6 +539,26 @@ class Controller:
                 verify_required=execution.order.verify_required,
             )
         )
+
+    def _explain_idle(self, now: Moment) -> Refusal:
+        """Return why a start that has been missed since the last look was missed."""
+        before = self._advanced
+        if before is None:
+            return Refusal(
+                reason=Reason.AGENT_RESTARTED,
+                message="the agent restarted, and did not take it up until then",
+            )
+        stood_us = now.monotonic_us - before.monotonic_us
+        set_us = now.wall_us - before.wall_us - stood_us
+        if self._ledger_failing:
+            words = f"for {stood_us / SECOND_US:.0f} s the agent could not store anything"
+        elif set_us > SECOND_US:
+            words = f"the agent's clock was set forward by {set_us / SECOND_US:.0f} s"
+        elif stood_us > _STOOD_STILL_US:
+            words = f"the agent stood still for {stood_us / SECOND_US:.0f} s"
+        else:
+            return deciding.NOT_STARTED
+        return replace(deciding.NOT_STARTED, message=words)
 
     def _refuse_silence(self) -> Refusal | None:
         if not self._failsafe or self._site.asset is None:

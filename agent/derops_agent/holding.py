@@ -1,17 +1,19 @@
 """Bringing the device to what the executions want, in steps where the asset says so.
 
-A write counts once the device was asked what it holds: one that says something else has not been
-written. A device with a timer of its own is armed with each write and written again before the
-timer runs out, so that it reverts by itself if the agent dies.
+A write counts once the device was asked what it holds. One that says something else may show it
+late: it is asked again before it is written again, and written only so often. A device with a timer
+of its own is armed with each write and written again before the timer runs out, so that it reverts
+by itself if the agent dies.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from math import ceil
 
 import structlog
 
 from derops.errors import DeviceError, DeviceRefusedError, DeviceUnreachableError
+from derops.lifecycle import Reason
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2
 from derops_agent import metrics
@@ -22,7 +24,7 @@ from derops_agent.control.silence import Silence
 from derops_agent.control.site import Asset, Site, bounded, wanted_setpoints
 from derops_agent.device import GuardedDevice
 from derops_agent.journal import Journal
-from derops_agent.ports import Reversion, Setpoints
+from derops_agent.ports import ReadBack, Reversion, Setpoints
 
 LOOK_EVERY_US = 5 * SECOND_US
 """How often a device that holds a setpoint is asked whether it still does."""
@@ -36,7 +38,49 @@ _FIRST_RETRY_US = 250_000
 _APPLY_RETRY_US = 1 * SECOND_US
 _REVERT_RETRY_US = 60 * SECOND_US
 
+WORN_RETRY_SECONDS = 600
+"""How often a device that does not let go is still told to, once it was written often enough."""
+
 Scope = Mapping[str, Execution]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Awaited:
+    """A write that the device took, and does not show yet."""
+
+    step: Setpoints
+    target: Setpoints
+    wrote: Moment
+    wanting: frozenset[str]
+    """Whose start, end or loss it was written for and is not shown, by uid."""
+
+    starting: frozenset[str]
+    """Of these, what was to start."""
+
+    modes: frozenset[str] = frozenset()
+    """That are waited for."""
+
+    shown: Mapping[str, str] = field(default_factory=dict)
+    """What the device last said of them, in words; empty = it was not asked yet."""
+
+    ask_at_us: int
+    failure: outcomes.WriteFailure | None = None
+    """Of a write that was not answered."""
+
+    timer_ends_us: int | None = None
+    """When the device's own timer runs out if it has not taken this."""
+
+    is_over: bool = False
+    """It was waited for long enough to be told; it is asked on until it is written again."""
+
+
+@dataclass(slots=True)
+class _Tries:
+    """How often one setpoint was written for the same executions."""
+
+    wanting: frozenset[str] = frozenset()
+    writes: int = 0
+    last_us: int = 0
 
 
 class Holder:
@@ -60,6 +104,23 @@ class Holder:
         self._answered: Moment | None = None
         self._heard_us = clock.monotonic_us()
         self._ramping = False
+        self._awaited: _Awaited | None = None
+        self._tries: dict[Setpoints, _Tries] = {}
+        self._since: dict[tuple[str, int], Moment] = {}
+        """When each start was first written, by uid and watts, unless that is known to be void."""
+
+        self._not_taken: set[str] = set()
+        """Starts that the device has not taken, whose predecessor is reverted first, by uid."""
+
+        self._kept: set[str] = set()
+        """Those to end that the device kept when it was told nothing else, by uid."""
+
+        self._apart = False
+        """Starts are written one by one: the device refused several at once."""
+
+        self.stuck: dict[str, str] = {}
+        """What the device says of modes that it does not let go, in words."""
+
         self._guard = "AgentTimer"
         self._log = structlog.get_logger("holder").bind(asset=asset)
 
@@ -83,6 +144,12 @@ class Holder:
             return None
         return Silence(since_us=self._heard_us, last_answer=self._answered)
 
+    @property
+    def awaited(self) -> frozenset[str]:
+        """Starts that were written a moment ago, and that the device may show yet, by uid."""
+        awaited = self._awaited
+        return awaited.starting if awaited is not None and not awaited.is_over else frozenset()
+
     def held_off_us(self, asset: Asset | None) -> int:
         """Return for how long the device may not be given a new setpoint."""
         if asset is None or self._wrote_at_us is None:
@@ -98,7 +165,11 @@ class Holder:
         stages = {e.stage for e in ending.values()}
         waits = Stage.APPLYING in stages and Stage.REVERTING not in stages
         held_off_us = self.held_off_us(asset) if waits else 0
-        if self._failed is not None:
+        if self._awaited is not None:
+            again_us = max(self._retry_at_us - now_us, held_off_us)
+            ask_us = self._awaited.ask_at_us - now_us
+            ahead.append(min(ask_us, again_us) if self._awaited.is_over else ask_us)
+        elif self._failed is not None:
             ahead.append(max(self._retry_at_us - now_us, held_off_us))
         elif self._refresh_at_us is not None:
             ahead.append(max(self._refresh_at_us - now_us, held_off_us))
@@ -114,28 +185,124 @@ class Holder:
         if asset is None:
             await self._release_stray(site)
             return
-        owners, staying = deciding.owners(scope), deciding.staying(scope, now)
-        target = wanted_setpoints({**staying, **owners}, site.fallback, site.local)
         refresh = self._refresh_at_us is not None and now.monotonic_us >= self._refresh_at_us
-        if not _starting(owners) and deciding.bridged(scope, now):
+        if not _starting(deciding.owners(scope)) and deciding.bridged(scope, now):
             self._failed = None  # what could not be reverted may stay until then as well
+            await self._leave_awaited(scope)
             if refresh:
                 await self._prolong(site)
             return
-        changing = _without(scope, staying)
-        pending = _pending(changing, owners)
+        staying = deciding.staying(scope, now)
+        scope = self._without_those_aside(scope)
+        owners, changing = deciding.owners(scope), _without(scope, staying)
+        target = wanted_setpoints({**staying, **owners}, site.fallback, site.local)
+        wanting = _wanting(changing, owners)
+        same = self._awaits(target, wanting)
+        if not refresh and self._awaited and self._keeps_waiting(changing, asset, same=same):
+            await self._ask_again(_without(changing, self._later(owners)), site)
+            return
+        if not same:
+            changing = {**changing, **await self._leave_awaited(changing)}
         step = self._step(target, asset, site, now)
         on_the_way = step != target and step == self._written
-        if not refresh and (on_the_way or (not pending and step == self._written)):
+        if not refresh and (on_the_way or (not wanting and step == self._written)):
             return
-        if target == self._failed and now.monotonic_us < self._retry_at_us:
+        again = target in self._tries and wanting <= self._tries[target].wanting
+        if not again:
+            self._begin_anew(target, wanting, scope)
+        if not refresh and not await self._may_write(target, changing, asset):
             return
-        reverting = any(e.stage is Stage.REVERTING for e in changing.values())
-        if _starting(owners) and not reverting and self.held_off_us(asset):
-            return
-        if target != self._failed:
-            self._failures = 0  # those were of another target: a revert must not wait for a start's
-        await self._write(changing, step, target, site, pending=pending, staying=staying)
+        counts = not (again and refresh)
+        await self._write(
+            changing, step, target, site, wanting=wanting, staying=staying, counts=counts
+        )
+
+    def _awaits(self, target: Setpoints, wanting: frozenset[str]) -> bool:
+        """Tell whether this was written for the same, and is waited for."""
+        awaited = self._awaited
+        return awaited is not None and awaited.target == target and wanting <= awaited.wanting
+
+    def _keeps_waiting(self, scope: Scope, asset: Asset, *, same: bool) -> bool:
+        """Tell whether what is waited for is not to be followed by another write yet."""
+        if self._pauses(scope, asset):
+            return True
+        over = self._awaited is not None and self._awaited.is_over
+        return same and not (over and self._clock.monotonic_us() >= self._retry_at_us)
+
+    def _later(self, owners: Scope) -> Scope:
+        """Return the starts that are not in the write that is waited for."""
+        written = self._awaited.starting if self._awaited is not None else frozenset()
+        return {
+            mode: e
+            for mode, e in owners.items()
+            if e.stage is Stage.APPLYING and e.order.uid not in written
+        }
+
+    def _pauses(self, scope: Scope, asset: Asset) -> bool:
+        """Tell whether it is too soon for a start; an end is never too soon."""
+        starts = _starting(deciding.owners(scope))
+        ends = any(e.stage is Stage.REVERTING for e in scope.values())
+        return starts and not ends and self.held_off_us(asset) > 0
+
+    async def _may_write(self, target: Setpoints, scope: Scope, asset: Asset) -> bool:
+        """Tell whether the device may be given ``target`` now; end what it dropped too often."""
+        now_us, tries = self._clock.monotonic_us(), self._tries[target]
+        if target == self._failed and now_us < self._retry_at_us:
+            return False
+        most_writes = self._device.capability.read_back.most_writes
+        if tries.writes >= most_writes:
+            await self._journal.commit(
+                outcomes.wear_out(scope, moment(self._clock), tries.writes, most_writes)
+            )
+            next_us = tries.last_us + WORN_RETRY_SECONDS * SECOND_US
+            starts = _starting(deciding.owners(scope))
+            ends = any(e.stage is Stage.REVERTING for e in scope.values())
+            if now_us < next_us or (starts and not ends):
+                self._failed = target
+                self._retry_at_us = max(next_us, now_us + LOOK_EVERY_US)
+                return False
+        return not self._pauses(scope, asset)
+
+    def _without_those_aside(self, scope: Scope) -> Scope:
+        """Return ``scope`` without the starts that are to wait for another write.
+
+        What a device does not take must not keep its predecessor on it; and of several starts that
+        it refuses at once, each is to be judged by its own value.
+        """
+        starting = sorted(
+            (e for e in deciding.owners(scope).values() if e.stage is Stage.APPLYING),
+            key=lambda e: e.order.uid,
+        )
+        self._not_taken &= {e.order.uid for e in starting}
+        self._kept &= _ending(scope.values())
+        staying = deciding.staying(scope, moment(self._clock))
+        leaving = _ending(_without(scope, staying).values()) - self._kept
+        modes = {scope[uid].order.mode for uid in leaving if scope[uid].held_since}
+        aside = [e for e in starting if e.order.uid in self._not_taken and e.order.mode in modes]
+        self._apart = self._apart and bool(starting)
+        if self._apart:
+            aside += starting[0 if leaving else 1 :]
+        return _without(scope, {e.order.uid: e for e in aside})
+
+    def _begin_anew(self, target: Setpoints, wanting: frozenset[str], scope: Scope) -> None:
+        """Begin to count, as nobody who wants this now has had it written."""
+        self._failures, self._retry_at_us = 0, 0
+        self.stuck = {}
+        self._tries = {
+            setpoints: tries
+            for setpoints, tries in self._tries.items()
+            if tries.wanting & scope.keys()
+        }
+        self._tries[target] = _Tries(wanting=wanting)
+
+    async def _leave_awaited(self, scope: Scope) -> dict[str, Execution]:
+        """Wait for the last write no more, as another follows; return whom that concerns."""
+        awaited, self._awaited = self._awaited, None
+        if awaited is None or awaited.is_over:
+            return {}
+        told = outcomes.overtaken(scope, awaited.modes, awaited.wrote, awaited.starting)
+        await self._journal.commit(told)
+        return told
 
     async def _release_stray(self, site: Site) -> None:
         """Release a setpoint that no ledger owns, however often it takes.
@@ -176,20 +343,36 @@ class Holder:
             await self._journal.commit(outcomes.miss_answer(scope))
             return
         suspect = now_us < self._suspect_until_us
-        if suspect and self._written is not None and self._held is not None and held != self._held:
+        if (
+            self._awaited is None
+            and suspect
+            and self._written
+            and self._held
+            and held != self._held
+        ):
             self._log.warning("setpoint.landed_late", held=str(held), wanted=str(self._written))
             self._written = self._held = None
         scope = {**scope, **await self._find_late(scope, held, site)}
-        after = self._look_again(scope, held, site)
+        after = {**scope, **self._look_again(self._without_awaited(scope), held, site)}
         if not suspect:
             after |= outcomes.rule_out(after)
-        if any(e.held_since and not after[u].held_since for u, e in scope.items()):
+        await self._note_looked(scope, after)
+
+    async def _note_looked(self, before: Scope, after: Scope) -> None:
+        if any(before[u].held_since and not e.held_since for u, e in after.items()):
             self.try_now()
         for uid, execution in after.items():
             # That all is as it was is no news: it is stored with the progress.
-            if execution == replace(scope[uid], confirmed=execution.confirmed):
+            if execution == replace(before[uid], confirmed=execution.confirmed):
                 self._journal.set_in_memory(execution)
         await self._journal.commit(after)
+
+    def _without_awaited(self, scope: Scope) -> Scope:
+        """Return ``scope`` without those of which the device may show what it held before."""
+        awaited = self._awaited
+        if awaited is None or awaited.is_over:
+            return scope
+        return {u: e for u, e in scope.items() if e.order.mode not in awaited.modes}
 
     def _asks_before_writing(self, scope: Scope) -> bool:
         """Tell whether a device that was silent is to be written: before, it may have let go."""
@@ -198,7 +381,8 @@ class Holder:
         if self._failed is not None and self._clock.monotonic_us() >= self._retry_at_us:
             return True
         owners = deciding.owners(scope)
-        return _starting(owners) or (self._failed is None and _pending(scope, owners))
+        pending = bool(_wanting(scope, owners))
+        return _starting(owners) or (self._failed is None and pending)
 
     async def _ask(self) -> Setpoints | None:
         held = await self._device.read_setpoints()
@@ -255,46 +439,206 @@ class Holder:
         target: Setpoints,
         site: Site,
         *,
-        pending: bool,
+        wanting: frozenset[str],
         staying: Scope,
+        counts: bool,
     ) -> None:
         scope = await self._ask_first(scope, site)
         owners, armed_seconds, answer = deciding.owners(scope), None, "ok"
+        failure, held = None, None
         try:
             armed_seconds = await self._device.write(
                 step, _reversion(owners or staying, site, moment(self._clock))
             )
             self.note_answer()
-            held = await self._device.read_setpoints()
         except DeviceError as error:
             refused = isinstance(error, DeviceRefusedError)
             answer = "refused" if refused else "timeout"
             held = None if refused and owners else await self._ask()
             if refused:
                 self.note_answer()
-            if held is None or _wrong(scope, step, held, site):
-                failure = outcomes.WriteFailure(
-                    message=str(error),
-                    refused=refused,
-                    sent=not refused and not isinstance(error, DeviceUnreachableError),
-                    answers=refused or held is not None,
-                )
-                await self._note_failure(scope, target, failure, site)
+            failure = outcomes.WriteFailure(
+                message=str(error),
+                refused=refused,
+                sent=not refused and not isinstance(error, DeviceUnreachableError),
+                answers=refused or held is not None,
+            )
+            wrong = held is not None and _wrong(scope, step, held, site)
+            if held is None or (wrong and not failure.sent):
+                await self._note_failure(scope, target, failure, held, site)
                 return
             # It acted and its answer is lost, or its own timer did what somebody on site keeps us
             # from: what it says that it holds is better evidence.
             if refused:
                 scope = self._look_again(scope, held, site)
+        wrote = moment(self._clock)
         metrics.DEVICE_WRITES.labels(answer).inc()
         timer_ends_us = self._timer_ends_us
-        self._note_write(step, target, owners, armed_seconds, pending=pending)
-        if _wrong(scope, step, held, site):
-            # What the device did not take did not set its timer either.
-            self._timer_ends_us = timer_ends_us
+        self._note_write(step, target, owners, armed_seconds, pending=bool(wanting))
         if answer == "timeout":
             self._note_silence(owners)
-            scope = {**scope, **outcomes.send_again(scope, moment(self._clock))}
-        await self._note_success(scope, step, target, held, site)
+            scope = {**scope, **outcomes.send_again(scope, wrote)}
+        if counts:
+            self._tries[target].writes += 1
+            self._tries[target].last_us = wrote.monotonic_us
+        before, read_back = self._awaited, self._device.capability.read_back
+        if before is not None and before.target == target and not before.is_over:
+            wrote = before.wrote  # written only to set the device's timer again
+        starting = {u: e for u, e in scope.items() if e.stage is Stage.APPLYING}
+        keys = {(u, e.target_watts) for u, e in starting.items() if owners.get(e.order.mode) is e}
+        self._since = {key: self._since.get(key, wrote) for key in keys}
+        delay_us = 0 if failure else round(read_back.delay_seconds * SECOND_US)
+        self._awaited = _Awaited(
+            step=step,
+            target=target,
+            wrote=wrote,
+            wanting=wanting,
+            starting=frozenset(e.order.uid for e in owners.values() if e.stage is Stage.APPLYING),
+            ask_at_us=wrote.monotonic_us + delay_us,
+            failure=failure,
+            timer_ends_us=timer_ends_us,
+        )
+        if failure is not None:
+            await self._judge(self._awaited, scope, held, site)
+        else:
+            await self._ask_again(scope, site)
+
+    async def _ask_again(self, scope: Scope, site: Site) -> None:
+        """Ask the device whether it shows what was written, if that is due."""
+        awaited = self._awaited
+        if awaited is None:
+            return
+        if self._clock.monotonic_us() >= awaited.ask_at_us:
+            await self._judge(awaited, scope, await self._ask(), site)
+        elif not awaited.modes:
+            words = _explain_wait(self._device.capability.read_back)
+            modes = {e.order.mode for u, e in scope.items() if u in awaited.wanting}
+            self._awaited = replace(awaited, modes=frozenset(modes))
+            await self._journal.commit(
+                outcomes.await_read_back(
+                    scope, modes, awaited.wrote, Reason.START_DEADLINE_EXCEEDED, words
+                )
+            )
+
+    async def _judge(
+        self, awaited: _Awaited, scope: Scope, held: Setpoints | None, site: Site
+    ) -> None:
+        """Decide by what the device shows, or does not say, whether it has taken a write."""
+        read_back, now = self._device.capability.read_back, moment(self._clock)
+        next_us = now.monotonic_us + round(read_back.pace_seconds * SECOND_US)
+        until_us = awaited.wrote.monotonic_us + round(read_back.patience_seconds * SECOND_US)
+        patient = now.monotonic_us < until_us
+        wrong = _wrong(scope, awaited.step, held, site)
+        if held is None:
+            wrong = dict(awaited.shown)  # it may well show that still
+        elif wrong and await self._find_late(scope, held, site):
+            return  # it was overwritten by what is undone now
+        if wrong and awaited.is_over:
+            worn = self._tries[awaited.target].writes >= read_back.most_writes
+            later_us = max(next_us, now.monotonic_us + LOOK_EVERY_US) if worn else next_us
+            self._awaited = replace(awaited, ask_at_us=later_us)
+            if held is not None:
+                seen = self._look_at_others(scope, wrong, held, site)
+                gone = {uid for uid, e in scope.items() if not site.holds(held, e)}
+                seen |= outcomes.let_go({**scope, **seen}, gone, now, site.rule)
+                await self._note_looked(scope, seen)
+            return
+        if wrong and patient and held is None:
+            self._awaited = replace(awaited, ask_at_us=min(next_us, until_us))
+            return
+        if not (wrong and patient):
+            self._awaited = None
+            await self._note_shown(awaited, scope, held, wrong, site)
+            return
+        uids = frozenset(u for u in awaited.wanting if u in scope and scope[u].order.mode in wrong)
+        self._awaited = replace(
+            awaited,
+            modes=frozenset(wrong),
+            shown=wrong,
+            wanting=uids,
+            starting=awaited.starting & uids,
+            ask_at_us=min(next_us, until_us),
+        )
+        self._tries[awaited.target].wanting &= uids
+        for uid, execution in scope.items():
+            shown = held is not None and site.holds(held, execution)
+            if shown and execution.held_since and execution.order.mode in wrong:
+                scope = {**scope, uid: replace(execution, confirmed=now)}
+                self._journal.set_in_memory(scope[uid])
+        failure = awaited.failure
+        words = f"{failure.message}; " if failure else ""
+        words += f"{next(iter(wrong.values()))}; {_explain_wait(read_back)}"
+        error = Reason.DEVICE_OFFLINE if failure else Reason.START_DEADLINE_EXCEEDED
+        waiting = {
+            **scope,
+            **outcomes.await_read_back(scope, wrong.keys(), awaited.wrote, error, words),
+        }
+        await self._note_success(waiting, awaited, held, site, wrong={}, awaits=wrong.keys())
+
+    def _ran_out(self, awaited: _Awaited) -> Moment | None:
+        """Return when the device's own timer did what it had not done when it was told before."""
+        now, ends_us = moment(self._clock), awaited.timer_ends_us
+        if ends_us is None or self._tries[awaited.target].writes <= 1:
+            return None
+        if not awaited.wrote.monotonic_us < ends_us <= now.monotonic_us:
+            return None
+        return now.back(now.monotonic_us - ends_us)
+
+    async def _note_shown(
+        self,
+        awaited: _Awaited,
+        scope: Scope,
+        held: Setpoints | None,
+        wrong: Mapping[str, str],
+        site: Site,
+    ) -> None:
+        """Note what the device has taken of a write, and what it has not for long enough."""
+        if not wrong:
+            if self._ramping:
+                self._tries.pop(awaited.target, None)
+            since = moment(self._clock) if awaited.is_over else awaited.wrote
+            if (ran_out := self._ran_out(awaited)) is not None:
+                since = ran_out
+                scope = {uid: replace(e, letting_go=None) for uid, e in scope.items()}
+            self._failed, self._written, self.stuck = None, awaited.step, {}
+            await self._note_success(
+                scope, replace(awaited, wrote=since), held, site, wrong={}, awaits=()
+            )
+            return
+        tries = self._tries[awaited.target]
+        tries.wanting &= frozenset(u for u in scope if scope[u].order.mode in wrong)
+        most_writes = self._device.capability.read_back.most_writes
+        count = f"written {tries.writes} of at most {most_writes} times"
+        told = {mode: f"{words}; {count}" for mode, words in wrong.items()}
+        failure = awaited.failure
+        if failure is not None:
+            told = {mode: f"{failure.message}; {words}" for mode, words in told.items()}
+        if held is None:
+            scope = {
+                **scope,
+                **outcomes.overtaken(scope, told.keys(), awaited.wrote, awaited.starting),
+            }
+        self._timer_ends_us = awaited.timer_ends_us
+        await self._note_success(scope, awaited, held, site, wrong=told, awaits=())
+        self._not_taken |= awaited.starting & tries.wanting
+        self._since = {}
+        self.stuck = told
+        starting = {scope[uid].order.mode for uid in awaited.starting & scope.keys()}
+        self._kept |= _ending(e for e in scope.values() if e.order.mode not in starting)
+        now, read_back = moment(self._clock), self._device.capability.read_back
+        self._retry_at_us = tries.last_us + _again_after_us(read_back, tries.writes)
+        self._awaited = replace(
+            awaited,
+            modes=frozenset(wrong),
+            shown=wrong,
+            wanting=tries.wanting,
+            starting=awaited.starting & tries.wanting,
+            ask_at_us=now.monotonic_us + round(read_back.pace_seconds * SECOND_US),
+            is_over=True,
+        )
+        if tries.writes >= most_writes:
+            known = {uid: self._journal[uid] for uid in scope}
+            await self._journal.commit(outcomes.wear_out(known, now, tries.writes, most_writes))
 
     async def _ask_first(self, scope: Scope, site: Site) -> Scope:
         """Ask a device what it took of what it left unanswered, before that is written over."""
@@ -382,44 +726,58 @@ class Holder:
     async def _note_success(
         self,
         scope: Scope,
-        step: Setpoints,
-        target: Setpoints,
+        awaited: _Awaited,
         held: Setpoints | None,
         site: Site,
+        *,
+        wrong: Mapping[str, str],
+        awaits: Collection[str],
     ) -> None:
         now = moment(self._clock)
         self._held = held
-        wrong = _wrong(scope, step, held, site)
+        gone: set[str] = set()
         if wrong and held is not None:
             scope = {**scope, **self._look_at_others(scope, wrong, held, site)}
+            gone = {uid for uid, execution in scope.items() if not site.holds(held, execution)}
         after = outcomes.written(
             scope,
             now,
             rule=site.rule,
+            since=awaited.wrote,
+            first={} if awaited.is_over else {uid: at for (uid, _), at in self._since.items()},
             wrong=wrong,
+            gone=gone,
+            awaited=awaits,
+            error=Reason.DEVICE_OFFLINE if awaited.failure else Reason.READ_BACK_MISMATCH,
             ramping=self._ramping,
             evidence="Written" if held is None else "ReadBack",
             guard=self._guard,
             timer_ends_us=self._timer_ends_at(now),
         )
         for execution in after.values():
-            if execution.applied_us == now.wall_us and execution.planned:
-                late_us = now.wall_us - execution.planned.start_us
+            fresh = execution.applied_us and not scope[execution.order.uid].applied_us
+            if fresh and execution.planned:
+                late_us = execution.applied_us - execution.planned.start_us
                 metrics.START_LATENESS.observe(late_us / SECOND_US)
         if wrong:
             self._log.warning("setpoint.not_held", modes=sorted(wrong), held=str(held))
             metrics.DEVICE_WRITES.labels("ignored").inc()
             self._suspect_until_us = now.monotonic_us + _SUSPECT_US  # it may take it yet
-            self._try_again(scope, target)
-        else:
+            self._written, self._failed = None, awaited.target
+        elif not awaits:
             self._failures = 0
         await self._journal.commit(after, happened=True)
 
     async def _note_failure(
-        self, scope: Scope, wanted: Setpoints, failure: outcomes.WriteFailure, site: Site
+        self,
+        scope: Scope,
+        wanted: Setpoints,
+        failure: outcomes.WriteFailure,
+        held: Setpoints | None,
+        site: Site,
     ) -> None:
         now = moment(self._clock)
-        reverting = [u for u, e in scope.items() if e.stage is Stage.REVERTING]
+        reverting = _ending(scope.values())
         if failure.sent:
             self._suspect_until_us = now.monotonic_us + _SUSPECT_US
         delay_us = self._try_again(scope, wanted)
@@ -431,9 +789,23 @@ class Holder:
             event,
             error=failure.message,
             retry_seconds=delay_us / SECOND_US,
-            dispatch_uids=reverting,
+            dispatch_uids=sorted(reverting),
         )
-        after = outcomes.write_failed(scope, now, failure, rule=site.rule)
+        starting = [e for e in deciding.owners(scope).values() if e.stage is Stage.APPLYING]
+        self._awaited, self._since = None, {}
+        several = len(starting) > 1 or (starting and reverting)
+        if failure.refused and several and not self._apart:
+            self._apart, self._retry_at_us = True, now.monotonic_us
+            return
+        self.stuck = {}
+        if failure.answers:
+            self.stuck = {scope[uid].order.mode: failure.message for uid in reverting}
+        if not starting:
+            self._kept |= reverting
+        after = outcomes.write_failed(scope, now, failure)
+        if held is not None:
+            gone = {uid for uid in reverting if not site.holds(held, scope[uid])}
+            after |= outcomes.let_go(after, gone, now, site.rule)
         await self._journal.commit(after, happened=True)
 
     def _try_again(self, scope: Scope, wanted: Setpoints) -> int:
@@ -461,9 +833,31 @@ def _starting(owners: Scope) -> bool:
     return any(e.stage is Stage.APPLYING for e in owners.values())
 
 
-def _pending(scope: Scope, owners: Scope) -> bool:
-    return any(e.stage is Stage.REVERTING for e in scope.values()) or any(
-        e.stage is Stage.APPLYING or e.held_since is None for e in owners.values()
+def _wanting(scope: Scope, owners: Scope) -> frozenset[str]:
+    """Return whose start or end has not happened, or whose value was dropped, by uid."""
+    lacking = {
+        e.order.uid for e in owners.values() if e.stage is Stage.APPLYING or e.held_since is None
+    }
+    return frozenset(_ending(scope.values()) | lacking)
+
+
+def _ending(executions: Iterable[Execution]) -> set[str]:
+    return {e.order.uid for e in executions if e.stage is Stage.REVERTING}
+
+
+def _again_after_us(read_back: ReadBack, writes: int) -> int:
+    """Return how long after the last of ``writes`` the same may be written again."""
+    if writes >= read_back.most_writes:
+        return WORN_RETRY_SECONDS * SECOND_US
+    # Longer each time: fewer writes outlast a longer trouble.
+    wait_us = round(read_back.patience_seconds * SECOND_US) << writes - 1
+    return min(max(wait_us, _APPLY_RETRY_US), WORN_RETRY_SECONDS * SECOND_US)
+
+
+def _explain_wait(read_back: ReadBack) -> str:
+    return (
+        f"it is asked again for {read_back.patience_seconds:g} s after the write before it is "
+        f"written again"
     )
 
 

@@ -129,8 +129,9 @@ async def test_a_revert_that_the_device_ignores_is_not_told_as_done(agent: Agent
     assert agent.outcome() == ("Failed", "RevertFailed")
     assert agent.report().reverted_us == 0
     assert "holds" in agent.report().message
+    assert agent.device.writes[2:] == [Setpoints(active_power_watts=0)] * 5
     agent.device.fail = ""
-    await agent.wait(61, step=1)
+    await agent.wait(476, step=1)
 
     assert agent.report().reverted_us
     assert agent.device.held.active_power_watts == 0
@@ -586,7 +587,7 @@ async def test_what_another_was_to_replace_is_told_as_long_as_the_device_held_it
     agent.device.held = Setpoints(active_power_watts=0)  # its own timer
     await agent.wait(20, step=1)
     agent.device.fail = ""
-    await agent.wait(2, step=1)
+    await agent.wait(6, step=1)
 
     assert agent.outcome() == ("Superseded", "SupersededBy")
     assert 19_000 <= agent.report().active_milliseconds <= 20_000

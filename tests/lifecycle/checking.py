@@ -3,11 +3,11 @@
 The device's own account is the truth; it is kept by the true time, whatever the agent's clock says.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.lifecycle.site import Entry, Site
+from tests.lifecycle.site import BENIGN, FAULTS, SILENT, Entry, Site
 
 from derops.lifecycle import UNANSWERED, Phase, Reason
 from derops.schedules import SECOND_US
@@ -25,11 +25,45 @@ LOOK_SECONDS = 6.0
 """For how long what a device takes late may go unseen."""
 
 
+SUSPECT_SECONDS = 130
+
+HARD = frozenset(FAULTS) - BENIGN
+_UNANSWERED = frozenset(SILENT) | {"acts late", "answers the next write not"}
+_UNSEEN = frozenset({"shows late", "shows late each time anew"})
+
+OF_ITS_OWN = {Reason.AGENT_RESTARTED, Reason.DEVICE_WRITE_FAILED, Reason.LOCAL_OVERRIDE}
+"""What can only be of something that befell the dispatch itself."""
+
+CAUSES: Mapping[Reason, frozenset[str]] = {
+    Reason.AGENT_RESTARTED: frozenset({"start"}),
+    Reason.DEVICE_WRITE_FAILED: frozenset({"refuses", "local control"}),
+    Reason.DEVICE_OFFLINE: _UNANSWERED,
+    Reason.READ_BACK_MISMATCH: frozenset({"ignores", "drop"}) | _UNANSWERED,
+    Reason.SETPOINT_NOT_HELD: HARD | {"drop", "down", "disk full"},
+    Reason.REVERT_FAILED: HARD,
+    Reason.REVERTED_LATE: HARD | {"down", "disk full", "clock"},
+    Reason.LOCAL_CONTROL_ACTIVE: frozenset({"local control"}),
+    Reason.LOCAL_OVERRIDE: frozenset({"local control"}),
+    Reason.STALE_TELEMETRY: frozenset(SILENT) | {"down"},
+    Reason.START_DEADLINE_EXCEEDED: _UNSEEN
+    | _UNANSWERED
+    | {"disk full", "clock", "rival", "ignores", "drop"},
+    Reason.RATE_LIMITED: frozenset({"policy"}),
+    Reason.LIMIT_EXCEEDED: frozenset({"policy"}),
+    Reason.COMMS_LOSS_FAILSAFE: frozenset({"policy"}),
+    Reason.EFFECT_NOT_OBSERVED: frozenset({"verify"}),
+    Reason.INSUFFICIENT_ENERGY: frozenset({"none"} | FAULTS.keys()),
+    Reason.LEDGER_LOST: frozenset({"start"}),
+}
+"""Of what each reason of a failure may come: one of these must have befallen the site."""
+
+
 @dataclass(slots=True)
 class Known:
     """One dispatch as everybody saw it."""
 
     dispatch: Dispatch
+    expected_us: int
     expected_fog_us: int
     withdrawn: bool = False
     given_up: bool = False
@@ -71,7 +105,9 @@ class Checker:
 
     def expect(self, dispatch: Dispatch) -> None:
         """Note a new dispatch. No other has its value in its mode."""
-        self.known[dispatch.meta.uid] = Known(dispatch=dispatch, expected_fog_us=self._site.fog_us)
+        self.known[dispatch.meta.uid] = Known(
+            dispatch=dispatch, expected_us=self._now_us(), expected_fog_us=self._site.fog_us
+        )
 
     def withdraw(self, uid: str) -> None:
         """Note that somebody wants it gone."""
@@ -114,10 +150,34 @@ class Checker:
         if before_it is not None and Phase(before_it.phase).terminal:
             same = (before_it.phase, before_it.reason) == (report.phase, report.reason)
             assert same, f"an end changed: {before_it} became {report}"
+        for step in report.transitions:
+            if Phase(step.phase) is Phase.FAILED:
+                self._check_reason(known, step.reason, report)
         known.reports[report.ledger_id] = report
         if Phase(report.phase).terminal and not _awaits_revert(report) and not known.over_us:
             known.over_us, known.over_fog_us = self._now_us(), self._site.fog_us
         self._check_end(known, report)
+
+    def _check_reason(self, known: Known, reason: str, report: dispatch_pb2.DispatchReport) -> None:
+        """Hold why something is said to have failed against what really befell it."""
+        causes = CAUSES[Reason(reason)]
+        # What a device was told before may land for two minutes.
+        since_us = known.expected_us - SUSPECT_SECONDS * SECOND_US
+        if Reason(reason) in OF_ITS_OWN:
+            since_us = known.expected_us
+        there = {cause for cause, at_us in self._site.seen_us.items() if at_us >= since_us}
+        if any(self._rivals(known)):
+            there.add("rival")
+        if known.dispatch.verify == "Required":
+            there.add("verify")
+        assert causes & there, f"{reason}, and there was only {sorted(there)}: {report}"
+
+    def _rivals(self, known: Known) -> Iterator[Known]:
+        """Yield those of the same mode that may go before it."""
+        for each in self.known.values():
+            same = each is not known and each.dispatch.mode == known.dispatch.mode
+            if same and _strength(each.dispatch) > _strength(known.dispatch):
+                yield each
 
     def _check_end(self, known: Known, report: dispatch_pb2.DispatchReport) -> None:
         if report.phase == Phase.CANCELLED:

@@ -40,12 +40,17 @@ FAULTS: dict[str, dict[str, Any]] = {
     "local control": {"localControl": True},
     "offline": {"offlineFrom": "2000-01-01T00:00:00Z"},
     "acts late": {},
+    "shows late": {"lateReadBack": {"seconds": 3}},
+    "shows late each time anew": {"lateReadBack": {"seconds": 4, "beginsAnew": True}},
 }
 LATE_US = 3 * SECOND_US
 """After how long a device that "acts late" does what it was told; until then it is silent on it."""
 
 UNHEARD = {"acts and is not heard"}
 """Faults under which what the device says does not arrive."""
+
+BENIGN = {"none", "no effect", "shows late", "shows late each time anew"}
+"""Faults under which a device takes each write at once and answers."""
 
 SILENT = {"silent", "acts and is silent", "offline"} | UNHEARD
 """Faults under which nobody but the device knows what it holds."""
@@ -131,6 +136,9 @@ class Site:
         self.fuse = Fuse()
         self.fault = "none"
         self.disk_full = False
+        self.seen_us: dict[str, int] = {"none": now_us()}
+        """When each fault, and what befell the agent, was last there, by the true time."""
+
         self.fog_us = 0
         """For how long nobody but the device could know what it holds."""
 
@@ -167,6 +175,7 @@ class Site:
         """Start the agent's process with what its disk has."""
         self.fuse.left, self.disk_full = None, False
         self.processes += 1
+        self.seen_us["start"] = self.now_us()
         self._ledger = Ledger(self._folder / f"ledger-{self.ledgers}.db")
         self._guarded = GuardedDevice(Wired(self))
         self.controller = Controller(
@@ -198,11 +207,13 @@ class Site:
 
     def break_device(self, fault: str) -> None:
         """Have the device behave like this from now on."""
+        self.seen_us[self.fault] = self.seen_us[fault] = self.now_us()
         self.fault = fault
         write_faults(self._state_file, **FAULTS[fault])
 
     async def drop_setpoints(self) -> None:
         """Have somebody at the device put it back, behind the agent's back."""
+        self.seen_us["drop"] = self.now_us()
         with contextlib.suppress(DeviceError):
             await self.device.write(Setpoints(active_power_watts=0))
 
@@ -210,6 +221,8 @@ class Site:
         """Have the device do what it was told too long ago; return whether there was any."""
         due = [each for each in self.late if each[0] <= self.now_us()]
         self.late = self.late[len(due) :]
+        if due:
+            self.seen_us["acts late"] = self.now_us()
         for _, setpoints, reversion in due:
             with contextlib.suppress(DeviceError):
                 await self.device.write(setpoints, reversion)
@@ -235,6 +248,11 @@ class Site:
         """Let time pass on the agent's clocks."""
         self.clock.wall_us += span_us
         self.clock.mono_us += span_us
+        self.seen_us[self.fault] = self.now_us()
+        if self.disk_full:
+            self.seen_us["disk full"] = self.now_us()
+        if self.controller is None:
+            self.seen_us["down"] = self.now_us()
         if self.fault in SILENT or self.disk_full or self.controller is None:
             self.fog_us += span_us
 

@@ -17,7 +17,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from tests.lifecycle.site import FAULTS
+from tests.lifecycle.site import BENIGN, FAULTS
 from tests.lifecycle.world import GATEWAYS, World
 
 EXAMPLES = int(os.environ.get("DEROPS_EXAMPLES") or 120)
@@ -359,8 +359,39 @@ class Lifecycle(RuleBasedStateMachine):
             self._folder.cleanup()
 
 
+class Healthy(Lifecycle):
+    """The same with a device that takes each write at once, and says so at once or late.
+
+    So nothing that happens is its fault, and nothing may be told as that.
+    """
+
+    @rule(fault=st.sampled_from(sorted(BENIGN)))
+    def break_device(self, fault: str) -> None:
+        self._do(self.world.site.break_device, fault)
+
+    @rule()
+    def drop_setpoints(self) -> None:
+        """Nobody does."""
+
+    @rule(
+        mode=MODES,
+        duration=st.integers(8, 40),
+        deadline=st.integers(1, 10),
+        wait=st.integers(5, 45),
+        fault=st.sampled_from(sorted(BENIGN)),
+    )
+    def apply_undisturbed(
+        self, mode: str, duration: int, deadline: int, wait: int, fault: str
+    ) -> None:
+        self.mend_and_wait(1)
+        self._do(self.world.site.break_device, fault)
+        self.apply(mode, 1, duration, 100, "KeepEnd", "Report", 0, deadline, 300)
+        self._do(self.world.advance, wait)
+
+
 TestLifecycle = Lifecycle.TestCase
-TestLifecycle.settings = settings(
+TestHealthy = Healthy.TestCase
+TestLifecycle.settings = TestHealthy.settings = settings(
     max_examples=EXAMPLES,
     stateful_step_count=STEPS,
     deadline=None,

@@ -107,6 +107,7 @@ class World:
             for dispatch in self.cluster.dispatches.values():
                 self.checker.withdraw(dispatch.meta.uid)
         self.cluster.change_asset(**spec)
+        self.site.seen_us["policy"] = self.now_us
         if self.operator is not None:
             self.operator.give_asset()
 
@@ -221,6 +222,7 @@ class World:
     def step_clock(self, seconds: int) -> None:
         """Set the agent's wall clock."""
         self.site.clock.wall_us += seconds * SECOND_US
+        self.site.seen_us["clock"] = self.now_us
         self.checker.doubt_clock(abs(seconds))
 
     # Time
@@ -405,6 +407,8 @@ class World:
     async def heal(self) -> None:
         """Mend everything, then let all windows and deadlines pass."""
         self.ways = Ways()
+        if self.site.clock.wall_us != self.now_us:
+            self.site.seen_us["clock"] = self.now_us
         self.cluster.change_asset(operatingState="InService")
         self.site.fuse.left, self.site.disk_full = None, False
         self.site.break_device("none")

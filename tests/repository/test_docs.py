@@ -326,6 +326,8 @@ def test_every_option_of_a_sunspec_device_is_on_its_page() -> None:
     found = rows(REFERENCE / "sunspec.md")
 
     for path, default in keys(SunSpecOptions, ""):
+        if isinstance(default, BaseModel):
+            continue  # a section, of which each key has a row
         row = "required" if default is PydanticUndefined else f"`{default}`"
         assert f"| {row} |" in found[path], f"{path} has another default"
 

@@ -4,7 +4,7 @@ Every function returns the whole map; callers store what differs. A write to the
 whole wanted state, so one successful write activates, supersedes and reverts at once.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
 from derops.checks import Refusal
@@ -14,6 +14,11 @@ from derops_agent.control.execution import Execution, Moment, Stage
 
 GAP_TOLERANCE_US = 10 * SECOND_US
 """A value stays on the device over a gap up to this long before the next window of its mode."""
+
+NOT_STARTED = Refusal(
+    reason=Reason.START_DEADLINE_EXCEEDED, message="the agent did not come to write it in time"
+)
+"""Why a start was missed of which nothing else is known."""
 
 Executions = Mapping[str, Execution]
 _MAY_PASS = frozenset(
@@ -27,6 +32,8 @@ def advance(
     *,
     refuse: Callable[[Execution], Refusal | None] = lambda _: None,
     held_off: str = "",
+    awaited: Collection[str] = (),
+    idle: Refusal = NOT_STARTED,
 ) -> dict[str, Execution]:
     """Return what the clock makes of the executions; nothing is written yet.
 
@@ -38,9 +45,11 @@ def advance(
         now: Both clocks.
         refuse: Why an execution may not start now, or None.
         held_off: Why the device may not be given a new value yet, in words; empty = it may.
+        awaited: Those that were written in time and that the device may yet show, by uid.
+        idle: Why a start was missed that nothing is known to have held up.
     """
     result = {
-        uid: _bridge(_by_time(execution, now), executions.values())
+        uid: _bridge(_by_time(execution, now, awaited, idle), executions.values())
         for uid, execution in executions.items()
     }
     for mode in {execution.order.mode for execution in result.values()}:
@@ -54,8 +63,11 @@ def advance(
         best = max(due, key=lambda execution: execution.order.strength)
         if best.stage is Stage.WAITING:
             result[best.order.uid] = _start(best, refuse(best), now, held_off)
-        elif best.stage is Stage.HOLDING:
-            supersede(result, best, [other for other in due if other is not best], now)
+        others = [other for other in due if other is not best]
+        if best.stage is Stage.HOLDING:
+            supersede(result, best, others, now)
+        elif executions[best.order.uid].stage is result[best.order.uid].stage:
+            result |= {e.order.uid: _stand_back(e, best) for e in others if is_due(e, now)}
     return result
 
 
@@ -156,7 +168,9 @@ def _waits_for_next(execution: Execution, now: Moment) -> bool:
     return execution.ended_us <= now.wall_us < execution.ended_us + execution.bridged_us
 
 
-def _by_time(execution: Execution, now: Moment) -> Execution:
+def _by_time(
+    execution: Execution, now: Moment, awaited: Collection[str], idle: Refusal
+) -> Execution:
     if execution.stage is Stage.HOLDING and is_over(execution, now):
         early_us = execution.ends_monotonic_us - now.monotonic_us
         message = "the window ended as planned"
@@ -166,29 +180,38 @@ def _by_time(execution: Execution, now: Moment) -> Execution:
                 f"{early_us / SECOND_US:.0f} s early"
             )
         return execution.begin_ending(Phase.COMPLETE, Reason.WINDOW_ENDED, message, now.wall_us)
-    if execution.stage in (Stage.WAITING, Stage.APPLYING) and _missed(execution, now):
-        reason = execution.last_error or Reason.AGENT_RESTARTED
-        why = execution.last_message or "the agent did not run until then, or its clock was set"
-        message = f"the start deadline passed; {why}"
-        return execution.withdraw(Phase.FAILED, reason, message, now.wall_us)
-    return execution
+    if execution.stage not in (Stage.WAITING, Stage.APPLYING):
+        return execution
+    over, late = _missed(execution, now)
+    if not (over or (late and execution.order.uid not in awaited)):
+        return execution
+    reason = execution.last_error or idle.reason
+    passed = "start deadline" if late else "window"
+    message = f"the {passed} passed; {execution.last_message or idle.message}"
+    return execution.withdraw(Phase.FAILED, reason, message, now.wall_us)
 
 
-def _missed(execution: Execution, now: Moment) -> bool:
+def _missed(execution: Execution, now: Moment) -> tuple[bool, bool]:
+    """Return whether its window is over, and whether its start deadline has passed."""
     planned = execution.planned
     if planned is None:
-        return True
+        return True, True
     # A deadline of 0 asks for a start on time; that takes a device some milliseconds.
     allowed_us = max(1, execution.order.start_deadline_seconds) * SECOND_US
     deadline_us = planned.start_us + allowed_us
     over = execution.order.late_policy != "KeepDuration" and now.wall_us >= planned.end_us
-    return now.wall_us > deadline_us or over
+    return over, now.wall_us > deadline_us
 
 
 def _delay(execution: Execution, reason: Reason, message: str) -> Execution:
     """Note why it does not start although its time has come."""
     overdue = f"its start has come, and waits: {message}"
     return replace(execution, last_error=reason, last_message=message, pending_error=overdue)
+
+
+def _stand_back(execution: Execution, best: Execution) -> Execution:
+    words = f"the dispatch {best.order.uid} goes before it, and is not on the device yet"
+    return _delay(execution, Reason.START_DEADLINE_EXCEEDED, words)
 
 
 def _start(execution: Execution, refusal: Refusal | None, now: Moment, held_off: str) -> Execution:
@@ -206,7 +229,8 @@ def _bridge(execution: Execution, all_of_them: Iterable[Execution]) -> Execution
     """Let a value that was just over stay until the next window of its mode, if that is near."""
     if execution.stage is not Stage.REVERTING or execution.ending is None:
         return execution
-    if execution.ending.phase is not Phase.COMPLETE or execution.let_go_monotonic_us:
+    let_go = execution.let_go_monotonic_us or execution.letting_go
+    if execution.ending.phase is not Phase.COMPLETE or let_go:
         return execution
     gaps_us = [
         other.planned.start_us - execution.ended_us

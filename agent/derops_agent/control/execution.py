@@ -152,6 +152,10 @@ class Execution:
     let_go_monotonic_us: int = 0
     """When the first write after its end succeeded; 0 before."""
 
+    letting_go: Moment | None = None
+    """The first write after its end, while the device does not show yet that it let go; None = no
+    such write is waited for."""
+
     guard: str = "AgentTimer"
     """What ends it if the agent dies: AgentTimer = only a restart of it, or DeviceTimer."""
 
@@ -282,5 +286,6 @@ class Execution:
             held_since=moved(self.held_since),
             sent=moved(self.sent),
             confirmed=moved(self.confirmed),
+            letting_go=moved(self.letting_go),
             ends_monotonic_us=self.planned.end_us + ahead_us if self.planned else 0,
         )

@@ -1,6 +1,6 @@
 """What a device's answers make of the executions: to a write, and to being asked what it holds."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -10,7 +10,6 @@ from derops_agent.control import verifying
 from derops_agent.control.deciding import Executions, is_due, owners, supersede
 from derops_agent.control.execution import LATE_REVERT_US, Execution, Moment, Stage, Step
 from derops_agent.control.site import Site
-from derops_agent.control.unreverted import not_reverted
 from derops_agent.control.verifying import Rule
 from derops_agent.ports import Setpoints
 
@@ -26,7 +25,12 @@ def written(
     now: Moment,
     *,
     rule: Rule,
+    since: Moment | None = None,
+    first: Mapping[str, Moment] = MappingProxyType({}),
     wrong: Mapping[str, str] = _NONE_WRONG,
+    gone: Collection[str] = (),
+    awaited: Collection[str] = (),
+    error: Reason = Reason.READ_BACK_MISMATCH,
     ramping: bool = False,
     evidence: str = "Written",
     guard: str = "AgentTimer",
@@ -36,46 +40,142 @@ def written(
 
     Args:
         executions: All.
-        now: Both clocks.
+        now: Both clocks, when the device was asked.
         rule: For the verdict on those that end.
+        since: When it was written, if the device shows that only later.
+        first: When starts were first written that it had not shown when others followed, by uid.
         wrong: Modes of which the device says that it holds something else than was written,
             with the words for it.
+        gone: Those to be reverted of which it says that it does not hold them, by uid.
+        awaited: Modes that it may show yet: nothing is told of them.
+        error: What it is called where the device has not taken a start.
         ramping: The active power that was written is only a step on the way.
         evidence: ReadBack if the device confirmed the modes that are not wrong.
         guard: What ends the owners if the agent dies.
         timer_ends_us: When a timer of the device does, by the wall clock; 0 = it has none.
     """
     result = dict(executions)
+    written_at = since or now
     for mode, owner in owners(executions).items():
-        if mode in wrong:
-            result[owner.order.uid] = _lose(replace(owner, sent=now), now, wrong[mode])
+        since = first.get(owner.order.uid, written_at)
+        if mode in awaited:
             continue
-        active = hold(owner, now, evidence)
+        if mode in wrong:
+            result[owner.order.uid] = (
+                _not_taken(replace(owner, sent=now, pending_error=""), error, wrong[mode])
+                if owner.stage is Stage.APPLYING
+                else _lose(replace(owner, sent=now), now, wrong[mode])
+            )
+            continue
+        active = hold(owner, since, evidence)
         active = replace(active, guard=guard, timer_ends_us=timer_ends_us)
         if evidence == "ReadBack":
             active = replace(active, confirmed=now)
         if not active.arrived_us and not (ramping and mode == "ActivePower"):
-            active = replace(active, arrived_us=active.steady_us(now))
+            active = replace(active, arrived_us=active.steady_us(since))
         result[owner.order.uid] = active
         losers = [
-            verifying.conclude_window(replace(other, ended_us=now.wall_us), now, rule)
+            verifying.conclude_window(replace(other, ended_us=since.wall_us), since, rule)
             for other in executions.values()
             if other.order.mode == mode
             and other is not owner
-            and (other.owns_device or is_due(other, now))
+            and (other.owns_device or is_due(other, since))
         ]
-        supersede(result, active, losers, now)
+        supersede(result, active, losers, since)
     for uid, execution in result.items():
-        if execution.stage is not Stage.REVERTING:
+        mode = execution.order.mode
+        if execution.stage is not Stage.REVERTING or mode in awaited:
             continue
-        if execution.order.mode in wrong:
-            result[uid] = not_reverted(execution, now, rule, wrong[execution.order.mode])
+        if mode in wrong and not (uid in gone and not execution.applied_us):
+            result[uid] = replace(execution, letting_go=None)
             continue
-        let_go = execution.let_go_monotonic_us or now.monotonic_us
-        ending = replace(execution, let_go_monotonic_us=let_go)
-        still = ramping and execution.order.mode == "ActivePower"
-        result[uid] = ending if still else _finish(ending, now, rule)
+        off = execution.letting_go or written_at
+        let_go = execution.let_go_monotonic_us or off.monotonic_us
+        ending = replace(execution, let_go_monotonic_us=let_go, letting_go=None)
+        still = ramping and mode == "ActivePower"
+        result[uid] = ending if still else _finish(ending, off, rule)
     return result
+
+
+def let_go(
+    executions: Executions, gone: Collection[str], now: Moment, rule: Rule
+) -> dict[str, Execution]:
+    """Return those to be reverted that the device never held, and says that it does not hold.
+
+    What else it holds, and keeps, is not of these.
+    """
+    return {
+        uid: _finish(replace(execution, let_go_monotonic_us=now.monotonic_us), now, rule)
+        for uid, execution in executions.items()
+        if uid in gone and execution.stage is Stage.REVERTING and not execution.applied_us
+    }
+
+
+def await_read_back(
+    executions: Executions, modes: Collection[str], wrote: Moment, error: str, words: str
+) -> dict[str, Execution]:
+    """Return those of which the device has not shown yet what was written.
+
+    Args:
+        executions: All.
+        modes: Of which it shows something else.
+        wrote: When it was written.
+        error: What it is called if the start is given up meanwhile.
+        words: What it waits for.
+    """
+    result = {}
+    owned = owners(executions)
+    for uid, execution in executions.items():
+        if execution.order.mode not in modes:
+            continue
+        if execution.stage is Stage.REVERTING:
+            result[uid] = replace(execution, letting_go=execution.letting_go or wrote)
+        elif execution.stage is Stage.APPLYING and execution is owned[execution.order.mode]:
+            sent = replace(execution, sent=execution.sent or wrote)
+            result[uid] = _not_taken(sent, execution.last_error or error, words)
+    return result
+
+
+def overtaken(
+    executions: Executions, modes: Collection[str], wrote: Moment, starting: Collection[str]
+) -> dict[str, Execution]:
+    """Return what becomes of those that wait for a write which another one follows too soon.
+
+    Whether the device took it will not be seen, nor whether what it was to replace stayed.
+
+    Args:
+        executions: All.
+        modes: That were waited for.
+        wrote: When it was written.
+        starting: Those that were to be put on the device, by uid.
+    """
+    result = {}
+    replaced = {e.order.mode for uid, e in executions.items() if uid in starting}
+    for uid, execution in executions.items():
+        if execution.order.mode not in modes:
+            continue
+        if uid in starting and not execution.applied_us:
+            result[uid] = replace(execution, blind=True)
+        elif execution.held_since and execution.order.mode in replaced:
+            result[uid] = execution.stop_holding(wrote)
+    return result
+
+
+def wear_out(
+    executions: Executions, now: Moment, writes: int, most_writes: int
+) -> dict[str, Execution]:
+    """Return those that the device dropped, and that may not be written again, as ended."""
+    words = (
+        f"the device dropped the setpoint, which was written {writes} times; the most is "
+        f"{most_writes} (mostWrites)"
+    )
+    return {
+        owner.order.uid: owner.begin_ending(
+            Phase.FAILED, Reason.SETPOINT_NOT_HELD, words, now.wall_us
+        )
+        for owner in owners(executions).values()
+        if owner.stage is Stage.HOLDING and owner.held_since is None
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +196,7 @@ class WriteFailure:
 
 
 def write_failed(
-    executions: Executions, now: Moment, failure: WriteFailure, *, rule: Rule
+    executions: Executions, now: Moment, failure: WriteFailure
 ) -> dict[str, Execution]:
     """Return what a failed write makes of those that wanted it; a refusal is not tried again.
 
@@ -104,13 +204,8 @@ def write_failed(
         executions: All.
         now: Both clocks.
         failure: What the device answered, or did not.
-        rule: For the verdict on those that fail.
     """
-    result = {}
-    for uid, execution in executions.items():
-        told = not_reverted(execution, now, rule, failure.message, answers=failure.answers)
-        blind = execution.blind or (not failure.answers and execution.is_doubtful)
-        result[uid] = replace(told, blind=blind)
+    result = dict(executions) if failure.answers else {**executions, **miss_answer(executions)}
     if failure.sent:
         result |= send_again(result, now)
     for execution in owners(executions).values():
@@ -249,7 +344,7 @@ def look_again(
 
 def _last_held(execution: Execution, now: Moment, timer_ends_us: int | None) -> Moment:
     """Return when a device that holds it no more most likely let go of it."""
-    last = execution.confirmed or now
+    last = execution.letting_go or execution.confirmed or now
     if timer_ends_us is not None and last.monotonic_us < timer_ends_us <= now.monotonic_us:
         ago_us = now.monotonic_us - timer_ends_us
         return Moment(wall_us=now.wall_us - ago_us, monotonic_us=timer_ends_us)
@@ -288,9 +383,8 @@ def _lose(
     """Return it as one that the device does not hold, whatever it answered to the write."""
     until = until or execution.confirmed or now
     if execution.stage is Stage.REVERTING:
-        return execution.stop_holding(until)
-    if execution.stage is not Stage.HOLDING:
-        return _not_taken(execution, Reason.READ_BACK_MISMATCH, message)
+        let_go_us = min(until.monotonic_us, now.monotonic_us)
+        return replace(execution.stop_holding(until), let_go_monotonic_us=let_go_us)
     lost = replace(
         execution.stop_holding(until),
         interruptions=execution.interruptions + bool(execution.held_since),
@@ -312,7 +406,7 @@ def _send(execution: Execution, now: Moment, failure: WriteFailure) -> Execution
     return replace(execution, sent=execution.sent or now, blind=True)
 
 
-def _not_taken(execution: Execution, reason: Reason, message: str) -> Execution:
+def _not_taken(execution: Execution, reason: str, message: str) -> Execution:
     overdue = f"its start has come, the device has not taken it: {message}"
     return replace(
         execution,
@@ -327,7 +421,8 @@ def _finish(execution: Execution, now: Moment, rule: Rule) -> Execution:
     if ending is None:
         raise ValueError(f"execution {execution.order.uid} is reverting without an ending")
     done = verifying.conclude_window(execution, now, rule)
-    done = replace(done.stop_holding(now), reverted_us=now.wall_us)
+    reverted_us = max(now.wall_us, execution.ended_us)
+    done = replace(done.stop_holding(now), reverted_us=reverted_us)
     if done.phase.terminal:  # told before, as the device did not answer, or did not let go
         return replace(done, stage=Stage.DONE)
     phase, reason, message = ending.phase, ending.reason, ending.message

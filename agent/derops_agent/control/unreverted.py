@@ -1,10 +1,12 @@
 """What is told of an execution whose device is not reverted in time. Pure."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from derops.lifecycle import Phase, Reason
 from derops.schedules import SECOND_US
 from derops_agent.control import verifying
+from derops_agent.control.deciding import Executions
 from derops_agent.control.execution import LATE_REVERT_US, Execution, Moment, Stage
 from derops_agent.control.verifying import Rule
 
@@ -27,26 +29,34 @@ def give_up(execution: Execution, now: Moment, rule: Rule, reason: str, message:
     return replace(failed, stage=Stage.REVERTING)
 
 
-def not_reverted(
-    execution: Execution, now: Moment, rule: Rule, message: str, *, answers: bool = True
-) -> Execution:
-    """Return what a failed try to revert its device makes of an execution.
+def bear(
+    executions: Executions, stuck: Mapping[str, str], now: Moment, rule: Rule
+) -> dict[str, Execution]:
+    """Return the executions with what is told of a device that answers and is not reverted.
 
-    It is told soon. It has failed when that is late and the device answers. What becomes of it
-    while the device is silent is decided elsewhere.
+    It is told soon, and has failed when that is late. When it is tried again does not matter. What
+    becomes of them while the device is silent is decided elsewhere.
 
     Args:
-        execution: Any.
+        executions: All.
+        stuck: What the device answered, or says that it holds, by mode.
         now: Both clocks.
-        rule: For the verdict on its window.
-        message: What the device answered, or says that it holds.
-        answers: The device is not silent altogether.
+        rule: For the verdict on their windows.
     """
+    return {
+        uid: _not_reverted(execution, now, rule, stuck[execution.order.mode])
+        if execution.order.mode in stuck
+        else execution
+        for uid, execution in executions.items()
+    }
+
+
+def _not_reverted(execution: Execution, now: Moment, rule: Rule, message: str) -> Execution:
     ending = execution.ending
     if execution.stage is not Stage.REVERTING or ending is None or execution.phase.terminal:
         return execution
     late_us = now.wall_us - execution.ended_us - execution.bridged_us
-    if answers and late_us > LATE_REVERT_US:
+    if late_us > LATE_REVERT_US:
         return give_up(
             execution.count_until(execution.confirmed),
             now,

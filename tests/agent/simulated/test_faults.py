@@ -269,3 +269,17 @@ async def test_a_bad_point_is_one_absent_quantity(broken: Breaker) -> None:
         ("stateOfChargePercent", agent_pb2.STATE_OF_CHARGE_PERCENT),
         ("localControl", 0),
     ]
+
+
+@pytest.mark.parametrize("begins_anew", [True, False])
+async def test_a_late_read_back(broken: Breaker, begins_anew: bool) -> None:
+    rig = broken(lateReadBack={"seconds": 3, "beginsAnew": begins_anew})
+
+    await rig.device.write(FIVE)
+    assert (await rig.device.read_setpoints(), rig.told()) == (Setpoints(), [5_000])
+    rig.pass_seconds(2)
+    await rig.device.write(FIVE)
+    rig.pass_seconds(1)
+    assert await rig.device.read_setpoints() == (Setpoints() if begins_anew else FIVE)
+    rig.pass_seconds(2)
+    assert await rig.device.read_setpoints() == FIVE

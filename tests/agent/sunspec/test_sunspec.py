@@ -2,20 +2,23 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from pymodbus.constants import ExcCodes
 from tests.agent import lines
 from tests.agent.fakes import T0, FakeClock
+from tests.agent.lines import Answer
 from tests.agent.sunspec.inverter import BASE, BATTERY, SOLAR, STORAGE, Inverter
 
 from derops.errors import DeviceRefusedError, DeviceTimeoutError, DeviceUnreachableError
 from derops.wire.v1 import agent_pb2
+from derops_agent.drivers.modbus_tcp import Table
 from derops_agent.drivers.sunspec import SunSpecDevice, open_sunspec
-from derops_agent.ports import Resolution, Reversion, Setpoints
+from derops_agent.ports import ReadBack, Resolution, Reversion, Setpoints
 
 Q = agent_pb2.Quantity
 TIMEOUT_SECONDS = 0.3
@@ -441,3 +444,40 @@ async def test_lengths_that_lead_nowhere_are_told() -> None:
     async with Line({1: inverter}) as line:
         with pytest.raises(DeviceRefusedError):
             await connect(line)
+
+
+@dataclass
+class LateInverter(Inverter):
+    """Shows what it held before, while that is kept here."""
+
+    shown: list[int] = field(default_factory=list)
+
+    async def answer(
+        self, table: Table, address: int, count: int, values: list[int] | None
+    ) -> Answer:
+        answer = await super().answer(table, address, count, values)
+        first = address - BASE
+        return self.shown[first : first + count] if self.shown and values is None else answer
+
+
+@pytest.mark.parametrize(
+    ("models", "model_id", "point"), [(BATTERY, 704, "WSetEna"), (STORAGE, 124, "StorCtl_Mod")]
+)
+async def test_what_is_not_shown_yet_is_switched_off_all_the_same(
+    models: Mapping[int, Mapping[str, Any]], model_id: int, point: str
+) -> None:
+    inverter = LateInverter(models)
+    inverter.shown = list(inverter.registers)
+    async with opened(inverter) as device:
+        await device.write(Setpoints(active_power_watts=1000))
+        assert inverter.get(model_id, point)
+        await device.write(Setpoints())
+
+    assert inverter.get(model_id, point) == 0
+
+
+async def test_an_option_says_how_late_a_device_shows_it() -> None:
+    late = {"patienceSeconds": 12, "mostWrites": 3}
+    async with opened(Inverter(BATTERY), readBack=late) as device:
+        read_back = device.capability.read_back
+    assert read_back == ReadBack(patience_seconds=12, most_writes=3)

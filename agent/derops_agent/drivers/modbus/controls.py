@@ -135,10 +135,13 @@ def plan(
     image: Image,
     setpoints: Setpoints,
     reversion: Reversion | None,
+    *,
+    may_lag: bool = False,
 ) -> tuple[list[Write], int | None]:
     """Return what to write, in order, and after how many seconds all of it falls back by itself.
 
-    What is released and shall be released is not touched.
+    What is released and shall be released is not touched, unless the image ``may_lag`` behind what
+    was written.
 
     Raises:
         DeviceRefusedError: The device does not have a mode, or a register cannot hold a value.
@@ -148,19 +151,20 @@ def plan(
     writes: list[Write] = []
     remote, energize = profile.remote_control, profile.controls.energize
     if remote is not None and image.word(remote) != remote.on_value:
-        if not names:
+        if not names and not may_lag:
             return [], None  # nothing counts now, and many devices refuse writes then
         writes.append(_switched(remote, on=True))
-    armed, armed_seconds = _arm(profile, rated, image, names, reversion)
+    armed, armed_seconds = _arm(profile, rated, image, names, reversion, may_lag=may_lag)
     writes += armed
     if energize is not None and not setpoints.energized:
         writes.append(_switched(energize, on=False))
     for name, control in profile.controls.values().items():
         watts = watts_by_control(setpoints)[name]
-        writes += _hold(name, control, image, watts, rated.of(name))
-    if energize is not None and setpoints.energized and image.word(energize) == energize.off_value:
+        writes += _hold(name, control, image, watts, rated.of(name), may_lag=may_lag)
+    is_off = energize is not None and (may_lag or image.word(energize) == energize.off_value)
+    if energize is not None and setpoints.energized and is_off:
         writes.append(_switched(energize, on=True))
-    if remote is not None and not names and image.word(remote) == remote.on_value:
+    if remote is not None and not names and (may_lag or image.word(remote) == remote.on_value):
         writes.append(_switched(remote, on=False))
     return writes, armed_seconds
 
@@ -178,13 +182,15 @@ def _arm(
     image: Image,
     names: frozenset[ControlName],
     reversion: Reversion | None,
+    *,
+    may_lag: bool,
 ) -> tuple[list[Write], int | None]:
     writes: list[Write] = []
     armed: dict[ControlName, int] = {}
     for timer in profile.timers:
         if not names & set(timer.guards):
             # One that runs on would pull the device away from its own control later.
-            if image.word(timer) and _holds_any(profile, image, timer):
+            if may_lag or (image.word(timer) and _holds_any(profile, image, timer)):
                 writes.append((timer.address, timer.encode(0)))
             continue
         data = timer.encode(min(reversion.after_seconds, timer.most_seconds) if reversion else 0)
@@ -231,13 +237,19 @@ def _fall_back_to(
 
 
 def _hold(
-    name: ControlName, control: Control, image: Image, watts: int | None, rated_watts: int
+    name: ControlName,
+    control: Control,
+    image: Image,
+    watts: int | None,
+    rated_watts: int,
+    *,
+    may_lag: bool,
 ) -> list[Write]:
     value, enable = control.value, control.enable
     if watts is not None:
         writes = [(value.address, _encode(name, control, value, watts, rated_watts))]
         return writes if enable is None else [*writes, _switched(enable, on=True)]
-    if not _is_held(control, image):
+    if not _is_held(control, image) and not may_lag:
         return []
     if enable is not None:
         return [_switched(enable, on=False)]

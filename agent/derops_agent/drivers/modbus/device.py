@@ -15,6 +15,7 @@ from derops_agent.drivers.modbus.controls import (
     MODES,
     Rated,
     held,
+    held_controls,
     plan,
     registers_of,
     resolutions_of,
@@ -45,6 +46,7 @@ class ProfiledDevice:
         self._asked = Setpoints()
         self._local_control = self._sampled = False
         self._reader = Reader(unit, join(map(span_of, measured_registers(profile))), clock)
+        self._wrote_us: int | None = None
         self._capability = capability_of(profile, rated)
 
     @property
@@ -62,11 +64,22 @@ class ProfiledDevice:
         """
         with self._unit.before_writing(setpoints):
             image = await read_image(self._unit, registers_of(self._profile))
-        writes, armed_seconds = plan(self._profile, self._rated, image, setpoints, reversion)
+        writes, armed_seconds = plan(
+            self._profile, self._rated, image, setpoints, reversion, may_lag=self._may_lag()
+        )
         self._asked = setpoints
+        if writes:
+            self._wrote_us = self._clock.monotonic_us()
         for register, data in writes:
             await self._unit.write(register, data)
         return armed_seconds
+
+    def _may_lag(self) -> bool:
+        """Tell whether the registers may not show yet what was written last."""
+        if self._wrote_us is None or not held_controls(self._asked):
+            return False
+        passed_us = self._clock.monotonic_us() - self._wrote_us
+        return passed_us < self._profile.read_back.patience_seconds * 1_000_000
 
     async def read_setpoints(self) -> Setpoints:
         """Return what the device says that it holds.
@@ -169,6 +182,7 @@ def capability_of(profile: Profile, rated: Rated) -> Capability:
         can_measure=profile.measurements.active_power_watts is not None,
         reversion=any(profile.timer_of(name) is not None for name in names),
         resolutions=resolutions_of(profile, rated),
+        read_back=profile.read_back.settings(),
     )
 
 

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from derops_agent.drivers.modbus.points import MeasuredPoint, Point, Register, Section
 from derops_agent.drivers.modbus_tcp import Table
+from derops_agent.drivers.read_back import ReadBackOptions
 
 ControlName = Literal["activePower", "generationLimit", "loadLimit", "energize"]
 CONTROL_NAMES: tuple[ControlName, ...] = get_args(ControlName)
@@ -170,6 +171,7 @@ class Profile(Section):
     """On while the agent holds anything, off else; needed by some devices before they obey."""
 
     local_control: LocalControl | None = None
+    read_back: ReadBackOptions = ReadBackOptions()
 
     def written(self) -> Iterator[tuple[tuple[int | str, ...], Register]]:
         """Yield path and register of everything that the agent writes."""

@@ -40,6 +40,7 @@ SAVE_US = 10_000_000
 FIRMWARE = "simulated-1"
 _VERSION = 1
 _QUANTITIES = {to_camel(name.lower()): number for name, number in agent_pb2.Quantity.items()}
+_MOST_UNSHOWN = 100
 _NOMINAL_VOLTS, _NOMINAL_HERTZ = 230.0, 50.0
 _VOLTAGE_SEED, _FREQUENCY_SEED, _METER_SEED, _FAULT_SEED = 101, 102, 103, 104
 
@@ -52,6 +53,9 @@ class _Memory:
     simulated_us: int
     plant: Plant[Any]
     setpoints: Setpoints
+    shown: Setpoints
+    """What it says that it holds."""
+
     writes: int = 0
     """How many writes it has taken; the number of the last one in its account."""
 
@@ -64,6 +68,9 @@ class _Memory:
     """What it holds once its own timer runs out; None = no timer runs."""
 
     reverts_at_us: int = 0
+    unshown: tuple[tuple[int, Setpoints], ...] = ()
+    """What it has held and says later, and since when; the last is what it holds."""
+
     timeouts: int = 0
     """How many of the ``nextWrites`` of these faults have timed out."""
 
@@ -142,8 +149,18 @@ class SimulatedDevice:
         Raises:
             DeviceTimeoutError: A fault kept the answer back.
         """
-        self._check_answering(self._catch_up())
-        return self._memory.setpoints
+        self._check_answering(now_us := self._catch_up())
+        return self._show(now_us)
+
+    def _show(self, now_us: int) -> Setpoints:
+        """Return what it says that it holds: what it has held some time ago."""
+        late, memory = self._faults.faults.late_read_back, self._memory
+        pending = memory.unshown[-1:] if late.begins_anew else memory.unshown
+        due = [each for each in pending if each[0] + late.seconds * 1e6 <= now_us]
+        if due:
+            rest = tuple(each for each in pending if each not in due)
+            self._memory = replace(memory, shown=due[-1][1], unshown=rest)
+        return self._memory.shown
 
     async def sample(self) -> Reading:
         """Measure.
@@ -255,11 +272,13 @@ class SimulatedDevice:
         return counted or drawn
 
     def _hold(self, setpoints: Setpoints, now_us: int) -> dict[str, Any]:
+        setpoints = self._round(setpoints)
         self._memory = replace(
             self._memory,
-            setpoints=self._round(setpoints),
+            setpoints=setpoints,
             writes=self._memory.writes + 1,
             written_us=now_us,
+            unshown=(*self._memory.unshown[-_MOST_UNSHOWN:], (now_us, setpoints)),
             reversion=None,
         )
         return self._entry()
@@ -360,6 +379,7 @@ def open_device(
         simulated_us=_first_simulated_us(now_us, parsed.start_at_hour),
         plant=Plant(state=model.begin(), meter=Meter()),
         setpoints=Setpoints(),
+        shown=Setpoints(),
         writes=last["number"] if last else 0,  # the account of a device set aside goes on
     )
     device = SimulatedDevice(parsed, model, memory, store, clock)
@@ -383,7 +403,9 @@ def _remember(store: Store, options: Options, model: Model[Any]) -> _Memory | No
         plant, reversion = found.pop("plant"), found.pop("reversion", None)
         return _Memory(
             plant=Plant(state=model.restore(plant["state"]), meter=Meter(**plant["meter"])),
+            shown=Setpoints(**found.pop("shown", found["setpoints"])),
             setpoints=Setpoints(**found.pop("setpoints")),
+            unshown=tuple((at_us, Setpoints(**each)) for at_us, each in found.pop("unshown", ())),
             reversion=Setpoints(**reversion) if reversion else None,
             **found,
         )

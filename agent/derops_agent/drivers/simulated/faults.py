@@ -44,6 +44,14 @@ class WriteTimeout(_Section):
     """Whether the device does what it was told before it falls silent."""
 
 
+class LateReadBack(_Section):
+    """It does what it is told at once, and says so only later."""
+
+    seconds: Annotated[float, Field(ge=0, le=3600)] = 0.0
+    begins_anew: bool = False
+    """Whether each write begins the time anew, also of what was written before."""
+
+
 class Faults(_Section):
     """Everything that is wrong with a device; the default is a good one."""
 
@@ -64,6 +72,7 @@ class Faults(_Section):
     bad_points: tuple[Measured, ...] = ()
     """What it answers no number for; all else it measures on."""
 
+    late_read_back: LateReadBack = LateReadBack()
     write_delay_seconds: Annotated[float, Field(ge=0, le=3600)] = 0.0
     offline_from: AwareDatetime | None = None
     offline_until: AwareDatetime | None = None

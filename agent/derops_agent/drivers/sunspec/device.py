@@ -11,6 +11,7 @@ from derops.wire.v1 import agent_pb2
 from derops_agent.clock import Clock
 from derops_agent.drivers.modbus_tcp import Unit, take_unit
 from derops_agent.drivers.options import DriverOptionError, explain
+from derops_agent.drivers.read_back import ReadBackOptions
 from derops_agent.drivers.reading import Answers, Reader, Run, read_all
 from derops_agent.drivers.sunspec.controls import Controls, controls_of
 from derops_agent.drivers.sunspec.measuring import (
@@ -34,7 +35,7 @@ from derops_agent.drivers.sunspec.models import (
     runs_without,
 )
 from derops_agent.drivers.units import UnitOptions
-from derops_agent.ports import Capability, Reading, Reversion, Setpoints
+from derops_agent.ports import Capability, ReadBack, Reading, Reversion, Setpoints
 
 CONTROL_MODELS = (704, 703, 123, 124)
 
@@ -52,6 +53,8 @@ class SunSpecOptions(UnitOptions):
     def base_registers(self) -> tuple[int, ...]:
         """Where to look for the map."""
         return BASE_REGISTERS if self.base_register is None else (self.base_register,)
+
+    read_back: ReadBackOptions = ReadBackOptions()
 
 
 class SunSpecDevice:
@@ -81,6 +84,10 @@ class SunSpecDevice:
             for run in runs_of(places[model_id], names)
         ]
         self._reader = Reader(unit, runs, clock)
+        self._written: list[Write] = []
+        """Of a setpoint that was written last, and that the device may not show yet."""
+
+        self._wrote_us = 0
 
     @property
     def capability(self) -> Capability:
@@ -100,6 +107,9 @@ class SunSpecDevice:
         self._refuse_modes(setpoints)
         with self._unit.before_writing(setpoints):
             blocks = await self._read(self._controls.model_ids)
+        patience_us = self._options.read_back.patience_seconds * 1_000_000
+        if self._clock.monotonic_us() - self._wrote_us < patience_us:
+            blocks = {each: block.after(self._written) for each, block in blocks.items()}
         after_seconds = reversion.after_seconds if reversion else None
         falls_to = reversion.setpoints if reversion else Setpoints()
         steps: list[tuple[list[Write], int | None]] = []
@@ -132,7 +142,10 @@ class SunSpecDevice:
                 after_seconds=after_seconds,
             )
             steps.insert(len(steps) if setpoints.energized else 0, permit)
+        holds = setpoints != Setpoints()
+        self._written, self._wrote_us = [], self._clock.monotonic_us()
         for writes, _ in steps:
+            self._written += writes if holds else []
             for register, data in writes:
                 await self._unit.write(register, data)
         return _least(steps, setpoints)
@@ -246,12 +259,16 @@ async def _open(options: SunSpecOptions, unit: Unit, clock: Clock) -> SunSpecDev
         },
         sources=sources,
         ratings=ratings,
-        capability=capability_of(blocks, controls, ratings, values),
+        capability=capability_of(blocks, controls, ratings, values, options.read_back.settings()),
     )
 
 
 def capability_of(
-    blocks: Mapping[int, Block], controls: Controls, ratings: Ratings, values: Mapping[int, float]
+    blocks: Mapping[int, Block],
+    controls: Controls,
+    ratings: Ratings,
+    values: Mapping[int, float],
+    read_back: ReadBack,
 ) -> Capability:
     """Return what a device can do by its models and its first sample."""
     functions = [each for each in (controls.power, controls.limit, controls.switch) if each]
@@ -264,6 +281,7 @@ def capability_of(
         can_measure=agent_pb2.ACTIVE_POWER_WATTS in values,
         reversion=any(each.has_timer(blocks[each.model_id]) for each in functions),
         resolutions=controls.resolutions(blocks, ratings.max_watts),
+        read_back=read_back,
     )
 
 

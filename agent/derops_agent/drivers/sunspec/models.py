@@ -5,7 +5,7 @@ groups hold nothing that the agent needs.
 """
 
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import isfinite
 from typing import Any
@@ -72,6 +72,16 @@ class Block:
     def __init__(self, place: Place, answers: Answers) -> None:
         self.place, self._answers = place, answers
         self._points = points_of(place.model_id)
+
+    def after(self, writes: Iterable[tuple[int, bytes]]) -> "Block":
+        """Return it as it is once the device shows ``writes``, where they are in it."""
+        shown = {
+            ("holding", register + at // 2): written[at : at + 2]
+            for register, written in writes
+            for at in range(0, len(written), 2)
+        }
+        words = {each: shown.get(each, word) for each, word in self._answers.words.items()}
+        return Block(self.place, replace(self._answers, words=words))
 
     def raw(self, name: str) -> Any:
         """Return the value of a point as the register has it; None where it is not implemented.

@@ -70,10 +70,12 @@ async def probe(options: SunSpecOptions) -> Probe:
         blocks, answers = await read_used_models(unit, places, SystemClock())
     finally:
         await unit.close()
-    return _describe(places, blocks, answers)
+    return _describe(options, places, blocks, answers)
 
 
-def _describe(places: Mapping[int, Place], blocks: Blocks, answers: Answers) -> Probe:
+def _describe(
+    options: SunSpecOptions, places: Mapping[int, Place], blocks: Blocks, answers: Answers
+) -> Probe:
     problems: list[str] = []
     ratings: dict[str, float] = {}
     measured: dict[str, float] = {}
@@ -87,7 +89,7 @@ def _describe(places: Mapping[int, Place], blocks: Blocks, answers: Answers) -> 
         ratings = asdict(found)
         values, bad = read_values(blocks, sources, found.max_watts)
         measured = {agent_pb2.Quantity.Name(each): value for each, value in values.items()}
-        capability = capability_of(blocks, controls, found, values)
+        capability = capability_of(blocks, controls, found, values, options.read_back.settings())
         resolutions = capability.resolutions
         limits += limits_of(capability, values, [*bad, *bad_local])
         held = asdict(controls.held(blocks, found.max_watts))
