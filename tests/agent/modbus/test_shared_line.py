@@ -73,7 +73,7 @@ class Sampling:
             reading = await self.device.sample()
             if reading is not None:
                 self.at_seconds.append(time.monotonic())
-                self.charges.add(reading.values[Q.STATE_OF_CHARGE_PERCENT])
+                self.charges.add(reading.values.get(Q.STATE_OF_CHARGE_PERCENT, -1))
 
 
 @asynccontextmanager
