@@ -76,7 +76,10 @@ class GuardedDevice:
         except DeviceError:
             raise
         except TimeoutError as error:
-            raise DeviceTimeoutError(f"no answer within {seconds:g} s") from error
+            # A driver may say in the cancellation what it was waiting for.
+            why = getattr(error.__cause__, "args", ())
+            problem = ": ".join([f"no answer within {seconds:g} s", *map(str, why)])
+            raise DeviceTimeoutError(problem) from error
         except Exception as error:
             # A driver's own mistake must not stop the loop that will revert the device.
             self._log.exception("driver.failed", error=str(error))

@@ -93,7 +93,9 @@ async def test_messages_without_end_end_the_connection() -> None:
     """M4: a device sends small messages without end; they cost the agent no more than a moment."""
     server = await asyncio.start_server(_flood, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    unit = take_unit(UnitOptions(host="127.0.0.1", port=port, timeoutSeconds=2))
+    unit = take_unit(
+        UnitOptions.model_validate({"host": "127.0.0.1", "port": port, "timeoutSeconds": 2})
+    )
     async with opened(SerialGateway(units(1))) as neighbours, sampled(neighbours) as samplings:
         began = time.monotonic()
         with pytest.raises(DeviceTimeoutError, match="messages that answer nothing"):

@@ -66,6 +66,10 @@ class NotAskedError(DeviceTimeoutError):
     """Nothing was sent: there is no connection, or the unit is backed off."""
 
 
+NO_TURN = "not asked, as others kept its line busy"
+"""What a cancellation says of a request that still waited for its turn."""
+
+
 class Address(NamedTuple):
     """Where a connection goes."""
 
@@ -89,7 +93,11 @@ class Turns:
 
     @asynccontextmanager
     async def turn(self, rank: Callable[[], Rank]) -> AsyncIterator[None]:
-        """Have the lock; who is cancelled while waiting never gets it."""
+        """Have the lock; who is cancelled while waiting never gets it.
+
+        Raises:
+            asyncio.CancelledError: With ``NO_TURN``, so that nobody says it did not answer.
+        """
         if self._is_taken:
             given: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting[given] = rank
@@ -99,7 +107,7 @@ class Turns:
                 self._waiting.pop(given, None)
                 if not given.cancelled():
                     self._give_back()  # it had just got it
-                raise
+                raise asyncio.CancelledError(NO_TURN) from None
         self._is_taken = True
         try:
             yield

@@ -19,6 +19,7 @@ from derops.errors import DeviceError, DeviceTimeoutError, DeviceUnreachableErro
 from derops.wire.v1 import agent_pb2
 from derops_agent.device import GuardedDevice
 from derops_agent.drivers.modbus import open_modbus
+from derops_agent.drivers.modbus_tcp import NO_TURN
 from derops_agent.ports import Setpoints
 
 Q = agent_pb2.Quantity
@@ -374,3 +375,21 @@ async def _opens(gateway: SerialGateway, unit_id: int) -> bool:
         return False
     await device.close()
     return True
+
+
+async def test_who_had_no_turn_is_not_told_to_have_left_a_question_unanswered() -> None:
+    gateway = SerialGateway(units(2))
+    async with opened(gateway, timeoutSeconds=5.0) as devices:
+        device = devices[1]
+        gateway.busy_seconds, opening = {1: 3.0}, len(gateway.asked(1))
+        keeping = asyncio.create_task(devices[0]._device.sample())
+        await until(lambda: len(gateway.asked(1)) > opening)
+        asked = len(gateway.asked(2))
+        assert await device.sample() is None
+        assert str(device.complaint) == f"no answer within 2 s: {NO_TURN}"
+        assert len(gateway.asked(2)) == asked
+        gateway.busy_seconds = {}
+        await keeping
+        reading = await device.sample()
+        assert reading is not None
+        assert all(NO_TURN in bad.problem for bad in reading.bad_points)
