@@ -432,7 +432,7 @@ class AgentStream:
         for point in held.bad_points:
             point.ClearField("samples")  # it rises with each sample, which is no news
         if self._device is None or held != self._device[0]:
-            # Not before its stream, whatever becomes of the clock: it would count as an earlier one.
+            # Not before its stream, whatever becomes of the clock: else an earlier one said it.
             self._device = (held, max(self._exchange.now_us(), self.session.since_us))
             self._exchange.tell_device(self)
 
