@@ -57,7 +57,8 @@ class GuardedDevice:
             reading = await self._bounded(self._device.sample, SAMPLE_TIMEOUT_SECONDS)
         except DeviceError as error:
             metrics.SAMPLE_FAILURES.inc()
-            if str(error) != str(self.complaint):  # once, not once a second
+            if self.complaint is None or self.complaint.retryable != error.retryable:
+                # Once, not once a second: each try may ask for something else.
                 self._log.warning("sample.failed", error=str(error))
             self.complaint = error
             return None

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from tests.agent.fakes import FakeClock
 from tests.agent.modbus.registers import Registers, battery
 from tests.agent.modbus.test_device import PROFILES
@@ -375,6 +376,19 @@ async def _opens(gateway: SerialGateway, unit_id: int) -> bool:
         return False
     await device.close()
     return True
+
+
+async def test_a_dead_unit_is_a_line_in_the_log_and_not_one_a_second() -> None:
+    gateway = SerialGateway(units(2))
+    async with opened(gateway) as devices:
+        gateway.silent = {2}
+        with capture_logs() as lines:
+            for _ in range(40):
+                assert await devices[1].sample() is None
+                await asyncio.sleep(0.05)
+
+    assert len({str(each["error"]) for each in lines if each["event"] == "sample.failed"}) == 1
+    assert [each["event"] for each in lines].count("sample.failed") == 1
 
 
 async def test_who_had_no_turn_is_not_told_to_have_left_a_question_unanswered() -> None:
