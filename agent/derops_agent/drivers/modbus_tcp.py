@@ -25,6 +25,7 @@ from derops_agent import metrics
 from derops_agent.drivers.modbus_connection import Connection
 from derops_agent.drivers.modbus_line import DUE_PERIOD_SECONDS, TRY_SECONDS, Line, Rank
 from derops_agent.drivers.units import UnitOptions
+from derops_agent.ports import NOT_WRITTEN
 
 MOST_REGISTERS = 120
 """Of one request; the protocol allows 125 to read and 123 to write, some gateways fewer."""
@@ -332,6 +333,8 @@ class Unit:
             yield
         except DeviceTimeoutError as error:
             raise DeviceUnreachableError(str(error)) from error
+        except asyncio.CancelledError as error:
+            raise asyncio.CancelledError(NOT_WRITTEN, *error.args) from None
         finally:
             self._reads_for = None
 

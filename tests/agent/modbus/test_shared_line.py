@@ -391,6 +391,16 @@ async def test_a_dead_unit_is_a_line_in_the_log_and_not_one_a_second() -> None:
     assert [each["event"] for each in lines].count("sample.failed") == 1
 
 
+async def test_a_write_whose_time_is_over_before_anything_was_written_is_told_as_such() -> None:
+    gateway = SerialGateway(units(2))
+    async with opened(gateway, timeoutSeconds=5.0) as devices:
+        gateway.busy_seconds = {1: 1.5}
+        with pytest.raises(DeviceUnreachableError, match=r"5 s: nothing was written"):
+            await devices[0].write(WANTED)
+
+        assert gateway.units[1].written == []  # type: ignore[attr-defined]
+
+
 async def test_who_had_no_turn_is_not_told_to_have_left_a_question_unanswered() -> None:
     gateway = SerialGateway(units(2))
     async with opened(gateway, timeoutSeconds=5.0) as devices:
