@@ -207,14 +207,13 @@ class Bus:
                 self._note_unanswered(unit_id, due)  # some gateways hang up for one unit
             self._drop("Lost")
             raise DeviceTimeoutError(f"{what}, {self.address}: {error}") from error
-        except BaseException:
-            # The caller's time is over; how much of it the unit had decides whether it was silent.
-            if _now() - began >= min(TRY_SECONDS, seconds):
-                self._note_silence(connection, unit_id, due)
-                raise
-            self.line.abandoned(unit_id, _now())
-            if self._mixes_up or (connection is not None and connection.mixes_up):
-                self._drop("WrongIds")
+        except BaseException as error:
+            self._note_given_up(
+                connection, unit_id, due, _now() - began >= min(TRY_SECONDS, seconds)
+            )
+            if isinstance(error, asyncio.CancelledError):
+                said = f"{what}, {self.address}: {missing}"
+                raise asyncio.CancelledError(said) from None
             raise
         if self._was_away:
             self._was_away = False
@@ -290,6 +289,17 @@ class Bus:
             self._drop("Silent")
             self._was_away = True
             self.line.forgive(_now())
+
+    def _note_given_up(
+        self, connection: Connection | None, unit_id: int, due: Hashable, was_silent: bool
+    ) -> None:
+        """Note that the caller's time is over, much of which a silent unit had."""
+        if was_silent:
+            self._note_silence(connection, unit_id, due)
+            return
+        self.line.abandoned(unit_id, _now())
+        if self._mixes_up or (connection is not None and connection.mixes_up):
+            self._drop("WrongIds")
 
     def _note_unanswered(self, unit_id: int, due: Hashable) -> None:
         if self.line.unanswered(unit_id, due, _now()):

@@ -401,6 +401,16 @@ async def test_a_write_whose_time_is_over_before_anything_was_written_is_told_as
         assert gateway.units[1].written == []  # type: ignore[attr-defined]
 
 
+async def test_a_sample_whose_time_is_over_before_that_of_its_request_names_whom_it_asked() -> None:
+    gateway = SerialGateway(units(1))
+    async with opened(gateway, timeoutSeconds=5.0) as devices:
+        gateway.silent = {1}
+        assert await devices[0].sample() is None
+
+    what = f"read of 6 input registers at 0, unit 1, {gateway.address}: connected, but no answer"
+    assert str(devices[0].complaint) == f"no answer within 2 s: {what}"
+
+
 async def test_who_had_no_turn_is_not_told_to_have_left_a_question_unanswered() -> None:
     gateway = SerialGateway(units(2))
     async with opened(gateway, timeoutSeconds=5.0) as devices:
