@@ -25,6 +25,7 @@ from derops_agent import metrics
 from derops_agent.drivers.modbus_connection import Connection
 from derops_agent.drivers.modbus_line import DUE_PERIOD_SECONDS, TRY_SECONDS, Line, Rank
 from derops_agent.drivers.units import UnitOptions
+from derops_agent.ports import NOT_WRITTEN
 
 MOST_REGISTERS = 120
 """Of one request; the protocol allows 125 to read and 123 to write, some gateways fewer."""
@@ -66,6 +67,10 @@ class NotAskedError(DeviceTimeoutError):
     """Nothing was sent: there is no connection, or the unit is backed off."""
 
 
+NO_TURN = "not asked, as others kept its line busy"
+"""What a cancellation says of a request that still waited for its turn."""
+
+
 class Address(NamedTuple):
     """Where a connection goes."""
 
@@ -89,7 +94,11 @@ class Turns:
 
     @asynccontextmanager
     async def turn(self, rank: Callable[[], Rank]) -> AsyncIterator[None]:
-        """Have the lock; who is cancelled while waiting never gets it."""
+        """Have the lock; who is cancelled while waiting never gets it.
+
+        Raises:
+            asyncio.CancelledError: With ``NO_TURN``, so that nobody says it did not answer.
+        """
         if self._is_taken:
             given: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting[given] = rank
@@ -99,7 +108,7 @@ class Turns:
                 self._waiting.pop(given, None)
                 if not given.cancelled():
                     self._give_back()  # it had just got it
-                raise
+                raise asyncio.CancelledError(NO_TURN) from None
         self._is_taken = True
         try:
             yield
@@ -198,14 +207,13 @@ class Bus:
                 self._note_unanswered(unit_id, due)  # some gateways hang up for one unit
             self._drop("Lost")
             raise DeviceTimeoutError(f"{what}, {self.address}: {error}") from error
-        except BaseException:
-            # The caller's time is over; how much of it the unit had decides whether it was silent.
-            if _now() - began >= min(TRY_SECONDS, seconds):
-                self._note_silence(connection, unit_id, due)
-                raise
-            self.line.abandoned(unit_id, _now())
-            if self._mixes_up or (connection is not None and connection.mixes_up):
-                self._drop("WrongIds")
+        except BaseException as error:
+            self._note_given_up(
+                connection, unit_id, due, _now() - began >= min(TRY_SECONDS, seconds)
+            )
+            if isinstance(error, asyncio.CancelledError):
+                said = f"{what}, {self.address}: {missing}"
+                raise asyncio.CancelledError(said) from None
             raise
         if self._was_away:
             self._was_away = False
@@ -282,6 +290,17 @@ class Bus:
             self._was_away = True
             self.line.forgive(_now())
 
+    def _note_given_up(
+        self, connection: Connection | None, unit_id: int, due: Hashable, was_silent: bool
+    ) -> None:
+        """Note that the caller's time is over, much of which a silent unit had."""
+        if was_silent:
+            self._note_silence(connection, unit_id, due)
+            return
+        self.line.abandoned(unit_id, _now())
+        if self._mixes_up or (connection is not None and connection.mixes_up):
+            self._drop("WrongIds")
+
     def _note_unanswered(self, unit_id: int, due: Hashable) -> None:
         if self.line.unanswered(unit_id, due, _now()):
             self._log.warning("unit.backed_off", unit_id=unit_id)
@@ -324,6 +343,8 @@ class Unit:
             yield
         except DeviceTimeoutError as error:
             raise DeviceUnreachableError(str(error)) from error
+        except asyncio.CancelledError as error:
+            raise asyncio.CancelledError(NOT_WRITTEN, *error.args) from None
         finally:
             self._reads_for = None
 
