@@ -14,13 +14,14 @@ from derops_agent.clock import Clock
 from derops_agent.drivers.modbus.controls import (
     MODES,
     Rated,
+    find_switch_without_value,
     held,
     held_controls,
     plan,
     registers_of,
     resolutions_of,
 )
-from derops_agent.drivers.modbus.image import Image, read_image, span_of
+from derops_agent.drivers.modbus.image import Image, read_image, span_of, whole_of
 from derops_agent.drivers.modbus.loading import load_profile
 from derops_agent.drivers.modbus.points import Register
 from derops_agent.drivers.modbus.profile import Profile, Rating
@@ -46,6 +47,7 @@ class ProfiledDevice:
         self._asked = Setpoints()
         self._local_control = self._sampled = False
         self._reader = Reader(unit, join(map(span_of, measured_registers(profile))), clock)
+        self._controls = whole_of(unit, registers_of(profile))
         self._wrote_us: int | None = None
         self._capability = capability_of(profile, rated)
 
@@ -63,7 +65,7 @@ class ProfiledDevice:
             DeviceRefusedError: The device answered no, or a register cannot hold a value.
         """
         with self._unit.before_writing(setpoints):
-            image = await read_image(self._unit, registers_of(self._profile))
+            image = await self._read_controls()
         writes, armed_seconds = plan(
             self._profile, self._rated, image, setpoints, reversion, may_lag=self._may_lag()
         )
@@ -73,6 +75,15 @@ class ProfiledDevice:
         for register, data in writes:
             await self._unit.write(register, data)
         return armed_seconds
+
+    async def _read_controls(self) -> Image:
+        image = Image(await self._controls.read())
+        problem = find_switch_without_value(self._profile, image)
+        if problem:
+            raise DeviceTimeoutError(
+                f"{self._unit}: {problem}: the device does not say now what it holds"
+            )
+        return image
 
     def _may_lag(self) -> bool:
         """Tell whether the registers may not show yet what was written last."""
@@ -87,7 +98,7 @@ class ProfiledDevice:
         Raises:
             DeviceError: It could not be asked, or answered what cannot be.
         """
-        image = await read_image(self._unit, registers_of(self._profile))
+        image = await self._read_controls()
         return held(self._profile, self._rated, image, self._asked)
 
     async def sample(self) -> Reading:
