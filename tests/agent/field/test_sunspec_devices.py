@@ -193,3 +193,73 @@ async def test_a_device_that_answers_small_questions_only(tmp_path: Path, most: 
     assert play.agent.outcome() == ("Complete", "WindowEnded")
     assert unit.now.get(704, "WSet") == 0
     assert play.readings[-1].values.keys() >= {POWER}
+
+
+@pytest.mark.parametrize(("most", "percent"), [(4000, 62), (8000, 31)])
+@pytest.mark.parametrize("at", [30, 90])
+async def test_percent_are_those_of_the_most_power_that_somebody_set_since(
+    tmp_path: Path, most: int, percent: int, at: int
+) -> None:
+    unit = Other(Inverter(SOLAR))
+    async with played(tmp_path, unit, unit.live, fallback_active_power_watts=None) as play:
+        await play.agent.give(order(mode="GenerationLimit", watts=2500))
+        await play.wait(at)
+        unit.now.set(121, "WMax", most)
+        await play.wait(110 - at)
+        during = unit.now.get(123, "WMaxLimPct"), play.agent.outcome()
+        await play.wait(100)
+
+    assert during == (percent, ("Active", "Applied"))
+    assert play.agent.outcome() == ("Complete", "WindowEnded")
+    assert play.agent.report().interruptions == (0 if at == 30 else 1)
+
+
+async def test_a_scale_factor_that_changes_with_the_power_is_that_of_the_value(
+    tmp_path: Path,
+) -> None:
+    unit = Other(Inverter(BATTERY))
+    between = unit.now.at(701, "TotVarhInjL2")
+
+    def refuse(address: int, count: int, _: list[int] | None) -> Answer | None:
+        if unit.now.get(704, "WSetEna") and address <= unit.now.at(701, "W_SF") < address + count:
+            seen.append(None)
+            factor = len(seen) // 3 % 2
+            unit.now.set(701, "W_SF", factor)
+        return ExcCodes.ILLEGAL_ADDRESS if address <= between < address + count else None
+
+    seen: list[None] = []
+
+    def show(address: int, words: list[int]) -> list[int]:
+        at = unit.now.at(701, "W") - address
+        if 0 <= at < len(words) and unit.now.get(701, "W_SF"):
+            words = [*words[:at], words[at] // 10, *words[at + 1 :]]
+        return words
+
+    unit.instead, unit.change = refuse, show
+    async with played(tmp_path, unit, unit.live) as play:
+        await play.agent.give(order(verify="Required"))
+        await play.wait(200)
+
+    assert {reading.values.get(POWER) for reading in play.readings} == {0.0, 5000.0}
+    assert play.agent.outcome() == ("Complete", "WindowEnded")
+
+
+@pytest.mark.parametrize("name", ["WSetRvrtTms", "WSet", "WSetEna"])
+async def test_a_device_that_says_no_and_does_it(tmp_path: Path, name: str) -> None:
+    unit = Other(Inverter(BATTERY))
+    where = unit.now.at(704, name)
+
+    def refuse(address: int, count: int, values: list[int] | None) -> Answer | None:
+        if values is None or address != where or not any(values):
+            return None
+        unit.now._take(address - unit.now.base, values)
+        return ExcCodes.ILLEGAL_VALUE
+
+    async with played(tmp_path, unit, unit.live) as play:
+        unit.instead = refuse
+        await play.agent.give(order())
+        await play.wait(240)
+
+    unit.now.live()
+    assert play.agent.outcome()[0] == "Failed"
+    assert unit.now.get(704, "WSet") * unit.now.get(704, "WSetEna") == 0

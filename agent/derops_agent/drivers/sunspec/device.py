@@ -19,8 +19,10 @@ from derops_agent.drivers.sunspec.measuring import (
     MEASURING_MODELS,
     Ratings,
     Sources,
+    most_power_points,
     rating_models,
     read_local_control,
+    read_most_watts,
     read_ratings,
     read_values,
     sources_of,
@@ -100,6 +102,7 @@ class SunSpecDevice:
         self._implemented = implemented
         self._capability = capability
         self._local_control = False
+        self._factors: Mapping[tuple[int, str], Any] = {}
         self._missing = missing
         self._found = self._at(places)
         self._finding: asyncio.Task[None] | None = None
@@ -125,7 +128,7 @@ class SunSpecDevice:
         """
         self._refuse_modes(setpoints)
         with self._unit.before_writing(setpoints):
-            blocks = await self._read_controls()
+            blocks, most_watts = await self._read_controls()
         patience_us = self._options.read_back.patience_seconds * 1_000_000
         if self._clock.monotonic_us() - self._wrote_us < patience_us:
             blocks = {each: block.after(self._written) for each, block in blocks.items()}
@@ -148,7 +151,7 @@ class SunSpecDevice:
                     blocks[function.model_id],
                     watts,
                     fallback or None,
-                    most_watts=self._ratings.max_watts,
+                    most_watts=most_watts,
                     resolution=self._capability.resolutions[function.mode],
                     toggle=self._options.toggle_enable,
                 )
@@ -175,8 +178,7 @@ class SunSpecDevice:
         Raises:
             DeviceError: It could not be asked.
         """
-        blocks = await self._read_controls()
-        return self._controls.held(blocks, self._ratings.max_watts)
+        return self._controls.held(*await self._read_controls())
 
     async def sample(self) -> Reading:
         """Measure. While nobody can tell who has control, it counts as it was last told.
@@ -189,6 +191,11 @@ class SunSpecDevice:
         except MovedError:
             await self._find_anew()
             blocks = await self._measure()
+        factors = self._sources.factors(blocks)
+        if factors != self._factors and self._factors:
+            # Where they were read after the values, those may be of the earlier ones.
+            blocks = await self._measure()
+        self._factors = self._sources.factors(blocks)
         values, bad = read_values(blocks, self._sources, self._ratings.max_watts)
         local_control, bad_local = read_local_control(blocks, self._sources)
         if local_control is not None:
@@ -225,7 +232,7 @@ class SunSpecDevice:
             places=places,
             controls={
                 each: Whole(self._unit, runs_without(places[each], self._missing[each]))
-                for each in self._controls.model_ids
+                for each in self._missing
             },
             reader=Reader(
                 self._unit,
@@ -246,7 +253,7 @@ class SunSpecDevice:
 
     async def _find(self) -> None:
         places = await find_models(self._unit, self._options.base_registers)
-        for each in (*self._controls.model_ids, *self._sources.names()):
+        for each in (*self._missing, *self._sources.names()):
             if each not in places:
                 raise MovedError(f"{self._unit} has no model {each} now, which it had")
         self._found = self._at(places)
@@ -258,7 +265,8 @@ class SunSpecDevice:
         self._refuse_moved(blocks)
         return blocks
 
-    async def _read_controls(self) -> dict[int, Block]:
+    async def _read_controls(self) -> tuple[Blocks, float]:
+        """Return what controls the device, and the most power, which is a setting as well."""
         try:
             blocks = await self._read_controls_there()
         except MovedError:
@@ -270,7 +278,10 @@ class SunSpecDevice:
                     f"{self._unit}: {name} of model {model_id} is {blocks[model_id].hex(name)}, "
                     "not implemented, which it was: the device does not say now what it holds"
                 )
-        return blocks
+        try:
+            return blocks, read_most_watts(blocks)
+        except DeviceRefusedError as error:
+            raise DeviceTimeoutError(f"{self._unit}: {error}") from error
 
     async def _read_controls_there(self) -> dict[int, Block]:
         found, blocks = self._found, {}
@@ -331,6 +342,7 @@ async def _open(options: SunSpecOptions, unit: Unit, clock: Clock) -> SunSpecDev
     blocks, answers = await read_used_models(unit, places, clock)
     ratings, controls, sources = read_ratings(blocks), controls_of(blocks), sources_of(blocks)
     values, _ = read_values(blocks, sources, ratings.max_watts)
+    most_points = most_power_points(blocks)
     return SunSpecDevice(
         options,
         unit,
@@ -341,9 +353,9 @@ async def _open(options: SunSpecOptions, unit: Unit, clock: Clock) -> SunSpecDev
             each: frozenset(
                 name for name in points_of(each) if span_of(places[each], name) in answers.problems
             )
-            for each in controls.model_ids
+            for each in {*controls.model_ids, *(model_id for model_id, _ in most_points)}
         },
-        implemented=controls.implemented(blocks),
+        implemented=controls.implemented(blocks) | most_points,
         sources=sources,
         ratings=ratings,
         capability=capability_of(blocks, controls, ratings, values, options.read_back.settings()),
