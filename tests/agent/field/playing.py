@@ -10,6 +10,7 @@ from tests.agent.fakes import Agent, asset
 from tests.agent.lines import Answering, GoLine
 from tests.agent.modbus.test_device import PROFILES
 
+from derops.errors import DeviceError
 from derops_agent.drivers import open_device
 from derops_agent.ports import Reading
 
@@ -60,7 +61,11 @@ async def played(
         if profile:
             facts |= {"kind": "modbus", "profile": str(PROFILES / profile)}
         agent = Agent(folder)
-        opened = await open_device(facts, folder, agent.clock)
+        try:
+            opened = await open_device(facts, folder, agent.clock)
+        except DeviceError:
+            agent.ledger.close()
+            raise
         await agent.use(opened)
         await agent.start(asset(**{"verification_settle_seconds": 5, **config}))
         yield Play(agent, live)

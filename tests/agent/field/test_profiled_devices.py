@@ -12,6 +12,7 @@ from tests.agent.field.playing import played
 from tests.agent.lines import Answer
 from tests.agent.modbus.registers import Registers, battery, charger
 
+from derops.errors import DeviceError
 from derops_agent.drivers.modbus_tcp import Table
 
 
@@ -296,3 +297,35 @@ async def test_a_device_that_refuses_more_than_all(tmp_path: Path) -> None:
     assert during == ("Active", "Applied")
     assert play.agent.outcome() == ("Complete", "WindowEnded")
     assert (unit.held[210], unit.held[211]) == (1000, 1)
+
+
+@pytest.mark.parametrize(("tens", "raw"), [(80, 312), (200, 125)])
+async def test_percent_are_those_of_the_rating_as_it_is_now(
+    tmp_path: Path, tens: int, raw: int
+) -> None:
+    unit = Between(battery())
+    async with played(
+        tmp_path, unit, unit.live, **BATTERY, fallback_active_power_watts=None
+    ) as play:
+        await play.agent.give(order(mode="GenerationLimit", watts=2500))
+        await play.wait(30)
+        unit.held[100] = tens
+        await play.wait(80)
+        during = unit.held[210], play.agent.outcome()
+        await play.wait(100)
+
+    assert during == (raw, ("Active", "Applied"))
+    assert play.agent.outcome() == ("Complete", "WindowEnded")
+
+
+@pytest.mark.parametrize("word", [0xFFFF, 0x8000])
+async def test_a_device_that_shows_no_rating_yet_is_not_opened_yet(
+    tmp_path: Path, word: int
+) -> None:
+    unit = Between(battery(), shows=lambda _: word)
+    with pytest.raises(DeviceError, match="no rating"):
+        async with played(tmp_path, unit, unit.live, **BATTERY):
+            pass
+    unit.shows = lambda shown: shown
+    async with played(tmp_path, unit, unit.live, **BATTERY) as play:
+        assert play.agent.device.capability.max_injection_watts == 10_000

@@ -13,6 +13,7 @@ from tests.agent.field.playing import played
 from tests.agent.lines import Answer
 from tests.agent.sunspec.inverter import BATTERY, SOLAR, Inverter
 
+from derops.errors import DeviceError
 from derops.wire.v1 import agent_pb2
 from derops_agent.drivers.modbus_tcp import Table
 from derops_agent.drivers.sunspec.models import points_of
@@ -263,3 +264,23 @@ async def test_a_device_that_says_no_and_does_it(tmp_path: Path, name: str) -> N
     unit.now.live()
     assert play.agent.outcome()[0] == "Failed"
     assert unit.now.get(704, "WSet") * unit.now.get(704, "WSetEna") == 0
+
+
+async def test_a_device_that_shows_nothing_yet_is_not_opened_yet(tmp_path: Path) -> None:
+    unit = Other(solar(-2))
+    show = blank(unit.now)
+    first, last = unit.now.at(121, "WMax"), unit.now.at(121, "WMax_SF")
+
+    def asleep(address: int, words: list[int]) -> list[int]:
+        ratings = range(unit.now.at(120, "ID"), last + 1)
+        assert first in ratings
+        shown = show(address, words)
+        return [word if address + at in ratings else shown[at] for at, word in enumerate(words)]
+
+    unit.change = asleep
+    with pytest.raises(DeviceError, match="shows no value now"):
+        async with played(tmp_path, unit, unit.live):
+            pass
+    unit.change = lambda _, words: words
+    async with played(tmp_path, unit, unit.live) as play:
+        assert "GenerationLimit" in play.agent.device.capability.modes

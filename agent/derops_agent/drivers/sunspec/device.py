@@ -342,6 +342,8 @@ async def _open(options: SunSpecOptions, unit: Unit, clock: Clock) -> SunSpecDev
     blocks, answers = await read_used_models(unit, places, clock)
     ratings, controls, sources = read_ratings(blocks), controls_of(blocks), sources_of(blocks)
     values, _ = read_values(blocks, sources, ratings.max_watts)
+    if not controls.modes and not values:
+        raise DeviceTimeoutError(f"{unit} shows no value now, so what it can do is not known")
     most_points = most_power_points(blocks)
     return SunSpecDevice(
         options,
