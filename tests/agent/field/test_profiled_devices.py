@@ -63,9 +63,8 @@ CHARGER: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("word", [0xFFFF, 0x8000])
 @pytest.mark.parametrize("at", [59, 62, 80, 159, 160])
-@pytest.mark.parametrize("seconds", [1, 8])
+@pytest.mark.parametrize(("seconds", "word"), [(1, 0xFFFF), (8, 0x8000)])
 async def test_registers_that_show_nothing_for_a_while(
     tmp_path: Path, at: int, seconds: int, word: int
 ) -> None:

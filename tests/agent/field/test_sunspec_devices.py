@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pymodbus.constants import ExcCodes
 from sunspec2 import mb
-from tests.agent.fakes import order
+from tests.agent.fakes import T0, S, order
 from tests.agent.field.playing import played
 from tests.agent.lines import Answer
 from tests.agent.sunspec.inverter import BATTERY, SOLAR, Inverter
@@ -284,3 +284,37 @@ async def test_a_device_that_shows_nothing_yet_is_not_opened_yet(tmp_path: Path)
     unit.change = lambda _, words: words
     async with played(tmp_path, unit, unit.live) as play:
         assert "GenerationLimit" in play.agent.device.capability.modes
+
+
+@pytest.mark.parametrize(("toggle", "verified"), [(False, "False"), (True, "True")])
+async def test_a_limit_that_counts_only_once_it_was_off(
+    tmp_path: Path, toggle: bool, verified: str
+) -> None:
+    unit, counts = Other(Inverter(SOLAR)), [100]
+
+    def latch(_: int, __: int, values: list[int] | None) -> Answer | None:
+        if values is not None and not unit.now.get(123, "WMaxLim_Ena"):
+            counts[0] = 100
+        return None
+
+    def live() -> None:
+        unit.live()
+        enabled = unit.now.get(123, "WMaxLim_Ena") == 1
+        if enabled and counts[0] == 100:
+            counts[0] = unit.now.get(123, "WMaxLimPct")
+        unit.now.set(103, "W", min(4000, counts[0] * 50) if enabled else 4000)
+
+    unit.instead = latch
+    second = order("d2", mode="GenerationLimit", watts=1000, start_us=T0 + 160 * S)
+    async with played(
+        tmp_path,
+        unit,
+        live,
+        options={"toggleEnable": toggle},
+        fallback_active_power_watts=None,
+    ) as play:
+        await play.agent.give(order(mode="GenerationLimit", watts=2500), second)
+        await play.wait(300)
+
+    assert play.agent.report("d1").verified == "True"
+    assert play.agent.report("d2").verified == verified
