@@ -7,7 +7,7 @@ by itself if the agent dies.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from math import ceil
 
 import structlog
@@ -348,7 +348,7 @@ class Holder:
             and suspect
             and self._written
             and self._held
-            and held != self._held
+            and _is_other(held, self._held, site)
         ):
             self._log.warning("setpoint.landed_late", held=str(held), wanted=str(self._written))
             self._written = self._held = None
@@ -870,6 +870,15 @@ def _reversion(owners: Scope, site: Site, now: Moment) -> Reversion | None:
         after_seconds=remaining_seconds + REVERSION_MARGIN_SECONDS,
         setpoints=site.fallback,
     )
+
+
+def _is_other(held: Setpoints, before: Setpoints, site: Site) -> bool:
+    """Tell whether a device holds something else than before, and not the same rounded."""
+    grown = any(
+        getattr(before, each.name) is None and getattr(held, each.name) is not None
+        for each in fields(held)
+    )
+    return grown or bool(site.mismatches(before, held))
 
 
 def _wrong(scope: Scope, wanted: Setpoints, held: Setpoints | None, site: Site) -> dict[str, str]:

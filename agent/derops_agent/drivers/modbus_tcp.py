@@ -8,7 +8,7 @@ gateways have one socket, and take seconds to free it.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from math import inf
 from typing import Literal, NamedTuple
 
@@ -54,6 +54,10 @@ _EXCEPTIONS = {
     10: "gateway path unavailable",
     11: "gateway target device failed to respond",
 }
+_ACKNOWLEDGE, _BUSY = 5, 6
+_BUSY_PAUSES_SECONDS = (0.05, 0.2)
+"""Before a device that was busy is asked the same again."""
+
 _FINAL = frozenset({1, 2, 3})  # the others may pass, or do not say whether the device acted
 _OF_REGISTERS = frozenset({4, 8})  # of what was asked for, not of the unit as a whole
 _OF_THE_GATEWAY = frozenset({10, 11})  # the unit itself said nothing
@@ -61,6 +65,14 @@ _OF_THE_GATEWAY = frozenset({10, 11})  # the unit itself said nothing
 
 class AnsweredError(DeviceTimeoutError):
     """The unit is there, and failed at what it was asked for alone."""
+
+
+class BusyError(DeviceTimeoutError):
+    """The unit is there, and did nothing: it is to be asked again."""
+
+
+class AcknowledgedError(DeviceTimeoutError):
+    """The unit took the request, and needs longer for it."""
 
 
 class NotAskedError(DeviceTimeoutError):
@@ -317,7 +329,11 @@ class Bus:
         text = f"{what}, {self.address}: the device answered exception {code} ({name})"
         if code in _FINAL:
             raise DeviceRefusedError(text)
-        raise AnsweredError(text) if code in _OF_REGISTERS else DeviceTimeoutError(text)
+        if code in _OF_REGISTERS:
+            raise AnsweredError(text)
+        raise {_ACKNOWLEDGE: AcknowledgedError, _BUSY: BusyError}.get(code, DeviceTimeoutError)(
+            text
+        )
 
 
 class Unit:
@@ -364,17 +380,21 @@ class Unit:
     async def write(self, register: int, data: bytes) -> None:
         """Write registers, two bytes each, in one request.
 
+        A device that has taken it and needs longer has taken it: what it holds is asked anyway.
+
         Raises:
             DeviceTimeoutError: It is not known whether the device acted.
             DeviceRefusedError: The device answered that it will not.
         """
         words = [int.from_bytes(data[at : at + 2]) for at in range(0, len(data), 2)]
-        await self._bus.request(
-            self._unit_id,
-            f"write of {len(words)} registers at {register}, unit {self._unit_id}",
-            WriteMultipleRegistersRequest(address=register, registers=words, dev_id=self._unit_id),
-            due=self._writes,
-        )
+        with suppress(AcknowledgedError):
+            await self._request(
+                f"write of {len(words)} registers at {register}, unit {self._unit_id}",
+                WriteMultipleRegistersRequest(
+                    address=register, registers=words, dev_id=self._unit_id
+                ),
+                due=self._writes,
+            )
 
     async def close(self) -> None:
         """End the use of the connection; the last unit behind it closes it."""
@@ -383,11 +403,19 @@ class Unit:
             del _buses[self._bus.address]
             self._bus.close()
 
+    async def _request(self, what: str, request: ModbusPDU, due: Hashable) -> ModbusPDU:
+        for pause_seconds in _BUSY_PAUSES_SECONDS:
+            try:
+                return await self._bus.request(self._unit_id, what, request, due=due)
+            except BusyError:
+                await asyncio.sleep(pause_seconds)
+        return await self._bus.request(self._unit_id, what, request, due=due)
+
     async def _read(self, register: int, count: int, table: Table) -> bytes:
         what = f"read of {count} {table} registers at {register}, unit {self._unit_id}"
         message = ReadInputRegistersRequest if table == "input" else ReadHoldingRegistersRequest
         request = message(address=register, count=count, dev_id=self._unit_id)
-        answer = await self._bus.request(self._unit_id, what, request, due=self._reads_for)
+        answer = await self._request(what, request, due=self._reads_for)
         if len(answer.registers) != count:
             raise AnsweredError(f"{what}: {len(answer.registers)} registers came back")
         return b"".join(word.to_bytes(2) for word in answer.registers)

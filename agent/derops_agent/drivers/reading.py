@@ -82,16 +82,33 @@ class Answers:
     """What of that was not answered at all, so that it may be there."""
 
 
-async def read_all(unit: Unit, runs: Iterable[Run]) -> Words:
-    """Read what is needed as a whole.
+class Whole:
+    """Reads what is needed as a whole, and remembers how large a question the unit takes."""
 
-    Raises:
-        DeviceError: Something could not be read.
-    """
-    words: dict[tuple[Table, int], bytes] = {}
-    for run in runs:
-        words |= await _read(unit, run)
-    return words
+    def __init__(self, unit: Unit, runs: Iterable[Run]) -> None:
+        self._unit, self._runs = unit, list(runs)
+
+    async def read(self) -> Words:
+        """Read all of it.
+
+        Raises:
+            DeviceError: Something could not be read.
+        """
+        words: dict[tuple[Table, int], bytes] = {}
+        left, taken = list(self._runs), list[Run]()
+        while left:
+            run = left.pop(0)
+            try:
+                words |= await _read(self._unit, run)
+            except (DeviceRefusedError, AnsweredError):
+                if len(run) == 1:
+                    raise
+                middle = len(run) // 2
+                left = [run[:middle], run[middle:], *left]
+            else:
+                taken.append(run)
+        self._runs = taken
+        return words
 
 
 @dataclass(slots=True)
