@@ -32,6 +32,10 @@ CLONE_SUSPECTED = "CloneSuspected"
 """Why a replica refused or ended a stream of an identity that two processes use."""
 
 
+_WELL = control_pb2.DeviceState()
+"""What is shown of a device while nothing is wrong with it."""
+
+
 class Link(StrEnum):
     """Whether an asset's agent has a stream."""
 
@@ -385,11 +389,12 @@ class Fleet:
         newest = self._devices.get(asset_uid, {}).get(replica)
         if newest is None or newest.received_us < since_us:
             return None, None
-        shown, shown_us = self._shown.get(asset_uid, (None, 0))
-        if shown is None or now_us >= shown_us + DEVICE_EVERY_US:
-            self._shown[asset_uid] = (newest, now_us)
-            return newest.facts, None
+        shown, shown_us = self._shown.get(asset_uid, (_WELL, 0))
         if shown.facts == newest.facts:
+            self._shown[asset_uid] = (newest, shown_us)  # no news delays the next one
+            return newest.facts, None
+        if now_us >= shown_us + DEVICE_EVERY_US:
+            self._shown[asset_uid] = (newest, now_us)
             return newest.facts, None
         facts = shown.facts if shown.received_us >= since_us else None
         return facts, shown_us + DEVICE_EVERY_US

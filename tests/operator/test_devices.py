@@ -182,6 +182,21 @@ def test_the_first_word_is_shown_at_once_and_a_newer_one_after_thirty_seconds() 
     assert subject.session(UID, at(43)).device_again_us is None
 
 
+def test_what_begins_to_be_wrong_is_shown_at_once_however_often_it_was_looked_before() -> None:
+    subject = fleet("one")
+    opened(subject, 10)
+    for second in range(11, 51):
+        subject.note_device("one", state(WELL, second))
+        assert shown(subject, second) == WELL
+    subject.note_device("one", state(BAD, 51))
+    assert shown(subject, 51) == BAD
+    for second in range(52, 102):
+        subject.note_device("one", state(BAD, second))
+        assert shown(subject, second) == BAD
+    subject.note_device("one", state(WELL, 102))
+    assert shown(subject, 102) == WELL
+
+
 def test_the_operator_looks_again_when_there_is_something_newer_to_show() -> None:
     decision = decide(session=says(BAD, device_again_us=at(40)), seconds=15)
 
