@@ -54,7 +54,7 @@ class Health:
 
     missed: int = 0
     problem: str = ""
-    """Why the first of these had none; later ones say when it is asked again, which is no news."""
+    """Why the first of these had none; later ones say that it was not asked, which is no news."""
 
     def badness_of(self, need: Need) -> Badness | None:
         """Return why a point that is needed is not known; None = it is not bad."""
