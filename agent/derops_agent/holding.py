@@ -882,4 +882,5 @@ def _wrong(scope: Scope, wanted: Setpoints, held: Setpoints | None, site: Site) 
         kept = site.holds(held, execution) and not site.holds(wanted, execution)
         if execution.stage is Stage.REVERTING and kept:
             modes.add(execution.order.mode)
-    return dict.fromkeys(modes, f"wrote {wanted}, the device says that it holds {held}")
+    told = "released it" if wanted == Setpoints() else f"wrote {wanted}"
+    return dict.fromkeys(modes, f"{told}, the device says that it holds {held}")

@@ -111,6 +111,7 @@ async def test_a_window_that_ends_before_it_is_shown_may_have_been_held(agent: A
 
     report = agent.report()
     assert agent.outcome() == ("Failed", "StartDeadlineExceeded")
+    assert report.message.startswith("the window passed; wrote an active power of ")
     assert (report.applied_us, report.evidence) == (0, "Unanswered")
     assert not blames(agent)
 
