@@ -12,7 +12,12 @@ from math import ceil
 
 import structlog
 
-from derops.errors import DeviceError, DeviceRefusedError, DeviceUnreachableError
+from derops.errors import (
+    DeviceError,
+    DeviceRefusedError,
+    DeviceTimeoutError,
+    DeviceUnreachableError,
+)
 from derops.lifecycle import Reason
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2
@@ -462,6 +467,7 @@ class Holder:
                 refused=refused,
                 sent=not refused and not isinstance(error, DeviceUnreachableError),
                 answers=refused or held is not None,
+                is_silence=isinstance(error, DeviceTimeoutError) and not error.answered,
             )
             wrong = held is not None and _wrong(scope, step, held, site)
             if held is None or (wrong and not failure.sent):
@@ -568,7 +574,7 @@ class Holder:
         failure = awaited.failure
         words = f"{failure.message}; " if failure else ""
         words += f"{next(iter(wrong.values()))}; {_explain_wait(read_back)}"
-        error = Reason.DEVICE_OFFLINE if failure else Reason.START_DEADLINE_EXCEEDED
+        error = _explained(failure, Reason.START_DEADLINE_EXCEEDED)
         waiting = {
             **scope,
             **outcomes.await_read_back(scope, wrong.keys(), awaited.wrote, error, words),
@@ -748,7 +754,7 @@ class Holder:
             wrong=wrong,
             gone=gone,
             awaited=awaits,
-            error=Reason.DEVICE_OFFLINE if awaited.failure else Reason.READ_BACK_MISMATCH,
+            error=_explained(awaited.failure, Reason.READ_BACK_MISMATCH),
             ramping=self._ramping,
             held=held,
             guard=self._guard,
@@ -852,6 +858,13 @@ def _again_after_us(read_back: ReadBack, writes: int) -> int:
     # Longer each time: fewer writes outlast a longer trouble.
     wait_us = round(read_back.patience_seconds * SECOND_US) << writes - 1
     return min(max(wait_us, _APPLY_RETRY_US), WORN_RETRY_SECONDS * SECOND_US)
+
+
+def _explained(failure: outcomes.WriteFailure | None, otherwise: Reason) -> Reason:
+    """Return as what a start has failed that the device does not show."""
+    if failure is None:
+        return otherwise
+    return Reason.DEVICE_OFFLINE if failure.is_silence else Reason.READ_BACK_MISMATCH
 
 
 def _explain_wait(read_back: ReadBack) -> str:

@@ -230,3 +230,12 @@ async def test_a_pause_between_writes_is_kept_beside_a_stuck_revert(agent: Agent
 
     assert agent.outcome("third") == ("Rejected", "RateLimited")
     assert device.held.active_power_watts == 0
+
+
+async def test_a_device_that_answers_that_it_failed_is_not_called_offline(agent: Agent) -> None:
+    agent.device.fail = "broken"
+    await agent.give(order())
+    await agent.wait(115, step=1)
+
+    assert agent.outcome() == ("Failed", "ReadBackMismatch")
+    assert "exception 4; wrote an active power of 5000 W" in agent.report().message

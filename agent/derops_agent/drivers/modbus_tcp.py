@@ -295,7 +295,9 @@ class Bus:
         text = f"{what}, {self.address}: the device answered exception {code} ({name})"
         if code in _FINAL:
             raise DeviceRefusedError(text)
-        raise AnsweredError(text) if code in _OF_REGISTERS else DeviceTimeoutError(text)
+        failed = AnsweredError(text) if code in _OF_REGISTERS else DeviceTimeoutError(text)
+        failed.answered = code not in _OF_THE_GATEWAY
+        raise failed
 
 
 class Unit:
