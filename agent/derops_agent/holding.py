@@ -126,6 +126,9 @@ class Holder:
         self.stuck: dict[str, str] = {}
         """What the device says of modes that it does not let go, in words."""
 
+        self.unheld = ""
+        """What the device says instead of taking its fallback, in words; empty = it took it."""
+
         self._guard = "AgentTimer"
         self._log = structlog.get_logger("holder").bind(asset=asset)
 
@@ -606,7 +609,7 @@ class Holder:
             if (ran_out := self._ran_out(awaited)) is not None:
                 since = ran_out
                 scope = {uid: replace(e, letting_go=None) for uid, e in scope.items()}
-            self._failed, self._written, self.stuck = None, awaited.step, {}
+            self._failed, self._written, self.stuck, self.unheld = None, awaited.step, {}, ""
             await self._note_success(
                 scope, replace(awaited, wrote=since), held, site, wrong={}, awaits=()
             )
@@ -629,6 +632,8 @@ class Holder:
         self._not_taken |= awaited.starting & tries.wanting
         self._since = {}
         self.stuck = told
+        ordered = deciding.owners(scope)
+        self.unheld = "; ".join({told[mode]: None for mode in sorted(told) if mode not in ordered})
         starting = {scope[uid].order.mode for uid in awaited.starting & scope.keys()}
         self._kept |= _ending(e for e in scope.values() if e.order.mode not in starting)
         now, read_back = moment(self._clock), self._device.capability.read_back
@@ -808,6 +813,7 @@ class Holder:
             self.stuck = {scope[uid].order.mode: failure.message for uid in reverting}
         if not starting:
             self._kept |= reverting
+            self.unheld = failure.message if failure.answers else self.unheld
         after = outcomes.write_failed(scope, now, failure)
         if held is not None:
             gone = {uid for uid in reverting if not site.holds(held, scope[uid])}

@@ -30,6 +30,9 @@ BAD = agent_pb2.DeviceFacts(
     ]
 )
 UNHELD = agent_pb2.DeviceFacts(fallback_problem="5500 W is no whole step of 690 W")
+KEPT = agent_pb2.DeviceFacts(
+    fallback_problem="released it, the device says 4140 W", fallback_not_taken=True
+)
 OFFLINE = SessionView(link=Link.DISCONNECTED, since_us=at(9))
 
 
@@ -63,6 +66,7 @@ def looked(subject: Asset, session: SessionView, seconds: float = 10) -> Asset:
             f"the device has given no sample since {format_second(at(3))}: no answer within 2 s",
         ),
         (UNHELD, "FallbackNotHeld", "NotRepresentable", "5500 W is no whole step of 690 W"),
+        (KEPT, "FallbackNotHeld", "NotTaken", "released it, the device says 4140 W"),
     ],
 )
 def test_what_is_wrong_is_a_condition_that_clears_by_itself(

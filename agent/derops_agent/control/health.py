@@ -119,8 +119,17 @@ def miss(health: Health, problem: str, now: Moment) -> Health:
     )
 
 
-def tell(health: Health, fallback_problem: str, now: Moment) -> agent_pb2.DeviceFacts | None:
-    """Return what is wrong with a device, as a heartbeat says it; None = nothing is known yet."""
+def tell(
+    health: Health, fallback_problem: str, now: Moment, *, unheld: str = ""
+) -> agent_pb2.DeviceFacts | None:
+    """Return what is wrong with a device, as a heartbeat says it; None = nothing is known yet.
+
+    Args:
+        health: What is known of it.
+        fallback_problem: Why it cannot hold its fallback; empty = it can.
+        now: Both clocks.
+        unheld: What it says of a fallback that it was told to hold; empty = it does.
+    """
     asked = health.asked
     is_silent = (
         health.missed >= _MISSED_SAMPLES
@@ -145,6 +154,7 @@ def tell(health: Health, fallback_problem: str, now: Moment) -> agent_pb2.Device
             more_bad_points=len(health.bad) - len(named),
             silent_since_us=asked.wall_us if is_silent and asked else 0,
             silence=health.problem if is_silent else "",
-            fallback_problem=fallback_problem,
+            fallback_problem=fallback_problem or unheld,
+            fallback_not_taken=bool(unheld) and not fallback_problem,
         )
     )

@@ -161,7 +161,7 @@ def _verified(facts: _Facts) -> Wanted:
 def _reverted(facts: _Facts) -> Wanted:
     outcome = facts.outcome
     if facts.reverted:
-        words = "the device is back at the asset's fallback, or at the value of another dispatch"
+        words = "the device let go of it, for the asset's fallback or for another dispatch"
         return Wanted("Reverted", "True", "Reverted", words)
     if facts.overdue and facts.report is not None and facts.report.ended_us:
         return Wanted("Reverted", "False", Reason.REVERT_FAILED, facts.overdue)
