@@ -214,7 +214,7 @@ class Controller:
         if self._site.asset is None:
             return None
         problem = representing.explain_fallback(self._site)
-        return health.tell(self._health, problem, self._moment())
+        return health.tell(self._health, problem, self._moment(), unheld=self._holder.unheld)
 
     def measure_offset(self, milliseconds: int) -> None:
         """Note by how much the gateway's clock is ahead of this one."""

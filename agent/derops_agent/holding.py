@@ -12,7 +12,12 @@ from math import ceil
 
 import structlog
 
-from derops.errors import DeviceError, DeviceRefusedError, DeviceUnreachableError
+from derops.errors import (
+    DeviceError,
+    DeviceRefusedError,
+    DeviceTimeoutError,
+    DeviceUnreachableError,
+)
 from derops.lifecycle import Reason
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2
@@ -120,6 +125,9 @@ class Holder:
 
         self.stuck: dict[str, str] = {}
         """What the device says of modes that it does not let go, in words."""
+
+        self.unheld = ""
+        """What the device says instead of taking its fallback, in words; empty = it took it."""
 
         self._guard = "AgentTimer"
         self._log = structlog.get_logger("holder").bind(asset=asset)
@@ -462,6 +470,7 @@ class Holder:
                 refused=refused,
                 sent=not refused and not isinstance(error, DeviceUnreachableError),
                 answers=refused or held is not None,
+                is_silence=isinstance(error, DeviceTimeoutError) and not error.answered,
             )
             wrong = held is not None and _wrong(scope, step, held, site)
             if held is None or (wrong and not failure.sent):
@@ -568,7 +577,7 @@ class Holder:
         failure = awaited.failure
         words = f"{failure.message}; " if failure else ""
         words += f"{next(iter(wrong.values()))}; {_explain_wait(read_back)}"
-        error = Reason.DEVICE_OFFLINE if failure else Reason.START_DEADLINE_EXCEEDED
+        error = _explained(failure, Reason.START_DEADLINE_EXCEEDED)
         waiting = {
             **scope,
             **outcomes.await_read_back(scope, wrong.keys(), awaited.wrote, error, words),
@@ -600,7 +609,7 @@ class Holder:
             if (ran_out := self._ran_out(awaited)) is not None:
                 since = ran_out
                 scope = {uid: replace(e, letting_go=None) for uid, e in scope.items()}
-            self._failed, self._written, self.stuck = None, awaited.step, {}
+            self._failed, self._written, self.stuck, self.unheld = None, awaited.step, {}, ""
             await self._note_success(
                 scope, replace(awaited, wrote=since), held, site, wrong={}, awaits=()
             )
@@ -623,6 +632,8 @@ class Holder:
         self._not_taken |= awaited.starting & tries.wanting
         self._since = {}
         self.stuck = told
+        ordered = deciding.owners(scope)
+        self.unheld = "; ".join({told[mode]: None for mode in sorted(told) if mode not in ordered})
         starting = {scope[uid].order.mode for uid in awaited.starting & scope.keys()}
         self._kept |= _ending(e for e in scope.values() if e.order.mode not in starting)
         now, read_back = moment(self._clock), self._device.capability.read_back
@@ -748,7 +759,7 @@ class Holder:
             wrong=wrong,
             gone=gone,
             awaited=awaits,
-            error=Reason.DEVICE_OFFLINE if awaited.failure else Reason.READ_BACK_MISMATCH,
+            error=_explained(awaited.failure, Reason.READ_BACK_MISMATCH),
             ramping=self._ramping,
             held=held,
             guard=self._guard,
@@ -802,6 +813,7 @@ class Holder:
             self.stuck = {scope[uid].order.mode: failure.message for uid in reverting}
         if not starting:
             self._kept |= reverting
+            self.unheld = failure.message if failure.answers else self.unheld
         after = outcomes.write_failed(scope, now, failure)
         if held is not None:
             gone = {uid for uid in reverting if not site.holds(held, scope[uid])}
@@ -854,6 +866,13 @@ def _again_after_us(read_back: ReadBack, writes: int) -> int:
     return min(max(wait_us, _APPLY_RETRY_US), WORN_RETRY_SECONDS * SECOND_US)
 
 
+def _explained(failure: outcomes.WriteFailure | None, otherwise: Reason) -> Reason:
+    """Return as what a start has failed that the device does not show."""
+    if failure is None:
+        return otherwise
+    return Reason.DEVICE_OFFLINE if failure.is_silence else Reason.READ_BACK_MISMATCH
+
+
 def _explain_wait(read_back: ReadBack) -> str:
     return (
         f"it is asked again for {read_back.patience_seconds:g} s after the write before it is "
@@ -891,4 +910,5 @@ def _wrong(scope: Scope, wanted: Setpoints, held: Setpoints | None, site: Site) 
         kept = site.holds(held, execution) and not site.holds(wanted, execution)
         if execution.stage is Stage.REVERTING and kept:
             modes.add(execution.order.mode)
-    return dict.fromkeys(modes, f"wrote {wanted}, the device says that it holds {held}")
+    told = "released it" if wanted == Setpoints() else f"wrote {wanted}"
+    return dict.fromkeys(modes, f"{told}, the device says that it holds {held}")

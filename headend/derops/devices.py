@@ -39,6 +39,7 @@ def bounded(facts: agent_pb2.DeviceFacts) -> agent_pb2.DeviceFacts:
         silent_since_us=_instant(facts.silent_since_us),
         silence=_plain(facts.silence, _MAX_SENTENCE_BYTES),
         fallback_problem=_plain(facts.fallback_problem, _MAX_SENTENCE_BYTES),
+        fallback_not_taken=facts.fallback_not_taken,
     )
 
 

@@ -74,6 +74,9 @@ class DeviceTimeoutError(DeviceError):
 
     retryable = True
 
+    answered = False
+    """Whether it answered after all, that it failed, which does not say whether it acted."""
+
 
 class DeviceUnreachableError(DeviceTimeoutError):
     """The device did not answer, and nothing was sent to it that could change what it holds."""

@@ -64,6 +64,10 @@ class FakeDevice:
     async def write(self, setpoints: Setpoints, reversion: Reversion | None = None) -> int | None:
         if self.fail in ("timeout", "deaf"):
             raise DeviceTimeoutError("no answer")
+        if self.fail == "broken":
+            error = DeviceTimeoutError("exception 4")
+            error.answered = True
+            raise error
         if self.fail == "unreachable":
             raise DeviceUnreachableError("no connection")
         if self.fail == "local":

@@ -1,6 +1,7 @@
 """What becomes of one order is never told of another; what holds one up is said as what it is."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 from tests.agent.fakes import T0, Agent, FakeDevice, S, asset, order
@@ -230,3 +231,52 @@ async def test_a_pause_between_writes_is_kept_beside_a_stuck_revert(agent: Agent
 
     assert agent.outcome("third") == ("Rejected", "RateLimited")
     assert device.held.active_power_watts == 0
+
+
+async def test_a_device_that_answers_that_it_failed_is_not_called_offline(agent: Agent) -> None:
+    agent.device.fail = "broken"
+    await agent.give(order())
+    await agent.wait(115, step=1)
+
+    assert agent.outcome() == ("Failed", "ReadBackMismatch")
+    assert "exception 4; wrote an active power of 5000 W" in agent.report().message
+
+
+def told(agent: Agent) -> tuple[str, bool]:
+    facts = agent.controller.tell_device()
+    assert facts is not None
+    return facts.fallback_problem, facts.fallback_not_taken
+
+
+@pytest.mark.parametrize("fault", ["ignore", "broken"])
+async def test_a_device_that_is_not_at_its_fallback_is_told_though_nothing_is_ordered(
+    agent: Agent, fault: str
+) -> None:
+    agent.controller.take(await agent.device.sample())
+    await agent.wait(1)
+    assert told(agent) == ("", False)
+    await agent.give(order())
+    await agent.wait(70, step=1)
+    agent.device.fail = fault
+    await agent.wait(89, step=1)
+    assert told(agent) == ("", False), "the order holds it"
+    await agent.wait(10, step=1)
+    problem, not_taken = told(agent)
+    assert "wrote an active power of 0 W, the device says that it holds" in problem
+    assert not_taken
+
+    agent.device.fail = ""
+    await agent.wait(60, step=1)
+    assert told(agent) == ("", False)
+
+
+async def test_a_device_that_refuses_its_fallback_from_the_start_is_told(tmp_path: Path) -> None:
+    agent = Agent(tmp_path)
+    agent.device.held = Setpoints(active_power_watts=3000)
+    agent.device.fail = "local"
+    await agent.start(asset())
+    agent.controller.take(await agent.device.sample())
+    await agent.wait(10, step=1)
+
+    assert told(agent) == ("local control", True)
+    agent.ledger.close()

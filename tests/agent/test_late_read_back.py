@@ -111,6 +111,7 @@ async def test_a_window_that_ends_before_it_is_shown_may_have_been_held(agent: A
 
     report = agent.report()
     assert agent.outcome() == ("Failed", "StartDeadlineExceeded")
+    assert report.message.startswith("the window passed; wrote an active power of ")
     assert (report.applied_us, report.evidence) == (0, "Unanswered")
     assert not blames(agent)
 
@@ -310,3 +311,14 @@ async def test_a_write_that_is_not_answered_is_asked_for_before_it_is_written_ag
 
     assert agent.outcome() == ("Active", "Applied")
     assert [write.active_power_watts for write in device.writes] == [0, 5000]
+
+
+async def test_a_release_that_a_device_does_not_take_is_called_one(agent: Agent) -> None:
+    await agent.start(asset(fallback_active_power_watts=None))
+    await agent.give(order())
+    await agent.wait(70, step=1)
+    agent.device.fail = "ignore"
+    await agent.wait(1000, step=1)
+
+    assert agent.outcome() == ("Failed", "RevertFailed")
+    assert "released it, the device says that it holds an active power of" in agent.report().message

@@ -30,6 +30,9 @@ BAD = agent_pb2.DeviceFacts(
     ]
 )
 UNHELD = agent_pb2.DeviceFacts(fallback_problem="5500 W is no whole step of 690 W")
+KEPT = agent_pb2.DeviceFacts(
+    fallback_problem="released it, the device says 4140 W", fallback_not_taken=True
+)
 OFFLINE = SessionView(link=Link.DISCONNECTED, since_us=at(9))
 
 
@@ -63,6 +66,7 @@ def looked(subject: Asset, session: SessionView, seconds: float = 10) -> Asset:
             f"the device has given no sample since {format_second(at(3))}: no answer within 2 s",
         ),
         (UNHELD, "FallbackNotHeld", "NotRepresentable", "5500 W is no whole step of 690 W"),
+        (KEPT, "FallbackNotHeld", "NotTaken", "released it, the device says 4140 W"),
     ],
 )
 def test_what_is_wrong_is_a_condition_that_clears_by_itself(
@@ -180,6 +184,21 @@ def test_the_first_word_is_shown_at_once_and_a_newer_one_after_thirty_seconds() 
     assert again_us == at(12) + DEVICE_EVERY_US
     assert shown(subject, 42) == WELL
     assert subject.session(UID, at(43)).device_again_us is None
+
+
+def test_what_begins_to_be_wrong_is_shown_at_once_however_often_it_was_looked_before() -> None:
+    subject = fleet("one")
+    opened(subject, 10)
+    for second in range(11, 51):
+        subject.note_device("one", state(WELL, second))
+        assert shown(subject, second) == WELL
+    subject.note_device("one", state(BAD, 51))
+    assert shown(subject, 51) == BAD
+    for second in range(52, 102):
+        subject.note_device("one", state(BAD, second))
+        assert shown(subject, second) == BAD
+    subject.note_device("one", state(WELL, 102))
+    assert shown(subject, 102) == WELL
 
 
 def test_the_operator_looks_again_when_there_is_something_newer_to_show() -> None:

@@ -373,6 +373,8 @@ def test_what_the_device_rounds_is_told_as_long_as_it_does() -> None:
     assert told["requested"] == {"mode": "ActivePower", "watts": 5000}
     assert told["applied"] == {"mode": "ActivePower", "watts": 4830}
     assert told["rounding"] == why
+    (applied,) = [c for c in story.status["conditions"] if c["type"] == "Applied"]
+    assert applied["message"] == f"the device took the setpoint as 4830 W: {why}"
     assert "Degraded" not in story.conditions, "no limit changed it"
 
     story.look(3, view(report=active(sequence=3, applied_watts=5000)))

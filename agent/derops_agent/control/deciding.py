@@ -186,7 +186,7 @@ def _by_time(
     if not (over or (late and execution.order.uid not in awaited)):
         return execution
     reason = execution.last_error or idle.reason
-    passed = "start deadline" if late else "window"
+    passed = "start deadline" if late and execution.order.uid not in awaited else "window"
     message = f"the {passed} passed; {execution.last_message or idle.message}"
     return execution.withdraw(Phase.FAILED, reason, message, now.wall_us)
 

@@ -54,7 +54,7 @@ class Health:
 
     missed: int = 0
     problem: str = ""
-    """Why the first of these had none; later ones say when it is asked again, which is no news."""
+    """Why the first of these had none; later ones say that it was not asked, which is no news."""
 
     def badness_of(self, need: Need) -> Badness | None:
         """Return why a point that is needed is not known; None = it is not bad."""
@@ -119,8 +119,17 @@ def miss(health: Health, problem: str, now: Moment) -> Health:
     )
 
 
-def tell(health: Health, fallback_problem: str, now: Moment) -> agent_pb2.DeviceFacts | None:
-    """Return what is wrong with a device, as a heartbeat says it; None = nothing is known yet."""
+def tell(
+    health: Health, fallback_problem: str, now: Moment, *, unheld: str = ""
+) -> agent_pb2.DeviceFacts | None:
+    """Return what is wrong with a device, as a heartbeat says it; None = nothing is known yet.
+
+    Args:
+        health: What is known of it.
+        fallback_problem: Why it cannot hold its fallback; empty = it can.
+        now: Both clocks.
+        unheld: What it says of a fallback that it was told to hold; empty = it does.
+    """
     asked = health.asked
     is_silent = (
         health.missed >= _MISSED_SAMPLES
@@ -145,6 +154,7 @@ def tell(health: Health, fallback_problem: str, now: Moment) -> agent_pb2.Device
             more_bad_points=len(health.bad) - len(named),
             silent_since_us=asked.wall_us if is_silent and asked else 0,
             silence=health.problem if is_silent else "",
-            fallback_problem=fallback_problem,
+            fallback_problem=fallback_problem or unheld,
+            fallback_not_taken=bool(unheld) and not fallback_problem,
         )
     )

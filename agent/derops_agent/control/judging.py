@@ -185,7 +185,7 @@ def _refuse(order: Order, site: Site) -> _Answer | None:
         return _rejected(refusal.reason, refusal.message)
     settle_seconds = site.rule.settle_us / SECOND_US
     if order.verify_required and not site.capability.can_measure:
-        return _rejected(Reason.CANNOT_VERIFY, "the device does not measure its power")
+        return _rejected(Reason.CANNOT_VERIFY, site.explain_no_power())
     if order.verify_required and order.duration_seconds <= settle_seconds:
         return _rejected(
             Reason.CANNOT_VERIFY,

@@ -198,6 +198,9 @@ class WriteFailure:
     answers: bool
     """It is not silent altogether."""
 
+    is_silence: bool = True
+    """Nothing came back to the write itself."""
+
 
 def write_failed(
     executions: Executions, now: Moment, failure: WriteFailure

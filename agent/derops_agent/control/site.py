@@ -170,14 +170,22 @@ class Site:
                 return self._explain(need, badness)
         return ""
 
+    def explain_no_power(self) -> str:
+        """Return why no effect can be verified on a device that does not measure its power."""
+        words = "the device does not measure its power"
+        need = next(
+            each for each in NEEDS if each.quantity == agent_pb2.Quantity.ACTIVE_POWER_WATTS
+        )
+        badness = self.health.badness_of(need)
+        return words if badness is None else f"{words}: {_name(badness)}"
+
     def _explain(self, need: Need, badness: Badness) -> str:
-        point, good_us = badness.point, badness.last_good_us
+        good_us = badness.last_good_us
         since = "since the agent started"
         if good_us is not None:
             seconds = (self.monotonic_us - good_us) / SECOND_US
             since = f"for {seconds:.0f} s, allowed are {self._stale_after_us // SECOND_US} s"
-        raw = f", raw value {point.raw}" if point.raw else ""
-        return f"{need.name} is not known {since} ({point.name}{raw}: {point.problem})"
+        return f"{need.name} is not known {since} ({_name(badness)})"
 
     def use_of(self, mode: str, watts: int, *, verify_required: bool) -> Use:
         """Return what an order is to do with the device."""
@@ -338,3 +346,10 @@ def _least(watts: int | None, limit: int | None) -> int | None:
     if watts is None or limit is None:
         return watts
     return min(watts, limit)
+
+
+def _name(badness: Badness) -> str:
+    """Return which point is bad, what the device sent and why that is nothing."""
+    point = badness.point
+    raw = f", raw value {point.raw}" if point.raw else ""
+    return f"{point.name}{raw}: {point.problem}"

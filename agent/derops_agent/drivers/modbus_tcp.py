@@ -41,6 +41,10 @@ MOST_SUSPECT_SECONDS = 30
 MOST_DIAL_SECONDS = 5
 """Between two tries to connect; the first follows at once, the next after 1 s."""
 
+_HUNG_UP = (
+    "the connection was closed before anything was answered; some devices take one client at a time"
+)
+
 Table = Literal["holding", "input"]
 
 _EXCEPTIONS = {
@@ -152,7 +156,7 @@ class Bus:
         self._opened_seconds = 0.0
         self._unheard = 0
         self._mixes_up = False
-        self._was_away = False
+        self._was_away, self._why_away = False, ""
         self._dials_failed = 0
         self._dialled_seconds = self._dial_at_seconds = -inf
         self._log = structlog.get_logger("modbus").bind(address=str(address))
@@ -191,14 +195,7 @@ class Bus:
             return
         unit = self.line.units[unit_id]
         since = _clock(now - (unit.silent_since_seconds or now))
-        then = (
-            f"next try at {_clock(now - self.line.try_at(unit_id))}"
-            if due is None
-            else "what is due is tried at most once a second"
-        )
-        raise NotAskedError(
-            f"{what}, {self.address}: not asked: silent since {since}, backed off; {then}"
-        )
+        raise NotAskedError(f"{what}, {self.address}: not asked: silent since {since}, backed off")
 
     async def _ask(self, unit_id: int, what: str, request: ModbusPDU, due: Hashable) -> ModbusPDU:
         began = _now()
@@ -218,7 +215,9 @@ class Bus:
             if connection is not None and connection.heard_seconds is not None:
                 self._note_unanswered(unit_id, due)  # some gateways hang up for one unit
             self._drop("Lost")
-            raise DeviceTimeoutError(f"{what}, {self.address}: {error}") from error
+            silent = connection is not None and connection.heard_seconds is None
+            why = _HUNG_UP if silent and not (connection and connection.mixes_up) else error
+            raise DeviceTimeoutError(f"{what}, {self.address}: {why}") from error
         except BaseException as error:
             self._note_given_up(
                 connection, unit_id, due, _now() - began >= min(TRY_SECONDS, seconds)
@@ -247,17 +246,14 @@ class Bus:
         if due is not None:
             at_seconds = min(at_seconds, self._dialled_seconds + DUE_PERIOD_SECONDS)
         if now < at_seconds:
-            raise NotAskedError(
-                f"{what}, {self.address}: no connection; next try at "
-                f"{_clock(now - self._dial_at_seconds)}"
-            )
+            raise NotAskedError(f"{what}, {self.address}: no connection; {self._why_away}")
         self._dialled_seconds = now
         try:
             _, connection = await asyncio.get_running_loop().create_connection(
                 lambda: Connection(self._note_late), *self.address
             )
         except BaseException as error:
-            self._note_no_connection()
+            self._note_no_connection(str(error) or "the last try took too long")
             if isinstance(error, OSError) and not isinstance(error, TimeoutError):
                 raise NotAskedError(f"{what}, no connection to {self.address}: {error}") from error
             raise
@@ -274,13 +270,13 @@ class Bus:
         metrics.DEVICE_CONNECTIONS.labels(why).inc()
         self._log.warning("connection.dropped", why=why)
         if connection.heard_seconds is None:
-            self._note_no_connection()
+            self._note_no_connection(_HUNG_UP if why == "Lost" else "nothing on it was answered")
         if connection.heard_seconds is not None or connection.mixes_up:
             self._mixes_up = connection.mixes_up
 
-    def _note_no_connection(self) -> None:
+    def _note_no_connection(self, why: str) -> None:
         metrics.DEVICE_CONNECTIONS.labels("Failed").inc()
-        self._was_away = True
+        self._was_away, self._why_away = True, why
         self._dials_failed += 1
         pause_seconds = 2.0 ** (self._dials_failed - 2) if self._dials_failed > 1 else 0.0
         self._dial_at_seconds = _now() + min(pause_seconds, MOST_DIAL_SECONDS)
@@ -329,11 +325,14 @@ class Bus:
         text = f"{what}, {self.address}: the device answered exception {code} ({name})"
         if code in _FINAL:
             raise DeviceRefusedError(text)
-        if code in _OF_REGISTERS:
-            raise AnsweredError(text)
-        raise {_ACKNOWLEDGE: AcknowledgedError, _BUSY: BusyError}.get(code, DeviceTimeoutError)(
-            text
-        )
+        kinds: dict[int, type[DeviceTimeoutError]] = {
+            _ACKNOWLEDGE: AcknowledgedError,
+            _BUSY: BusyError,
+            **dict.fromkeys(_OF_REGISTERS, AnsweredError),
+        }
+        failed = kinds.get(code, DeviceTimeoutError)(text)
+        failed.answered = code not in _OF_THE_GATEWAY
+        raise failed
 
 
 class Unit:

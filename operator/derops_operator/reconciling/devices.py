@@ -75,9 +75,10 @@ def _silent(facts: agent_pb2.DeviceFacts) -> Wanted:
 
 def _not_held(facts: agent_pb2.DeviceFacts) -> Wanted:
     if not facts.fallback_problem:
-        words = "the device can hold spec.fallback"
+        words = "the device holds spec.fallback where nothing else is ordered"
         return Wanted("FallbackNotHeld", "False", "Representable", words)
-    return Wanted("FallbackNotHeld", "True", "NotRepresentable", facts.fallback_problem)
+    reason = "NotTaken" if facts.fallback_not_taken else "NotRepresentable"
+    return Wanted("FallbackNotHeld", "True", reason, facts.fallback_problem)
 
 
 def _unknown(known: Mapping[str, Any], link: Link) -> Wanted:

@@ -119,7 +119,7 @@ def _accepted(facts: _Facts) -> Wanted:
 
 def _applied(facts: _Facts) -> Wanted:
     if facts.applied:
-        return Wanted("Applied", "True", Reason.APPLIED, "the device took the setpoint")
+        return Wanted("Applied", "True", Reason.APPLIED, _taken(facts.report))
     if facts.overdue:
         return Wanted("Applied", "Unknown", "WaitingForDevice", facts.overdue)
     unanswered = facts.report is not None and facts.report.evidence == UNANSWERED
@@ -127,6 +127,14 @@ def _applied(facts: _Facts) -> Wanted:
         return _if_never(facts, "Applied", "WaitingForStart")
     words = "; ".join(filter(None, (facts.outcome.message, facts.report.pending_error)))
     return Wanted("Applied", "Unknown" if unanswered else "False", facts.outcome.reason, words)
+
+
+def _taken(report: dispatch_pb2.DispatchReport | None) -> str:
+    """Return what the device took, where that is something else than was asked for."""
+    words = "the device took the setpoint"
+    if report is None or not report.rounding:
+        return words
+    return f"{words} as {report.applied_watts} W: {report.rounding}"
 
 
 def _if_never(facts: _Facts, kind: str, pending: str) -> Wanted:
@@ -153,7 +161,8 @@ def _verified(facts: _Facts) -> Wanted:
 def _reverted(facts: _Facts) -> Wanted:
     outcome = facts.outcome
     if facts.reverted:
-        return Wanted("Reverted", "True", "Reverted", "the device is back at the asset's fallback")
+        words = "the device let go of it, for the asset's fallback or for another dispatch"
+        return Wanted("Reverted", "True", "Reverted", words)
     if facts.overdue and facts.report is not None and facts.report.ended_us:
         return Wanted("Reverted", "False", Reason.REVERT_FAILED, facts.overdue)
     if not outcome.phase.terminal or outcome.unknown:

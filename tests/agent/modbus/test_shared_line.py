@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from structlog.testing import capture_logs
@@ -139,12 +139,31 @@ async def test_a_unit_that_is_backed_off_says_so_and_since_when() -> None:
         for _ in range(2):
             assert await devices[1].sample() is None
         asked = len(gateway.requests)
-        with pytest.raises(
-            DeviceTimeoutError, match=r"unit 2.*silent since .* UTC, backed off; next try at .* UTC"
-        ):
+        with pytest.raises(DeviceTimeoutError, match=r"unit 2.*silent since .* UTC, backed off$"):
             await devices[1]._device.sample()
 
     assert len(gateway.requests) == asked
+
+
+async def test_a_gateway_whose_only_socket_is_taken_is_told_as_that() -> None:
+    gateway = SerialGateway(units(1))
+    async with opened(gateway) as devices:
+        other = await asyncio.open_connection(*gateway.address)
+        gateway.has_one_socket = True
+        cast("Any", devices[0]._device)._unit._bus.close()
+        await until(lambda: len(gateway._writers) == 1)
+        told = set()
+        for _ in range(4):
+            with pytest.raises(DeviceTimeoutError) as failed:
+                await devices[0]._device.sample()
+            told.add(str(failed.value).partition(f"{gateway.address}: ")[2])
+        other[1].close()
+
+    assert told == {
+        words := "the connection was closed before anything was answered; some devices take one "
+        "client at a time",
+        f"no connection; {words}",
+    }
 
 
 async def test_a_unit_without_neighbours_is_asked_whenever_it_is_wanted() -> None:

@@ -157,6 +157,31 @@ async def test_what_cannot_be_verified_is_refused_in_each_mode(tmp_path: Path) -
         assert agent.outcome(f"{mode} report") == ("Acked", "Accepted")
 
 
+async def test_power_that_is_nonsense_from_the_start_is_named_where_it_cannot_be_verified(
+    tmp_path: Path,
+) -> None:
+    registers = battery()
+    registers.input[1] = 0x7FFF
+    async with GoLine({1: registers}) as line:
+        agent = Agent(tmp_path)
+        host, port = line.address
+        profile = str(PROFILES / "battery.yaml")
+        device = await open_device(
+            {"kind": "modbus", "host": host, "port": port, "profile": profile},
+            tmp_path,
+            agent.clock,
+        )
+        await agent.use(device)
+        await agent.start(asset())
+        agent.controller.take(await device.sample())
+        await agent.controller.turn()
+        await agent.give(order(watts=100, verify="Required"))
+        await device.close()
+
+    assert agent.outcome() == ("Rejected", "CannotVerify")
+    assert "does not measure its power: activePowerWatts, raw value 0x" in agent.report().message
+
+
 async def test_one_bad_point_leaves_a_dispatch_alone(tmp_path: Path) -> None:
     registers = battery()
     async with GoLine({1: registers}) as line:

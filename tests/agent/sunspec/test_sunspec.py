@@ -294,6 +294,8 @@ async def test_an_exception_is_a_no_or_may_pass(code: ExcCodes, error: type[Exce
             await device.write(Setpoints(active_power_watts=5000))
 
     assert not isinstance(raised.value, DeviceUnreachableError), "some of it may have been written"
+    if isinstance(raised.value, DeviceTimeoutError):
+        assert raised.value.answered == (code is not ExcCodes.GATEWAY_NO_RESPONSE)
 
 
 async def test_a_mode_that_it_has_not_is_refused_before_anything_is_written() -> None:

@@ -190,18 +190,20 @@ class Heartbeat(_message.Message):
     def __init__(self, agent_sent_us: _Optional[int] = ..., device: _Optional[_Union[DeviceFacts, _Mapping]] = ...) -> None: ...
 
 class DeviceFacts(_message.Message):
-    __slots__ = ("bad_points", "more_bad_points", "silent_since_us", "silence", "fallback_problem")
+    __slots__ = ("bad_points", "more_bad_points", "silent_since_us", "silence", "fallback_problem", "fallback_not_taken")
     BAD_POINTS_FIELD_NUMBER: _ClassVar[int]
     MORE_BAD_POINTS_FIELD_NUMBER: _ClassVar[int]
     SILENT_SINCE_US_FIELD_NUMBER: _ClassVar[int]
     SILENCE_FIELD_NUMBER: _ClassVar[int]
     FALLBACK_PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    FALLBACK_NOT_TAKEN_FIELD_NUMBER: _ClassVar[int]
     bad_points: _containers.RepeatedCompositeFieldContainer[BadPoint]
     more_bad_points: int
     silent_since_us: int
     silence: str
     fallback_problem: str
-    def __init__(self, bad_points: _Optional[_Iterable[_Union[BadPoint, _Mapping]]] = ..., more_bad_points: _Optional[int] = ..., silent_since_us: _Optional[int] = ..., silence: _Optional[str] = ..., fallback_problem: _Optional[str] = ...) -> None: ...
+    fallback_not_taken: bool
+    def __init__(self, bad_points: _Optional[_Iterable[_Union[BadPoint, _Mapping]]] = ..., more_bad_points: _Optional[int] = ..., silent_since_us: _Optional[int] = ..., silence: _Optional[str] = ..., fallback_problem: _Optional[str] = ..., fallback_not_taken: _Optional[bool] = ...) -> None: ...
 
 class BadPoint(_message.Message):
     __slots__ = ("name", "raw", "problem", "since_us", "samples")
