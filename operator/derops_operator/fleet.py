@@ -108,12 +108,22 @@ class DispatchView:
 
     @property
     def lost_ledger_id(self) -> str:
-        """The ledger that had it before the one that speaks of it and never accepted it."""
+        """The ledger that had it before the one that speaks of it and never applied it."""
         report = self.report
-        if report is None or report.accepted_us or report.applied_us:
+        if report is None or report.applied_us:
             return ""
+        own_us = min(
+            (each.written_us for each in self.holdings if each.ledger_id == report.ledger_id),
+            default=None,
+        )
+        # A ledger that has a follower is gone: what is written to it after that nobody reads.
         return max(
-            (each.ledger_id for each in self.holdings if each.ledger_id != report.ledger_id),
+            (
+                each.ledger_id
+                for each in self.holdings
+                if each.ledger_id != report.ledger_id
+                and (own_us is None or each.written_us <= own_us)
+            ),
             default="",
         )
 

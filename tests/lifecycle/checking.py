@@ -27,6 +27,9 @@ LOOK_SECONDS = 6.0
 
 SUSPECT_SECONDS = 130
 
+AWAKE_SECONDS = 1.0
+"""For how long an agent runs, able to, before it has looked at each start that it was to make."""
+
 HARD = frozenset(FAULTS) - BENIGN
 _UNANSWERED = frozenset(SILENT) | {"acts late", "answers the next write not"}
 _UNSEEN = frozenset({"shows late", "shows late each time anew"})
@@ -53,7 +56,7 @@ CAUSES: Mapping[Reason, frozenset[str]] = {
     Reason.COMMS_LOSS_FAILSAFE: frozenset({"policy"}),
     Reason.EFFECT_NOT_OBSERVED: frozenset({"verify"}),
     Reason.INSUFFICIENT_ENERGY: frozenset({"none"} | FAULTS.keys()),
-    Reason.LEDGER_LOST: frozenset({"start"}),
+    Reason.LEDGER_LOST: frozenset({"another ledger"}),
 }
 """Of what each reason of a failure may come: one of these must have befallen the site."""
 
@@ -92,6 +95,11 @@ class Known:
     """How often a device did late what it was told: it may be over before the agent looks."""
 
     disk_lost: bool = False
+    given_to: set[str] = field(default_factory=set)
+    """The ledgers of the streams that a gateway believed in: it may have written it to them."""
+
+    accepted_us: int = 0
+    """When an agent first said that it has it, by the true time; 0 = not yet."""
 
 
 class Checker:
@@ -134,6 +142,11 @@ class Checker:
         for each in self.known.values():
             each.disk_lost = True
 
+    def give(self, ledger_id: str) -> None:
+        """Note that a gateway may write what there is to a stream of this ledger."""
+        for each in self.known.values():
+            each.given_to.add(ledger_id)
+
     # What is said
 
     def hear(self, report: dispatch_pb2.DispatchReport) -> None:
@@ -150,6 +163,7 @@ class Checker:
         if before_it is not None and Phase(before_it.phase).terminal:
             same = (before_it.phase, before_it.reason) == (report.phase, report.reason)
             assert same, f"an end changed: {before_it} became {report}"
+        known.accepted_us = known.accepted_us or self._now_us()
         for step in report.transitions:
             if Phase(step.phase) is Phase.FAILED:
                 self._check_reason(known, step.reason, report)
@@ -170,7 +184,23 @@ class Checker:
             there.add("rival")
         if known.dispatch.verify == "Required":
             there.add("verify")
+        if Reason(reason) is Reason.LEDGER_LOST and known.given_to - {report.ledger_id}:
+            there.add("another ledger")
         assert causes & there, f"{reason}, and there was only {sorted(there)}: {report}"
+        if Reason(reason) is Reason.AGENT_RESTARTED:
+            self._check_restart(known, report)
+
+    def _check_restart(self, known: Known, report: dispatch_pb2.DispatchReport) -> None:
+        """Hold that the agent has restarted since it had it, and has not gone on before that."""
+        before = known.reports.get(report.ledger_id)
+        if before is None or Phase(before.phase).terminal:
+            return  # as it said before, or at once
+        started_us = self._site.seen_us["start"]
+        assert started_us >= known.accepted_us, f"it has run ever since it had it: {report}"
+        if report.applied_us or report.evidence == UNANSWERED or report.pending_error:
+            return  # what was begun then may have ended much later
+        awake = self._site.awake_us / SECOND_US
+        assert awake <= AWAKE_SECONDS, f"it had gone on for {awake} s since: {report}"
 
     def _rivals(self, known: Known) -> Iterator[Known]:
         """Yield those of the same mode that may go before it."""
@@ -217,7 +247,11 @@ class Checker:
         for entry in self._site.read_account():
             for each in self.known.values():
                 self._follow(each, entry)
-        held = self._site.held
+        held, device = self._site.held, self._site.device.capability
+        most = device.read_back.most_writes
+        # Writes that only set a device's own timer again are not counted.
+        worn = self._site.wear.most_writes > most and not device.reversion
+        assert not worn, f"one value was written more than {most} times for the same"
         for each in self.known.values():
             gone = each.over_us and not each.disk_lost
             assert not (gone and self._holds(held, each.dispatch)), (
@@ -261,6 +295,8 @@ class Checker:
         seconds = known.held_us / SECOND_US
         fog = (known.over_fog_us or self._site.fog_us) - known.expected_fog_us
         allowed = TOLERANCE_SECONDS + known.unsure_seconds + fog / SECOND_US
+        if any(_is_unproven(report) for report in known.reports.values()):
+            allowed += LOOK_SECONDS  # written over before the device showed it
         assert abs(claimed - seconds) <= allowed, (
             f"claims {claimed} s, the device says {seconds} s, allowed are {allowed} s: {known}"
         )
@@ -283,7 +319,8 @@ class Checker:
         if status["reason"] == Reason.OUTCOME_UNKNOWN or not ends:
             return
         said = {(each.phase, each.reason) for each in ends}
-        if known.disk_lost:  # the operator says it where a new ledger tells another end
+        if any(known.given_to - {each.ledger_id} for each in ends):
+            # The operator says it where another ledger tells another end.
             said.add((Phase.FAILED, Reason.LEDGER_LOST))
         assert (status["phase"], status["reason"]) in said, f"{status} is not what was said: {said}"
 
@@ -320,6 +357,11 @@ def _awaits_revert(report: dispatch_pb2.DispatchReport) -> bool:
     early = report.applied_us or report.evidence == UNANSWERED
     unreverted = bool(early and report.ended_us) and not report.reverted_us
     return unreverted or bool(report.pending_error)  # or its device may take it yet
+
+
+def _is_unproven(report: dispatch_pb2.DispatchReport) -> bool:
+    """Tell whether it says that nobody knows whether the device had it."""
+    return not report.applied_us and report.evidence == UNANSWERED
 
 
 def _strength(dispatch: Dispatch) -> tuple[int, int, str]:

@@ -14,11 +14,13 @@ from derops.errors import DeviceError, DeviceTimeoutError
 from derops.ids import AssetName
 from derops.schedules import SECOND_US
 from derops.wire.v1 import dispatch_pb2
+from derops_agent.control.execution import Stage
 from derops_agent.control.site import LocalLimits
 from derops_agent.controller import Controller
 from derops_agent.device import GuardedDevice
 from derops_agent.drivers.simulated import open_device
 from derops_agent.drivers.simulated.faults import write_faults
+from derops_agent.holding import WORN_RETRY_SECONDS
 from derops_agent.ledger import Ledger
 from derops_agent.ports import Capability, Reading, Reversion, Setpoints
 
@@ -93,6 +95,7 @@ class Wired:
             self._site.late.append((self._site.now_us() + LATE_US, setpoints, reversion))
             raise DeviceTimeoutError("no answer yet")
         armed_seconds = await self._device.write(setpoints, reversion)
+        self._site.wear.note(setpoints, self._site.wanting(), self._site.now_us())
         self._fuse.burn()
         return armed_seconds
 
@@ -122,6 +125,28 @@ class Entry:
     setpoints: Setpoints
 
 
+class Wear:
+    """How often the device has answered writes of one value, for the same dispatches each time."""
+
+    def __init__(self) -> None:
+        self.most_writes = 0
+        """Of any value, for the same."""
+
+        self._writes: dict[Setpoints, tuple[frozenset[str], int, int]] = {}
+
+    def forget(self) -> None:
+        """Count anew, as a new process of the agent does."""
+        self._writes = {}
+
+    def note(self, setpoints: Setpoints, wanting: frozenset[str], now_us: int) -> None:
+        """Count one write for those that want a start, an end or what the device dropped."""
+        before, writes, last_us = self._writes.get(setpoints, (frozenset(), 0, 0))
+        again = wanting <= before and now_us - last_us < WORN_RETRY_SECONDS * SECOND_US
+        writes = writes + 1 if again else 1
+        self._writes[setpoints] = (before if again else wanting, writes, now_us)
+        self.most_writes = max(self.most_writes, writes)
+
+
 class Site:
     """A device, and the agent that controls it; the device outlives the agent's process."""
 
@@ -142,9 +167,13 @@ class Site:
         self.fog_us = 0
         """For how long nobody but the device could know what it holds."""
 
+        self.awake_us = 0
+        """For how long the agent's process has run with a clock and a disk to go on with."""
+
         self.late: list[tuple[int, Setpoints, Reversion | None]] = []
         """What the device will do yet, and when, by the true time."""
 
+        self.wear = Wear()
         self.processes = self.ledgers = 0
         self.account: list[Entry] = []
         self.controller: Controller | None = None
@@ -176,6 +205,8 @@ class Site:
         self.fuse.left, self.disk_full = None, False
         self.processes += 1
         self.seen_us["start"] = self.now_us()
+        self.awake_us = 0
+        self.wear.forget()
         self._ledger = Ledger(self._folder / f"ledger-{self.ledgers}.db")
         self._guarded = GuardedDevice(Wired(self))
         self.controller = Controller(
@@ -189,6 +220,16 @@ class Site:
         )
         self.controller.journal.on_report = self._on_report
         await self.controller.boot()
+
+    def wanting(self) -> frozenset[str]:
+        """Return whose start or end is due, and whose value the device has dropped, by uid."""
+        assert self.controller is not None
+        return frozenset(
+            uid
+            for uid, each in self.controller.journal.items()
+            if each.stage in {Stage.APPLYING, Stage.REVERTING}
+            or (each.stage is Stage.HOLDING and each.held_since is None)
+        )
 
     def cut(self) -> None:
         """End the process; what is not on the disk is gone."""
@@ -253,6 +294,8 @@ class Site:
             self.seen_us["disk full"] = self.now_us()
         if self.controller is None:
             self.seen_us["down"] = self.now_us()
+        elif self.clock.ntp and not self.disk_full:
+            self.awake_us += span_us
         if self.fault in SILENT or self.disk_full or self.controller is None:
             self.fog_us += span_us
 

@@ -158,6 +158,11 @@ class World:
             await self.site.start()
         except PowerCutError:
             self.cut_power()
+            return
+        # What was stored, and not said before the end of the process, was decided by then.
+        assert self.site.controller is not None
+        for report in self.site.controller.journal.reports():
+            self.checker.hear(report)
 
     def cut_power(self, *, lose_disk: bool = False) -> None:
         """End the agent's process at once."""
@@ -268,6 +273,9 @@ class World:
 
     async def _act(self) -> bool:
         some = False
+        for stream in [self.stream, *self.forgotten]:
+            if stream is not None and not stream.ended:
+                self.checker.give(stream.ledger_id)
         if self.operator is not None:
             try:
                 some = self.operator.reconcile()

@@ -305,6 +305,39 @@ def test_what_a_ledger_says_that_never_accepted_it_does_not_speak_for_the_one_be
     assert story.conditions["Reverted"] == "Unknown"
 
 
+def _never_applied_by_a_new_ledger(*, old_written_us: int, new_written_us: int) -> Story:
+    """Return what is told where two gateways wrote a dispatch, each to another ledger."""
+    old = holding(replica="gateway-0", written_us=old_written_us, ledger_id="old")
+    new = holding(replica="gateway-1", written_us=new_written_us, ledger_id="new")
+    end = dispatch_pb2.Transition(phase="Failed", reason="DeviceWriteFailed", at_us=at(5))
+    failed = report(
+        "Failed",
+        "DeviceWriteFailed",
+        ledger_id="new",
+        accepted_us=at(3),
+        transitions=[end],
+        message="the device refuses",
+    )
+    return Story().look(0.1).look(6, view(old, new, report=failed))
+
+
+def test_a_ledger_that_accepted_and_did_not_apply_does_not_speak_for_the_one_before() -> None:
+    story = _never_applied_by_a_new_ledger(old_written_us=at(1), new_written_us=at(2))
+
+    assert story.ending == ("Failed", "LedgerLost")
+    assert "ledger old first" in story.status["message"]
+    assert "the device refuses" in story.status["message"]
+    assert story.conditions["Accepted"] == "True"
+    assert story.conditions["Applied"] == "Unknown"
+
+
+def test_what_was_written_to_a_lost_ledger_only_later_cannot_have_run() -> None:
+    story = _never_applied_by_a_new_ledger(old_written_us=at(4), new_written_us=at(2))
+
+    assert story.ending == ("Failed", "DeviceWriteFailed")
+    assert story.conditions["Applied"] == "False"
+
+
 def test_what_the_only_ledger_says_stands() -> None:
     refused = report("Cancelled", "CancelledBeforeStart")
     story = Story().look(0.1)

@@ -1,0 +1,119 @@
+"""What the checker of the histories accepts, and what it must complain of."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.lifecycle.site import Wear
+from tests.lifecycle.world import World
+
+from derops.lifecycle import Phase, Reason
+from derops.schedules import SECOND_US
+from derops.wire.v1 import dispatch_pb2
+from derops_agent.holding import WORN_RETRY_SECONDS
+from derops_agent.ports import Setpoints
+
+SETPOINT = {"mode": "ActivePower", "activePowerWatts": 1000}
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    world = World(tmp_path)
+    await world.begin()
+    yield world
+    await world.end()
+
+
+async def _accept(world: World, *, start_seconds: int) -> None:
+    world.apply("peak", start_seconds, setpoint=SETPOINT, durationSeconds=30)
+    await world.advance(2)
+
+
+async def _lose_disk(world: World) -> None:
+    world.cut_power(lose_disk=True)
+    await world.start_agent()
+    await world.flow()
+
+
+async def _conclude(world: World) -> None:
+    await world.heal()
+    world.checker.conclude(world.cluster.dispatches)
+
+
+def _as_restarted(world: World) -> dispatch_pb2.DispatchReport:
+    """Return the agent's last word as if the order had failed now as ``AgentRestarted``."""
+    (known,) = world.checker.known.values()
+    (said,) = known.reports.values()
+    report = dispatch_pb2.DispatchReport()
+    report.CopyFrom(said)
+    report.phase, report.reason = Phase.FAILED, Reason.AGENT_RESTARTED
+    report.transitions.add(phase=Phase.FAILED, reason=Reason.AGENT_RESTARTED)
+    return report
+
+
+async def test_no_agent_restarted_that_ran_ever_since_it_had_the_order(world: World) -> None:
+    await _accept(world, start_seconds=60)
+
+    with pytest.raises(AssertionError, match="AgentRestarted, and there was only"):
+        world.checker.hear(_as_restarted(world))
+
+
+async def test_no_start_is_missed_for_a_restart_after_which_the_agent_went_on(
+    world: World,
+) -> None:
+    await _accept(world, start_seconds=60)
+    world.cut_power()
+    await world.start_agent()
+    await world.advance(5)
+
+    with pytest.raises(AssertionError, match="it had gone on for"):
+        world.checker.hear(_as_restarted(world))
+
+
+async def test_an_order_written_to_a_lost_ledger_may_end_as_that(world: World) -> None:
+    world.cut_stream()
+    await world.advance(1)  # at the other gateway, so that it dials the first one next
+    world.cut_stream(noticed=False)
+    await _lose_disk(world)
+    world.apply("peak", 0, setpoint=SETPOINT, durationSeconds=8)
+    await world.flow()
+    await world.kill_gateway(0)
+    world.cancel("peak")
+    await world.flow()
+
+    await _conclude(world)
+    assert world.cluster.dispatches["peak"].status["reason"] == Reason.LEDGER_LOST
+
+
+async def test_what_a_lost_ledger_wrote_unheard_is_not_told_as_never_applied(
+    world: World,
+) -> None:
+    world.site.break_device("acts and is not heard")
+    for way in world.ways.agent:
+        way.holds_up = True
+    await _accept(world, start_seconds=0)
+    assert world.site.held == Setpoints(active_power_watts=1000)
+    await _lose_disk(world)
+    world.site.break_device("refuses")
+    await world.advance(1)
+    world.cancel("peak")
+
+    await _conclude(world)
+    status = world.cluster.dispatches["peak"].status
+    assert status["reason"] == Reason.LEDGER_LOST
+    (applied,) = [each for each in status["conditions"] if each["type"] == "Applied"]
+    assert applied["status"] == "Unknown"
+
+
+def test_writes_of_one_value_are_counted_for_the_same_dispatches_only() -> None:
+    wear, value = Wear(), Setpoints(active_power_watts=1000)
+    for second in range(3):
+        wear.note(value, frozenset({"a", "b"} if second == 0 else {"a"}), second * SECOND_US)
+    assert wear.most_writes == 3
+
+    wear.note(value, frozenset({"c"}), 4 * SECOND_US)
+    wear.note(Setpoints(active_power_watts=0), frozenset({"c"}), 5 * SECOND_US)
+    wear.note(value, frozenset({"c"}), (4 + WORN_RETRY_SECONDS) * SECOND_US)
+    wear.forget()
+    wear.note(value, frozenset({"c"}), (5 + WORN_RETRY_SECONDS) * SECOND_US)
+    assert wear.most_writes == 3
