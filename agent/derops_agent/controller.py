@@ -495,7 +495,10 @@ class Controller:
             self._holder.try_now()
         self._site = replace(self._site, reading=reading, capability=self._device.capability)
         rule, asset = self._site.rule, self._site.asset
+        displaced = self._holder.displaced(self.journal)
         for execution in list(self.journal.values()):
+            if execution.order.uid in displaced:
+                continue  # it is not known whose power this is
             observed = verifying.observe(execution, reading, rule, self._moment())
             self.journal.set_in_memory(observed)
         seen = {

@@ -70,6 +70,9 @@ class _Awaited:
     timer_ends_us: int | None = None
     """When the device's own timer runs out if it has not taken this."""
 
+    shows_nothing: bool = False
+    """It is a step of a ramp that a device may hold which does not take the setpoint."""
+
     is_over: bool = False
     """It was waited for long enough to be told; it is asked on until it is written again."""
 
@@ -148,7 +151,19 @@ class Holder:
     def awaited(self) -> frozenset[str]:
         """Starts that were written a moment ago, and that the device may show yet, by uid."""
         awaited = self._awaited
-        return awaited.starting if awaited is not None and not awaited.is_over else frozenset()
+        begun = frozenset(uid for uid, _ in self._since) if self._ramping else frozenset()
+        if awaited is None or awaited.is_over:
+            return begun
+        return awaited.starting | begun
+
+    def displaced(self, scope: Scope) -> frozenset[str]:
+        """Return those over which a start was written that the device does not show yet, by uid."""
+        awaited = self._awaited
+        if awaited is None or awaited.is_over:
+            return frozenset()
+        starting = awaited.starting & scope.keys()
+        modes = {scope[uid].order.mode for uid in starting} & awaited.modes
+        return frozenset(u for u, e in scope.items() if e.order.mode in modes) - starting
 
     def held_off_us(self, asset: Asset | None) -> int:
         """Return for how long the device may not be given a new setpoint."""
@@ -301,7 +316,7 @@ class Holder:
         if awaited is None or awaited.is_over:
             return {}
         told = outcomes.overtaken(scope, awaited.modes, awaited.wrote, awaited.starting)
-        await self._journal.commit(told)
+        await self._journal.commit(told, happened=True)
         return told
 
     async def _release_stray(self, site: Site) -> None:
@@ -424,6 +439,17 @@ class Holder:
         way_watts = max(-most_watts, min(goal_watts - from_watts, most_watts))
         return bounded(replace(target, active_power_watts=from_watts + way_watts), site.local)
 
+    def _shows_nothing(self, step: Setpoints, target: Setpoints, site: Site) -> bool:
+        """Tell whether a step tells nothing of a device that holds it.
+
+        One that stays where it is obeys nobody; and 0 W is 0 W with another sign or scale too.
+        """
+        if step == target or step.active_power_watts is None:
+            return False
+        before = replace(step, active_power_watts=self._power_watts(site))
+        watts = site.sent(step).active_power_watts
+        return not watts or watts == site.sent(before).active_power_watts
+
     def _power_watts(self, site: Site) -> int:
         """Return where a ramp begins: the value that was written, else the measured power."""
         if self._written is not None and self._written.active_power_watts is not None:
@@ -443,6 +469,7 @@ class Holder:
         staying: Scope,
         counts: bool,
     ) -> None:
+        shows_nothing = self._shows_nothing(step, target, site)
         scope = await self._ask_first(scope, site)
         owners, armed_seconds, answer = deciding.owners(scope), None, "ok"
         failure, held = None, None
@@ -482,7 +509,8 @@ class Holder:
             self._tries[target].writes += 1
             self._tries[target].last_us = wrote.monotonic_us
         before, read_back = self._awaited, self._device.capability.read_back
-        if before is not None and before.target == target and not before.is_over:
+        repeats = before is not None and before.target == target and not before.is_over
+        if before is not None and repeats:
             wrote = before.wrote  # written only to set the device's timer again
         starting = {u: e for u, e in scope.items() if e.stage is Stage.APPLYING}
         keys = {(u, e.target_watts) for u, e in starting.items() if owners.get(e.order.mode) is e}
@@ -494,9 +522,12 @@ class Holder:
             wrote=wrote,
             wanting=wanting,
             starting=frozenset(e.order.uid for e in owners.values() if e.stage is Stage.APPLYING),
+            modes=before.modes if before and repeats else frozenset(),
+            shown=before.shown if before and repeats else {},
             ask_at_us=wrote.monotonic_us + delay_us,
             failure=failure,
             timer_ends_us=timer_ends_us,
+            shows_nothing=shows_nothing,
         )
         if failure is not None:
             await self._judge(self._awaited, scope, held, site)
@@ -517,7 +548,8 @@ class Holder:
             await self._journal.commit(
                 outcomes.await_read_back(
                     scope, modes, awaited.wrote, Reason.START_DEADLINE_EXCEEDED, words
-                )
+                ),
+                happened=True,
             )
 
     async def _judge(
@@ -584,6 +616,20 @@ class Holder:
             return None
         return now.back(now.monotonic_us - ends_us)
 
+    def _not_known_by(self, awaited: _Awaited, scope: Scope) -> Scope:
+        """Return the start, or what was dropped, that the step of a ramp shows nothing of."""
+        owner = deciding.owners(scope).get("ActivePower")
+        if not awaited.shows_nothing or owner is None or owner.held_since is not None:
+            return {}
+        waiting = outcomes.await_read_back(
+            scope,
+            {"ActivePower"},
+            awaited.wrote,
+            Reason.START_DEADLINE_EXCEEDED,
+            "a step of the ramp is on the device that does not show yet whether it is taken",
+        )
+        return {owner.order.uid: waiting.get(owner.order.uid, owner)}
+
     async def _note_shown(
         self,
         awaited: _Awaited,
@@ -594,7 +640,11 @@ class Holder:
     ) -> None:
         """Note what the device has taken of a write, and what it has not for long enough."""
         if not wrong:
-            if self._ramping:
+            unknown = self._not_known_by(awaited, scope)
+            if unknown:
+                self._tries[awaited.target].writes -= 1
+                scope = {**scope, **unknown}
+            elif self._ramping:
                 self._tries.pop(awaited.target, None)
             since = moment(self._clock) if awaited.is_over else awaited.wrote
             if (ran_out := self._ran_out(awaited)) is not None:
@@ -602,7 +652,12 @@ class Holder:
                 scope = {uid: replace(e, letting_go=None) for uid, e in scope.items()}
             self._failed, self._written, self.stuck = None, awaited.step, {}
             await self._note_success(
-                scope, replace(awaited, wrote=since), held, site, wrong={}, awaits=()
+                scope,
+                replace(awaited, wrote=since),
+                held,
+                site,
+                wrong={},
+                awaits={e.order.mode for e in unknown.values()},
             )
             return
         tries = self._tries[awaited.target]

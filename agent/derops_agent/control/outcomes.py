@@ -72,7 +72,8 @@ def written(
         if evidence == "ReadBack":
             active = replace(active, confirmed=now)
         if not active.arrived_us and not (ramping and mode == "ActivePower"):
-            active = replace(active, arrived_us=active.steady_us(since))
+            # What was measured before the device showed it may be of its predecessor.
+            active = replace(active, arrived_us=active.steady_us(now))
         result[owner.order.uid] = active
         losers = [
             verifying.conclude_window(replace(other, ended_us=since.wall_us), since, rule)
