@@ -805,7 +805,7 @@ class Holder:
             awaited=awaits,
             error=Reason.DEVICE_OFFLINE if awaited.failure else Reason.READ_BACK_MISMATCH,
             ramping=self._ramping,
-            evidence="Written" if held is None else "ReadBack",
+            held=held,
             guard=self._guard,
             timer_ends_us=self._timer_ends_at(now),
         )

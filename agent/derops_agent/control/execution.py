@@ -130,7 +130,7 @@ class Execution:
 
     clamped_by: str = ""
     sent_watts: int | None = None
-    """What the device holds of ``target_watts``; None = all of it."""
+    """What the device holds of ``target_watts``, as it says, or else by its steps; None = all."""
 
     rounding: str = ""
     """Why that is not ``target_watts``, in words; empty = it is."""

@@ -85,6 +85,8 @@ def _bind(execution: Execution, site: Site, now: Moment, silence: Silence | None
             else execution.withdraw(Phase.FAILED, refusal.reason, message, now.wall_us)
         )
     watts, clamped_by = target(execution.order, site.asset, site.local)
+    if watts == execution.target_watts and execution.stage is Stage.HOLDING:
+        return execution
     # The device may have been exchanged for one with other steps while the agent did not run.
     execution = replace(execution, **rounded(execution.order.mode, watts, site.capability))
     if watts == execution.target_watts:

@@ -9,6 +9,7 @@ from derops.schedules import SECOND_US, Window
 from derops_agent.control import verifying
 from derops_agent.control.deciding import Executions, is_due, owners, supersede
 from derops_agent.control.execution import LATE_REVERT_US, Execution, Moment, Stage, Step
+from derops_agent.control.representing import shown
 from derops_agent.control.site import Site
 from derops_agent.control.verifying import Rule
 from derops_agent.ports import Setpoints
@@ -32,7 +33,7 @@ def written(
     awaited: Collection[str] = (),
     error: Reason = Reason.READ_BACK_MISMATCH,
     ramping: bool = False,
-    evidence: str = "Written",
+    held: Setpoints | None = None,
     guard: str = "AgentTimer",
     timer_ends_us: int = 0,
 ) -> dict[str, Execution]:
@@ -50,7 +51,7 @@ def written(
         awaited: Modes that it may show yet: nothing is told of them.
         error: What it is called where the device has not taken a start.
         ramping: The active power that was written is only a step on the way.
-        evidence: ReadBack if the device confirmed the modes that are not wrong.
+        held: By the device, which confirms the modes that are not wrong; None = it does not say.
         guard: What ends the owners if the agent dies.
         timer_ends_us: When a timer of the device does, by the wall clock; 0 = it has none.
     """
@@ -67,9 +68,12 @@ def written(
                 else _lose(replace(owner, sent=now), now, wrong[mode])
             )
             continue
-        active = hold(owner, since, evidence)
+        known = owner
+        if held is not None and not (ramping and mode == "ActivePower"):
+            known = shown(owner, held, rule.resolutions)
+        active = hold(known, since, "Written" if held is None else "ReadBack")
         active = replace(active, guard=guard, timer_ends_us=timer_ends_us)
-        if evidence == "ReadBack":
+        if held is not None:
             active = replace(active, confirmed=now)
         if not active.arrived_us and not (ramping and mode == "ActivePower"):
             # What was measured before the device showed it may be of its predecessor.

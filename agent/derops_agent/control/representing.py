@@ -13,7 +13,15 @@ from derops.lifecycle import Reason
 from derops_agent.ports import Capability, Resolution, Setpoints, in_words, whole_watts
 
 if TYPE_CHECKING:
+    from derops_agent.control.execution import Execution
     from derops_agent.control.site import Site
+
+VALUES = {
+    "ActivePower": "active_power_watts",
+    "GenerationLimit": "max_generation_watts",
+    "LoadLimit": "max_load_watts",
+}
+"""Which of the setpoints a mode is."""
 
 ANY = Resolution()
 """Of a mode of which the driver says nothing."""
@@ -65,6 +73,27 @@ def rounded(mode: str, watts: int, capability: Capability) -> dict[str, Any]:
         "sent_watts": sent_watts(watts, resolution),
         "rounding": explain_rounding(watts, resolution),
     }
+
+
+def shown(
+    execution: "Execution", held: Setpoints, resolutions: Mapping[str, Resolution]
+) -> "Execution":
+    """Return it as one of which the device says what it holds, also if that is not what was sent.
+
+    Args:
+        execution: One that the device holds.
+        held: By the device.
+        resolutions: By mode, see ``Capability``.
+    """
+    mode, target_watts = execution.order.mode, execution.target_watts
+    watts = getattr(held, VALUES[mode]) if mode in VALUES else None
+    resolution = resolutions.get(mode, ANY)
+    sent_ = sent_watts(target_watts, resolution)
+    if watts is None or watts == sent_:
+        return execution
+    words = f"the device was sent {sent_} W, and says that it holds {watts} W"
+    why = explain_rounding(target_watts, resolution)
+    return replace(execution, sent_watts=watts, rounding=f"{why}; {words}" if why else words)
 
 
 def refuse_value(

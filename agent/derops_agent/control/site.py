@@ -9,19 +9,12 @@ from derops.wire.v1 import agent_pb2
 from derops_agent.control.execution import Execution
 from derops_agent.control.health import Badness, Health
 from derops_agent.control.needs import NEEDS, Need, Use
-from derops_agent.control.representing import ANY, sent
+from derops_agent.control.representing import ANY, VALUES, sent
 from derops_agent.control.verifying import Rule
 from derops_agent.ports import Capability, Reading, Setpoints
 
 STALE_AFTER_US = 60 * SECOND_US
 """A device that was not measured for longer than this and three intervals takes no setpoint."""
-
-
-_VALUES = {
-    "ActivePower": "active_power_watts",
-    "GenerationLimit": "max_generation_watts",
-    "LoadLimit": "max_load_watts",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +120,7 @@ class Site:
     def fallback_watts(self) -> dict[str, int | None]:
         """What shall hold while nobody orders anything, by mode, as it is asked for."""
         fallback = bounded(self.asset.fallback, self.local) if self.asset else Setpoints()
-        return {mode: getattr(fallback, name) for mode, name in _VALUES.items()}
+        return {mode: getattr(fallback, name) for mode, name in VALUES.items()}
 
     @property
     def state_of_charge_percent(self) -> float | None:
@@ -271,7 +264,7 @@ class Site:
         wanted, rest = self.sent(wanted), self.fallback
         wrong = {
             mode
-            for mode, name in _VALUES.items()
+            for mode, name in VALUES.items()
             if not self._is_as_sent(
                 mode, getattr(wanted, name), getattr(held, name), getattr(rest, name)
             )
