@@ -56,3 +56,12 @@ async def test_a_ramp_through_nothing_began_with_its_first_step(agent: Agent) ->
 
     assert agent.outcome() == ("Active", "Applied")
     assert agent.report().applied_us == T0 + 60 * S
+
+
+async def test_a_ramp_on_a_device_with_a_timer_of_its_own_arrives(agent: Agent) -> None:
+    agent.device.timer_seconds = 118
+    await agent.give(asset(max_ramp_watts_per_second=1000), order())
+    await run(agent, 180)
+
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert agent.report().verified == "True"
