@@ -1,6 +1,7 @@
 """Setpoints that are reached in steps: what a step shows, and what it does not."""
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 from tests.agent.fakes import T0, Agent, FakeDevice, S, asset, order
@@ -44,6 +45,28 @@ async def test_a_device_of_another_sign_is_not_told_as_applied_for_a_step_of_not
     assert agent.outcome() == ("Failed", "ReadBackMismatch")
     assert agent.report().applied_us == 0
     assert len([write for write in agent.device.writes if write.active_power_watts]) <= 5 + 1
+
+
+@pytest.mark.parametrize("pause_seconds", [0, 10])
+async def test_a_device_that_restarts_is_brought_back_in_steps_and_has_dropped_it_once(
+    agent: Agent, pause_seconds: int
+) -> None:
+    await agent.give(
+        asset(max_ramp_watts_per_second=100, min_seconds_between_writes=pause_seconds),
+        order(duration_seconds=300),
+    )
+    await run(agent, 130)
+    before = len(agent.device.writes)
+    agent.device.held = Setpoints()
+    await run(agent, 100)
+    most_watts = 100 * max(1, pause_seconds)
+    powers = [0, *[write.active_power_watts or 0 for write in agent.device.writes[before:]]]
+    assert powers[-1] == 5000
+    assert all(b - a <= most_watts for a, b in pairwise(powers))
+    await run(agent, 250)
+
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert agent.report().interruptions == 1
 
 
 async def test_a_ramp_through_nothing_began_with_its_first_step(agent: Agent) -> None:

@@ -323,6 +323,7 @@ def look_again(
     site: Site,
     now: Moment,
     *,
+    ramping: bool = False,
     timer_ends_us: int | None = None,
 ) -> dict[str, Execution]:
     """Return what it means for the executions that a device now says that it holds ``held``.
@@ -332,6 +333,7 @@ def look_again(
         held: By the device.
         site: For how much registers may round.
         now: Both clocks.
+        ramping: The active power that was written is only a step on the way.
         timer_ends_us: When the device's own timer runs out, by the monotonic clock; None = it is
             not known to run.
     """
@@ -339,7 +341,8 @@ def look_again(
     for uid, execution in executions.items():
         if execution.held_since is None or execution.let_go_monotonic_us:
             continue
-        if not execution.arrived_us or site.holds(held, execution):
+        on_the_way = ramping and execution.order.mode == "ActivePower"
+        if on_the_way or not execution.arrived_us or site.holds(held, execution):
             result[uid] = replace(execution, confirmed=now)
         else:
             until = _last_held(execution, now, timer_ends_us)

@@ -99,8 +99,11 @@ class Looker:
 
     async def note_looked(self, before: Executions, after: Executions) -> None:
         """Store what looking at the device made of ``before``."""
-        if any(before[u].held_since and not e.held_since for u, e in after.items()):
+        lost = {e.order.mode for u, e in after.items() if before[u].held_since and not e.held_since}
+        if lost:
             self._state.try_now()
+        if "ActivePower" in lost:
+            self._state.written = None  # the way back begins where the device is
         for uid, execution in after.items():
             # That all is as it was is no news: it is stored with the progress.
             if execution == replace(before[uid], confirmed=execution.confirmed):
@@ -122,7 +125,12 @@ class Looker:
     def look_again(self, scope: Executions, held: Setpoints, site: Site) -> dict[str, Execution]:
         """Return what ``held`` means for those that the device held."""
         return outcomes.look_again(
-            scope, held, site, moment(self._clock), timer_ends_us=self._state.timer_ends_us
+            scope,
+            held,
+            site,
+            moment(self._clock),
+            ramping=self._state.ramping,
+            timer_ends_us=self._state.timer_ends_us,
         )
 
     def _without_awaited(self, scope: Executions) -> Executions:
