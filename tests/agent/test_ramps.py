@@ -88,3 +88,17 @@ async def test_a_ramp_on_a_device_with_a_timer_of_its_own_arrives(agent: Agent) 
 
     assert agent.outcome() == ("Complete", "WindowEnded")
     assert agent.report().verified == "True"
+
+
+async def test_a_predecessor_that_ended_on_time_is_not_told_what_befell_its_successors_ramp(
+    agent: Agent,
+) -> None:
+    next_one = order("d2", watts=-5000, start_us=T0 + 160 * S, duration_seconds=200)
+    await agent.give(asset(max_ramp_watts_per_second=100), order(), next_one)
+    await run(agent, 190)
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    agent.device.fail = "ignore"
+    await run(agent, 60)
+
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert agent.report().active_milliseconds == 100_000

@@ -57,7 +57,8 @@ def written(
     """
     result = dict(executions)
     written_at = since or now
-    for mode, owner in owners(executions).items():
+    owned = owners(executions)
+    for mode, owner in owned.items():
         since = first.get(owner.order.uid, written_at)
         if mode in awaited:
             continue
@@ -97,7 +98,8 @@ def written(
         off = execution.letting_go or written_at
         let_go = execution.let_go_monotonic_us or off.monotonic_us
         ending = replace(execution, let_go_monotonic_us=let_go, letting_go=None)
-        still = ramping and mode == "ActivePower"
+        # What follows in its place is on a way of its own.
+        still = ramping and mode == "ActivePower" and mode not in owned
         result[uid] = ending if still else _finish(ending, off, rule)
     return result
 
