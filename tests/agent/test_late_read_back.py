@@ -372,3 +372,16 @@ async def test_a_write_that_is_repeated_for_the_timer_leaves_what_was_shown_befo
     await agent.wait(4, step=0.5)
     assert len(device.writes) == 3, "the fallback, the value, and again for the timer"
     assert agent.report().phase == "Acked"
+
+
+async def test_what_a_late_device_showed_of_the_step_before_is_not_told_for_long(
+    agent: Agent,
+) -> None:
+    await late(agent, lag_seconds=4)
+    await agent.give(asset(max_ramp_watts_per_second=300, fallback_active_power_watts=132))
+    await agent.wait(10, step=1)
+    await agent.give(order(watts=455))
+    await agent.wait(90, step=1)
+
+    assert agent.outcome() == ("Active", "Applied")
+    assert (agent.report().applied_watts, agent.report().rounding) == (455, "")

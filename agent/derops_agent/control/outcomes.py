@@ -9,7 +9,7 @@ from derops.schedules import SECOND_US, Window
 from derops_agent.control import verifying
 from derops_agent.control.deciding import Executions, is_due, owners, supersede
 from derops_agent.control.execution import LATE_REVERT_US, Execution, Moment, Stage, Step
-from derops_agent.control.representing import shown
+from derops_agent.control.representing import rounded, shown
 from derops_agent.control.site import Site
 from derops_agent.control.verifying import Rule
 from derops_agent.ports import Setpoints
@@ -346,6 +346,11 @@ def look_again(
         on_the_way = ramping and execution.order.mode == "ActivePower"
         if on_the_way or not execution.arrived_us or site.holds(held, execution):
             result[uid] = replace(execution, confirmed=now)
+            if execution.stage is Stage.HOLDING and execution.arrived_us and not on_the_way:
+                # What it said at first may have been of the step before, which was near.
+                mode, watts = execution.order.mode, execution.target_watts
+                anew = replace(result[uid], **rounded(mode, watts, site.capability))
+                result[uid] = shown(anew, held, site.capability.resolutions)
         else:
             until = _last_held(execution, now, timer_ends_us)
             result[uid] = _lose(execution, now, f"it now says that it holds {held}", until)
