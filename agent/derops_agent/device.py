@@ -6,9 +6,9 @@ from typing import TypeVar
 
 import structlog
 
-from derops.errors import DeviceError, DeviceTimeoutError
+from derops.errors import DeviceError, DeviceTimeoutError, DeviceUnreachableError
 from derops_agent import metrics
-from derops_agent.ports import Capability, Device, Reading, Reversion, Setpoints
+from derops_agent.ports import NOT_WRITTEN, Capability, Device, Reading, Reversion, Setpoints
 
 APPLY_TIMEOUT_SECONDS = 5.0
 SAMPLE_TIMEOUT_SECONDS = 2.0
@@ -57,7 +57,8 @@ class GuardedDevice:
             reading = await self._bounded(self._device.sample, SAMPLE_TIMEOUT_SECONDS)
         except DeviceError as error:
             metrics.SAMPLE_FAILURES.inc()
-            if str(error) != str(self.complaint):  # once, not once a second
+            if self.complaint is None or self.complaint.retryable != error.retryable:
+                # Once, not once a second: each try may ask for something else.
                 self._log.warning("sample.failed", error=str(error))
             self.complaint = error
             return None
@@ -76,7 +77,10 @@ class GuardedDevice:
         except DeviceError:
             raise
         except TimeoutError as error:
-            raise DeviceTimeoutError(f"no answer within {seconds:g} s") from error
+            said = getattr(error.__cause__, "args", ())
+            problem = ": ".join([f"no answer within {seconds:g} s", *map(str, said)])
+            kind = DeviceUnreachableError if NOT_WRITTEN in said else DeviceTimeoutError
+            raise kind(problem) from error
         except Exception as error:
             # A driver's own mistake must not stop the loop that will revert the device.
             self._log.exception("driver.failed", error=str(error))

@@ -180,12 +180,17 @@ class Reading:
     """What is absent because the device answered nonsense for it, or refused it alone."""
 
 
+NOT_WRITTEN = "nothing was written"
+"""What a driver says in the cancellation of a call that cannot have acted."""
+
+
 class Device(Protocol):
     """One device behind a driver.
 
     Every method raises DeviceTimeoutError when it is not known whether the device acted,
     DeviceUnreachableError when it cannot have acted, and
-    DeviceRefusedError when the device said no.
+    DeviceRefusedError when the device said no. One that is cancelled may say in its CancelledError
+    what it waited for.
     """
 
     @property

@@ -24,6 +24,9 @@ MAX_LEDGERS = 8
 DEVICE_EVERY_US = 30 * SECOND_US
 """How often what is wrong with one device is shown anew: each time is a write to the API server."""
 
+DEVICES_PER_SECOND = 20
+"""How many devices are shown anew: the other writes are for what is ordered."""
+
 SESSIONS_WITHIN_US = 5 * SECOND_US
 """How long after its snapshot a replica may take to tell its sessions."""
 
@@ -179,6 +182,10 @@ class Fleet:
         self._reports: dict[str, dict[str, control_pb2.AgentReport]] = defaultdict(dict)
         self._devices: dict[str, dict[str, control_pb2.DeviceState]] = defaultdict(dict)
         self._shown: dict[str, tuple[control_pb2.DeviceState, int]] = {}
+        self._turns: dict[str, int] = {}
+        """When newer facts of a device may be shown, where others are shown first."""
+
+        self._next_turn_us = 0
         self._newest: dict[str, Rank] = {}
         self._holders = Holders()
 
@@ -288,6 +295,7 @@ class Fleet:
         self._sessions.pop(uid, None)
         self._devices.pop(uid, None)
         self._shown.pop(uid, None)
+        self._turns.pop(uid, None)
         self._newest.pop(uid, None)
         self._holders.forget(uid)
         self._deliveries.pop(uid, None)
@@ -380,19 +388,33 @@ class Fleet:
     ) -> tuple[agent_pb2.DeviceFacts | None, int | None]:
         """Return what to show of a device, and when there is something newer to show.
 
-        What an earlier stream said is not shown, nor anything new too soon after what was shown.
+        What an earlier stream said is not shown, nor anything new too soon after what was shown, or
+        after that of other devices.
         """
         newest = self._devices.get(asset_uid, {}).get(replica)
         if newest is None or newest.received_us < since_us:
             return None, None
         shown, shown_us = self._shown.get(asset_uid, (None, 0))
-        if shown is None or now_us >= shown_us + DEVICE_EVERY_US:
-            self._shown[asset_uid] = (newest, now_us)
+        if shown is not None and shown.facts == newest.facts:
+            self._shown[asset_uid] = (newest, shown_us)
             return newest.facts, None
-        if shown.facts == newest.facts:
-            return newest.facts, None
-        facts = shown.facts if shown.received_us >= since_us else None
-        return facts, shown_us + DEVICE_EVERY_US
+        if shown is not None and shown_us <= now_us:  # else a clock was set back
+            again_us = shown_us + DEVICE_EVERY_US
+            if now_us >= again_us:
+                again_us = self._turns.get(asset_uid) or self._give_turn(asset_uid, now_us)
+            if now_us < again_us:
+                return (shown.facts if shown.received_us >= since_us else None), again_us
+        self._turns.pop(asset_uid, None)
+        self._shown[asset_uid] = (newest, now_us)
+        return newest.facts, None
+
+    def _give_turn(self, asset_uid: str, now_us: int) -> int:
+        """Return when a device may be shown anew; all have one turn at most that is to come."""
+        last_us = now_us + len(self._shown) * SECOND_US // DEVICES_PER_SECOND
+        turn_us = max(now_us, min(self._next_turn_us, last_us))
+        self._turns[asset_uid] = turn_us
+        self._next_turn_us = turn_us + SECOND_US // DEVICES_PER_SECOND
+        return turn_us
 
     def _silence(self, now_us: int) -> Link:
         synced = [each.synced_us for each in self.replicas.values() if each.connected]

@@ -14,7 +14,7 @@ from tests.operator.test_kstatus import computed, of
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
 from derops_operator.events import EventWriter
 from derops_operator.facts import Asset
-from derops_operator.fleet import DEVICE_EVERY_US, Fleet, Link, SessionView
+from derops_operator.fleet import DEVICE_EVERY_US, DEVICES_PER_SECOND, Fleet, Link, SessionView
 from derops_operator.instants import format_second
 from derops_operator.kube import Kube
 from derops_operator.reconciling.devices import DEVICE_CONDITIONS
@@ -200,6 +200,51 @@ def test_a_point_that_flaps_for_an_hour_costs_a_status_in_thirty_seconds() -> No
         seen = later
 
     assert 30 < writes <= 3600 * 1_000_000 / DEVICE_EVERY_US + 1
+
+
+def test_what_changes_after_a_while_is_shown_at_once_however_often_it_was_looked_at() -> None:
+    subject = fleet("one")
+    opened(subject, 0)
+    for second in range(1, 100, 7):
+        subject.note_device("one", state(WELL, second))
+        assert shown(subject, second) == WELL
+    subject.note_device("one", state(SILENT, 100))
+
+    assert shown(subject, 100) == SILENT
+
+
+def test_a_clock_that_is_set_back_keeps_nothing_from_being_shown() -> None:
+    subject = fleet("one")
+    opened(subject, 0)
+    subject.note_device("one", state(BAD, 4000))
+    assert shown(subject, 4000) == BAD
+    subject.note_device("one", state(WELL, 4001))
+
+    assert shown(subject, 400) == WELL
+
+
+def test_what_flaps_everywhere_leaves_the_api_server_to_others_and_is_shown_in_turns() -> None:
+    subject, uids, draw = fleet("one"), [f"uid-{n}" for n in range(1_000)], random.Random(1)
+    seen: dict[str, tuple[agent_pb2.DeviceFacts | None, int]] = {}
+    changes, longest_seconds, until = 0, 0, 400
+    for uid in uids:
+        told = control_pb2.Session(asset_uid=uid, connected=True, epoch=1, since_us=at(0))
+        subject.note_session("one", told, dispatch_pb2.IdentityLedger(), at(0))
+    for second in range(1, until, 3):
+        for uid in uids:
+            facts = draw.choice((BAD, WELL, SILENT))
+            news = control_pb2.DeviceState(asset_uid=uid, facts=facts, received_us=at(second))
+            subject.note_device("one", news)
+            device = subject.session(uid, at(second)).device
+            before, since = seen.setdefault(uid, (device, second))
+            if before != device:
+                changes += 1
+                longest_seconds = max(longest_seconds, second - since)
+                seen[uid] = device, second
+
+    assert changes <= until * DEVICES_PER_SECOND
+    assert min(since for _, since in seen.values()) >= until - 3 * len(uids) / DEVICES_PER_SECOND
+    assert longest_seconds <= 3 * len(uids) / DEVICES_PER_SECOND
 
 
 def test_what_an_earlier_stream_said_is_not_shown() -> None:

@@ -18,6 +18,10 @@ MAX_OUTSTANDING = 64
 """Requests without an answer that are remembered, to know a late answer by; and as many with one,
 to know one that comes twice."""
 
+MOST_UNASKED = 2 * MAX_OUTSTANDING
+"""Messages since the last request that are not its answer; beyond, whoever sends them is not heard
+on: all that is known may come late, and twice, and no more than that."""
+
 _HEADER = struct.Struct(">HHHB")
 """Transaction id, protocol (0), length of what follows, unit id."""
 
@@ -48,6 +52,8 @@ class Connection(asyncio.Protocol):
         self._asked: dict[int, tuple[ModbusPDU, float]] = {}
         self._answered: deque[int] = deque(maxlen=MAX_OUTSTANDING)
         self._waiting: tuple[int, asyncio.Future[ModbusPDU]] | None = None
+        self._unasked = 0
+        self._problem = "the connection was closed"
         self.heard_seconds: float | None = None
         """When something came last that answers a request, on the loop's clock; None = never."""
 
@@ -66,7 +72,8 @@ class Connection(asyncio.Protocol):
             ConnectionError: The connection ended before.
         """
         if self._transport is None:
-            raise ConnectionError("the connection is closed")
+            raise ConnectionError(self._problem)
+        self._unasked = 0
         number = self._new_id()
         request.transaction_id = number
         loop = asyncio.get_running_loop()
@@ -101,20 +108,30 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take what came, message by message."""
         self._received += data
-        while len(self._received) > _HEADER.size:
-            number, protocol, length, unit_id = _HEADER.unpack_from(self._received)
+        at = 0
+        while len(self._received) - at > _HEADER.size:
+            number, protocol, length, unit_id = _HEADER.unpack_from(self._received, at)
             if protocol or length not in _LENGTHS:
-                self.mixes_up = True
-                self.close()  # where the next message begins, nobody knows
-                return
+                # Where the next message begins, nobody knows.
+                self._refuse(f"0x{self._received[at : at + 8].hex()} is no Modbus TCP")
+                break
             size = _HEADER.size - 1 + length
-            if length == 2 and self._received[_HEADER.size] & _EXCEPTION:
+            if length == 2 and self._received[at + _HEADER.size] & _EXCEPTION:
                 size += 1  # some devices count one byte too few of an exception
-            if len(self._received) < size:
-                return
-            message = self._received[_HEADER.size : size]
-            self._received = self._received[size:]
-            self._take(number, unit_id, message)
+            if len(self._received) - at < size:
+                break
+            self._take(number, unit_id, self._received[at + _HEADER.size : at + size])
+            at += size
+            if self._unasked > MOST_UNASKED:
+                self._refuse(f"more than {MOST_UNASKED} messages that answer nothing came")
+                break
+        self._received = self._received[at:]
+
+    def _refuse(self, problem: str) -> None:
+        """End it, as what comes cannot be relied on."""
+        self.mixes_up = True
+        self._problem = f"the connection was closed: {problem}"
+        self.close()
 
     def _take(self, number: int, unit_id: int, message: bytes) -> None:
         waiting = self._waiting
@@ -130,11 +147,13 @@ class Connection(asyncio.Protocol):
             or message[0] & ~_EXCEPTION != asked.function_code
         ):
             self.mixes_up = True
+            self._unasked += 1
             return
         del self._asked[number]
         self._answered.append(number)
         now = self.heard_seconds = asyncio.get_running_loop().time()
         if waiting is None or waiting[0] != number:
+            self._unasked += 1
             self._on_late(asked.dev_id, now - asked_seconds)
             return
         answer = self._decoder.decode(message)
@@ -144,7 +163,7 @@ class Connection(asyncio.Protocol):
     def _end(self) -> None:
         self._transport = None
         if self._waiting is not None and not self._waiting[1].done():
-            self._waiting[1].set_exception(ConnectionError("the connection was closed"))
+            self._waiting[1].set_exception(ConnectionError(self._problem))
 
     def _new_id(self) -> int:
         while True:

@@ -23,7 +23,14 @@ SILENT_SHARE = 0.25
 """Of the line's time, the most that tries of silent units take."""
 
 DUE_SHARE = 0.5
-"""The same of further tries to write what is due."""
+"""The same of further tries to write what is due; of first ones it is ``SILENT_SHARE``."""
+
+MOST_FIRST_TRIES = 2
+"""Of one unit at once: a start, and its end. Orders may change faster than a device is found."""
+
+MOST_DUE_SECONDS = 5
+"""For so long, one whole write however slow, what is due goes before others, and after that as long
+as it takes less than its share: a unit that is written without a pause goes like any other."""
 
 DUE_PERIOD_SECONDS = 1
 """Between two tries of a silent unit while one write is due."""
@@ -41,6 +48,8 @@ class Rank(NamedTuple):
     """Whose turn it is: the least of those that wait."""
 
     is_not_due: bool
+    """Or was due too much of the time."""
+
     missed: int
     """Requests on the line that had no answer since this unit had one: the most doubtful last.
 
@@ -72,6 +81,13 @@ class Standing:
     silent_since_seconds: float | None = None
     due: Hashable = None
     """What was due when it was last tried."""
+
+    is_asked_for_due: bool = False
+    due_until_seconds: float = -inf
+    """Until when its share of the line's time for what is due is spent."""
+
+    first_tries_until_seconds: float = -inf
+    """Until when the line's time is spent that this unit's first tries may take."""
 
     revived: bool = False
     """Whether a late answer has ended a back-off since it last answered in time."""
@@ -139,13 +155,15 @@ class Line:
     def admits(self, unit_id: int, due: Hashable, now: float) -> bool:
         """Tell whether a unit may be asked now; ``due`` is what is to be written, None = nothing.
 
-        What is newly due is tried at once.
+        What is newly due is tried at once, unless it is ever something else.
         """
         unit = self.units[unit_id]
         if not self.is_shared or not unit.is_backed_off:
             return True
         if due is not None:
-            return due != unit.due or now >= max(
+            allowance_seconds = (MOST_FIRST_TRIES - 1) * self._first_try_seconds()
+            is_first = due != unit.due and unit.first_tries_until_seconds <= now + allowance_seconds
+            return is_first or now >= max(
                 unit.tried_at_seconds + DUE_PERIOD_SECONDS, self._due_rest_until
             )
         unit.wanted_at_seconds = now
@@ -164,7 +182,7 @@ class Line:
         unit = self.units[unit_id]
         counts = now <= self._missed_at + _MISSED_SECONDS
         return Rank(
-            due is None,
+            due is None or unit.due_until_seconds > now + MOST_DUE_SECONDS,
             self._missed - unit.missed_before if counts else 0,
             max(unit.used_seconds, self._served_seconds),
             unit.tried_at_seconds,
@@ -174,7 +192,10 @@ class Line:
         """Note that a unit is asked; return how many seconds it has for its answer."""
         unit = self.units[unit_id]
         self._served_seconds = max(unit.used_seconds, self._served_seconds)
-        unit.tried_at_seconds = now
+        unit.tried_at_seconds, unit.is_asked_for_due = now, due is not None
+        if unit.is_backed_off and due is not None and due != unit.due:
+            spent_until = max(unit.first_tries_until_seconds, now)
+            unit.first_tries_until_seconds = spent_until + self._first_try_seconds()
         if due is not None:
             unit.due = due
         if not self.is_shared:
@@ -245,7 +266,14 @@ class Line:
         for unit in self.units.values():
             unit.try_at_seconds = now
 
+    def _first_try_seconds(self) -> float:
+        """Return after how long a unit may have a first try again, so that all keep to a share."""
+        return len(self._users) * TRY_SECONDS / SILENT_SHARE
+
     def _charge(self, unit: Standing, now: float) -> float:
         seconds = now - unit.tried_at_seconds
         unit.used_seconds = max(unit.used_seconds, self._served_seconds) + seconds
+        if unit.is_asked_for_due:
+            spent_until = max(unit.due_until_seconds, unit.tried_at_seconds)
+            unit.due_until_seconds = spent_until + seconds / DUE_SHARE
         return seconds

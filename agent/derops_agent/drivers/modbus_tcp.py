@@ -8,7 +8,7 @@ gateways have one socket, and take seconds to free it.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from math import inf
 from typing import Literal, NamedTuple
 
@@ -25,6 +25,7 @@ from derops_agent import metrics
 from derops_agent.drivers.modbus_connection import Connection
 from derops_agent.drivers.modbus_line import DUE_PERIOD_SECONDS, TRY_SECONDS, Line, Rank
 from derops_agent.drivers.units import UnitOptions
+from derops_agent.ports import NOT_WRITTEN
 
 MOST_REGISTERS = 120
 """Of one request; the protocol allows 125 to read and 123 to write, some gateways fewer."""
@@ -53,6 +54,10 @@ _EXCEPTIONS = {
     10: "gateway path unavailable",
     11: "gateway target device failed to respond",
 }
+_ACKNOWLEDGE, _BUSY = 5, 6
+_BUSY_PAUSES_SECONDS = (0.05, 0.2)
+"""Before a device that was busy is asked the same again."""
+
 _FINAL = frozenset({1, 2, 3})  # the others may pass, or do not say whether the device acted
 _OF_REGISTERS = frozenset({4, 8})  # of what was asked for, not of the unit as a whole
 _OF_THE_GATEWAY = frozenset({10, 11})  # the unit itself said nothing
@@ -62,8 +67,20 @@ class AnsweredError(DeviceTimeoutError):
     """The unit is there, and failed at what it was asked for alone."""
 
 
+class BusyError(DeviceTimeoutError):
+    """The unit is there, and did nothing: it is to be asked again."""
+
+
+class AcknowledgedError(DeviceTimeoutError):
+    """The unit took the request, and needs longer for it."""
+
+
 class NotAskedError(DeviceTimeoutError):
     """Nothing was sent: there is no connection, or the unit is backed off."""
+
+
+NO_TURN = "not asked, as others kept its line busy"
+"""What a cancellation says of a request that still waited for its turn."""
 
 
 class Address(NamedTuple):
@@ -89,7 +106,11 @@ class Turns:
 
     @asynccontextmanager
     async def turn(self, rank: Callable[[], Rank]) -> AsyncIterator[None]:
-        """Have the lock; who is cancelled while waiting never gets it."""
+        """Have the lock; who is cancelled while waiting never gets it.
+
+        Raises:
+            asyncio.CancelledError: With ``NO_TURN``, so that nobody says it did not answer.
+        """
         if self._is_taken:
             given: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting[given] = rank
@@ -99,7 +120,7 @@ class Turns:
                 self._waiting.pop(given, None)
                 if not given.cancelled():
                     self._give_back()  # it had just got it
-                raise
+                raise asyncio.CancelledError(NO_TURN) from None
         self._is_taken = True
         try:
             yield
@@ -198,14 +219,13 @@ class Bus:
                 self._note_unanswered(unit_id, due)  # some gateways hang up for one unit
             self._drop("Lost")
             raise DeviceTimeoutError(f"{what}, {self.address}: {error}") from error
-        except BaseException:
-            # The caller's time is over; how much of it the unit had decides whether it was silent.
-            if _now() - began >= min(TRY_SECONDS, seconds):
-                self._note_silence(connection, unit_id, due)
-                raise
-            self.line.abandoned(unit_id, _now())
-            if self._mixes_up or (connection is not None and connection.mixes_up):
-                self._drop("WrongIds")
+        except BaseException as error:
+            self._note_given_up(
+                connection, unit_id, due, _now() - began >= min(TRY_SECONDS, seconds)
+            )
+            if isinstance(error, asyncio.CancelledError):
+                said = f"{what}, {self.address}: {missing}"
+                raise asyncio.CancelledError(said) from None
             raise
         if self._was_away:
             self._was_away = False
@@ -282,6 +302,17 @@ class Bus:
             self._was_away = True
             self.line.forgive(_now())
 
+    def _note_given_up(
+        self, connection: Connection | None, unit_id: int, due: Hashable, was_silent: bool
+    ) -> None:
+        """Note that the caller's time is over, much of which a silent unit had."""
+        if was_silent:
+            self._note_silence(connection, unit_id, due)
+            return
+        self.line.abandoned(unit_id, _now())
+        if self._mixes_up or (connection is not None and connection.mixes_up):
+            self._drop("WrongIds")
+
     def _note_unanswered(self, unit_id: int, due: Hashable) -> None:
         if self.line.unanswered(unit_id, due, _now()):
             self._log.warning("unit.backed_off", unit_id=unit_id)
@@ -298,7 +329,11 @@ class Bus:
         text = f"{what}, {self.address}: the device answered exception {code} ({name})"
         if code in _FINAL:
             raise DeviceRefusedError(text)
-        raise AnsweredError(text) if code in _OF_REGISTERS else DeviceTimeoutError(text)
+        if code in _OF_REGISTERS:
+            raise AnsweredError(text)
+        raise {_ACKNOWLEDGE: AcknowledgedError, _BUSY: BusyError}.get(code, DeviceTimeoutError)(
+            text
+        )
 
 
 class Unit:
@@ -324,6 +359,8 @@ class Unit:
             yield
         except DeviceTimeoutError as error:
             raise DeviceUnreachableError(str(error)) from error
+        except asyncio.CancelledError as error:
+            raise asyncio.CancelledError(NOT_WRITTEN, *error.args) from None
         finally:
             self._reads_for = None
 
@@ -343,17 +380,21 @@ class Unit:
     async def write(self, register: int, data: bytes) -> None:
         """Write registers, two bytes each, in one request.
 
+        A device that has taken it and needs longer has taken it: what it holds is asked anyway.
+
         Raises:
             DeviceTimeoutError: It is not known whether the device acted.
             DeviceRefusedError: The device answered that it will not.
         """
         words = [int.from_bytes(data[at : at + 2]) for at in range(0, len(data), 2)]
-        await self._bus.request(
-            self._unit_id,
-            f"write of {len(words)} registers at {register}, unit {self._unit_id}",
-            WriteMultipleRegistersRequest(address=register, registers=words, dev_id=self._unit_id),
-            due=self._writes,
-        )
+        with suppress(AcknowledgedError):
+            await self._request(
+                f"write of {len(words)} registers at {register}, unit {self._unit_id}",
+                WriteMultipleRegistersRequest(
+                    address=register, registers=words, dev_id=self._unit_id
+                ),
+                due=self._writes,
+            )
 
     async def close(self) -> None:
         """End the use of the connection; the last unit behind it closes it."""
@@ -362,11 +403,19 @@ class Unit:
             del _buses[self._bus.address]
             self._bus.close()
 
+    async def _request(self, what: str, request: ModbusPDU, due: Hashable) -> ModbusPDU:
+        for pause_seconds in _BUSY_PAUSES_SECONDS:
+            try:
+                return await self._bus.request(self._unit_id, what, request, due=due)
+            except BusyError:
+                await asyncio.sleep(pause_seconds)
+        return await self._bus.request(self._unit_id, what, request, due=due)
+
     async def _read(self, register: int, count: int, table: Table) -> bytes:
         what = f"read of {count} {table} registers at {register}, unit {self._unit_id}"
         message = ReadInputRegistersRequest if table == "input" else ReadHoldingRegistersRequest
         request = message(address=register, count=count, dev_id=self._unit_id)
-        answer = await self._bus.request(self._unit_id, what, request, due=self._reads_for)
+        answer = await self._request(what, request, due=self._reads_for)
         if len(answer.registers) != count:
             raise AnsweredError(f"{what}: {len(answer.registers)} registers came back")
         return b"".join(word.to_bytes(2) for word in answer.registers)

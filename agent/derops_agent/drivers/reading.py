@@ -14,6 +14,7 @@ from derops.errors import DeviceError, DeviceRefusedError, DeviceTimeoutError
 from derops_agent.clock import Clock
 from derops_agent.drivers.modbus_tcp import (
     MOST_REGISTERS,
+    NO_TURN,
     AnsweredError,
     NotAskedError,
     Table,
@@ -81,16 +82,33 @@ class Answers:
     """What of that was not answered at all, so that it may be there."""
 
 
-async def read_all(unit: Unit, runs: Iterable[Run]) -> Words:
-    """Read what is needed as a whole.
+class Whole:
+    """Reads what is needed as a whole, and remembers how large a question the unit takes."""
 
-    Raises:
-        DeviceError: Something could not be read.
-    """
-    words: dict[tuple[Table, int], bytes] = {}
-    for run in runs:
-        words |= await _read(unit, run)
-    return words
+    def __init__(self, unit: Unit, runs: Iterable[Run]) -> None:
+        self._unit, self._runs = unit, list(runs)
+
+    async def read(self) -> Words:
+        """Read all of it.
+
+        Raises:
+            DeviceError: Something could not be read.
+        """
+        words: dict[tuple[Table, int], bytes] = {}
+        left, taken = list(self._runs), list[Run]()
+        while left:
+            run = left.pop(0)
+            try:
+                words |= await _read(self._unit, run)
+            except (DeviceRefusedError, AnsweredError):
+                if len(run) == 1:
+                    raise
+                middle = len(run) // 2
+                left = [run[:middle], run[middle:], *left]
+            else:
+                taken.append(run)
+        self._runs = taken
+        return words
 
 
 @dataclass(slots=True)
@@ -185,9 +203,10 @@ class Reader:
                 self._silent = True
                 raise
             self._set_bad(run, str(error), silent=True)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             # The time of the sample is over: this is asked last in the next one.
-            self._set_bad(run, "no answer within the time of a sample", silent=True, due=True)
+            problem = ": ".join(["no answer within the time of a sample", *map(str, error.args)])
+            self._set_bad(run, problem, silent=True, due=True)
             raise
         else:
             look.answered = True
@@ -226,25 +245,35 @@ class Reader:
                 self._bad.append(bad)
                 raise
             except (DeviceTimeoutError, TimeoutError) as error:
-                self._bear_silence(bad, str(error) or bad.problem, look)
-            except asyncio.CancelledError:
-                self._wait_longer(bad, bad.problem, silent=True)
+                self._bear_silence(bad, error, look)
+            except asyncio.CancelledError as error:
+                self._bear_end(bad, error)
                 raise
             else:
                 look.answered = True
                 look.words |= words
 
-    def _bear_silence(self, bad: _Bad, problem: str, look: _Look) -> None:
+    def _bear_silence(self, bad: _Bad, error: DeviceError | TimeoutError, look: _Look) -> None:
+        problem = str(error) or bad.problem
         if not look.answered:
             self._bad.append(bad)
             self._silent = True
             raise DeviceTimeoutError(problem)
-        if len(bad.run) > 1:
+        if _had_no_turn(error.__cause__):
+            self._bad.append(bad)
+        elif len(bad.run) > 1:
             middle = len(bad.run) // 2
             for part in (bad.run[:middle], bad.run[middle:]):
                 self._set_bad(part, problem, silent=True)
         else:
             self._wait_longer(bad, problem, silent=True)
+
+    def _bear_end(self, bad: _Bad, error: asyncio.CancelledError) -> None:
+        """Put off what there was no time for; what was not even asked is not put off."""
+        if _had_no_turn(error):
+            self._bad.append(bad)
+        else:
+            self._wait_longer(bad, bad.problem, silent=True)
 
     def _set_bad(self, run: Run, problem: str, *, silent: bool, due: bool = False) -> None:
         wait_us = 0 if due else round(_FIRST_WAIT_SECONDS * 1e6)
@@ -258,6 +287,10 @@ class Reader:
         self._bad.append(
             _Bad(run=bad.run, problem=problem, silent=silent, due_us=due_us, wait_seconds=seconds)
         )
+
+
+def _had_no_turn(error: BaseException | None) -> bool:
+    return error is not None and NO_TURN in error.args
 
 
 async def _read(unit: Unit, run: Run) -> Words:

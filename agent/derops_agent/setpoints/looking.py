@@ -1,7 +1,7 @@
 """Asking a device what it holds, and what it means for the executions."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import structlog
 
@@ -42,8 +42,8 @@ class Looker:
             return
         suspect = now_us < self._state.suspect_until_us
         written, before = self._state.written, self._state.held
-        settled = self._state.awaited is None and written and before
-        if suspect and settled and held != before:
+        settled = suspect and self._state.awaited is None and written
+        if settled and before and _is_other(held, before, site):
             self._log.warning("setpoint.landed_late", held=str(held), wanted=str(written))
             self._state.written = self._state.held = None
         scope = {**scope, **await self.find_late(scope, held, site)}
@@ -139,3 +139,12 @@ class Looker:
         if awaited is None or awaited.is_over:
             return scope
         return {u: e for u, e in scope.items() if e.order.mode not in awaited.modes}
+
+
+def _is_other(held: Setpoints, before: Setpoints, site: Site) -> bool:
+    """Tell whether a device holds something else than before, and not the same rounded."""
+    grown = any(
+        getattr(before, each.name) is None and getattr(held, each.name) is not None
+        for each in fields(held)
+    )
+    return grown or bool(site.mismatches(before, held))

@@ -432,7 +432,8 @@ class AgentStream:
         for point in held.bad_points:
             point.ClearField("samples")  # it rises with each sample, which is no news
         if self._device is None or held != self._device[0]:
-            self._device = (held, self._exchange.now_us())
+            # Not before its stream, whatever becomes of the clock: else an earlier one said it.
+            self._device = (held, max(self._exchange.now_us(), self.session.since_us))
             self._exchange.tell_device(self)
 
     @property

@@ -82,7 +82,7 @@ def _not_held(facts: agent_pb2.DeviceFacts) -> Wanted:
 
 def _unknown(known: Mapping[str, Any], link: Link) -> Wanted:
     reason, why = {
-        Link.CONNECTED: ("NotTold", "the agent has not told it since its stream is open"),
+        Link.CONNECTED: ("NotTold", "nothing that it said on this stream is shown yet"),
         Link.UNKNOWN: (
             "ReplicaLost", "the gateway replica that knows is not connected to the operator",
         ),

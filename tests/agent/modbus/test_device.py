@@ -242,7 +242,7 @@ async def test_a_register_that_the_device_does_not_have_is_told() -> None:
     registers = battery()
     del registers.holding[211]
     with pytest.raises(
-        DeviceRefusedError, match=r"read of 2 holding registers at 210.*exception 2"
+        DeviceRefusedError, match=r"read of 1 holding registers at 211.*exception 2"
     ):
         async with opened(registers):
             pass

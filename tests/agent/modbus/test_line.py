@@ -135,6 +135,39 @@ def test_what_is_due_is_tried_at_once_and_then_takes_half_of_the_line_at_most(si
     assert line.admits(2, "end", now), "an end is due anew"
 
 
+@pytest.mark.parametrize("silent", [1, 7])
+def test_ever_other_orders_for_silent_units_leave_their_neighbours_a_part_of_the_line(
+    silent: int,
+) -> None:
+    line = a_line(silent + 1)
+    now = 0.0
+    for unit_id in range(2, silent + 2):
+        now = silence(line, unit_id, now)
+    began, used = now, 0.0
+    order = 0
+    while now < began + 120:
+        for unit_id in range(2, silent + 2):
+            order += 1
+            later = ask(line, unit_id, now, order)
+            used += later - now
+            now = later
+        now += 0.05
+
+    at_once = 2 * silent * TRY_SECONDS
+    assert used <= (DUE_SHARE + SILENT_SHARE) * (now - began) + at_once
+
+
+def test_a_start_and_its_end_are_both_tried_at_once() -> None:
+    line = a_line(8)
+    now = silence(line, 2, 0.0)
+    for due in ("start", "end"):
+        assert line.admits(2, due, now)
+        now = ask(line, 2, now, due)
+    assert not line.admits(2, "start", now), "a third change within seconds waits for its turn"
+    now += 8 * TRY_SECONDS / SILENT_SHARE
+    assert line.admits(2, "start", now)
+
+
 def test_with_short_timeouts_what_is_due_is_tried_once_a_second() -> None:
     line = a_line(2, 0.1)
     now = silence(line, 2, 0.0)
@@ -202,6 +235,21 @@ def test_whose_turn_it_is() -> None:
     }
 
     assert sorted(waiting, key=lambda each: waiting[each]) == list(waiting)  # type: ignore[arg-type, return-value]
+
+
+def test_what_is_due_goes_first_for_a_whole_write_and_then_half_of_the_time() -> None:
+    line = a_line(2)
+    now, first = 10.0, []
+    while now < 70:
+        goes_first = line.rank(2, "write", now) < line.rank(1, None, now)
+        first.append(goes_first)
+        unit_id = 2 if goes_first else 1
+        line.begin(unit_id, "write" if goes_first else None, now)
+        now += 1
+        line.answered(unit_id, now)
+
+    assert all(first[:5])
+    assert 25 <= sum(first) <= 36
 
 
 def test_doubt_passes_so_that_quick_units_without_gaps_starve_nobody() -> None:

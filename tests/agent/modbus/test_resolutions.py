@@ -150,7 +150,7 @@ def limit(**section: Any) -> Case:
         ),
         (
             limit(unit="percent"),
-            Resolution(step_watts=220.8, least_watts=0, most_watts=65_535 * 220.8),
+            Resolution(step_watts=220.8, least_watts=0, most_watts=22_080),
         ),
         (
             limit(value={"type": "int16", "sign": -1}),

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from tests.agent.fakes import FakeClock
 from tests.agent.modbus.registers import Registers, battery
 from tests.agent.modbus.test_device import PROFILES
@@ -19,6 +20,7 @@ from derops.errors import DeviceError, DeviceTimeoutError, DeviceUnreachableErro
 from derops.wire.v1 import agent_pb2
 from derops_agent.device import GuardedDevice
 from derops_agent.drivers.modbus import open_modbus
+from derops_agent.drivers.modbus_tcp import NO_TURN
 from derops_agent.ports import Setpoints
 
 Q = agent_pb2.Quantity
@@ -73,7 +75,7 @@ class Sampling:
             reading = await self.device.sample()
             if reading is not None:
                 self.at_seconds.append(time.monotonic())
-                self.charges.add(reading.values[Q.STATE_OF_CHARGE_PERCENT])
+                self.charges.add(reading.values.get(Q.STATE_OF_CHARGE_PERCENT, -1))
 
 
 @asynccontextmanager
@@ -374,3 +376,54 @@ async def _opens(gateway: SerialGateway, unit_id: int) -> bool:
         return False
     await device.close()
     return True
+
+
+async def test_a_dead_unit_is_a_line_in_the_log_and_not_one_a_second() -> None:
+    gateway = SerialGateway(units(2))
+    async with opened(gateway) as devices:
+        gateway.silent = {2}
+        with capture_logs() as lines:
+            for _ in range(40):
+                assert await devices[1].sample() is None
+                await asyncio.sleep(0.05)
+
+    assert len({str(each["error"]) for each in lines if each["event"] == "sample.failed"}) == 1
+    assert [each["event"] for each in lines].count("sample.failed") == 1
+
+
+async def test_a_write_whose_time_is_over_before_anything_was_written_is_told_as_such() -> None:
+    gateway = SerialGateway(units(2))
+    async with opened(gateway, timeoutSeconds=5.0) as devices:
+        gateway.busy_seconds = {1: 1.5}
+        with pytest.raises(DeviceUnreachableError, match=r"5 s: nothing was written"):
+            await devices[0].write(WANTED)
+
+        assert gateway.units[1].written == []  # type: ignore[attr-defined]
+
+
+async def test_a_sample_whose_time_is_over_before_that_of_its_request_names_whom_it_asked() -> None:
+    gateway = SerialGateway(units(1))
+    async with opened(gateway, timeoutSeconds=5.0) as devices:
+        gateway.silent = {1}
+        assert await devices[0].sample() is None
+
+    what = f"read of 6 input registers at 0, unit 1, {gateway.address}: connected, but no answer"
+    assert str(devices[0].complaint) == f"no answer within 2 s: {what}"
+
+
+async def test_who_had_no_turn_is_not_told_to_have_left_a_question_unanswered() -> None:
+    gateway = SerialGateway(units(2))
+    async with opened(gateway, timeoutSeconds=5.0) as devices:
+        device = devices[1]
+        gateway.busy_seconds, opening = {1: 3.0}, len(gateway.asked(1))
+        keeping = asyncio.create_task(devices[0]._device.sample())
+        await until(lambda: len(gateway.asked(1)) > opening)
+        asked = len(gateway.asked(2))
+        assert await device.sample() is None
+        assert str(device.complaint) == f"no answer within 2 s: {NO_TURN}"
+        assert len(gateway.asked(2)) == asked
+        gateway.busy_seconds = {}
+        await keeping
+        reading = await device.sample()
+        assert reading is not None
+        assert all(NO_TURN in bad.problem for bad in reading.bad_points)

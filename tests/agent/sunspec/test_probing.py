@@ -31,7 +31,9 @@ async def test_it_shows_what_a_device_offers_and_writes_nothing() -> None:
     assert "Maker Battery 10 1.2" in text
     assert "ActivePower      by 704 WSet, device timer WSetRvrtTms" in text
     assert "holds steps of 1 W from -2147483647 W up to 2147483647 W" in text, "WSet"
-    assert "holds steps of 10 W from 0 W up to 655340 W" in text, "WMaxLimPct, in 0.1 % of 10 kW"
+    assert "holds steps of 10 W from 0 W up to 10000 W" in text, (
+        "WMaxLimPct, in 0.1 % of 10 kW, which is all"
+    )
     assert "CeaseToEnergize  by 703 ES, no timer in the device" in text
     assert inverter.written == []
 

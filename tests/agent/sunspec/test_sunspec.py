@@ -160,8 +160,8 @@ async def test_a_limit_is_rounded_down_to_what_the_register_holds() -> None:
             "ActivePower",
             Resolution(step_watts=1, least_watts=-(2**31 - 1), most_watts=2**31 - 1),
         ),
-        (BATTERY, "GenerationLimit", Resolution(step_watts=10, least_watts=0, most_watts=655_340)),
-        (SOLAR, "GenerationLimit", Resolution(step_watts=50, least_watts=0, most_watts=3_276_700)),
+        (BATTERY, "GenerationLimit", Resolution(step_watts=10, least_watts=0, most_watts=10_000)),
+        (SOLAR, "GenerationLimit", Resolution(step_watts=50, least_watts=0, most_watts=5_000)),
         (
             STORAGE,
             "ActivePower",
@@ -201,11 +201,11 @@ async def test_a_scale_factor_that_has_changed_makes_no_other_value_of_a_setpoin
     assert inverter.written == []
 
 
-async def test_a_limit_above_what_the_register_holds_is_lowered_to_that() -> None:
+async def test_a_limit_above_the_most_power_is_lowered_to_that() -> None:
     inverter = Inverter(SOLAR)
     async with opened(inverter) as device:
         await device.write(Setpoints(max_generation_watts=4_000_000))
-        assert await device.read_setpoints() == Setpoints(max_generation_watts=3_276_700)
+        assert await device.read_setpoints() == Setpoints(max_generation_watts=5_000)
 
 
 async def test_the_older_models_fall_back_to_off_within_their_register() -> None:

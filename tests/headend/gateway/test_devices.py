@@ -133,3 +133,19 @@ async def test_what_is_too_long_or_does_not_print_is_cut(
     assert (len(state.facts.bad_points), state.facts.more_bad_points) == (8, 12)
     point = state.facts.bad_points[0]
     assert all(text.isprintable() for text in (point.name, point.raw, point.problem))
+
+
+@pytest.mark.usefixtures("_no_pause")
+async def test_a_clock_that_is_set_back_makes_nothing_older_than_its_stream(
+    rig: Rig, leaf: Leaf, operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = rig.agent(leaf)
+    await agent.connect()
+    assert rig.gateway is not None
+    exchange = rig.gateway.exchange
+    monkeypatch.setattr(exchange, "now_us", lambda: now_us() - 3_600_000_000)
+    await beat(agent, SILENT)
+
+    (state,) = await heard(rig, operator)
+
+    assert state.received_us >= exchange._streams["uid-battery"].session.since_us

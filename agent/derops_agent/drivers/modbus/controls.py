@@ -17,6 +17,9 @@ from derops_agent.ports import Resolution, Reversion, Setpoints, whole_watts
 
 Write = tuple[int, bytes]
 
+_NO_VALUE = frozenset({0x8000, 0xFFFF})
+"""What registers hold of devices that have just begun, or sleep."""
+
 MODES: Mapping[ControlName, str] = {
     "activePower": "ActivePower",
     "generationLimit": "GenerationLimit",
@@ -43,21 +46,26 @@ class Rated:
 def resolutions_of(profile: Profile, rated: Rated) -> dict[str, Resolution]:
     """Return which values the device can hold, by mode."""
     return {
-        MODES[name]: resolution_of(control, control.value, rated.of(name))
+        MODES[name]: resolution_of(name, control, control.value, rated.of(name))
         for name, control in profile.controls.values().items()
     }
 
 
-def resolution_of(control: Control, point: Point, rated_watts: int) -> Resolution:
+def resolution_of(
+    name: ControlName, control: Control, point: Point, rated_watts: int
+) -> Resolution:
     """Return which values of a control a register can hold.
 
     Args:
+        name: Of the control.
         control: Whose value it is.
         point: Its value, or that which it falls back to.
         rated_watts: What a percentage refers to.
     """
     unit_watts = 1.0 if control.unit == "watts" else rated_watts / 100
     least, most = (each * unit_watts if unit_watts else 0.0 for each in point.limits)
+    if control.unit == "percent" and name != "activePower":
+        most = min(most, float(rated_watts))  # some devices refuse more than all
     step = max(control.step or 0.0, point.scale if point.is_whole else 0.0)
     return Resolution(
         step_watts=step * unit_watts or _float_step_watts(point, unit_watts, rated_watts),
@@ -98,6 +106,18 @@ def held_controls(setpoints: Setpoints) -> frozenset[ControlName]:
 def registers_of(profile: Profile) -> list[Register]:
     """Return what must be read before anything is written, and to know what is held."""
     return [register for _, register in profile.written()]
+
+
+def find_switch_without_value(profile: Profile, image: Image) -> str:
+    """Return which switch shows what devices show that do not know, in words; empty = none."""
+    for path, register in profile.written():
+        if not isinstance(register, Switch):
+            continue
+        word = image.word(register)
+        if word in _NO_VALUE and word not in (register.on_value, register.off_value):
+            name = ".".join(str(part) for part in path)
+            return f"{name}, register {register.address}, is {word:#06x}"
+    return ""
 
 
 def held(profile: Profile, rated: Rated, image: Image, asked: Setpoints) -> Setpoints:
@@ -291,7 +311,7 @@ def _encode(
     name: ControlName, control: Control, point: Point, watts: int, rated_watts: int
 ) -> bytes:
     """Return the registers for a value: a power in whole steps, a limit within the range too."""
-    resolution = resolution_of(control, point, rated_watts)
+    resolution = resolution_of(name, control, point, rated_watts)
     asked_watts = watts if name == "activePower" else resolution.bounded(watts)
     data = point.encode(_number(control, resolution.rounded(asked_watts), rated_watts))
     refuse_lost_value(

@@ -14,13 +14,14 @@ from derops_agent.clock import Clock
 from derops_agent.drivers.modbus.controls import (
     MODES,
     Rated,
+    find_switch_without_value,
     held,
     held_controls,
     plan,
     registers_of,
     resolutions_of,
 )
-from derops_agent.drivers.modbus.image import Image, read_image, span_of
+from derops_agent.drivers.modbus.image import Image, read_image, span_of, whole_of
 from derops_agent.drivers.modbus.loading import load_profile
 from derops_agent.drivers.modbus.points import Register
 from derops_agent.drivers.modbus.profile import Profile, Rating
@@ -39,13 +40,17 @@ class ModbusOptions(UnitOptions):
 
 
 class ProfiledDevice:
-    """One unit. What percentages refer to was read when it was opened."""
+    """One unit. What percentages refer to is read with what they say."""
 
     def __init__(self, profile: Profile, unit: Unit, clock: Clock, rated: Rated) -> None:
         self._profile, self._unit, self._clock, self._rated = profile, unit, clock, rated
         self._asked = Setpoints()
         self._local_control = self._sampled = False
         self._reader = Reader(unit, join(map(span_of, measured_registers(profile))), clock)
+        controls = profile.controls.values().values()
+        refers = any(control.unit == "percent" for control in controls)
+        self._rating_registers = rating_registers(profile) if refers else []
+        self._controls = whole_of(unit, [*registers_of(profile), *self._rating_registers])
         self._wrote_us: int | None = None
         self._capability = capability_of(profile, rated)
 
@@ -63,9 +68,9 @@ class ProfiledDevice:
             DeviceRefusedError: The device answered no, or a register cannot hold a value.
         """
         with self._unit.before_writing(setpoints):
-            image = await read_image(self._unit, registers_of(self._profile))
+            image, rated = await self._read_controls()
         writes, armed_seconds = plan(
-            self._profile, self._rated, image, setpoints, reversion, may_lag=self._may_lag()
+            self._profile, rated, image, setpoints, reversion, may_lag=self._may_lag()
         )
         self._asked = setpoints
         if writes:
@@ -73,6 +78,21 @@ class ProfiledDevice:
         for register, data in writes:
             await self._unit.write(register, data)
         return armed_seconds
+
+    async def _read_controls(self) -> tuple[Image, Rated]:
+        """Return what controls the device, and what percentages refer to now."""
+        image = Image(await self._controls.read())
+        problem = find_switch_without_value(self._profile, image)
+        if problem:
+            raise DeviceTimeoutError(
+                f"{self._unit}: {problem}: the device does not say now what it holds"
+            )
+        if not self._rating_registers:
+            return image, self._rated
+        try:
+            return image, rated_of(self._profile, image)
+        except DeviceRefusedError as error:
+            raise DeviceTimeoutError(f"{self._unit}: {error}") from error
 
     def _may_lag(self) -> bool:
         """Tell whether the registers may not show yet what was written last."""
@@ -87,8 +107,8 @@ class ProfiledDevice:
         Raises:
             DeviceError: It could not be asked, or answered what cannot be.
         """
-        image = await read_image(self._unit, registers_of(self._profile))
-        return held(self._profile, self._rated, image, self._asked)
+        image, rated = await self._read_controls()
+        return held(self._profile, rated, image, self._asked)
 
     async def sample(self) -> Reading:
         """Measure. While nobody can tell who has control, it counts as it was last told.
@@ -159,8 +179,22 @@ async def read_rated(profile: Profile, unit: Unit) -> Rated:
     Raises:
         DeviceError: It could not be asked, or cannot do anything.
     """
+    return rated_of(profile, await read_image(unit, rating_registers(profile)))
+
+
+def rating_registers(profile: Profile) -> list[Register]:
+    """Return what says what a device can do."""
     ratings = (profile.ratings.max_injection_watts, profile.ratings.max_absorption_watts)
-    image = await read_image(unit, [each.read for each in ratings if each.read is not None])
+    return [each.read for each in ratings if each.read is not None]
+
+
+def rated_of(profile: Profile, image: Image) -> Rated:
+    """Return what a device can do.
+
+    Raises:
+        DeviceRefusedError: It cannot do anything, or does not say.
+    """
+    ratings = (profile.ratings.max_injection_watts, profile.ratings.max_absorption_watts)
     injection, absorption = (_watts(each, image) for each in ratings)
     if not max(injection, absorption) > 0 or min(injection, absorption) < 0:
         raise DeviceRefusedError(
@@ -235,4 +269,10 @@ def read_local_control(profile: Profile, answers: Answers) -> tuple[bool | None,
 def _watts(rating: Rating, image: Image) -> int:
     if rating.read is None:
         return rating.watts or 0
-    return int(rating.read.measure(image.data(rating.read)) or 0)
+    data = image.data(rating.read)
+    if data in (b"\xff" * len(data), b"\x80".ljust(len(data), b"\0")):
+        raise DeviceRefusedError(
+            f"register {rating.read.address} holds 0x{data.hex()}, which is no rating: the device "
+            "does not say now what it can do"
+        )
+    return int(rating.read.measure(data) or 0)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from derops_agent.drivers.modbus.points import Register
 from derops_agent.drivers.modbus_tcp import Table, Unit
-from derops_agent.drivers.reading import Span, Words, join, read_all
+from derops_agent.drivers.reading import Span, Whole, Words, join
 
 
 def table_of(register: Register) -> Table:
@@ -40,10 +40,15 @@ class Image:
         return int.from_bytes(self.data(register))
 
 
+def whole_of(unit: Unit, registers: Iterable[Register]) -> Whole:
+    """Return what reads registers, all that are needed for one look."""
+    return Whole(unit, join(map(span_of, registers)))
+
+
 async def read_image(unit: Unit, registers: Iterable[Register]) -> Image:
-    """Read registers, all that are needed for one look.
+    """Read registers once.
 
     Raises:
         DeviceError: One could not be read.
     """
-    return Image(await read_all(unit, join(map(span_of, registers))))
+    return Image(await whole_of(unit, registers).read())

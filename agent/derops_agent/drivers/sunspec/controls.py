@@ -43,6 +43,12 @@ class Function:
             and block.raw(self.value) is not None
         )
 
+    @property
+    def points(self) -> tuple[str, ...]:
+        """What says whether and how it holds something."""
+        selector = () if self.selector is None else (self.selector[0],)
+        return (self.enable, self.value, self.timer, *selector)
+
     def has_timer(self, block: Block) -> bool:
         """Tell whether it can fall back by itself."""
         return block.raw(self.timer) is not None
@@ -51,6 +57,8 @@ class Function:
         """Return which values a device can hold, by the scale factor that it says now."""
         unit_watts = most_watts / 100 if self.percent else 1.0
         least, most = block.limits(self.value)
+        if self.percent and self.mode != "ActivePower":
+            most = min(most, 100.0)  # of the most power; some devices refuse more
         return Resolution(
             step_watts=block.step(self.value) * unit_watts,
             least_watts=least * unit_watts,
@@ -168,6 +176,11 @@ class Switch:
         block = blocks.get(self.model_id)
         return block is not None and block.raw(self.point) is not None
 
+    @property
+    def points(self) -> tuple[str, ...]:
+        """What says whether the device is permitted to serve."""
+        return (self.point,) if self.timer is None else (self.point, self.timer)
+
     def has_timer(self, block: Block) -> bool:
         """Tell whether it permits service again by itself."""
         return self.timer is not None and block.raw(self.timer) is not None
@@ -263,6 +276,16 @@ class Controls:
         return frozenset(
             how.model_id for how in (self.power, self.limit, self.switch) if how is not None
         )
+
+    def implemented(self, blocks: Blocks) -> frozenset[tuple[int, str]]:
+        """Return the points, by model, that say what is held, with their scale factors."""
+        found = set()
+        for how in (self.power, self.limit, self.switch):
+            if how is not None:
+                block = blocks[how.model_id]
+                names = {*how.points, *filter(None, map(block.scale_of, how.points))}
+                found |= {(how.model_id, each) for each in names if block.raw(each) is not None}
+        return frozenset(found)
 
     def resolutions(self, blocks: Blocks, most_watts: float) -> dict[str, Resolution]:
         """Return which values the device can hold, by mode."""

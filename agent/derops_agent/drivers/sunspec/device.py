@@ -1,7 +1,8 @@
 """A SunSpec device behind the agent's port."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
@@ -12,14 +13,16 @@ from derops_agent.clock import Clock
 from derops_agent.drivers.modbus_tcp import Unit, take_unit
 from derops_agent.drivers.options import DriverOptionError, explain
 from derops_agent.drivers.read_back import ReadBackOptions
-from derops_agent.drivers.reading import Answers, Reader, Run, read_all
+from derops_agent.drivers.reading import Answers, Reader, Whole
 from derops_agent.drivers.sunspec.controls import Controls, controls_of
 from derops_agent.drivers.sunspec.measuring import (
     MEASURING_MODELS,
     Ratings,
     Sources,
+    most_power_points,
     rating_models,
     read_local_control,
+    read_most_watts,
     read_ratings,
     read_values,
     sources_of,
@@ -27,12 +30,15 @@ from derops_agent.drivers.sunspec.measuring import (
 from derops_agent.drivers.sunspec.models import (
     BASE_REGISTERS,
     Block,
+    Blocks,
     Fallback,
     Place,
     Write,
     find_models,
-    runs_of,
+    points_of,
+    runs_to_measure,
     runs_without,
+    span_of,
 )
 from derops_agent.drivers.units import UnitOptions
 from derops_agent.ports import Capability, ReadBack, Reading, Reversion, Setpoints
@@ -57,8 +63,25 @@ class SunSpecOptions(UnitOptions):
     read_back: ReadBackOptions = ReadBackOptions()
 
 
+class MovedError(DeviceTimeoutError):
+    """The map of a device is not where it was."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """Where a device has its models, and what reads them there."""
+
+    places: Mapping[int, Place]
+    controls: Mapping[int, Whole]
+    reader: Reader
+
+
 class SunSpecDevice:
-    """One unit. Its models were found when it was opened; their values are read each time."""
+    """One unit. What it can do was found when it was opened; its values are read each time.
+
+    Maps change: by an update, or at night. Where a model is, is looked at with its values, and
+    nothing is taken from what is something else by now, nor written to it.
+    """
 
     def __init__(
         self,
@@ -68,22 +91,21 @@ class SunSpecDevice:
         places: Mapping[int, Place],
         *,
         controls: Controls,
-        control_runs: Mapping[int, list[Run]],
+        missing: Mapping[int, frozenset[str]],
+        implemented: frozenset[tuple[int, str]],
         sources: Sources,
         ratings: Ratings,
         capability: Capability,
     ) -> None:
         self._options, self._unit, self._clock = options, unit, clock
-        self._places, self._controls, self._ratings = places, controls, ratings
-        self._control_runs, self._sources = control_runs, sources
+        self._controls, self._ratings, self._sources = controls, ratings, sources
+        self._implemented = implemented
         self._capability = capability
         self._local_control = False
-        runs = [
-            run
-            for model_id, names in sources.names().items()
-            for run in runs_of(places[model_id], names)
-        ]
-        self._reader = Reader(unit, runs, clock)
+        self._factors: Mapping[tuple[int, str], Any] = {}
+        self._missing = missing
+        self._found = self._at(places)
+        self._finding: asyncio.Task[None] | None = None
         self._written: list[Write] = []
         """Of a setpoint that was written last, and that the device may not show yet."""
 
@@ -106,7 +128,7 @@ class SunSpecDevice:
         """
         self._refuse_modes(setpoints)
         with self._unit.before_writing(setpoints):
-            blocks = await self._read(self._controls.model_ids)
+            blocks, most_watts = await self._read_controls()
         patience_us = self._options.read_back.patience_seconds * 1_000_000
         if self._clock.monotonic_us() - self._wrote_us < patience_us:
             blocks = {each: block.after(self._written) for each, block in blocks.items()}
@@ -129,7 +151,7 @@ class SunSpecDevice:
                     blocks[function.model_id],
                     watts,
                     fallback or None,
-                    most_watts=self._ratings.max_watts,
+                    most_watts=most_watts,
                     resolution=self._capability.resolutions[function.mode],
                     toggle=self._options.toggle_enable,
                 )
@@ -156,8 +178,7 @@ class SunSpecDevice:
         Raises:
             DeviceError: It could not be asked.
         """
-        blocks = await self._read(self._controls.model_ids)
-        return self._controls.held(blocks, self._ratings.max_watts)
+        return self._controls.held(*await self._read_controls())
 
     async def sample(self) -> Reading:
         """Measure. While nobody can tell who has control, it counts as it was last told.
@@ -165,8 +186,16 @@ class SunSpecDevice:
         Raises:
             DeviceTimeoutError: It answered nothing.
         """
-        answers = await self._reader.read()
-        blocks = {each: Block(self._places[each], answers) for each in self._sources.names()}
+        try:
+            blocks = await self._measure()
+        except MovedError:
+            await self._find_anew()
+            blocks = await self._measure()
+        factors = self._sources.factors(blocks)
+        if factors != self._factors and self._factors:
+            # Where they were read after the values, those may be of the earlier ones.
+            blocks = await self._measure()
+        self._factors = self._sources.factors(blocks)
         values, bad = read_values(blocks, self._sources, self._ratings.max_watts)
         local_control, bad_local = read_local_control(blocks, self._sources)
         if local_control is not None:
@@ -182,6 +211,8 @@ class SunSpecDevice:
 
     async def close(self) -> None:
         """Give the connection back; the device keeps what it holds."""
+        if self._finding is not None:
+            self._finding.cancel()
         await self._unit.close()
 
     def _refuse_modes(self, setpoints: Setpoints) -> None:
@@ -196,12 +227,75 @@ class SunSpecDevice:
                 has = ", ".join(sorted(self._controls.modes)) or "none"
                 raise DeviceRefusedError(f"the device has no {mode}; it has: {has}")
 
-    async def _read(self, model_ids: Iterable[int]) -> dict[int, Block]:
-        found = {}
-        for each in model_ids:
-            words = await read_all(self._unit, self._control_runs[each])
-            found[each] = Block(self._places[each], Answers(words, {}))
-        return found
+    def _at(self, places: Mapping[int, Place]) -> _Found:
+        return _Found(
+            places=places,
+            controls={
+                each: Whole(self._unit, runs_without(places[each], self._missing[each]))
+                for each in self._missing
+            },
+            reader=Reader(
+                self._unit,
+                [
+                    run
+                    for each, names in self._sources.names().items()
+                    for run in runs_to_measure(places[each], names)
+                ],
+                self._clock,
+            ),
+        )
+
+    async def _find_anew(self) -> None:
+        """Search for the map, in one go for all who wait for it, longer than one of them may."""
+        if self._finding is None or self._finding.done():
+            self._finding = asyncio.create_task(self._find())
+        await asyncio.shield(self._finding)
+
+    async def _find(self) -> None:
+        places = await find_models(self._unit, self._options.base_registers)
+        for each in (*self._missing, *self._sources.names()):
+            if each not in places:
+                raise MovedError(f"{self._unit} has no model {each} now, which it had")
+        self._found = self._at(places)
+
+    async def _measure(self) -> dict[int, Block]:
+        found = self._found
+        answers = await found.reader.read()
+        blocks = {each: Block(found.places[each], answers) for each in self._sources.names()}
+        self._refuse_moved(blocks)
+        return blocks
+
+    async def _read_controls(self) -> tuple[Blocks, float]:
+        """Return what controls the device, and the most power, which is a setting as well."""
+        try:
+            blocks = await self._read_controls_there()
+        except MovedError:
+            await self._find_anew()
+            blocks = await self._read_controls_there()
+        for model_id, name in sorted(self._implemented):
+            if blocks[model_id].raw(name) is None:
+                raise DeviceTimeoutError(
+                    f"{self._unit}: {name} of model {model_id} is {blocks[model_id].hex(name)}, "
+                    "not implemented, which it was: the device does not say now what it holds"
+                )
+        try:
+            return blocks, read_most_watts(blocks)
+        except DeviceRefusedError as error:
+            raise DeviceTimeoutError(f"{self._unit}: {error}") from error
+
+    async def _read_controls_there(self) -> dict[int, Block]:
+        found, blocks = self._found, {}
+        for each, whole in found.controls.items():
+            blocks[each] = Block(found.places[each], Answers(await whole.read(), {}))
+        self._refuse_moved(blocks)
+        return blocks
+
+    def _refuse_moved(self, blocks: Blocks) -> None:
+        for each, block in blocks.items():
+            if block.is_elsewhere:
+                raise MovedError(
+                    f"{self._unit} has no model {each} at register {block.place.register} any more"
+                )
 
 
 async def open_sunspec(options: Mapping[str, Any], clock: Clock) -> SunSpecDevice:
@@ -248,15 +342,22 @@ async def _open(options: SunSpecOptions, unit: Unit, clock: Clock) -> SunSpecDev
     blocks, answers = await read_used_models(unit, places, clock)
     ratings, controls, sources = read_ratings(blocks), controls_of(blocks), sources_of(blocks)
     values, _ = read_values(blocks, sources, ratings.max_watts)
+    if not controls.modes and not values:
+        raise DeviceTimeoutError(f"{unit} shows no value now, so what it can do is not known")
+    most_points = most_power_points(blocks)
     return SunSpecDevice(
         options,
         unit,
         clock,
         places,
         controls=controls,
-        control_runs={
-            each: runs_without(places[each], answers.problems) for each in controls.model_ids
+        missing={
+            each: frozenset(
+                name for name in points_of(each) if span_of(places[each], name) in answers.problems
+            )
+            for each in {*controls.model_ids, *(model_id for model_id, _ in most_points)}
         },
+        implemented=controls.implemented(blocks) | most_points,
         sources=sources,
         ratings=ratings,
         capability=capability_of(blocks, controls, ratings, values, options.read_back.settings()),

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from derops.errors import DeviceRefusedError
 from derops.wire.v1 import agent_pb2
 from derops_agent.drivers.plausible import what_cannot_be
-from derops_agent.drivers.sunspec.models import Block, Blocks
+from derops_agent.drivers.sunspec.models import Block, Blocks, points_of
 from derops_agent.ports import BadPoint
 
 Q: TypeAlias = agent_pb2.Quantity
@@ -40,6 +40,7 @@ _MEASURING: Mapping[int, Mapping[Q, tuple[str, ...]]] = {
     112: _OF_INVERTER,
     111: _OF_INVERTER,
 }
+_MOST_POWER = ((702, ("WMax", "WMaxRtg")), (121, ("WMax",)), (120, ("WRtg",)))
 _CONTROL_SWITCH = {715: "LocRemCtl", 802: "LocRemCtl"}
 _REMOTE, _LOCAL = 0, 1
 
@@ -79,6 +80,17 @@ class Sources:
             found.setdefault(self.control, set()).add(_CONTROL_SWITCH[self.control])
         return found
 
+    def factors(self, blocks: Blocks) -> dict[tuple[int, str], Any]:
+        """Return the scale factors of what is measured, by model and point."""
+        found = {}
+        for model_id, names in self.names().items():
+            for scale in {
+                blocks[model_id].scale_of(name) for name in names if name in points_of(model_id)
+            }:
+                if scale is not None:
+                    found[model_id, scale] = blocks[model_id].raw(scale)
+        return found
+
 
 def sources_of(blocks: Blocks) -> Sources:
     """Choose the models of a sample: of several the first that implements what it is read for."""
@@ -94,25 +106,49 @@ def rating_models(found: Mapping[int, object]) -> tuple[int, ...]:
     return tuple(each for each in (702, 120, 121, 124) if each in found)
 
 
+def most_power_points(blocks: Blocks) -> frozenset[tuple[int, str]]:
+    """Return the points, by model, that say what percentages refer to, with scale factors."""
+    return frozenset(
+        (model_id, name)
+        for model_id, names in _MOST_POWER
+        if model_id in blocks
+        for point in names
+        for name in (point, blocks[model_id].scale_of(point))
+        if name is not None and blocks[model_id].raw(name) is not None
+    )
+
+
+def read_most_watts(blocks: Blocks) -> float:
+    """Return what percentages refer to: a setting, which somebody may change at any time.
+
+    Raises:
+        DeviceRefusedError: It does not say, or says nonsense.
+    """
+    if 702 in blocks:
+        most = _first(blocks[702], "WMax", "WMaxRtg")
+    else:
+        most = _of(blocks, 121, "WMax") or _of(blocks, 120, "WRtg")
+    if most is None or most <= 0:
+        raise DeviceRefusedError(
+            f"the device's most power is {most}; model 702 (WMax) or 120 (WRtg) must say it"
+        )
+    return most
+
+
 def read_ratings(blocks: Blocks) -> Ratings:
     """Return what a device can do.
 
     Raises:
         DeviceRefusedError: It does not say, or says nonsense.
     """
+    most = read_most_watts(blocks)
     if 702 in blocks:
         block = blocks[702]
-        most = _first(block, "WMax", "WMaxRtg")
         discharge = _first(block, "WDisChaRteMax", "WDisChaRteMaxRtg")
         charge = _first(block, "WChaRteMax", "WChaRteMaxRtg")
     else:
-        most = _of(blocks, 121, "WMax") or _of(blocks, 120, "WRtg")
         discharge = _of(blocks, 120, "MaxDisChaRte")
         charge = _of(blocks, 120, "MaxChaRte") or _of(blocks, 124, "WChaMax")
-    if most is None or most <= 0:
-        raise DeviceRefusedError(
-            f"the device's most power is {most}; model 702 (WMax) or 120 (WRtg) must say it"
-        )
     injection = most if discharge is None else min(most, discharge)
     return Ratings(
         max_watts=most,

@@ -126,6 +126,18 @@ class Block:
                 return problem
         return ""
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Tell whether another model, or nothing at all, begins where this one was."""
+        model_id, length = self.place.model_id.to_bytes(2), self.place.length.to_bytes(2)
+        return any(
+            found is not None and found != should
+            for found, should in (
+                (self._part(self._points["ID"]), model_id),
+                (self._part(self._points["L"]), length),
+            )
+        )
+
     def value(self, name: str) -> float | None:
         """Return a point in its unit; None where it or its scale factor is not implemented.
 
@@ -156,7 +168,12 @@ class Block:
             DeviceRefusedError: The register cannot hold the value.
         """
         point, factor = self._points[name], self._factor(name)
-        number = whole_steps(value / 10.0 ** (factor or 0))
+        if factor is None:
+            raise DeviceRefusedError(
+                f"{self._where(name)} cannot be told {value:g}: its scale factor {point.scale} is "
+                f"{self.hex(str(point.scale))}, not implemented"
+            )
+        number = whole_steps(value / 10.0**factor)
         info = mb.point_type_info[point.type]
         try:
             data: bytes = info.to_data(number, 2 * point.registers)
@@ -174,6 +191,11 @@ class Block:
         """Return what the register of a point means that holds ``data``, in the point's unit."""
         raw = mb.point_type_info[self._points[name].type].data_to(data)
         return float(raw) * self.step(name)
+
+    def scale_of(self, name: str) -> str | None:
+        """Return which point has the scale factor of a point; None = none has."""
+        scale = self._points[name].scale
+        return scale if isinstance(scale, str) else None
 
     def step(self, name: str) -> float:
         """Return the distance of two neighbouring values of a point, in its unit."""
@@ -239,10 +261,19 @@ def runs_of(place: Place, names: Iterable[str]) -> list[Run]:
     return join(_spans(place, wanted), over_gaps=True)
 
 
-def runs_without(place: Place, missing: Container[Span]) -> list[Run]:
-    """Return what to ask for to read the fixed part of a model, but for what is missing."""
-    spans = _spans(place, points_of(place.model_id))
-    return join(each for each in spans if each not in missing)
+def runs_to_measure(place: Place, names: Iterable[str]) -> list[Run]:
+    """Return the same, and what tells that the model is still there.
+
+    In one request with the points if they are near enough: they are never read apart for it.
+    """
+    wanted, head = list(names), ("ID", "L")
+    apart, joined = runs_of(place, wanted), runs_of(place, (*head, *wanted))
+    return joined if len(joined) <= len(apart) else [*runs_of(place, head), *apart]
+
+
+def runs_without(place: Place, missing: Container[str]) -> list[Run]:
+    """Return what to ask for to read the fixed part of a model, but for the points missing."""
+    return join(_spans(place, (each for each in points_of(place.model_id) if each not in missing)))
 
 
 def _spans(place: Place, names: Iterable[str]) -> list[Span]:

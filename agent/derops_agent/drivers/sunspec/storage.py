@@ -25,6 +25,11 @@ class StorageRates:
     value: str = "OutWRte and InWRte"
     timer: str = "InOutWRte_RvrtTms"
 
+    @property
+    def points(self) -> tuple[str, ...]:
+        """What says whether and how it holds something."""
+        return ("StorCtl_Mod", "OutWRte", "InWRte", "WChaMax", self.timer)
+
     def is_in(self, blocks: Blocks) -> bool:
         """Tell whether a device implements it."""
         block = blocks.get(self.model_id)
