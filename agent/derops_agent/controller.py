@@ -36,10 +36,10 @@ from derops_agent.control.judging import judge, refuse_power
 from derops_agent.control.site import LocalLimits, Site
 from derops_agent.control.translating import read_asset, read_order
 from derops_agent.device import GuardedDevice
-from derops_agent.holding import Holder
 from derops_agent.journal import Journal, Runner
 from derops_agent.ledger import Alive, Ledger
 from derops_agent.ports import Reading, Setpoints
+from derops_agent.setpoints.holder import Holder
 
 _LEDGER_RETRY_SECONDS = 1.0
 _STOOD_STILL_US = 5 * SECOND_US
@@ -214,7 +214,7 @@ class Controller:
         if self._site.asset is None:
             return None
         problem = representing.explain_fallback(self._site)
-        return health.tell(self._health, problem, self._moment(), unheld=self._holder.unheld)
+        return health.tell(self._health, problem, self._moment(), unheld=self._holder.state.unheld)
 
     def measure_offset(self, milliseconds: int) -> None:
         """Note by how much the gateway's clock is ahead of this one."""
@@ -286,7 +286,7 @@ class Controller:
         if not held:
             return
         after = self._without_points(self._without_contact(held))
-        awaited = self._holder.awaited
+        awaited = self._holder.state.starts_awaited
         await self.journal.commit(deciding.advance(after, self._moment(), awaited=awaited))
         await self._holder.look({uid: self.journal[uid] for uid in held}, self._site)
         await self._holder.hold({uid: self.journal[uid] for uid in held}, self._site)
@@ -354,7 +354,7 @@ class Controller:
                 self._decided,
                 refuse=self._refuse_start,
                 held_off=self._look_around().explain_hold_off(self._decided.wall_us),
-                awaited=self._holder.awaited,
+                awaited=self._holder.state.starts_awaited,
                 idle=self._explain_idle(self._decided),
             )
         )
@@ -362,10 +362,10 @@ class Controller:
         await self._holder.look(self.journal, self._site)
         await self._holder.hold(self.journal, self._site)
         await self.journal.commit(
-            silence.bear(self.journal, self._holder.silence, self._moment(), self._site.rule)
+            silence.bear(self.journal, self._holder.state.silence, self._moment(), self._site.rule)
         )
         await self.journal.commit(
-            unreverted.bear(self.journal, self._holder.stuck, self._moment(), self._site.rule)
+            unreverted.bear(self.journal, self._holder.state.stuck, self._moment(), self._site.rule)
         )
         if self.holding and self.journal.idle_us > _ALIVE_EVERY_US:
             await self.journal.save_progress()
@@ -427,7 +427,9 @@ class Controller:
 
     async def _bind(self) -> None:
         """Hold what was accepted to the asset's limits as they are now."""
-        bound = interrupting.bind(self.journal, self._site, self._moment(), self._holder.silence)
+        bound = interrupting.bind(
+            self.journal, self._site, self._moment(), self._holder.state.silence
+        )
         await self.journal.commit(bound)
 
     async def _drop(self, uids: set[str]) -> None:
@@ -489,13 +491,16 @@ class Controller:
                 )
         self._health = health.hear(self._health, reading, self._moment())
         metrics.BAD_POINTS.inc(len(reading.bad_points))
-        self._holder.note_answer()
+        self._holder.state.note_answer()
         before = self._site.reading
         if before is not None and before.local_control and not reading.local_control:
-            self._holder.try_now()
+            self._holder.state.try_now()
         self._site = replace(self._site, reading=reading, capability=self._device.capability)
         rule, asset = self._site.rule, self._site.asset
+        displaced = self._holder.state.displaced(self.journal)
         for execution in list(self.journal.values()):
+            if execution.order.uid in displaced:
+                continue  # it is not known whose power this is
             observed = verifying.observe(execution, reading, rule, self._moment())
             self.journal.set_in_memory(observed)
         seen = {
@@ -510,7 +515,7 @@ class Controller:
     def _look_around(self) -> Site:
         """Return the site with what time alone changes."""
         now = self._moment()
-        held_off_us = self._holder.held_off_us(self._site.asset)
+        held_off_us = self._holder.state.held_off_us(self._site.asset)
         offset, measured = self._site.clock_offset_milliseconds, self._measured
         if offset is not None and measured is not None:
             # The clock may have been set since it was compared.

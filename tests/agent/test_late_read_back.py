@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 from tests.agent.fakes import CAPABILITY, T0, Agent, FakeClock, FakeDevice, S, asset, order
 
+from derops.errors import DeviceTimeoutError
 from derops_agent.ports import ReadBack, Reversion, Setpoints
 
 BLAMES = {"ReadBackMismatch", "RevertFailed", "RevertedLate", "SetpointNotHeld"}
@@ -31,6 +32,8 @@ class LateDevice(FakeDevice):
 
     async def read_setpoints(self) -> Setpoints:
         await super().read_setpoints()
+        if self.fail == "mute":
+            raise DeviceTimeoutError("no answer")
         for due_us, setpoints in self.unshown:
             self.shown = setpoints if due_us <= self.clock.mono_us else self.shown
         self.unshown = [each for each in self.unshown if each[0] > self.clock.mono_us]
@@ -322,3 +325,75 @@ async def test_a_release_that_a_device_does_not_take_is_called_one(agent: Agent)
 
     assert agent.outcome() == ("Failed", "RevertFailed")
     assert "released it, the device says that it holds an active power of" in agent.report().message
+
+
+async def measure(agent: Agent, device: LateDevice, seconds: int) -> None:
+    """Let time pass, with a sample of what the device really holds each second."""
+    for _ in range(seconds):
+        await agent.sampled(float(device.held.active_power_watts or 0), 1)
+
+
+async def test_what_is_measured_while_a_successor_is_awaited_is_not_its_predecessors(
+    agent: Agent,
+) -> None:
+    slow = ReadBack(patience_seconds=60)
+    device = await late(agent, read_back=slow, lag_seconds=40)
+    first = order(duration_seconds=600, start_us=T0 + 60 * S)
+    await agent.give(first, order("d2", watts=2000, start_us=T0 + 180 * S))
+    await measure(agent, device, 300)
+
+    assert agent.outcome() == ("Superseded", "SupersededBy")
+    assert agent.report().verified == "True"
+    assert agent.report().active_milliseconds == 120_000
+    # Since the device showed it, and until its successor was written.
+    assert agent.report().delivered_watt_hours == pytest.approx(5000 * 80 / 3600, abs=10)
+
+
+async def test_a_predecessor_whose_successor_is_not_taken_is_judged_on(agent: Agent) -> None:
+    device = await late(agent, lag_seconds=0)
+    first = order(duration_seconds=200, start_us=T0 + 60 * S)
+    await agent.give(first, order("d2", watts=2000, start_us=T0 + 100 * S))
+    await measure(agent, device, 95)
+    device.fail = "ignore"
+    await measure(agent, device, 120)
+    device.fail = ""
+    await measure(agent, device, 60)
+
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert agent.report().verified == "True"
+
+
+async def test_the_effect_on_a_device_that_shows_late_is_verified(agent: Agent) -> None:
+    slow = ReadBack(patience_seconds=60)
+    device = await late(agent, read_back=slow, lag_seconds=40)
+    await agent.give(order(verify="Required"))
+    await measure(agent, device, 230)
+
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert agent.report().verified == "True"
+
+
+async def test_a_write_that_is_repeated_for_the_timer_leaves_what_was_shown_before(
+    agent: Agent,
+) -> None:
+    slow = ReadBack(patience_seconds=60, pace_seconds=2)
+    device = await late(agent, read_back=slow, lag_seconds=1000, timer_seconds=20)
+    await agent.give(order(start_deadline_seconds=50))
+    await agent.wait(69.5, step=0.5)
+    device.fail = "mute"
+    await agent.wait(4, step=0.5)
+    assert len(device.writes) == 3, "the fallback, the value, and again for the timer"
+    assert agent.report().phase == "Acked"
+
+
+async def test_what_a_late_device_showed_of_the_step_before_is_not_told_for_long(
+    agent: Agent,
+) -> None:
+    await late(agent, lag_seconds=4)
+    await agent.give(asset(max_ramp_watts_per_second=300, fallback_active_power_watts=132))
+    await agent.wait(10, step=1)
+    await agent.give(order(watts=455))
+    await agent.wait(90, step=1)
+
+    assert agent.outcome() == ("Active", "Applied")
+    assert (agent.report().applied_watts, agent.report().rounding) == (455, "")

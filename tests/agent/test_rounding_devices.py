@@ -35,6 +35,9 @@ class Scene:
     gap_seconds: int = 15
     ramp: int | None = None
     lag_seconds: float = 0.0
+    timer_seconds: int | None = None
+    """What the device's own timer can be set to at most."""
+
     troubles: tuple[tuple[int, str], ...] = ()
     """At which second what happens; empty = nothing."""
 
@@ -65,6 +68,7 @@ class Scene:
             step=self.step,
             most_watts=self.most_watts,
             lag_seconds=self.lag_seconds,
+            timer_seconds=self.timer_seconds,
             **of_device,
         )
         await agent.use(device)
@@ -85,7 +89,8 @@ class Scene:
                 for number, (watts, at) in enumerate(zip(self.watts, self.starts(), strict=True))
             ]
         )
-        for second in range(self.starts()[-1] + 150):
+        slow_seconds = round(60 * self.lag_seconds) if self.ramp else 0
+        for second in range(self.starts()[-1] + 150 + slow_seconds):
             for at, trouble in self.troubles:
                 if at == second:
                     await befall(agent, device, trouble)
@@ -153,6 +158,8 @@ def scenes(draw: st.DrawFn, *, disturbed: bool = True) -> Scene:
         watts=tuple(draw(st.lists(watts, min_size=1, max_size=3))),
         gap_seconds=draw(st.sampled_from([0, 5, 15])),
         ramp=draw(st.sampled_from([None, 300])) if mode == "ActivePower" else None,
+        lag_seconds=draw(st.sampled_from([0.0, 0.0, 2.0, 4.0])),
+        timer_seconds=draw(st.sampled_from([None, 20, 60])),
         troubles=draw(troubles()) if disturbed else (),
     )
 

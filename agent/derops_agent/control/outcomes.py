@@ -9,7 +9,7 @@ from derops.schedules import SECOND_US, Window
 from derops_agent.control import verifying
 from derops_agent.control.deciding import Executions, is_due, owners, supersede
 from derops_agent.control.execution import LATE_REVERT_US, Execution, Moment, Stage, Step
-from derops_agent.control.representing import shown
+from derops_agent.control.representing import rounded, shown
 from derops_agent.control.site import Site
 from derops_agent.control.verifying import Rule
 from derops_agent.ports import Setpoints
@@ -57,7 +57,8 @@ def written(
     """
     result = dict(executions)
     written_at = since or now
-    for mode, owner in owners(executions).items():
+    owned = owners(executions)
+    for mode, owner in owned.items():
         since = first.get(owner.order.uid, written_at)
         if mode in awaited:
             continue
@@ -76,7 +77,8 @@ def written(
         if held is not None:
             active = replace(active, confirmed=now)
         if not active.arrived_us and not (ramping and mode == "ActivePower"):
-            active = replace(active, arrived_us=active.steady_us(since))
+            # What was measured before the device showed it may be of its predecessor.
+            active = replace(active, arrived_us=active.steady_us(now))
         result[owner.order.uid] = active
         losers = [
             verifying.conclude_window(replace(other, ended_us=since.wall_us), since, rule)
@@ -96,7 +98,8 @@ def written(
         off = execution.letting_go or written_at
         let_go = execution.let_go_monotonic_us or off.monotonic_us
         ending = replace(execution, let_go_monotonic_us=let_go, letting_go=None)
-        still = ramping and mode == "ActivePower"
+        # What follows in its place is on a way of its own.
+        still = ramping and mode == "ActivePower" and mode not in owned
         result[uid] = ending if still else _finish(ending, off, rule)
     return result
 
@@ -325,6 +328,7 @@ def look_again(
     site: Site,
     now: Moment,
     *,
+    ramping: bool = False,
     timer_ends_us: int | None = None,
 ) -> dict[str, Execution]:
     """Return what it means for the executions that a device now says that it holds ``held``.
@@ -334,6 +338,7 @@ def look_again(
         held: By the device.
         site: For how much registers may round.
         now: Both clocks.
+        ramping: The active power that was written is only a step on the way.
         timer_ends_us: When the device's own timer runs out, by the monotonic clock; None = it is
             not known to run.
     """
@@ -341,8 +346,14 @@ def look_again(
     for uid, execution in executions.items():
         if execution.held_since is None or execution.let_go_monotonic_us:
             continue
-        if not execution.arrived_us or site.holds(held, execution):
+        on_the_way = ramping and execution.order.mode == "ActivePower"
+        if on_the_way or not execution.arrived_us or site.holds(held, execution):
             result[uid] = replace(execution, confirmed=now)
+            if execution.stage is Stage.HOLDING and execution.arrived_us and not on_the_way:
+                # What it said at first may have been of the step before, which was near.
+                mode, watts = execution.order.mode, execution.target_watts
+                anew = replace(result[uid], **rounded(mode, watts, site.capability))
+                result[uid] = shown(anew, held, site.capability.resolutions)
         else:
             until = _last_held(execution, now, timer_ends_us)
             result[uid] = _lose(execution, now, f"it now says that it holds {held}", until)

@@ -1,0 +1,132 @@
+"""Writes that a device does not show yet: what is waited for, for how long, how often. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from derops.lifecycle import Reason
+from derops.schedules import SECOND_US
+from derops_agent.control import deciding, outcomes
+from derops_agent.control.deciding import Executions
+from derops_agent.control.execution import Moment, Stage
+from derops_agent.control.outcomes import WriteFailure
+from derops_agent.control.site import Site
+from derops_agent.ports import ReadBack, Setpoints
+
+WORN_RETRY_SECONDS = 600
+"""How often a device that does not let go is still told to, once it was written often enough."""
+
+LEAST_RETRY_US = 1 * SECOND_US
+"""How soon a start is tried again at the earliest, once it has failed more than once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Awaited:
+    """A write that the device took, and does not show yet."""
+
+    step: Setpoints
+    target: Setpoints
+    wrote: Moment
+    wanting: frozenset[str]
+    """Whose start, end or loss it was written for and is not shown, by uid."""
+
+    starting: frozenset[str]
+    """Of these, what was to start."""
+
+    modes: frozenset[str] = frozenset()
+    """That are waited for."""
+
+    shown: Mapping[str, str] = field(default_factory=dict)
+    """What the device last said of them, in words; empty = it was not asked yet."""
+
+    ask_at_us: int
+    failure: WriteFailure | None = None
+    """Of a write that was not answered."""
+
+    timer_ends_us: int | None = None
+    """When the device's own timer runs out if it has not taken this."""
+
+    shows_nothing: bool = False
+    """It is a step of a ramp that a device may hold which does not take the setpoint."""
+
+    is_over: bool = False
+    """It was waited for long enough to be told; it is asked on until it is written again."""
+
+
+@dataclass(slots=True)
+class Tries:
+    """How often one setpoint was written for the same executions."""
+
+    wanting: frozenset[str] = frozenset()
+    writes: int = 0
+    last_us: int = 0
+
+
+def wrong_modes(
+    scope: Executions, wanted: Setpoints, held: Setpoints | None, site: Site
+) -> dict[str, str]:
+    """Return the modes that the device says are not as they were written, with the words for it."""
+    if held is None:
+        return {}
+    modes, wanted = set(site.mismatches(wanted, held)), site.sent(wanted)
+    for execution in scope.values():
+        # A released value is not compared, but one that is to end must not still be there.
+        kept = site.holds(held, execution) and not site.holds(wanted, execution)
+        if execution.stage is Stage.REVERTING and kept:
+            modes.add(execution.order.mode)
+    told = "released it" if wanted == Setpoints() else f"wrote {wanted}"
+    return dict.fromkeys(modes, f"{told}, the device says that it holds {held}")
+
+
+def again_after_us(read_back: ReadBack, writes: int) -> int:
+    """Return how long after the last of ``writes`` the same may be written again."""
+    if writes >= read_back.most_writes:
+        return WORN_RETRY_SECONDS * SECOND_US
+    # Longer each time: fewer writes outlast a longer trouble.
+    wait_us = round(read_back.patience_seconds * SECOND_US) << writes - 1
+    return min(max(wait_us, LEAST_RETRY_US), WORN_RETRY_SECONDS * SECOND_US)
+
+
+def explained(failure: WriteFailure | None, otherwise: Reason) -> Reason:
+    """Return as what a start has failed that the device does not show."""
+    if failure is None:
+        return otherwise
+    return Reason.DEVICE_OFFLINE if failure.is_silence else Reason.READ_BACK_MISMATCH
+
+
+def explain_wait(read_back: ReadBack) -> str:
+    """Return for how long a device is asked, in words."""
+    return (
+        f"it is asked again for {read_back.patience_seconds:g} s after the write before it is "
+        f"written again"
+    )
+
+
+def ran_out(awaited: Awaited, writes: int, now: Moment) -> Moment | None:
+    """Return when the device's own timer did what it had not done when it was told before.
+
+    Args:
+        awaited: What it shows now.
+        writes: How often it was told.
+        now: Both clocks.
+    """
+    ends_us = awaited.timer_ends_us
+    if ends_us is None or writes <= 1:
+        return None
+    if not awaited.wrote.monotonic_us < ends_us <= now.monotonic_us:
+        return None
+    return now.back(now.monotonic_us - ends_us)
+
+
+def not_known_by(awaited: Awaited, executions: Executions) -> Executions:
+    """Return the start, or what was dropped, that the step of a ramp shows nothing of."""
+    owner = deciding.owners(executions).get("ActivePower")
+    if not awaited.shows_nothing or owner is None or owner.held_since is not None:
+        return {}
+    waiting = outcomes.await_read_back(
+        executions,
+        {"ActivePower"},
+        awaited.wrote,
+        Reason.START_DEADLINE_EXCEEDED,
+        "a step of the ramp is on the device that does not show yet whether it is taken",
+    )
+    return {owner.order.uid: waiting.get(owner.order.uid, owner)}
