@@ -33,7 +33,7 @@ from derops_agent.control import (
 )
 from derops_agent.control.execution import Execution, Moment, Stage
 from derops_agent.control.judging import judge, refuse_power
-from derops_agent.control.site import LocalLimits, Site
+from derops_agent.control.site import LocalLimits, Site, whose_values
 from derops_agent.control.translating import read_asset, read_order
 from derops_agent.device import GuardedDevice
 from derops_agent.journal import Journal, Runner
@@ -589,13 +589,15 @@ class Controller:
             self._rebase()
             held = await self._device.read_setpoints()
             revert = self._site.asset is not None and self._site.asset.revert_on_restart
+            whose = {} if held is None else whose_values(self.journal, held, self._site)
             await self.journal.commit(
                 {
                     uid: interrupting.resume(
                         execution,
                         self._moment(),
                         revert=revert,
-                        held=None if held is None else self._site.holds(held, execution),
+                        held=None if held is None else uid in whose.get(execution.order.mode, ()),
+                        another=bool(whose.get(execution.order.mode, frozenset()) - {uid}),
                         last_held_us=self._last_held(execution).wall_us,
                     )
                     for uid, execution in self.journal.items()

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.agent.fakes import T0, Agent, S, asset, order
@@ -368,3 +369,29 @@ async def test_while_the_clock_is_not_believed_what_it_calls_due_does_not_keep_t
 
     assert agent.outcome() == ("Active", "Applied")
     assert agent.controller._delay_seconds() == 1
+
+
+@pytest.mark.parametrize("apart_watts", [1, 50, 1000])
+async def test_a_start_that_was_not_written_is_not_taken_for_its_predecessor(
+    agent: Agent, apart_watts: int
+) -> None:
+    """The power went between the intent to start and its write; the device held on to the other."""
+    await agent.give(order(duration_seconds=600))
+    await agent.wait(70)
+    begins: dict[str, Any] = {"start_us": agent.clock.wall_us + 10 * S, "created_us": T0 + S}
+    await agent.give(order("d2", watts=5000 - apart_watts, duration_seconds=20, **begins))
+
+    async def cut(setpoints: Setpoints, reversion: object = None) -> int | None:
+        raise PowerCutError
+
+    write, agent.device.write = agent.device.write, cut  # type: ignore[method-assign]
+    with pytest.raises(PowerCutError):
+        await agent.wait(10)
+    agent.device.write = write  # type: ignore[method-assign]
+    await agent.restart(down_seconds=40)
+    await agent.wait(5, step=1)
+
+    report = agent.report("d2")
+    assert agent.outcome("d2") == ("Failed", "AgentRestarted")
+    assert (report.evidence, report.applied_us, report.active_milliseconds) == ("", 0, 0)
+    assert agent.outcome("d1") == ("Active", "Applied")

@@ -176,6 +176,7 @@ def resume(
     *,
     revert: bool,
     held: bool | None,
+    another: bool = False,
     last_held_us: int,
 ) -> Execution:
     """Decide what becomes of a stored execution when the agent starts.
@@ -185,6 +186,7 @@ def resume(
         now: Both clocks, confirmed.
         revert: ``fallback.onRestart`` is Revert.
         held: Whether the device says that it holds the value, None if it does not say.
+        another: It says that it holds the value of another one, which it cannot have gone back to.
         last_held_us: The last time that the device is known to have held it, if it does no more.
     """
     if execution.stage in (Stage.WAITING, Stage.DONE):
@@ -193,6 +195,8 @@ def resume(
         since = execution.sent
         found = outcomes.hold(replace(execution, blind=False), since, "ReadBack")
         execution = replace(found, arrived_us=since.wall_us, confirmed=now)
+    if another and not held and execution.stage is Stage.APPLYING:
+        execution = replace(execution, blind=False)
     if held is False:
         # Its own timer is the likeliest to have ended it, if it has run out since.
         if last_held_us < execution.timer_ends_us <= now.wall_us:

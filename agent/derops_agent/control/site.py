@@ -1,5 +1,6 @@
 """What an order is judged against: the asset's configuration and the site's own limits."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from derops.checks import Refusal, check_energy
@@ -9,7 +10,7 @@ from derops.wire.v1 import agent_pb2
 from derops_agent.control.execution import Execution
 from derops_agent.control.health import Badness, Health
 from derops_agent.control.needs import NEEDS, Need, Use
-from derops_agent.control.representing import ANY, VALUES, sent
+from derops_agent.control.representing import ANY, VALUES, sent, sent_watts
 from derops_agent.control.verifying import Rule
 from derops_agent.ports import Capability, Reading, Setpoints
 
@@ -298,11 +299,43 @@ class Site:
             return False
         return not _rather(fallback, held, sent_)
 
+    def off_watts(self, held: Setpoints, execution: Execution) -> int:
+        """Return how far what a device holds is from what it was sent; 0 where it has no value."""
+        mode, resolutions = execution.order.mode, self.capability.resolutions
+        watts = getattr(held, VALUES[mode]) if mode in VALUES else None
+        if watts is None:
+            return 0
+        off: int = abs(watts - sent_watts(execution.target_watts, resolutions.get(mode, ANY)))
+        return off
+
     def holds(self, held: Setpoints, execution: Execution) -> bool:
         """Tell whether what a device says that it holds contains the execution's value."""
         mode = execution.order.mode
         alone = wanted_setpoints({mode: execution}, Setpoints(), LocalLimits())
         return mode not in self.mismatches(alone, held)
+
+
+def whose_values(
+    executions: Mapping[str, Execution], held: Setpoints, site: Site
+) -> dict[str, frozenset[str]]:
+    """Return whose values a device says that it holds, by mode, by uid: of several the nearest.
+
+    Values that lie closer together than a device may round would else be taken for each other.
+
+    Args:
+        executions: All; those that cannot be on the device are left out.
+        held: By the device.
+        site: For what it can hold, and how much it may round.
+    """
+    off_watts: dict[str, dict[str, int]] = {}
+    for uid, execution in executions.items():
+        if execution.may_be_on_device and site.holds(held, execution):
+            mode = execution.order.mode
+            off_watts.setdefault(mode, {})[uid] = site.off_watts(held, execution)
+    return {
+        mode: frozenset(uid for uid, off in found.items() if off == min(found.values()))
+        for mode, found in off_watts.items()
+    }
 
 
 def wanted_setpoints(
