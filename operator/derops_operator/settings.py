@@ -20,6 +20,9 @@ class OperatorSettings(BaseSettings):
     control_tls_directory: Path
     """Holds tls.crt, tls.key and ca.crt; read again every few seconds."""
 
+    server_ca_file: Path
+    """Certificate of the CA of gateways, which agents are told; read again every few seconds."""
+
     trust_domain: str
     era: int = Field(default=0, ge=0, lt=2**63)
     """Seconds since 1970 at which a person began it; a higher one wins over any earlier state."""

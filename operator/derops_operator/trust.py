@@ -20,6 +20,7 @@ POLICIES = (
     "derops-certificates",
     "derops-certificaterequests",
     "derops-certificatesigningrequests",
+    "derops-trust",
 )
 """ValidatingAdmissionPolicies of the chart; each has a binding of the same name."""
 
@@ -115,8 +116,8 @@ def doubts(expected: Expected, seen: Seen) -> dict[str, str]:
     if missing:
         found[POLICIES_PART] = (
             f"not installed, or without a binding: {', '.join(missing)}; whoever can create"
-            " Certificates in some namespace is held back by the operator's own checks alone:"
-            " apply admission-policies.yaml"
+            " Certificates or ConfigMaps in some namespace is held back by the operator's own"
+            " checks alone: apply admission-policies.yaml"
         )
     if not seen.requester:
         found[REQUESTER_PART] = (

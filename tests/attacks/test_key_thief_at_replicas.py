@@ -54,6 +54,7 @@ class Pair:
         settings = OperatorSettings(
             gateways=tuple(f"127.0.0.1:{port}" for port in ports),
             control_tls_directory=self.folder / "control",
+            server_ca_file=self.folder / "control" / "ca.crt",
             trust_domain="derops.test",
         )
         headend = Headend(

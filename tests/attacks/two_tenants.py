@@ -82,6 +82,7 @@ class Tenants:
         settings = OperatorSettings(
             gateways=(f"127.0.0.1:{self.rig.gateway.control_port}",),
             control_tls_directory=self._directory,
+            server_ca_file=self._directory / "ca.crt",
             trust_domain="derops.test",
         )
         self.controller = Controller(settings, cast("Any", None), Readiness())

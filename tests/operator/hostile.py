@@ -93,7 +93,10 @@ async def operator(
     for name in ("tls.crt", "tls.key", "ca.crt"):
         (directory / name).touch()
     settings = OperatorSettings(
-        gateways=("127.0.0.1:1",), control_tls_directory=directory, trust_domain="derops.test"
+        gateways=("127.0.0.1:1",),
+        control_tls_directory=directory,
+        server_ca_file=directory / "ca.crt",
+        trust_domain="derops.test",
     )
     controller = Controller(settings, cast("Kube", kube), readiness or Readiness())
     running = asyncio.create_task(controller.run())

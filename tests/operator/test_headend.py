@@ -134,6 +134,7 @@ class Bench:
         settings = OperatorSettings(
             gateways=tuple(f"127.0.0.1:{gateway.port}" for gateway in self.gateways),
             control_tls_directory=self.directory,
+            server_ca_file=self.directory / "ca.crt",
             trust_domain="derops.test",
         )
         return Headend(

@@ -62,6 +62,7 @@ class Meeting:
         settings = OperatorSettings(
             gateways=(f"127.0.0.1:{self.rig.gateway.control_port}",),
             control_tls_directory=self.folder,
+            server_ca_file=self.folder / "ca.crt",
             trust_domain=TRUST_DOMAIN,
             era=era,
         )

@@ -27,6 +27,7 @@ def environment(tmp_path: Path) -> dict[str, Any]:
     return {
         "gateways": "one:8444, two.svc:8444",
         "control_tls_directory": tmp_path,
+        "server_ca_file": tmp_path / "server-ca.crt",
         "trust_domain": "derops.test",
     }
 

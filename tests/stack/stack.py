@@ -171,6 +171,7 @@ class Stack:
             "derops-operator",
             GATEWAYS=f"127.0.0.1:{control_port}",
             CONTROL_TLS_DIRECTORY=issued.operator,
+            SERVER_CA_FILE=issued.server_ca,
             TRUST_DOMAIN=TRUST_DOMAIN,
             AGENT_ISSUER=AGENT_ISSUER,
         )
