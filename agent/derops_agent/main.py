@@ -10,12 +10,12 @@ import sqlite3
 import sys
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
 
+from derops.command_line import Parser, own_version
 from derops.errors import DeviceError, SettingError
 from derops.ids import AssetName
 from derops.observing import OpsServer, Readiness, configure_logging
@@ -43,18 +43,8 @@ _T = TypeVar("_T")
 
 
 def main() -> None:
-    """Run until SIGTERM."""
-    parser = argparse.ArgumentParser(prog="derops-agent", description=__doc__)
-    parser.add_argument("--config", type=Path, help="YAML file; required to run")
-    commands = parser.add_subparsers(dest="command")
-    look = commands.add_parser("probe", help="show what a Modbus device offers; writes nothing")
-    look.add_argument("--host", required=True)
-    look.add_argument("--port", type=int, default=502)
-    look.add_argument("--unit-id", type=int, default=1)
-    look.add_argument("--timeout-seconds", type=float, default=1.0)
-    look.add_argument("--base-register", type=int, help="where its SunSpec map begins")
-    look.add_argument("--profile", help="file with its registers; without one it is SunSpec")
-    look.add_argument("--output", choices=("text", "json"), default="text")
+    """Run until SIGTERM, or probe a device."""
+    parser = make_parser()
     arguments = parser.parse_args()
     if arguments.command == "probe":
         sys.exit(_probe(arguments))
@@ -72,6 +62,27 @@ def main() -> None:
         if wrong is None:
             raise
         refuse_to_start(_first(wrong))
+
+
+def make_parser() -> Parser:
+    """Return what knows the commands."""
+    parser = Parser(
+        prog="derops-agent",
+        description="Host assets, each with its identity, ledger and stream, until SIGTERM.",
+        epilog="DEROPS_AGENT_* in the environment goes before the file.",
+    )
+    parser.add_argument("--config", type=Path, help="YAML file; required to run")
+    commands = parser.add_subparsers(dest="command")
+    says = "show what a Modbus device offers; writes nothing"
+    look = commands.add_parser("probe", help=says, description=f"{says[0].upper()}{says[1:]}.")
+    look.add_argument("--host", required=True)
+    look.add_argument("--port", type=int, default=502)
+    look.add_argument("--unit-id", type=int, default=1)
+    look.add_argument("--timeout-seconds", type=float, default=1.0)
+    look.add_argument("--base-register", type=int, help="where its SunSpec map begins")
+    look.add_argument("--profile", help="file with its registers; without one it is SunSpec")
+    look.add_argument("--output", choices=("text", "json"), default="text")
+    return parser
 
 
 def _probe(arguments: argparse.Namespace) -> int:
@@ -115,7 +126,7 @@ class Host:
         self._settings, self._clock = settings, clock
         self._readiness = Readiness()
         self._instance_id = secrets.token_hex(8)
-        self._version = _version()
+        self._version = own_version()
         self._threads = Threads()
         self._log = structlog.get_logger("agent")
 
@@ -283,7 +294,10 @@ class Host:
     def _start_ops(self) -> OpsServer | None:
         if not self._settings.ops_port:
             return None
-        ops = OpsServer(self._settings.ops_address, self._settings.ops_port, self._readiness)
+        try:
+            ops = OpsServer(self._settings.ops_address, self._settings.ops_port, self._readiness)
+        except OSError as error:
+            raise SettingError("opsPort", "--config", str(error)) from error
         ops.start()
         return ops
 
@@ -294,10 +308,3 @@ def _first(group: BaseException) -> SettingError:
     if not isinstance(group, SettingError):
         raise group
     return group
-
-
-def _version() -> str:
-    try:
-        return version("derops")
-    except PackageNotFoundError:
-        return "0"

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, TypeVar
 
+from derops.command_line import Parser
 from derops.errors import SchemaTooNewError, SettingError
 from derops.memory import keep_freed_memory
 from derops.observing import OpsServer, Readiness, configure_logging
@@ -28,40 +29,63 @@ Opened = TypeVar("Opened")
 
 def main() -> None:
     """Run one of the headend's programs; gateway and writer until SIGTERM."""
-    parser = argparse.ArgumentParser(prog="derops-headend", description=__doc__)
-    programs = parser.add_subparsers(dest="program", required=True)
-    programs.add_parser("gateway", help="talk to agents and to the operator")
-    programs.add_parser("writer", help="move the event log into the database")
-    skip = programs.add_parser(
-        "skip-record", help="move the writer past a damaged record; its bytes go into quarantine"
+    arguments = make_parser().parse_args()
+    keep_freed_memory()
+    arguments.do(arguments)
+
+
+def make_parser() -> Parser:
+    """Return what knows the programs; each sets ``do``, which is given the arguments."""
+    parser = Parser(
+        prog="derops-headend",
+        description="What lies between the operator, the agents and the database.",
+        epilog="Settings are environment variables: DEROPS_GATEWAY_* of the gateway, "
+        "DEROPS_WRITER_* of all others.",
+    )
+    programs = parser.add_subparsers(metavar="PROGRAM", required=True)
+
+    def add(name: str, do: Callable[[argparse.Namespace], None], says: str) -> Parser:
+        program = programs.add_parser(name, help=says, description=f"{says[0].upper()}{says[1:]}.")
+        program.set_defaults(do=do)
+        return program
+
+    add("gateway", _run_gateway, "talk to agents and to the operator")
+    add("writer", _run_writer, "move the event log into the database")
+    skip = add(
+        "skip-record", _skip, "move the writer past a damaged record; its bytes go into quarantine"
     )
     skip.add_argument("--record", type=int, required=True, help="its number in the log")
     skip.add_argument("--shard", type=int, default=0, help="the shard that it is in")
-    history = programs.add_parser("history", help="say what became of dispatches")
+    history = add("history", _tell_history, "say what became of dispatches")
     if sys.argv[1:2] == ["history"]:  # the others need no database driver
         from derops_headend import telling
 
         telling.add_arguments(history)
-    arguments = parser.parse_args()
-    keep_freed_memory()
-    # Each imports what it needs when it runs: a gateway has no database driver, a writer no gRPC.
-    if arguments.program == "gateway":
-        _run_gateway()
-    elif arguments.program == "writer":
-        from derops_headend import writer_program
-
-        writer_program.main()
-    elif arguments.program == "history":
-        from derops_headend import telling
-
-        telling.main(arguments)
-    else:
-        from derops_headend import skipping
-
-        skipping.main(arguments.record, arguments.shard)
+    return parser
 
 
-def _run_gateway() -> None:
+# Each imports what it needs when it runs: a gateway has no database driver, a writer no gRPC.
+
+
+def _run_writer(_: argparse.Namespace) -> None:
+    from derops_headend import writer_program
+
+    writer_program.main()
+
+
+def _skip(arguments: argparse.Namespace) -> None:
+    from derops_headend import skipping
+
+    skipping.main(arguments.record, arguments.shard)
+
+
+def _tell_history(arguments: argparse.Namespace) -> None:
+    from derops_headend import telling
+
+    telling.main(arguments)
+
+
+def _run_gateway(_: argparse.Namespace) -> None:
     # gRPC itself writes a line for each handshake that fails: any stranger could fill a disk.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:

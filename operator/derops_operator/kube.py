@@ -6,10 +6,11 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+import yaml
 from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 
-from derops.errors import DeropsError
+from derops.errors import DeropsError, SettingError
 from derops_operator.facts import FINALIZER, MANAGED_BY, Kind, Meta
 
 FIELD_MANAGER = "derops-operator"
@@ -54,12 +55,26 @@ class Kube:
 
     @classmethod
     async def connect(cls) -> "Kube":
-        """Read KUBECONFIG or the pod's service account; no call is made yet."""
+        """Read KUBECONFIG or the pod's service account; no call is made yet.
+
+        Raises:
+            SettingError: There is neither, or it cannot be read.
+        """
         configuration = client.Configuration()
-        if os.environ.get("KUBECONFIG"):
-            await config.load_kube_config(client_configuration=configuration)
-        else:
-            config.load_incluster_config(client_configuration=configuration)
+        file = os.environ.get("KUBECONFIG")
+        try:
+            if file:
+                await config.load_kube_config(client_configuration=configuration)
+            else:
+                config.load_incluster_config(client_configuration=configuration)
+        except (config.ConfigException, OSError, yaml.YAMLError) as error:
+            why = " ".join(str(error).split())
+            problem = (
+                f"{file} is of no use: {why}"
+                if file
+                else f"is not set, and this is no pod with a service account: {why}"
+            )
+            raise SettingError("KUBECONFIG", "environment", problem) from error
         configuration.connection_pool_maxsize = _CONCURRENT_CALLS
         return cls(configuration)
 

@@ -1,18 +1,19 @@
-"""The operator as a program."""
+"""``derops-operator`` and its commands: composition and nothing else."""
 
+import argparse
 import asyncio
+import os
+import socket
 import sys
+from pathlib import Path
 
-import kopf
 import structlog
 
+from derops.command_line import Parser
+from derops.errors import SettingError
 from derops.observing import OpsServer, Readiness, configure_logging
-from derops.settings import load_settings
-from derops_operator.controller import Controller
-from derops_operator.handlers import make_registry, quieten
-from derops_operator.kube import Kube
+from derops.settings import load_settings, refuse_to_start
 from derops_operator.settings import OperatorSettings
-from derops_operator.trust import Expected, TrustCheck
 
 _log = structlog.get_logger("operator")
 
@@ -22,25 +23,70 @@ Python's parser would end at 1,000, with all that came in the same list."""
 
 
 def main() -> None:
+    """Do what the command says; without one, run the operator."""
+    arguments = make_parser().parse_args()
+    _have_a_home()
+    arguments.do(arguments)
+
+
+def make_parser() -> Parser:
+    """Return what knows the commands; each sets ``do``, which is given the arguments."""
+    parser = Parser(
+        prog="derops-operator",
+        description="Reconcile DERAssets and Dispatches of a cluster, until SIGTERM.",
+        epilog="The settings are environment variables, DEROPS_OPERATOR_*.",
+    )
+    parser.set_defaults(do=_run_operator)
+    return parser
+
+
+def _run_operator(_: argparse.Namespace) -> None:
     """Run until SIGTERM or SIGINT; whatever dies inside ends the program with exit code 1."""
+    from derops_operator.handlers import quieten
+
     sys.setrecursionlimit(_DEEPEST)
     settings = load_settings(OperatorSettings)
     configure_logging(settings.log_level)
     quieten()
-    asyncio.run(run(settings))
+    try:
+        asyncio.run(run(settings))
+    except SettingError as error:
+        refuse_to_start(error)
+
+
+def _have_a_home() -> None:
+    """Let those without an account run this: the client of Kubernetes asks for a home at import."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = "/"
 
 
 async def run(settings: OperatorSettings) -> None:
     """Run kopf and the controller side by side; when one ends, so does the other.
 
     On a signal kopf ends first and then the controller, from kopf's cleanup.
+
+    Raises:
+        SettingError: It cannot be run as it was started.
     """
+    import kopf
+
+    from derops_operator.controller import Controller
+    from derops_operator.handlers import make_registry
+    from derops_operator.kube import Kube
+    from derops_operator.trust import Expected, TrustCheck
+
     readiness = Readiness()
     kube = await Kube.connect()
     controller = Controller(settings, kube, readiness)
-    ops = OpsServer(
-        settings.ops_address, settings.ops_port, readiness, alive=lambda: controller.alive
-    )
+    try:
+        ops = OpsServer(
+            settings.ops_address, settings.ops_port, readiness, alive=lambda: controller.alive
+        )
+    except OSError as error:
+        await kube.close()
+        raise SettingError("DEROPS_OPERATOR_OPS_PORT", "environment", str(error)) from error
     ops.start()
     _log.info("operator.started", ops_port=ops.port, gateways=settings.gateways)
     working = asyncio.create_task(controller.run(), name="controller")
@@ -57,6 +103,8 @@ async def run(settings: OperatorSettings) -> None:
             registry=make_registry(controller.take, controller.drop, controller.loaded.wait, stop),
             clusterwide=True,
             standalone=True,
+            # Of its own, or kopf looks for the account that we run as: a pod has none.
+            identity=f"derops-operator@{socket.gethostname()}",  # type: ignore[arg-type]  # a str
         ),
         name="kopf",
     )

@@ -56,4 +56,4 @@ class GatewaySettings(BaseSettings):
     nats_ca_file: Path | None = None
     log_max_bytes: int = Field(default=8 * 1024**3, ge=1024**2)
     log_when_full: Literal["refuse", "drop-oldest"] = "refuse"
-    log_level: str = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
