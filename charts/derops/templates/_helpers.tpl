@@ -1,0 +1,168 @@
+{{/* Labels of an object. Arguments: root, component. */}}
+{{- define "derops.labels" -}}
+{{ include "derops.selectorLabels" . }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+app.kubernetes.io/part-of: derops
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{/* Labels by which pods are selected; they never change. Arguments: component. */}}
+{{- define "derops.selectorLabels" -}}
+app.kubernetes.io/name: derops
+app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{/* Image of a program. Arguments: root, program. */}}
+{{- define "derops.image" -}}
+{{- with .root.Values.image.registry }}{{ trimSuffix "/" . }}/{{ end -}}
+derops/{{ .program }}:{{ .root.Values.image.tag | default .root.Chart.AppVersion }}
+{{- end }}
+
+{{- define "derops.operatorUser" -}}
+system:serviceaccount:{{ .Release.Namespace }}:derops-operator
+{{- end }}
+
+{{- define "derops.certManagerUser" -}}
+system:serviceaccount:{{ .Values.certManager.namespace }}:{{ .Values.certManager.serviceAccount }}
+{{- end }}
+
+{{/* One of the chart's files with its placeholders filled in. Arguments: root, name. */}}
+{{- define "derops.file" -}}
+{{- $values := merge (dict "operatorUser" (include "derops.operatorUser" .root) "certManagerUser" (include "derops.certManagerUser" .root)) .root.Values }}
+{{- tpl (.root.Files.Get (printf "files/%s" .name)) (dict "Values" $values "Release" .root.Release "Chart" .root.Chart "Template" .root.Template) }}
+{{- end }}
+
+{{/* The documents of one of the chart's files, with our labels. Arguments: root, name, component. */}}
+{{- define "derops.documents" -}}
+{{- $labels := include "derops.labels" . | fromYaml }}
+{{- range splitList "\n---\n" (include "derops.file" .) }}
+{{- with fromYaml . }}
+{{- $_ := set .metadata "labels" (merge (.metadata.labels | default dict) $labels) }}
+---
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* What the restricted Pod Security Standard asks of a pod. Arguments: userID. */}}
+{{- define "derops.podSecurityContext" -}}
+runAsNonRoot: true
+runAsUser: {{ .userID | int64 }}
+runAsGroup: {{ .userID | int64 }}
+fsGroup: {{ .userID | int64 }}
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "derops.containerSecurityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{/* Probes of a program of ours. The kubelet puts what a command prints into the pod's Events, and the answer of an httpGet nowhere. Arguments: port. */}}
+{{- define "derops.probes" -}}
+startupProbe:
+  httpGet: {path: /livez, port: {{ .port }}}
+  periodSeconds: 1
+  failureThreshold: 120
+livenessProbe:
+  httpGet: {path: /livez, port: {{ .port }}}
+  periodSeconds: 10
+  timeoutSeconds: 5
+readinessProbe:
+  exec: {command: [/opt/derops/bin/ready, {{ .port | quote }}]}
+  periodSeconds: 3
+  timeoutSeconds: 5
+{{- end }}
+
+{{/* Where a pod may run. Arguments: the values of its program. */}}
+{{- define "derops.placement" -}}
+{{- with .nodeSelector }}
+nodeSelector: {{ toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations: {{ toYaml . | nindent 2 }}
+{{- end }}
+{{- with .affinity }}
+affinity: {{ toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "derops.pullSecrets" -}}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The writer's way into the database, for each container that needs it. */}}
+{{- define "derops.databaseURL" -}}
+- name: DEROPS_WRITER_DATABASE_URL
+{{- if .Values.postgresql.enabled }}
+  value: {{ printf "postgresql://derops_writer@derops-postgresql.%s.svc:5432/derops?sslmode=verify-full&sslrootcert=/tls/database/ca.crt&sslcert=/tls/database/tls.crt&sslkey=/tls/database/tls.key" .Release.Namespace | quote }}
+{{- else }}
+  valueFrom:
+    secretKeyRef: {name: {{ .Values.database.secretName | quote }}, key: {{ .Values.database.secretKey | quote }}}
+{{- end }}
+{{- end }}
+
+{{/* Settings of the event log on NATS. Arguments: root, prefix. */}}
+{{- define "derops.natsEnvironment" -}}
+- {name: {{ .prefix }}_EVENT_LOG, value: {{ .root.Values.eventLog.natsURL | quote }}}
+{{- if .root.Values.eventLog.natsCredentials.secretName }}
+- {name: {{ .prefix }}_NATS_CREDENTIALS_FILE, value: /nats/credentials/credentials}
+{{- end }}
+{{- if .root.Values.eventLog.natsCA.secretName }}
+- {name: {{ .prefix }}_NATS_CA_FILE, value: /nats/ca/ca.crt}
+{{- end }}
+{{- end }}
+
+{{- define "derops.natsMounts" -}}
+{{- if .Values.eventLog.natsCredentials.secretName }}
+- {name: nats-credentials, mountPath: /nats/credentials, readOnly: true}
+{{- end }}
+{{- if .Values.eventLog.natsCA.secretName }}
+- {name: nats-ca, mountPath: /nats/ca, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{/* Configuration of an agent with a simulated battery. Arguments: root, asset, directory of its certificate, file of the server CA. */}}
+{{- define "derops.simulatedBattery" -}}
+gateways: ["derops-gateway.{{ .root.Release.Namespace }}.svc:{{ .root.Values.gateway.service.port | int64 }}"]
+serverCAFile: {{ .serverCA }}
+dataDirectory: /data
+opsPort: 8083
+assets:
+  - namespace: {{ .root.Release.Namespace }}
+    name: {{ .asset }}
+    certificateDirectory: {{ .directory }}
+    driver:
+      kind: simulated
+      model: battery
+      maxInjectionWatts: 10000
+      maxAbsorptionWatts: 8000
+      energyCapacityWattHours: 20000
+{{- end }}
+
+{{/* Marks an object of "helm test". What failed stays to be looked at until the next test. Arguments: weight. */}}
+{{- define "derops.testHook" -}}
+helm.sh/hook: test
+helm.sh/hook-weight: {{ .weight | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+helm.sh/hook-output-log-policy: hook-failed,hook-succeeded
+{{- end }}
+
+{{- define "derops.testEnvironment" -}}
+- {name: ASSET, value: {{ .asset }}}
+- name: NAMESPACE
+  valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
+- name: POD_NAME
+  valueFrom: {fieldRef: {fieldPath: metadata.name}}
+- name: POD_UID
+  valueFrom: {fieldRef: {fieldPath: metadata.uid}}
+{{- end }}
