@@ -1,6 +1,6 @@
 """Tries derops out from inside its cluster. Standard library only, but for the database.
 
-- ``pilot.py apply FILE``: create or change the DERAsset in FILE (JSON), as soon as its kind is served
+- ``pilot.py apply FILE``: create or change a DERAsset (JSON), as soon as its kind is served
 - ``pilot.py identity``: make the asset of the test, and wait for the key of its agent
 - ``pilot.py dispatch``: bring one dispatch to Complete with evidence Effect, find it and its
   telemetry in the database, and take all of it away
