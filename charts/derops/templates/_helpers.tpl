@@ -14,6 +14,13 @@ app.kubernetes.io/name: derops
 app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
+{{/* Labels of a pod: without versions, so that an upgrade restarts what it changes and nothing else. Arguments: root, component. */}}
+{{- define "derops.podLabels" -}}
+{{ include "derops.selectorLabels" . }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/part-of: derops
+{{- end }}
+
 {{/* Image of a program. Arguments: root, program. */}}
 {{- define "derops.image" -}}
 {{- with .root.Values.image.registry }}{{ trimSuffix "/" . }}/{{ end -}}
@@ -165,4 +172,11 @@ helm.sh/hook-output-log-policy: hook-failed,hook-succeeded
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
 - name: POD_UID
   valueFrom: {fieldRef: {fieldPath: metadata.uid}}
+{{- end }}
+
+{{/* Peers of a NetworkPolicy; none of them means everybody. */}}
+{{- define "derops.from" -}}
+{{- with . -}}
+from: {{ toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}
