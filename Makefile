@@ -1,6 +1,6 @@
 # Every target does all its own set-up; a second run starts from caches.
 .DEFAULT_GOAL := help
-.PHONY: help setup parts lint generate test e2e soak faults powerloss kills histories fuzz bench demo up down status clean
+.PHONY: help setup parts lint generate install-yaml test e2e soak faults powerloss kills histories fuzz bench demo up down status clean
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/derops
 TOOLS := $(CACHE)/tools
@@ -8,7 +8,7 @@ PYTHON := .venv/bin/python
 PROTOS := $(wildcard headend/derops/wire/v1/*.proto)
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.complete  ## Install what the other targets need, into .venv
 
@@ -25,11 +25,15 @@ lint: setup  ## Check style, types and the direction of imports
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-generate: setup  ## Generate the wire format's Python code and the schema of profiles
+generate: setup  ## Generate the wire format's Python code, the schema of profiles, and what the chart copies
 	$(PYTHON) -m grpc_tools.protoc -I headend --python_out=headend --pyi_out=headend \
 		--grpc_python_out=headend $(PROTOS)
 	rm -f headend/derops/wire/v1/dispatch_pb2_grpc.py headend/derops/wire/v1/log_pb2_grpc.py
 	$(PYTHON) -m derops_agent.drivers.modbus > docs/reference/modbus-profile.schema.json
+	$(PYTHON) scripts/chart.py generate
+
+install-yaml: setup  ## Render the chart into build/install.yaml; VALUES=file
+	@PYTHONPATH=. $(PYTHON) scripts/chart.py install-yaml build/install.yaml $(VALUES)
 
 test: parts  ## Run all tests, on real parts
 	.venv/bin/pytest

@@ -1,0 +1,138 @@
+"""The chart fits the programs that it runs, and what is made of it is current."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from pydantic_settings import BaseSettings
+from tests.chart.rendering import CHART, VARIANTS, documents, pod_specs, rendered, values_of
+from tests.stack import places
+
+from derops_headend.gateway.settings import GatewaySettings
+from derops_headend.writer_program import WriterSettings
+from derops_operator.settings import OperatorSettings
+
+PROGRAMS: dict[str, type[BaseSettings]] = {
+    "operator": OperatorSettings,
+    "gateway": GatewaySettings,
+    "writer": WriterSettings,
+}
+every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda each: each.stem)
+
+
+@pytest.fixture(scope="module")
+def chart() -> ModuleType:
+    specification = importlib.util.spec_from_file_location(
+        "chart_script", places.REPOSITORY / "scripts" / "chart.py"
+    )
+    assert specification
+    assert specification.loader
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["chart_script"] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+def containers(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*spec.get("initContainers", []), *spec["containers"]]
+
+
+def test_the_chart_has_the_crds(chart: ModuleType) -> None:
+    assert {file.name: file.read_bytes() for file in chart.CRDS.iterdir()} == chart.crds()
+
+
+def test_the_readme_has_every_value_and_its_comment(chart: ModuleType) -> None:
+    assert chart.README.read_text(encoding="utf-8") == chart.readme()
+
+
+@every_variant
+def test_settings_that_the_chart_gives_exist(variant: Path) -> None:
+    seen = set()
+    for spec in pod_specs(documents(values_of(variant))).values():
+        for container in containers(spec):
+            kind = PROGRAMS.get(container["name"])
+            if kind is None:
+                continue
+            prefix = str(kind.model_config["env_prefix"])
+            known = {f"{prefix}{field.upper()}" for field in kind.model_fields}
+            given = {each["name"] for each in container["env"] if each["name"].startswith("DEROPS")}
+            assert given <= known
+            required = {
+                f"{prefix}{name.upper()}"
+                for name, field in kind.model_fields.items()
+                if field.is_required()
+            }
+            assert required <= given
+            seen.add(container["name"])
+
+    assert seen == set(PROGRAMS)
+
+
+@every_variant
+def test_every_container_says_at_its_end_why(variant: Path) -> None:
+    for name, spec in pod_specs(documents(values_of(variant))).items():
+        for container in containers(spec):
+            if container["name"] != "reload":
+                assert container["terminationMessagePolicy"] == "FallbackToLogsOnError", name
+
+
+@every_variant
+def test_ports_of_probes_are_those_of_the_programs(variant: Path) -> None:
+    ports = {"operator": 8080, "gateway": 8081, "writer": 8082, "agent": 8083}
+    for spec in pod_specs(documents(values_of(variant))).values():
+        for container in spec["containers"]:
+            if (port := ports.get(container["name"])) is None:
+                continue
+            probed = container["readinessProbe"]["exec"]["command"]
+            assert probed == ["/opt/derops/bin/ready", str(port)]
+            assert port in {each["containerPort"] for each in container["ports"]}
+
+
+@every_variant
+def test_no_pod_is_given_the_key_of_an_authority(variant: Path) -> None:
+    authorities = {"derops-server-ca", "derops-control-ca", "derops-agent-ca", "derops-database-ca"}
+    for name, spec in pod_specs(documents(values_of(variant))).items():
+        for volume in spec["volumes"]:
+            secret = volume.get("secret", {})
+            if secret.get("secretName") in authorities:
+                assert secret["items"] == [{"key": "ca.crt", "path": "ca.crt"}], name
+
+
+@every_variant
+def test_every_object_tells_whose_it_is(variant: Path) -> None:
+    theirs = {"CustomResourceDefinition"}
+    for each in documents(values_of(variant)):
+        name = each["metadata"]["name"]
+        if each["kind"] not in theirs and not name.startswith("extra"):
+            assert each["metadata"]["labels"]["app.kubernetes.io/name"] == "derops", name
+
+
+def test_manifests_without_helm_hold_no_secret_and_no_hook(chart: ModuleType) -> None:
+    values = values_of(chart.PILOT)
+
+    text = chart.install_yaml(values, rendered(values))
+
+    objects = list(yaml.safe_load_all(text))
+    kinds = [each["kind"] for each in objects]
+    assert kinds[:3] == ["Namespace", "CustomResourceDefinition", "CustomResourceDefinition"]
+    assert "Secret" not in kinds
+    assert "helm.sh/hook" not in text
+    assert "managed-by: Helm" not in text
+    hooks = [
+        each
+        for each in documents(values)
+        if "helm.sh/hook" in each["metadata"].get("annotations", {})
+    ]
+    assert hooks
+    assert len(objects) == len(documents(values)) - len(hooks) + 1
+
+
+def test_a_chart_tells_one_version() -> None:
+    about = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
+    project = (places.REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    assert about["version"] == about["appVersion"]
+    assert f'version = "{about["version"]}"' in project

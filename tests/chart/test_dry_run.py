@@ -1,0 +1,42 @@
+"""A real API server takes what the chart renders."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.chart.rendering import NAMESPACE, VARIANTS, documents, values_of
+from tests.stack.controlplane import ControlPlane
+
+HOOKS = "helm.sh/hook"
+CLUSTER_HAS_NOT = {"PodMonitor"}
+
+
+def namespace(name: str, **labels: str) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda each: each.stem)
+def test_all_of_it_is_taken_and_restricted(kube: ControlPlane, variant: Path) -> None:
+    values = values_of(variant)
+    kube.apply(
+        namespace(values.get("certManager", {}).get("namespace", "cert-manager")),
+        namespace(NAMESPACE, **{"pod-security.kubernetes.io/warn": "restricted"}),
+    )
+    manifests = [each for each in documents(values) if each["kind"] not in CLUSTER_HAS_NOT]
+    accounts = [each for each in manifests if each["kind"] == "ServiceAccount"]
+    kube.apply(*accounts)  # a dry run of a Pod looks for the one it names
+
+    done = subprocess.run(
+        [
+            kube.binaries.kubectl, f"--kubeconfig={kube.kubeconfig}",
+            "apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-",
+        ],
+        input=yaml.safe_dump_all(manifests), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    for account in accounts:
+        kube.kubectl("delete", "serviceaccount", account["metadata"]["name"], "-n", NAMESPACE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == len(manifests)
