@@ -1,6 +1,6 @@
 # Every target does all its own set-up; a second run starts from caches.
 .DEFAULT_GOAL := help
-.PHONY: help setup parts lint generate install-yaml test e2e soak faults powerloss kills histories fuzz bench demo up down status clean
+.PHONY: help setup parts lint generate install-yaml test e2e soak faults powerloss kills histories fuzz bench images demo up down status clean
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/derops
 TOOLS := $(CACHE)/tools
@@ -62,6 +62,9 @@ fuzz: parts  ## A million messages that may be anything, to the database; DEROPS
 
 bench: parts  ## Measure; prints JSON lines
 	$(PYTHON) -m tests.bench $(BENCH)
+
+images: setup  ## Make the container images; VERSION, BASE, see docs/how-to/build-images.md
+	@$(PYTHON) -m images $(foreach arch,$(ARCHS),--arch $(arch))
 
 demo: setup  ## Run the examples on the whole product and watch
 	@$(PYTHON) -m tests.stack demo

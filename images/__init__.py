@@ -1,0 +1,1 @@
+"""Makes the container images. ``python -m images``, or ``make images``."""
