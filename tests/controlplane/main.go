@@ -1,9 +1,10 @@
-// Command controlplane is a Kubernetes control plane in one binary: etcd, the API server, the
-// controller manager, cert-manager's controllers and its webhook, each the real component linked as
-// a library, and kubectl under a link of that name.
+// Command controlplane is Kubernetes in one binary: each program of it, etcd and cert-manager the real
+// one, linked as a library, so that a machine compiles them once.
 //
-// The sub-commands take the flags of the component they are named after, so that everything said in
-// the components' own documentation holds. tests/stack starts one process for each.
+// Its sub-commands are a control plane without nodes; they take the flags of the component they are
+// named after, so that everything said in the components' own documentation holds. tests/stack
+// starts one process for each. Under a link with the name of a program it is that program: kubectl
+// anywhere, and all that runs on the node and in the pods of the cluster of tests/kind.
 package main
 
 import (
@@ -15,9 +16,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"k8s.io/component-base/cli"
-	kubectl "k8s.io/kubectl/pkg/cmd"
-	"k8s.io/kubectl/pkg/cmd/util"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	controllermanager "k8s.io/kubernetes/cmd/kube-controller-manager/app"
 )
@@ -34,10 +32,8 @@ var components = map[string]func() *cobra.Command{
 }
 
 func main() {
-	if filepath.Base(os.Args[0]) == "kubectl" {
-		if err := cli.RunNoErrOutput(kubectl.NewDefaultKubectlCommand()); err != nil {
-			util.CheckErr(err)
-		}
+	if program := programs[filepath.Base(os.Args[0])]; program != nil {
+		program()
 		return
 	}
 	if len(os.Args) < 2 || components[os.Args[1]] == nil {

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,51 +52,70 @@ class Binaries:
 
 def binaries() -> Binaries:
     """Return the control plane; build it first where the cache does not have this state."""
-    return Binaries(_cached(SOURCES, _build_control_plane))
+    return Binaries(_cached(SOURCES, _build_control_plane, SOURCES.name))
 
 
-def program(name: str) -> Path:
-    """Return the program whose Go sources are in ``tests/<name>``; build it first if need be."""
-    sources = places.REPOSITORY / "tests" / name
+def program(
+    name: str, sources: Path | None = None, package: str = ".", stamps: Mapping[str, str] = {}
+) -> Path:
+    """Return a program in Go; build it first if need be.
 
-    def build(go: str, scratch: Path) -> None:
-        command = [go, "build", "-trimpath", "-buildvcs=false", "-o", str(scratch / name), "."]
+    Args:
+        name: What it is called.
+        sources: Where its module is, by default ``tests/<name>``.
+        package: Which package of the module, or of one that the module needs, it is.
+        stamps: Variables of its code, and what the linker shall put there.
+    """
+    sources = sources or places.REPOSITORY / "tests" / name
+
+    def build(tool: str, scratch: Path) -> None:
+        command = [tool, "build", *_flags(stamps), "-o", str(scratch / name), package]
         _run(command, sources, CGO_ENABLED="0")
 
-    return _cached(sources, build) / name
+    return _cached(sources, build, name) / name
 
 
-def _cached(sources: Path, build: Callable[[str, Path], None]) -> Path:
+def go() -> str:
+    """Return the Go tool chain.
+
+    Raises:
+        StackError: There is none.
+    """
+    found = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
+    if found is None:
+        raise StackError("Go is not on PATH: it builds what tests need, see https://go.dev/dl/")
+    return found
+
+
+def _cached(sources: Path, build: Callable[[str, Path], None], name: str) -> Path:
     """Return the directory that ``build`` filled, once for each state of the sources."""
-    go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
-    if go is None:
-        raise StackError(f"Go is not on PATH: it builds {sources.name}, see https://go.dev/dl/")
-    directory = places.cache() / f"{sources.name}-{_fingerprint(go, sources)}"
+    tool = go()
+    directory = places.cache() / f"{name}-{_fingerprint(tool, sources)}"
     if not directory.exists():
-        with places.locked(sources.name):
+        with places.locked(name):
             if not directory.exists():  # else somebody built it while we waited for the lock
                 scratch = directory.with_suffix(".part")
                 shutil.rmtree(scratch, ignore_errors=True)
                 scratch.mkdir()
-                build(go, scratch)
+                build(tool, scratch)
                 scratch.rename(directory)
     return directory
 
 
-def _fingerprint(go: str, sources: Path) -> str:
-    digest = hashlib.sha256(_run([go, "env", "GOVERSION"], sources).encode())
+def _fingerprint(tool: str, sources: Path) -> str:
+    digest = hashlib.sha256(_run([tool, "env", "GOVERSION"], sources).encode())
     for file in sorted([*sources.glob("*.go"), *sources.glob("go.*")]):
         digest.update(f"{file.name}\0".encode() + file.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
-def _build_control_plane(go: str, scratch: Path) -> None:
-    command = [go, "build", *_flags(), "-o", str(scratch / "controlplane"), "."]
+def _build_control_plane(tool: str, scratch: Path) -> None:
+    command = [tool, "build", *_flags(_version()), "-o", str(scratch / "controlplane"), "."]
     with _Progress():
         _run(command, SOURCES, CGO_ENABLED="0")
     (scratch / "kubectl").symlink_to("controlplane")
     module = "github.com/cert-manager/cert-manager"
-    found = _run([go, "list", "-m", "-f", "{{.Dir}}", module], SOURCES)
+    found = _run([tool, "list", "-m", "-f", "{{.Dir}}", module], SOURCES)
     deploy = Path(found.strip()) / "deploy"
     _copy(deploy / "crds", scratch / "cert-manager-crds")
     _copy(deploy / "charts" / "cert-manager", scratch / "cert-manager-chart")
@@ -111,7 +130,13 @@ def _copy(source: Path, target: Path) -> None:
             copy.write_bytes(file.read_bytes())
 
 
-def _flags() -> list[str]:
+def _flags(stamps: Mapping[str, str]) -> list[str]:
+    """Return the same flags for all: Go compiles a package once for each set of them."""
+    linker = " ".join(f"-X {name}={value}" for name, value in stamps.items())
+    return ["-trimpath", "-buildvcs=false", f"-ldflags=-s -w {linker}"]
+
+
+def _version() -> dict[str, str]:
     major, minor, _ = KUBERNETES_VERSION.removeprefix("v").split(".")
     version = "k8s.io/component-base/version"  # kubectl cannot parse the version without these
     facts = {
@@ -121,8 +146,7 @@ def _flags() -> list[str]:
         "gitCommit": "unknown",
         "gitTreeState": "clean",
     }
-    stamps = " ".join(f"-X {version}.{name}={value}" for name, value in facts.items())
-    return ["-trimpath", "-buildvcs=false", f"-ldflags=-s -w {stamps}"]
+    return {f"{version}.{name}": value for name, value in facts.items()}
 
 
 def _run(command: list[str], directory: Path, **environment: str) -> str:

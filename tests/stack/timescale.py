@@ -60,14 +60,14 @@ def _unpack() -> Path:
         _run(
             [
                 "debootstrap", "--variant=minbase", f"--include={_PACKAGES}", _SUITE, str(root),
-                _mirror(),
+                mirror(),
             ]
         )  # fmt: skip
         done.touch()
     return root
 
 
-def _mirror() -> str:
+def mirror() -> str:
     """Return the mirror that this machine's own packages come from."""
     files = [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]
     for file in files:
