@@ -1,0 +1,232 @@
+"""The pilot's PostgreSQL lets in who shows the writer's certificate, and takes a renewed one.
+
+The server is the machine's own. What it is started with, and what its second container runs, is
+what the chart renders; paths are the only difference.
+"""
+
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+from tests.chart.rendering import NAMESPACE, documents
+from tests.stack import places
+from tests.stack.pki import Authority, KeyPair
+from tests.stack.postgres import find_installation
+from tests.stack.processes import Process
+from tests.waiting import until
+
+SERVICE = f"derops-postgresql.{NAMESPACE}.svc"
+
+
+class PilotDatabase:
+    """The chart's database, as far as one can have it without a cluster."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.authority = Authority("derops database CA")
+        self.installation = find_installation()
+        self.port = places.free_port()
+        manifests = documents({"postgresql": {"enabled": True}})
+        self.files = _named(manifests, "ConfigMap", "derops-postgresql")["data"]
+        pod = _named(manifests, "StatefulSet", "derops-postgresql")["spec"]["template"]["spec"]
+        self._server, self._reload = pod["containers"]
+        headend = _named(manifests, "StatefulSet", "derops-headend")["spec"]["template"]["spec"]
+        environment = {each["name"]: each["value"] for each in headend["containers"][1]["env"]}
+        self._url = environment["DEROPS_WRITER_DATABASE_URL"]
+        for name in ("etc", "run", "data"):
+            (directory / name).mkdir()
+        for name, text in self.files.items():
+            (directory / "etc" / name).write_text(text, encoding="utf-8")
+        self.show_certificate()
+        self._give(directory)
+        subprocess.run(
+            self.installation.command(
+                "initdb", f"--pgdata={directory}/data", "--username=postgres", "--auth=reject",
+                "--no-sync",
+            ),
+            user=self.installation.user, cwd=directory, check=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        self.processes = [
+            self._process("postgres", [*self._arguments(), "-c", "fsync=off"]),
+            self._process("reload", ["/bin/sh", "-euc", self._here(self._reload["args"][0])]),
+        ]
+
+    def start(self) -> None:
+        for process in self.processes:
+            process.start()
+        self.processes[0].wait_until(self._answers)
+        with self._inside("postgres") as connection:
+            connection.execute("create database derops")
+        with self._inside("derops") as connection:
+            connection.execute(self.files["roles.sql"].encode())
+
+    def show_certificate(self) -> None:
+        """Mount a new certificate for the server, as a kubelet would."""
+        pair = self.authority.server([SERVICE], [])
+        _mount(self.directory / "tls", _files(pair, self.authority), self.installation.user)
+
+    def connect(self, client: KeyPair | None, **changes: str) -> psycopg.Connection:
+        """Connect by the writer's URL, with another certificate or none."""
+        parts: dict[str, Any] = dict(conninfo_to_dict(self._url))
+        folder = self.directory / "client"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        pair = client or self.authority.client("nobody")
+        for name, content in _files(pair, self.authority).items():
+            (folder / name).write_bytes(content)
+            (folder / name).chmod(0o600)
+        for name in ("sslrootcert", "sslcert", "sslkey"):
+            parts[name] = str(folder / Path(parts[name]).name)
+        if client is None:
+            parts["sslcert"] = parts["sslkey"] = str(folder / "none")
+        parts |= {"hostaddr": "127.0.0.1", "port": self.port, "connect_timeout": 5}
+        return psycopg.connect(**(parts | changes))
+
+    def _inside(self, database: str) -> psycopg.Connection:
+        """Connect as `kubectl exec` does: by the socket in the pod."""
+        return psycopg.connect(
+            host=f"{self.directory}/run",
+            port=self.port,
+            user="postgres",
+            dbname=database,
+            autocommit=True,
+        )
+
+    def _arguments(self) -> list[str]:
+        program, *options = [self._here(each) for each in self._server["args"]]
+        return [
+            str(self.installation.programs / program), "-D", f"{self.directory}/data", *options,
+            "-c", f"port={self.port}", "-c", "listen_addresses=127.0.0.1",
+            "-c", f"unix_socket_directories={self.directory}/run",
+        ]  # fmt: skip
+
+    def _here(self, text: str) -> str:
+        return (
+            text.replace("/etc/derops", f"{self.directory}/etc")
+            .replace("/tls/", f"{self.directory}/tls/")
+            .replace("/var/run/postgresql", f"{self.directory}/run")
+            .replace("sleep 10", "sleep 1")
+        )
+
+    def _process(self, name: str, command: list[str]) -> Process:
+        return Process(
+            name, command, directory=self.directory, user=self.installation.user,
+            environment={"PGPORT": str(self.port)},
+            stop_signal=signal.SIGINT if name == "postgres" else signal.SIGTERM,
+        )  # fmt: skip
+
+    def _answers(self) -> bool:
+        try:
+            self._inside("postgres").close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def _give(self, path: Path) -> None:
+        if user := self.installation.user:
+            for each in (path, *path.rglob("*")):
+                shutil.chown(each, user) if each.exists() else None
+
+
+def _named(manifests: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
+    return next(
+        each for each in manifests if (each["kind"], each["metadata"]["name"]) == (kind, name)
+    )
+
+
+def _files(pair: KeyPair, authority: Authority) -> dict[str, bytes]:
+    return {
+        "tls.crt": pair.certificate.encode(),
+        "tls.key": pair.key.encode(),
+        "ca.crt": authority.certificate.encode(),
+    }
+
+
+def _mount(directory: Path, files: Mapping[str, bytes], user: str | None) -> None:
+    """Show files through ``..data``, and give them away before anybody can see them."""
+    directory.mkdir(exist_ok=True)
+    fresh = directory / f"..{len(list(directory.iterdir()))}"
+    fresh.mkdir()
+    for name, content in files.items():
+        (fresh / name).write_bytes(content)
+        (fresh / name).chmod(0o600)
+        if user:
+            shutil.chown(fresh / name, user)
+        if not (directory / name).is_symlink():
+            (directory / name).symlink_to(f"..data/{name}")
+    link = directory / "..data_tmp"
+    link.symlink_to(fresh.name)
+    link.replace(directory / "..data")
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[PilotDatabase]:
+    with places.private_directory("pilot-database") as directory:
+        running = PilotDatabase(directory)
+        try:
+            running.start()
+            yield running
+        finally:
+            for process in reversed(running.processes):
+                if process.started:
+                    process.terminate()
+
+
+def test_the_writer_gets_in_by_its_certificate_and_may_make_tables(database: PilotDatabase) -> None:
+    with database.connect(database.authority.client("derops_writer")) as connection:
+        connection.execute("create table made (here int)")
+        connection.execute("drop table made")
+
+
+@pytest.mark.parametrize(
+    ("user", "said"),
+    [
+        pytest.param(None, "requires a valid client certificate", id="none"),
+        pytest.param("somebody", "certificate authentication failed", id="another role's"),
+    ],
+)
+def test_no_other_certificate_gets_in(database: PilotDatabase, user: str | None, said: str) -> None:
+    pair = database.authority.client(user) if user else None
+    with pytest.raises(psycopg.OperationalError, match=said):
+        database.connect(pair)
+
+
+def test_a_certificate_of_another_authority_does_not_get_in(database: PilotDatabase) -> None:
+    with pytest.raises(psycopg.OperationalError):
+        database.connect(Authority("another").client("derops_writer"))
+
+
+def test_nobody_is_superuser_over_the_network(database: PilotDatabase) -> None:
+    with pytest.raises(psycopg.OperationalError, match=r"no pg_hba\.conf entry"):
+        database.connect(database.authority.client("postgres"), user="postgres")
+
+
+def test_nothing_goes_in_the_clear(database: PilotDatabase) -> None:
+    with pytest.raises(psycopg.OperationalError, match="no encryption"):
+        database.connect(database.authority.client("derops_writer"), sslmode="disable")
+
+
+async def test_a_renewed_certificate_is_loaded_without_a_restart(database: PilotDatabase) -> None:
+    loaded = "select pg_conf_load_time()"
+    writer = database.authority.client("derops_writer")
+    with database.connect(writer) as connection:
+        before = connection.execute(loaded).fetchone()
+
+    database.show_certificate()
+
+    log = database.processes[1].log_file
+    await until(lambda: "renewed certificate loaded" in log.read_text())
+    with database.connect(writer) as connection:
+        assert connection.execute(loaded).fetchone() != before
+    assert database.processes[0].alive
+
+
+def test_the_container_beside_it_ends_when_told_to(database: PilotDatabase) -> None:
+    assert database.processes[1].terminate() == 0
+    database.processes[1].start()
