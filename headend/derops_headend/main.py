@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from derops_headend.ports import EventLog
 
 Opened = TypeVar("Opened")
+_Doing = Callable[[argparse.Namespace], None]
 
 
 def main() -> None:
@@ -44,8 +45,10 @@ def make_parser() -> Parser:
     )
     programs = parser.add_subparsers(metavar="PROGRAM", required=True)
 
-    def add(name: str, do: Callable[[argparse.Namespace], None], says: str) -> Parser:
-        program = programs.add_parser(name, help=says, description=f"{says[0].upper()}{says[1:]}.")
+    def add(
+        name: str, do: _Doing, says: str, to: "argparse._SubParsersAction[Parser]" = programs
+    ) -> Parser:
+        program = to.add_parser(name, help=says, description=f"{says[0].upper()}{says[1:]}.")
         program.set_defaults(do=do)
         return program
 
@@ -61,6 +64,19 @@ def make_parser() -> Parser:
         from derops_headend import telling
 
         telling.add_arguments(history)
+    says = "print what an administrator of the database is asked for"
+    database = programs.add_parser("database", help=says, description=f"{says.capitalize()}.")
+    roles = add(
+        "roles",
+        _print_roles,
+        "print the SQL that makes the roles of derops, passwords left out",
+        database.add_subparsers(metavar="WHAT", required=True),
+    )
+    roles.add_argument(
+        "--check",
+        action="store_true",
+        help="say what is missing in the database of DEROPS_WRITER_DATABASE_URL; 1 = something is",
+    )
     return parser
 
 
@@ -83,6 +99,12 @@ def _tell_history(arguments: argparse.Namespace) -> None:
     from derops_headend import telling
 
     telling.main(arguments)
+
+
+def _print_roles(arguments: argparse.Namespace) -> None:
+    from derops_headend import granting
+
+    granting.main(check=arguments.check)
 
 
 def _run_gateway(_: argparse.Namespace) -> None:

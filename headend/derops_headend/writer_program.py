@@ -170,14 +170,23 @@ def check_settings(settings: WriterSettings) -> None:
     Raises:
         SettingError: A setting cannot be used.
     """
+    check_url(settings)
+    if settings.event_log == SQLITE:
+        _directory(settings)
+        choose_shards(parse_shards(settings.shards), 1)
+
+
+def check_url(settings: WriterSettings) -> None:
+    """Check that the URL is one.
+
+    Raises:
+        SettingError: It is not.
+    """
     try:
         conninfo_to_dict(settings.database_url.get_secret_value())
     except psycopg.Error:
         problem = "is not a connection URL of PostgreSQL"  # and what it is may hold a password
         raise SettingError("DEROPS_WRITER_DATABASE_URL", "environment", problem) from None
-    if settings.event_log == SQLITE:
-        _directory(settings)
-        choose_shards(parse_shards(settings.shards), 1)
 
 
 def _directory(settings: WriterSettings) -> Path:

@@ -19,7 +19,8 @@ from psycopg import sql
 from tests.stack import places
 from tests.stack.processes import Process, StackError
 
-_OWNER = "derops"
+OWNER = "derops"
+WRITER, READER = ROLES = ("derops_writer", "derops_reader")
 _SUPERUSER = "postgres"
 
 
@@ -75,15 +76,36 @@ class PostgresServer:
     def __exit__(self, *_: object) -> None:
         self._cleanup.close()
 
-    def url(self, database: str) -> str:
-        """Return a URL of the role that owns the databases; it is no superuser."""
-        return f"postgresql://{_OWNER}:{self._password}@127.0.0.1:{self.port}/{database}"
+    def url(self, database: str, role: str = OWNER) -> str:
+        """Return a URL of the role that owns the databases, or of another; no superuser's."""
+        return f"postgresql://{role}:{self._password}@127.0.0.1:{self.port}/{database}"
+
+    def create_for_roles(self, name: str, roles: bytes) -> str:
+        """Create an empty database of the superuser with our roles, and return the writer's URL."""
+        self._administer(sql.SQL("create database {}").format(sql.Identifier(name)))
+        self.apply_roles(name, roles)
+        return self.url(name, WRITER)
+
+    def apply_roles(self, name: str, roles: bytes) -> None:
+        """Run in a database the SQL that makes our roles, and give them a password."""
+        with self.superuser(name) as connection:
+            connection.execute(roles)
+            for role in ROLES:
+                connection.execute(
+                    sql.SQL("alter role {} password {}").format(
+                        sql.Identifier(role), sql.Literal(self._password)
+                    )
+                )
+
+    def superuser(self, database: str = "postgres") -> psycopg.Connection:
+        """Return a connection of the superuser, in autocommit mode."""
+        return psycopg.connect(self._superuser_url(database), autocommit=True)
 
     def create_database(self, name: str) -> str:
         """Create an empty database and return its URL."""
         self._administer(
             sql.SQL("create database {} owner {}").format(
-                sql.Identifier(name), sql.Identifier(_OWNER)
+                sql.Identifier(name), sql.Identifier(OWNER)
             )
         )
         return self.url(name)
@@ -118,13 +140,12 @@ class PostgresServer:
         self.process.wait_until(self._accepts)
 
     def _administer(self, statement: sql.Composed) -> None:
-        with psycopg.connect(self._superuser_url, autocommit=True) as connection:
+        with self.superuser() as connection:
             connection.execute(statement)
 
-    @property
-    def _superuser_url(self) -> str:
+    def _superuser_url(self, database: str = "postgres") -> str:
         login = f"{_SUPERUSER}:{self._superuser_password}"
-        return f"postgresql://{login}@127.0.0.1:{self.port}/postgres"
+        return f"postgresql://{login}@127.0.0.1:{self.port}/{database}"
 
     def _start(self) -> None:
         installation = self.installation
@@ -164,7 +185,7 @@ class PostgresServer:
         secret.unlink()
         self._administer(
             sql.SQL("create role {} login password {}").format(
-                sql.Identifier(_OWNER), sql.Literal(self._password)
+                sql.Identifier(OWNER), sql.Literal(self._password)
             )
         )
 
@@ -182,7 +203,7 @@ class PostgresServer:
 
     def _accepts(self) -> bool:
         try:
-            psycopg.connect(self._superuser_url, connect_timeout=2).close()
+            psycopg.connect(self._superuser_url(), connect_timeout=2).close()
         except psycopg.OperationalError:
             return False
         return True

@@ -11,6 +11,7 @@ from tests.stack.postgres import PostgresServer
 
 from derops_headend.storage.database import Database
 from derops_headend.storage.migrating import migrate
+from derops_headend.storage.roles import roles_sql
 
 _databases = itertools.count(1)
 Query = Callable[..., list[tuple[Any, ...]]]
@@ -18,10 +19,13 @@ Query = Callable[..., list[tuple[Any, ...]]]
 
 @pytest.fixture(params=["postgres_server", "timescale_server"])
 def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Return the URL of an empty database, in turn on each of the engines."""
+    """Return the writer's URL of an empty database, in turn on each of the engines.
+
+    It has just the rights that we tell people to give it.
+    """
     server: PostgresServer = request.getfixturevalue(request.param)
     name = f"storage_{next(_databases)}"
-    yield server.create_database(name)
+    yield server.create_for_roles(name, roles_sql())
     server.drop_database(name)
 
 

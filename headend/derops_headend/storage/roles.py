@@ -1,0 +1,148 @@
+"""The roles that derops has in PostgreSQL: the SQL that makes them, and what they lack."""
+
+from collections.abc import Iterator
+from importlib import resources
+from typing import Any
+
+import psycopg
+
+READER = "derops_reader"
+OLDEST_POSTGRES = 14
+TABLES = (
+    "schema_version",
+    "asset",
+    "telemetry",
+    "telemetry_1m",
+    "telemetry_15m",
+    "roll_up_due",
+    "retention",
+    "measurement",
+    "telemetry_gap",
+    "dispatch_event",
+    "dispatch_claim",
+    "dispatch_history",
+    "connection_event",
+    "quarantine",
+    "log_offset",
+)
+"""Tables and views that the writer makes; partitions are beside them."""
+
+FUNCTIONS = ("from_microseconds", "ensure_telemetry_day")
+
+_SERVER = """
+    select current_setting('server_version'), current_setting('server_version_num')::int / 10000,
+      pg_is_in_recovery(), current_setting('default_transaction_read_only')::bool
+"""
+_RIGHTS = """
+    select current_user, current_database(), current_schema(),
+      coalesce(has_schema_privilege(current_schema(), 'CREATE'), false),
+      has_database_privilege(current_database(), 'TEMPORARY'),
+      rolsuper, rolcreaterole, rolcreatedb
+    from pg_roles where rolname = current_user
+"""
+_FOREIGN = """
+    select relname, pg_get_userbyid(relowner) from pg_class
+    where relnamespace = current_schema()::regnamespace and not pg_has_role(relowner, 'USAGE') and (
+      relname = any(%(tables)s) or oid in (
+        select inhrelid from pg_inherits
+        where inhparent in (to_regclass('telemetry'), to_regclass('measurement'))
+      )
+    )
+    union all
+    select proname, pg_get_userbyid(proowner) from pg_proc
+    where pronamespace = current_schema()::regnamespace and not pg_has_role(proowner, 'USAGE')
+      and proname = any(%(functions)s)
+    order by 1
+"""
+_UNREADABLE = """
+    select relname from pg_class
+    where relnamespace = current_schema()::regnamespace and relname = any(%(tables)s)
+      and not has_table_privilege(%(reader)s, oid, 'SELECT')
+    order by 1
+"""
+_OURS_ARE_THERE = "select to_regclass('dispatch_event') is not null"
+_TIMESCALE_IS_OFFERED = """
+    select from pg_available_extensions where name = 'timescaledb' and installed_version is null
+"""
+_SHOWN = 5
+
+
+def roles_sql() -> bytes:
+    """Return the SQL that makes the roles; it may be run again and again."""
+    return (resources.files("derops_headend.storage") / "roles.sql").read_bytes()
+
+
+def find_missing(connection: psycopg.Connection) -> list[str]:
+    """Return what the role of a connection lacks to be a writer, and the reader; a line each."""
+    return [
+        *_missing_of_server(connection),
+        *_missing_of_writer(connection),
+        *_missing_of_reader(connection),
+    ]
+
+
+def find_superfluous(connection: psycopg.Connection) -> list[str]:
+    """Return what is not as it should be, and does no harm to what derops does; a line each."""
+    found = []
+    user, database, *_, is_super, makes_roles, makes_databases = _rights(connection)
+    for has, right in (
+        (is_super, "is a superuser"),
+        (makes_roles and not is_super, "may create roles"),
+        (makes_databases and not is_super, "may create databases"),
+    ):
+        if has:
+            found.append(f"{user} {right}: the writer needs no such right")
+    is_offered = connection.execute(_TIMESCALE_IS_OFFERED).fetchone() is not None
+    if is_offered and not _ours_are_there(connection):
+        found.append(
+            f"the server has TimescaleDB, and database {database} does not use it: a superuser "
+            "creates the extension before the writer makes its tables, or never"
+        )
+    return found
+
+
+def _missing_of_server(connection: psycopg.Connection) -> Iterator[str]:
+    version, major, is_standby, is_read_only = connection.execute(_SERVER).fetchone() or ()
+    if major < OLDEST_POSTGRES:
+        yield f"PostgreSQL {version} is too old: {OLDEST_POSTGRES} or newer is needed"
+    if is_standby:
+        yield "the server is a standby: name the primary in the URL"
+    elif is_read_only:
+        yield "transactions are read only here (default_transaction_read_only)"
+
+
+def _missing_of_writer(connection: psycopg.Connection) -> Iterator[str]:
+    user, database, schema, may_create, may_stage, *_ = _rights(connection)
+    if schema is None:
+        yield f"{user} may use no schema of its search_path in database {database}, such as public"
+    elif not may_create:
+        yield f"{user} may not create tables in schema {schema} of database {database}"
+    if not may_stage:
+        yield f"{user} may not create temporary tables in database {database}"
+    rows = connection.execute(
+        _FOREIGN, {"tables": list(TABLES), "functions": list(FUNCTIONS)}
+    ).fetchall()
+    for name, owner in rows[:_SHOWN]:
+        yield f"{name} belongs to {owner} and not to {user}: only an owner alters and drops tables"
+    if len(rows) > _SHOWN:
+        yield f"and so do {len(rows) - _SHOWN} others"
+
+
+def _missing_of_reader(connection: psycopg.Connection) -> Iterator[str]:
+    row = connection.execute("select from pg_roles where rolname = %s", (READER,)).fetchone()
+    if row is None:
+        yield f"there is no role {READER}"
+        return
+    rows = connection.execute(_UNREADABLE, {"tables": list(TABLES), "reader": READER}).fetchall()
+    for (name,) in rows[:_SHOWN]:
+        yield f"{READER} may not read {name}"
+    if len(rows) > _SHOWN:
+        yield f"nor {len(rows) - _SHOWN} others"
+
+
+def _rights(connection: psycopg.Connection) -> tuple[Any, ...]:
+    return connection.execute(_RIGHTS).fetchone() or ()
+
+
+def _ours_are_there(connection: psycopg.Connection) -> bool:
+    return connection.execute(_OURS_ARE_THERE).fetchone() == (True,)
