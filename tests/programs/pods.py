@@ -167,6 +167,9 @@ def agent(directory: Path) -> Program:
     )
 
 
+PROGRAMS = [operator, gateway, writer, agent]
+
+
 def _tls(directory: Path) -> Path:
     tls = directory / "tls"
     tls.mkdir()

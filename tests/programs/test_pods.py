@@ -7,17 +7,9 @@ from pathlib import Path
 
 import pytest
 from tests.programs import pods
-from tests.programs.pods import BIN, Program, enter, started
+from tests.programs.pods import BIN, PROGRAMS, Program, enter, started
 from tests.stack import ops
 from tests.waiting import until
-
-PROGRAMS = [pods.operator, pods.gateway, pods.writer, pods.agent]
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    (tmp_path / "data").mkdir(mode=0o700)
-    return tmp_path
 
 
 def test_the_pod_of_these_tests_is_one(directory: Path) -> None:

@@ -90,7 +90,7 @@ class Keeper:
             )
             dropped = self._engine.drop_before(self._connection, day)
         if dropped:
-            metrics.DAYS_DROPPED.inc(dropped)
+            metrics.PARTITIONS_DROPPED.inc(dropped)
             self._log.info("telemetry.dropped", before=str(day), days=dropped)
 
     def _delete_before(self, day: date) -> None:
@@ -110,7 +110,7 @@ class Keeper:
     def _roll_up(self, now: datetime) -> None:
         end = time.monotonic() + _STEP_SECONDS
         while done := roll_up(self._connection, now, self._minutes):
-            metrics.MINUTES_ROLLED_UP.inc(done)
+            metrics.ROLL_UPS.inc(done)
             if time.monotonic() >= end:
                 break
         due = oldest_due(self._connection)

@@ -13,12 +13,12 @@ RECORDS_MISSING = Counter(
     "derops_writer_records_missing", "Records of the log that were gone before they were stored."
 )
 DISCONNECTS = Counter("derops_writer_database_failures", "Rounds that the database failed.")
-MINUTES_ROLLED_UP = Counter(
-    "derops_writer_minutes_rolled_up", "Minutes of one asset whose roll-up was made, or made again."
+ROLL_UPS = Counter(
+    "derops_writer_roll_ups", "Roll-ups of a minute of one asset that were made, or made again."
 )
-DAYS_DROPPED = Counter(
-    "derops_writer_days_dropped",
-    "Days of telemetry that were dropped at the end of their retention.",
+PARTITIONS_DROPPED = Counter(
+    "derops_writer_partitions_dropped",
+    "Partitions or chunks of telemetry, a day each, dropped at the end of their retention.",
 )
 ROWS_DELETED = Counter(
     "derops_writer_rows_deleted",

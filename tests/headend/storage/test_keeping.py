@@ -32,7 +32,7 @@ def test_retention_drops_whole_days_and_nothing_that_is_to_be_rolled_up(
 ) -> None:
     for n in range(10):
         store([Sample(us(NOON - timedelta(days=n)), 1.0)])
-    before = metrics.DAYS_DROPPED._value.get()
+    before = metrics.PARTITIONS_DROPPED._value.get()
 
     keeper.drop_before(KEPT)
     assert query("select count(*) from telemetry") == [(10,)]
@@ -40,7 +40,7 @@ def test_retention_drops_whole_days_and_nothing_that_is_to_be_rolled_up(
     keeper.drop_before(KEPT)
 
     assert query("select min(ts at time zone 'UTC')::date, count(*) from telemetry") == [(KEPT, 4)]
-    assert metrics.DAYS_DROPPED._value.get() - before == 6
+    assert metrics.PARTITIONS_DROPPED._value.get() - before == 6
     assert query("select count(*) from telemetry_1m where samples > 0") == [(10,)]
 
 
