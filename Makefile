@@ -1,6 +1,6 @@
 # Every target does all its own set-up; a second run starts from caches.
 .DEFAULT_GOAL := help
-.PHONY: help setup parts lint generate install-yaml test e2e soak faults powerloss kills histories fuzz bench images demo up down status clean
+.PHONY: help setup parts lint generate install-yaml test e2e soak faults powerloss kills histories fuzz bench images demo up down status cluster clean
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/derops
 TOOLS := $(CACHE)/tools
@@ -72,12 +72,17 @@ demo: setup  ## Run the examples on the whole product and watch
 up: setup  ## Start the whole product in the background; see build/stack.json
 	@$(PYTHON) -m tests.stack up
 
-down: setup  ## End what "make up" started
+cluster: setup  ## Have a real Kubernetes cluster with our images; see build/cluster.json
+	@$(PYTHON) -m tests.kind up
+
+down: setup  ## End what "make up" and "make cluster" started
 	@$(PYTHON) -m tests.stack down
+	@$(PYTHON) -m tests.kind down
 
 status: setup  ## Say what "make up" runs and how to use it
 	@$(PYTHON) -m tests.stack status
 
 clean:  ## Remove what was built here; the caches outside the tree stay
 	@if [ -x $(PYTHON) ] && [ -f build/stack.json ]; then $(PYTHON) -m tests.stack down; fi
+	@if [ -x $(PYTHON) ] && [ -f build/cluster.json ]; then $(PYTHON) -m tests.kind down; fi
 	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -180,7 +180,7 @@ class _Progress:
         while True:
             elapsed = int(time.monotonic() - started)
             print(
-                f"building the control plane (Kubernetes {KUBERNETES_VERSION}, etcd, cert-manager)"
+                f"building Kubernetes {KUBERNETES_VERSION}, etcd and cert-manager"
                 " once for this machine: usually 8 minutes on two cores,"
                 f" elapsed {elapsed // 60}:{elapsed % 60:02}",
                 flush=True,

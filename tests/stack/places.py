@@ -33,11 +33,15 @@ def cache() -> Path:
 
 
 @contextlib.contextmanager
-def locked(name: str) -> Iterator[None]:
-    """Keep other processes out until the block ends."""
+def locked(name: str) -> Iterator[int]:
+    """Keep other processes out until the block ends.
+
+    Yields:
+        The open lock: whoever inherits it keeps others out too, also after we are gone.
+    """
     with (cache() / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        yield lock.fileno()
 
 
 @contextlib.contextmanager

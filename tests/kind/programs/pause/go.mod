@@ -1,0 +1,3 @@
+module derops.io/tests/kind/pause
+
+go 1.26.0
