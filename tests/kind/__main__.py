@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.kind import certmanager, docker, images, nodeimage, programs, versions
-from tests.kind.cluster import DEFAULT_NAME, Cluster, all_names, name
+from tests.kind.cluster import DEFAULT_NAME, Cluster, all_names, delete, name
 from tests.kind.errors import ClusterError, NoDaemonError
-from tests.kind.shell import alone
+from tests.kind.shell import alone, run
 from tests.kind.state import FILE, current, read, write
 from tests.stack import build, places
 from tests.stack.processes import StackError
@@ -65,11 +65,15 @@ def _use(given: str, build_directory: Path) -> None:
     files = [Path(each).absolute() for each in given.split(os.pathsep) if each]
     if len(files) != 1 or not files[0].is_file():
         raise ClusterError(f"KUBECONFIG is {given}, not the path of one file that is there")
-    tools = certmanager.Tools(_kubectl(), programs.have("helm"), files[0])
-    versions.check(versions.of_server(tools.kubectl, files[0]))
-    certmanager.ensure(tools, own_images=False)
-    print("images: have them where this cluster can pull them; docs/development/cluster.md")
-    write(build_directory, tools, None)
+    with alone():
+        tools = certmanager.Tools(_kubectl(), programs.have("helm"), files[0])
+        versions.check(versions.of_server(tools.kubectl, files[0]))
+        nodes = ["get", "nodes", "--output=jsonpath={.items[*].metadata.name}"]
+        if not run(tools.kubectl_command(*nodes)).strip():
+            raise ClusterError(f"the cluster of {given} has no nodes: nothing could run in it")
+        certmanager.ensure(tools, own_images=False)
+        print("images: have them where this cluster can pull them; docs/development/cluster.md")
+        write(build_directory, tools, None)
 
 
 def _have(build_directory: Path) -> None:
@@ -99,16 +103,17 @@ def down(build_directory: Path) -> None:
     """End the cluster, and our own daemon with the last one on it."""
     state = read(build_directory) or {}
     (build_directory / FILE).unlink(missing_ok=True)
+    if state and state["kind"] is None:
+        print(f"cluster: the one of {state['kubeconfig']} stays, it is not ours", flush=True)
+        return
     wanted = os.environ.get("DEROPS_CLUSTER") or state.get("kind") or DEFAULT_NAME
     with alone():
-        daemon = docker.find()
+        daemon = docker.find() or docker.wake()
         if daemon:
-            kind = programs.find("kind")
-            cluster = Cluster(wanted, daemon, kind, _kubectl())
-            if cluster.state() is not None:
+            if wanted in all_names(daemon):
                 print(f"cluster {wanted}: ending", flush=True)
-                cluster.delete()
-            if left := all_names(daemon, kind):
+                delete(daemon, wanted)
+            if left := all_names(daemon):
                 print(f"docker: stays, with the clusters {', '.join(left)}", flush=True)
                 return
         if docker.stop():

@@ -85,9 +85,16 @@ def ensure(tools: Tools, *, own_images: bool) -> None:
 
 
 def _install(tools: Tools, *, own_images: bool) -> None:
+    # Helm refuses to go on where one was killed that installed.
+    killed = f"owner=helm,name={NAMESPACE},status=pending-install"
+    run(
+        tools.kubectl_command(
+            "delete", "secret", f"--namespace={NAMESPACE}", f"--selector={killed}"
+        )
+    )
     run(
         [
-            tools.helm, f"--kubeconfig={tools.kubeconfig}", "upgrade", "--install", "cert-manager",
+            tools.helm, f"--kubeconfig={tools.kubeconfig}", "upgrade", "--install", NAMESPACE,
             build.binaries().certmanager_chart, f"--namespace={NAMESPACE}", "--create-namespace",
             "--values=-", "--wait", f"--timeout={_INSTALL_SECONDS}s",
         ],

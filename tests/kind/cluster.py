@@ -19,6 +19,8 @@ BUILT_IMAGES = "derops/kind-node"
 
 _NETWORK = FILES / "10-bridge.conflist"
 _WHOLE_SECONDS = 180
+_LABEL = "io.x-k8s.kind.cluster"
+"""What kind marks its nodes with."""
 
 
 def name() -> str:
@@ -77,7 +79,7 @@ class Cluster:
     @property
     def kubeconfig(self) -> Path:
         """Where its kubeconfig is: the same for all checkouts."""
-        return places.cache() / "clusters" / f"{self.name}.kubeconfig"
+        return _kubeconfig(self.name)
 
     def state(self) -> str | None:
         """Return what Docker says of the node, such as running or exited; None = no such one."""
@@ -104,7 +106,7 @@ class Cluster:
         if state is None or not self._mended(state):
             if state is not None:
                 print(f"cluster {self.name} is broken and cannot be mended: made anew", flush=True)
-                self.delete()
+                delete(self.daemon, self.name)
             self._create(image())
         return self.built()
 
@@ -128,11 +130,6 @@ class Cluster:
         part.touch(mode=0o600)
         part.write_text(text)
         part.rename(file)
-
-    def delete(self) -> None:
-        """Remove it with all that was in it."""
-        self._run(self.kind, "delete", "cluster", f"--name={self.name}")
-        self.kubeconfig.unlink(missing_ok=True)
 
     def _mended(self, state: str) -> bool:
         if state == "running":
@@ -192,7 +189,26 @@ class Cluster:
         return run(command, environment=self.daemon.environment(), stdin=stdin)
 
 
-def all_names(daemon: Daemon, kind: Path) -> list[str]:
-    """Return the clusters of kind on this daemon."""
-    listed = run([kind, "get", "clusters", "--quiet"], environment=daemon.environment())
-    return listed.split()
+def all_names(daemon: Daemon) -> list[str]:
+    """Return the clusters of kind on this daemon, also those whose nodes do not run."""
+    listed = daemon.docker(
+        "container",
+        "ls",
+        "--all",
+        f"--filter=label={_LABEL}",
+        f'--format={{{{.Label "{_LABEL}"}}}}',
+    )
+    return sorted(set(listed.split()))
+
+
+def delete(daemon: Daemon, cluster: str) -> None:
+    """Remove a cluster with all that was in it."""
+    nodes = daemon.docker(
+        "container", "ls", "--all", "--quiet", f"--filter=label={_LABEL}={cluster}"
+    )
+    daemon.docker("container", "rm", "--force", "--volumes", *nodes.split())
+    _kubeconfig(cluster).unlink(missing_ok=True)
+
+
+def _kubeconfig(cluster: str) -> Path:
+    return places.cache() / "clusters" / f"{cluster}.kubeconfig"

@@ -114,17 +114,18 @@ def own() -> OwnDaemon:
 
 def find() -> Daemon | None:
     """Return a daemon that answers already."""
-    if host := os.environ.get("DOCKER_HOST"):
+    ours = own()
+    host = os.environ.get("DOCKER_HOST")
+    if host and host != ours.host:
         if answers(host):
-            return Daemon(host=host, own=host == own().host)
+            return Daemon(host=host, own=False)
         raise NoDaemonError(
             f"DOCKER_HOST is {host}, and no daemon answers there: start it, or unset DOCKER_HOST"
         )
     if shutil.which("docker") is None:
         return None
-    if answers(None):
+    if host is None and answers(None):
         return Daemon(host=None, own=False)
-    ours = own()
     return Daemon(host=ours.host, own=True) if answers(ours.host) else None
 
 
@@ -150,6 +151,12 @@ def have() -> Daemon:
     if daemon := find():  # the package may have started its own
         return daemon
     return _start()
+
+
+def wake() -> Daemon | None:
+    """Start our own daemon where it ended without us and left clusters, to end them; else None."""
+    containers = own().data / "containers"
+    return _start() if containers.is_dir() and any(containers.iterdir()) else None
 
 
 def _install() -> None:

@@ -178,6 +178,9 @@ def _node_root() -> Path:
         archive: list[str | Path] = ["-cf", scratch / "root.tar", "--numeric-owner", *left_out, "."]
         run(["tar", "-C", str(root), *archive])
         shutil.rmtree(root)
+        for older in places.cache().glob("kind-root-*"):
+            if older != scratch:
+                shutil.rmtree(older)
         scratch.rename(target)
     return target
 
