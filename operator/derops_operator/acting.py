@@ -76,7 +76,7 @@ class Actor:
         elif isinstance(action, ReadCertificate):
             await self._read_anew(Key(Kind.CERTIFICATE, key.namespace, action.name))
         elif isinstance(action, Reissue):
-            await self._reissue(key.namespace, action.name)
+            await self.reissue(key.namespace, action.name)
         elif isinstance(action, Warn):
             self._events.post(
                 Kind.ASSET, asset.meta, warning=True, reason=REVERT_UNKNOWN, note=action.message
@@ -102,15 +102,33 @@ class Actor:
         except GoneError:
             self._drop(key)
 
-    async def _reissue(self, namespace: str, name: str) -> None:
+    async def approve(self, request: Request, message: str) -> None:
+        """Let the issuer sign a request that is no asset's."""
+        approval = self._answer_of("Approved", message)
+        if await self._patch_conditions(Kind.REQUEST, request, approval):
+            _log.info(
+                "request.approved",
+                namespace=request.meta.namespace,
+                name=request.meta.name,
+                message=message,
+            )
+
+    async def reissue(
+        self,
+        namespace: str,
+        name: str,
+        reason: str = "LedgerEmpty",
+        message: str = "the identity ledger does not know the certificate in the Secret",
+    ) -> None:
+        """Have cert-manager issue a Certificate again, unless it is at it."""
         certificate = self._cache.certificate(namespace, name)
         if certificate is None or certificate.is_true("Issuing"):
             return
         issuing = {
             "type": "Issuing",
             "status": "True",
-            "reason": "LedgerEmpty",
-            "message": "the identity ledger does not know the certificate in the Secret",
+            "reason": reason,
+            "message": message,
             "lastTransitionTime": format_second(self._now_us()),
             "observedGeneration": certificate.meta.generation,
         }
@@ -123,13 +141,7 @@ class Actor:
             return
         denied = isinstance(action, Deny)
         message = action.message if isinstance(action, Deny) else "the request is for this asset"
-        answer = {
-            "type": "Denied" if denied else "Approved",
-            "status": "True",
-            "reason": "derops.io",
-            "message": message,
-            "lastTransitionTime": format_second(self._now_us()),
-        }
+        answer = self._answer_of("Denied" if denied else "Approved", message)
         try:
             if not await self._patch_conditions(Kind.REQUEST, request, answer):
                 return
@@ -154,6 +166,15 @@ class Actor:
             self._events.post(
                 Kind.ASSET, asset.meta, warning=True, reason="CertificateDenied", note=message
             )
+
+    def _answer_of(self, kind: str, message: str) -> dict[str, str]:
+        return {
+            "type": kind,
+            "status": "True",
+            "reason": "derops.io",
+            "message": message,
+            "lastTransitionTime": format_second(self._now_us()),
+        }
 
     async def _patch_conditions(
         self, kind: Kind, fact: Certificate | Request, condition: Mapping[str, Any]

@@ -28,6 +28,7 @@ class Cache:
         self._facts: dict[Key, Fact] = {}
         self._dispatches_of: dict[tuple[str, str], set[Key]] = defaultdict(set)
         self._requests_of: dict[tuple[str, str], set[Key]] = defaultdict(set)
+        self._assets_in: dict[str, set[str]] = defaultdict(set)
         self._by_uid: dict[str, Key] = {}
         self._unread_of: dict[tuple[str, str], set[Key]] = defaultdict(set)
         self.unreadable: dict[Key, Unreadable] = {}
@@ -54,6 +55,8 @@ class Cache:
             self._dispatches_of[key.namespace, fact.asset_name].add(key)
         elif isinstance(fact, Request):
             self._requests_of[key.namespace, fact.asset_name].add(key)
+        elif isinstance(fact, Asset):
+            self._assets_in[key.namespace].add(key.name)
         return True
 
     def put_unreadable(self, unread: Unreadable) -> bool:
@@ -95,6 +98,10 @@ class Cache:
             _discard(self._dispatches_of, (key.namespace, known.asset_name), key)
         elif isinstance(known, Request):
             _discard(self._requests_of, (key.namespace, known.asset_name), key)
+        elif isinstance(known, Asset):
+            self._assets_in[key.namespace].discard(key.name)
+            if not self._assets_in[key.namespace]:
+                del self._assets_in[key.namespace]
         return known
 
     def fact(self, key: Key) -> Fact | None:
@@ -128,6 +135,24 @@ class Cache:
         """Return the asset of this name."""
         fact = self._facts.get(Key(Kind.ASSET, namespace, name))
         return fact if isinstance(fact, Asset) else None
+
+    def namespaces(self) -> set[str]:
+        """Return the namespaces with assets, whether these can be read or not."""
+        unread = {key.namespace for key in self.unreadable if key.kind is Kind.ASSET}
+        return self._assets_in.keys() | unread
+
+    def assets_in(self, namespace: str) -> Iterator[Asset]:
+        """Yield the assets of a namespace, as far as they could be read."""
+        for name in sorted(self._assets_in.get(namespace, ())):
+            asset = self.asset(namespace, name)
+            if asset is not None:
+                yield asset
+
+    def has_assets(self, namespace: str) -> bool:
+        """Tell whether there is an asset in a namespace; it may be one that cannot be read."""
+        return namespace in self._assets_in or any(
+            key.kind is Kind.ASSET and key.namespace == namespace for key in self.unreadable
+        )
 
     def dispatch(self, namespace: str, name: str) -> Dispatch | None:
         """Return the dispatch of this name."""

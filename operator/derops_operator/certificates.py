@@ -45,6 +45,8 @@ class Csr:
     other_names: int
     """Subject alternative names that are not URIs."""
 
+    dns_names: tuple[str, ...]
+
     unexpected_extensions: tuple[str, ...]
     public_key_sha256: str
     """Of the DER of the SubjectPublicKeyInfo, lower-case hexadecimal."""
@@ -79,6 +81,7 @@ def read_csr(encoded: str) -> Csr:
         is_ca=isinstance(constraints, x509.BasicConstraints) and constraints.ca,
         uris=tuple(name.value for name in san if _is_uri(name)),
         other_names=sum(not _is_uri(name) for name in san),
+        dns_names=tuple(name.value for name in san if isinstance(name, x509.DNSName)),
         unexpected_extensions=tuple(
             oid.dotted_string for oid in extensions if oid not in _EXPECTED_EXTENSIONS
         ),

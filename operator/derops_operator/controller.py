@@ -21,6 +21,7 @@ from derops_operator import convert, metrics
 from derops_operator.acting import Actor
 from derops_operator.cache import Cache, Fact
 from derops_operator.desired import Awaiting, Desired
+from derops_operator.distributing import Distributor
 from derops_operator.events import EventWriter
 from derops_operator.facts import Asset, Dispatch, Key, Kind, Meta, Request, Unreadable
 from derops_operator.fleet import LOST_AFTER_US, SESSIONS_WITHIN_US, Fleet
@@ -80,6 +81,17 @@ class Controller:
         self._events = EventWriter(kube)
         self._troubles = Troubles(self._events, readiness)
         self._actor = Actor(kube, self._events, self.cache, self.take, self.drop, _now_us)
+        self._distributor = Distributor(
+            kube,
+            self.cache,
+            self._actor,
+            self._events,
+            readiness,
+            self.take,
+            namespace=settings.namespace,
+            server_ca_file=settings.server_ca_file,
+            realm=self._realm,
+        )
         self._resync = Resync(kube, self.cache, self.take, self.drop)
         self._headend = Headend(
             settings,
@@ -113,6 +125,7 @@ class Controller:
                 tasks.create_task(self._events.run())
                 await self._load()
                 tasks.create_task(self._headend.run())
+                tasks.create_task(self._distributor.run())
                 tasks.create_task(self._keep_resyncing())
                 for _ in range(_WORKERS):
                     tasks.create_task(self._work(self._queue, self._reconcile))
@@ -164,7 +177,10 @@ class Controller:
 
     def _concern(self, key: Key, known: Fact | Unreadable, *, ended_too: bool = False) -> None:
         """Queue all that a change of an object may change."""
+        if isinstance(known, Request):
+            self._distributor.hear(known)
         if key.kind is Kind.ASSET:
+            self._distributor.concern(key.namespace)
             self._queue.add(key)
             for dispatch in self.cache.dispatches_of(key.namespace, key.name):
                 if ended_too or not dispatch.phase.terminal:

@@ -3,6 +3,7 @@
 A manifest is read once, when it arrives; everything behind works on these values.
 """
 
+import hashlib
 import re
 import sys
 from collections.abc import Mapping
@@ -219,6 +220,9 @@ class Request:
     usages: frozenset[str]
     csr: Csr | None
     issued: Issued | None
+    ca_sha256: str
+    """Of what the issuer said its CA is, as it wrote it; empty = nothing."""
+
     problem: str = ""
     """Why what is inside could not be read; it counts as absent."""
 
@@ -374,6 +378,7 @@ def read_request(
     """
     metadata, spec = manifest["metadata"], manifest["spec"]
     issuer = spec["issuerRef"]
+    authority = _status(manifest).get("ca", "")
     ours = _text(issuer.get("group", "")) in _CERT_MANAGER_GROUPS
     owner: Mapping[str, Any] = next(
         (
@@ -395,6 +400,7 @@ def read_request(
         usages=frozenset(_text(each) for each in spec.get("usages", ())),
         csr=csr,
         issued=issued,
+        ca_sha256=_digest(authority) if isinstance(authority, str) and authority else "",
         problem=problem,
         conditions=_conditions(_status(manifest)),
     )
@@ -439,6 +445,10 @@ def _conditions(status: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     if not all(isinstance(each, Mapping) for each in conditions):
         raise TypeError("a condition is no object")
     return conditions
+
+
+def _digest(text: str) -> str:
+    return sys.intern(hashlib.sha256(text.encode()).hexdigest())
 
 
 def _text(value: object) -> str:

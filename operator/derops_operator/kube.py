@@ -51,6 +51,7 @@ class Kube:
     def __init__(self, configuration: client.Configuration) -> None:
         self._client = client.ApiClient(configuration)
         self._objects = client.CustomObjectsApi(self._client)
+        self._core = client.CoreV1Api(self._client)
         self._slots = asyncio.Semaphore(_CONCURRENT_CALLS)
 
     @classmethod
@@ -194,6 +195,55 @@ class Kube:
             _content_type=_APPLY,
         )
 
+    async def config_maps(self, name: str) -> AsyncIterator[Manifest]:
+        """Yield the ConfigMaps of one name in all namespaces; the right to it is for that name."""
+        following = None
+        while True:
+            page = await self._call(
+                "list_config_map_for_all_namespaces",
+                api=self._core,
+                field_selector=f"metadata.name={name}",
+                limit=CHUNK,
+                _continue=following,
+            )
+            for manifest in page["items"]:
+                yield manifest
+            following = page["metadata"].get("continue")
+            if not following:
+                return
+
+    async def read_config_map(self, namespace: str, name: str) -> Manifest:
+        """Return one ConfigMap.
+
+        Raises:
+            GoneError: There is none.
+        """
+        return await self._call("read_namespaced_config_map", name, namespace, api=self._core)
+
+    async def apply_config_map(self, manifest: Mapping[str, Any]) -> Manifest:
+        """Create a ConfigMap or bring it in line, by server-side apply."""
+        metadata = manifest["metadata"]
+        return await self._call(
+            "patch_namespaced_config_map",
+            metadata["name"],
+            metadata["namespace"],
+            dict(manifest),
+            api=self._core,
+            field_manager=FIELD_MANAGER,
+            force=True,
+            _content_type=_APPLY,
+        )
+
+    async def delete_config_map(self, namespace: str, name: str, uid: str) -> None:
+        """Delete a ConfigMap, if it still is the one with this uid."""
+        await self._call(
+            "delete_namespaced_config_map",
+            name,
+            namespace,
+            api=self._core,
+            body={"preconditions": {"uid": uid}},
+        )
+
     async def create_event(self, namespace: str, body: Mapping[str, Any]) -> None:
         """Write an Event."""
         await self._call(
@@ -219,8 +269,10 @@ class Kube:
             _content_type=content_type,
         )
 
-    async def _call(self, method: str, *arguments: object, **options: object) -> Manifest:
-        call = getattr(self._objects, f"{method}_without_preload_content")
+    async def _call(
+        self, method: str, *arguments: object, api: object = None, **options: object
+    ) -> Manifest:
+        call = getattr(api or self._objects, f"{method}_without_preload_content")
         async with self._slots:
             answer = await call(*arguments, _request_timeout=_TIMEOUT_SECONDS, **options)
             body = await answer.read()

@@ -62,6 +62,15 @@ HISTORY_DROPPED = Counter(
     "derops_operator_history_dropped_total",
     "Transitions that are not in the database's history: no gateway was there for too long",
 )
+TRUST_FAILING = Gauge(
+    "derops_operator_trust_failing_namespaces",
+    "Namespaces with assets to which the server CA could not be carried",
+)
+AUTHORITY_EXPIRY = Gauge(
+    "derops_operator_authority_expiry_timestamp_seconds",
+    "When the certificate of an authority is over",
+    ("authority",),
+)
 
 
 def count_ending(phase: str, reason: str) -> None:

@@ -141,6 +141,7 @@ def realm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Realm]:
         settings = {
             "GATEWAYS": f"127.0.0.1:{port}",  # nobody listens: the ledger needs no gateway
             "CONTROL_TLS_DIRECTORY": issued.operator,
+            "SERVER_CA_FILE": issued.server_ca,
             "TRUST_DOMAIN": TRUST_DOMAIN,
             "AGENT_ISSUER": AGENT_ISSUER,
             "OPS_ADDRESS": "127.0.0.1",

@@ -6,10 +6,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from kubernetes.aio.client.exceptions import ApiException
+
 from derops.observing import Readiness
 from derops_operator.controller import Controller
 from derops_operator.facts import FINALIZER, Key, Kind, Meta
-from derops_operator.kube import GoneError, Kube, Manifest
+from derops_operator.kube import ChangedMeanwhileError, GoneError, Kube, Manifest
 from derops_operator.settings import OperatorSettings
 from derops_operator.statuses import merge_patch
 
@@ -23,6 +25,13 @@ class HostileKube:
         self.objects = list(objects)
         self.events: list[tuple[str, str, str]] = []
         self.failure: Exception | None = None
+        self.refused: dict[str, Exception] = {}
+        """What each ConfigMap of a namespace is refused with."""
+
+        self.maps: dict[tuple[str, str], Manifest] = {}
+        """ConfigMaps by namespace and name."""
+
+        self.applied: list[tuple[str, str]] = []
 
     def find(self, kind: Kind, namespace: str, name: str) -> Manifest:
         for held, manifest in self.objects:
@@ -73,6 +82,39 @@ class HostileKube:
         if (stored["metadata"], stored["spec"]) == before:
             return stored
         return self._changed(stored)
+
+    async def config_maps(self, name: str) -> AsyncIterator[Manifest]:
+        for key, manifest in list(self.maps.items()):
+            if key[1] == name:
+                yield manifest
+
+    async def read_config_map(self, namespace: str, name: str) -> Manifest:
+        if (namespace, name) not in self.maps:
+            raise GoneError(name)
+        return self.maps[namespace, name]
+
+    async def apply_config_map(self, manifest: Mapping[str, Any]) -> Manifest:
+        metadata = manifest["metadata"]
+        key = (metadata["namespace"], metadata["name"])
+        if key[0] in self.refused:
+            raise self.refused[key[0]]
+        self.applied.append(key)
+        known = self.maps.get(key, {"metadata": {"uid": f"uid-{len(self.applied)}"}})
+        if known.get("immutable"):
+            raise ApiException(status=422, reason="field is immutable when `immutable` is set")
+        self.maps[key] = {
+            **known,
+            "metadata": {**known["metadata"], **metadata},
+            "data": {**known.get("data", {}), **manifest["data"]},
+        }
+        return self.maps[key]
+
+    async def delete_config_map(self, namespace: str, name: str, uid: str) -> None:
+        if (namespace, name) not in self.maps:
+            raise GoneError(name)
+        if self.maps[namespace, name]["metadata"]["uid"] != uid:
+            raise ChangedMeanwhileError(name)
+        del self.maps[namespace, name]
 
     async def create_event(self, namespace: str, body: Mapping[str, Any]) -> None:
         regarding = body["regarding"]

@@ -151,3 +151,5 @@ def test_the_rights_are_the_least() -> None:
     assert not any("*" in name for name in resources | verbs)
     (signers,) = [rule for rule in rules if rule["resources"] == ["signers"]]
     assert signers["resourceNames"] == ["clusterissuers.cert-manager.io/derops-agent"]
+    (maps,) = [rule for rule in rules if "configmaps" in rule["resources"]]
+    assert maps["resourceNames"] == ["derops-server-ca", "derops-agent-ca"]

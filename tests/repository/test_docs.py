@@ -68,6 +68,7 @@ BOUNDED_MODULES = [
     "derops_headend.gateway.exchange",
     "derops_headend.gateway.journal",
     "derops_headend.gateway.operator_queue",
+    "derops_operator.bundles",
     "derops_operator.desired",
     "derops_operator.events",
     "derops_operator.fleet",

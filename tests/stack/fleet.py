@@ -1,6 +1,7 @@
 """Agents of the stack. The stack plays installer: each DERAsset gets a simulated device.
 
-An agent starts when the Secret with its certificate is there, as a pod would, and ends when its
+An agent starts when the Secret with its certificate is there, and the ConfigMap with the server CA
+beside it, as a pod would. It ends when its
 asset is gone. What it wrote to disk stays, as it would on a device: an asset of the same name that
 is created later finds it. An asset annotated ``derops.io/agent: none`` gets no agent.
 """
@@ -15,15 +16,25 @@ from typing import Any
 
 import kubernetes
 from tests.stack import places
+from tests.stack.identities import AGENT_CA, SERVER_CA
 from tests.stack.mounts import write_mount
 from tests.stack.processes import Process, StackError, http_ok
-from tests.stack.simulation import Site, certificate_directory, write_agent_file
+from tests.stack.simulation import (
+    Site,
+    certificate_directory,
+    server_ca_directory,
+    write_agent_file,
+)
 
 ANNOTATION = "derops.io/agent"
 LOOK_SECONDS = 0.5
 
 AgentName = tuple[str, str]
 """Namespace and name of the asset."""
+
+
+Contents = dict[AgentName, dict[str, bytes]]
+"""What Secrets or ConfigMaps hold, by namespace and name."""
 
 
 def secret_name(asset: str) -> str:
@@ -38,6 +49,10 @@ class Agent:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         (directory / "data").mkdir(mode=0o700, exist_ok=True)
         self.assets = assets
+        self.server_ca_directory = server_ca_directory(directory)
+        self._namespace = str(assets[0]["metadata"]["namespace"])
+        """Where its pod is; one pod may host assets of several namespaces."""
+
         self.ops_port = places.free_port()
         file = write_agent_file(directory, site, assets, self.ops_port)
         self.process = Process(
@@ -53,9 +68,12 @@ class Agent:
     def names(self) -> set[AgentName]:
         return set(self._mounts)
 
-    def mount(self, secrets: dict[AgentName, dict[str, bytes]]) -> bool:
-        """Bring the mounted Secrets up to date; return whether all are there."""
-        there = True
+    def mount(self, secrets: Contents, config_maps: Contents) -> bool:
+        """Bring what is mounted up to date; tell whether all is there."""
+        data = config_maps.get((self._namespace, SERVER_CA))
+        if data and data.get("ca.crt"):
+            write_mount(self.server_ca_directory, {"ca.crt": data["ca.crt"]})
+        there = (self.server_ca_directory / "ca.crt").exists()
         for (namespace, name), directory in self._mounts.items():
             data = secrets.get((namespace, secret_name(name)))
             if data and data.get("tls.crt"):
@@ -72,7 +90,8 @@ class Fleet:
         kubeconfig: The administrator's.
         site: What all agents are told.
         directory: Where they live.
-        follow: Given all Secrets of certificates at each look, for mounts that are no agent's.
+        follow: Given all Secrets of certificates, and the ConfigMaps of the authorities, at each
+            look, for mounts that are no agent's.
     """
 
     def __init__(
@@ -80,9 +99,9 @@ class Fleet:
         kubeconfig: str,
         site: Site,
         directory: Path,
-        follow: Callable[[dict[AgentName, dict[str, bytes]]], None] = lambda _: None,
+        follow: Callable[[Contents, Contents], object] = lambda *_: None,
     ) -> None:
-        self._site, self._follow_secrets = site, follow
+        self._site, self._follow_mounts = site, follow
         self._directory = directory
         self._agents: dict[AgentName, Agent] = {}
         self._lock = threading.RLock()
@@ -129,7 +148,7 @@ class Fleet:
         wanted = set(names)
         assets = [asset for asset in self._list_assets() if _key(asset["metadata"]) in wanted]
         agent = Agent(self._directory / label, self._site, assets)
-        while not agent.mount(self._list_secrets()):
+        while not agent.mount(self._list_secrets(), self._list_config_maps()):
             if self._stopping.wait(LOOK_SECONDS):
                 raise StackError("the fleet was stopped")
         with self._lock:
@@ -142,18 +161,19 @@ class Fleet:
         while not self._stopping.wait(LOOK_SECONDS):
             try:
                 assets = {_key(asset["metadata"]): asset for asset in self._list_assets()}
-                secrets = self._list_secrets()
+                secrets, config_maps = self._list_secrets(), self._list_config_maps()
             except Exception as error:  # the API server may be away: that is a test's business
                 print(f"fleet: {type(error).__name__}: {error}", flush=True)
                 continue
-            self._follow_secrets(secrets)
+            self._follow_mounts(secrets, config_maps)
             with self._lock:
-                self._follow(assets, secrets)
+                self._follow(assets, secrets, config_maps)
 
     def _follow(
         self,
         assets: dict[AgentName, dict[str, Any]],
-        secrets: dict[AgentName, dict[str, bytes]],
+        secrets: Contents,
+        config_maps: Contents,
     ) -> None:
         for key in [key for key in self._agents if key not in assets]:
             agent = self._agents.pop(key)
@@ -164,7 +184,7 @@ class Fleet:
             if key not in self._agents and not wants_none:
                 self._agents[key] = Agent(self._directory / "_".join(key), self._site, [asset])
         for agent in {id(agent): agent for agent in self._agents.values()}.values():
-            if agent.mount(secrets) and not agent.process.started:
+            if agent.mount(secrets, config_maps) and not agent.process.started:
                 agent.process.start()
 
     def _list_assets(self) -> list[dict[str, Any]]:
@@ -174,7 +194,18 @@ class Fleet:
         items: list[dict[str, Any]] = json.loads(answer.data)["items"]
         return items
 
-    def _list_secrets(self) -> dict[AgentName, dict[str, bytes]]:
+    def _list_config_maps(self) -> Contents:
+        found: Contents = {}
+        for name in (SERVER_CA, AGENT_CA):
+            answer = self._core.list_config_map_for_all_namespaces(
+                field_selector=f"metadata.name={name}", _preload_content=False
+            )
+            for each in json.loads(answer.data)["items"]:
+                data = each.get("data", {})
+                found[_key(each["metadata"])] = {key: data[key].encode() for key in data}
+        return found
+
+    def _list_secrets(self) -> Contents:
         answer = self._core.list_secret_for_all_namespaces(
             field_selector="type=kubernetes.io/tls", _preload_content=False
         )

@@ -23,12 +23,25 @@ CERT_MANAGER_USER = f"system:serviceaccount:{CERT_MANAGER}:{CERT_MANAGER}"
 OPERATOR_SECRET = (NAMESPACE, "derops-operator-tls")
 """Namespace and name of the Secret with the operator's key on the control port."""
 
+AGENT_PORT_SECRET = (NAMESPACE, "derops-gateway-tls")
+CONTROL_PORT_SECRET = (NAMESPACE, "derops-gateway-control-tls")
+SERVER_CA_SECRET = (NAMESPACE, "derops-server-ca")
+
+SERVER_CA, AGENT_CA = "derops-server-ca", "derops-agent-ca"
+"""Names of the ConfigMaps that the operator keeps."""
+
+Named = tuple[str, str]
+"""Namespace and name."""
+
 _ENFORCED_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identities:
-    """Directories and files as the pods of operator and gateway would see them mounted."""
+    """Directories and files as the pods of operator and gateway see them mounted.
+
+    Nothing is carried from one namespace to another here: a pod mounts what is in its own.
+    """
 
     agent_port: Path
     control_port: Path
@@ -37,14 +50,29 @@ class Identities:
     """At the gateway: the operator's certificate without its key."""
 
     agent_ca: Path
-    server_ca: Path
+    """At the gateway: of the ConfigMap that the operator writes."""
 
-    def follow(self, secrets: Mapping[tuple[str, str], Mapping[str, bytes]]) -> None:
-        """Bring the mounts of the operator's Secret up to date; keys are namespace and name."""
-        data = secrets.get(OPERATOR_SECRET)
-        if data and data.get("tls.crt"):
-            write_mount(self.operator, data)
-            write_mount(self.operator_certificate.parent, {"tls.crt": data["tls.crt"]})
+    server_ca: Path
+    """At the operator: the Secret's certificate without its key."""
+
+    def follow(
+        self,
+        secrets: Mapping[Named, Mapping[str, bytes]],
+        config_maps: Mapping[Named, Mapping[str, bytes]],
+    ) -> bool:
+        """Bring the mounts up to date, as a kubelet does; return whether all are there."""
+        mounts = (
+            (self.agent_port, secrets.get(AGENT_PORT_SECRET), None),
+            (self.control_port, secrets.get(CONTROL_PORT_SECRET), None),
+            (self.operator, secrets.get(OPERATOR_SECRET), None),
+            (self.operator_certificate.parent, secrets.get(OPERATOR_SECRET), "tls.crt"),
+            (self.server_ca.parent, secrets.get(SERVER_CA_SECRET), "ca.crt"),
+            (self.agent_ca.parent, config_maps.get((NAMESPACE, AGENT_CA)), "ca.crt"),
+        )
+        for directory, data, item in mounts:
+            if data and data.get(item or "tls.crt"):
+                write_mount(directory, {item: data[item]} if item else data)
+        return all((directory / "..data").exists() for directory, _, _ in mounts)
 
 
 def chart_manifests(name: str, trust_domain: str) -> list[Any]:
@@ -121,32 +149,47 @@ def _forbidden() -> list[dict[str, Any]]:
                 "usages": ["client auth"],
             },
         },
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": SERVER_CA, "namespace": "default"},
+            "data": {"ca.crt": "probe"},
+        },
     ]
 
 
 def issue(control_plane: ControlPlane, trust_domain: str, directory: Path) -> Identities:
-    """Let cert-manager issue the identities and mount them below ``directory``."""
+    """Let cert-manager issue the identities and mount them below ``directory``.
+
+    The agent CA is not among them: the operator writes it, once it runs.
+    """
     install_issuers(control_plane)
     control_plane.apply(*chart_manifests("pki-certificates.yaml", trust_domain))
     control_plane.kubectl(
         "wait", "--for=condition=Ready", "certificate", "--all", "-n", NAMESPACE, "--timeout=60s"
     )
 
-    def mount(namespace: str, secret: str, *keys: str, folder: str = "") -> Path:
-        target = directory / (folder or secret)
-        data = secret_data(control_plane, namespace, secret)
-        write_mount(target, {key: data[key] for key in keys or data})
-        return target
-
-    return Identities(
-        agent_port=mount(NAMESPACE, "derops-gateway-tls"),
-        control_port=mount(NAMESPACE, "derops-gateway-control-tls"),
-        operator=mount(*OPERATOR_SECRET),
-        operator_certificate=mount(*OPERATOR_SECRET, "tls.crt", folder="operator-certificate")
-        / "tls.crt",
-        agent_ca=mount(CERT_MANAGER, "derops-agent-ca", "ca.crt") / "ca.crt",
-        server_ca=mount(NAMESPACE, "derops-server-ca", "ca.crt") / "ca.crt",
+    issued = Identities(
+        agent_port=directory / "derops-gateway-tls",
+        control_port=directory / "derops-gateway-control-tls",
+        operator=directory / "derops-operator-tls",
+        operator_certificate=directory / "operator-certificate" / "tls.crt",
+        agent_ca=directory / "agent-ca" / "ca.crt",
+        server_ca=directory / "server-ca" / "ca.crt",
     )
+    names = (AGENT_PORT_SECRET, CONTROL_PORT_SECRET, OPERATOR_SECRET, SERVER_CA_SECRET)
+    issued.follow({name: secret_data(control_plane, *name) for name in names}, {})
+    return issued
+
+
+def mount_agent_ca(control_plane: ControlPlane, issued: Identities) -> bool:
+    """Mount the agent CA for the gateway, if the operator has written it; tell whether."""
+    try:
+        text = control_plane.kubectl("get", "configmap", AGENT_CA, "-n", NAMESPACE, "-o", "json")
+    except StackError:
+        return False
+    data = {key: value.encode() for key, value in json.loads(text)["data"].items()}
+    return issued.follow({}, {(NAMESPACE, AGENT_CA): data})
 
 
 def operator_kubeconfig(control_plane: ControlPlane) -> str:

@@ -21,10 +21,9 @@ _MODELS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """What an installer knows before the first agent: whom to dial and whom to trust."""
+    """What an installer knows before the first agent: whom to dial."""
 
     gateway: str
-    server_ca: Path
 
 
 def write_agent_file(
@@ -37,7 +36,7 @@ def write_agent_file(
     file = directory / "agent.yaml"
     document = {
         "gateways": [site.gateway],
-        "serverCAFile": str(site.server_ca),
+        "serverCAFile": str(server_ca_directory(directory) / "ca.crt"),
         "dataDirectory": str(directory / "data"),
         "opsAddress": "127.0.0.1",
         "opsPort": ops_port,
@@ -54,6 +53,11 @@ def write_agent_file(
     file.touch(mode=0o600)
     file.write_text(json.dumps(document, indent=2))  # JSON is YAML
     return file
+
+
+def server_ca_directory(directory: Path) -> Path:
+    """Return where the server CA's ConfigMap is mounted for an agent in ``directory``."""
+    return directory / "server-ca"
 
 
 def certificate_directory(directory: Path, asset: dict[str, Any]) -> Path:

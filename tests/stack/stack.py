@@ -123,14 +123,19 @@ class Stack:
         self._say("starting gateway, writer and operator")
         self._cleanup.callback(self._end_parts)
         self._define_parts(self.identities)
+        operator = self.parts["operator"]
+        operator.start()
+        # As a kubelet does, which starts no pod before its ConfigMap is there.
+        operator.wait_until(lambda: identities.mount_agent_ca(self.control_plane, self.identities))
         for part in PARTS:
-            self.parts[part].start()
+            if part != "operator":
+                self.parts[part].start()
         for part in PARTS:
             self._wait_ready(part)
         self._say("watching for DERAssets: each gets a simulated device with an agent")
         self.fleet = Fleet(
             self.kubeconfig,
-            Site(gateway=self.gateway, server_ca=self.identities.server_ca),
+            Site(gateway=self.gateway),
             self.data_directory / "agents",
             follow=self.identities.follow,
         )

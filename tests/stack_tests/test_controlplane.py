@@ -180,7 +180,7 @@ def test_the_headends_identities_are_issued_by_three_trusts(
     authorities = {
         (issued.agent_port / "ca.crt").read_bytes(),
         (issued.control_port / "ca.crt").read_bytes(),
-        issued.agent_ca.read_bytes(),
+        secret_data(control_plane, "cert-manager", "derops-agent-ca")["ca.crt"],
     }
     assert len(authorities) == 3
     assert issued.server_ca.read_bytes() == (issued.agent_port / "ca.crt").read_bytes()
