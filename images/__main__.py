@@ -150,6 +150,7 @@ class _Maker:
                     "BASE": base.tag,
                     "BUILDER": self._bases.find(own_arch()).tag,
                     "BUILDPLATFORM": f"linux/{own_arch()}",
+                    "TARGETPLATFORM": f"linux/{arch}",
                     "PROGRAM": program,
                     "VERSION": version,
                     "REVISION": self._wanted.revision,
