@@ -1,4 +1,4 @@
-"""Tries derops out from inside its cluster. Standard library only, but for the database.
+"""Tries derops out from inside its cluster. Runs in the headend's image.
 
 - ``pilot.py apply FILE``: create or change a DERAsset (JSON), as soon as its kind is served
 - ``pilot.py identity``: make the asset of the test, and wait for the key of its agent
@@ -117,6 +117,13 @@ def standing_of(thing: dict[str, Any] | None) -> str:
     return told or "it has no status: does the operator run?"
 
 
+def serial_number(certificate: bytes) -> str:
+    """Return the serial number of a certificate as the ledger has it."""
+    from cryptography import x509  # so that "apply" does not wait for it
+
+    return f"{x509.load_pem_x509_certificate(certificate).serial_number:x}"
+
+
 class Test:
     """One asset with a simulated battery and one dispatch; both belong to this pod."""
 
@@ -125,6 +132,11 @@ class Test:
         self._namespace, self._name = os.environ["NAMESPACE"], os.environ["ASSET"]
         self._asset = f"{GROUP}/namespaces/{self._namespace}/derassets/{self._name}"
         self._dispatch = f"{GROUP}/namespaces/{self._namespace}/dispatches/{self._name}"
+        identity = f"{self._name}-derops-agent"
+        self._secret = f"/api/v1/namespaces/{self._namespace}/secrets/{identity}"
+        self._certificate = (
+            f"/apis/cert-manager.io/v1/namespaces/{self._namespace}/certificates/{identity}"
+        )
 
     def identity(self) -> None:
         """Make the asset, and write key, certificate and server CA where the agent reads them."""
@@ -156,6 +168,9 @@ class Test:
         """Take away what the test made, and wait until it is gone."""
         for path in (self._dispatch, self._asset):
             until(f"end of {path}", lambda path=path: self._gone(path))  # type: ignore[misc]
+        # Its owner is gone. While it is there, cert-manager would make the Secret again.
+        until("end of the certificate", lambda: (self._absent(self._certificate), "still there"))
+        self._api.call("DELETE", self._secret)
 
     def _make(self, resource: str, kind: str, **spec: object) -> None:
         pod = {"name": os.environ["POD_NAME"], "uid": os.environ["POD_UID"]}
@@ -174,12 +189,14 @@ class Test:
             raise PilotError(f"this cluster does not know the kind {kind}: install the CRDs")
 
     def _key(self) -> tuple[dict[str, bytes] | None, str]:
-        secret = f"/api/v1/namespaces/{self._namespace}/secrets/{self._name}-derops-agent"
-        data = (self._api.call("GET", secret) or {}).get("data", {})
+        data = (self._api.call("GET", self._secret) or {}).get("data", {})
         files = {name: base64.b64decode(data.get(name, "")) for name in ("tls.crt", "tls.key")}
-        if all(files.values()):
+        asset = self._api.call("GET", self._asset)
+        ledger = (asset or {}).get("status", {}).get("identity", {})
+        known = {ledger[each]["serialNumber"] for each in ("current", "next") if each in ledger}
+        if all(files.values()) and serial_number(files["tls.crt"]) in known:
             return files, ""
-        return None, standing_of(self._api.call("GET", self._asset))
+        return None, standing_of(asset)
 
     def _ca(self) -> tuple[dict[str, bytes] | None, str]:
         path = f"/api/v1/namespaces/{self._namespace}/configmaps/derops-server-ca"
@@ -199,6 +216,9 @@ class Test:
         thing = self._api.call("GET", self._dispatch)
         status = (thing or {}).get("status", {})
         return status if status.get("phase") in OVER else None, standing_of(thing)
+
+    def _absent(self, path: str) -> bool:
+        return self._api.call("GET", path) is None
 
     def _gone(self, path: str) -> tuple[bool, str]:
         thing = self._api.call("GET", path)

@@ -73,7 +73,9 @@ capabilities: {drop: [ALL]}
 {{- define "derops.probes" -}}
 startupProbe:
   httpGet: {path: /livez, port: {{ .port }}}
+  initialDelaySeconds: 2
   periodSeconds: 1
+  timeoutSeconds: 5
   failureThreshold: 120
 livenessProbe:
   httpGet: {path: /livez, port: {{ .port }}}
