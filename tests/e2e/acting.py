@@ -1,12 +1,13 @@
-"""What a person does with the stack, as functions: apply, watch, cancel, ask the device."""
+"""What a person does with derops, as functions: apply, watch, cancel, ask the device."""
 
 import json
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import psycopg
 from tests.stack import fleet
@@ -31,45 +32,48 @@ def eventually(
         time.sleep(0.1)
 
 
-class Pilot:
-    """One namespace with assets and dispatches, and the devices behind them."""
+class AnyCluster(Protocol):
+    """Whatever answers kubectl: the control plane of the stack, or a cluster with nodes."""
 
-    def __init__(self, stack: Stack, namespace: str) -> None:
-        self.stack = stack
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        """Run kubectl as administrator and return what it printed."""
+        ...
+
+
+class Namespace(ABC):
+    """One namespace with assets and dispatches, in any cluster, and the devices behind them."""
+
+    def __init__(self, cluster: AnyCluster, namespace: str) -> None:
+        self.cluster = cluster
         self.namespace = namespace
 
+    @abstractmethod
+    def device_log(self, asset: str = "battery") -> list[dict[str, Any]]:
+        """Return what was written to the device, by the device's own account."""
+
     def create_namespace(self) -> None:
-        self.stack.kubectl("create", "namespace", self.namespace)
+        self.cluster.kubectl("create", "namespace", self.namespace)
 
     def delete_everything(self) -> None:
-        self.stack.kubectl(
+        self.cluster.kubectl(
             "delete", "dispatches,derassets", "--all", "-n", self.namespace, "--timeout=60s"
         )
-        self.stack.kubectl("delete", "namespace", self.namespace, "--wait=false")
+        self.cluster.kubectl("delete", "namespace", self.namespace, "--wait=false")
 
     def apply(self, manifest: dict[str, Any]) -> None:
         manifest["metadata"]["namespace"] = self.namespace
-        self.stack.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
+        self.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
 
     def apply_all(self, manifests: Sequence[dict[str, Any]]) -> None:
         for manifest in manifests:
             manifest["metadata"]["namespace"] = self.namespace
         items = {"apiVersion": "v1", "kind": "List", "items": manifests}
-        self.stack.kubectl("apply", "-f", "-", stdin=json.dumps(items))
+        self.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(items))
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
-        answer = self.stack.kubectl("get", kind, name, "-n", self.namespace, "-o", "json")
+        answer = self.cluster.kubectl("get", kind, name, "-n", self.namespace, "-o", "json")
         resource: dict[str, Any] = json.loads(answer)
         return resource
-
-    def battery(
-        self, name: str = "battery", *, connected: bool = True, **spec: Any
-    ) -> dict[str, Any]:
-        """Apply a 10 kW battery and wait until its agent is connected."""
-        self.apply(battery_manifest(name, with_agent=connected, **spec))
-        if connected:
-            self.wait_for_condition("derasset", name, "Connected", "True")
-        return self.get("derasset", name)
 
     def dispatch(self, name: str, asset: str = "battery", **spec: Any) -> None:
         self.apply(
@@ -87,7 +91,7 @@ class Pilot:
         )
 
     def cancel(self, name: str) -> None:
-        self.stack.kubectl(
+        self.cluster.kubectl(
             "patch", "dispatch", name, "-n", self.namespace, "--type=merge",
             "-p", '{"spec":{"desiredState":"Cancelled"}}',
         )  # fmt: skip
@@ -112,15 +116,10 @@ class Pilot:
         return eventually(look, f"{name} to be {phases}", patience_seconds)
 
     def wait_for_condition(self, kind: str, name: str, condition: str, value: str) -> None:
-        self.stack.kubectl(
+        self.cluster.kubectl(
             "wait", f"--for=condition={condition}={value}", f"{kind}/{name}",
             "-n", self.namespace, f"--timeout={PATIENCE_SECONDS}s",
         )  # fmt: skip
-
-    def device_log(self, asset: str = "battery") -> list[dict[str, Any]]:
-        """Return what was written to the device, by the device's own account."""
-        (file,) = self.stack.data_directory.rglob(f"{self.namespace}_{asset}/*.writes.jsonl")
-        return [json.loads(line) for line in file.read_text().splitlines()]
 
     def powers_written(self, asset: str = "battery") -> list[int]:
         """Return the distinct active power setpoints in the order the device took them."""
@@ -130,6 +129,27 @@ class Pilot:
             if not powers or powers[-1] != watts:
                 powers.append(watts)
         return [watts for index, watts in enumerate(powers) if index or watts]
+
+
+class Pilot(Namespace):
+    """One namespace of the stack."""
+
+    def __init__(self, stack: Stack, namespace: str) -> None:
+        super().__init__(stack, namespace)
+        self.stack = stack
+
+    def battery(
+        self, name: str = "battery", *, connected: bool = True, **spec: Any
+    ) -> dict[str, Any]:
+        """Apply a 10 kW battery and wait until its agent is connected."""
+        self.apply(battery_manifest(name, with_agent=connected, **spec))
+        if connected:
+            self.wait_for_condition("derasset", name, "Connected", "True")
+        return self.get("derasset", name)
+
+    def device_log(self, asset: str = "battery") -> list[dict[str, Any]]:
+        (file,) = self.stack.data_directory.rglob(f"{self.namespace}_{asset}/*.writes.jsonl")
+        return [json.loads(line) for line in file.read_text().splitlines()]
 
     def rows(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
         with psycopg.connect(self.stack.database_url) as connection:
