@@ -1,6 +1,6 @@
 # Every target does all its own set-up; a second run starts from caches.
 .DEFAULT_GOAL := help
-.PHONY: help setup parts lint generate install-yaml test e2e soak faults powerloss kills histories fuzz bench images demo up down status cluster clean
+.PHONY: help setup parts lint generate install-yaml test e2e cluster-smoke cluster-test soak faults powerloss kills histories fuzz bench images demo up down status cluster clean
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/derops
 TOOLS := $(CACHE)/tools
@@ -8,7 +8,7 @@ PYTHON := .venv/bin/python
 PROTOS := $(wildcard headend/derops/wire/v1/*.proto)
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.complete  ## Install what the other targets need, into .venv
 
@@ -40,6 +40,13 @@ test: parts  ## Run all tests, on real parts
 
 e2e: parts  ## Run the end-to-end tests only
 	.venv/bin/pytest tests/e2e
+
+cluster-smoke: since := $(shell date +%s)
+cluster-smoke: images cluster  ## Install in the cluster and run a first dispatch there; takes derops out of it
+	DEROPS_BEGUN=$(since) .venv/bin/pytest -s tests/cluster/test_smoke.py
+
+cluster-test: images cluster  ## Break the product in the cluster; takes derops out of it
+	.venv/bin/pytest -s tests/cluster
 
 soak: faults powerloss kills histories fuzz  ## Break everything many times over, and check
 

@@ -1,0 +1,41 @@
+"""Without Helm: the rendered manifests by kubectl, and uninstalling by commands."""
+
+import time
+
+from tests.cluster import installing
+from tests.cluster.cluster import Cluster
+from tests.cluster.figures import say
+from tests.cluster.installing import NAMESPACE
+from tests.cluster.leaving import assert_nothing_left, delete_by_hand, finalizers
+from tests.cluster.proving import assert_true
+from tests.cluster.site import Site, namespace_manifest
+from tests.e2e.acting import conditions
+
+
+def test_installed_and_uninstalled_by_kubectl_alone(empty: Cluster) -> None:
+    manifests = installing.render(empty)
+    empty.apply(namespace_manifest(NAMESPACE))
+    since = time.monotonic()
+    empty.kubectl("apply", "--server-side", "-f", "-", stdin=manifests)
+    installing.wait_until_ready(empty)
+    say("apply_to_ready", time.monotonic() - since, "s", 60)
+    site = Site(empty, "by-manifests")
+    site.create_namespace()
+    site.battery()
+    site.dispatch("first", durationSeconds=8)
+    assert site.wait_for_phase("first", "Complete")["execution"]["evidence"] == "Effect"
+    assert_true(site, "first")
+
+    setpoint = {"mode": "ActivePower", "activePowerWatts": 4300}
+    site.dispatch("running", setpoint=setpoint, durationSeconds=900)
+    site.wait_for_phase("running", "Active")
+    empty.run_in("deploy/derops-operator", NAMESPACE, "derops-operator", "uninstall")
+
+    status = site.status("running")
+    assert status["phase"] == "Cancelled"
+    assert conditions(status)["Reverted"] == "True"
+    assert site.powers_written() == [5000, 0, 4300, 0]
+    assert finalizers(site) == {"battery": None, "first": None, "running": None}
+    empty.kubectl("delete", "-f", "-", "--timeout=120s", stdin=manifests)
+    delete_by_hand(empty, site)
+    assert_nothing_left(empty)
