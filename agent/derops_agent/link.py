@@ -11,6 +11,7 @@ import structlog
 
 from derops.ids import AssetName
 from derops.observing import Readiness
+from derops.pem import Identity
 from derops.wire.v1 import agent_pb2
 from derops_agent import metrics
 from derops_agent.clock import Clock
@@ -42,15 +43,6 @@ _CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Credentials:
-    """What proves this asset, and whom it trusts, as the files had it."""
-
-    key: bytes
-    certificate: bytes
-    server_ca: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """Where to dial and whom to expect."""
 
@@ -59,24 +51,21 @@ class Endpoint:
     server_ca_file: Path
     certificate_directory: Path
 
-    def read_credentials(self) -> Credentials:
+    def read_credentials(self) -> Identity:
         """Read the files; blocks.
 
         Raises:
             OSError: One is not there (yet).
+            ValueError: One is not what it should be (yet).
         """
-        return Credentials(
-            key=(self.certificate_directory / "tls.key").read_bytes(),
-            certificate=(self.certificate_directory / "tls.crt").read_bytes(),
-            server_ca=self.server_ca_file.read_bytes(),
-        )
+        return Identity.read(self.certificate_directory, self.server_ca_file)
 
 
 @dataclass(slots=True)
 class _Running:
     session: Session
     task: asyncio.Task[StreamEndedError]
-    credentials: Credentials
+    credentials: Identity
 
 
 class Link:
@@ -99,6 +88,7 @@ class Link:
         readiness: Readiness,
     ) -> None:
         self._name, self._endpoint, self._readiness = name, endpoint, readiness
+        self._part = f"certificate of {name}"
         self._controller, self._device, self._ledger = controller, device, ledger
         self._outbox, self._clock = outbox, clock
         self._run_ledger, self._run_outbox = run_ledger, run_outbox
@@ -134,13 +124,14 @@ class Link:
                 return running.task.result()
             try:
                 fresh = await asyncio.to_thread(self._endpoint.read_credentials)
-            except OSError as error:
-                self._log.warning("certificate.unreadable", error=str(error))
+            except (OSError, ValueError) as error:
+                self._readiness.degraded(self._part, str(error))
                 continue
+            self._readiness.found(self._part)
             if fresh != running.credentials:
                 running = await self._renew(running, fresh)
 
-    async def _renew(self, old: _Running, fresh: Credentials) -> _Running:
+    async def _renew(self, old: _Running, fresh: Identity) -> _Running:
         """Open a stream with the new certificate first, and only then close the old one."""
         old.session.hold_telemetry()  # or the new stream's Hello would not be true for long
         new = await self._start(fresh)
@@ -166,7 +157,7 @@ class Link:
         old.session.report_all()
         return old
 
-    async def _start(self, credentials: Credentials) -> _Running:
+    async def _start(self, credentials: Identity) -> _Running:
         epoch_ms = self._clock.now_us() // 1000 - self._epochs_behind_ms
         epoch = await self._run_ledger(
             lambda: self._ledger.next_epoch(epoch_ms, above=self._above_epoch)
@@ -205,13 +196,11 @@ class Link:
         self._outbox.on_stored = session.telemetry_stored
         self._outbox.on_replaced = lambda: session.close("OutboxReplaced")
 
-    def _open_channel(self, credentials: Credentials) -> grpc.aio.Channel:
+    def _open_channel(self, credentials: Identity) -> grpc.aio.Channel:
         target = self._endpoint.gateways[self._gateway % len(self._endpoint.gateways)]
         return grpc.aio.secure_channel(
             target,
-            grpc.ssl_channel_credentials(
-                credentials.server_ca, credentials.key, credentials.certificate
-            ),
+            grpc.ssl_channel_credentials(credentials.ca, credentials.key, credentials.certificate),
             options=[
                 *_CHANNEL_OPTIONS,
                 # Not to weaken the check but to say what it expects: the gateway's certificate
@@ -220,16 +209,15 @@ class Link:
             ],
         )
 
-    async def _wait_for_credentials(self) -> Credentials:
-        part = f"certificate of {self._name}"
+    async def _wait_for_credentials(self) -> Identity:
         while True:
             try:
                 credentials = await asyncio.to_thread(self._endpoint.read_credentials)
-            except OSError as error:
-                self._readiness.waiting(part, str(error))
+            except (OSError, ValueError) as error:
+                self._readiness.waiting(self._part, str(error))
                 await asyncio.sleep(1)
                 continue
-            self._readiness.found(part)
+            self._readiness.found(self._part)
             return credentials
 
     async def _after(self, ended: StreamEndedError) -> None:

@@ -23,6 +23,9 @@ from derops.rates import Rates
 LINES_PER_SECOND, LINES_AT_ONCE = 10.0, 500.0
 """Lines of one event. Those left out are counted, and the next line of it says how many."""
 
+FORGOTTEN_SECONDS, MOST_WORDS = 600.0, 5
+"""What was not said of a part for so long is new again; and so many words of one part are told."""
+
 
 def configure_logging(level: str = "INFO") -> None:
     """Send all logs to stderr, one event per line."""
@@ -79,32 +82,42 @@ class FloodFilter(logging.Filter):
 
 
 class Readiness:
-    """What a program waits for. Each change is logged once; who waits for nothing is ready.
+    """What a program waits for, for people; who waits for nothing is ready.
 
-    What works badly and is still of use is degraded: it is told, and the program stays ready.
+    What works badly and is still of use is degraded: it is told, and the program stays ready. What
+    is wrong is a line in the log, one for each new word, however often it is tried again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now_seconds: Callable[[], float] = time.monotonic) -> None:
+        self._expected: dict[str, str] = {}
         self._missing: dict[str, str] = {}
         self._degraded: dict[str, str] = {}
         self._details: dict[str, str] = {}
+        self._news = _News(now_seconds)
         self._lock = threading.Lock()
         self._log = structlog.get_logger("readiness")
 
-    def waiting(self, part: str, why: str) -> None:
-        """Say that ``part`` is missing and why; only a part that was there is logged."""
+    def expecting(self, part: str, why: str) -> None:
+        """Say that ``part`` is not there yet, and nobody knows that anything is wrong with it."""
         with self._lock:
-            known = part in self._missing
+            if part not in self._missing:
+                self._expected[part] = why
+
+    def waiting(self, part: str, why: str) -> None:
+        """Say that ``part`` is missing, why, and what to do about it."""
+        with self._lock:
+            self._expected.pop(part, None)
             self._missing[part] = why
-        if not known:
+            is_news = self._news.hear(part, why)
+        if is_news:
             self._log.warning("dependency.missing", part=part, why=why)
 
     def degraded(self, part: str, why: str) -> None:
         """Say that ``part`` does not do all it should, and why."""
         with self._lock:
-            known = part in self._degraded
             self._degraded[part] = why
-        if not known:
+            is_news = self._news.hear(part, why)
+        if is_news:
             self._log.error("dependency.degraded", part=part, why=why)
 
     def found(self, part: str, detail: str = "") -> None:
@@ -112,18 +125,58 @@ class Readiness:
         with self._lock:
             if detail:
                 self._details[part] = detail
-            known = self._missing.pop(part, None), self._degraded.pop(part, None)
-        if known != (None, None):
+            for absent in (self._expected, self._missing, self._degraded):
+                absent.pop(part, None)
+            is_news = self._news.is_over(part)
+        if is_news:
             self._log.info("dependency.found", part=part)
 
     def report(self) -> tuple[bool, str]:
-        """Return whether all is there, and what is missing, degraded or there, a line each."""
+        """Return whether all is there, and what is missing, degraded or there, a line each.
+
+        What is known to be wrong comes first: the Event of a pod may show no more than that.
+        """
         with self._lock:
-            missing = [f"waiting for {part}: {why}" for part, why in sorted(self._missing.items())]
+            missing = [
+                f"waiting for {part}: {why}"
+                for known in (self._missing, self._expected)
+                for part, why in sorted(known.items())
+            ]
             degraded = [f"degraded {part}: {why}" for part, why in sorted(self._degraded.items())]
             details = [f"{part}: {detail}" for part, detail in sorted(self._details.items())]
         state = [*missing, *degraded] or ["ok"]
         return not missing, "\n".join([*state, *details])
+
+
+class _News:
+    """Which words about a part are new: others were heard not long ago, and may come for ever."""
+
+    def __init__(self, now_seconds: Callable[[], float]) -> None:
+        self._now_seconds = now_seconds
+        self._heard: dict[str, dict[str, float]] = {}
+        self._told: set[str] = set()
+        """Parts of which something was told, and not yet that it is over."""
+
+    def hear(self, part: str, why: str) -> bool:
+        """Tell whether these words are to be told."""
+        now = self._now_seconds()
+        heard = self._heard.setdefault(part, {})
+        for old in [each for each, at in heard.items() if now - at > FORGOTTEN_SECONDS]:
+            del heard[old]
+        is_known = why in heard
+        if not is_known and len(heard) >= MOST_WORDS:
+            return False
+        heard[why] = now
+        if not is_known:
+            self._told.add(part)
+        return not is_known
+
+    def is_over(self, part: str) -> bool:
+        """Tell whether it is to be told that all is well with a part."""
+        if part not in self._told:
+            return False
+        self._told.remove(part)
+        return True
 
 
 class OpsServer:

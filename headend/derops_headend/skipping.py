@@ -8,6 +8,7 @@ import psycopg
 from derops.errors import DeropsError, LogDamagedError, SchemaTooNewError, SettingError
 from derops.settings import load_settings, refuse_to_start
 from derops_headend.ports import LogReader
+from derops_headend.storage.explaining import explain
 from derops_headend.storage.migrating import migrate
 from derops_headend.writer_program import WriterSettings, check_settings, open_log
 
@@ -85,6 +86,7 @@ def main(record: int, shard: int) -> None:
     except (SettingError, SchemaTooNewError) as error:
         refuse_to_start(error)
     except (DeropsError, psycopg.Error, sqlite3.Error) as error:
-        sys.stderr.write(f"not skipped: {str(error).strip()}\n")
+        why = explain(error) if isinstance(error, psycopg.Error) else str(error).strip()
+        sys.stderr.write(f"not skipped: {why}\n")
         sys.exit(1)
     sys.stdout.write(f"record {record} skipped; its {kept} bytes are in quarantine (Damaged)\n")

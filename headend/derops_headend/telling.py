@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 
 from derops.settings import load_settings
+from derops_headend.storage.explaining import explain
 from derops_headend.storage.history import Dispatched, Wanted, find, read_story, sum_up
 from derops_headend.writer_program import WriterSettings
 
@@ -51,7 +52,7 @@ def main(arguments: argparse.Namespace) -> None:
             connection.read_only = True
             _answer(connection, wanted, arguments)
     except psycopg.Error as error:
-        sys.stderr.write(f"no history: {str(error).strip()}\n")
+        sys.stderr.write(f"no history: {explain(error)}\n")
         sys.exit(1)
 
 

@@ -26,6 +26,7 @@ from derops_headend.ports import (
 )
 from derops_headend.storage import metrics
 from derops_headend.storage.database import OffsetMovedError, Tally
+from derops_headend.storage.explaining import explain
 from derops_headend.writing.rows import Source
 
 POLL_SECONDS = 0.05
@@ -77,7 +78,8 @@ class _MissingError(Exception):
     """What the writer needs is not there now."""
 
     def __init__(self, part: str, error: Exception) -> None:
-        super().__init__(str(error).strip().partition("\n")[0] or type(error).__name__)
+        first = str(error).strip().partition("\n")[0] or type(error).__name__
+        super().__init__(explain(error) if isinstance(error, psycopg.Error) else first)
         self.part = part
 
 
@@ -109,8 +111,8 @@ class Writer:
         self._log_part, self._database_part = (
             part if alone else f"{part} of shard {shard}" for part in (LOG, DATABASE)
         )
-        readiness.waiting(self._log_part, "not read yet")
-        readiness.waiting(self._database_part, "not connected yet")
+        readiness.expecting(self._log_part, "not read yet")
+        readiness.expecting(self._database_part, "asked once the event log is there")
         self._open_log, self._connect = open_log, connect
         self._readiness, self._stopping, self._now_us = readiness, stopping, now_us
         self._pause_seconds = _FIRST_PAUSE_SECONDS
@@ -162,7 +164,7 @@ class Writer:
             raise _MissingError(self._log_part, error) from error
         except psycopg.Error as error:
             metrics.DISCONNECTS.inc()
-            self._log.warning("round.failed", why=str(error).strip())
+            self._log.debug("round.failed", why=str(error).strip())
             raise _MissingError(self._database_part, error) from error
 
     def _follow(self, log: LogReader, database: Store) -> None:
@@ -173,13 +175,13 @@ class Writer:
             records = log.read(after)
             metrics.LOG_DAMAGED.labels(self._shard).set(0)
             self._readiness.found(self._log_part, "followed")
-            self._pause_seconds = _FIRST_PAUSE_SECONDS
             if records:
                 after = self._write(database, after, records)
                 checked_at = time.monotonic()
             elif time.monotonic() - checked_at >= CHECK_SECONDS:
                 database.check()
                 checked_at = time.monotonic()
+            self._pause_seconds = _FIRST_PAUSE_SECONDS
             self._trim(log, after)
             if time.monotonic() - maintained_at >= MAINTAIN_SECONDS:
                 database.maintain()

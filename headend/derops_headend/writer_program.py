@@ -6,12 +6,12 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import psycopg
 import structlog
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from derops.errors import SchemaTooNewError, SettingError
@@ -39,12 +39,17 @@ from derops_headend.writer import LOG, Writer
 STOP_SECONDS = 3.0
 
 
+def _without_line_end(text: object) -> object:
+    """Return what is meant where a Secret was made from a file: its last line ends."""
+    return text.strip() if isinstance(text, str) else text
+
+
 class WriterSettings(BaseSettings):
     """``DEROPS_WRITER_*``."""
 
     model_config = SettingsConfigDict(env_prefix="DEROPS_WRITER_")
 
-    database_url: SecretStr
+    database_url: Annotated[SecretStr, BeforeValidator(_without_line_end)]
     event_log: EventLogUrl = SQLITE
     """The gateway's."""
     data_directory: Path | None = None
@@ -110,7 +115,7 @@ class ShardWriters:
         """Return the shards to follow, once the log is there; none when stopped before."""
         if self._settings.event_log == SQLITE:
             return [0]
-        self._readiness.waiting(LOG, "not found yet")
+        self._readiness.expecting(LOG, "not found yet")
         while not self._stopping.is_set():
             try:
                 count = count_shards(_where(self._settings))
@@ -183,10 +188,12 @@ def check_url(settings: WriterSettings) -> None:
         SettingError: It is not.
     """
     try:
-        conninfo_to_dict(settings.database_url.get_secret_value())
+        has_any = conninfo_to_dict(settings.database_url.get_secret_value())
     except psycopg.Error:
+        has_any = {}
+    if not has_any:
         problem = "is not a connection URL of PostgreSQL"  # and what it is may hold a password
-        raise SettingError("DEROPS_WRITER_DATABASE_URL", "environment", problem) from None
+        raise SettingError("DEROPS_WRITER_DATABASE_URL", "environment", problem)
 
 
 def _directory(settings: WriterSettings) -> Path:

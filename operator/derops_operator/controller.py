@@ -106,7 +106,7 @@ class Controller:
         self._publisher = Publisher(
             self.cache, StatusWriter(kube), self._events, self._headend.record, self.take
         )
-        readiness.waiting("kubernetes", "the resources have not been listed yet")
+        readiness.expecting("kubernetes", "the resources have not been listed yet")
 
     @property
     def alive(self) -> bool:
@@ -288,7 +288,7 @@ class Controller:
         try:
             await self._resync.run()
         except (*_TRANSIENT, GoneError) as error:
-            _log.warning("resources.not_listed", why=str(error)[:300])
+            _log.debug("resources.not_listed", why=str(error)[:300])
             self._readiness.waiting("kubernetes", f"listing failed: {str(error)[:200]}")
             return False
         except Exception as error:  # whatever a list holds, the program goes on and tries again

@@ -4,13 +4,13 @@ Adapter only: what replicas say goes into the fleet, and the keys it concerns in
 """
 
 import asyncio
+import logging
 import random
 import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -18,6 +18,7 @@ import structlog
 
 from derops.lifecycle import Phase
 from derops.observing import Readiness
+from derops.pem import Identity
 from derops.rates import Rates
 from derops.wire.v1 import control_pb2, control_pb2_grpc
 from derops_operator import metrics
@@ -69,30 +70,9 @@ _PARTS = {
 """What is told as degraded where a replica refuses us, by its reason."""
 
 _MAX_WORDS = 300
+_NOBODY = "no replica holds the desired state"
 
 _log = structlog.get_logger("headend")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """What proves who we are, and whom we trust, as the files had it; all PEM."""
-
-    ca: bytes
-    key: bytes
-    certificate: bytes
-
-    @classmethod
-    def read(cls, directory: Path) -> "Identity":
-        """Read the files; blocks.
-
-        Raises:
-            OSError: One is not there.
-        """
-        return cls(
-            ca=(directory / "ca.crt").read_bytes(),
-            key=(directory / "tls.key").read_bytes(),
-            certificate=(directory / "tls.crt").read_bytes(),
-        )
 
 
 class Headend:
@@ -132,11 +112,14 @@ class Headend:
         self._knows = knows
         self._links: dict[str, asyncio.Task[None]] = {}
         self._history: deque[control_pb2.HeadendTransition] = deque(maxlen=HISTORY_LIMIT)
-        readiness.waiting("gateways", "no replica holds the desired state yet")
+        readiness.expecting("gateways", f"{_NOBODY} yet")
         self._start = Start(era=desired.era, start_ms=desired.operator_start_ms)
         self._began = time.monotonic()
         self._refusals: dict[str, tuple[str, str]] = {}
         """Part and words, by address."""
+
+        self._failures: dict[str, str] = {}
+        """Why there is no stream, by address, or no address, by name."""
 
         self._open: set[_Link] = set()
         self._speaking: dict[str, _Link] = {}
@@ -162,7 +145,13 @@ class Headend:
             await asyncio.gather(*self._links.values(), return_exceptions=True)
 
     async def _follow_addresses(self) -> None:
-        addresses, complete = await _resolve(self._settings.gateways)
+        addresses, unresolved = await _resolve(self._settings.gateways)
+        complete = not unresolved
+        for target in self._settings.gateways:
+            if target not in unresolved:
+                self._failures.pop(target, None)
+            elif self._note_failure(target, unresolved[target]):
+                _log.warning("gateway.not_resolved", target=target, why=unresolved[target])
         self._fleet.expected = len(addresses) if complete else None
         metrics.GATEWAYS_EXPECTED.set(len(addresses))
         metrics.BACKLOG_BYTES.set(self._desired.backlog_bytes)
@@ -171,6 +160,7 @@ class Headend:
         if complete:
             for address in self._links.keys() - addresses:
                 self._links.pop(address).cancel()
+                self._failures.pop(address, None)
                 self._forget_refusal(address)
 
     async def _keep_link(self, address: str) -> None:
@@ -187,7 +177,9 @@ class Headend:
             failures = 0 if held > 10 else failures + 1
             low, high = _BACKOFF_SECONDS
             seconds = min(high, low * 1.6**failures) * random.uniform(0.5, 1.0)
-            _log.warning(
+            is_new = self._note_failure(address, why)
+            _log.log(
+                logging.WARNING if is_new else logging.DEBUG,
                 "gateway.disconnected",
                 address=address,
                 why=why,
@@ -207,9 +199,10 @@ class Headend:
             while not (await asyncio.wait({current}, timeout=IDENTITY_SECONDS))[0]:
                 try:
                     fresh = await self._read_identity()
-                except OSError as error:
-                    _log.warning("identity.unreadable", why=str(error))
+                except (OSError, ValueError) as error:
+                    self._readiness.degraded("control certificate", str(error))
                     continue
+                self._readiness.found("control certificate")
                 if fresh != identity and (renewed := await self._renew(address, fresh)):
                     current.cancel()
                     await asyncio.gather(current, return_exceptions=True)
@@ -241,7 +234,8 @@ class Headend:
         return None
 
     async def _read_identity(self) -> Identity:
-        return await asyncio.to_thread(Identity.read, self._settings.control_tls_directory)
+        directory = self._settings.control_tls_directory
+        return await asyncio.to_thread(Identity.read, directory, directory / "ca.crt")
 
     async def _sync(self, address: str, identity: Identity, taken: asyncio.Event) -> None:
         credentials = grpc.ssl_channel_credentials(identity.ca, identity.key, identity.certificate)
@@ -294,6 +288,7 @@ class Headend:
     def _note_accepted(self, address: str) -> None:
         if not self._start.was_accepted:
             self._start = replace(self._start, was_accepted=True)
+        self._failures.pop(address, None)
         self._forget_refusal(address)
         self._note_readiness()
         self._accepted()
@@ -340,7 +335,18 @@ class Headend:
         if any(each.connected and each.synced_us for each in replicas):
             self._readiness.found("gateways")
         else:
-            self._readiness.waiting("gateways", "no replica holds the desired state")
+            why = "; ".join(f"{at}: {why[:_MAX_WORDS]}" for at, why in self._failures.items())
+            if why:
+                self._readiness.waiting("gateways", f"{_NOBODY}: {why}")
+            else:
+                self._readiness.expecting("gateways", _NOBODY)
+
+    def _note_failure(self, where: str, why: str) -> bool:
+        """Tell why there is no stream; return whether it is another reason than before."""
+        is_new = self._failures.get(where) != why
+        self._failures[where] = why
+        self._note_readiness()
+        return is_new
 
 
 class _Link:
@@ -512,21 +518,20 @@ class _Link:
             self._headend._concerns(message.report.dispatch_uid)  # noqa: SLF001
 
 
-async def _resolve(targets: tuple[str, ...]) -> tuple[set[str], bool]:
-    """Return the addresses of all targets, and whether every name was resolved."""
+async def _resolve(targets: tuple[str, ...]) -> tuple[set[str], dict[str, str]]:
+    """Return the addresses of all targets, and why there is none of a target."""
     loop = asyncio.get_running_loop()
     addresses: set[str] = set()
-    complete = True
+    unresolved: dict[str, str] = {}
     for target in targets:
         host, _, port = target.rpartition(":")
         try:
             found = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
         except OSError as error:
-            _log.warning("gateway.not_resolved", target=target, why=str(error))
-            complete = False
+            unresolved[target] = str(error)
             continue
         addresses |= _one_family([(each[0], str(each[4][0])) for each in found], port)
-    return addresses, complete
+    return addresses, unresolved
 
 
 def _one_family(found: list[tuple[int, str]], port: str) -> set[str]:

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from derops.ids import is_trust_domain
+from derops.pem import Identity
 
 
 class OperatorSettings(BaseSettings):
@@ -62,9 +63,10 @@ class OperatorSettings(BaseSettings):
     @field_validator("control_tls_directory")
     @classmethod
     def _holds_key_and_certificates(cls, directory: Path) -> Path:
-        for name in ("tls.crt", "tls.key", "ca.crt"):
-            if not (directory / name).is_file():
-                raise ValueError(f"{directory} has no file {name}")
+        try:
+            Identity.read(directory, directory / "ca.crt")
+        except OSError as error:
+            raise ValueError(f"{error.filename}: {error.strerror}") from error
         return directory
 
     @field_validator("trust_domain")

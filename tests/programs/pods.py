@@ -104,7 +104,7 @@ def operator(directory: Path) -> Program:
             "DEROPS_OPERATOR_OPS_PORT": str(ops_port),
         },
         ops_port=ops_port,
-        says="resources.not_listed",
+        says="listing failed",
     )
 
 

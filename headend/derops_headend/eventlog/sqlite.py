@@ -37,6 +37,7 @@ _DROPPED_SHARE = 50
 """Of the records, one in so many is dropped at a time."""
 
 _BUSY_SECONDS = 30
+_MAKER = "a gateway with the same data directory makes it"
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _SCHEMA = (
     "CREATE TABLE meta (log_id TEXT NOT NULL) STRICT",
@@ -84,7 +85,7 @@ class SqliteLogReader:
         self._connection = _connect(path, create=False)
         try:
             if _version(self._connection, path) == 0:
-                raise LogMissingError(f"{path} is empty")
+                raise LogMissingError(f"{path} is empty; {_MAKER}")
             # What a crash undoes of a trim is trimmed again; the appender's own commits are FULL.
             self._connection.execute("PRAGMA synchronous = NORMAL")
             (self._log_id,) = self._connection.execute("SELECT log_id FROM meta").fetchone()
@@ -325,7 +326,7 @@ def _connect(path: Path, *, create: bool) -> sqlite3.Connection:
     except sqlite3.OperationalError as error:
         if create or path.exists():
             raise
-        raise LogMissingError(f"{path} does not exist") from error
+        raise LogMissingError(f"{path} does not exist; {_MAKER}") from error
     for pragma in (
         "page_size = 16384",
         "auto_vacuum = INCREMENTAL",  # only a new file takes it

@@ -1,5 +1,6 @@
 """How telemetry lies in the database by time: TimescaleDB's chunks, or native partitions."""
 
+import functools
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
 from typing import Protocol
@@ -53,8 +54,12 @@ def add_timescale(connection: psycopg.Connection) -> None:
         with connection.transaction():
             connection.execute("create extension if not exists timescaledb")
     except _REFUSALS as error:
-        why = str(error).partition("\n")[0]
-        structlog.get_logger("storage").warning("timescaledb.not_used", why=why)
+        _tell_not_used(str(error).partition("\n")[0])
+
+
+@functools.cache  # what is tried again and again is told once
+def _tell_not_used(why: str) -> None:
+    structlog.get_logger("storage").warning("timescaledb.not_used", why=why)
 
 
 def detect(connection: psycopg.Connection) -> Engine:
