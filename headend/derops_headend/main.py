@@ -118,7 +118,8 @@ def _run_gateway(_: argparse.Namespace) -> None:
 
 async def _serve_gateway() -> None:
     from derops_headend.gateway.desired_store import DesiredStore
-    from derops_headend.gateway.server import Credentials, Gateway, GatewayOptions
+    from derops_headend.gateway.listening import CredentialFiles
+    from derops_headend.gateway.server import Gateway, GatewayOptions
     from derops_headend.gateway.settings import GatewaySettings
 
     settings = load_settings(GatewaySettings)
@@ -130,21 +131,23 @@ async def _serve_gateway() -> None:
         replica=settings.replica,
         trust_domain=settings.trust_domain,
         agent_listen=settings.agent_listen,
-        agent_credentials=Credentials.read(
-            "DEROPS_GATEWAY_AGENT_TLS_DIRECTORY",
-            settings.agent_tls_directory,
-            settings.agent_ca_file,
+        agent_files=CredentialFiles(
+            setting="DEROPS_GATEWAY_AGENT_TLS_DIRECTORY",
+            directory=settings.agent_tls_directory,
+            client_ca=settings.agent_ca_file,
         ),
         control_listen=settings.control_listen,
-        control_credentials=Credentials.read(
-            "DEROPS_GATEWAY_CONTROL_TLS_DIRECTORY",
-            settings.control_tls_directory,
-            settings.control_tls_directory / "ca.crt",
+        control_files=CredentialFiles(
+            setting="DEROPS_GATEWAY_CONTROL_TLS_DIRECTORY",
+            directory=settings.control_tls_directory,
+            client_ca=settings.control_tls_directory / "ca.crt",
         ),
         operator_certificate_file=settings.operator_certificate_file,
         heartbeat_seconds=settings.heartbeat_seconds,
         max_agent_connections=settings.max_agent_connections,
     )
+    for files in (options.agent_files, options.control_files):
+        files.read()  # what is wrong with them is said before anything else begins
     readiness = Readiness()
     gateway: Gateway | None = None
     async with AsyncExitStack() as opened:

@@ -113,6 +113,7 @@ def cluster() -> Iterator[Cluster]:
             "--resource=certificates.cert-manager.io,certificaterequests.cert-manager.io",
             "--resource=certificates.cert-manager.io/status",
             "--resource=certificaterequests.cert-manager.io/status,ingresses.networking.k8s.io",
+            "--resource=configmaps",
         )  # fmt: skip
         control_plane.kubectl(
             "create", "rolebinding", "builder", "-n", TENANT, "--role=builder",

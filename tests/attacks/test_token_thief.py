@@ -52,6 +52,7 @@ def test_the_operators_token_does_what_the_operator_does(thief: ControlPlane) ->
     """The undisturbed case: without it the refusals below would prove nothing."""
     assert may(thief, "patch", "dispatches.derops.io/status")
     assert may(thief, "create", "certificates.cert-manager.io")
+    assert may(thief, "patch", "configmaps/derops-server-ca")
 
 
 @pytest.mark.parametrize(
@@ -70,6 +71,11 @@ def test_the_operators_token_does_what_the_operator_does(thief: ControlPlane) ->
         ("patch", "issuers.cert-manager.io"),
         ("patch", "clusterissuers.cert-manager.io"),
         ("impersonate", "users"),
+        ("get", "configmaps"),
+        ("list", "configmaps"),
+        ("create", "configmaps"),
+        ("patch", "configmaps"),
+        ("delete", "configmaps"),
         ("escalate", "clusterroles.rbac.authorization.k8s.io"),
         ("bind", "clusterroles.rbac.authorization.k8s.io"),
         ("patch", "clusterroles.rbac.authorization.k8s.io"),

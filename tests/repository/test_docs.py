@@ -67,6 +67,7 @@ BOUNDED_MODULES = [
     "derops_headend.gateway.control",
     "derops_headend.gateway.exchange",
     "derops_headend.gateway.journal",
+    "derops_headend.gateway.listening",
     "derops_headend.gateway.operator_queue",
     "derops_operator.bundles",
     "derops_operator.desired",

@@ -4,6 +4,11 @@ from prometheus_client import Counter, Gauge, Histogram
 
 CONNECTED_AGENTS = Gauge("derops_gateway_connected_agents", "Agents with a live stream.")
 OPERATOR_CONNECTED = Gauge("derops_gateway_operator_connected", "1 while the operator is here.")
+CERTIFICATE_EXPIRY = Gauge(
+    "derops_gateway_certificate_expiry_timestamp_seconds",
+    "When the certificate that a port shows is over.",
+    ["port"],
+)
 OPERATOR_CLOCK_AHEAD = Gauge(
     "derops_gateway_operator_clock_ahead_seconds",
     "By how much the desired state last refused, or stored, begins ahead of the clock; 0 = good.",

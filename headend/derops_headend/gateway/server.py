@@ -5,12 +5,12 @@ import random
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
 import structlog
 
-from derops.errors import SettingError
 from derops.observing import Readiness
 from derops.wire.v1 import agent_pb2_grpc, control_pb2_grpc
 from derops_headend.gateway import metrics
@@ -20,6 +20,7 @@ from derops_headend.gateway.control import Control
 from derops_headend.gateway.desired_store import DesiredStore
 from derops_headend.gateway.exchange import Exchange
 from derops_headend.gateway.journal import Journal
+from derops_headend.gateway.listening import CredentialFiles, Port
 from derops_headend.gateway.operator_identity import OperatorIdentity
 from derops_headend.ports import EventLog
 
@@ -66,47 +67,15 @@ _CONNECTION_AGE_MS = 3_600_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Credentials:
-    """Key and certificate of a port, and the only CA whose clients it hears; all PEM."""
-
-    key: bytes
-    certificate: bytes
-    client_ca: bytes
-
-    @classmethod
-    def read(cls, setting: str, directory: Path, client_ca: Path) -> "Credentials":
-        """Read tls.crt and tls.key of a directory and a CA file.
-
-        Raises:
-            SettingError: One is missing or empty.
-        """
-        contents = []
-        for path in (directory / "tls.key", directory / "tls.crt", client_ca):
-            try:
-                contents.append(path.read_bytes())
-            except OSError as error:
-                raise SettingError(setting, "environment", str(error)) from error
-            if not contents[-1]:
-                raise SettingError(setting, "environment", f"{path} is empty")
-        return cls(key=contents[0], certificate=contents[1], client_ca=contents[2])
-
-    def for_server(self) -> grpc.ServerCredentials:
-        """Return them as gRPC takes them. Fixed: exchanging them at run time crashes gRPC."""
-        return grpc.ssl_server_credentials(
-            [(self.key, self.certificate)], self.client_ca, require_client_auth=True
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayOptions:
     """How a gateway is run."""
 
     replica: str
     trust_domain: str
     agent_listen: str
-    agent_credentials: Credentials
+    agent_files: CredentialFiles
     control_listen: str
-    control_credentials: Credentials
+    control_files: CredentialFiles
     operator_certificate_file: Path
     heartbeat_seconds: int
     max_agent_connections: int
@@ -138,25 +107,16 @@ class Gateway:
         self._control = Control(self.exchange, identity, trust_domain=options.trust_domain)
         self._store = store
         self._tasks: list[asyncio.Task[None]] = []
-        self._servers: list[grpc.aio.Server] = []
+        self.ports: tuple[Port, ...] = ()
         self._alive_at = time.monotonic()
 
     async def start(self) -> None:
         """Listen on both ports; ``agent_port`` and ``control_port`` are set then.
 
         Raises:
-            SettingError: A port cannot be bound.
+            SettingError: A port cannot be bound, or has no certificate.
         """
         options = self._options
-        # Spread, so that agents which came together do not all reconnect together.
-        age_ms = _CONNECTION_AGE_MS + random.randrange(_CONNECTION_AGE_MS // 10)
-        agents = grpc.aio.server(
-            options=[
-                *_AGENT_OPTIONS,
-                ("grpc.max_connection_age_ms", age_ms),
-                ("grpc.max_allowed_incoming_connections", options.max_agent_connections),
-            ]
-        )
         link = AgentLink(
             self.exchange,
             trust_domain=options.trust_domain,
@@ -164,16 +124,49 @@ class Gateway:
             monotonic_us=lambda: time.monotonic_ns() // 1000,
             hello_seconds=options.hello_seconds,
         )
-        agent_pb2_grpc.add_AgentLinkServicer_to_server(link, agents)  # type: ignore[no-untyped-call]  # generated
-        control = grpc.aio.server(options=_OPTIONS)
-        control_pb2_grpc.add_ControlServicer_to_server(self._control, control)  # type: ignore[no-untyped-call]  # generated
-        self.agent_port = _bind(
-            agents, "AGENT_LISTEN", options.agent_listen, options.agent_credentials
+
+        def serve_agents() -> grpc.aio.Server:
+            # Spread, so that agents which came together do not all reconnect together.
+            age_ms = _CONNECTION_AGE_MS + random.randrange(_CONNECTION_AGE_MS // 10)
+            server = grpc.aio.server(
+                options=[
+                    *_AGENT_OPTIONS,
+                    ("grpc.max_connection_age_ms", age_ms),
+                    ("grpc.max_allowed_incoming_connections", options.max_agent_connections),
+                ]
+            )
+            agent_pb2_grpc.add_AgentLinkServicer_to_server(link, server)  # type: ignore[no-untyped-call]  # generated
+            return server
+
+        def serve_operator() -> grpc.aio.Server:
+            server = grpc.aio.server(options=_OPTIONS)
+            control_pb2_grpc.add_ControlServicer_to_server(self._control, server)  # type: ignore[no-untyped-call]  # generated
+            return server
+
+        agents = Port(
+            "agent",
+            "DEROPS_GATEWAY_AGENT_LISTEN",
+            options.agent_listen,
+            options.agent_files,
+            serve_agents,
+            self._readiness,
+            lambda: datetime.now(UTC),
+            is_vital=True,
         )
-        self.control_port = _bind(
-            control, "CONTROL_LISTEN", options.control_listen, options.control_credentials
+        control = Port(
+            "control",
+            "DEROPS_GATEWAY_CONTROL_LISTEN",
+            options.control_listen,
+            options.control_files,
+            serve_operator,
+            self._readiness,
+            lambda: datetime.now(UTC),
+            is_vital=False,
         )
-        self._servers = [agents, control]
+        for port in (agents, control):
+            await port.open()
+        self.agent_port, self.control_port = agents.number, control.number
+        self.ports = (agents, control)
         for work in (
             self._journal.run(),
             self.exchange.writes.run(),
@@ -181,22 +174,27 @@ class Gateway:
             self.exchange.admission.run(),
             self._sweep(),
             self._follow_operator(),
+            agents.follow(),
+            control.follow(),
         ):
             self._tasks.append(asyncio.create_task(work))
         await self._control.end_overdue()  # tells at once where nobody could be the operator
-        await asyncio.gather(*(server.start() for server in self._servers))
+        await asyncio.gather(*(port.start() for port in self.ports))
         structlog.get_logger("gateway").info(
             "gateway.started", agent_port=self.agent_port, control_port=self.control_port
         )
 
     async def stop(self) -> None:
         """Say Bye to all, make durable what has arrived, and close; well below 5 s."""
+        *commits, admission, sweep, operator, agents, control = self._tasks
+        for task in (agents, control):
+            task.cancel()
+        await asyncio.gather(agents, control, return_exceptions=True)
         self.exchange.end_all("GatewayStopping", "the gateway is shutting down")
-        await asyncio.gather(*(server.stop(STOP_SECONDS) for server in self._servers))
+        await asyncio.gather(*(port.close(STOP_SECONDS) for port in self.ports))
         self._journal.close()
         self.exchange.writes.close()
         self.exchange.memories.close()
-        *commits, admission, sweep, operator = self._tasks
         for task in (admission, sweep, operator):
             task.cancel()
         await asyncio.wait(commits, timeout=1)
@@ -244,14 +242,6 @@ class Gateway:
         while True:
             await self._control.end_overdue()
             await asyncio.sleep(_SWEEP_SECONDS)
-
-
-def _bind(server: grpc.aio.Server, setting: str, address: str, credentials: Credentials) -> int:
-    try:
-        port: int = server.add_secure_port(address, credentials.for_server())
-    except RuntimeError as error:
-        raise SettingError(f"DEROPS_GATEWAY_{setting}", "environment", str(error)) from error
-    return port
 
 
 def _now_us() -> int:

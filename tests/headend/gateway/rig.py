@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 from cryptography import x509
 from tests.headend.gateway.pki import SERVER, TRUST_DOMAIN, Authority, Leaf
+from tests.stack.mounts import write_mount
 
 from derops.observing import Readiness
 from derops.wire.v1 import (
@@ -20,7 +21,8 @@ from derops.wire.v1 import (
     log_pb2,
 )
 from derops_headend.gateway.desired_store import DesiredStore
-from derops_headend.gateway.server import Credentials, Gateway, GatewayOptions
+from derops_headend.gateway.listening import CredentialFiles
+from derops_headend.gateway.server import Gateway, GatewayOptions
 
 PATIENCE = 5.0
 
@@ -257,19 +259,14 @@ class Rig:
         self.operator_file.write_bytes(other.operator_file.read_bytes())
 
     async def start(self) -> None:
-        server = self.server_ca.leaf([x509.DNSName("derops-gateway")], usages=SERVER)
-        control = self.control_ca.leaf([x509.DNSName("derops-gateway-control")], usages=SERVER)
+        self.renew_ports()
         options = GatewayOptions(
             replica=self.replica,
             trust_domain=TRUST_DOMAIN,
             agent_listen=self.agent_listen,
-            agent_credentials=Credentials(
-                key=server.key, certificate=server.pem, client_ca=self.agent_ca.pem
-            ),
+            agent_files=self._files("agent"),
             control_listen="127.0.0.1:0",
-            control_credentials=Credentials(
-                key=control.key, certificate=control.pem, client_ca=self.control_ca.pem
-            ),
+            control_files=self._files("control"),
             operator_certificate_file=self.operator_file,
             heartbeat_seconds=self.heartbeat_seconds,
             hello_seconds=self.hello_seconds,
@@ -278,6 +275,24 @@ class Rig:
         store = DesiredStore(self.directory / "desired.db", now_us())
         self.gateway = Gateway(options, store=store, log=self.log, readiness=self.readiness)
         await self.gateway.start()
+
+    def renew_ports(self) -> None:
+        """Issue what both ports show, and whom they hear, as the authorities are now."""
+        self._write("agent", self.server_ca, "derops-gateway", self.agent_ca.pem)
+        self._write("control", self.control_ca, "derops-gateway-control", self.control_ca.pem)
+
+    def _write(self, port: str, ca: Authority, name: str, clients: bytes) -> None:
+        files, leaf = self._files(port), ca.leaf([x509.DNSName(name)], usages=SERVER)
+        content = {"tls.key": leaf.key, "tls.crt": leaf.pem, "ca.crt": clients}
+        write_mount(files.directory, content)
+
+    def _files(self, port: str) -> CredentialFiles:
+        directory = self.directory / f"{port}-port"
+        return CredentialFiles(
+            setting=f"DEROPS_GATEWAY_{port.upper()}_TLS_DIRECTORY",
+            directory=directory,
+            client_ca=directory / "ca.crt",
+        )
 
     async def stop(self) -> None:
         for peer in self._peers:
