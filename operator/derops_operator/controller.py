@@ -135,6 +135,11 @@ class Controller:
             self._queue.close()
             self._publisher.queue.close()
 
+    async def renew(self, name: str) -> None:
+        """Have a Certificate of the control port issued again: its authority has another key."""
+        why = "the control CA has changed, and what it signed before is of no use beside the new"
+        await self._distributor.renew(name, "AuthorityChanged", why)
+
     def take(self, kind: Kind, manifest: Mapping[str, Any]) -> None:
         """Take an object as it is now, from wherever it was heard. Nothing in it stops this."""
         identity = identify(kind, manifest)

@@ -151,7 +151,8 @@ class Distributor:
         self._held: dict[str, Held] = {}
         self._failing: dict[str, str] = {}
         self._seen: tuple[bytes, bytes] | None = None
-        self._checked = self._reissued = -float("inf")
+        self._checked = -float("inf")
+        self._renewed: dict[str, float] = {}
 
     def concern(self, namespace: str) -> None:
         """Hear that assets came to a namespace or went."""
@@ -242,7 +243,8 @@ class Distributor:
             if told is not None
             else vouching.has_nothing_to_come(certificate, own)
         ):
-            await self._reissue()
+            why = "the agent CA has changed, or no request tells who it is"
+            await self.renew(vouching.TRUST_CERTIFICATE, "AuthorityUnknown", why)
         if told is None:
             raise BadAuthorityError(
                 f"cert-manager has not signed Certificate {self._namespace}/"
@@ -263,17 +265,16 @@ class Distributor:
             )
         return base64.b64decode(said)
 
-    async def _reissue(self) -> None:
-        if self._monotonic() < self._reissued + REISSUE_SECONDS:
+    async def renew(self, name: str, reason: str, message: str) -> None:
+        """Have a Certificate of our namespace issued again, once a minute at most."""
+        if self._monotonic() < self._renewed.get(name, -float("inf")) + REISSUE_SECONDS:
             return
-        self._reissued = self._monotonic()
+        self._renewed[name] = self._monotonic()
         # What is known of it may be minutes old, and a status is patched by version.
-        name = vouching.TRUST_CERTIFICATE
         fresh = await self._kube.read(Kind.CERTIFICATE, self._namespace, name)
         self._take(Kind.CERTIFICATE, fresh)
         if not read_certificate(fresh, 0).is_true("Issuing"):
-            why = "the agent CA has changed, or no request tells who it is"
-            await self._actor.reissue(self._namespace, name, "AuthorityUnknown", why)
+            await self._actor.reissue(self._namespace, name, reason, message)
 
     async def _keep_own(self, name: str, current: bytes) -> str:
         """Keep a ConfigMap in our own namespace; return what it holds. It is the only memory."""

@@ -91,7 +91,8 @@ async def run(settings: OperatorSettings) -> None:
     _log.info("operator.started", ops_port=ops.port, gateways=settings.gateways)
     working = asyncio.create_task(controller.run(), name="controller")
     expected = Expected(cert_manager_user=settings.cert_manager_user, namespace=settings.namespace)
-    checking = asyncio.create_task(TrustCheck(expected, kube, readiness).run(), name="trust")
+    check = TrustCheck(expected, kube, readiness, controller.renew)
+    checking = asyncio.create_task(check.run(), name="trust")
 
     async def stop() -> None:
         working.cancel()

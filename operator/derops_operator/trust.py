@@ -7,8 +7,8 @@ it is looked for all the time, in the requests for the certificates of gateway a
 
 import asyncio
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import structlog
@@ -29,6 +29,7 @@ POLICIES_PART = "admission policies"
 REQUESTER_PART = "requester"
 
 _OWN_ISSUERS = ("derops-server", "derops-control")
+_CONTROL_ISSUER = "derops-control"
 _LITERAL = re.compile(r"\s*'([^']*)'\s*")
 _SECONDS = 60.0
 _ERROR_LENGTH = 300
@@ -68,6 +69,9 @@ class Seen:
     policies: Mapping[str, Mapping[str, str]]
     """The names that each policy holds, of those that are installed and bound."""
 
+    behind: list[str] = field(default_factory=list)
+    """Certificates of the control port that the CA of now has not signed."""
+
 
 def newest_requester(requests: Iterable[Mapping[str, Any]]) -> str:
     """Return who made the newest request that gateway or operator have their certificates from."""
@@ -76,6 +80,24 @@ def newest_requester(requests: Iterable[Mapping[str, Any]]) -> str:
         return ""
     newest = max(own, key=lambda each: str(each["metadata"].get("creationTimestamp", "")))
     return str(newest["spec"].get("username", ""))
+
+
+def behind(requests: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the Certificates of the control port whose CA is not that of the newest one.
+
+    Operator and gateway know each other by the CA that signed both: where it has another key, one
+    that was renewed under it and one that was not do not.
+    """
+    newest: dict[str, tuple[str, str]] = {}
+    for each in requests:
+        name, signed = _owner(each), each.get("status", {})
+        if not name or each["spec"]["issuerRef"].get("name") != _CONTROL_ISSUER:
+            continue
+        if signed.get("certificate") and signed.get("ca"):
+            created = str(each["metadata"].get("creationTimestamp", ""))
+            newest[name] = max(newest.get(name, ("", "")), (created, str(signed["ca"])))
+    _, current = max(newest.values(), default=("", ""))
+    return sorted(name for name, (_, authority) in newest.items() if authority != current)
 
 
 def policy_names(policy: Mapping[str, Any]) -> dict[str, str]:
@@ -130,7 +152,15 @@ def doubts(expected: Expected, seen: Seen) -> dict[str, str]:
 class TrustCheck:
     """Looks now and then, and says on ``/readyz`` what it found."""
 
-    def __init__(self, expected: Expected, port: TrustPort, readiness: Readiness) -> None:
+    def __init__(
+        self,
+        expected: Expected,
+        port: TrustPort,
+        readiness: Readiness,
+        renew: Callable[[str], Awaitable[None]],
+    ) -> None:
+        """Make it; ``renew`` has a Certificate of our namespace issued again."""
+        self._renew = renew
         self._expected = expected
         self._port = port
         self._readiness = readiness
@@ -161,6 +191,14 @@ class TrustCheck:
                 self._readiness.degraded(part, found[part])
             else:
                 self._readiness.found(part)
+        for name in seen.behind:
+            await self._renew_soon(name)
+
+    async def _renew_soon(self, name: str) -> None:
+        try:
+            await self._renew(name)
+        except Exception as error:  # tried again in a minute
+            _log.warning("certificate.not_renewed", name=name, why=str(error)[:_ERROR_LENGTH])
 
     async def _see(self) -> Seen:
         policies = {}
@@ -169,11 +207,22 @@ class TrustCheck:
                 policies[name] = policy_names(await self._port.policy(name))
             except GoneError:
                 continue
+        requests = await self._port.requests_in(self._expected.namespace)
         return Seen(
             operator_user=await self._port.user_name(),
-            requester=newest_requester(await self._port.requests_in(self._expected.namespace)),
+            requester=newest_requester(requests),
             policies=policies,
+            behind=behind(requests),
         )
+
+
+def _owner(request: Mapping[str, Any]) -> str:
+    """Return the Certificate that cert-manager made a request for."""
+    owners = request["metadata"].get("ownerReferences", [])
+    found = (
+        each for each in owners if each.get("kind") == "Certificate" and each.get("controller")
+    )
+    return next((str(each.get("name", "")) for each in found), "") if _is_own(request) else ""
 
 
 def _is_own(request: Mapping[str, Any]) -> bool:

@@ -175,6 +175,23 @@ def test_an_agent_ca_with_a_new_key_reaches_the_gateway(battery: Pilot) -> None:
 
 
 @pytest.mark.timeout(300)
+def test_a_control_ca_with_a_new_key_parts_nobody_for_long(battery: Pilot) -> None:
+    stack = battery.stack
+    before = secret_data(stack.control_plane, NAMESPACE, "derops-operator-tls")["tls.crt"]
+
+    renew(stack, NAMESPACE, "derops-control-ca")
+    new = authority(stack, NAMESPACE, "derops-control-ca")
+    renew(stack, NAMESPACE, "derops-gateway-control-tls")
+
+    def operators() -> bytes:
+        return secret_data(stack.control_plane, NAMESPACE, "derops-operator-tls")["tls.crt"]
+
+    eventually(lambda: operators() != before, "the operator's certificate", 150)
+    assert is_signed_by(x509.load_pem_x509_certificate(operators()), new)
+    works(battery, "under-the-new")
+
+
+@pytest.mark.timeout(300)
 def test_a_compromised_authority_is_dropped_with_the_operators_copy(battery: Pilot) -> None:
     stack = battery.stack
     renew(stack, NAMESPACE, "derops-server-ca")

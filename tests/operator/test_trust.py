@@ -13,6 +13,7 @@ from derops_operator.trust import (
     Expected,
     Seen,
     TrustCheck,
+    behind,
     doubts,
     newest_requester,
     policy_names,
@@ -111,6 +112,7 @@ class FakePort:
         self.requester = CERT_MANAGER_USER
         self.installed: dict[str, Manifest] = dict(INSTALLED)
         self.error: Exception | None = None
+        self.others: list[dict[str, Any]] = []
 
     async def user_name(self) -> str:
         return OPERATOR_USER
@@ -118,7 +120,7 @@ class FakePort:
     async def requests_in(self, namespace: str) -> list[Manifest]:
         if self.error:
             raise self.error
-        return [request(self.requester, 1)]
+        return [request(self.requester, 1), *self.others]
 
     async def policy(self, name: str) -> Manifest:
         if name not in self.installed:
@@ -128,7 +130,7 @@ class FakePort:
 
 async def test_readiness_follows_what_is_seen() -> None:
     port, readiness = FakePort(), Readiness()
-    check = TrustCheck(EXPECTED, port, readiness)
+    check = TrustCheck(EXPECTED, port, readiness, nobody)
     await check.look()
     assert readiness.report() == (True, "ok")
 
@@ -154,3 +156,47 @@ async def test_readiness_follows_what_is_seen() -> None:
     port.error = None
     await check.look()
     assert readiness.report() == (True, "ok")
+
+
+async def nobody(name: str) -> None:
+    raise AssertionError(f"{name} is renewed")
+
+
+def signed(name: str, second: int, authority: str, **spec: Any) -> dict[str, Any]:
+    """Return a request for a Certificate that an authority has signed."""
+    owners = [{"kind": "Certificate", "controller": True, "name": name}]
+    made = request(CERT_MANAGER_USER, second, ownerReferences=owners, spec=spec)
+    return made | {"status": {"certificate": "x", "ca": authority}}
+
+
+def test_who_was_signed_by_an_earlier_control_ca_is_behind() -> None:
+    gateway, operator = "derops-gateway-control", "derops-operator"
+
+    assert behind([]) == []
+    assert behind([signed(gateway, 1, "a"), signed(operator, 2, "a")]) == []
+    assert behind([signed(gateway, 3, "b"), signed(operator, 2, "a")]) == [operator]
+    assert behind([signed(gateway, 1, "a"), signed(operator, 2, "b")]) == [gateway]
+    renewed = signed(operator, 4, "b")
+    assert behind([signed(gateway, 3, "b"), signed(operator, 2, "a"), renewed]) == []
+
+
+def test_other_authorities_and_what_is_not_signed_yet_put_nobody_behind() -> None:
+    server = signed("derops-gateway", 9, "s", issuerRef={"kind": "Issuer", "name": "derops-server"})
+    waiting = signed("derops-operator", 9, "b") | {"status": {}}
+
+    assert behind([signed("derops-operator", 1, "a"), server, waiting]) == []
+
+
+async def test_who_is_behind_is_renewed_and_a_failure_ends_no_check() -> None:
+    port, asked = FakePort(), []
+    port.others = [signed("derops-gateway-control", 3, "b"), signed("derops-operator", 2, "a")]
+
+    async def renew(name: str) -> None:
+        asked.append(name)
+        raise RuntimeError("away")
+
+    check = TrustCheck(EXPECTED, port, Readiness(), renew)
+    await check.look()
+    await check.look()
+
+    assert asked == ["derops-operator", "derops-operator"]
