@@ -163,7 +163,7 @@ class _Maker:
         part.unlink(missing_ok=True)
         self._builder.save(tag, part)
         image = read_image(part, *CONTENT_READ)
-        if found := findings(image, program, minor):
+        if found := findings(image, program, arch, minor):
             raise ImagesError(f"image of {program} ({arch}): " + "\n".join(found[:20]))
         locked = self._assembler.bill_of_materials(program)
         bill = bill_of_materials(image, locked, f"derops/{program}", version, arch)

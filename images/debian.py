@@ -26,11 +26,14 @@ _USERS = "root:x:0:0:root:/root:/usr/sbin/nologin\nnobody:x:65534:65534::/:/usr/
 _GROUPS = "root:x:0:\nnogroup:x:65534:\n"
 
 
-def file_system(packages: Sequence[str], arch: str) -> Path:
-    """Return a tar of Debian's smallest system with ``packages``; made once, kept in the cache."""
+def file_system(packages: Sequence[str], arch: str, left_out: str = "(?!)") -> Path:
+    """Return a tar of Debian's smallest system with ``packages``; made once, kept in the cache.
+
+    ``left_out`` is a pattern of names of packages that they ask for and can do without.
+    """
     wanted = sorted({*_ALWAYS, *packages})
-    source = hashlib.sha256(f"{wanted}{Path(__file__).read_text()}".encode()).hexdigest()[:12]
-    directory = places.cache() / "images" / f"debian-{SUITE}-{arch}-{source}"
+    source = hashlib.sha256(f"{wanted}{left_out}{Path(__file__).read_text()}".encode())
+    directory = places.cache() / "images" / f"debian-{SUITE}-{arch}-{source.hexdigest()[:12]}"
     archive = directory / "rootfs.tar"
     with places.locked(f"images-debian-{arch}"):
         if not archive.exists():
@@ -38,7 +41,7 @@ def file_system(packages: Sequence[str], arch: str) -> Path:
             print(f"unpacking Debian {SUITE} ({arch}): {' '.join(packages)}", flush=True)
             shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir(parents=True)
-            _unpack(_download(wanted, arch, directory), directory / "root")
+            _unpack(_download(wanted, arch, directory), left_out, directory / "root")
             _pack(directory / "root", archive)
             for surplus in (directory / "root", directory / "apt"):
                 shutil.rmtree(surplus)
@@ -101,14 +104,14 @@ def _mirror(name: str) -> str:
     return f"http://deb.debian.org/{name}"
 
 
-def _unpack(archives: list[Path], root: Path) -> None:
+def _unpack(archives: list[Path], left_out: str, root: Path) -> None:
     """Unpack the packages, and do what their scripts would do."""
     root.mkdir()
     installed = []
     for archive in archives:
         fields = run(["dpkg-deb", "--field", str(archive)])
         name = fields.partition("\n")[0].removeprefix("Package: ")
-        if name in _LEFT_OUT:
+        if name in _LEFT_OUT or re.fullmatch(left_out, name):
             continue
         with subprocess.Popen(
             ["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=subprocess.PIPE
@@ -126,6 +129,9 @@ def _unpack(archives: list[Path], root: Path) -> None:
     status = root / "var/lib/dpkg/status"
     status.parent.mkdir(parents=True, exist_ok=True)
     status.write_text("".join(sorted(installed)))
+    for name in ("run", "lock"):
+        (root / "var" / name).rmdir()
+    (root / "var/run").symlink_to("../run")
     (root / "etc/passwd").write_text(_USERS)
     (root / "etc/group").write_text(_GROUPS)
     bundle = root / "etc/ssl/certs/ca-certificates.crt"

@@ -29,9 +29,12 @@ _FORBIDDEN = re.compile(
 )
 
 
-def findings(image: Image, program: str, python_minor: str) -> list[str]:
+def findings(image: Image, program: str, arch: str, python_minor: str) -> list[str]:
     """Return what does not belong in the image of a program, one line each."""
-    found = list(_of_config(image))
+    found = (
+        [f"is for {image.config['architecture']}"] if image.config["architecture"] != arch else []
+    )
+    found += _of_config(image)
     for entry in image.entries.values():
         found += _of_entry(entry, program, python_minor)
     packages = {path for path in image.entries if re.fullmatch(r"opt/derops/lib/derops\w*", path)}
