@@ -1,1 +1,1 @@
-"""Images that only tests use: ``python -m tests.images`` writes them next to those of the product."""
+"""Images that only tests use: ``python -m tests.images`` writes them beside the product's."""

@@ -1,4 +1,4 @@
-"""Runs images as a cluster that allows little would: runc, and a file system that nobody may write."""
+"""Runs images as a cluster that allows little would: runc, nothing writable, no rights."""
 
 import json
 import shutil
