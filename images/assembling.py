@@ -85,7 +85,7 @@ class Assembler:
         ]  # fmt: skip
         self._run([*install, "--require-hashes", "--requirement", str(self._requirements(program))])
         self._run([*install, "--no-deps", str(self._wheel())])
-        _remove_surplus(library, program)
+        remove_surplus(library, program)
         scripts = target / "bin"
         scripts.mkdir()
         (scripts / f"derops-{program}").write_text(_SCRIPT.format(program=program))
@@ -126,7 +126,8 @@ class Assembler:
         return run(command, directory=self._repository, environment=self._environment)
 
 
-def _remove_surplus(library: Path, program: str) -> None:
+def remove_surplus(library: Path, program: str) -> None:
+    """Remove other programs, and what nothing runs; what lists the files says so then."""
     others = {"operator", "headend", "agent"} - {program}
     patterns = [*_SURPLUS, *(f"derops_{other}" for other in others)]
     for path in {path for pattern in patterns for path in library.glob(pattern)}:
