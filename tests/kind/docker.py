@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,8 @@ FILES = Path(__file__).parent / "files"
 _START_SECONDS = 60
 _END_SECONDS = 60
 _SYS_RESOURCE = 24
+_CONTAINER = re.compile(r"\bdocker[/-]([0-9a-f]{64})\b")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PACKAGES = ("docker.io", "iptables")
 
 
@@ -69,8 +72,8 @@ class OwnDaemon:
 
     @property
     def before(self) -> Path:
-        """What the machine was like before the daemon started."""
-        return self.run / "before.json"
+        """What the machine was like before the daemon; of use until the machine restarts."""
+        return self.data.parent / f"before-{_BOOT_ID.read_text().strip()}.json"
 
     @property
     def log(self) -> Path:
@@ -188,6 +191,8 @@ def _start() -> Daemon:
         ours.pid_file.unlink(missing_ok=True)  # else dockerd takes whoever has the number for one
         if not ours.before.exists():  # of a daemon that was killed: its traces are there still
             ours.before.write_text(json.dumps(traces.look()))
+        traces.raise_limits()
+        _end_containerd(ours)
         _launch(ours)
     return Daemon(host=ours.host, own=True)
 
@@ -269,21 +274,45 @@ def _refuse_in_use(daemon: Daemon) -> None:
 
 def take_back(ours: OwnDaemon) -> None:
     """Take back what the daemon changed of the machine."""
-    for pid in _children(ours):
+    for pid in _left(ours):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
         traces.take_back(json.loads(ours.before.read_text()))
     traces.unmount_below(ours.run, ours.data)
     shutil.rmtree(ours.run, ignore_errors=True)
+    for before in ours.data.parent.glob("before-*.json"):
+        before.unlink()
 
 
-def _children(ours: OwnDaemon) -> Iterator[int]:
-    """Yield containerd and its shims that a killed daemon left."""
+def _left(ours: OwnDaemon) -> Iterator[int]:
+    """Yield what a killed daemon left: containerd, its shims, and all that ran in containers."""
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         with contextlib.suppress(OSError):
             command = (entry / "cmdline").read_bytes()
-            if f"{ours.run}/exec".encode() in command and b"dockerd" not in command.split(b"\0")[0]:
+            groups = (entry / "cgroup").read_text()
+            if f"{ours.run}/exec".encode() in command or any(
+                (ours.data / "containers" / container).exists()
+                for container in _CONTAINER.findall(groups)
+            ):
                 yield int(entry.name)
+
+
+def _end_containerd(ours: OwnDaemon) -> None:
+    """End the containerd of a killed daemon: the next one may wait for it in vain.
+
+    Its shims live on, and the next one finds the containers by them.
+    """
+    try:
+        pid = int((ours.run / "exec" / "containerd" / "containerd.pid").read_text())
+        process = Path(f"/proc/{pid}")
+        if f"{ours.run}/exec".encode() not in (process / "cmdline").read_bytes():
+            return
+        os.kill(pid, signal.SIGTERM)
+    except (OSError, ValueError):
+        return
+    deadline = time.monotonic() + _END_SECONDS
+    while process.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)

@@ -15,6 +15,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+LIMITS = {"fs/inotify/max_user_instances": 1024, "fs/inotify/max_user_watches": 524_288}
+"""What a machine must allow at least: else the second cluster has pods with too many open files."""
+
 _SYSCTLS = (
     # dockerd
     "net/ipv4/ip_forward",
@@ -33,12 +36,16 @@ _SYSCTLS = (
     "net/netfilter/nf_conntrack_tcp_timeout_established",
     "vm/overcommit_memory",
     "vm/panic_on_oom",
+    *LIMITS,
 )
 _FILES = (Path("/etc/docker/key.json"), Path("/opt/containerd"), Path("/run/docker"))
 """Files, and directories that go when nothing is in them."""
 _FIREWALLS = ("iptables", "ip6tables")
-_OURS = re.compile(r"\bDOCKER\b|\bDOCKER-|\bdocker0\b|\bbr-[0-9a-f]{12}\b")
-_BRIDGE = re.compile(r"docker0|br-[0-9a-f]{12}")
+_OURS = re.compile(
+    r"\bDOCKER\b|\bDOCKER-|\bdocker0\b|\bbr-[0-9a-f]{12}\b"
+    r"|-s (?P<container>\S+/32) -d (?P=container) .*-j MASQUERADE"
+)
+_LINK = re.compile(r"docker0|br-[0-9a-f]{12}|veth[0-9a-f]{7}")
 
 Tables = dict[str, tuple[dict[str, str], list[str]]]
 """For each table its chains with their policies, and its rules."""
@@ -54,13 +61,20 @@ def look() -> dict[str, Any]:
     }
 
 
+def raise_limits() -> None:
+    """Let more than one cluster be on the machine."""
+    for name, least in LIMITS.items():
+        if int(_read(name) or least) < least:
+            (Path("/proc/sys") / name).write_text(str(least))
+
+
 def take_back(before: dict[str, Any]) -> None:
     """Bring the machine back to what it was like."""
     for firewall in _FIREWALLS:
         for arguments in undo(before["firewalls"].get(firewall, ""), _rules(firewall)):
             _try([firewall, "-w", *arguments])
     for link in sorted(set(_links()) - set(before["links"])):
-        if _BRIDGE.fullmatch(link):
+        if _LINK.fullmatch(link):
             _try(["ip", "link", "delete", link])
     for name, value in before["sysctls"].items():
         if _read(name) != value:

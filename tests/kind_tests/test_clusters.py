@@ -43,6 +43,8 @@ COMMIT
 :POSTROUTING ACCEPT [0:0]
 :DOCKER - [0:0]
 -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
+-A POSTROUTING -s 172.18.0.2/32 -d 172.18.0.2/32 -p tcp -m tcp --dport 6443 -j MASQUERADE
+-A POSTROUTING -s 192.0.2.0/24 -d 198.51.100.0/24 -j MASQUERADE
 -A DOCKER -i docker0 -j RETURN
 COMMIT
 """
@@ -61,6 +63,8 @@ def test_of_the_firewall_all_of_docker_goes_and_nothing_else() -> None:
         "-t filter -X DOCKER-ISOLATION-STAGE-1",
         "-t filter -P FORWARD ACCEPT",
         "-t nat -D POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE",
+        "-t nat -D POSTROUTING -s 172.18.0.2/32 -d 172.18.0.2/32"
+        " -p tcp -m tcp --dport 6443 -j MASQUERADE",
         "-t nat -F DOCKER",
         "-t nat -X DOCKER",
     ]
