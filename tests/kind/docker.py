@@ -27,6 +27,7 @@ FILES = Path(__file__).parent / "files"
 _START_SECONDS = 60
 _END_SECONDS = 60
 _SYS_RESOURCE = 24
+_NEEDED = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
 _CONTAINER = re.compile(r"\bdocker[/-]([0-9a-f]{64})\b")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PACKAGES = ("docker.io", "iptables")
@@ -183,6 +184,11 @@ def _start() -> Daemon:
         raise NoDaemonError(
             "no Docker daemon answers, and only root can start one:"
             " start Docker, or set DOCKER_HOST"
+        )
+    if lacking := [each for each, number in _NEEDED.items() if not has_capability(number)]:
+        raise NoDaemonError(
+            f"no Docker daemon can start on this machine: root lacks {' and '.join(lacking)} here,"
+            " as in a container that is not privileged; set DOCKER_HOST to a daemon outside"
         )
     ours = own()
     ours.data.mkdir(parents=True, exist_ok=True)

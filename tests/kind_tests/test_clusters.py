@@ -143,6 +143,16 @@ def test_nobody_but_root_starts_a_daemon(monkeypatch: pytest.MonkeyPatch) -> Non
         docker._start()
 
 
+def test_where_root_may_not_do_what_a_daemon_does_that_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    monkeypatch.setattr(docker, "has_capability", lambda number: number != 21)
+
+    with pytest.raises(NoDaemonError, match="root lacks CAP_SYS_ADMIN here, as in a container"):
+        docker._start()
+
+
 @pytest.mark.parametrize("given", ["-x", "Derops", "a b", "a/b", "x" * 41])
 def test_a_name_that_kind_does_not_take_is_refused(
     given: str, monkeypatch: pytest.MonkeyPatch
