@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
@@ -110,10 +111,29 @@ class Cluster:
             self._create(image())
         return self.built()
 
-    def wait_until_whole(self, seconds: float = _WHOLE_SECONDS) -> bool:
-        """Wait for the API server, the node, and what kind puts in last; tell whether they came."""
-        deadline = time.monotonic() + seconds
-        while not self._whole():
+    def start(self) -> None:
+        """Start the node again; its API server may have another port then.
+
+        Raises:
+            ClusterError: It does not become ready again.
+        """
+        since = datetime.now(UTC)
+        self.daemon.docker("start", self.node)
+        self.write_kubeconfig()
+        self._have_network()
+        if not self.wait_until_whole(since=since):
+            raise ClusterError(
+                f"the node {self.node} was started again and is not ready after {_WHOLE_SECONDS} s"
+            )
+
+    def wait_until_whole(self, *, since: datetime | None = None) -> bool:
+        """Wait for the API server, the node, and what kind puts in last; tell whether they came.
+
+        Args:
+            since: When the node was started again: it stays Ready for a while after its death.
+        """
+        deadline = time.monotonic() + _WHOLE_SECONDS
+        while not (self._whole() and (since is None or self._heard_since(since))):
             if time.monotonic() > deadline or self.state() != "running":
                 return False
             time.sleep(0.5)
@@ -132,16 +152,13 @@ class Cluster:
         part.rename(file)
 
     def _mended(self, state: str) -> bool:
-        if state == "running":
-            print(f"cluster {self.name}: runs already", flush=True)
-        else:
-            print(f"cluster {self.name}: its node is {state}, started again", flush=True)
-            if not self.daemon.succeeds("start", self.node):
-                return False
-        if not self.daemon.succeeds("exec", self.node, "test", "-f", "/etc/kubernetes/admin.conf"):
-            return False  # whoever made it was stopped at it
         try:
-            self.write_kubeconfig()
+            if state != "running":
+                print(f"cluster {self.name}: its node is {state}, started again", flush=True)
+                self.start()
+                return True
+            print(f"cluster {self.name}: runs already", flush=True)
+            self.write_kubeconfig()  # which fails where whoever made it was stopped at it
             self._have_network()
         except ClusterError:
             return False
@@ -184,6 +201,18 @@ class Cluster:
         return succeeds([*kubectl, "get", "storageclass", "standard"], timeout_seconds=20) and (
             succeeds([*kubectl, *ready], timeout_seconds=20)
         )
+
+    def _heard_since(self, start: datetime) -> bool:
+        """Tell whether the node's kubelet has said since then that it lives."""
+        try:
+            renewed = self._run(
+                self.kubectl, f"--kubeconfig={self.kubeconfig}", "--request-timeout=5s", "get",
+                "lease", self.node, "--namespace=kube-node-lease",
+                "--output=jsonpath={.spec.renewTime}",
+            )  # fmt: skip
+            return datetime.fromisoformat(renewed) > start
+        except (ClusterError, ValueError):
+            return False
 
     def _run(self, *command: str | Path, stdin: bytes | None = None) -> str:
         return run(command, environment=self.daemon.environment(), stdin=stdin)

@@ -19,7 +19,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         cluster = current()
-        kill(cluster) if arguments.command == "kill" else start(cluster)
+        kill(cluster) if arguments.command == "kill" else cluster.start()
     except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -29,18 +29,6 @@ def main() -> int:
 def kill(cluster: Cluster) -> None:
     """End the node with all that runs in it, at once."""
     cluster.daemon.docker("kill", cluster.node)
-
-
-def start(cluster: Cluster) -> None:
-    """Have the node back; what ran on it comes back by and by.
-
-    Raises:
-        ClusterError: It does not come back.
-    """
-    cluster.daemon.docker("start", cluster.node)
-    cluster.write_kubeconfig()  # the port of its API server may be another
-    if not cluster.wait_until_whole():
-        raise ClusterError(f"the node {cluster.node} was started again and does not become ready")
 
 
 if __name__ == "__main__":

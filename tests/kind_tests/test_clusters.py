@@ -200,6 +200,12 @@ def test_an_older_kubernetes_is_refused() -> None:
         versions.check("unknown")
 
 
+def test_the_oldest_kubernetes_is_that_of_the_chart() -> None:
+    chart = yaml.safe_load((places.REPOSITORY / "charts" / "derops" / "Chart.yaml").read_text())
+
+    assert chart["kubeVersion"] == ">={}.{}.0-0".format(*versions.MINIMUM)
+
+
 def test_kubectl_may_be_one_minor_version_away() -> None:
     assert versions.fits("v1.35.9", "v1.36.3")
     assert versions.fits("v1.37.0", "v1.36.3")
