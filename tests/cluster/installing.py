@@ -30,10 +30,13 @@ def install_by_chart(cluster: Cluster, *arguments: str) -> float:
     """Install the chart, wait until all is ready, and return the seconds that took."""
     cluster.apply(namespace_manifest(NAMESPACE))
     since = time.monotonic()
-    cluster.helm(
-        "upgrade", "--install", RELEASE, str(CHART), "-n", NAMESPACE, "-f", str(VALUES),
-        "--wait", "--timeout", f"{READY_SECONDS}s", *arguments,
-    )  # fmt: skip
+    try:
+        cluster.helm(
+            "upgrade", "--install", RELEASE, str(CHART), "-n", NAMESPACE, "-f", str(VALUES),
+            "--wait", "--timeout", f"{READY_SECONDS}s", *arguments,
+        )  # fmt: skip
+    except HelmError as error:
+        raise HelmError(f"{error}\n{standing(cluster)}") from None
     return time.monotonic() - since
 
 
@@ -67,6 +70,16 @@ def wait_until_ready(cluster: Cluster) -> None:
         )
     for component in COMPONENTS:
         assert all(pod.ready for pod in pods_of(cluster, component, NAMESPACE)), component
+
+
+def standing(cluster: Cluster) -> str:
+    """Return how the pods of derops stand and what their Events complain of, for a person."""
+    where = ["-n", NAMESPACE]
+    pods = cluster.kubectl("get", "pods", *where)
+    warnings = cluster.kubectl(
+        "get", "events", *where, "--field-selector=type=Warning", "--sort-by=.lastTimestamp"
+    )
+    return "\n".join([pods, *warnings.splitlines()[-12:]])
 
 
 def remove(cluster: Cluster) -> None:
