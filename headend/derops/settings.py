@@ -38,4 +38,5 @@ def _problem(kind: str, details: object) -> str:
     facts = details if isinstance(details, dict) else {}
     if kind == "missing":
         return "is required and not set"
-    return f"{facts.get('msg', 'is not valid')}; got {facts.get('input')!r}"
+    message = str(facts.get("msg", "is not valid")).removeprefix("Value error, ")
+    return f"{message}; got {facts.get('input')!r}"

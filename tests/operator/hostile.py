@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from kubernetes.aio.client.exceptions import ApiException
+from tests.headend.gateway.pki import write_identity
 
 from derops.observing import Readiness
 from derops_operator.controller import Controller
@@ -132,8 +133,7 @@ async def operator(
     kube: HostileKube, directory: Path, readiness: Readiness | None = None
 ) -> AsyncIterator[Controller]:
     """Run a controller on it, whose gateways do not exist."""
-    for name in ("tls.crt", "tls.key", "ca.crt"):
-        (directory / name).touch()
+    write_identity(directory)
     settings = OperatorSettings(
         gateways=("127.0.0.1:1",),
         control_tls_directory=directory,

@@ -9,6 +9,7 @@ import kopf
 import pytest
 import yaml
 from pydantic import ValidationError
+from tests.headend.gateway.pki import write_identity
 
 import derops_operator
 from derops_operator.handlers import configure, make_registry
@@ -22,8 +23,7 @@ METADATA = {"namespace": "pilot", "name": "battery", "uid": "u", "resourceVersio
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, Any]:
-    for name in ("tls.crt", "tls.key", "ca.crt"):
-        (tmp_path / name).touch()
+    write_identity(tmp_path)
     return {
         "gateways": "one:8444, two.svc:8444",
         "control_tls_directory": tmp_path,

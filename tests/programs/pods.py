@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from tests.headend.gateway.pki import SERVER, TRUST_DOMAIN, Authority
+from tests.headend.gateway.pki import TRUST_DOMAIN, Authority, write_identity
 from tests.stack import kubeconfig
 from tests.stack.places import free_port
 
@@ -92,14 +91,15 @@ def operator(directory: Path) -> Program:
     """Return the operator, without an API server."""
     ops_port = free_port()
     nowhere = f"https://127.0.0.1:{free_port()}"
-    authority = Authority("cluster").pem.decode()
+    authority, tls = Authority("cluster").pem.decode(), _tls(directory)
     kubeconfig.write(directory / "kubeconfig", nowhere, authority, {"token": "x"})
     return Program(
         command=("derops-operator",),
         settings={
             "KUBECONFIG": str(directory / "kubeconfig"),
             "DEROPS_OPERATOR_GATEWAYS": f"127.0.0.1:{free_port()}",
-            "DEROPS_OPERATOR_CONTROL_TLS_DIRECTORY": str(_tls(directory)),
+            "DEROPS_OPERATOR_CONTROL_TLS_DIRECTORY": str(tls),
+            "DEROPS_OPERATOR_SERVER_CA_FILE": str(tls / "ca.crt"),
             "DEROPS_OPERATOR_TRUST_DOMAIN": TRUST_DOMAIN,
             "DEROPS_OPERATOR_OPS_PORT": str(ops_port),
         },
@@ -173,12 +173,4 @@ PROGRAMS = [operator, gateway, writer, agent]
 def _tls(directory: Path) -> Path:
     tls = directory / "tls"
     tls.mkdir()
-    authority = Authority("derops")
-    leaf = authority.leaf([x509.DNSName("derops-gateway")], usages=SERVER)
-    for name, content in {
-        "tls.crt": leaf.pem,
-        "tls.key": leaf.key,
-        "ca.crt": authority.pem,
-    }.items():
-        (tls / name).write_bytes(content)
-    return tls
+    return write_identity(tls)

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -98,3 +99,16 @@ class Authority:
             serialization.NoEncryption(),
         )
         return Leaf(builder.sign(self.key, hashes.SHA256()), private)
+
+
+def write_identity(directory: Path) -> Path:
+    """Write tls.crt, tls.key and ca.crt, which fit; return the directory."""
+    authority = Authority("derops")
+    leaf = authority.leaf([x509.DNSName("derops-gateway")], usages=SERVER)
+    for name, content in {
+        "tls.crt": leaf.pem,
+        "tls.key": leaf.key,
+        "ca.crt": authority.pem,
+    }.items():
+        (directory / name).write_bytes(content)
+    return directory
