@@ -1,6 +1,6 @@
 """What is made of the chart, and for it.
 
-- ``chart.py generate``: copy the CRDs into the chart, and write the table of values into its README
+- ``chart.py generate``: copy the CRDs and the SQL of the roles into the chart, and write the table of values into its README
 - ``chart.py install-yaml FILE [VALUES]``: render the chart as manifests for ``kubectl apply``
 """
 
@@ -19,6 +19,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CHART = REPOSITORY / "charts" / "derops"
 CRDS = CHART / "files" / "crds"
 README = CHART / "README.md"
+ROLES = CHART / "files" / "database-roles.sql"
+PRINTED_ROLES = REPOSITORY / "headend" / "derops_headend" / "storage" / "roles.sql"
+"""What ``derops-headend database roles`` prints."""
+
 PILOT = CHART / "ci" / "pilot-values.yaml"
 NAMESPACE = "derops-system"
 MARKS = ("<!-- values: made by make generate -->", "<!-- end of values -->")
@@ -90,6 +94,7 @@ def generate() -> None:
         file.unlink()
     for name, content in crds().items():
         (CRDS / name).write_bytes(content)
+    shutil.copyfile(PRINTED_ROLES, ROLES)
     README.write_text(readme(), encoding="utf-8")
 
 

@@ -13,6 +13,7 @@ from tests.chart.rendering import CHART, VARIANTS, documents, pod_specs, rendere
 from tests.stack import places
 
 from derops_headend.gateway.settings import GatewaySettings
+from derops_headend.storage.roles import roles_sql
 from derops_headend.writer_program import WriterSettings
 from derops_operator.settings import OperatorSettings
 
@@ -43,6 +44,10 @@ def containers(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_the_chart_has_the_crds(chart: ModuleType) -> None:
     assert {file.name: file.read_bytes() for file in chart.CRDS.iterdir()} == chart.crds()
+
+
+def test_the_chart_has_the_sql_that_database_roles_prints(chart: ModuleType) -> None:
+    assert chart.ROLES.read_bytes() == roles_sql()
 
 
 def test_the_readme_has_every_value_and_its_comment(chart: ModuleType) -> None:
