@@ -26,6 +26,7 @@ FILES = Path(__file__).parent / "files"
 
 _START_SECONDS = 60
 _END_SECONDS = 60
+_CONTAINERD_SECONDS = 10
 _SYS_RESOURCE = 24
 _NEEDED = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
 _CONTAINER = re.compile(r"\bdocker[/-]([0-9a-f]{64})\b")
@@ -307,18 +308,27 @@ def _left(ours: OwnDaemon) -> Iterator[int]:
 
 
 def _end_containerd(ours: OwnDaemon) -> None:
-    """End the containerd of a killed daemon: the next one may wait for it in vain.
+    """End the containerd of a killed daemon: the next one takes it for its own and waits in vain.
 
     Its shims live on, and the next one finds the containers by them.
     """
+    file = ours.run / "exec" / "containerd" / "containerd.pid"
     try:
-        pid = int((ours.run / "exec" / "containerd" / "containerd.pid").read_text())
-        process = Path(f"/proc/{pid}")
-        if f"{ours.run}/exec".encode() not in (process / "cmdline").read_bytes():
-            return
-        os.kill(pid, signal.SIGTERM)
+        pid = int(file.read_text())
     except (OSError, ValueError):
         return
-    deadline = time.monotonic() + _END_SECONDS
-    while process.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+
+    def lives() -> bool:  # a dead one that nobody has waited for has no command line
+        try:
+            return f"{ours.run}/exec".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return False
+
+    for end in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + _CONTAINERD_SECONDS
+        with contextlib.suppress(ProcessLookupError):
+            if lives():
+                os.kill(pid, end)
+        while lives() and time.monotonic() < deadline:
+            time.sleep(0.1)
+    file.unlink(missing_ok=True)

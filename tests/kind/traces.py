@@ -83,8 +83,7 @@ def take_back(before: dict[str, Any]) -> None:
     for file in _FILES:
         if str(file) not in before["files"]:
             _remove_empty(file) if file.is_dir() else file.unlink(missing_ok=True)
-    for group in Path("/sys/fs/cgroup").glob("*/docker"):
-        _remove_empty(group)
+    _remove_groups(Path("/sys/fs/cgroup"))
 
 
 def unmount_below(*directories: Path) -> None:
@@ -157,8 +156,23 @@ def _read(name: str) -> str | None:
         return None
 
 
+def _remove_groups(top: Path) -> None:
+    """Remove control groups of containers that have ended; others may be of another daemon."""
+    for docker in [*top.glob("*/docker"), *top.glob("docker")]:
+        for group in docker.iterdir():
+            if group.is_dir() and not has_processes(group):
+                _remove_empty(group)
+        with contextlib.suppress(OSError):
+            docker.rmdir()
+
+
+def has_processes(group: Path) -> bool:
+    """Tell whether any process is in a control group or in one below it."""
+    return any(file.read_text() for file in group.rglob("cgroup.procs"))
+
+
 def _remove_empty(top: Path) -> None:
-    """Remove directories that nothing is in; a control group is one as long as no process is."""
+    """Remove a directory and those below it, as far as no file is in them."""
     for directory, _, _ in os.walk(top, topdown=False):
         with contextlib.suppress(OSError):
             Path(directory).rmdir()
