@@ -1,6 +1,6 @@
 # Every target does all its own set-up; a second run starts from caches.
 .DEFAULT_GOAL := help
-.PHONY: help setup parts lint generate install-yaml test e2e cluster-smoke cluster-test soak faults powerloss kills histories fuzz bench images demo up down status cluster clean
+.PHONY: help setup parts lint generate install-yaml test e2e cluster-smoke cluster-test soak faults powerloss kills histories fuzz bench images images-test test-images demo up down status cluster clean
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/derops
 TOOLS := $(CACHE)/tools
@@ -42,10 +42,10 @@ e2e: parts  ## Run the end-to-end tests only
 	.venv/bin/pytest tests/e2e
 
 cluster-smoke: since := $(shell date +%s)
-cluster-smoke: images cluster  ## Install in the cluster and run a first dispatch there; takes derops out of it
+cluster-smoke: test-images cluster  ## Install in the cluster and run a first dispatch there; takes derops out of it
 	DEROPS_BEGUN=$(since) .venv/bin/pytest -s tests/cluster/test_smoke.py
 
-cluster-test: images cluster  ## Break the product in the cluster; takes derops out of it
+cluster-test: test-images cluster  ## Break the product in the cluster; takes derops out of it
 	.venv/bin/pytest -s tests/cluster
 
 soak: faults powerloss kills histories fuzz  ## Break everything many times over, and check
@@ -72,6 +72,13 @@ bench: parts  ## Measure; prints JSON lines
 
 images: setup  ## Make the container images; VERSION, BASE, see docs/how-to/build-images.md
 	@$(PYTHON) -m images $(foreach arch,$(ARCHS),--arch $(arch))
+
+images-test: images  ## Inspect and run the images, and make one of them a second time
+	.venv/bin/pytest --timeout=900 tests/images/built
+
+test-images: setup  # of this machine's architecture, with those that only tests use
+	@$(PYTHON) -m images --arch own
+	@$(PYTHON) -m tests.images
 
 demo: setup  ## Run the examples on the whole product and watch
 	@$(PYTHON) -m tests.stack demo

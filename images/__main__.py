@@ -16,7 +16,7 @@ from tests.stack import places
 from images import assembling
 from images.archives import image_digest, read_image
 from images.assembling import Assembler
-from images.bases import Bases
+from images.bases import PYTHON_MINOR, Bases
 from images.builders import Build, Builder, find_builder, own_arch
 from images.commands import ImagesError, run
 from images.inspecting import findings
@@ -24,7 +24,6 @@ from images.sbom import CONTENT_READ, bill_of_materials
 
 PROGRAMS = ("operator", "headend", "agent")
 ARCHS = ("amd64", "arm64")
-DEFAULT_PYTHON = "3.13"
 OUTPUT = places.BUILD / "images"
 
 _OLDEST_EPOCH = 315532800
@@ -51,12 +50,13 @@ def main(arguments: list[str]) -> int:
     """Make the images; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m images", description=__doc__)
     parser.add_argument("--program", action="append", choices=PROGRAMS, help="default: all")
-    parser.add_argument("--arch", action="append", choices=ARCHS, help="default: both")
+    parser.add_argument("--arch", action="append", choices=[*ARCHS, "own"], help="default: both")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args(arguments)
     try:
         with places.locked("images"):
-            make(options.program or PROGRAMS, options.arch or ARCHS, wanted(), options.output)
+            archs = [own_arch() if arch == "own" else arch for arch in options.arch or ARCHS]
+            make(options.program or PROGRAMS, archs, wanted(), options.output)
     except ImagesError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -69,7 +69,7 @@ def wanted() -> Wanted:
     revision, epoch = _revision(places.REPOSITORY)
     return Wanted(
         base=os.environ.get("BASE", ""),
-        python_minor=os.environ.get("BASE_PYTHON") or DEFAULT_PYTHON,
+        python_minor=os.environ.get("BASE_PYTHON") or PYTHON_MINOR,
         version=os.environ.get("VERSION") or project["version"],
         revision=revision,
         epoch=int(os.environ.get("SOURCE_DATE_EPOCH") or epoch),

@@ -9,10 +9,11 @@ from images import debian
 from images.builders import Build, Builder, own_arch
 from images.commands import ImagesError
 
+PYTHON_MINOR = "3.13"
+"""Of the usual base, and of Debian's packages alike."""
 USUAL = "docker.io/library/python:3.13-slim-trixie"
 
 _PACKAGES = ("libpython3-stdlib", "libstdc++6", "python3-minimal")
-_PACKAGED_PYTHON = "3.13"
 _HERE = Path(__file__).parent
 
 
@@ -84,10 +85,10 @@ class Bases:
         return Base(tag, name)
 
     def _package(self, arch: str) -> Base:
-        if self._python_minor != _PACKAGED_PYTHON:
+        if self._python_minor != PYTHON_MINOR:
             raise ImagesError(
                 f"{USUAL} cannot be reached, and Debian {debian.SUITE} has Python"
-                f" {_PACKAGED_PYTHON}, not BASE_PYTHON={self._python_minor}"
+                f" {PYTHON_MINOR}, not BASE_PYTHON={self._python_minor}"
             )
         print(f"{USUAL} ({arch}) cannot be reached: Debian's packages take its place", flush=True)
         archive = debian.file_system(_PACKAGES, arch)
