@@ -4,6 +4,7 @@ This is the one step that uses a network, and it needs no emulator: uv chooses t
 other platform. Each is what uv.lock has the hash of.
 """
 
+import base64
 import hashlib
 import os
 import re
@@ -135,12 +136,18 @@ def remove_surplus(library: Path, program: str) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    for script in library.glob("derops-*.dist-info/entry_points.txt"):
-        lines = script.read_text().splitlines(keepends=True)
-        script.write_text("".join(line for line in lines if not _names(line, others)))
+    for own in library.glob("derops-*.dist-info"):
+        scripts = own / "entry_points.txt"
+        lines = scripts.read_text().splitlines(keepends=True)
+        scripts.write_text("".join(line for line in lines if not _names(line, others)))
+        metadata = own / "METADATA"
+        fields, _, _ = metadata.read_text().partition("\n\n")
+        metadata.write_text(fields + "\n")  # the rest is the README, which is not of the images
     for record in library.glob("*.dist-info/RECORD"):  # it is to say what is there
         lines = record.read_text().splitlines(keepends=True)
         kept = [line for line in lines if (library / _recorded(line)).exists()]
+        if record.parent.name.startswith("derops-"):
+            kept = [_record(library, _recorded(line)) for line in kept]
         record.write_text("".join(kept))
 
 
@@ -154,6 +161,15 @@ def _recorded(line: str) -> str:
     return (found[1] or found[2]) if found else ""
 
 
+def _record(library: Path, path: str) -> str:
+    """Return the line of a RECORD for a file as it is; a RECORD has no hash of itself."""
+    if path.endswith("/RECORD"):
+        return f"{path},,\n"
+    content = (library / path).read_bytes()
+    digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode().rstrip("=")
+    return f"{path},sha256={digest},{len(content)}\n"
+
+
 def fingerprint(repository: Path) -> str:
     """Return what tells one state of all that goes into images from another."""
     digest = hashlib.sha256()
@@ -163,7 +179,7 @@ def fingerprint(repository: Path) -> str:
 
 
 INPUTS = (
-    "operator", "headend", "agent", "images", "pyproject.toml", "uv.lock", "README.md", "LICENSE",
+    "operator", "headend", "agent", "images", "pyproject.toml", "uv.lock", "LICENSE",
 )  # fmt: skip
 
 

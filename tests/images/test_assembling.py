@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from images.assembling import fingerprint, remove_surplus
 
 
@@ -32,6 +31,10 @@ def library(tmp_path: Path) -> Path:
         "[console_scripts]\nderops-agent = derops_agent.main:main\n"
         "derops-operator = derops_operator.main:main\n"
     )
+    (tmp_path / "derops-0.1.0.dist-info/METADATA").write_text("Name: derops\n\n# derops\n")
+    (tmp_path / "derops-0.1.0.dist-info/RECORD").write_text(
+        "derops-0.1.0.dist-info/METADATA,sha256=d,24\nderops-0.1.0.dist-info/RECORD,,\n"
+    )
     return tmp_path
 
 
@@ -50,6 +53,11 @@ def test_the_records_say_what_is_left(library: Path) -> None:
 
     record = (library / "numpy-2.dist-info/RECORD").read_text()
     assert record == "numpy/core.py,sha256=a,1\n"
+    own = (library / "derops-0.1.0.dist-info/RECORD").read_text()
+    assert own == (
+        "derops-0.1.0.dist-info/METADATA,sha256=sMFp5O7xG6ssbQjomJKkQtl5SoZCY7ZiOzYVVu-VyHc,13\n"
+        "derops-0.1.0.dist-info/RECORD,,\n"
+    )
     scripts = (library / "derops-0.1.0.dist-info/entry_points.txt").read_text()
     assert scripts == "[console_scripts]\nderops-agent = derops_agent.main:main\n"
 
