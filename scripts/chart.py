@@ -1,7 +1,6 @@
 """What is made of the chart, and for it.
 
-- ``chart.py generate``: copy the CRDs and the SQL of the roles into the chart, and write the table
-  of values into its README
+- ``chart.py generate``: copy CRDs and SQL into the chart, write the values into its README
 - ``chart.py install-yaml FILE [VALUES]``: render the chart as manifests for ``kubectl apply``
 """
 

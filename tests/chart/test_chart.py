@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 from pydantic_settings import BaseSettings
-from tests.chart.rendering import CHART, VARIANTS, documents, pod_specs, rendered, values_of
+from tests.chart.rendering import VARIANTS, pod_specs, values_of
 from tests.stack import places
+from tests.stack.chart import CHART, documents, rendered
 
 from derops_headend.gateway.settings import GatewaySettings
 from derops_headend.storage.roles import roles_sql

@@ -14,8 +14,8 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
-from tests.chart.rendering import NAMESPACE, documents
 from tests.stack import places
+from tests.stack.chart import NAMESPACE, documents
 from tests.stack.pki import Authority, KeyPair
 from tests.stack.postgres import find_installation
 from tests.stack.processes import Process

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.chart.rendering import NAMESPACE, VARIANTS, documents, values_of
+from tests.chart.rendering import VARIANTS, values_of
+from tests.stack.chart import NAMESPACE, documents
 from tests.stack.controlplane import ControlPlane
 
 HOOKS = "helm.sh/hook"

@@ -23,7 +23,7 @@ from derops_operator.trust import (
 EXPECTED = Expected(cert_manager_user=CERT_MANAGER_USER, namespace="derops-system")
 INSTALLED: dict[str, Manifest] = {
     each["metadata"]["name"]: each
-    for each in chart_manifests("admission-policies.yaml", "")
+    for each in chart_manifests("admission-policies.yaml")
     if each["kind"] == "ValidatingAdmissionPolicy"
 }
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.chart import rendering
 from tests.operator.test_kstatus import computed
-from tests.stack import gitops
+from tests.stack import chart, gitops
 from tests.stack.controlplane import ControlPlane
 from tests.stack.processes import StackError
 from tests.waiting import until
@@ -41,7 +40,7 @@ def platform(kube: ControlPlane) -> Iterator[ControlPlane]:
         kube.kubectl("create", "namespace", name)
     roles = [
         each
-        for each in rendering.documents({"database": {"secretName": "derops-database"}})
+        for each in chart.documents({"database": {"secretName": "derops-database"}})
         if each["kind"] == "ClusterRole" and each["metadata"]["name"] in ROLES
     ]
     assert len(roles) == len(ROLES)
@@ -178,4 +177,4 @@ def test_the_values_are_values_of_the_chart(file: str) -> None:
 
     assert len(values) == 1
     image = values[0]["image"]["registry"] + "/derops/operator:"
-    assert image in rendering.rendered(values[0])
+    assert image in chart.rendered(values[0])

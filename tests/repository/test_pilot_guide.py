@@ -11,7 +11,7 @@ import yaml
 from tests import guide
 from tests.chart import rendering
 from tests.repository.test_docs import crd_fields
-from tests.stack import build, places
+from tests.stack import build, chart, places
 from tests.stack.controlplane import ControlPlane
 
 from derops_agent.settings import AgentSettings
@@ -68,7 +68,7 @@ def test_manifests_are_taken(tenant: ControlPlane, text: str) -> None:
 def test_the_values_are_values_of_the_chart() -> None:
     values = yaml.safe_load(VALUES)
     names = guide.names()
-    manifests = rendering.documents(values)
+    manifests = chart.documents(values)
     images = {
         container["image"]
         for pod in rendering.pod_specs(manifests).values()

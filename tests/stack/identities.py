@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from tests.stack import pki, places
+from tests.stack import chart, pki
 from tests.stack.controlplane import CERT_MANAGER, ControlPlane
 from tests.stack.mounts import write_mount
 from tests.stack.processes import StackError
 
-CHART_FILES = places.REPOSITORY / "charts" / "derops" / "files"
-NAMESPACE = "derops-system"
+CHART_FILES = chart.CHART / "files"
+NAMESPACE = chart.NAMESPACE
 SERVICE_ACCOUNT = "derops-operator"
 OPERATOR_USER = f"system:serviceaccount:{NAMESPACE}:{SERVICE_ACCOUNT}"
 CERT_MANAGER_USER = f"system:serviceaccount:{CERT_MANAGER}:{CERT_MANAGER}"
@@ -75,23 +74,16 @@ class Identities:
         return all((directory / "..data").exists() for directory, _, _ in mounts)
 
 
-def chart_manifests(name: str, trust_domain: str) -> list[Any]:
-    """Return the documents of one of the chart's files, with its values filled in."""
-    text = (CHART_FILES / name).read_text(encoding="utf-8")
-    values = {
-        ".Release.Namespace": NAMESPACE,
-        ".Values.trustDomain": trust_domain,
-        ".Values.operatorUser": OPERATOR_USER,
-        ".Values.certManagerUser": CERT_MANAGER_USER,
-    }
-    for value, filled in values.items():
-        text = text.replace(f"{{{{ {value} }}}}", filled)
-    return list(yaml.safe_load_all(text))
+def chart_manifests(template: str, trust_domain: str = "derops.test") -> list[dict[str, Any]]:
+    """Return what one template of the chart renders."""
+    return chart.documents(
+        {"trustDomain": trust_domain, "database": {"secretName": "not-in-the-stack"}}, template
+    )
 
 
 def install_issuers(control_plane: ControlPlane) -> None:
     """Create the three CAs with their issuers, wait until all can sign, and shut strangers out."""
-    control_plane.apply(*chart_manifests("pki-issuers.yaml", trust_domain=""))
+    control_plane.apply(*chart_manifests("pki-issuers.yaml"))
     control_plane.kubectl(
         "wait", "--for=condition=Ready", "clusterissuer", "--all", "--timeout=60s"
     )
@@ -104,7 +96,7 @@ def install_issuers(control_plane: ControlPlane) -> None:
 
 def install_policies(control_plane: ControlPlane) -> None:
     """Apply the admission policies and wait until the API server enforces all of them."""
-    control_plane.apply(*chart_manifests("admission-policies.yaml", trust_domain=""))
+    control_plane.apply(*chart_manifests("admission-policies.yaml"))
     waiting = _forbidden()
     deadline = time.monotonic() + _ENFORCED_SECONDS
     while waiting:
@@ -194,21 +186,9 @@ def mount_agent_ca(control_plane: ControlPlane, issued: Identities) -> bool:
 
 def operator_kubeconfig(control_plane: ControlPlane) -> str:
     """Return a kubeconfig of the chart's ServiceAccount, with the chart's rules and no more."""
-    rules = chart_manifests("operator-rules.yaml", trust_domain="")[0]
-    rbac = "rbac.authorization.k8s.io"
-    name = {"name": SERVICE_ACCOUNT}
-    account = {"kind": "ServiceAccount", **name, "namespace": NAMESPACE}
-    control_plane.apply(
-        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": name | {"namespace": NAMESPACE}},
-        {"apiVersion": f"{rbac}/v1", "kind": "ClusterRole", "metadata": name, "rules": rules},
-        {
-            "apiVersion": f"{rbac}/v1",
-            "kind": "ClusterRoleBinding",
-            "metadata": name,
-            "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": SERVICE_ACCOUNT},
-            "subjects": [account],
-        },
-    )
+    rights = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding"}
+    operator = chart_manifests("operator.yaml")
+    control_plane.apply(*(each for each in operator if each["kind"] in rights))
     return control_plane.service_account_kubeconfig(NAMESPACE, SERVICE_ACCOUNT)
 
 

@@ -217,7 +217,7 @@ def test_a_service_account_has_the_rights_it_was_given_and_no_more(
     assert "system:serviceaccount:default:reader" in refused.stderr
 
 
-def test_the_chart_files_hold_one_place_for_the_trust_domain() -> None:
+def test_one_value_of_the_chart_is_the_trust_domain() -> None:
     certificates = identities.chart_manifests("pki-certificates.yaml", "pilot.example")
 
     uris = [uri for document in certificates for uri in document["spec"].get("uris", [])]
