@@ -1,7 +1,7 @@
 """The chart fits the programs that it runs, and what is made of it is current."""
 
-import importlib.util
-import sys
+import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,16 +27,10 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda each: ea
 
 
 @pytest.fixture(scope="module")
-def chart() -> ModuleType:
-    specification = importlib.util.spec_from_file_location(
-        "chart_script", places.REPOSITORY / "scripts" / "chart.py"
-    )
-    assert specification
-    assert specification.loader
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["chart_script"] = module
-    specification.loader.exec_module(module)
-    return module
+def chart() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(places.REPOSITORY / "scripts"))
+        yield importlib.import_module("chart")
 
 
 def containers(spec: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """A real API server takes what the chart renders."""
 
+import importlib
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 from tests.chart.rendering import VARIANTS, values_of
-from tests.stack.chart import NAMESPACE, documents
+from tests.stack import places
+from tests.stack.chart import NAMESPACE, documents, rendered
 from tests.stack.controlplane import ControlPlane
 
 HOOKS = "helm.sh/hook"
@@ -41,3 +43,21 @@ def test_all_of_it_is_taken_and_restricted(kube: ControlPlane, variant: Path) ->
         kube.kubectl("delete", "serviceaccount", account["metadata"]["name"], "-n", NAMESPACE)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == len(manifests)
+
+
+def test_the_manifests_without_helm_are_taken_in_one_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(places.REPOSITORY / "scripts"))
+    script = importlib.import_module("chart")
+    values = values_of(script.PILOT)
+    file = tmp_path / "install.yaml"
+    file.write_text(script.install_yaml(values, rendered(values)), encoding="utf-8")
+
+    with ControlPlane() as fresh:
+        fresh.kubectl("delete", "crd", "derassets.derops.io", "dispatches.derops.io")
+        said = fresh.kubectl("apply", "--server-side", "-f", str(file))
+
+        assert len(said.splitlines()) == file.read_text().count("\n---\n") + 1
+        assert "PodSecurity" not in said
+        fresh.kubectl("get", "derassets,dispatches", "-A")

@@ -182,3 +182,10 @@ helm.sh/hook-output-log-policy: hook-failed,hook-succeeded
 from: {{ toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
+
+{{/* Bytes of a quantity such as 10Gi. Arguments: the quantity. */}}
+{{- define "derops.bytes" -}}
+{{- $units := dict "" 1 "k" 1000 "M" 1000000 "G" 1000000000 "T" 1000000000000 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 }}
+{{- $unit := regexFind "[A-Za-z]*$" . }}
+{{- mulf (trimSuffix $unit . | float64) (get $units $unit | default 1125899906842624 | float64) | int64 }}
+{{- end }}
