@@ -9,7 +9,7 @@ from tests.e2e.acting import conditions, eventually
 def test_complete_is_what_the_device_did(site: Site) -> None:
     site.battery()
 
-    site.dispatch("undisturbed", durationSeconds=15)
+    site.dispatch("undisturbed", durationSeconds=20)
     status = site.wait_for_phase("undisturbed", "Complete")
 
     assert status["execution"]["evidence"] == "Effect"

@@ -22,7 +22,7 @@ def test_installed_and_uninstalled_by_kubectl_alone(empty: Cluster) -> None:
     site = Site(empty, "by-manifests")
     site.create_namespace()
     site.battery()
-    site.dispatch("first", durationSeconds=8)
+    site.dispatch("first", durationSeconds=20)
     assert site.wait_for_phase("first", "Complete")["execution"]["evidence"] == "Effect"
     assert_true(site, "first")
 

@@ -18,7 +18,7 @@ def test_from_nothing_to_the_first_complete(bare: Cluster) -> None:
     site = Site(bare, "smoke")
     site.create_namespace()
     site.battery()
-    site.dispatch("first", durationSeconds=12)
+    site.dispatch("first", durationSeconds=20)
     status = site.wait_for_phase("first", "Complete")
     if "DEROPS_BEGUN" in os.environ:  # make cluster-smoke says when it began
         say("nothing_to_complete", time.time() - float(os.environ["DEROPS_BEGUN"]), "s", 240)
