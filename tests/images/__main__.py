@@ -7,13 +7,13 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from images.archives import image_digest
+from images.builders import Build, find_builder, own_arch
+from images.commands import ImagesError
 from tests.stack import build, places
 from tests.stack.processes import StackError
 
 from images import debian
-from images.archives import image_digest
-from images.builders import Build, find_builder, own_arch
-from images.commands import ImagesError
 
 OUTPUT = places.BUILD / "images"
 

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.images.archive import CONFIG, file, write_archive
-
 from images.archives import read_image
 from images.inspecting import findings
+from tests.images.archive import CONFIG, file, write_archive
 
 _LIBRARY = "opt/derops/lib"
 _OWN = [

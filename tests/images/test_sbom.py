@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.images.archive import write_archive
-
 from images.archives import Image, read_image
 from images.commands import ImagesError
 from images.sbom import CONTENT_READ, bill_of_materials
+from tests.images.archive import write_archive
 
 _CONTENTS = {
     "opt/derops/lib/derops-0.1.0.dist-info/METADATA": "Name: derops\nVersion: 0.1.0\n\nlong text",
