@@ -51,7 +51,7 @@ def platform(kube: ControlPlane) -> Iterator[ControlPlane]:
     kube.kubectl("delete", "clusterrole", *ROLES)
     for file in reversed(PLATFORM):
         kube.kubectl("delete", "-f", str(EXAMPLES / file), "--wait=false")
-    kube.kubectl("delete", "namespace", *NAMESPACES, "--wait=false")
+    kube.kubectl("delete", "namespace", *NAMESPACES)
     kube.kubectl("delete", "-f", str(gitops.definitions()), "--wait=false")
 
 

@@ -53,7 +53,7 @@ def tenant(kube: ControlPlane) -> Iterator[ControlPlane]:
     namespace = guide.names()["TENANT"]
     kube.kubectl("create", "namespace", namespace)
     yield kube
-    kube.kubectl("delete", "namespace", namespace, "--wait=false")
+    kube.kubectl("delete", "namespace", namespace)
 
 
 @pytest.mark.parametrize("text", MANIFESTS)
