@@ -14,10 +14,11 @@ PAGES = sorted(DOCS.rglob("*.md"))
 
 
 def queries(page: Path) -> list[str]:
-    """Return the SQL of a page: its blocks, and what it gives to psql as one quoted argument."""
+    """Return the queries of a page: of its blocks, and what psql gets as one quoted argument."""
     text = page.read_text(encoding="utf-8")
     quoted = re.findall(r'(?:^DATABASE |psql .* -c )"\s*(select[^"]+)"', text, re.MULTILINE)
-    return [*re.findall(r"^```sql\n(.*?)^```$", text, re.MULTILINE | re.DOTALL), *quoted]
+    blocks = re.findall(r"^```sql\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [*(block for block in blocks if block.startswith(("select", "with"))), *quoted]
 
 
 QUERIES = [
