@@ -128,6 +128,7 @@ class Link:
                 self._readiness.degraded(self._part, str(error))
                 continue
             self._readiness.found(self._part)
+            self._note_end(fresh)
             if fresh != running.credentials:
                 running = await self._renew(running, fresh)
 
@@ -218,7 +219,18 @@ class Link:
                 await asyncio.sleep(1)
                 continue
             self._readiness.found(self._part)
+            self._note_end(credentials)
             return credentials
+
+    def _note_end(self, credentials: Identity) -> None:
+        """Say when the certificate is over, and that it is: no gateway takes it from then on."""
+        part, ends = f"certificate's end of {self._name}", credentials.ends
+        metrics.note_certificate_end(str(self._name), ends.timestamp())
+        if self._clock.now_us() < ends.timestamp() * 1_000_000:
+            self._readiness.found(part)
+        else:
+            why = f"over since {ends:%Y-%m-%d %H:%M} UTC: no gateway takes it"
+            self._readiness.degraded(part, why)
 
     async def _after(self, ended: StreamEndedError) -> None:
         """Learn from the end of a stream, then wait: fast at first, spread over ever more."""

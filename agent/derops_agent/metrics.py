@@ -8,8 +8,21 @@ CONNECTED = Gauge("derops_agent_connected_assets", "Assets with a complete snaps
 CONNECTIONS = Counter(
     "derops_agent_stream_ends_total", "Streams that ended, by the reason", ["reason"]
 )
+CERTIFICATE_EXPIRY = Gauge(
+    "derops_agent_certificate_expiry_timestamp_seconds",
+    "When the first certificate of the assets here is over",
+)
 _MOST_REASONS = 50
 _reasons: set[str] = set()
+
+
+_ends: dict[str, float] = {}
+
+
+def note_certificate_end(asset: str, at_seconds: float) -> None:
+    """Show when a certificate is over; of all assets, the first."""
+    _ends[asset] = at_seconds
+    CERTIFICATE_EXPIRY.set(min(_ends.values()))
 
 
 def count_end(reason: str) -> None:

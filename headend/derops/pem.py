@@ -5,6 +5,7 @@ what it is given was read here before.
 """
 
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
@@ -26,6 +27,11 @@ class Identity:
     certificate: bytes
     ca: bytes
     """Certificates of the authorities that the peer's must be of."""
+
+    @property
+    def ends(self) -> datetime:
+        """When the certificate is over; it may be already."""
+        return x509.load_pem_x509_certificates(self.certificate)[0].not_valid_after_utc
 
     @classmethod
     def read(cls, directory: Path, ca_file: Path) -> "Identity":

@@ -71,6 +71,7 @@ _PARTS = {
 
 _MAX_WORDS = 300
 _NOBODY = "no replica holds the desired state"
+_CERTIFICATE = "certificate of the operator"
 
 _log = structlog.get_logger("headend")
 
@@ -235,7 +236,19 @@ class Headend:
 
     async def _read_identity(self) -> Identity:
         directory = self._settings.control_tls_directory
-        return await asyncio.to_thread(Identity.read, directory, directory / "ca.crt")
+        found = await asyncio.to_thread(Identity.read, directory, directory / "ca.crt")
+        self._note_end(found)
+        return found
+
+    def _note_end(self, identity: Identity) -> None:
+        """Say when our certificate is over, and that it is: no gateway takes it from then on."""
+        ends = identity.ends
+        metrics.CERTIFICATE_EXPIRY.set(ends.timestamp())
+        if time.time() < ends.timestamp():
+            self._readiness.found(_CERTIFICATE)
+        else:
+            why = f"over since {ends:%Y-%m-%d %H:%M} UTC: see why cert-manager does not renew it"
+            self._readiness.degraded(_CERTIFICATE, why)
 
     async def _sync(self, address: str, identity: Identity, taken: asyncio.Event) -> None:
         credentials = grpc.ssl_channel_credentials(identity.ca, identity.key, identity.certificate)

@@ -66,6 +66,10 @@ TRUST_FAILING = Gauge(
     "derops_operator_trust_failing_namespaces",
     "Namespaces with assets to which the server CA could not be carried",
 )
+CERTIFICATE_EXPIRY = Gauge(
+    "derops_operator_certificate_expiry_timestamp_seconds",
+    "When the operator's certificate for the control port is over",
+)
 AUTHORITY_EXPIRY = Gauge(
     "derops_operator_authority_expiry_timestamp_seconds",
     "When the certificate of an authority is over",

@@ -4,11 +4,13 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 from tests.agent.fakes import CAPABILITY, T0, FakeClock, FakeDevice, S, asset, inline, order
 from tests.agent.gateway import SERVER_NAME, Authority, Gateway, Stream, serve
 from tests.waiting import until
@@ -384,6 +386,56 @@ async def test_a_new_certificate_gets_a_stream_before_the_old_one_ends(site: Sit
     assert (await old.until("bye")).reason == "CertificateRenewed"
     identities = [s.context.auth_context()["x509_pem_cert"] for s in (old, new)]
     assert identities[0] != identities[1]
+
+
+async def test_a_changed_server_ca_gets_a_stream_before_the_old_one_ends(site: Site) -> None:
+    await site.start()
+    old = await site.gateway.next_stream()
+    await old.welcome()
+    await old.snapshot(asset())
+
+    file = site.folder / "ca.crt"
+    file.write_bytes(file.read_bytes() + Authority("server-2").pem)
+    new = await site.gateway.next_stream()
+    await new.welcome()
+    await new.snapshot(asset())
+
+    assert (await old.until("bye")).reason == "CertificateRenewed"
+
+
+@pytest.mark.parametrize("wrong", ["ca.crt", "tls.key", "tls.crt"])
+async def test_files_that_do_not_fit_disturb_no_stream(site: Site, wrong: str) -> None:
+    await site.start()
+    old = await site.gateway.next_stream()
+    await old.welcome(heartbeat_seconds=1)
+    await old.snapshot(asset())
+
+    folder = site.folder if wrong == "ca.crt" else site.certificates
+    content = (folder / wrong).read_bytes()
+    (folder / wrong).write_bytes(b"garbage")
+
+    await until(lambda: "degraded certificate of ns/battery" in site.readiness.report()[1])
+    assert not old.ended.is_set()
+    (folder / wrong).write_bytes(content)
+    await old.until("heartbeat")
+    assert site.gateway.streams.empty()
+
+
+async def test_when_a_certificate_is_over_is_told(site: Site) -> None:
+    site.clock.wall_us = int(datetime.now(UTC).timestamp() * 1_000_000)
+    await site.start()
+    stream = await site.gateway.next_stream()
+    await stream.welcome()
+    name = "derops_agent_certificate_expiry_timestamp_seconds"
+    ends = REGISTRY.get_sample_value(name)
+    assert ends is not None
+    assert 3500 < ends - datetime.now(UTC).timestamp() < 3600
+    assert "certificate's end" not in site.readiness.report()[1]
+
+    site.clock.wall_us += 2 * 3600 * 1_000_000
+
+    await until(lambda: "certificate's end of ns/battery: over since" in site.readiness.report()[1])
+    assert site.readiness.report()[0]
 
 
 def test_gateways_count_each_reason_for_which_an_agent_ends_its_stream() -> None:

@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
+from prometheus_client import REGISTRY
+from tests.headend.gateway.pki import Authority
 from tests.operator.making import acked, asset, at, dispatch, ended
 from tests.waiting import until
 
@@ -380,3 +382,20 @@ async def test_what_is_said_of_a_device_is_held_to_bounds_and_to_assets_that_the
     assert facts is not None
     assert facts.silence == "x" * 300
     assert bench.fleet.known_uids() == {"uid-battery"}
+
+
+async def test_when_our_certificate_is_over_is_told(bench: Bench) -> None:
+    await bench.add_gateway("gateway-0")
+    headend = bench.headend()
+    identity = await headend._read_identity()
+    ends = x509.load_pem_x509_certificate(identity.certificate).not_valid_after_utc
+    name = "derops_operator_certificate_expiry_timestamp_seconds"
+    assert REGISTRY.get_sample_value(name) == ends.timestamp()
+    assert "certificate of the operator" not in bench.readiness.report()[1]
+
+    over = Authority("x").leaf([], begins=timedelta(-2), ends=timedelta(-1))
+    (bench.directory / "tls.crt").write_bytes(over.pem)
+    (bench.directory / "tls.key").write_bytes(over.key)
+    await headend._read_identity()
+
+    assert "degraded certificate of the operator: over since" in bench.readiness.report()[1]

@@ -14,16 +14,10 @@ from pathlib import Path
 
 import grpc
 import structlog
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_pem_private_key,
-)
 
 from derops.errors import SettingError
 from derops.observing import Readiness
+from derops.pem import Identity
 from derops_headend.gateway import metrics
 
 DRAIN_SECONDS = 7200.0
@@ -43,26 +37,6 @@ _LAST_WORD_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Credentials:
-    """Key and certificate of a port, and the only CAs whose clients it hears; all PEM."""
-
-    key: bytes
-    certificate: bytes
-    client_ca: bytes
-
-    def for_server(self) -> grpc.ServerCredentials:
-        """Return them as gRPC takes them."""
-        return grpc.ssl_server_credentials(
-            [(self.key, self.certificate)], self.client_ca, require_client_auth=True
-        )
-
-    @property
-    def ends(self) -> datetime:
-        """When the certificate is over."""
-        return x509.load_pem_x509_certificates(self.certificate)[0].not_valid_after_utc
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CredentialFiles:
     """Where the credentials of a port lie, as a pod mounts them."""
 
@@ -74,43 +48,23 @@ class CredentialFiles:
 
     client_ca: Path
 
-    def read(self) -> Credentials:
+    def read(self) -> Identity:
         """Read and check the files; blocks.
 
         Raises:
             SettingError: One is missing or no PEM, or the key is not the certificate's.
         """
-        key, certificate, client_ca = (
-            self._read(path)
-            for path in (self.directory / "tls.key", self.directory / "tls.crt", self.client_ca)
-        )
-        found = Credentials(key=key, certificate=certificate, client_ca=client_ca)
         try:
-            leaf = x509.load_pem_x509_certificates(certificate)[0]
-            spki = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-            own = load_pem_private_key(key, password=None).public_key().public_bytes(*spki)
-            fits = leaf.public_key().public_bytes(*spki) == own
-        except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
-            raise self._wrong(f"tls.crt or tls.key in {self.directory}: {error}") from error
-        if not fits:
-            raise self._wrong(f"tls.key in {self.directory} is not the key of tls.crt")
-        try:
-            x509.load_pem_x509_certificates(client_ca)
-        except (ValueError, x509.InvalidVersion) as error:
-            raise self._wrong(f"{self.client_ca}: {error}") from error
-        return found
+            return Identity.read(self.directory, self.client_ca)
+        except (OSError, ValueError) as error:
+            raise SettingError(self.setting, "environment", str(error)) from error
 
-    def _read(self, path: Path) -> bytes:
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise self._wrong(str(error)) from error
-        if not content:
-            raise self._wrong(f"{path} is empty")
-        return content
 
-    def _wrong(self, why: str) -> SettingError:
-        return SettingError(self.setting, "environment", why)
+def for_server(identity: Identity) -> grpc.ServerCredentials:
+    """Return what a server shows, and by which authorities it hears clients, as gRPC takes it."""
+    return grpc.ssl_server_credentials(
+        [(identity.key, identity.certificate)], identity.ca, require_client_auth=True
+    )
 
 
 class Port:
@@ -160,7 +114,7 @@ class Port:
         self._credentials = await asyncio.to_thread(self._files.read)
         server = self._make_server()
         try:
-            self.number = server.add_secure_port(self._address, self._credentials.for_server())
+            self.number = server.add_secure_port(self._address, for_server(self._credentials))
         except RuntimeError as error:
             raise SettingError(self._setting, "environment", str(error)) from error
         self._address = f"{self._address.rpartition(':')[0]}:{self.number}"
@@ -190,7 +144,7 @@ class Port:
                 await self.exchange(fresh)
         self._note_expiry()
 
-    async def exchange(self, fresh: Credentials) -> None:
+    async def exchange(self, fresh: Identity) -> None:
         """Have a new server take over the port; streams of the one before go on."""
         old, server = self._server, self._make_server()
         if old is not None:
@@ -208,10 +162,10 @@ class Port:
     def _may_exchange(self) -> bool:
         return time.monotonic() >= self._exchanged + EXCHANGE_SECONDS
 
-    async def _bind(self, server: grpc.aio.Server, credentials: Credentials) -> None:
+    async def _bind(self, server: grpc.aio.Server, credentials: Identity) -> None:
         while True:
             try:
-                server.add_secure_port(self._address, credentials.for_server())
+                server.add_secure_port(self._address, for_server(credentials))
             except RuntimeError as error:
                 self._readiness.waiting(f"{self._name} port", f"cannot listen: {error}")
                 await asyncio.sleep(_BIND_SECONDS)
