@@ -24,7 +24,7 @@ from derops_operator.bundles import BadAuthorityError, next_bundle, read_authori
 from derops_operator.cache import Cache
 from derops_operator.events import EventWriter
 from derops_operator.facts import MANAGED_BY, Kind, Request, read_certificate
-from derops_operator.kube import ChangedMeanwhileError, GoneError, Kube
+from derops_operator.kube import ChangedMeanwhileError, GoneError, Kube, Manifest
 from derops_operator.reading import describe
 from derops_operator.reconciling import vouching
 from derops_operator.reconciling.assets import Realm
@@ -231,19 +231,22 @@ class Distributor:
     async def _ask_agent_ca(self) -> bytes:
         wanted = vouching.wanted_trust_certificate(self._namespace, self._realm.issuer)
         requests = self._cache.requests_of(self._namespace, "")
-        if self._monotonic() >= self._checked + RECHECK_SECONDS or not requests:
+        due = self._monotonic() >= self._checked + RECHECK_SECONDS
+        if due or not requests:
             self._take(Kind.CERTIFICATE, await self._kube.apply(Kind.CERTIFICATE, wanted))
         certificate = self._cache.certificate(self._namespace, vouching.TRUST_CERTIFICATE)
         own = own_requests(requests, certificate, self._realm.requester)
         for request in vouching.to_approve(own, self._realm.issuer):
             await self._actor.approve(request, "it tells the operator who the agent CA is")
         told = vouching.telling(own, self._realm.issuer)
-        if certificate is not None and (
-            vouching.is_outdated(told, self._newest_agent)
-            if told is not None
-            else vouching.has_nothing_to_come(certificate, own)
-        ):
-            why = "the agent CA has changed, or no request tells who it is"
+        if told is None:
+            renewable = certificate is not None and vouching.has_nothing_to_come(certificate, own)
+        else:
+            renewable = vouching.is_outdated(told, self._newest_agent) or (
+                due and vouching.is_reissued(told, await self._read_authority())
+            )
+        if renewable:
+            why = "the agent CA was issued again, or no request tells who it is"
             await self.renew(vouching.TRUST_CERTIFICATE, "AuthorityUnknown", why)
         if told is None:
             raise BadAuthorityError(
@@ -255,6 +258,16 @@ class Distributor:
             pem = await self._read_ca(told)
             self._agent_ca = (told.ca_sha256, pem)
         return pem
+
+    async def _read_authority(self) -> Manifest | None:
+        """Return the Certificate of the agent CA; None where there is none by that name."""
+        namespace = vouching.namespace_of(self._realm.requester)
+        if not namespace:
+            return None
+        try:
+            return await self._kube.read(Kind.CERTIFICATE, namespace, vouching.AGENT_AUTHORITY)
+        except GoneError:
+            return None
 
     async def _read_ca(self, told: Request) -> bytes:
         manifest = await self._kube.read(Kind.REQUEST, told.meta.namespace, told.meta.name)

@@ -75,7 +75,7 @@ def ledger(pilot: Pilot) -> dict[str, Any]:
 
 def works(pilot: Pilot, name: str) -> None:
     """Have a dispatch reach the agent and be confirmed by it."""
-    pilot.dispatch(name, durationSeconds=2)
+    pilot.dispatch(name, startDeadlineSeconds=60)
     pilot.wait_for_phase(name, "Complete")
 
 
@@ -161,12 +161,14 @@ def test_an_agent_ca_with_a_new_key_reaches_the_gateway(battery: Pilot) -> None:
     serial = ledger(battery)["current"]["serialNumber"]
 
     renew(stack, "cert-manager", "derops-agent-ca")
-    renew(stack, battery.namespace, secret_name("battery"))
     new = authority(stack, "cert-manager", "derops-agent-ca")
+    eventually(
+        lambda: told(stack, NAMESPACE, AGENT_CA) not in ("", before), "it before its use", 120
+    )
+    renew(stack, battery.namespace, secret_name("battery"))
     leaf = secret_data(stack.control_plane, battery.namespace, secret_name("battery"))["tls.crt"]
     assert is_signed_by(x509.load_pem_x509_certificate(leaf), new)
 
-    eventually(lambda: told(stack, NAMESPACE, AGENT_CA) != before, "the new agent CA")
     known = x509.load_pem_x509_certificates(told(stack, NAMESPACE, AGENT_CA).encode())
     assert known[0].serial_number == new.serial_number
     assert x509.load_pem_x509_certificates(before.encode())[0] in known

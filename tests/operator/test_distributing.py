@@ -30,6 +30,7 @@ from derops_operator.distributing import (
 )
 from derops_operator.events import EventWriter
 from derops_operator.facts import Key, Kind, Request
+from derops_operator.instants import format_second
 from derops_operator.kube import Kube, Manifest
 from derops_operator.reading import read_fact
 from derops_operator.reconciling.assets import Realm
@@ -429,6 +430,25 @@ async def test_a_new_agent_ca_is_asked_for_as_soon_as_an_agent_has_it(world: Wor
     await world.look(later=0)
     told = world.told(OWN, AGENT_CA)
     assert told == (renewed.pem + world.agent.pem).decode()
+
+
+async def test_a_new_agent_ca_is_asked_for_before_any_agent_has_it(world: World) -> None:
+    await world.look()
+    world.sign(1, world.agent, signed=10)
+    await world.look(later=0)
+    world.answer()
+    authority = {
+        "metadata": metadata("derops-agent-ca", namespace="cert-manager"),
+        "status": {"notBefore": format_second(at(5))},
+    }
+    world.kube.objects.append((Kind.CERTIFICATE, authority))
+    await world.look(later=REISSUE_SECONDS)
+    assert not reissued(world)
+
+    authority["status"] = {"notBefore": format_second(at(20))}
+    await world.look(later=REISSUE_SECONDS)
+
+    assert reissued(world)
 
 
 async def test_a_certificate_without_a_request_that_tells_is_issued_anew(world: World) -> None:

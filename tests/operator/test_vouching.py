@@ -6,11 +6,15 @@ from typing import Any
 import pytest
 from cryptography import x509
 from tests.operator.certifying import CERT_MANAGER, answered, csr, request
+from tests.operator.making import at
 
 from derops_operator.facts import Request
+from derops_operator.instants import format_second
 from derops_operator.reconciling.vouching import (
     TRUST_CERTIFICATE,
     is_outdated,
+    is_reissued,
+    namespace_of,
     refuse_to_vouch,
     signed_agent,
     telling,
@@ -121,3 +125,20 @@ def test_it_is_asked_anew_where_an_agent_has_a_later_word_of_another_authority()
     assert not is_outdated(told, agent("a", 101))
     assert not is_outdated(told, agent("", 101)), "the issuer says nothing"
     assert not is_outdated(told, None)
+
+
+def test_it_is_asked_anew_where_the_authority_was_issued_since() -> None:
+    told = issued("a", 100)
+
+    assert is_reissued(told, {"status": {"notBefore": format_second(at(101))}})
+    assert is_reissued(told, {"status": {"notBefore": format_second(at(100))}})
+    assert not is_reissued(told, {"status": {"notBefore": format_second(at(99))}})
+    assert not is_reissued(told, {"status": {}})
+    assert not is_reissued(told, None)
+
+
+def test_the_namespace_of_a_service_account_is_in_its_name() -> None:
+    assert namespace_of(CERT_MANAGER) == "cert-manager"
+    assert namespace_of("system:serviceaccount:other:name") == "other"
+    assert namespace_of("somebody") == ""
+    assert namespace_of("") == ""

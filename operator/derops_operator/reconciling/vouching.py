@@ -1,16 +1,26 @@
 """How the operator learns the agent CA: by a worthless certificate of it, in its own namespace."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from derops.lifecycle import MESSAGE_LIMIT
 from derops_operator.facts import MANAGED_BY, Certificate, Request
+from derops_operator.instants import parse_instant
 
 TRUST_CERTIFICATE = "derops-agent-trust"
 """Certificate, Secret and only name in it."""
 
+AGENT_AUTHORITY = "derops-agent-ca"
+"""Certificate of the agent CA, in cert-manager's namespace."""
+
 _USAGES = ["digital signature"]
 _DURATION = {"duration": "1h", "renewBefore": "20m"}
+
+
+def namespace_of(user: str) -> str:
+    """Return the namespace of a ServiceAccount by its user name; empty = it is none."""
+    *prefix, namespace, _ = ["", "", *user.split(":")]
+    return namespace if prefix[-2:] == ["system", "serviceaccount"] else ""
 
 
 def wanted_trust_certificate(namespace: str, issuer: str) -> dict[str, Any]:
@@ -106,6 +116,19 @@ def is_outdated(told: Request, agent: Request | None) -> bool:
         return False
     later = agent.issued.not_before_us >= told.issued.not_before_us
     return later and bool(agent.ca_sha256) and agent.ca_sha256 != told.ca_sha256
+
+
+def is_reissued(told: Request, authority: Mapping[str, Any] | None) -> bool:
+    """Tell whether the Certificate of the agent CA itself was issued since ours was signed.
+
+    Args:
+        told: Our newest request.
+        authority: The Certificate of the agent CA; None where somebody brings another.
+    """
+    issued = (authority or {}).get("status", {}).get("notBefore")
+    if told.issued is None or not isinstance(issued, str):
+        return False
+    return parse_instant(issued) >= told.issued.not_before_us
 
 
 def has_nothing_to_come(certificate: Certificate, own: Sequence[Request]) -> bool:
