@@ -6,6 +6,7 @@ Rust that shares no code with derops (tests/sunspecserver); the machine of the t
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ from tests.stack import places, sunspec
 
 UNITS = (1, 2)
 NODE_PORT = 30843
+SITE_AGENT = "derops-agent"
+"""The container that the page starts at the site."""
+
 PAGE_SECONDS = 1500
 RECORD = places.BUILD / "pilot-guide.log"
 """What was typed and printed, with times: for a look."""
@@ -33,7 +37,7 @@ class Typed:
 
 
 @pytest.fixture
-def environment(empty: object, tmp_path: Path) -> dict[str, str]:
+def environment(empty: object, tmp_path: Path) -> Iterator[dict[str, str]]:
     """Return the environment of a shell in which kubectl, helm and docker mean this cluster."""
     said = json.loads((places.BUILD / "cluster.json").read_text(encoding="utf-8"))
     if said["kind"] is None:
@@ -42,11 +46,25 @@ def environment(empty: object, tmp_path: Path) -> dict[str, str]:
     programs.mkdir()
     for name in ("kubectl", "helm"):
         (programs / name).symlink_to(said[name])
-    return os.environ | {
+    shell = os.environ | {
         "KUBECONFIG": said["kubeconfig"],
         "PATH": f"{programs}:{os.environ['PATH']}",
         **({"DOCKER_HOST": said["dockerHost"]} if said["dockerHost"] else {}),
     }
+    sweep(shell)
+    yield shell
+    sweep(shell)
+
+
+def sweep(environment: dict[str, str]) -> None:
+    """Take away what a page that was typed half leaves beside derops."""
+    tenant = guide.names()["TENANT"]
+    for command in (
+        ["docker", "rm", "--force", SITE_AGENT],
+        ["kubectl", "delete", "namespace", tenant, "--ignore-not-found", "--timeout=120s"],
+    ):
+        # One that is not there is none of its troubles.
+        subprocess.run(command, env=environment, capture_output=True, check=False)
 
 
 @pytest.fixture
@@ -65,6 +83,7 @@ def values(environment: dict[str, str], tmp_path: Path) -> Iterator[dict[str, st
     delivery = tmp_path / "delivery"
     delivery.mkdir()
     (delivery / "charts").symlink_to(places.REPOSITORY / "charts")
+    have_image_at_the_site(environment)
     with sunspec.batteries(f"0.0.0.0:{port}", *UNITS):
         yield {
             "DELIVERY": str(delivery),
@@ -84,15 +103,23 @@ def values(environment: dict[str, str], tmp_path: Path) -> Iterator[dict[str, st
         }
 
 
+def have_image_at_the_site(environment: dict[str, str]) -> None:
+    """Have the agent's image in Docker, as a registry would give it."""
+    architecture = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
+    archive = places.BUILD / "images" / f"agent-{architecture}.tar"
+    load = ["docker", "load", "--quiet", "--input", str(archive)]
+    said = subprocess.run(load, env=environment, capture_output=True, text=True, check=True).stdout
+    image = f"derops/agent:{guide.names()['VERSION']}"
+    tag = ["docker", "tag", said.rpartition(": ")[2].strip(), image]
+    subprocess.run(tag, env=environment, check=True)
+
+
 @pytest.mark.timeout(PAGE_SECONDS + 120)
 def test_the_page_leads_from_an_empty_cluster_to_telemetry_and_back(
     environment: dict[str, str], values: dict[str, str], tmp_path: Path
 ) -> None:
     blocks = [each for each in guide.blocks() if each.is_run]
-    try:
-        typed = type_all(blocks, values, environment, tmp_path)
-    finally:
-        subprocess.run(["docker", "rm", "-f", "derops-agent"], env=environment, check=False)
+    typed = type_all(blocks, values, environment, tmp_path)
     said = {line: each for each in typed for line in each.block.text.splitlines()}
     described = said['kubectl describe dispatch first --namespace "$TENANT"'].printed
 
