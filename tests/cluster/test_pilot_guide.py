@@ -7,6 +7,7 @@ Rust that shares no code with derops (tests/sunspecserver); the machine of the t
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -127,8 +128,8 @@ def test_the_page_leads_from_an_empty_cluster_to_telemetry_and_back(
     for each in typed:
         if each.block.answer is not None:
             assert each.block.answer.strip() in each.printed
-    assert "Phase:  Complete" in described
-    assert "Evidence:  Effect" in " ".join(described.split("\n")).replace("   ", " ")
+    assert re.search(r"^  Phase: +Complete$", described, re.MULTILINE)
+    assert re.search(r"^    Evidence: +Effect$", described, re.MULTILINE)
     assert sum(each.seconds for each in typed) < PAGE_SECONDS
 
 
