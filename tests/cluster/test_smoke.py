@@ -32,10 +32,10 @@ def test_from_nothing_to_the_first_complete(bare: Cluster) -> None:
 
 def test_the_chart_tests_itself(cluster: Cluster) -> None:
     since = time.monotonic()
-    said = cluster.helm(
-        "test", installing.RELEASE, "-n", installing.NAMESPACE, "--timeout", "180s", "--logs"
-    )
+    # Only on a Complete with evidence Effect and rows in the database does its pod succeed. No
+    # --logs: a pod that succeeded is gone.
+    said = cluster.helm("test", installing.RELEASE, "-n", installing.NAMESPACE, "--timeout", "180s")
     say("helm_test", time.monotonic() - since, "s", 60)
 
     assert "Succeeded" in said
-    assert "Complete" in said
+    assert "Failed" not in said

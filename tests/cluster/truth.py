@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from tests.kills.judging import TOLERANCE_SECONDS, Stay, judge, stays, watts_of
@@ -51,15 +52,23 @@ def _held(evidence: Evidence) -> list[Stay]:
 
 
 def _window(evidence: Evidence) -> Iterator[str]:
-    status, spec = evidence.dispatch["status"], evidence.dispatch["spec"]
+    status = evidence.dispatch["status"]
     execution = status.get("execution", {})
     told = execution.get("interruptions", 0)
     if told != evidence.lives_lost:
         yield f"interruptions is {told}, the agent was ended {evidence.lives_lost} times meanwhile"
     if status["phase"] == "Complete" and not evidence.lives_lost:
-        active, window = execution["activeSeconds"], spec["durationSeconds"]
+        active, window = execution["activeSeconds"], _seconds_from_start_to_planned_end(status)
         if abs(active - window) > TOLERANCE_SECONDS:
-            yield f"activeSeconds is {active} of {window}, and nothing cut it short"
+            yield f"activeSeconds is {active} of {window:.1f}, and nothing cut it short"
+
+
+def _seconds_from_start_to_planned_end(status: Mapping[str, Any]) -> float:
+    """Return how long a dispatch had from when it came to the device, perhaps late."""
+    applied, end = (
+        datetime.fromisoformat(status["timeline"][key]) for key in ("appliedAt", "plannedEnd")
+    )
+    return (end - applied).total_seconds()
 
 
 def _history(evidence: Evidence) -> Iterator[str]:

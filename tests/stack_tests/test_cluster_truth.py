@@ -58,7 +58,7 @@ def test_each_untruth_is_found(change: dict[str, Any], words: str) -> None:
 def test_a_window_that_was_cut_short_is_found() -> None:
     short = _evidence(execution={"activeSeconds": 12, "interruptions": 0}, held_seconds=12)
 
-    assert "activeSeconds is 12 of 20" in "\n".join(untruths(short))
+    assert "activeSeconds is 12 of 20.0" in "\n".join(untruths(short))
 
 
 def _evidence(execution: dict[str, Any] | None = None, held_seconds: int = SECONDS) -> Evidence:
@@ -78,6 +78,10 @@ def _evidence(execution: dict[str, Any] | None = None, held_seconds: int = SECON
                 "conditions": conditions,
                 "execution": execution,
                 "history": history,
+                "timeline": {
+                    "appliedAt": "2026-11-30T10:00:00.5Z",
+                    "plannedEnd": "2026-11-30T10:00:20.5Z",
+                },
             },
         },
         account=[
