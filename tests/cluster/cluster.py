@@ -121,10 +121,6 @@ class Cluster:
             [self.helm_program, *arguments], {"KUBECONFIG": self.kubeconfig}, failure=HelmError
         )
 
-    def version(self) -> str:
-        """Return the version of the API server."""
-        return str(json.loads(self.kubectl("version", "-o", "json"))["serverVersion"]["gitVersion"])
-
     @property
     def node(self) -> str:
         """The container that is the node of the kind cluster."""

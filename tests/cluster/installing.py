@@ -1,7 +1,11 @@
 """Install derops in the cluster, by chart or by rendered manifests, and take all of it away."""
 
 import json
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from tests.cluster.cluster import Cluster, HelmError
@@ -14,7 +18,6 @@ NAMESPACE = "derops-system"
 RELEASE = "derops"
 CHART = places.REPOSITORY / "charts" / "derops"
 VALUES = places.REPOSITORY / "tests" / "cluster" / "values.yaml"
-MANIFESTS = places.BUILD / "install.yaml"
 COMPONENTS = ("operator", "headend", "database")
 WORKLOADS = (
     "deployment/derops-operator",
@@ -40,13 +43,16 @@ def install_by_chart(cluster: Cluster, *arguments: str) -> float:
     return time.monotonic() - since
 
 
-def render(cluster: Cluster) -> str:
-    """Return the chart as one file of manifests, for ``kubectl apply``."""
-    # What is an installer's own business does not change between the ways to install.
-    return cluster.helm(
-        "template", RELEASE, str(CHART), "-n", NAMESPACE, "-f", str(VALUES), "--no-hooks",
-        "--kube-version", cluster.version(),
-    )  # fmt: skip
+def render() -> Path:
+    """Return the file of manifests that ``make install-yaml`` renders, with the tests' values."""
+    file = places.BUILD / "install-test.yaml"
+    subprocess.run(
+        [sys.executable, "scripts/chart.py", "install-yaml", str(file), str(VALUES)],
+        cwd=places.REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(places.REPOSITORY)},
+        check=True,
+    )
+    return file
 
 
 def ensure_installed(cluster: Cluster) -> None:

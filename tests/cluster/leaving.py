@@ -24,7 +24,9 @@ def finalizers(site: Site) -> dict[str, list[str] | None]:
 
 def delete_by_hand(cluster: Cluster, site: Site) -> None:
     """Delete namespaces and kinds as a person would; all of it ends within a minute or two."""
-    cluster.kubectl("delete", "namespace", site.namespace, NAMESPACE, "--timeout=120s")
+    cluster.kubectl(
+        "delete", "namespace", site.namespace, NAMESPACE, "--ignore-not-found", "--timeout=120s"
+    )
     cluster.kubectl("delete", "crd", *CRDS, "--ignore-not-found", "--timeout=60s")
 
 

@@ -8,15 +8,14 @@ from tests.cluster.figures import say
 from tests.cluster.installing import NAMESPACE
 from tests.cluster.leaving import assert_nothing_left, delete_by_hand, finalizers
 from tests.cluster.proving import assert_true
-from tests.cluster.site import Site, namespace_manifest
+from tests.cluster.site import Site
 from tests.e2e.acting import conditions
 
 
 def test_installed_and_uninstalled_by_kubectl_alone(empty: Cluster) -> None:
-    manifests = installing.render(empty)
-    empty.apply(namespace_manifest(NAMESPACE))
+    manifests = str(installing.render())
     since = time.monotonic()
-    empty.kubectl("apply", "--server-side", "-f", "-", stdin=manifests)
+    empty.kubectl("apply", "--server-side", "-f", manifests)
     installing.wait_until_ready(empty)
     say("apply_to_ready", time.monotonic() - since, "s", 60)
     site = Site(empty, "by-manifests")
@@ -36,6 +35,6 @@ def test_installed_and_uninstalled_by_kubectl_alone(empty: Cluster) -> None:
     assert conditions(status)["Reverted"] == "True"
     assert site.powers_written() == [5000, 0, 4300, 0]
     assert finalizers(site) == {"battery": None, "first": None, "running": None}
-    empty.kubectl("delete", "-f", "-", "--timeout=120s", stdin=manifests)
+    empty.kubectl("delete", "-f", manifests, "--timeout=120s")
     delete_by_hand(empty, site)
     assert_nothing_left(empty)
