@@ -121,6 +121,11 @@ class Cluster:
             [self.helm_program, *arguments], {"KUBECONFIG": self.kubeconfig}, failure=HelmError
         )
 
+    def shell(self, script: str) -> str:
+        """Run what a page tells to type, in which kubectl means this cluster."""
+        path = f"{Path(self.kubectl_program).parent}:{os.environ['PATH']}"
+        return _run(["bash", "-euc", script], {"KUBECONFIG": self.kubeconfig, "PATH": path})
+
     @property
     def node(self) -> str:
         """The container that is the node of the kind cluster."""

@@ -54,5 +54,6 @@ def test_describe_tells_the_story(cluster: Cluster, site: Site) -> None:
 
     described = eventually(story, "the last Event")
     events = described.partition("Events:")[2]
-    assert [word for word in ("Submitted", "Sent", "Acked", "Active", "Complete") if word in events]
+    for step in ("Submitted", "Sent", "Acked", "Active", "Complete"):
+        assert step in events, step
     assert "WindowEnded" in described

@@ -5,11 +5,13 @@ import time
 from tests.cluster import installing
 from tests.cluster.cluster import Cluster
 from tests.cluster.figures import say
-from tests.cluster.installing import NAMESPACE
 from tests.cluster.leaving import assert_nothing_left, delete_by_hand, finalizers
 from tests.cluster.proving import assert_true
 from tests.cluster.site import Site
 from tests.e2e.acting import conditions
+from tests.stack import places
+
+PAGE = places.REPOSITORY / "docs" / "how-to" / "uninstall.md"
 
 
 def test_installed_and_uninstalled_by_kubectl_alone(empty: Cluster) -> None:
@@ -28,7 +30,7 @@ def test_installed_and_uninstalled_by_kubectl_alone(empty: Cluster) -> None:
     setpoint = {"mode": "ActivePower", "activePowerWatts": 4300}
     site.dispatch("running", setpoint=setpoint, durationSeconds=900)
     site.wait_for_phase("running", "Active")
-    empty.run_in("deploy/derops-operator", NAMESPACE, "derops-operator", "uninstall")
+    empty.shell(printed_command())
 
     status = site.status("running")
     assert status["phase"] == "Cancelled"
@@ -38,3 +40,9 @@ def test_installed_and_uninstalled_by_kubectl_alone(empty: Cluster) -> None:
     empty.kubectl("delete", "-f", manifests, "--timeout=120s")
     delete_by_hand(empty, site)
     assert_nothing_left(empty)
+
+
+def printed_command() -> str:
+    """Return the first command that the page has for those without Helm."""
+    section = PAGE.read_text(encoding="utf-8").partition("## Without Helm")[2]
+    return section.partition("```sh\n")[2].partition("```")[0]
