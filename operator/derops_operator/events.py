@@ -49,32 +49,16 @@ class EventWriter:
 
     def post(self, kind: Kind, meta: Meta, *, warning: bool, reason: str, note: str) -> None:
         """Queue an Event about an object."""
-        # kubectl sorts by a time that only Events of the old API have; what is left is their names.
         self._last_ns = max(self._last_ns + 1, time.time_ns())
-        api_version, api_kind = _API_KINDS[kind]
-        body = {
-            "apiVersion": "events.k8s.io/v1",
-            "kind": "Event",
-            "metadata": {
-                "name": f"{meta.name[:230]}.{self._last_ns:x}",
-                "namespace": meta.namespace,
-            },
-            "eventTime": format_micro(self._last_ns // 1000),
-            "reportingController": "derops.io/operator",
-            "reportingInstance": self._instance,
-            "action": "Dispatch" if kind is Kind.DISPATCH else "Manage",
-            "type": "Warning" if warning else "Normal",
-            "reason": reason[:128],
-            "note": note[:_NOTE_LIMIT],
-            "regarding": {
-                "apiVersion": api_version,
-                "kind": api_kind,
-                "namespace": meta.namespace,
-                "name": meta.name,
-                "uid": meta.uid,
-                "resourceVersion": meta.resource_version,
-            },
-        }
+        body = event(
+            kind,
+            meta,
+            warning=warning,
+            reason=reason,
+            note=note,
+            instance=self._instance,
+            at_ns=self._last_ns,
+        )
         try:
             self._queue.put_nowait((meta.namespace, body))
         except asyncio.QueueFull:
@@ -164,6 +148,44 @@ class EventWriter:
             except (ApiException, DeropsError, aiohttp.ClientError, TimeoutError) as error:
                 metrics.EVENTS_DROPPED.inc()
                 _log.warning("event.dropped", why=str(error)[:200], reason=body["reason"])
+
+
+def event(
+    kind: Kind,
+    meta: Meta,
+    *,
+    warning: bool,
+    reason: str,
+    note: str,
+    instance: str,
+    at_ns: int,
+) -> dict[str, Any]:
+    """Return an Event about an object, at an instant that no other Event about it has."""
+    api_version, api_kind = _API_KINDS[kind]
+    return {
+        "apiVersion": "events.k8s.io/v1",
+        "kind": "Event",
+        "metadata": {
+            # kubectl sorts by a time that only Events of the old API have; their names are left.
+            "name": f"{meta.name[:230]}.{at_ns:x}",
+            "namespace": meta.namespace,
+        },
+        "eventTime": format_micro(at_ns // 1000),
+        "reportingController": "derops.io/operator",
+        "reportingInstance": instance,
+        "action": "Dispatch" if kind is Kind.DISPATCH else "Manage",
+        "type": "Warning" if warning else "Normal",
+        "reason": reason[:128],
+        "note": note[:_NOTE_LIMIT],
+        "regarding": {
+            "apiVersion": api_version,
+            "kind": api_kind,
+            "namespace": meta.namespace,
+            "name": meta.name,
+            "uid": meta.uid,
+            "resourceVersion": meta.resource_version,
+        },
+    }
 
 
 def _found_out(

@@ -176,9 +176,14 @@ class Dispatch:
 
     @property
     def in_flight(self) -> bool:
-        """Whether a gateway may hold it: from submission to a terminal phase."""
+        """Whether a gateway may hold it: from submission to a terminal phase.
+
+        The finalizer alone does not tell: an uninstallation takes it off by force.
+        """
         return not self.phase.terminal and (
-            self.meta.holds_finalizer or self.phase is not Phase.SUBMITTED
+            self.meta.holds_finalizer
+            or self.phase is not Phase.SUBMITTED
+            or self.submitted_us is not None
         )
 
     @property

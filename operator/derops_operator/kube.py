@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from kubernetes.aio import client, config
@@ -55,7 +55,7 @@ class Kube:
         self._slots = asyncio.Semaphore(_CONCURRENT_CALLS)
 
     @classmethod
-    async def connect(cls) -> "Kube":
+    async def connect(cls) -> Self:
         """Read KUBECONFIG or the pod's service account; no call is made yet.
 
         Raises:
@@ -65,7 +65,7 @@ class Kube:
         file = os.environ.get("KUBECONFIG")
         try:
             if file:
-                await config.load_kube_config(client_configuration=configuration)
+                await config.load_kube_config(file, client_configuration=configuration)
             else:
                 config.load_incluster_config(client_configuration=configuration)
         except (config.ConfigException, OSError, yaml.YAMLError) as error:
@@ -277,12 +277,13 @@ class Kube:
             answer = await call(*arguments, _request_timeout=_TIMEOUT_SECONDS, **options)
             body = await answer.read()
         if answer.status >= 400:
-            raise _failure(answer.status, body.decode(errors="replace"))
+            raise failure(answer.status, body.decode(errors="replace"))
         manifest: Manifest = json.loads(body)
         return manifest
 
 
-def _failure(status: int, reason: str) -> Exception:
+def failure(status: int, reason: str) -> Exception:
+    """Return what an answer of the API server means that is no success."""
     if status == 404:
         return GoneError(reason)
     if status == 409:

@@ -13,6 +13,7 @@ from derops.command_line import Parser
 from derops.errors import SettingError
 from derops.observing import OpsServer, Readiness, configure_logging
 from derops.settings import load_settings, refuse_to_start
+from derops_operator import uninstall
 from derops_operator.settings import OperatorSettings
 
 _log = structlog.get_logger("operator")
@@ -37,7 +38,17 @@ def make_parser() -> Parser:
         epilog="The settings are environment variables, DEROPS_OPERATOR_*.",
     )
     parser.set_defaults(do=_run_operator)
+    commands = parser.add_subparsers(metavar="COMMAND")
+    what = "end all dispatches, stop the operator, take its finalizers off all objects"
+    removal = commands.add_parser("uninstall", help=what, description=uninstall.__doc__)
+    uninstall.add_arguments(removal)
+    removal.set_defaults(do=_uninstall)
     return parser
+
+
+def _uninstall(arguments: argparse.Namespace) -> None:
+    sys.setrecursionlimit(_DEEPEST)
+    sys.exit(uninstall.main(arguments))
 
 
 def _run_operator(_: argparse.Namespace) -> None:

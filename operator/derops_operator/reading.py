@@ -157,7 +157,8 @@ def _may_be_held(manifest: Mapping[str, Any]) -> bool:
         (each.get("type"), each.get("status")) == ("Reverted", "False")
         for each in status.get("conditions", ())
     )
-    return unreverted or (phase != Phase.SUBMITTED and phase not in TERMINAL)
+    submitted = phase != Phase.SUBMITTED or "submittedAt" in status.get("timeline", {})
+    return unreverted or (submitted and phase not in TERMINAL)
 
 
 def _shared(value: Any) -> Any:
