@@ -127,15 +127,11 @@ class Uninstallation:
             return REFUSED
         named = {order.meta.uid for order in ending.in_the_way}
         await asyncio.gather(*(self._tell_on(order) for order in ending.in_the_way))
-        if not await self._stop() or not await self._is_still_over(named):
+        stopped = await self._stop() and await self._stays_stopped()
+        if not stopped or not await self._is_still_over(named):
             return REFUSED
         failed = await self._release()
-        await self._look_at_headend()
-        if self._operator is not None and self._operator.wanted:
-            _say(
-                f"refused: somebody scaled {OPERATOR} up again meanwhile; is it a GitOps tool? "
-                f"Stop that, and run this again."
-            )
+        if not await self._stays_stopped():
             return REFUSED
         if failed:
             _say("failed: the finalizers of these objects are still there; run this again:")
@@ -259,6 +255,16 @@ class Uninstallation:
         if self._forced:
             return True
         await self._start_again()
+        return False
+
+    async def _stays_stopped(self) -> bool:
+        now = await self._cluster.workload(self._namespace, "deployments", OPERATOR)
+        if now is None or not now.wanted:
+            return True
+        _say(
+            f"refused: somebody scaled {OPERATOR} up again meanwhile; is it a GitOps tool? "
+            f"Stop that, and run this again."
+        )
         return False
 
     async def _see_them_go(self, left: dict[str, str], selector: str, version: str) -> bool:
