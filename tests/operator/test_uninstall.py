@@ -20,8 +20,10 @@ from tests.stack.uninstalling import (
     USER,
     Pods,
     account,
+    documented_commands,
     rules,
     start_uninstall,
+    type_commands,
     uninstall,
 )
 
@@ -490,7 +492,7 @@ def test_one_that_may_not_be_changed_keeps_no_other(
 
 def test_strange_objects_of_tenants_are_let_go_of_like_others(world: World, nobody: Pods) -> None:
     levels = 2000
-    strange = _dispatch("n" * 253, FINALIZER, "derops.io/made-up", OTHERS)
+    strange = _dispatch("n" * 63, FINALIZER, "derops.io/made-up", OTHERS)
     strange["metadata"] |= {
         "annotations": {"note": "\u202e\x1b[2J" + "x" * 200_000},
         "managedFields": [
@@ -528,6 +530,29 @@ async def test_a_finalizer_that_somebody_adds_meanwhile_stays(
         await cluster.close()
 
     assert world.finalizers() == [OTHERS]
+
+
+def test_the_commands_of_the_page_are_taken_where_pods_are_restricted(
+    world: World, pods: Pods
+) -> None:
+    step, *_ = documented_commands("Without Helm")
+    restricted = "pod-security.kubernetes.io/enforce=restricted"
+    world.kubectl("label", "namespace", NAMESPACE, restricted, "--overwrite")
+    try:
+        printed = type_commands(
+            str(world.control_plane.binaries.kubectl),
+            world.control_plane.kubeconfig,
+            step.replace("--attach --rm", "--dry-run=server -o json"),
+        )
+    finally:
+        world.kubectl("label", "namespace", NAMESPACE, restricted.partition("=")[0] + "-")
+    pod = json.loads(printed)
+    (container,) = pod["spec"]["containers"]
+
+    assert pod["spec"]["serviceAccountName"] == "derops-uninstall"
+    assert container["args"] == ["uninstall"]
+    assert container["image"] == "none"
+    assert container["env"] == [{"name": "DEROPS_OPERATOR_NAMESPACE", "value": NAMESPACE}]
 
 
 def test_it_waits_until_the_last_pod_is_gone(world: World, pods: Pods) -> None:

@@ -7,6 +7,8 @@ kubelet would do with their pods is played: report them as ready, end them once 
 import argparse
 import io
 import json
+import os
+import re
 import subprocess
 import sys
 import threading
@@ -18,8 +20,10 @@ from typing import Any, Self
 import kubernetes
 import pytest
 import yaml
+from tests.stack import places
 from tests.stack.controlplane import ControlPlane
 from tests.stack.identities import CHART_FILES, NAMESPACE
+from tests.stack.processes import StackError
 
 from derops_operator.uninstall import add_arguments, main
 
@@ -71,6 +75,32 @@ def _role(
             "subjects": list(subjects),
         },
     ]
+
+
+def documented_commands(heading: str) -> list[str]:
+    """Return the command blocks below a heading of the page, as a person copies them."""
+    page = (places.REPOSITORY / "docs" / "how-to" / "uninstall.md").read_text(encoding="utf-8")
+    section = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+
+
+def type_commands(kubectl: str, kubeconfig: str, commands: str) -> str:
+    """Run commands in a shell, as a person would; return what they printed.
+
+    Raises:
+        StackError: The last one failed; the message has what it said.
+    """
+    path = f"{Path(kubectl).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", commands],
+        env={"PATH": path, "KUBECONFIG": kubeconfig, "HOME": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise StackError(f"exit code {done.returncode}: {done.stdout}{done.stderr}")
+    return done.stdout
 
 
 def start_uninstall(kubeconfig: str, *options: str) -> "subprocess.Popen[str]":

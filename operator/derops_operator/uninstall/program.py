@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable
 
 from kubernetes.aio.client.exceptions import ApiException
-from kubernetes.aio.config.config_exception import ConfigException
 
 from derops.errors import DeropsError
 from derops_operator.events import event
@@ -50,7 +49,7 @@ def main(arguments: argparse.Namespace) -> int:
     """Run the sub-command and return the exit code."""
     try:
         return asyncio.run(_run(arguments))
-    except* (ApiException, DeropsError, ConfigException, *TRANSIENT) as group:
+    except* (ApiException, DeropsError, *TRANSIENT) as group:
         _say(f"failed: {explain(_first(group))}")
     except* (asyncio.CancelledError, KeyboardInterrupt):
         _say("stopped in the middle: run it again, it goes on from where it is")
