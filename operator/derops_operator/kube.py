@@ -29,6 +29,16 @@ _GROUPS = {
     Kind.REQUEST: ("cert-manager.io", "v1"),
     Kind.CERTIFICATE: ("cert-manager.io", "v1"),
 }
+_UNUSABLE = (
+    config.ConfigException,
+    OSError,
+    yaml.YAMLError,
+    # What the client comes across in a file that is YAML and no kubeconfig.
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
 _SELECTOR = ",".join(f"{key}={value}" for key, value in MANAGED_BY.items())
 
 
@@ -63,12 +73,14 @@ class Kube:
         """
         configuration = client.Configuration()
         file = os.environ.get("KUBECONFIG")
+        if file and not any(map(os.path.isfile, file.split(os.pathsep))):
+            raise SettingError("KUBECONFIG", "environment", f"there is no file {file}")
         try:
             if file:
                 await config.load_kube_config(file, client_configuration=configuration)
             else:
                 config.load_incluster_config(client_configuration=configuration)
-        except (config.ConfigException, OSError, yaml.YAMLError) as error:
+        except _UNUSABLE as error:
             why = " ".join(str(error).split())
             problem = (
                 f"{file} is of no use: {why}"

@@ -3,17 +3,19 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests import waiting
 from tests.headend.gateway.pki import TRUST_DOMAIN, Authority, write_identity
 from tests.stack import kubeconfig
 from tests.stack.places import free_port
 
 BIN = Path(sys.executable).parent
+PATIENCE_SECONDS = 90.0
 UID = 65532
 """As in our images; no machine has it in /etc/passwd, see the test of that."""
 
@@ -29,6 +31,11 @@ exec setpriv --reuid "$1" --regid "$1" --clear-groups --no-new-privs \
     --ambient-caps -all,+dac_read_search env --ignore-environment -- "${@:2}"
 """
 """The one right that is left lets it read: a developer's Python may lie in a closed home."""
+
+
+async def until(look: Callable[[], object]) -> None:
+    """Look until there is something to see: programs take their time where many start at once."""
+    await waiting.until(look, PATIENCE_SECONDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

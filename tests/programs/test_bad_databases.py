@@ -16,7 +16,6 @@ from tests.programs.pods import Running, started
 from tests.stack import ops
 from tests.stack.places import free_port
 from tests.stack.postgres import READER, WRITER, PostgresServer
-from tests.waiting import until
 
 from derops_headend.eventlog.sqlite import SqliteEventLog
 from derops_headend.storage.migrating import migrate
@@ -152,7 +151,7 @@ async def test_it_is_said_on_readyz_and_in_one_line(
     settings["DEROPS_WRITER_LOG_LEVEL"] = "DEBUG"
 
     with started(dataclasses.replace(program, settings=settings), directory) as running:
-        await until(lambda: events(running, "database").count("writer.failed") >= TRIES)
+        await pods.until(lambda: events(running, "database").count("writer.failed") >= TRIES)
         seen = [ops.ask(program.ops_port) for _ in range(3)]
         alive = ops.ask(program.ops_port, "livez")
         told = events(running, "database")

@@ -10,7 +10,6 @@ from tests.headend.gateway.pki import Authority
 from tests.programs import pods
 from tests.programs.pods import BIN, PROGRAMS, Program, started
 from tests.stack import ops
-from tests.waiting import until
 
 from derops.observing import OpsServer, Readiness
 
@@ -77,7 +76,7 @@ async def test_an_agent_waits_for_a_good_certificate(how: str, says: str, direct
     spoil(directory, how)
 
     with started(program, directory) as running:
-        await until(
+        await pods.until(
             lambda: (
                 running.process.poll() is not None
                 or ops.ask(program.ops_port)[1].startswith("waiting for certificate of ")
@@ -113,7 +112,7 @@ def test_an_ops_port_that_is_taken_ends_it(make: Make, directory: Path) -> None:
         pytest.param("", "is of no use", id="empty"),
         pytest.param("a: [", "is of no use", id="not YAML"),
         pytest.param("kind: Config", "is of no use", id="nothing in it"),
-        pytest.param("gone", "is of no use", id="gone"),
+        pytest.param("gone", "there is no file", id="gone"),
     ],
 )
 def test_no_way_to_kubernetes_ends_the_operator(
@@ -187,7 +186,7 @@ async def test_a_data_directory_that_is_read_only_is_said(directory: Path) -> No
     settings = {**program.settings, "DEROPS_GATEWAY_DATA_DIRECTORY": str(directory / "none")}
 
     with started(dataclasses.replace(program, settings=settings), directory) as running:
-        await until(lambda: running.process.poll() is not None)
+        await pods.until(lambda: running.process.poll() is not None)
 
     assert running.process.returncode == 2
     (line,) = running.said().splitlines()

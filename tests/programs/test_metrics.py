@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
+from tests.programs import pods
 from tests.programs.pods import PROGRAMS, Program, started
 from tests.repository.test_docs import METRIC_MODULES
 from tests.stack import ops
 from tests.stack.prometheus import find_promtool
-from tests.waiting import until
 
 
 def complaints(exposition: bytes) -> str:
@@ -37,7 +37,9 @@ async def test_what_a_program_answers_is_taken(
     program = make(directory)
 
     with started(program, directory) as running:
-        await until(lambda: running.process.poll() is not None or program.says in running.said())
+        await pods.until(
+            lambda: running.process.poll() is not None or program.says in running.said()
+        )
         status, text = ops.ask(program.ops_port, "metrics")
 
     assert status == 200

@@ -9,7 +9,6 @@ import pytest
 from tests.programs import pods
 from tests.programs.pods import BIN, PROGRAMS, Program, enter, started
 from tests.stack import ops
-from tests.waiting import until
 
 
 def test_the_pod_of_these_tests_is_one(directory: Path) -> None:
@@ -45,7 +44,9 @@ async def test_it_runs_and_ends(make: Callable[[Path], Program], directory: Path
     program = make(directory)
 
     with started(program, directory) as running:
-        await until(lambda: running.process.poll() is not None or program.says in running.said())
+        await pods.until(
+            lambda: running.process.poll() is not None or program.says in running.said()
+        )
         livez = ops.ask(program.ops_port, "livez")
 
     assert livez == (200, "ok\n"), running.said()
