@@ -90,35 +90,38 @@ def make(programs: Sequence[str], archs: Sequence[str], wanted: Wanted, output: 
     """Make what is missing of the images into ``output``."""
     output.mkdir(parents=True, exist_ok=True)
     sources = assembling.fingerprint(places.REPOSITORY)
-    missing = []
-    for program in programs:
-        for arch in archs:
-            key, archive = wanted.key(program, arch, sources), output / f"{program}-{arch}.tar"
-            made = output / f"{program}-{arch}.key"
-            if not (archive.exists() and made.exists() and made.read_text() == key):
-                made.unlink(missing_ok=True)
-                missing.append((program, arch, key))
+    missing = [
+        (program, arch)
+        for program in programs
+        for arch in archs
+        if not _is_made(output, program, arch, wanted.key(program, arch, sources))
+    ]
     if missing:
         builder = find_builder(places.cache() / "images" / "storage")
         print(f"making images with {builder}", flush=True)
         with tempfile.TemporaryDirectory(prefix="derops-images-") as scratch:
             maker = _Maker(builder, wanted, output, Path(scratch))
-            for program, arch, key in missing:
+            for program, arch in missing:
+                made = output / f"{program}-{arch}.key"
+                made.unlink(missing_ok=True)
                 maker.make(program, arch)
-                (output / f"{program}-{arch}.key").write_text(key)
+                made.write_text(wanted.key(program, arch, sources))
         builder.tidy()
-    _list(output, wanted.version)
-
-
-def _list(output: Path, version: str) -> None:
-    """Write and print the digests of all images that are there."""
-    lines = []
-    for archive in sorted(output.glob("*.tar")):
-        program, _, arch = archive.stem.rpartition("-")
-        if program in PROGRAMS:
-            lines.append(f"{image_digest(archive)}  derops/{program}:{version}  linux/{arch}\n")
+    lines = [
+        f"{image_digest(output / f'{program}-{arch}.tar')}"
+        f"  derops/{program}:{wanted.version}  linux/{arch}\n"
+        for program in PROGRAMS
+        for arch in ARCHS  # those of an earlier state are not told of
+        if _is_made(output, program, arch, wanted.key(program, arch, sources))
+    ]
     (output / "digests.txt").write_text("".join(lines))
     print("".join(lines), end="")
+
+
+def _is_made(output: Path, program: str, arch: str, key: str) -> bool:
+    """Return whether an image is there as it would be made now."""
+    archive, made = output / f"{program}-{arch}.tar", output / f"{program}-{arch}.key"
+    return archive.exists() and made.exists() and made.read_text() == key
 
 
 class _Maker:

@@ -28,7 +28,9 @@ VERSION = "0.1.0"
 
 _QEMU = {"arm64": "qemu-aarch64-static", "amd64": "qemu-x86_64-static"}
 _IMPORT_ALL = """
-import importlib, pathlib
+import contextlib, importlib, pathlib
+with contextlib.suppress(ImportError):
+    import psycopg  # it insists on being the first
 root = pathlib.Path("/opt/derops/lib")
 names = {str(path.relative_to(root)).split(".")[0].replace("/", ".") for path in root.rglob("*.so")}
 for name in sorted(names):
