@@ -136,6 +136,9 @@ def _unpack(archives: list[Path], left_out: str, root: Path) -> None:
     (root / "etc/group").write_text(_GROUPS)
     bundle = root / "etc/ssl/certs/ca-certificates.crt"
     bundle.parent.mkdir(parents=True, exist_ok=True)
+    trusted = root / "usr/lib/ssl/cert.pem"  # where OpenSSL looks
+    trusted.parent.mkdir(parents=True, exist_ok=True)
+    trusted.symlink_to("/etc/ssl/certs/ca-certificates.crt")
     certificates = sorted((root / "usr/share/ca-certificates").rglob("*.crt"))
     bundle.write_text("".join(certificate.read_text() for certificate in certificates))
 

@@ -21,8 +21,10 @@ def bill_of_materials(image: Image, locked: str, name: str, version: str, arch: 
     """Return the bill in CycloneDX's JSON; the same image gives the same text."""
     lock = json.loads(locked)
     installed = _python_packages(image)
-    components = [
-        component for component in lock["components"] if _normal(component["name"]) in installed
+    components = [  # a lock has other versions for other versions of Python
+        component
+        for component in lock["components"]
+        if installed.get(_normal(component["name"])) == component["version"]
     ]
     listed = {_normal(component["name"]): component["version"] for component in components}
     own = {"derops": installed.get("derops", "")}
