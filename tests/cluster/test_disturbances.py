@@ -4,6 +4,7 @@ Each dispatch has a value that no other one has, so that the device's account te
 """
 
 import itertools
+import secrets
 import time
 
 import pytest
@@ -22,12 +23,14 @@ PARTS = ("operator", "headend", "database")
 READY_LIMIT_SECONDS = 10
 _values = itertools.count(3000, 50)
 _names = itertools.count(1)
+_HOME = f"disturbed-{secrets.token_hex(3)}"
+"""Of this run: dispatches and values of one before, on what was kept, are others."""
 
 
 @pytest.fixture
 def home(cluster: Cluster) -> Site:
     """Return one namespace with a battery for all tests of this file."""
-    home = Site(cluster, "disturbed")
+    home = Site(cluster, _HOME)
     home.create_namespace()
     home.battery()
     return home
