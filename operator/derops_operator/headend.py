@@ -122,6 +122,9 @@ class Headend:
         self._failures: dict[str, str] = {}
         """Why there is no stream, by address, or no address, by name."""
 
+        self._unresolved: set[tuple[str, str]] = set()
+        """Name and reason of what was said since it last resolved; servers give several in turn."""
+
         self._open: set[_Link] = set()
         self._speaking: dict[str, _Link] = {}
         """The link that counts, by the name of its replica."""
@@ -151,8 +154,13 @@ class Headend:
         for target in self._settings.gateways:
             if target not in unresolved:
                 self._failures.pop(target, None)
-            elif self._note_failure(target, unresolved[target]):
-                _log.warning("gateway.not_resolved", target=target, why=unresolved[target])
+                self._unresolved = {each for each in self._unresolved if each[0] != target}
+                continue
+            why = unresolved[target]
+            self._note_failure(target, why)
+            if (target, why) not in self._unresolved:
+                self._unresolved.add((target, why))
+                _log.warning("gateway.not_resolved", target=target, why=why)
         self._fleet.expected = len(addresses) if complete else None
         metrics.GATEWAYS_EXPECTED.set(len(addresses))
         metrics.BACKLOG_BYTES.set(self._desired.backlog_bytes)

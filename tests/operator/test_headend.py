@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -200,6 +201,28 @@ async def test_a_gateway_gets_the_snapshot_then_changes_and_is_heard(bench: Benc
     assert view.report == acked()
     assert bench.fleet.session("uid-battery", at(3)).link is Link.UNKNOWN
     assert not bench.readiness.report()[0]
+
+
+async def test_a_name_that_does_not_resolve_is_told_once_for_each_reason(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reasons = ["not known", "no address", "not known", "no address", "", "no address"]
+
+    async def resolve(targets: tuple[str, ...]) -> tuple[set[str], dict[str, str]]:
+        why = reasons.pop(0)
+        return set(), dict.fromkeys(targets, why) if why else {}
+
+    monkeypatch.setattr("derops_operator.headend._resolve", resolve)
+    gateway = await bench.add_gateway("one")
+    headend = bench.headend()
+
+    with structlog.testing.capture_logs() as lines:
+        while reasons:
+            await headend._follow_addresses()
+
+    told = [line["why"] for line in lines if line["event"] == "gateway.not_resolved"]
+    assert told == ["not known", "no address", "no address"]
+    assert f"127.0.0.1:{gateway.port}: no address" in str(bench.readiness.report())
 
 
 async def test_a_batch_is_heard_like_its_messages(bench: Bench) -> None:
