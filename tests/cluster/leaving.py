@@ -22,6 +22,20 @@ def finalizers(site: Site) -> dict[str, list[str] | None]:
     }
 
 
+def written_by_operator(site: Site) -> set[str]:
+    """Return what of the operator's own writing is there, that it writes again after all."""
+    wanted = (
+        ("configmap", "derops-server-ca", site.namespace),
+        ("certificate", "derops-agent-trust", NAMESPACE),
+        ("secret", "derops-agent-trust", NAMESPACE),
+    )
+    return {
+        f"{kind}/{name}"
+        for kind, name, namespace in wanted
+        if site.cluster.kubectl("get", kind, name, "-n", namespace, "--ignore-not-found")
+    }
+
+
 def delete_by_hand(cluster: Cluster, site: Site) -> None:
     """Delete namespaces and kinds as a person would; all of it ends within a minute or two."""
     cluster.kubectl(

@@ -5,10 +5,15 @@ from tests.cluster import installing
 from tests.cluster.certificates import secret
 from tests.cluster.cluster import Cluster, HelmError
 from tests.cluster.installing import NAMESPACE, RELEASE
-from tests.cluster.leaving import assert_nothing_left, delete_by_hand, finalizers
+from tests.cluster.leaving import (
+    assert_nothing_left,
+    delete_by_hand,
+    finalizers,
+    written_by_operator,
+)
 from tests.cluster.proving import assert_true
 from tests.cluster.site import Site
-from tests.e2e.acting import conditions
+from tests.e2e.acting import conditions, eventually
 
 AUTHORITIES = ("derops-server-ca", "derops-control-ca", "derops-database-ca")
 
@@ -34,6 +39,7 @@ def test_uninstall_ends_and_reverts_what_runs(cluster: Cluster, site: Site) -> N
     assert conditions(status)["Reverted"] == "True"
     assert site.powers_written() == [5000, 0]
     assert finalizers(site) == {"battery": None, "running": None}
+    assert written_by_operator(site) == set()
     delete_by_hand(cluster, site)
     assert_nothing_left(cluster)
 
@@ -60,6 +66,7 @@ def test_uninstall_is_refused_while_an_agent_is_away_unless_forced(
     )
     uninstall(cluster)
     assert finalizers(site) == {"battery": None, "unheard": None}
+    assert written_by_operator(site) == {"configmap/derops-server-ca"}
     delete_by_hand(cluster, site)
     assert_nothing_left(cluster)
 
@@ -93,7 +100,9 @@ def test_reinstalled_the_fleet_is_back_with_its_authorities_and_history(
     uid = site.get("derasset", "battery")["metadata"]["uid"]
     restarts = _restarts(site)
 
+    written = written_by_operator(site)
     uninstall(cluster)
+    left = written_by_operator(site)
     installing.install_by_chart(cluster)
     installing.wait_until_ready(cluster)
     site.wait_for_agent()
@@ -102,6 +111,8 @@ def test_reinstalled_the_fleet_is_back_with_its_authorities_and_history(
     assert secret(cluster, "cert-manager", "derops-agent-ca") == agents
     assert site.get("derasset", "battery")["metadata"]["uid"] == uid
     assert _restarts(site) == restarts
+    assert left == set()
+    eventually(lambda: written_by_operator(site) == written, "what the operator writes")
     assert_true(site, "before")
     setpoint = {"mode": "ActivePower", "activePowerWatts": 4200}
     site.dispatch("after", setpoint=setpoint, durationSeconds=8)

@@ -27,7 +27,9 @@ from tests.stack.uninstalling import (
     uninstall,
 )
 
+from derops_operator.distributing import AGENT_CA, SERVER_CA, wanted_config_map
 from derops_operator.facts import FINALIZER, Kind
+from derops_operator.reconciling.vouching import TRUST_CERTIFICATE
 from derops_operator.uninstall.cluster import NEEDS, Cluster
 
 TENANT = "tenant"
@@ -89,6 +91,12 @@ class World:
 
     def get(self, name: str) -> dict[str, Any]:
         return next(each for each in self.all("dispatches") if each["metadata"]["name"] == name)
+
+    def told(self, name: str) -> list[str]:
+        """Return the namespaces that have a ConfigMap of this name."""
+        field = f"--field-selector=metadata.name={name}"
+        found = json.loads(self.kubectl("get", "configmaps", "-A", field, "-o", "json"))
+        return [each["metadata"]["namespace"] for each in found["items"]]
 
     def finalizers(self) -> list[str]:
         """Return all finalizers that are left."""
@@ -285,6 +293,40 @@ def test_forced_it_goes_on_having_named_them(world: World, pods: Pods, way: str)
     events = json.loads(world.kubectl("get", "events", "-n", TENANT, "-o", "json"))["items"]
     assert [each["reason"] for each in events] == ["RevertUnknown"]
     assert world.get("stuck")["status"]["phase"] == "Active"
+
+
+def test_what_the_operator_told_goes_but_where_an_agent_may_have_to_start_again(
+    world: World, nobody: Pods
+) -> None:
+    for namespace in ("told", "anothers"):
+        world.kubectl("create", "namespace", namespace)
+    foreign = wanted_config_map("anothers", SERVER_CA, "pem")
+    foreign["metadata"]["labels"] = {}
+    world.apply(
+        foreign,
+        *(wanted_config_map(namespace, SERVER_CA, "pem") for namespace in (TENANT, "told")),
+        *(wanted_config_map(NAMESPACE, name, "pem") for name in (SERVER_CA, AGENT_CA)),
+    )
+    world.kubectl("create", "secret", "generic", TRUST_CERTIFICATE, "-n", NAMESPACE)
+    world.dispatch("stuck", FINALIZER, phase="Active")
+
+    code, output = world.uninstall("--force")
+
+    assert code == 0, output
+    assert f"not in {TENANT}, whose agents may have to start again" in output
+    assert "still there" not in output
+    assert set(world.told(SERVER_CA)) == {TENANT, "anothers", NAMESPACE}
+    assert world.told(AGENT_CA) == [NAMESPACE]
+    secrets = world.kubectl("get", "secrets", "-n", NAMESPACE, "-o", "name")
+    assert TRUST_CERTIFICATE not in secrets
+
+    world.patch("dispatches", "stuck", status=_ended())
+    world.kubectl("annotate", "configmap", SERVER_CA, "-n", TENANT, "a=b")
+    code, output = world.uninstall()
+
+    assert code == 0, output
+    assert set(world.told(SERVER_CA)) == {"anothers", NAMESPACE}
+    world.kubectl("delete", "configmap", SERVER_CA, AGENT_CA, "-n", NAMESPACE)
 
 
 @pytest.mark.parametrize("missing", [OPERATOR, HEADEND])

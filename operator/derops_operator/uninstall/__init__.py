@@ -1,8 +1,8 @@
 """Uninstalling derops: no device keeps a setpoint, and no object of ours hangs when it is deleted.
 
 Dispatches are ended while there is somebody to end them, the operator is stopped after that, and
-the finalizers come off last. Nothing else is removed. It may be killed at any point, run again, or
-run twice at once: each step looks at what is there.
+the finalizers come off last. Of all else only what the operator would write again is removed. It
+may be killed at any point, run again, or run twice at once: each step looks at what is there.
 """
 
 import argparse

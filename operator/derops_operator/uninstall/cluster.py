@@ -6,14 +6,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import aiohttp
 from kubernetes.aio.client.exceptions import ApiException
 
 from derops.errors import DeropsError
+from derops_operator.distributing import SERVER_CA, read_held
 from derops_operator.facts import Kind
 from derops_operator.kube import CHUNK, ChangedMeanwhileError, GoneError, Kube, Manifest, failure
+from derops_operator.reconciling.vouching import TRUST_CERTIFICATE
 from derops_operator.uninstall.arguments import OPERATOR
 from derops_operator.uninstall.orders import Order, release_patch
 
@@ -34,7 +36,9 @@ _JSON_PATCH = "application/json-patch+json"
 _MERGE = "application/merge-patch+json"
 _DEROPS = ("derops.io", "v1alpha1")
 _APPS = ("apps", "v1")
+_CERT_MANAGER = ("cert-manager.io", "v1")
 
+T = TypeVar("T")
 Change = tuple[str, Manifest]
 """ADDED, MODIFIED or DELETED, and the object."""
 
@@ -52,7 +56,7 @@ class Need(NamedTuple):
     group: str
     resource: str
     name: str = ""
-    """Of the one object that it is for; then it is in the namespace of derops. Empty = of all."""
+    """Of the only objects that it is for. Empty = of all."""
 
     in_namespace: bool = False
     """In the namespace of derops alone."""
@@ -72,6 +76,10 @@ NEEDS = (
     Need("get", "apps", "statefulsets", HEADEND, in_namespace=True),
     Need("list", "", "pods", in_namespace=True),
     Need("watch", "", "pods", in_namespace=True),
+    Need("list", "", "configmaps", SERVER_CA),
+    Need("delete", "", "configmaps", SERVER_CA),
+    Need("delete", "cert-manager.io", "certificates", TRUST_CERTIFICATE, in_namespace=True),
+    Need("delete", "", "secrets", TRUST_CERTIFICATE, in_namespace=True),
 )
 """The same as in charts/derops/files/uninstall-rules.yaml and uninstall-namespace-rules.yaml."""
 
@@ -251,6 +259,40 @@ class Cluster(Kube):
             except GoneError:
                 return
 
+    async def told_namespaces(self) -> dict[str, str]:
+        """Return the uids of the operator's ConfigMaps with the server CA, by namespace.
+
+        Those that somebody else made are not among them.
+        """
+
+        async def read() -> dict[str, str]:
+            return {
+                str(manifest["metadata"]["namespace"]): read_held(manifest).uid
+                async for manifest in self.config_maps(SERVER_CA)
+                if read_held(manifest).ours
+            }
+
+        return await self._patiently(read)
+
+    async def forget_server_ca(self, namespace: str, uid: str) -> None:
+        """Delete that ConfigMap of a namespace, if it still is the one with this uid."""
+        await self._patiently(lambda: self.delete_config_map(namespace, SERVER_CA, uid))
+
+    async def forget_trust_certificate(self, namespace: str) -> None:
+        """Delete the certificate that tells the operator who the agent CA is, and its Secret."""
+        name = TRUST_CERTIFICATE
+        kind = Kind.CERTIFICATE.value
+        calls: tuple[Callable[[], Awaitable[Manifest]], ...] = (
+            lambda: self._call(
+                "delete_namespaced_custom_object", *_CERT_MANAGER, namespace, kind, name
+            ),
+            # cert-manager leaves it.
+            lambda: self._call("delete_namespaced_secret", name, namespace, api=self._core),
+        )
+        for call in calls:
+            with suppress(GoneError):
+                await self._patiently(call)
+
     async def _patch_object(
         self, kind: Kind, namespace: str, name: str, body: object, content_type: str
     ) -> Manifest:
@@ -287,7 +329,7 @@ class Cluster(Kube):
                         raise ExpiredError(str(change["object"].get("message", "")))
                     yield change["type"], change["object"]
 
-    async def _patiently(self, call: Callable[[], Awaitable[Manifest]]) -> Manifest:
+    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """Try again what failed for a moment; a refusal is final."""
         for attempt in range(_ATTEMPTS):
             try:

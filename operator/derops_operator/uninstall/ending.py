@@ -1,13 +1,18 @@
-"""Ending every Dispatch: cancel what runs or is to run, and hear what becomes of it."""
+"""Ending every Dispatch: cancel what runs or is to run, and hear what becomes of it.
+
+Then letting go of all objects, and removing what only the operator wrote.
+"""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Set
 from typing import Any
 
 from kubernetes.aio.client.exceptions import ApiException
 
+from derops_operator.distributing import SERVER_CA
 from derops_operator.facts import Kind
 from derops_operator.kube import ChangedMeanwhileError, GoneError, Manifest
+from derops_operator.reconciling.vouching import TRUST_CERTIFICATE
 from derops_operator.uninstall.cluster import TRANSIENT, Cluster, ExpiredError, explain
 from derops_operator.uninstall.orders import Order, Standing, is_to_cancel, read_order, standing
 
@@ -144,4 +149,37 @@ async def release_all(cluster: Cluster) -> dict[str, str]:
                 complete = True
             except ExpiredError:
                 continue
+    return failed
+
+
+async def remove_written(cluster: Cluster, own: str, spared: Set[str]) -> dict[str, str]:
+    """Remove what only the operator writes, and writes again; return what failed and why.
+
+    What is in the namespace of derops stays, as it remembers authorities that no one else tells.
+
+    Args:
+        cluster: Where.
+        own: The namespace of derops.
+        spared: Namespaces whose agents may have to start again, to end what they hold.
+    """
+    failed: dict[str, str] = {}
+
+    async def remove(name: str, step: Awaitable[None]) -> None:
+        try:
+            await step
+        except (GoneError, ChangedMeanwhileError):
+            return
+        except (ApiException, *TRANSIENT) as error:
+            failed[name] = explain(error)
+
+    async def remove_config_maps() -> None:
+        told = await cluster.told_namespaces()
+        async with asyncio.TaskGroup() as tasks:
+            for namespace in told.keys() - spared - {own}:
+                step = cluster.forget_server_ca(namespace, told[namespace])
+                tasks.create_task(remove(f"configmap {namespace}/{SERVER_CA}", step))
+
+    await remove(f"configmaps {SERVER_CA}", remove_config_maps())
+    certificate = f"certificate and secret {own}/{TRUST_CERTIFICATE}"
+    await remove(certificate, cluster.forget_trust_certificate(own))
     return failed

@@ -6,11 +6,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from kubernetes.aio.client.exceptions import ApiException
 
 from derops.errors import DeropsError
+from derops_operator.distributing import SERVER_CA
 from derops_operator.events import event
 from derops_operator.facts import Kind
 from derops_operator.kube import GoneError
@@ -25,7 +26,7 @@ from derops_operator.uninstall.cluster import (
     Workload,
     explain,
 )
-from derops_operator.uninstall.ending import Ending, release_all
+from derops_operator.uninstall.ending import Ending, release_all, remove_written
 from derops_operator.uninstall.orders import Order, describe, is_connected
 
 DONE, REFUSED = 0, 1
@@ -136,6 +137,7 @@ class Uninstallation:
             _say("failed: the finalizers of these objects are still there; run this again:")
             _say_each(f"{name}: {why}" for name, why in sorted(failed.items()))
             return REFUSED
+        await self._remove({order.meta.namespace for order in ending.in_the_way})
         _say(_LEFT.format(namespace=self._namespace))
         return DONE
 
@@ -163,7 +165,8 @@ class Uninstallation:
         if running:
             _say(f"  ends all dispatches, of which {len(ending.open)} have not ended or are not")
             _say(f"  reverted, and waits for that, at most {self._timeout_seconds:g} s;")
-        _say(f"  stops {OPERATOR}; takes the finalizers derops.io/... off all objects.")
+        _say(f"  stops {OPERATOR}; takes the finalizers derops.io/... off all objects;")
+        _say(f"  removes the ConfigMaps {SERVER_CA} of other namespaces; they come again.")
         _say("It deletes no DERAsset, no Dispatch and no history.")
         if self._forced:
             _say("It is forced: it goes on where a device is not known to be reverted.")
@@ -302,6 +305,16 @@ class Uninstallation:
         _say("Taking the finalizers off.")
         failed = await release_all(self._cluster)
         return await release_all(self._cluster) if failed else {}
+
+    async def _remove(self, spared: Set[str]) -> None:
+        """Remove what only the operator writes. What fails keeps nothing from going."""
+        _say("Removing what the operator told the agents of the server CA.")
+        for namespace in sorted(spared):
+            _say(f"  not in {namespace}, whose agents may have to start again to end what they do")
+        failed = await remove_written(self._cluster, self._namespace, spared)
+        if failed:
+            _say("These are still there; nothing needs them, delete them yourself:")
+            _say_each(f"{name}: {why}" for name, why in sorted(failed.items()))
 
     def _say_how_to_force(self) -> None:
         _say(f"  kubectl annotate deployment {OPERATOR} -n {self._namespace} {ANNOTATION}=Force")
