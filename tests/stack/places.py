@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,13 +35,17 @@ def cache() -> Path:
 
 @contextlib.contextmanager
 def locked(name: str) -> Iterator[int]:
-    """Keep other processes out until the block ends.
+    """Keep other processes out until the block ends; say so where others keep us out.
 
     Yields:
         The open lock: whoever inherits it keeps others out too, also after we are gone.
     """
     with (cache() / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that has {lock.name}", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock.fileno()
 
 
