@@ -92,7 +92,9 @@ class Buildah:
 
     def save(self, tag: str, archive: Path) -> None:
         name = tag.removeprefix("localhost/")
-        self._run("push", "--quiet", self._policy, tag, f"docker-archive:{archive}:{name}")
+        # By its ID: of one that is named, the name goes into the archive too.
+        image = self._run("images", "--quiet", "--no-trunc", tag).strip().removeprefix("sha256:")
+        self._run("push", "--quiet", self._policy, image, f"docker-archive:{archive}:{name}")
 
     def tidy(self) -> None:
         self._run("rmi", "--prune")
@@ -128,7 +130,9 @@ class Podman:
 
     def save(self, tag: str, archive: Path) -> None:
         name = tag.removeprefix("localhost/")
-        run(["podman", "push", "--quiet", tag, f"docker-archive:{archive}:{name}"])
+        image = run(["podman", "images", "--quiet", "--no-trunc", tag]).strip()
+        image = image.removeprefix("sha256:")  # by its ID, as with buildah
+        run(["podman", "push", "--quiet", image, f"docker-archive:{archive}:{name}"])
 
     def tidy(self) -> None:
         """Leave the user's storage to the user."""

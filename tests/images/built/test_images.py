@@ -19,6 +19,7 @@ from images.bases import PYTHON_MINOR
 from images.builders import own_arch
 from images.inspecting import findings
 from tests.images.containers import Container, Unpacked, unpack
+from tests.kind.images import full, read
 from tests.stack import places
 
 IMAGES = places.BUILD / "images"
@@ -70,6 +71,15 @@ def test_an_image_is_small_and_holds_only_what_belongs(archive: Path) -> None:
         return
     assert findings(read_image(archive), program, arch, PYTHON_MINOR) == []
     assert len(gzip.compress(archive.read_bytes(), 6)) < MOST_COMPRESSED_BYTES
+
+
+@pytest.mark.parametrize("archive", sorted(IMAGES.glob("*-a*64.tar")), ids=lambda file: file.stem)
+def test_an_archive_gives_an_image_the_one_name_that_pages_tell(archive: Path) -> None:
+    program, _, _ = archive.stem.rpartition("-")
+    if program not in PROGRAMS:
+        return
+    names = [full(name) for name in read(archive).names]
+    assert names == [f"docker.io/derops/{program}:{VERSION}"]
 
 
 @pytest.mark.parametrize("environment", [None, {}], ids=["image's environment", "no environment"])
