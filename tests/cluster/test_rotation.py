@@ -88,11 +88,10 @@ def renew_all(cluster: Cluster, *namespaces: str) -> None:
 def wait_until_used(site: Site) -> None:
     """Wait until gateway, operator and agent have their newest keys in use."""
     cluster = site.cluster
-    for namespace in (installing.NAMESPACE, site.namespace):
-        cluster.kubectl(
-            "wait", "--for=condition=Issuing!=True", "certificates.cert-manager.io", "--all",
-            "-n", namespace, "--timeout=60s",
-        )  # fmt: skip
+    eventually(
+        lambda: not _being_issued(cluster, installing.NAMESPACE, site.namespace),
+        "certificates to be issued",
+    )
     eventually(
         lambda: shown(site) == secret(cluster, installing.NAMESPACE, "derops-gateway-tls"),
         "the gateway to show its newest certificate",
@@ -104,6 +103,19 @@ def wait_until_used(site: Site) -> None:
         PROPAGATION_SECONDS,
     )
     site.wait_for_condition("derasset", "battery", "Connected", "True")
+
+
+def _being_issued(cluster: Cluster, *namespaces: str) -> list[str]:
+    """Return the certificates that cert-manager is still at."""
+    return [
+        each["metadata"]["name"]
+        for namespace in namespaces
+        for each in cluster.items("certificates.cert-manager.io", "-n", namespace)
+        if any(
+            condition["type"] == "Issuing" and condition["status"] == "True"
+            for condition in each["status"]["conditions"]
+        )
+    ]
 
 
 def shown(site: Site) -> bytes:
