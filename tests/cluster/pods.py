@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.cluster.cluster import Cluster
-from tests.e2e.acting import eventually
+from tests.e2e.acting import eventually, parse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +53,36 @@ def wait_for_pod(
         return any(Pod.read(each).ready for each in found)
 
     eventually(look, f"{namespace}/{name} to be ready", patience_seconds)
+
+
+def wait_for_new_life(
+    cluster: Cluster, component: str, namespace: str, since: float, patience_seconds: float = 180
+) -> None:
+    """Wait until a component's one pod is ready, with containers of which none is older.
+
+    Right after all of a node ended, its API server still tells of the pods as they were before.
+
+    Args:
+        cluster: Where.
+        component: Which part of ours.
+        namespace: Where its one pod is.
+        since: When the life before ended, in seconds since 1970; the clock is the node's.
+        patience_seconds: How long to wait.
+    """
+    selector = f"app.kubernetes.io/name=derops,app.kubernetes.io/component={component}"
+
+    def look() -> bool:
+        found = cluster.items("pods", "-n", namespace, "-l", selector)
+        return len(found) == 1 and Pod.read(found[0]).ready and _oldest(found[0]) >= int(since)
+
+    eventually(look, f"{component} to be ready in a new life", patience_seconds)
+
+
+def _oldest(manifest: dict[str, Any]) -> float:
+    """Return when the oldest container of a pod began; one that does not run is of no age."""
+    states = [each["state"] for each in manifest["status"].get("containerStatuses", [])]
+    begun = [state["running"]["startedAt"] if "running" in state else "" for state in states]
+    return min(parse(moment).timestamp() if moment else 0.0 for moment in begun or [""])
 
 
 def delete_pod(cluster: Cluster, component: str, namespace: str, *, force: bool) -> float:

@@ -11,7 +11,7 @@ import pytest
 from tests.cluster import installing
 from tests.cluster.cluster import Cluster
 from tests.cluster.figures import say
-from tests.cluster.pods import delete_pod, wait_for_pod
+from tests.cluster.pods import delete_pod, wait_for_new_life
 from tests.cluster.proving import assert_true
 from tests.cluster.site import Site, agent_pod
 from tests.e2e.acting import eventually, parse
@@ -100,10 +100,13 @@ def test_an_agents_pod_deleted_in_mid_dispatch(home: Site, *, force: bool) -> No
 def test_all_pods_at_once_in_mid_dispatch(home: Site) -> None:
     name = run(home, 40)
 
+    gone = time.time()
     home.cluster.kubectl(
         "delete", "pods", "--all", "-n", installing.NAMESPACE, "--force", "--grace-period=0"
     )
-    installing.wait_until_ready(home.cluster)
+    for part in PARTS:
+        wait_for_new_life(home.cluster, part, installing.NAMESPACE, gone)
+    say("ready_after_force_all", time.time() - gone, "s", READY_LIMIT_SECONDS)
     home.wait_for_phase(name, "Complete")
 
     assert_true(home, name)
@@ -118,8 +121,9 @@ def test_the_node_killed_in_mid_dispatch(home: Site) -> None:
     gone = time.time()
     home.cluster.kill_node()
     home.cluster.start_node()
-    installing.wait_until_ready(home.cluster)
-    wait_for_pod(home.cluster, home.namespace, agent_pod("battery"), 180)
+    for part in PARTS:
+        wait_for_new_life(home.cluster, part, installing.NAMESPACE, gone)
+    wait_for_new_life(home.cluster, "agent", home.namespace, gone)
     back = time.time()
     say("all_ready_after_node_kill", back - gone, "s", 120)
     home.wait_for_phase(name, "Complete", patience_seconds=180)
