@@ -1,7 +1,7 @@
 {{/* Labels of an object. Arguments: root, component. */}}
 {{- define "derops.labels" -}}
 {{ include "derops.selectorLabels" . }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 app.kubernetes.io/part-of: derops
@@ -17,7 +17,7 @@ app.kubernetes.io/component: {{ .component }}
 {{/* Labels of a pod: without versions, so that an upgrade restarts what it changes and nothing else. Arguments: root, component. */}}
 {{- define "derops.podLabels" -}}
 {{ include "derops.selectorLabels" . }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/part-of: derops
 {{- end }}
 
@@ -104,7 +104,7 @@ affinity: {{ toYaml . | nindent 2 }}
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 {{- end }}
@@ -147,8 +147,8 @@ serverCAFile: {{ .serverCA }}
 dataDirectory: /data
 opsPort: 8083
 assets:
-  - namespace: {{ .root.Release.Namespace }}
-    name: {{ .asset }}
+  - namespace: {{ .root.Release.Namespace | quote }}
+    name: {{ .asset | quote }}
     certificateDirectory: {{ .directory }}
     driver:
       kind: simulated
@@ -167,7 +167,7 @@ helm.sh/hook-output-log-policy: hook-failed,hook-succeeded
 {{- end }}
 
 {{- define "derops.testEnvironment" -}}
-- {name: ASSET, value: {{ .asset }}}
+- {name: ASSET, value: {{ .asset | quote }}}
 - name: NAMESPACE
   valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
 - name: POD_NAME
