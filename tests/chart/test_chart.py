@@ -73,6 +73,20 @@ def test_settings_that_the_chart_gives_exist(variant: Path) -> None:
 
 
 @every_variant
+def test_names_that_the_chart_gives_are_refused_from_others(variant: Path) -> None:
+    refused = (CHART / "templates" / "validate.yaml").read_text(encoding="utf-8")
+    for name, spec in pod_specs(documents(values_of(variant))).items():
+        for container in containers(spec):
+            if (kind := PROGRAMS.get(container["name"])) is not None:
+                prefix = str(kind.model_config["env_prefix"])
+                names = {each["name"].removeprefix(prefix) for each in container["env"]}
+                assert {each for each in names if each not in refused} <= {"GRPC_VERBOSITY"}
+        if name in {"Deployment/derops-operator", "StatefulSet/derops-headend", "Pod/derops-test"}:
+            names = {each["name"] for each in spec["volumes"]} - {"database-ca"}
+            assert {each for each in names if f'"{each}"' not in refused} == set()
+
+
+@every_variant
 def test_every_container_says_at_its_end_why(variant: Path) -> None:
     for name, spec in pod_specs(documents(values_of(variant))).items():
         for container in containers(spec):

@@ -176,6 +176,18 @@ helm.sh/hook-output-log-policy: hook-failed,hook-succeeded
   valueFrom: {fieldRef: {fieldPath: metadata.uid}}
 {{- end }}
 
+{{/* Refuses names that are there already, which the API server does in words that help nobody. Arguments: value, entries, taken. */}}
+{{- define "derops.refuseTaken" -}}
+{{- $value := .value }}
+{{- $taken := .taken }}
+{{- range .entries }}
+{{- if has .name $taken }}
+{{- fail (printf "%s has %s, which is there already: the chart sets it, or the list has it twice. Take it out" $value .name) }}
+{{- end }}
+{{- $taken = append $taken .name }}
+{{- end }}
+{{- end }}
+
 {{/* Peers of a NetworkPolicy; none of them means everybody. */}}
 {{- define "derops.from" -}}
 {{- with . -}}
