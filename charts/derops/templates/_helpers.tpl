@@ -122,7 +122,7 @@ imagePullSecrets:
 
 {{/* Settings of the event log on NATS. Arguments: root, prefix. */}}
 {{- define "derops.natsEnvironment" -}}
-- {name: {{ .prefix }}_EVENT_LOG, value: {{ .root.Values.eventLog.natsURL | quote }}}
+- {name: {{ .prefix }}_EVENT_LOG, value: {{ regexReplaceAll "\\s" .root.Values.eventLog.natsURL "" | quote }}}
 {{- if .root.Values.eventLog.natsCredentials.secretName }}
 - {name: {{ .prefix }}_NATS_CREDENTIALS_FILE, value: /nats/credentials/credentials}
 {{- end }}
