@@ -1,5 +1,8 @@
 """Uninstalling: what runs is ended and reverted first, and nothing hangs or stays afterwards."""
 
+import json
+import re
+
 import pytest
 from tests.cluster import installing
 from tests.cluster.certificates import secret
@@ -58,12 +61,10 @@ def test_uninstall_is_refused_while_an_agent_is_away_unless_forced(
 
     told = str(refused.value) + said_by_job(cluster)
     assert f"{site.namespace}/unheard" in told
-    assert "--force" in told or "uninstall.force" in told
     assert finalizers(site)["unheard"]
     installing.wait_until_ready(cluster)
-    installing.install_by_chart(
-        cluster, "--set", "uninstall.timeoutSeconds=10", "--set", "uninstall.force=true"
-    )
+    force, *_ = re.findall(r"^ *(kubectl annotate deployment derops-operator .*)$", told, re.M)
+    cluster.shell(force)
     uninstall(cluster)
     assert finalizers(site) == {"battery": None, "unheard": None}
     assert written_by_operator(site) == {"configmap/derops-server-ca"}
@@ -71,7 +72,9 @@ def test_uninstall_is_refused_while_an_agent_is_away_unless_forced(
     assert_nothing_left(cluster)
 
 
-def test_what_was_refused_is_ended_once_the_agent_is_back(cluster: Cluster, site: Site) -> None:
+def test_what_was_refused_is_kept_and_ended_once_the_agent_is_back(
+    cluster: Cluster, site: Site
+) -> None:
     site.battery()
     installing.install_by_chart(cluster, "--set", "uninstall.timeoutSeconds=10")
     site.dispatch("late", durationSeconds=900)
@@ -80,6 +83,9 @@ def test_what_was_refused_is_ended_once_the_agent_is_back(cluster: Cluster, site
     with pytest.raises(HelmError):
         uninstall(cluster)
 
+    cluster.helm("rollback", RELEASE, _revision(cluster), "-n", NAMESPACE, "--wait")
+    assert installing.is_installed(cluster)
+    installing.install_by_chart(cluster)
     site.resume_agent()
     site.wait_for_phase("late", "Cancelled")
     uninstall(cluster)
@@ -128,6 +134,12 @@ def uninstall(cluster: Cluster) -> None:
 def said_by_job(cluster: Cluster) -> str:
     """Return what the uninstalling Job printed."""
     return cluster.kubectl("logs", "job/derops-uninstall", "-n", NAMESPACE, "--tail=50")
+
+
+def _revision(cluster: Cluster) -> str:
+    """Return the last revision of the release."""
+    known = json.loads(cluster.helm("history", RELEASE, "-n", NAMESPACE, "-o", "json"))
+    return str(known[-1]["revision"])
 
 
 def _restarts(site: Site) -> int:
