@@ -25,6 +25,7 @@ app.kubernetes.io/part-of: derops
 {{- define "derops.image" -}}
 {{- with .root.Values.image.registry }}{{ trimSuffix "/" . }}/{{ end -}}
 derops/{{ .program }}:{{ .root.Values.image.tag | default .root.Chart.AppVersion }}
+{{- with get (.root.Values.image.digests | default dict) .program }}@{{ . }}{{ end }}
 {{- end }}
 
 {{- define "derops.operatorUser" -}}
