@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic_settings import BaseSettings
 from tests.chart.rendering import VARIANTS, pod_specs, values_of
-from tests.stack import places
+from tests.stack import build, places
 from tests.stack.chart import CHART, documents, rendered
 
 from derops_headend.gateway.settings import GatewaySettings
@@ -150,3 +150,12 @@ def test_a_chart_tells_one_version() -> None:
     project = (places.REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
     assert about["version"] == about["appVersion"]
     assert f'version = "{about["version"]}"' in project
+
+
+def test_one_oldest_version_of_kubernetes_is_told_and_it_is_the_one_that_was_run() -> None:
+    about = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
+    minor = build.KUBERNETES_VERSION.removeprefix("v").rpartition(".")[0]
+    assert about["kubeVersion"] == f">={minor}.0-0"
+    assert f"| Kubernetes | {minor}: " in (CHART / "README.md").read_text(encoding="utf-8")
+    readme = (places.REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert f"It needs Kubernetes {minor}, " in readme
