@@ -19,25 +19,30 @@ _OWN_DATABASE = [
     "database.secretName=derops-database",
 ]
 _WAIT = ["--timeout", "45s"]
+_NOWHERE = f"sha256:{'0' * 64}"
 
 
 def test_a_database_secret_that_is_missing(empty: Cluster) -> None:
     failed = _fails(empty, *_OWN_DATABASE)
 
     assert "headend" in failed
-    described = describe(empty, "headend")
-    assert 'secret "derops-database" not found' in described
+    describe(empty, "headend", 'secret "derops-database" not found')
 
 
-def test_an_image_that_is_not_there(empty: Cluster) -> None:
-    failed = _fails(empty, "--set", "image.tag=nowhere")
+@pytest.mark.parametrize(
+    ("component", "value", "image"),
+    [
+        ("operator", "image.tag=nowhere", "derops/operator:nowhere"),
+        # Alone, as a headend first waits for what the operator tells.
+        ("headend", f"image.digests.headend={_NOWHERE}", f"@{_NOWHERE}"),
+    ],
+    ids=["operator", "headend"],
+)
+def test_an_image_that_is_not_there(empty: Cluster, component: str, value: str, image: str) -> None:
+    failed = _fails(empty, "--set", value)
 
     assert "derops" in failed
-    for component in ("operator", "headend"):
-        described = describe(empty, component)
-        assert "derops/" in described
-        assert "nowhere" in described
-        assert "ErrImageNeverPull" in described
+    describe(empty, component, "ErrImageNeverPull", image)
 
 
 def test_a_database_without_rights_and_what_roles_prints(empty: Cluster) -> None:
@@ -56,9 +61,7 @@ def test_a_database_without_rights_and_what_roles_prints(empty: Cluster) -> None
 
     _fails(empty, *_OWN_DATABASE)
 
-    described = describe(empty, "headend")
-    assert "derops_writer" in described
-    assert "database roles" in described
+    describe(empty, "headend", "derops_writer", "database roles")
     sql = empty.run_in(
         "derops-headend-0", NAMESPACE, "derops-headend", "database", "roles", container="gateway"
     )
@@ -83,15 +86,21 @@ def test_an_old_kubernetes_is_refused_by_the_chart(bare: Cluster) -> None:
     assert "kubeVersion" in _template_refusal(bare, "--kube-version", "1.30.0")
 
 
-def describe(cluster: Cluster, component: str) -> str:
-    """Return what ``kubectl describe`` says of a component's pods, once it has an Event."""
+def describe(cluster: Cluster, component: str, *words: str) -> str:
+    """Return what ``kubectl describe`` says of a component's pods, once it warns of all that."""
     selector = f"app.kubernetes.io/name=derops,app.kubernetes.io/component={component}"
+    said = ""
 
-    def look() -> str | None:
+    def look() -> bool:
+        nonlocal said
         said = cluster.kubectl("describe", "pods", "-n", NAMESPACE, "-l", selector)
-        return said if "Warning" in said else None
+        return "Warning" in said and all(word in said for word in words)
 
-    return eventually(look, f"a Warning of {component}")
+    try:
+        eventually(look, f"a Warning of {component} with {words}")
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {said.partition('Events:')[2]}") from None
+    return said
 
 
 def start_database(cluster: Cluster) -> None:
