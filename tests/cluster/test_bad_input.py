@@ -61,7 +61,7 @@ def test_a_database_without_rights_and_what_roles_prints(empty: Cluster) -> None
 
     _fails(empty, *_OWN_DATABASE)
 
-    describe(empty, "headend", "derops_writer", "database roles")
+    describe(empty, "headend", "permission denied for schema public", "database roles --check")
     sql = empty.run_in(
         "derops-headend-0", NAMESPACE, "derops-headend", "database", "roles", container="gateway"
     )
