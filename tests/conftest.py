@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 from tests.stack.controlplane import ControlPlane
 from tests.stack.postgres import PostgresServer
 from tests.stack.timescale import find_timescale
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from tests.stack.stack import Stack
 
 _databases = itertools.count(1)
+
+# How long an example takes is a question of what else the machine does.
+settings.register_profile("derops", deadline=None)
+settings.load_profile("derops")
 
 
 @pytest.fixture(scope="session")

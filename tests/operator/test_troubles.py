@@ -205,7 +205,7 @@ async def test_the_start_goes_on_and_gateways_keep_what_could_not_be_read(tmp_pa
 async def test_an_asset_that_cannot_be_read_takes_its_dispatches_along(tmp_path: Path) -> None:
     bad = asset()
     bad["spec"]["type"] = "Volcano"
-    waiting = dispatch("new", phase="Submitted")
+    waiting = dispatch("new", phase="Submitted", timeline={})  # no gateway was given it
     waiting["metadata"]["finalizers"] = []
     ended = dispatch(
         "ended",
