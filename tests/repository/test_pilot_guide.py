@@ -52,6 +52,8 @@ def tenant(kube: ControlPlane) -> Iterator[ControlPlane]:
     """Return a control plane with the tenant's namespace."""
     namespace = guide.names()["TENANT"]
     kube.kubectl("create", "namespace", namespace)
+    # No Pod is taken before: the controller manager makes it a moment later.
+    kube.kubectl("wait", "--for=create", "serviceaccount/default", "-n", namespace, "--timeout=60s")
     yield kube
     kube.kubectl("delete", "namespace", namespace)
 
