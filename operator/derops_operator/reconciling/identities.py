@@ -8,7 +8,7 @@ from typing import Any
 from derops.ids import AssetName
 from derops.lifecycle import MESSAGE_LIMIT
 from derops.schedules import SECOND_US
-from derops_operator.certificates import Issued
+from derops_operator.certificates import Csr, Issued
 from derops_operator.facts import (
     ASSET_LABEL,
     MANAGED_BY,
@@ -162,6 +162,26 @@ def refuse_to_sign(request: Request, uri: str, issuer: str) -> str:
     csr = request.csr
     if csr is None:
         return "the request cannot be read"
+    named = {f"its names are not exactly {uri}": csr.uris != (uri,) or csr.other_names > 0}
+    return find_flaws(request, csr, issuer, named, _USAGES)
+
+
+def find_flaws(
+    request: Request,
+    csr: Csr,
+    issuer: str,
+    own: Mapping[str, bool],
+    usages: Sequence[str],
+) -> str:
+    """Return what is wrong with a request for a certificate of agents' issuer; empty = nothing.
+
+    Args:
+        request: Who asked for it was judged before.
+        csr: What it asks for.
+        issuer: Name of the ClusterIssuer of agents.
+        own: What else may be wrong, by its words, and whether it is.
+        usages: What the key shall be used for, and nothing else.
+    """
     problems = {
         f"it is for {request.issuer_kind} {request.issuer_name}": (
             (request.issuer_kind, request.issuer_name) != ("ClusterIssuer", issuer)
@@ -170,8 +190,8 @@ def refuse_to_sign(request: Request, uri: str, issuer: str) -> str:
         "its key is not EC P-256": not csr.is_p256,
         "it asks to be a certificate authority": csr.is_ca or request.is_ca,
         "its subject is not empty": not csr.subject_empty,
-        f"its names are not exactly {uri}": csr.uris != (uri,) or csr.other_names > 0,
-        f"its usages are not exactly {', '.join(_USAGES)}": request.usages != set(_USAGES),
+        **own,
+        f"its usages are not exactly {', '.join(usages)}": request.usages != set(usages),
         f"it has extensions {', '.join(csr.unexpected_extensions)}": bool(
             csr.unexpected_extensions
         ),

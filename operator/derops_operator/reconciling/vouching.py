@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from derops.lifecycle import MESSAGE_LIMIT
 from derops_operator.facts import MANAGED_BY, Certificate, Request
 from derops_operator.instants import parse_instant
+from derops_operator.reconciling.identities import find_flaws
 
 TRUST_CERTIFICATE = "derops-agent-trust"
 """Certificate, Secret and only name in it."""
@@ -53,22 +53,11 @@ def refuse_to_vouch(request: Request, issuer: str) -> str:
     if csr is None:
         return "the request cannot be read"
     names = (csr.dns_names, csr.uris, csr.other_names)
-    problems = {
-        f"it is for {request.issuer_kind} {request.issuer_name}": (
-            (request.issuer_kind, request.issuer_name) != ("ClusterIssuer", issuer)
-        ),
-        "its signature is not valid": not csr.signature_valid,
-        "its key is not EC P-256": not csr.is_p256,
-        "it asks to be a certificate authority": csr.is_ca or request.is_ca,
-        "its subject is not empty": not csr.subject_empty,
+    own = {
         f"its names are not exactly {TRUST_CERTIFICATE}": names != ((TRUST_CERTIFICATE,), (), 1),
-        f"its usages are not exactly {', '.join(_USAGES)}": request.usages != set(_USAGES),
         f"it lasts {request.duration_seconds} s": request.duration_seconds != 3600,
-        f"it has extensions {', '.join(csr.unexpected_extensions)}": bool(
-            csr.unexpected_extensions
-        ),
     }
-    return "; ".join(problem for problem, found in problems.items() if found)[:MESSAGE_LIMIT]
+    return find_flaws(request, csr, issuer, own, _USAGES)
 
 
 def to_approve(own: Sequence[Request], issuer: str) -> list[Request]:
