@@ -9,9 +9,7 @@ from tests.cluster.leaving import assert_nothing_left, delete_by_hand, finalizer
 from tests.cluster.proving import assert_true
 from tests.cluster.site import Site
 from tests.e2e.acting import conditions
-from tests.stack import places
-
-PAGE = places.REPOSITORY / "docs" / "how-to" / "uninstall.md"
+from tests.stack.uninstalling import documented_commands
 
 
 def test_installed_and_uninstalled_by_kubectl_alone(empty: Cluster) -> None:
@@ -30,7 +28,8 @@ def test_installed_and_uninstalled_by_kubectl_alone(empty: Cluster) -> None:
     setpoint = {"mode": "ActivePower", "activePowerWatts": 4300}
     site.dispatch("running", setpoint=setpoint, durationSeconds=900)
     site.wait_for_phase("running", "Active")
-    empty.shell(printed_command())
+    step, *_ = documented_commands("Without Helm")
+    empty.shell(step)
 
     status = site.status("running")
     assert status["phase"] == "Cancelled"
@@ -40,9 +39,3 @@ def test_installed_and_uninstalled_by_kubectl_alone(empty: Cluster) -> None:
     empty.kubectl("delete", "-f", manifests, "--timeout=120s")
     delete_by_hand(empty, site)
     assert_nothing_left(empty)
-
-
-def printed_command() -> str:
-    """Return the first command that the page has for those without Helm."""
-    section = PAGE.read_text(encoding="utf-8").partition("## Without Helm")[2]
-    return section.partition("```sh\n")[2].partition("```")[0]
