@@ -1,0 +1,31 @@
+"""Who calls."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+
+class CallerKind(StrEnum):
+    """By which kind of credential a caller is known."""
+
+    KUBERNETES = "Kubernetes"
+    STATIC = "Static"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Whoever a credential belongs to; the name and the groups are those that RBAC knows."""
+
+    kind: CallerKind
+    name: str
+    uid: str = ""
+    groups: tuple[str, ...] = ()
+    extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What else the authenticator said, for the authoriser alone."""
+
+    token_id: str = ""
+    """Names the credential in the audit, and is no secret; empty = it has no id."""
+
+    expires_at: datetime | None = None
+    """When the credential is over; None = not told."""

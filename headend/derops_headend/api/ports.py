@@ -1,0 +1,163 @@
+"""What the routes ask of the world. One implementation each; tests run on the real thing."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from derops_headend.api.call import Call
+from derops_headend.api.caller import Caller
+
+T = TypeVar("T")
+Manifest = dict[str, Any]
+
+
+class Decision(NamedTuple):
+    """Whether the caller may, and why."""
+
+    allowed: bool
+    rule: str
+
+
+class Rights(Protocol):
+    """What callers may do: Kubernetes RBAC, also for what is no resource there."""
+
+    async def decide(
+        self,
+        caller: Caller,
+        verb: str,
+        resource: str,
+        namespace: str,
+        name: str = "",
+        *,
+        fresh: bool = False,
+    ) -> Decision:
+        """Ask whether a caller may.
+
+        Args:
+            caller: Who.
+            verb: As in RBAC.
+            resource: Of the group derops.io, with a subresource after a slash.
+            namespace: Empty = in all of them.
+            name: Of the object; empty = any.
+            fresh: Ask anew and believe no earlier answer, as each write does.
+
+        Raises:
+            ProblemError: KUBERNETES_UNAVAILABLE.
+        """
+
+    async def require(self, call: Call, *, fresh: bool = False) -> None:
+        """Ask for what ``call.subject`` says, and note the decision there.
+
+        Raises:
+            ProblemError: NOT_FOUND for reads that are not allowed, and for writes where the caller
+                may not even read the namespace; else FORBIDDEN; KUBERNETES_UNAVAILABLE.
+        """
+
+    async def namespaces(
+        self, caller: Caller, verb: str, resource: str, among: Sequence[str]
+    ) -> list[str]:
+        """Return those of the namespaces in which a caller may.
+
+        Raises:
+            ProblemError: KUBERNETES_UNAVAILABLE.
+        """
+
+
+class Stage:
+    """When a record is of: before anything is done, or after all was."""
+
+    RECEIVED = "RequestReceived"
+    COMPLETE = "ResponseComplete"
+
+
+class Used(NamedTuple):
+    """What an Idempotency-Key was used for, as the audit remembers it."""
+
+    request_id: str
+    at: datetime
+    name: str
+    """Of the Dispatch."""
+
+    object_uid: str
+    """Empty = the answer of Kubernetes is not in the audit."""
+
+    body_sha256: str
+    change: dict[str, Any]
+
+
+class Audit(Protocol):
+    """Where every call is written down."""
+
+    async def announce(self, call: Call) -> None:
+        """Write down that a change is about to be made; return once that is durable.
+
+        Raises:
+            ProblemError: AUDIT_UNAVAILABLE: then nothing may be done.
+        """
+
+    async def complete(self, call: Call, status: int, reason: str, sent_bytes: int) -> None:
+        """Write down what was answered; return once that is durable.
+
+        Raises:
+            ProblemError: AUDIT_UNAVAILABLE: then a read is not answered.
+        """
+
+    async def refused(self, source: str, reason: str, method: str, path: str) -> None:
+        """Write down that a stranger was refused; many of one source may become one record."""
+
+    async def find_key(
+        self, caller_name: str, namespace: str, idempotency_key_sha256: str
+    ) -> Used | None:
+        """Return what a key was used for within 30 days, by any replica; None = for nothing.
+
+        Raises:
+            ProblemError: DATABASE_UNAVAILABLE: it cannot be known.
+        """
+
+
+class Kubernetes(Protocol):
+    """Assets and dispatches: read from one shared watch of each kind, written one by one."""
+
+    def assets(self, namespaces: Sequence[str]) -> list[Manifest]:
+        """Return the DERAssets of some namespaces, by namespace and name.
+
+        Raises:
+            ProblemError: KUBERNETES_UNAVAILABLE: nothing was heard yet, or not for too long.
+        """
+
+    def asset(self, namespace: str, name: str) -> Manifest | None:
+        """Return a DERAsset; None = there is none.
+
+        Raises:
+            ProblemError: KUBERNETES_UNAVAILABLE.
+        """
+
+    def known_namespaces(self) -> list[str]:
+        """Return those that have a DERAsset or a Dispatch.
+
+        Raises:
+            ProblemError: KUBERNETES_UNAVAILABLE.
+        """
+
+
+class Database(Protocol):
+    """The history, for reading alone."""
+
+    async def read(self, ask: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        """Call ``ask(connection, ...)`` in a thread, in a transaction that reads only.
+
+        Raises:
+            ProblemError: DATABASE_UNAVAILABLE, also where it took too long.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the routes need, as ``request.app.state.parts``."""
+
+    rights: Rights
+    audit: Audit
+    kubernetes: Kubernetes
+    database: Database
+    now: Callable[[], datetime]

@@ -1,0 +1,1 @@
+"""What can be asked of the API: one module for each resource."""
