@@ -75,7 +75,7 @@ def ledger(pilot: Pilot) -> dict[str, Any]:
 
 def works(pilot: Pilot, name: str) -> None:
     """Have a dispatch reach the agent and be confirmed by it."""
-    pilot.dispatch(name, startDeadlineSeconds=60)
+    pilot.dispatch(name)
     pilot.wait_for_phase(name, "Complete")
 
 

@@ -134,7 +134,7 @@ def test_the_manifests_may_arrive_in_any_order(pilot: Pilot) -> None:
 
 
 def test_a_dispatch_for_no_asset_is_rejected_after_its_grace(pilot: Pilot) -> None:
-    pilot.dispatch("orphan", asset="nobody")
+    pilot.dispatch("orphan", asset="nobody", startDeadlineSeconds=2)
 
     status = pilot.wait_for_phase("orphan", "Rejected", patience_seconds=90)
 

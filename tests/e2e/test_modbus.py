@@ -29,7 +29,7 @@ def test_a_device_that_says_yes_and_does_nothing_was_never_applied(
 ) -> None:
     with controlled(pilot, bus()) as opened:
         opened.device.unit.ignores_values = True
-        pilot.dispatch("ignored", durationSeconds=30, startDeadlineSeconds=4)
+        pilot.dispatch("ignored", durationSeconds=30, startDeadlineSeconds=10)
         status = pilot.wait_for_phase("ignored", "Failed")
 
         assert status["reason"] == "ReadBackMismatch"
