@@ -1,0 +1,293 @@
+"""The records that the database does not have yet, in files of this replica, durable and in order.
+
+A segment begins with a line that says where the chain stands; each further line is a hash, a space
+and the record that it is of. Segments are only appended to, and go as a whole once all that is in
+them is in the database.
+"""
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import structlog
+
+from derops.files import make_directory, sync
+from derops_headend.storage.chain import Head, Stored, begin, link, read_stored
+
+CHAIN_IDLE = timedelta(days=30)
+"""A chain that rested for longer is not gone on with: what went before may have been dropped."""
+
+SEGMENT_BYTES = 1024 * 1024
+_READ_BYTES = 512 * 1024
+_NAME = re.compile(r"audit-(\d{12})\.log")
+
+
+class Place(NamedTuple):
+    """Between two records of the file."""
+
+    segment: int
+    offset: int
+
+
+@dataclass(slots=True)
+class _Segment:
+    number: int
+    path: Path
+    before: Head
+    """Where the chain stood when it was made."""
+
+    begin: int
+    """Bytes of its first line."""
+
+    size: int
+    """Bytes that are good and durable."""
+
+
+class AuditFile:
+    """Is appended to by one thread; read and trimmed by another one."""
+
+    def __init__(self, directory: Path, *, replica: str, now: datetime) -> None:
+        """Open the files of a directory, or begin them; a torn end is cut off.
+
+        Raises:
+            OSError: The directory cannot be used, or another process uses it.
+        """
+        self._directory, self._replica = directory, replica
+        self._log = structlog.get_logger("audit")
+        self._lock = threading.Lock()
+        self._descriptor: int | None = None
+        self._segments: list[_Segment] = []
+        self._size = 0
+        self.cut_bytes = 0
+        """What was cut off the end when it was opened."""
+        self.previous: Head | None = None
+        """The chain before this one, where one was begun though there was one."""
+        make_directory(directory)
+        self._guard = os.open(directory / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(self._guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.head = self._recover(now)
+        except BlockingIOError as error:
+            os.close(self._guard)
+            problem = f"{directory} is used by another process: each replica needs its own"
+            raise OSError(error.errno, problem) from error
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def size(self) -> int:
+        """Bytes that the files take."""
+        with self._lock:
+            return self._size
+
+    def begin(self) -> Place:
+        """Return the place before the first record."""
+        with self._lock:
+            return Place(self._segments[0].number, 0)
+
+    def append(self, facts: Sequence[str]) -> None:
+        """Write records; return once they are durable.
+
+        Raises:
+            OSError: None of them is: the disk is full, read only, or broken.
+        """
+        head, lines = self.head, []
+        for each in facts:
+            body, head = link(head, each)
+            lines.append(f"{head.hash} {body}\n")
+        if self._descriptor is None:
+            self._rotate(self.head)
+        self._write("".join(lines).encode("ascii"))
+        self.head = head
+        if self._segments[-1].size >= SEGMENT_BYTES:
+            with suppress(OSError):  # then the old one grows for longer
+                self._rotate(head)
+
+    def read(self, place: Place) -> tuple[list[Stored], Place]:
+        """Return some records after a place, and the place after them; the same one = no more."""
+        with self._lock:
+            segments = [(each, each.size) for each in self._segments]
+        for segment, size in segments:
+            if segment.number < place.segment:
+                continue
+            offset = place.offset if segment.number == place.segment else 0
+            offset = max(offset, segment.begin)
+            if offset < size:
+                found, end = _read_lines(segment.path, offset, size)
+                return found, Place(segment.number, end)
+        return [], place
+
+    def scan(self) -> Iterator[Stored]:
+        """Yield all records, in their order."""
+        place, after = None, self.begin()
+        while after != place:
+            place = after
+            found, after = self.read(place)
+            yield from found
+
+    def trim(self, place: Place) -> None:
+        """Give back the room of what lies before a place: all of it is elsewhere."""
+        with self._lock:
+            gone = [each for each in self._segments[:-1] if each.number < place.segment]
+            self._segments = self._segments[len(gone) :]
+            self._size -= sum(segment.size for segment in gone)
+        for segment in gone:
+            segment.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._close_active()
+        os.close(self._guard)
+
+    def _recover(self, now: datetime) -> Head:
+        for rest in self._directory.glob("*.new"):
+            rest.unlink()
+        self._segments = self._find_segments()
+        last: Stored | None = None
+        for at, segment in enumerate(self._segments):
+            after = self._segments[at + 1].before if at + 1 < len(self._segments) else None
+            last = _measure(segment, after) or last
+            self._size += segment.size
+        if not self._segments:
+            return self._begin_chain(now, None)
+        head = self._segments[-1].before
+        if last is not None and last.chain == head.chain and last.seq > head.seq:
+            head = Head(*last[:3])
+        if last is not None and now - last.at > CHAIN_IDLE:
+            return self._begin_chain(now, head)
+        self._open_last()
+        return head
+
+    def _find_segments(self) -> list[_Segment]:
+        found = []
+        for path in sorted(self._directory.iterdir()):
+            if (match := _NAME.fullmatch(path.name)) is None:
+                continue
+            with path.open("rb") as file:
+                line = file.readline(_READ_BYTES)
+            try:
+                before = Head(**json.loads(line))
+            except (ValueError, TypeError):
+                path.rename(path.with_suffix(".damaged"))
+                self._log.error("audit.damaged", file=str(path), why="its first line")
+                continue
+            found.append(_Segment(int(match[1]), path, before, len(line), len(line)))
+        return found
+
+    def _begin_chain(self, now: datetime, previous: Head | None) -> Head:
+        replica = re.sub(r"[^A-Za-z0-9.-]", "-", self._replica)[:63]
+        made = now.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
+        self.previous = previous
+        head = begin(f"{replica}/{made}-{secrets.token_hex(4)}")
+        self._rotate(head)
+        return head
+
+    def _open_last(self) -> None:
+        """Go on with the last segment, without what a crash left of a write behind its end."""
+        last = self._segments[-1]
+        self._descriptor = os.open(last.path, os.O_RDWR)
+        self.cut_bytes = os.fstat(self._descriptor).st_size - last.size
+        if self.cut_bytes:
+            os.ftruncate(self._descriptor, last.size)
+            self._log.warning("audit.cut", file=str(last.path), bytes=self.cut_bytes)
+        os.fsync(self._descriptor)  # what was read must not be lost any more
+
+    def _write(self, data: bytes) -> None:
+        segment, descriptor = self._segments[-1], self._descriptor
+        assert descriptor is not None  # noqa: S101
+        try:
+            written = 0
+            while written < len(data):
+                written += os.pwrite(descriptor, data[written:], segment.size + written)
+        except OSError:
+            try:
+                os.ftruncate(descriptor, segment.size)
+            except OSError:
+                self._close_active()
+            raise
+        try:
+            os.fdatasync(descriptor)
+        except OSError:
+            # What it leaves of the bytes is not known, nor told a second time: a new file is.
+            with suppress(OSError):
+                os.ftruncate(descriptor, segment.size)
+            self._close_active()
+            raise
+        with self._lock:
+            segment.size += len(data)
+            self._size += len(data)
+
+    def _rotate(self, head: Head) -> None:
+        """Begin a segment; one that has no record goes."""
+        last = self._segments[-1] if self._segments else None
+        number = last.number + 1 if last else 1
+        path = self._directory / f"audit-{number:012}.log"
+        line = json.dumps(head._asdict()).encode() + b"\n"
+        new = path.with_suffix(".new")
+        descriptor = os.open(new, os.O_CREAT | os.O_TRUNC | os.O_RDWR, 0o600)
+        try:
+            if os.write(descriptor, line) < len(line):
+                raise OSError(28, "No space left on device")
+            os.fsync(descriptor)
+            new.rename(path)
+            sync(self._directory)
+        except BaseException:
+            os.close(descriptor)
+            new.unlink(missing_ok=True)
+            raise
+        self._close_active()
+        self._descriptor = descriptor
+        with self._lock:
+            if last and last.size == last.begin:
+                self._segments.remove(last)
+                self._size -= last.size
+            self._segments.append(_Segment(number, path, head, len(line), len(line)))
+            self._size += len(line)
+        if last and last.size == last.begin:
+            last.path.unlink(missing_ok=True)
+
+    def _close_active(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _measure(segment: _Segment, after: Head | None) -> Stored | None:
+    """Find where the good records of a segment end, and return the last of them.
+
+    Args:
+        segment: Its size is set.
+        after: Where the next segment begins; what is beyond was never durable.
+    """
+    last = None
+    most = after.seq if after and after.chain == segment.before.chain else None
+    with segment.path.open("rb") as file:
+        end = file.seek(segment.begin)
+        for line in file:
+            end += len(line)
+            stored = read_stored(line)
+            if stored is None or (most is not None and stored.seq > most):
+                continue
+            if last is None or stored.seq > last.seq:
+                last, segment.size = stored, end
+    return last
+
+
+def _read_lines(path: Path, offset: int, size: int) -> tuple[list[Stored], int]:
+    """Return the records of a part of a segment, and where it ends; damaged lines are passed."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read(min(_READ_BYTES, size - offset))
+    whole = data[: data.rfind(b"\n") + 1] or data
+    found = [read_stored(line) for line in whole.splitlines(keepends=True)]
+    return [each for each in found if each is not None], offset + len(whole)

@@ -1,0 +1,108 @@
+"""What Idempotency-Keys were used for, of records that the database may not have yet."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from derops_headend.api.ports import Stage, Used
+from derops_headend.storage.chain import Stored
+
+_HAS_KEY = '"idempotencyKeySha256":'
+_REFUSED = range(400, 500)
+
+
+class Key(NamedTuple):
+    """An Idempotency-Key; it is its caller's alone, in one namespace."""
+
+    caller_name: str
+    namespace: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """A change that was announced with a key, and what became of it as far as records say."""
+
+    used: Used
+    status: int | None = None
+    """HTTP; None = not told."""
+
+
+def choose(announced: Iterable[Announced]) -> Used | None:
+    """Return what a key was used for: what was made, else the first that may have been made.
+
+    What was refused (4xx) made nothing, and leaves its key unused.
+    """
+    left = [each.used for each in announced if each.status not in _REFUSED]
+    return min(left, key=lambda used: (not used.object_uid, used.at), default=None)
+
+
+class Memory:
+    """Holds what was announced with a key, from its record until the database has that.
+
+    What was completed is held as well where it was announced here.
+    """
+
+    def __init__(self) -> None:
+        self._announced: dict[Key, dict[str, Announced]] = {}
+        self._keys: dict[str, Key] = {}
+        """By request."""
+
+    def note(self, record: dict[str, Any], at: datetime) -> None:
+        """Take note of a record that is durable."""
+        sha256, request = record.get("idempotencyKeySha256"), record.get("requestId", "")
+        if not sha256 or record.get("dryRun"):
+            return
+        if record["stage"] == Stage.RECEIVED:
+            key = Key(record["principal"]["name"], record.get("namespace", ""), sha256)
+            self._keys[request] = key
+            self._announced.setdefault(key, {})[request] = Announced(used_of(record, at))
+        elif (known := self._keys.get(request)) is not None:
+            of_key = self._announced[known]
+            used = of_key[request].used
+            of_key[request] = Announced(
+                used._replace(
+                    name=record.get("name", used.name), object_uid=record.get("objectUid", "")
+                ),
+                record["status"],
+            )
+
+    def note_stored(self, records: Iterable[Stored]) -> None:
+        """Take note of records of a file."""
+        for each in records:
+            if _HAS_KEY in each.body:
+                self.note(json.loads(each.body), each.at)
+
+    def forget(self, records: Iterable[Stored]) -> None:
+        """Forget what was completed by records that the database has, and all before."""
+        for each in records:
+            if _HAS_KEY not in each.body:
+                continue
+            record = json.loads(each.body)
+            if record["stage"] != Stage.COMPLETE:
+                continue
+            request = record.get("requestId", "")
+            key = self._keys.pop(request, None)
+            if key is not None:
+                of_key = self._announced[key]
+                del of_key[request]
+                if not of_key:
+                    del self._announced[key]
+
+    def find(self, key: Key) -> dict[str, Announced]:
+        """Return what is known of a key, by request."""
+        return dict(self._announced.get(key, {}))
+
+
+def used_of(record: dict[str, Any], at: datetime) -> Used:
+    """Return what a record of an announcement says."""
+    return Used(
+        request_id=record["requestId"],
+        at=at,
+        name=record.get("name", ""),
+        object_uid="",
+        body_sha256=record.get("bodySha256", ""),
+        change=record.get("change", {}),
+    )
