@@ -9,6 +9,7 @@ from derops.errors import SchemaTooNewError
 from derops_headend.storage.engines import add_timescale
 
 _LOCK = 0x6465726F7073  # "derops": the same key in every program that migrates
+_VERSION = "select coalesce(max(version), 0) from schema_version"
 
 
 def migrations() -> dict[int, bytes]:
@@ -20,6 +21,15 @@ def migrations() -> dict[int, bytes]:
         if file.name.endswith(".sql")
     }
     return dict(sorted(found.items()))
+
+
+def find_version(connection: psycopg.Connection) -> int:
+    """Return the version of a database's schema; 0 = there is none."""
+    known = connection.execute("select to_regclass('schema_version') is not null").fetchone()
+    if known != (True,):
+        return 0
+    row = connection.execute(_VERSION).fetchone()
+    return int(row[0]) if row else 0
 
 
 def migrate(connection: psycopg.Connection) -> int:
@@ -38,8 +48,7 @@ def migrate(connection: psycopg.Connection) -> int:
             "create table if not exists schema_version ("
             "version integer primary key, applied_at timestamptz not null default now())"
         )
-        row = connection.execute("select coalesce(max(version), 0) from schema_version").fetchone()
-        found = int(row[0]) if row else 0
+        found = find_version(connection)
         newest = max(known)
         if found > newest:
             raise SchemaTooNewError("database", found, newest)

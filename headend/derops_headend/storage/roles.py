@@ -57,7 +57,7 @@ _FOREIGN = """
 _UNREADABLE = """
     select relname from pg_class
     where relnamespace = current_schema()::regnamespace and relname = any(%(tables)s)
-      and not has_table_privilege(%(reader)s, oid, 'SELECT')
+      and not has_table_privilege(coalesce(%(reader)s::name, current_user), oid, 'SELECT')
     order by 1
 """
 _OURS_ARE_THERE = "select to_regclass('dispatch_event') is not null"
@@ -79,6 +79,12 @@ def find_missing(connection: psycopg.Connection) -> list[str]:
         *_missing_of_writer(connection),
         *_missing_of_reader(connection),
     ]
+
+
+def find_unreadable(connection: psycopg.Connection, reader: str | None = None) -> list[str]:
+    """Return the tables and views that are there and ``reader`` may not read; None = who asks."""
+    rows = connection.execute(_UNREADABLE, {"tables": list(TABLES), "reader": reader}).fetchall()
+    return [name for (name,) in rows]
 
 
 def find_superfluous(connection: psycopg.Connection) -> list[str]:
@@ -133,11 +139,11 @@ def _missing_of_reader(connection: psycopg.Connection) -> Iterator[str]:
     if row is None:
         yield f"there is no role {READER}"
         return
-    rows = connection.execute(_UNREADABLE, {"tables": list(TABLES), "reader": READER}).fetchall()
-    for (name,) in rows[:_SHOWN]:
+    names = find_unreadable(connection, READER)
+    for name in names[:_SHOWN]:
         yield f"{READER} may not read {name}"
-    if len(rows) > _SHOWN:
-        yield f"nor {len(rows) - _SHOWN} others"
+    if len(names) > _SHOWN:
+        yield f"nor {len(names) - _SHOWN} others"
 
 
 def _rights(connection: psycopg.Connection) -> tuple[Any, ...]:

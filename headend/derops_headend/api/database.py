@@ -1,0 +1,297 @@
+"""The history for reading: a few connections, and an answer at once where there is none."""
+
+import asyncio
+import os
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, NamedTuple, Self, TypeVar
+
+import psycopg
+import structlog
+from psycopg import errors
+
+from derops.observing import Readiness
+from derops_headend.api.problems import ProblemError, Slug
+from derops_headend.storage.engines import detect
+from derops_headend.storage.explaining import explain
+from derops_headend.storage.migrating import find_version, migrations
+from derops_headend.storage.roles import find_unreadable
+
+T = TypeVar("T")
+
+PART = "database"
+"""As the readiness of this program names it."""
+
+CONNECTIONS = 10
+STATEMENT_MILLISECONDS = 5_000
+READ_SECONDS = 8.0
+"""A read may have several statements; and a server that froze keeps to no limit of its own."""
+
+WAIT_SECONDS = 2.0
+"""For a connection that is free, and for a new one to be made."""
+
+LOOK_SECONDS = 5.0
+LOOK_AGAIN_SECONDS = 1.0
+"""While something is wrong: callers are told to wait as long."""
+
+_BEGIN = "begin isolation level repeatable read, read only"
+_LACKING = (errors.InsufficientPrivilege, errors.UndefinedTable, errors.UndefinedColumn)
+
+
+class State(NamedTuple):
+    """What a look at the database found."""
+
+    missing: str
+    """Why nothing can be read, and what to do; empty = all can."""
+
+    worse: str = ""
+    """What is not as it should be, and hinders nothing yet."""
+
+    detail: str = ""
+    """What it is."""
+
+
+class ReadingDatabase:
+    """The port ``Database``. It never migrates: a writer of the same version does.
+
+    Connections are made by the thread that needs one. psycopg_pool makes them in the background,
+    where it keeps to itself why there is none, and comes back up to two minutes after the server.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        readiness: Readiness,
+        *,
+        connections: int = CONNECTIONS,
+        statement_milliseconds: int = STATEMENT_MILLISECONDS,
+        read_seconds: float = READ_SECONDS,
+    ) -> None:
+        """Prepare; ``async with`` begins to look after the database.
+
+        Args:
+            url: Of a role that may read.
+            readiness: Is told what is missing; the program stays of use without.
+            connections: The most at once.
+            statement_milliseconds: The longest that a statement may take.
+            read_seconds: The longest that a read may take.
+        """
+        self._url, self._readiness = url, readiness
+        self._statement_milliseconds, self._read_seconds = statement_milliseconds, read_seconds
+        self._places = asyncio.Semaphore(connections)
+        # One more: to look after the database, nobody has to wait for those who read.
+        self._threads = ThreadPoolExecutor(connections + 1, thread_name_prefix="database")
+        self._idle: deque[psycopg.Connection] = deque()
+        self._missing = ""
+        self._doubted = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
+        self._log = structlog.get_logger("database")
+
+    async def __aenter__(self) -> Self:
+        self._watching = asyncio.create_task(self._watch(), name="database")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watching
+        await asyncio.to_thread(self._threads.shutdown)
+        while self._idle:
+            self._idle.pop().close()
+
+    async def read(self, ask: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        """Call ``ask(connection, ...)`` in a thread, in a transaction that sees one state.
+
+        Raises:
+            ProblemError: DATABASE_UNAVAILABLE: it is away, or lacks what is asked of it, or took
+                too long.
+        """
+        if self._missing:
+            raise unavailable()
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                await self._places.acquire()
+        except TimeoutError:
+            raise unavailable("all connections to the database are busy: ask again") from None
+        try:
+            return await self._run(
+                lambda connection: ask(connection, *arguments, **named), self._read_seconds
+            )
+        except errors.QueryCanceled:
+            raise self._too_slow(self._statement_milliseconds / 1000) from None
+        except TimeoutError:
+            self._doubted.set()
+            raise self._too_slow(self._read_seconds) from None
+        except psycopg.OperationalError as error:
+            self._doubted.set()
+            self._log.warning("database.lost", why=explain(error))
+            raise unavailable() from None
+        except _LACKING as error:
+            self._doubted.set()
+            self._log.error("database.lacking", why=explain(error))
+            raise unavailable("the database lacks a table or a right that this needs") from None
+        finally:
+            self._places.release()
+
+    def _too_slow(self, seconds: float) -> ProblemError:
+        self._log.warning("database.slow", seconds=seconds)
+        return unavailable(
+            f"the database took longer than {seconds:g} s: ask for less, or later",
+            retry_after_seconds=max(1, round(seconds)),
+        )
+
+    async def _run(self, work: Callable[[psycopg.Connection], T], seconds: float) -> T:
+        lent = _Lent()
+        try:
+            async with asyncio.timeout(seconds):
+                return await asyncio.get_running_loop().run_in_executor(
+                    self._threads, self._call, lent, work
+                )
+        except (TimeoutError, asyncio.CancelledError):
+            lent.cut()
+            raise
+
+    def _call(self, lent: "_Lent", work: Callable[[psycopg.Connection], T]) -> T:
+        connection = self._begin(lent)
+        try:
+            return work(connection)
+        finally:
+            self._give_back(lent, connection)
+
+    def _begin(self, lent: "_Lent") -> psycopg.Connection:
+        """Return a connection with a transaction, whatever became of those that lay idle."""
+        while True:
+            try:
+                connection, is_new = self._idle.pop(), False
+            except IndexError:
+                connection, is_new = self._connect(), True
+            try:
+                lent.hold(connection)
+                connection.execute(_BEGIN)
+            except psycopg.OperationalError:
+                lent.let_go()
+                connection.close()
+                if is_new:
+                    raise
+            else:
+                return connection
+
+    def _give_back(self, lent: "_Lent", connection: psycopg.Connection) -> None:
+        try:
+            connection.execute("rollback")
+        except psycopg.Error:
+            lent.let_go()
+            connection.close()
+        else:
+            lent.let_go()
+            self._idle.append(connection)
+
+    def _connect(self) -> psycopg.Connection:
+        connection = psycopg.connect(
+            self._url,
+            autocommit=True,
+            connect_timeout=int(WAIT_SECONDS),
+            application_name="derops-api",
+            client_encoding="utf8",
+            keepalives_idle=10,
+            keepalives_interval=5,
+            keepalives_count=3,
+        )
+        connection.execute(f"set statement_timeout = {self._statement_milliseconds}")
+        connection.execute("set timezone = 'UTC'")
+        return connection
+
+    async def _watch(self) -> None:
+        while True:
+            self._doubted.clear()
+            self._tell(await self._look())
+            with suppress(TimeoutError):
+                if self._missing:
+                    await asyncio.sleep(LOOK_AGAIN_SECONDS)
+                else:
+                    await asyncio.wait_for(self._doubted.wait(), LOOK_SECONDS)
+
+    async def _look(self) -> State:
+        seconds = 2 * WAIT_SECONDS
+        try:
+            return await self._run(look, seconds)
+        except TimeoutError:
+            return State(f"it does not answer within {seconds:g} s")
+        except psycopg.Error as error:
+            return State(explain(error))
+
+    def _tell(self, state: State) -> None:
+        self._missing = state.missing
+        if state.missing or state.worse:
+            self._readiness.degraded(PART, state.missing or state.worse)
+        else:
+            self._readiness.found(PART, state.detail)
+
+
+class _Lent:
+    """The connection of one read; another thread can end what it waits for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._connection: psycopg.Connection | None = None
+        self._is_cut = False
+
+    def hold(self, connection: psycopg.Connection) -> None:
+        with self._lock:
+            if self._is_cut:
+                raise psycopg.OperationalError("nobody waits for this any more")
+            self._connection = connection
+
+    def let_go(self) -> None:
+        with self._lock:
+            self._connection = None
+
+    def cut(self) -> None:
+        """End the connection below psycopg, whose own close would wait, or pull it from under."""
+        with self._lock:
+            self._is_cut = True
+            if self._connection is None:
+                return
+            with (
+                suppress(OSError, psycopg.Error),
+                socket.socket(fileno=os.dup(self._connection.fileno())) as below,
+            ):
+                below.shutdown(socket.SHUT_RDWR)
+
+
+def look(connection: psycopg.Connection) -> State:
+    """Return whether this program can read a database."""
+    found, needed = find_version(connection), max(migrations())
+    if not found:
+        return State(
+            "no writer of derops has made its tables here: start one, or correct the URL of the API"
+        )
+    if found < needed:
+        return State(
+            f"it has schema version {found}, this program needs {needed}: start the writer of this "
+            "version, which migrates it; the API never does"
+        )
+    unreadable = find_unreadable(connection)
+    if unreadable:
+        return State(
+            f"its role may not read {', '.join(unreadable[:5])}: run what "
+            '"derops-headend database roles" prints, as a superuser in that database'
+        )
+    if found > needed:
+        worse = f"it has schema version {found}, this program is made for {needed}: upgrade the API"
+        return State("", worse)
+    return State("", detail=detect(connection).description)
+
+
+def unavailable(
+    detail: str = "the database does not answer: what is not in it goes on",
+    *,
+    retry_after_seconds: int = round(LOOK_AGAIN_SECONDS),
+) -> ProblemError:
+    """Return what a caller is told; why it is so concerns whoever runs this, and is in the log."""
+    return ProblemError(Slug.DATABASE_UNAVAILABLE, detail, retry_after_seconds=retry_after_seconds)
