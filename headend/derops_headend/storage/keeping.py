@@ -14,7 +14,8 @@ from psycopg import sql
 
 from derops_headend.storage import metrics
 from derops_headend.storage.engines import Engine, days_ahead
-from derops_headend.storage.rolling_up import HOLD_SECONDS, oldest_due, roll_up
+from derops_headend.storage.minutes import HOLD_SECONDS
+from derops_headend.storage.rolling_up import oldest_due, roll_up
 
 STATEMENT_MILLISECONDS = 60_000
 """What takes longer waits for a lock that somebody forgot, or for a sick disk."""

@@ -21,7 +21,8 @@ from tests.headend.storage.storing import (
     us,
 )
 
-from derops_headend.storage.rolling_up import HOLD_SECONDS, minutes_of, roll_up
+from derops_headend.storage.minutes import HOLD_SECONDS
+from derops_headend.storage.rolling_up import minutes_of, roll_up
 from derops_headend.writing.rows import Samples
 
 QUARTER_US = 15 * MINUTE_US

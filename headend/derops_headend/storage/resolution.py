@@ -1,0 +1,80 @@
+"""How finely telemetry is answered: samples as they are, or steps made of its roll-ups."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import NamedTuple
+
+LEAST_POINTS = 10
+_DAY_SECONDS = 86_400
+_STEPS_SECONDS = (
+    60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200, _DAY_SECONDS,
+)  # fmt: skip
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Source(StrEnum):
+    """What an answer is made of."""
+
+    RAW = "raw"
+    MINUTES = "1m"
+    QUARTERS = "15m"
+
+
+WIDTH_SECONDS = {Source.MINUTES: 60, Source.QUARTERS: 900}
+
+
+class Resolution(NamedTuple):
+    """What an answer is made of, and how wide its points are."""
+
+    source: Source
+    step_seconds: int
+    """A multiple of the source's width; 0 = samples as they are."""
+
+
+RAW = Resolution(Source.RAW, 0)
+
+
+def choose(
+    span_seconds: float, interval_seconds: float, most_points: int, *, has_raw: bool = True
+) -> Resolution:
+    """Return the finest resolution that is expected to have few enough points.
+
+    Args:
+        span_seconds: Of the time that is asked for.
+        interval_seconds: Between two samples.
+        most_points: At least ``LEAST_POINTS``.
+        has_raw: Whether there are samples for all of that time.
+    """
+    if has_raw and span_seconds / interval_seconds + 1 <= most_points:
+        return RAW
+    step = next(each for each in _steps() if count_points(span_seconds, each) <= most_points)
+    source = Source.MINUTES if step < WIDTH_SECONDS[Source.QUARTERS] else Source.QUARTERS
+    return Resolution(source, step)
+
+
+def count_points(span_seconds: float, step_seconds: int) -> int:
+    """Return how many steps a time may touch, wherever it begins."""
+    return int(-(-span_seconds // step_seconds)) + 1
+
+
+def widen(first: datetime, end: datetime, step_seconds: int) -> tuple[datetime, datetime]:
+    """Return the whole steps that a time touches; steps are counted from 1970.
+
+    Times that follow each other have a step in common, so that no sample is lost between them.
+    """
+    if not step_seconds:
+        return first, end
+    step = timedelta(seconds=step_seconds)
+    return (
+        _EPOCH + (first - _EPOCH) // step * step,
+        _EPOCH - (_EPOCH - end) // step * step,
+    )
+
+
+def _steps() -> Iterator[int]:
+    yield from _STEPS_SECONDS
+    step = _DAY_SECONDS
+    while True:
+        step *= 2
+        yield step
