@@ -29,7 +29,7 @@ _Doing = Callable[[argparse.Namespace], None]
 
 
 def main() -> None:
-    """Run one of the headend's programs; gateway and writer until SIGTERM."""
+    """Run one of the headend's programs; gateway, writer and API until SIGTERM."""
     arguments = make_parser().parse_args()
     keep_freed_memory()
     arguments.do(arguments)
@@ -41,7 +41,7 @@ def make_parser() -> Parser:
         prog="derops-headend",
         description="What lies between the operator, the agents and the database.",
         epilog="Settings are environment variables: DEROPS_GATEWAY_* of the gateway, "
-        "DEROPS_WRITER_* of all others.",
+        "DEROPS_API_* of the API, DEROPS_WRITER_* of all others.",
     )
     programs = parser.add_subparsers(metavar="PROGRAM", required=True)
 
@@ -54,6 +54,7 @@ def make_parser() -> Parser:
 
     add("gateway", _run_gateway, "talk to agents and to the operator")
     add("writer", _run_writer, "move the event log into the database")
+    add("api", _run_api, "answer to REST what is outside Kubernetes")
     skip = add(
         "skip-record", _skip, "move the writer past a damaged record; its bytes go into quarantine"
     )
@@ -87,6 +88,12 @@ def _run_writer(_: argparse.Namespace) -> None:
     from derops_headend import writer_program
 
     writer_program.main()
+
+
+def _run_api(_: argparse.Namespace) -> None:
+    from derops_headend.api import main as api
+
+    api.main()
 
 
 def _skip(arguments: argparse.Namespace) -> None:

@@ -1,0 +1,161 @@
+"""Callers with a token of the cluster that was made for us."""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from derops.rates import Rates
+from derops_headend.api.caching import Expiring
+from derops_headend.api.caller import Caller, CallerKind
+from derops_headend.api.problems import ProblemError, Slug
+from derops_headend.api.reviews import Reviews
+
+VALID_SECONDS, INVALID_SECONDS = 30.0, 5.0
+"""How long the API server's word on a token is believed."""
+
+MOST_TOKENS = 10_000
+MOST_GROUPS = 200
+
+REVIEWS_PER_SECOND, REVIEWS_AT_ONCE = 20.0, 100.0
+"""Of tokens that were not seen before, for one source."""
+
+_KNOWN_SECONDS = 3600.0
+_CREDENTIAL_ID = "authentication.kubernetes.io/credential-id"
+_NAME = re.compile(r"[\x21-\x7e]{1,256}")
+
+Claims = Mapping[str, Any]
+
+
+class KubernetesTokens:
+    """Knows callers by TokenReview, after a look that costs nothing."""
+
+    def __init__(
+        self,
+        reviews: Reviews,
+        audience: str,
+        now_seconds: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._reviews, self._audience, self._now_seconds = reviews, audience, now_seconds
+        self._answers: Expiring[bytes, tuple[Caller | None]] = Expiring(MOST_TOKENS, now_seconds)
+        self._good_before: Expiring[bytes, bool] = Expiring(MOST_TOKENS, now_seconds)
+        self._rates = Rates(per_second=REVIEWS_PER_SECOND, burst=REVIEWS_AT_ONCE)
+        self._asking: dict[bytes, asyncio.Task[Caller | None]] = {}
+        self._log = structlog.get_logger("callers")
+
+    async def caller_of(self, token: str, source: str) -> Caller | None:
+        """Return whose token it is; None = nobody's who may come in.
+
+        Args:
+            token: As it was sent.
+            source: The client's address.
+
+        Raises:
+            ProblemError: KUBERNETES_UNAVAILABLE; TOO_MANY_REQUESTS: too many new tokens.
+        """
+        key = hashlib.sha256(token.encode()).digest()
+        known = self._answers.get(key)
+        if known is not None:
+            return known[0]
+        claims = read_claims(token)
+        if not self._may_be_ours(claims):
+            return None
+        task = self._asking.get(key)
+        if task is None:
+            self._check_rate(key, source)
+            task = asyncio.create_task(self._review(token, key, claims))
+            self._asking[key] = task
+            task.add_done_callback(lambda _: self._asking.pop(key, None))
+        return await asyncio.shield(task)
+
+    def _may_be_ours(self, claims: Claims) -> bool:
+        audiences = claims.get("aud")
+        if self._audience not in (audiences if isinstance(audiences, list) else [audiences]):
+            return False
+        issuer = self._reviews.issuer
+        return not issuer or claims.get("iss") == issuer
+
+    def _check_rate(self, key: bytes, source: str) -> None:
+        """Let a source have only so many new tokens reviewed; one that was good is none."""
+        if self._good_before.get(key):
+            return
+        if self._rates.admit(source, self._now_seconds()) is None:
+            raise ProblemError(
+                Slug.TOO_MANY_REQUESTS,
+                "Too many tokens that were not seen before come from your address",
+                retry_after_seconds=1,
+            )
+
+    async def _review(self, token: str, key: bytes, claims: Claims) -> Caller | None:
+        status = await self._reviews.review_token(token, self._audience)
+        caller = caller_of_review(status, self._audience, claims)
+        if caller is None:
+            self._answers.put(key, (None,), INVALID_SECONDS)
+            return None
+        self._good_before.put(key, True, _KNOWN_SECONDS)
+        self._answers.put(key, (caller,), _believed_seconds(caller))
+        return caller
+
+
+def read_claims(token: str) -> Claims:
+    """Return the claims of a JWT, whoever wrote them; none where it is no JWT."""
+    parts = token.split(".")
+    if len(parts) != 3:
+        return {}
+    try:
+        body = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
+        claims = json.loads(body)
+    except (binascii.Error, ValueError, RecursionError):
+        return {}
+    return claims if isinstance(claims, dict) else {}
+
+
+def caller_of_review(status: Claims, audience: str, claims: Claims) -> Caller | None:
+    """Return whom a TokenReview's status names; None = nobody whom we let in.
+
+    Args:
+        status: Of the TokenReview.
+        audience: Ours; it must be in the answer, as not every authenticator knows of audiences.
+        claims: Of the token that was reviewed.
+    """
+    if status.get("authenticated") is not True or audience not in (status.get("audiences") or []):
+        return None
+    user = status.get("user") or {}
+    name, groups = str(user.get("username", "")), user.get("groups") or []
+    if len(groups) > MOST_GROUPS or not all(_is_name(each) for each in (name, *groups)):
+        return None
+    extra = {str(key): tuple(map(str, values)) for key, values in (user.get("extra") or {}).items()}
+    return Caller(
+        kind=CallerKind.KUBERNETES,
+        name=name,
+        uid=str(user.get("uid") or ""),
+        groups=tuple(groups),
+        extra=extra,
+        token_id=next(iter(extra.get(_CREDENTIAL_ID, ())), ""),
+        expires_at=_moment(claims.get("exp")),
+    )
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
+
+
+def _moment(seconds: object) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(seconds, UTC) if isinstance(seconds, int) else None
+    except (OverflowError, ValueError, OSError):
+        return None
+
+
+def _believed_seconds(caller: Caller) -> float:
+    if caller.expires_at is None:
+        return VALID_SECONDS
+    return min(VALID_SECONDS, caller.expires_at.timestamp() - time.time())

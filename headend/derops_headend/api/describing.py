@@ -1,0 +1,99 @@
+"""The API's description by OpenAPI 3.1: made of the routes, the same for each caller."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from derops_headend.api.problems import MEDIA_TYPE, Slug
+
+ALWAYS = (400, 401, 404, 405, 413, 415, 422, 429, 500, 503)
+"""What each call may be answered with, beside what its route says."""
+
+_DESCRIPTION = """\
+Reads and orders for what is outside Kubernetes. Rights are those of Kubernetes' RBAC, each call is
+recorded, and each error is an `application/problem+json` whose `type` is documented.
+Positive power flows into the grid. Times are RFC 3339, UTC.
+"""
+
+_FAULT = {
+    "type": "object",
+    "properties": {
+        "pointer": {"type": "string", "description": "Where in the body (RFC 6901)"},
+        "parameter": {"type": "string", "description": "Or the parameter or header"},
+        "code": {"type": "string"},
+        "detail": {"type": "string"},
+    },
+    "required": ["code", "detail"],
+    "additionalProperties": False,
+}
+_PROBLEM = {
+    "type": "object",
+    "description": "RFC 9457",
+    "properties": {
+        "type": {"type": "string", "format": "uri"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "instance": {"type": "string", "format": "uri", "description": "Names the request"},
+        "errors": {"type": "array", "items": {"$ref": "#/components/schemas/Fault"}},
+    },
+    "required": ["type", "title", "status", "detail", "instance"],
+    "additionalProperties": False,
+}
+_REQUEST_ID = {
+    "description": "Names this request, also in the audit",
+    "schema": {"type": "string", "format": "uuid"},
+}
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """Return the description of an application, made once."""
+    if app.openapi_schema is None:
+        app.openapi_schema = _make(app)
+    return app.openapi_schema
+
+
+def _make(app: FastAPI) -> dict[str, Any]:
+    described = get_openapi(
+        title=app.title,
+        version=app.version,
+        openapi_version="3.1.0",
+        description=_DESCRIPTION,
+        routes=app.routes,
+    )
+    components = described.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    schemas |= {"Fault": _FAULT, "Problem": _PROBLEM}
+    components["schemas"] = dict(sorted(schemas.items()))
+    components["securitySchemes"] = {
+        "token": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "Of Kubernetes, made for the audience derops-api, or a static one",
+        }
+    }
+    described["security"] = [{"token": []}]
+    for path in described["paths"].values():
+        for operation in path.values():
+            _complete(operation)
+    return described
+
+
+def _complete(operation: dict[str, Any]) -> None:
+    """Add what holds for each operation."""
+    operation["security"] = [{"token": []}]
+    answers = operation["responses"]
+    for status in sorted({*ALWAYS, *(int(each) for each in answers if each >= "400")}):
+        answers[str(status)] = {
+            "description": _titles(status),
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+    for answer in answers.values():
+        answer.setdefault("headers", {})["X-Request-Id"] = _REQUEST_ID
+
+
+def _titles(status: int) -> str:
+    return "; ".join(f"{each.title} (`{each.slug}`)" for each in Slug if each.status == status)

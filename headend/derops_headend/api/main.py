@@ -1,0 +1,111 @@
+"""``derops-headend api``: composition and nothing else."""
+
+import asyncio
+import signal
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack, suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+import uvloop
+
+from derops.errors import SchemaTooNewError, SettingError
+from derops.observing import OpsServer, Readiness, configure_logging
+from derops.settings import load_settings, refuse_to_start
+from derops_headend.api.application import make_application
+from derops_headend.api.callers import Callers
+from derops_headend.api.callers.kubernetes import KubernetesTokens
+from derops_headend.api.callers.static import StaticTokens
+from derops_headend.api.connecting import read_configuration
+from derops_headend.api.outer import Outer
+from derops_headend.api.placeholders import NoAudit, NoDatabase, NoKubernetes
+from derops_headend.api.ports import Parts
+from derops_headend.api.reviews import Reviews
+from derops_headend.api.rights import ReviewedRights
+from derops_headend.api.serving import Certificate, Server, bind
+from derops_headend.api.settings import ApiSettings, check_settings
+
+
+def main() -> None:
+    """Run the API until SIGTERM."""
+    settings = load_settings(ApiSettings)
+    configure_logging(settings.log_level)
+    try:
+        check_settings(settings)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(settings))
+    except (SettingError, SchemaTooNewError) as error:
+        refuse_to_start(error)
+
+
+async def _serve(settings: ApiSettings) -> None:
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    readiness = Readiness()
+    async with AsyncExitStack() as opened:
+        certificate = None
+        if settings.tls_directory is not None:
+            certificate = Certificate(settings.tls_directory, readiness)
+        static = StaticTokens(settings.static_tokens_directory, readiness, _now)
+        await asyncio.to_thread(static.look)
+        _open_ops(settings, readiness, opened)
+        reviews = Reviews(await read_configuration(), readiness)
+        opened.push_async_callback(reviews.close)
+        parts = Parts(
+            rights=ReviewedRights(reviews),
+            audit=NoAudit(),
+            kubernetes=NoKubernetes(),
+            database=NoDatabase(),
+            now=_now,
+        )
+        callers = Callers(KubernetesTokens(reviews, settings.audience), static)
+        outer = Outer(
+            make_application(parts),
+            callers.caller_of,
+            parts.audit,
+            settings.trusted_proxies,
+            _now,
+        )
+        bound = bind(settings.listen)
+        server = Server(outer, bound, certificate.context if certificate else None)
+        follow: list[Coroutine[Any, Any, None]] = [static.follow(), reviews.follow()]
+        if certificate is not None:
+            follow.append(certificate.follow())
+        for each in follow:
+            task = asyncio.create_task(each)
+            opened.push_async_callback(_end, task)
+        structlog.get_logger("api").info(
+            "api.started", port=bound.getsockname()[1], tls=certificate is not None
+        )
+        await _until(server, stopping)
+
+
+def _open_ops(settings: ApiSettings, readiness: Readiness, opened: AsyncExitStack) -> None:
+    try:
+        ops = OpsServer(settings.ops_address, settings.ops_port, readiness)
+    except OSError as error:
+        raise SettingError("DEROPS_API_OPS_PORT", "environment", str(error)) from error
+    ops.start()
+    opened.callback(ops.stop)
+
+
+async def _until(server: Server, stopping: asyncio.Event) -> None:
+    """Serve until ``stopping`` is set, or the server ends by itself."""
+    serving = asyncio.create_task(server.serve())
+    waiting = asyncio.create_task(stopping.wait())
+    await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    server.should_exit = True
+    await serving
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

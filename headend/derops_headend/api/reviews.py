@@ -1,0 +1,153 @@
+"""What the API server is asked about callers: whose token it is, and what somebody may do."""
+
+import asyncio
+import json
+from contextlib import suppress
+from typing import Any
+
+import aiohttp
+from kubernetes.aio import client
+
+from derops.observing import Readiness
+from derops_headend.api import metrics
+from derops_headend.api.caller import Caller
+from derops_headend.api.ports import Decision
+from derops_headend.api.problems import ProblemError, Slug
+
+TOKEN_REVIEWS, ACCESS_REVIEWS = 8, 20
+"""At a time. Neither can use up the connections of the other."""
+
+ANSWER_SECONDS = 5.0
+RETRY_SECONDS = 5
+LOOK_SECONDS = 10.0
+
+_PART = "kubernetes"
+
+_FAILURES = (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError)
+
+
+class Reviews:
+    """The API server's word. Make it inside the event loop; ``close`` it there."""
+
+    def __init__(self, configuration: client.Configuration, readiness: Readiness) -> None:
+        """Take a configuration of our own: the size of its pool is set here."""
+        readiness.expecting(_PART, "not asked yet")
+        self._readiness = readiness
+        configuration.connection_pool_maxsize = TOKEN_REVIEWS + ACCESS_REVIEWS
+        self._client = client.ApiClient(configuration)
+        self._objects = client.CustomObjectsApi(self._client)
+        self._tokens = asyncio.Semaphore(TOKEN_REVIEWS)
+        self._accesses = asyncio.Semaphore(ACCESS_REVIEWS)
+        self._issuer = ""
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.close()
+
+    async def review_token(self, token: str, audience: str) -> dict[str, Any]:
+        """Return the status of a TokenReview.
+
+        Raises:
+            ProblemError: KUBERNETES_UNAVAILABLE.
+        """
+        async with self._tokens:
+            return await self._create(
+                "authentication.k8s.io",
+                "tokenreviews",
+                "TokenReview",
+                {"token": token, "audiences": [audience]},
+            )
+
+    async def review_access(
+        self, caller: Caller, verb: str, resource: str, namespace: str, name: str
+    ) -> Decision:
+        """Return whether RBAC lets a caller; ``namespace`` "" = in all of them.
+
+        Raises:
+            ProblemError: KUBERNETES_UNAVAILABLE.
+        """
+        kind, _, subresource = resource.partition("/")
+        spec = {
+            "user": caller.name,
+            "uid": caller.uid,
+            "groups": list(caller.groups),
+            "extra": {key: list(values) for key, values in caller.extra.items()},
+            "resourceAttributes": {
+                "group": "derops.io",
+                "resource": kind,
+                "subresource": subresource,
+                "verb": verb,
+                "namespace": namespace,
+                "name": name,
+            },
+        }
+        async with self._accesses:
+            status = await self._create(
+                "authorization.k8s.io", "subjectaccessreviews", "SubjectAccessReview", spec
+            )
+        return Decision(status.get("allowed") is True, str(status.get("reason", "")))
+
+    @property
+    def issuer(self) -> str:
+        """Who signs the tokens of this cluster; "" = it does not tell."""
+        return self._issuer
+
+    async def follow(self) -> None:
+        """Learn who signs tokens, and whether the API server answers, until cancelled."""
+        while True:
+            with suppress(ProblemError):
+                await self._learn()
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _learn(self) -> None:
+        ask = client.WellKnownApi(self._client)
+        found = await self._ask(
+            ask.get_service_account_issuer_open_id_configuration_without_preload_content
+        )
+        self._issuer = str(found.get("issuer", ""))
+
+    async def _create(
+        self, group: str, plural: str, kind: str, spec: dict[str, Any]
+    ) -> dict[str, Any]:
+        body = {"apiVersion": f"{group}/v1", "kind": kind, "spec": spec}
+        answer = await self._ask(
+            self._objects.create_cluster_custom_object_without_preload_content,
+            group,
+            "v1",
+            plural,
+            body,
+        )
+        status = answer.get("status")
+        return status if isinstance(status, dict) else {}
+
+    async def _ask(self, call: Any, *arguments: object) -> dict[str, Any]:
+        with metrics.REVIEW_SECONDS.time():
+            try:
+                answer = await call(*arguments, _request_timeout=ANSWER_SECONDS)
+                body = await answer.read()
+                found = json.loads(body) if answer.status < 300 else None
+            except _FAILURES as error:
+                self._readiness.waiting(_PART, f"no answer: {type(error).__name__}")
+                raise _unavailable() from error
+        if not isinstance(found, dict):
+            self._readiness.waiting(_PART, _why(answer.status, body))
+            raise _unavailable()
+        self._readiness.found(_PART)
+        return found
+
+
+def _why(status: int, body: bytes) -> str:
+    """Return what the API server said instead of an answer: mostly which right is missing."""
+    try:
+        said = str(json.loads(body)["message"])
+    except (ValueError, LookupError, TypeError):
+        said = ""
+    return f"it answered {status}: {said[:300]}"
+
+
+def _unavailable() -> ProblemError:
+    return ProblemError(
+        Slug.KUBERNETES_UNAVAILABLE,
+        "The Kubernetes API server did not say who you are or what you may do; try again",
+        retry_after_seconds=RETRY_SECONDS,
+    )

@@ -1,0 +1,84 @@
+"""Settings of the API, from the environment."""
+
+import ipaddress
+import platform
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from derops.errors import SettingError
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def _listen(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError("is not host:port")
+    return text
+
+
+def _networks(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    words = [word.strip() for word in value.split(",") if word.strip()]
+    try:
+        return tuple(ipaddress.ip_network(word) for word in words)
+    except ValueError as error:
+        raise ValueError(f"is no list of CIDRs: {error}") from error
+
+
+def _without_line_end(text: object) -> object:
+    """Return what is meant where a Secret was made from a file: its last line ends."""
+    return text.strip() if isinstance(text, str) else text
+
+
+class ApiSettings(BaseSettings):
+    """``DEROPS_API_*``."""
+
+    model_config = SettingsConfigDict(env_prefix="DEROPS_API_")
+
+    listen: Annotated[str, AfterValidator(_listen)] = "0.0.0.0:8443"
+    tls_directory: Path | None = None
+    """tls.crt and tls.key; read again when they change. None = plaintext."""
+    trusted_proxies: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_networks)] = ()
+    """Whose X-Forwarded-For counts."""
+    database_url: Annotated[SecretStr, BeforeValidator(_without_line_end)]
+    data_directory: Path
+    """Of the audit's file."""
+    audit_max_bytes: int = Field(default=1024**3, ge=1024**2)
+    audience: str = Field(default="derops-api", pattern=r"^[\x21-\x7e]{1,256}$")
+    """What a Kubernetes token must have been made for."""
+    static_tokens_directory: Path | None = None
+    replica: str = Field(
+        default_factory=platform.node, pattern=r"^[A-Za-z0-9][-A-Za-z0-9._]{0,252}$"
+    )
+    """Names the chain of this process's records."""
+    ops_address: str = "0.0.0.0"  # noqa: S104  # a probe comes from the node, not from loopback
+    ops_port: int = Field(default=8083, ge=0, le=65535)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+
+def check_settings(settings: ApiSettings) -> None:
+    """Check what one setting alone does not show.
+
+    Raises:
+        SettingError: Tokens would travel in plaintext.
+    """
+    host = settings.listen.rpartition(":")[0].strip("[]")
+    if settings.tls_directory or settings.trusted_proxies or _is_loopback(host):
+        return
+    problem = (
+        f"is required: tokens would go in plaintext to {host}; give a directory with tls.crt and "
+        "tls.key, or listen on loopback, or name in DEROPS_API_TRUSTED_PROXIES who ends TLS"
+    )
+    raise SettingError("DEROPS_API_TLS_DIRECTORY", "environment", problem)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,44 @@
+"""Where a request comes from. Pure."""
+
+import ipaddress
+from collections.abc import Sequence
+
+from starlette.types import Scope
+
+from derops_headend.api.settings import Network
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def source_of(scope: Scope, trusted: Sequence[Network]) -> str:
+    """Return the client's address.
+
+    Args:
+        scope: Of ASGI.
+        trusted: Proxies; what one of them says of its own client is believed, and nobody else's
+            word. So the last address that is no trusted proxy's is the client.
+    """
+    peer = (scope.get("client") or ("",))[0]
+    if not _is_in(_address(peer), trusted):
+        return str(peer)
+    said = b",".join(v for n, v in scope["headers"] if n == b"x-forwarded-for")
+    for word in reversed(said.decode("latin-1").split(",")):
+        address = _address(word.strip())
+        if address is None:
+            break
+        if not _is_in(address, trusted):
+            return str(address)
+    return str(peer)
+
+
+def _address(text: str) -> Address | None:
+    try:
+        found = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return mapped or found
+
+
+def _is_in(address: Address | None, networks: Sequence[Network]) -> bool:
+    return address is not None and any(address in network for network in networks)
