@@ -17,6 +17,7 @@ CHART_FILES = chart.CHART / "files"
 NAMESPACE = chart.NAMESPACE
 SERVICE_ACCOUNT = "derops-operator"
 OPERATOR_USER = f"system:serviceaccount:{NAMESPACE}:{SERVICE_ACCOUNT}"
+API_USER = f"system:serviceaccount:{NAMESPACE}:derops-api"
 CERT_MANAGER_USER = f"system:serviceaccount:{CERT_MANAGER}:{CERT_MANAGER}"
 
 OPERATOR_SECRET = (NAMESPACE, "derops-operator-tls")
@@ -96,20 +97,56 @@ def install_issuers(control_plane: ControlPlane) -> None:
 
 def install_policies(control_plane: ControlPlane) -> None:
     """Apply the admission policies and wait until the API server enforces all of them."""
+    control_plane.apply(*chart_manifests("creator-policies.yaml"))
     control_plane.apply(*chart_manifests("admission-policies.yaml"))
     waiting = _forbidden()
     deadline = time.monotonic() + _ENFORCED_SECONDS
-    while waiting:
+    while waiting or not _is_stamped(control_plane):
+        if time.monotonic() > deadline:
+            late = f"refuse a {waiting[-1]['kind']}" if waiting else "stamp a Dispatch"
+            raise StackError(f"the admission policies do not {late}")
         try:
-            control_plane.kubectl(
-                "create", "--dry-run=server", "-f", "-", stdin=json.dumps(waiting[-1])
-            )
+            if waiting:
+                _dry_run(control_plane, waiting[-1], _identity_for(waiting[-1]))
         except StackError as refusal:
             if "ValidatingAdmissionPolicy" not in str(refusal):
                 raise
             waiting.pop()
-        if waiting and time.monotonic() > deadline:
-            raise StackError(f"the admission policies do not refuse a {waiting[-1]['kind']}")
+
+
+def _dry_run(
+    control_plane: ControlPlane, manifest: dict[str, Any], identity: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    created: dict[str, Any] = json.loads(
+        control_plane.kubectl(
+            "create", "--dry-run=server", "-f", "-", "-o", "json", *identity,
+            stdin=json.dumps(manifest),
+        )
+    )  # fmt: skip
+    return created
+
+
+def _identity_for(manifest: dict[str, Any]) -> tuple[str, ...]:
+    """Return as whom an object is forbidden: the API must say for whom it makes a Dispatch."""
+    of_api = (f"--as={API_USER}", "--as-group=system:masters")
+    return of_api if manifest["kind"] == "Dispatch" else ()
+
+
+def _is_stamped(control_plane: ControlPlane) -> bool:
+    return "annotations" in _dry_run(control_plane, _unsaid_dispatch())["metadata"]
+
+
+def _unsaid_dispatch() -> dict[str, Any]:
+    return {
+        "apiVersion": "derops.io/v1alpha1",
+        "kind": "Dispatch",
+        "metadata": {"name": "probe", "namespace": "default"},
+        "spec": {
+            "assetRef": {"name": "probe"},
+            "setpoint": {"mode": "CeaseToEnergize"},
+            "durationSeconds": 1,
+        },
+    }
 
 
 def _forbidden() -> list[dict[str, Any]]:
@@ -147,6 +184,7 @@ def _forbidden() -> list[dict[str, Any]]:
             "metadata": {"name": SERVER_CA, "namespace": "default"},
             "data": {"ca.crt": "probe"},
         },
+        _unsaid_dispatch(),
     ]
 
 

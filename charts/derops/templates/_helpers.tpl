@@ -32,13 +32,17 @@ derops/{{ .program }}:{{ .root.Values.image.tag | default .root.Chart.AppVersion
 system:serviceaccount:{{ .Release.Namespace }}:derops-operator
 {{- end }}
 
+{{- define "derops.apiUser" -}}
+system:serviceaccount:{{ .Release.Namespace }}:derops-api
+{{- end }}
+
 {{- define "derops.certManagerUser" -}}
 system:serviceaccount:{{ .Values.certManager.namespace }}:{{ .Values.certManager.serviceAccount }}
 {{- end }}
 
 {{/* One of the chart's files with its placeholders filled in. Arguments: root, name. */}}
 {{- define "derops.file" -}}
-{{- $values := merge (dict "operatorUser" (include "derops.operatorUser" .root) "certManagerUser" (include "derops.certManagerUser" .root)) .root.Values }}
+{{- $values := merge (dict "operatorUser" (include "derops.operatorUser" .root) "apiUser" (include "derops.apiUser" .root) "certManagerUser" (include "derops.certManagerUser" .root)) .root.Values }}
 {{- tpl (.root.Files.Get (printf "files/%s" .name)) (dict "Values" $values "Release" .root.Release "Chart" .root.Chart "Template" .root.Template) }}
 {{- end }}
 
