@@ -20,6 +20,7 @@ from derops.wire.v1 import control_pb2
 from derops_operator import convert, metrics
 from derops_operator.acting import Actor
 from derops_operator.cache import Cache, Fact
+from derops_operator.creators import Creators
 from derops_operator.desired import Awaiting, Desired
 from derops_operator.distributing import Distributor
 from derops_operator.events import EventWriter
@@ -70,6 +71,7 @@ class Controller:
             requester=settings.cert_manager_user,
         )
         self.cache = Cache()
+        self._creators = Creators(kube, readiness)
         self._fleet = Fleet(now_us)
         self._desired = Desired(operator_start_ms=now_us // 1000, era=settings.era)
         self._queue: WorkQueue[Key] = WorkQueue()
@@ -126,6 +128,7 @@ class Controller:
                 await self._load()
                 tasks.create_task(self._headend.run())
                 tasks.create_task(self._distributor.run())
+                tasks.create_task(self._creators.run())
                 tasks.create_task(self._keep_resyncing())
                 for _ in range(_WORKERS):
                     tasks.create_task(self._work(self._queue, self._reconcile))
@@ -226,6 +229,7 @@ class Controller:
     async def _load(self) -> None:
         """List everything and build the first desired state, in flight dispatches included."""
         await self._list_until_complete()
+        await self._creators.look()  # who ordered what is decided once
         for unread in self.cache.unreadable.values():
             if unread.may_be_held:
                 self._keep_held(unread.meta, unread.asset_name)
@@ -257,7 +261,7 @@ class Controller:
             ended = dispatch.status.get("completionTime")
             recent = ended is None or dispatch.latest_end_us > _now_us() - _HISTORY_US
             if recent:
-                self._publisher.record(dispatch, asset, dispatch.status.get("history", []))
+                self._publisher.record(dispatch, asset, dispatch.status)
 
         if dispatch.in_flight or dispatch.is_unreverted:
             kind, meta = Kind.DISPATCH, dispatch.meta
@@ -429,6 +433,7 @@ class Controller:
             self._fleet.dispatch(uid, first_version, version, cancelled=cancelled),
             _now_us(),
             asset_grace_us=self._settings.asset_grace_seconds * SECOND_US,
+            guarded_since_us=self._creators.guarded_since_us,
         )
 
     async def _reconcile_dispatch(self, key: Key, stored: Dispatch) -> None:

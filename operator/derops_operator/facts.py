@@ -29,6 +29,15 @@ MANAGED_BY = {"app.kubernetes.io/managed-by": "derops"}
 ASSET_LABEL = "derops.io/asset"
 """Label of what belongs to one asset; cert-manager copies it from a Certificate to its requests."""
 
+CREATOR_ANNOTATION = "derops.io/created-by"
+"""On a Dispatch: who ordered it, as admission policies and the API wrote it."""
+
+UNKNOWN_CREATOR = "unknown"
+"""Who ordered a Dispatch where nobody can know."""
+
+CREATOR_LIMIT = 512
+"""Characters of who ordered a Dispatch; the CRD allows no more."""
+
 _CERT_MANAGER_GROUPS = ("", "cert-manager.io")
 """An empty group means cert-manager's own."""
 
@@ -151,6 +160,9 @@ class Dispatch:
     verify: str
     desired_state: str
     ttl_seconds_after_finished: int | None
+    claimed_creator: str
+    """Who ordered it, as its annotation says; empty = it has none. Anybody may have written it."""
+
     status: Mapping[str, Any]
 
     @property
@@ -199,6 +211,18 @@ class Dispatch:
         """When it was submitted, where its stored status says so."""
         submitted = self.status.get("timeline", {}).get("submittedAt")
         return None if submitted is None else parse_instant(submitted)
+
+    def creator(self, guarded_since_us: int | None) -> str:
+        """Return who ordered it: as its status says already, else as far as can be believed.
+
+        Args:
+            guarded_since_us: Since when nobody can forge its annotation; None = anybody can.
+        """
+        if known := self.status.get("createdBy"):
+            return str(known)
+        if guarded_since_us is None or self.meta.created_us < guarded_since_us:
+            return UNKNOWN_CREATOR
+        return self.claimed_creator or UNKNOWN_CREATOR
 
     def is_of_an_earlier(self, asset: Asset) -> bool:
         """Tell whether it was submitted before this asset was re-created under its name."""
@@ -357,6 +381,7 @@ def read_dispatch(manifest: Mapping[str, Any]) -> Dispatch:
         verify=spec.verify,
         desired_state=spec.desired_state,
         ttl_seconds_after_finished=spec.ttl_seconds_after_finished,
+        claimed_creator=_claimed_creator(manifest["metadata"]),
         status=_status(manifest),
     )
     # What others ask of it must not fail in the middle of what they do.
@@ -452,8 +477,25 @@ def _conditions(status: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     return conditions
 
 
+def _claimed_creator(metadata: Mapping[str, Any]) -> str:
+    """Return what the annotation says; where it could not be shown whole, a digest tells it."""
+    return sys.intern(readable(str(metadata.get("annotations", {}).get(CREATOR_ANNOTATION, ""))))
+
+
+def readable(name: str) -> str:
+    """Return a name as it is, if it can be shown; else what can be shown of it, and its digest.
+
+    So two names never become one, and none is longer than ``CREATOR_LIMIT``.
+    """
+    shown = "".join(each if each.isprintable() else "\ufffd" for each in name[: CREATOR_LIMIT + 1])
+    if shown == name and len(name) <= CREATOR_LIMIT:
+        return name
+    digest = f" (sha256 {_digest(name)})"
+    return shown[: CREATOR_LIMIT - len(digest)] + digest
+
+
 def _digest(text: str) -> str:
-    return sys.intern(hashlib.sha256(text.encode()).hexdigest())
+    return sys.intern(hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest())
 
 
 def _text(value: object) -> str:

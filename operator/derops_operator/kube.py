@@ -145,16 +145,16 @@ class Kube:
         )
         return list(page["items"])
 
-    async def policy(self, name: str) -> Manifest:
-        """Return a ValidatingAdmissionPolicy that has a binding of the same name.
+    async def policy(self, name: str) -> tuple[Manifest, Manifest]:
+        """Return a ValidatingAdmissionPolicy and its binding, which has the same name.
 
         Raises:
             GoneError: Policy or binding is missing.
         """
         group = ("admissionregistration.k8s.io", "v1")
         read = "get_cluster_custom_object"
-        await self._call(read, *group, "validatingadmissionpolicybindings", name)
-        return await self._call(read, *group, "validatingadmissionpolicies", name)
+        binding = await self._call(read, *group, "validatingadmissionpolicybindings", name)
+        return await self._call(read, *group, "validatingadmissionpolicies", name), binding
 
     async def set_finalizer(self, kind: Kind, meta: Meta, *, present: bool) -> Manifest:
         """Put our finalizer on an object, or take it off; those of others stay."""

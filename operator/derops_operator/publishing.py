@@ -92,9 +92,7 @@ class Publisher:
                 self._wanted.pop(key, None)
                 return
             asset = self._cache.asset(key.namespace, fact.asset_name)
-            stored = fact.status.get("history", [])
-            lines = [line for line in wanted.status.get("history", []) if line not in stored]
-            self.record(fact, asset, lines)
+            self.record(fact, asset, wanted.status, known=fact.status.get("history", []))
         manifest = await self._writer.write(key.kind, fact, wanted.status)
         if self._wanted.get(key) is wanted:
             self._wanted.pop(key, None)
@@ -131,9 +129,15 @@ class Publisher:
             )
 
     def record(
-        self, dispatch: Dispatch, asset: Asset | None, lines: Sequence[Mapping[str, Any]]
+        self,
+        dispatch: Dispatch,
+        asset: Asset | None,
+        status: Mapping[str, Any],
+        known: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         """Send the headend's own transitions to the database's history; agents send theirs."""
-        for line in lines:
-            if line["actor"] != "Agent":
-                self._send(convert.transition_message(dispatch, asset, line))
+        for line in status.get("history", []):
+            if line["actor"] != "Agent" and line not in known:
+                message = convert.transition_message(dispatch, asset, line)
+                message.created_by = status.get("createdBy", "")
+                self._send(message)

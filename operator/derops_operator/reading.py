@@ -10,6 +10,7 @@ from derops_operator.cache import Fact
 from derops_operator.certificates import read_csr, read_issued
 from derops_operator.facts import (
     ASSET_LABEL,
+    CREATOR_ANNOTATION,
     FINALIZER,
     Key,
     Kind,
@@ -35,7 +36,7 @@ _KEPT_METADATA = (
     "labels",
     "ownerReferences",
 )
-"""Neither managed fields nor annotations: the larger half, and annotations grow as one likes."""
+"""Neither managed fields nor annotations, but one: the larger half, and they grow as one likes."""
 
 _PROBLEM_LIMIT = 200
 _NAME_LIMIT = 253
@@ -98,6 +99,8 @@ def _read(kind: Kind, manifest: Mapping[str, Any], now_us: int) -> Fact:
     if kind is Kind.ASSET:
         return read_asset(slim)
     if kind is Kind.DISPATCH:
+        claim = (metadata.get("annotations") or {}).get(CREATOR_ANNOTATION, "")
+        slim["metadata"]["annotations"] = {CREATOR_ANNOTATION: claim}
         return read_dispatch(slim)
     if kind is Kind.CERTIFICATE:
         return read_certificate(slim, now_us)

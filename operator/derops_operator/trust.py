@@ -46,8 +46,8 @@ class TrustPort(Protocol):
     async def requests_in(self, namespace: str) -> list[Manifest]:
         """Return the CertificateRequests of a namespace, the first 500 at most."""
 
-    async def policy(self, name: str) -> Manifest:
-        """Return a policy that is installed and bound; GoneError otherwise."""
+    async def policy(self, name: str) -> tuple[Manifest, Manifest]:
+        """Return a policy and its binding; GoneError where one of them is missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +204,8 @@ class TrustCheck:
         policies = {}
         for name in POLICIES:
             try:
-                policies[name] = policy_names(await self._port.policy(name))
+                policy, _ = await self._port.policy(name)
+                policies[name] = policy_names(policy)
             except GoneError:
                 continue
         requests = await self._port.requests_in(self._expected.namespace)

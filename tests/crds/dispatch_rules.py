@@ -246,6 +246,13 @@ STATUS = [
         accepted={"completionTime": ENDED},
     ),
     Rule(
+        path="status.createdBy",
+        message="createdBy cannot change once it is set",
+        stored={"createdBy": "alice", "observedGeneration": 1},
+        refused={"createdBy": "eve"},
+        accepted={"createdBy": "alice", "message": "the agent checked and stored it"},
+    ),
+    Rule(
         path="status.phase",
         message="Unsupported value",
         refused={"phase": "Completed"},

@@ -88,6 +88,7 @@ COMPLETE = DispatchStatus(
     phase=Phase.COMPLETE,
     reason="WindowEnded",
     message="the window ended as planned and the device was reverted",
+    created_by="alice@example.org",
     observed_generation=1,
     completion_time=AT,
     conditions=every_condition(OF_DISPATCHES),

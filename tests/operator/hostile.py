@@ -1,6 +1,7 @@
 """An API server that holds whatever a test puts into it, also what a real one would refuse."""
 
 import asyncio
+import copy
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, cast
 
 from kubernetes.aio.client.exceptions import ApiException
 from tests.headend.gateway.pki import write_identity
+from tests.stack.identities import chart_manifests
 
 from derops.observing import Readiness
 from derops_operator.controller import Controller
@@ -17,6 +19,16 @@ from derops_operator.settings import OperatorSettings
 from derops_operator.statuses import merge_patch
 
 __all__ = ["HostileKube", "merge_patch", "operator"]
+
+
+def installed(template: str, created: str = "2026-01-01T00:00:00Z") -> tuple[Manifest, Manifest]:
+    """Return the ValidatingAdmissionPolicy of a template and its binding, as if it were applied."""
+    kinds = ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
+    found = {each["kind"]: copy.deepcopy(each) for each in chart_manifests(template)}
+    policy, binding = (found[kind] for kind in kinds)
+    for each in (policy, binding):
+        each["metadata"]["creationTimestamp"] = created
+    return policy, binding
 
 
 class HostileKube:
@@ -33,6 +45,7 @@ class HostileKube:
         """ConfigMaps by namespace and name."""
 
         self.applied: list[tuple[str, str]] = []
+        self.policies: tuple[Manifest, Manifest] | None = installed("creator-policies.yaml")
 
     def find(self, kind: Kind, namespace: str, name: str) -> Manifest:
         for held, manifest in self.objects:
@@ -116,6 +129,11 @@ class HostileKube:
         if self.maps[namespace, name]["metadata"]["uid"] != uid:
             raise ChangedMeanwhileError(name)
         del self.maps[namespace, name]
+
+    async def policy(self, name: str) -> tuple[Manifest, Manifest]:
+        if self.policies is None:
+            raise GoneError(name)
+        return self.policies
 
     async def create_event(self, namespace: str, body: Mapping[str, Any]) -> None:
         regarding = body["regarding"]

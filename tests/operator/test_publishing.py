@@ -61,7 +61,27 @@ async def test_an_end_that_is_decided_again_while_it_is_stored_is_stored_once() 
     await publisher.publish(key)
 
     assert kube.writes == 1
-    assert [each.transition.phase for each in told] == ["Expired"]
+    assert [(each.transition.phase, each.created_by) for each in told] == [("Expired", "unknown")]
+
+
+async def test_who_ordered_it_goes_to_the_history_with_its_submission() -> None:
+    subject = replace(dispatch(), claimed_creator="alice")
+    key, cache, kube = Key(Kind.DISPATCH, "pilot", "peak"), Cache(), SlowKube()
+    told: list[control_pb2.HeadendTransition] = []
+    cache.put(Kind.DISPATCH, subject)
+    publisher = Publisher(
+        cache,
+        StatusWriter(kube),  # type: ignore[arg-type]
+        EventWriter(kube),  # type: ignore[arg-type]
+        told.append,
+        lambda kind, manifest: None,
+    )
+    decision = reconcile_dispatch(subject, asset(), view(), at(1), guarded_since_us=at(-1))
+
+    publisher.want(key, decision.status)
+    await publisher.publish(key)
+
+    assert [(each.transition.phase, each.created_by) for each in told] == [("Submitted", "alice")]
 
 
 async def test_what_is_not_known_of_an_asset_is_told_once_it_is_stored() -> None:

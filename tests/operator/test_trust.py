@@ -122,10 +122,10 @@ class FakePort:
             raise self.error
         return [request(self.requester, 1), *self.others]
 
-    async def policy(self, name: str) -> Manifest:
+    async def policy(self, name: str) -> tuple[Manifest, Manifest]:
         if name not in self.installed:
             raise GoneError(name)
-        return self.installed[name]
+        return self.installed[name], {}
 
 
 async def test_readiness_follows_what_is_seen() -> None:

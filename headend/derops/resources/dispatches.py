@@ -129,6 +129,7 @@ class DispatchStatus(Section):
     phase: Phase = Phase.SUBMITTED
     reason: str | None = None
     message: str | None = None
+    created_by: str | None = None
     observed_generation: int
     completion_time: AwareDatetime | None = None
     conditions: tuple[Condition, ...] = ()

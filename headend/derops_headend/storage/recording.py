@@ -16,8 +16,9 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EVENT = """
     insert into dispatch_event as old (
       event_id, asset_id, dispatch_uid, dispatch_name, actor, phase, reason, message, at,
-      received_at, subject, report, report_ledger_id, report_sequence, report_received_at
-    ) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::jsonb, %s, %s, %s)
+      received_at, subject, created_by,
+      report, report_ledger_id, report_sequence, report_received_at
+    ) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::jsonb, %s, %s, %s)
     on conflict (event_id, subject) do update set
       report = excluded.report,
       report_ledger_id = excluded.report_ledger_id,
@@ -69,7 +70,7 @@ def record(
                     (
                         row.event_id, int(ids[row.asset]), row.dispatch_uid, row.dispatch_name,
                         row.actor, row.phase, row.reason, row.message, instant(row.at_us),
-                        instant(row.received_us), subjects[row.asset],
+                        instant(row.received_us), subjects[row.asset], row.created_by,
                         *(
                             (row.report.json, row.report.ledger_id, row.report.sequence,
                              instant(row.received_us))

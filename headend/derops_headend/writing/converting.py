@@ -1,13 +1,14 @@
 """Entries of the log to rows. What cannot become rows is quarantined with a reason."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from uuid import UUID, uuid5
 
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import DecodeError
 
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2, log_pb2
-from derops_headend.writing.refusing import MAX_NAME, MAX_TIME_US, RefusedError, clean
+from derops_headend.writing.refusing import MAX_CREATOR, MAX_NAME, MAX_TIME_US, RefusedError, clean
 from derops_headend.writing.rows import (
     AssetKey,
     Batch,
@@ -130,18 +131,17 @@ def _add_headend_transition(batch: Batch, index: int, asset: int) -> None:
     said = control_pb2.HeadendTransition.FromString(entry.body)
     step = said.transition
     # An operator that died before its status write says it again with a later time.
-    batch.events.append(
-        _event(
-            asset,
-            _dispatch_uid(said.dispatch_uid),
-            clean(said.dispatch_name) or None,
-            "Headend",
-            step,
-            entry.received_us,
-            identity=f"{step.phase}/{step.reason}",
-            report=None,
-        )
+    event = _event(
+        asset,
+        _dispatch_uid(said.dispatch_uid),
+        clean(said.dispatch_name) or None,
+        "Headend",
+        step,
+        entry.received_us,
+        identity=f"{step.phase}/{step.reason}",
+        report=None,
     )
+    batch.events.append(replace(event, created_by=clean(said.created_by)[:MAX_CREATOR] or None))
 
 
 def _add_connection(batch: Batch, index: int, asset: int) -> None:

@@ -11,6 +11,9 @@ MAX_LATE_US = 400 * 86_400_000_000
 
 MAX_NAME = 256
 
+MAX_CREATOR = 512
+"""Characters of who ordered a dispatch; an operator tells no more."""
+
 MAX_UNNOTED_US = 5_000_000
 """How far ahead of ours a clock may be before its samples are flagged."""
 

@@ -131,6 +131,8 @@ class EventRow:
     at_us: int
     received_us: int
     report: ReportFacts | None
+    created_by: str | None = None
+    """Who ordered the dispatch; None = it was not told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

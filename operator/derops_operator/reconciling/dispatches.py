@@ -83,6 +83,7 @@ def reconcile_dispatch(
     now_us: int,
     *,
     asset_grace_us: int = ASSET_GRACE_US,
+    guarded_since_us: int | None = None,
 ) -> DispatchDecision:
     """Decide about one Dispatch.
 
@@ -92,14 +93,19 @@ def reconcile_dispatch(
         view: What the gateways know of it.
         now_us: The time.
         asset_grace_us: How long after its creation it waits for its asset.
+        guarded_since_us: Since when nobody can forge who ordered it; None = anybody can.
     """
     if dispatch.phase.terminal:
         return _tidy_up(dispatch, asset, view, now_us)
-    if dispatch.in_flight:
-        return _follow(dispatch, asset, view, now_us)
-    if dispatch.meta.deleting_us is not None:
+    if not dispatch.in_flight and dispatch.meta.deleting_us is not None:
         return DispatchDecision(status=dict(dispatch.status))
-    return _begin(dispatch, asset, view, now_us, asset_grace_us)
+    decision = (
+        _follow(dispatch, asset, view, now_us)
+        if dispatch.in_flight
+        else _begin(dispatch, asset, view, now_us, asset_grace_us)
+    )
+    decision.status["createdBy"] = dispatch.creator(guarded_since_us)
+    return decision
 
 
 def _begin(

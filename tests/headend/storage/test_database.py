@@ -234,6 +234,18 @@ def test_history_of_a_dispatch_that_no_agent_heard_of(store: Rounds, query: Quer
     ]
 
 
+def test_who_ordered_it_is_stored_with_each_step_that_the_headend_tells(
+    store: Rounds, query: Query
+) -> None:
+    store(transition("Submitted", created_by="oidc:zoe"), report("Acked", sequence=1))
+    store(transition("Submitted", created_by="eve"))  # told again, and told otherwise
+
+    assert query("select actor, created_by from dispatch_event order by 1") == [
+        ("Agent", None),
+        ("Headend", "oidc:zoe"),
+    ]
+
+
 def test_the_first_terminal_phase_stands_and_the_late_report_is_told(
     store: Rounds, query: Query
 ) -> None:

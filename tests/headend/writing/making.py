@@ -68,13 +68,19 @@ def report(
 
 
 def transition(
-    phase: str, reason: str = "Why", *, at_us: int = T0_US, asset: dispatch_pb2.AssetId = ASSET
+    phase: str,
+    reason: str = "Why",
+    *,
+    at_us: int = T0_US,
+    asset: dispatch_pb2.AssetId = ASSET,
+    created_by: str = "",
 ) -> log_pb2.LogEntry:
     said = control_pb2.HeadendTransition(
         asset=asset,
         dispatch_uid=DISPATCH,
         dispatch_name="peak",
         transition=dispatch_pb2.Transition(phase=phase, reason=reason, at_us=at_us),
+        created_by=created_by,
     )
     return entry(log_pb2.HEADEND_TRANSITION, said.SerializeToString(), asset)
 

@@ -24,7 +24,7 @@ from tests.headend.writing.making import (
     transition,
 )
 
-from derops.wire.v1 import agent_pb2, dispatch_pb2, log_pb2
+from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2, log_pb2
 from derops_headend.writing.converting import convert
 from derops_headend.writing.encoding import COLUMNS, POSTGRES_EPOCH_US, encode_samples
 from derops_headend.writing.rows import NUMBERS, QUANTITIES, Samples
@@ -222,6 +222,31 @@ def test_a_transition_has_the_same_identity_whenever_it_is_told() -> None:
     assert said.events[0].event_id == said.events[1].event_id
     again = convert(sources(transition("Acked", "AckedReason")))
     assert again.events[0].event_id != told.events[0].event_id, "another actor"
+
+
+@pytest.mark.parametrize(
+    ("said", "stored"),
+    [
+        ("oidc:Zoë", "oidc:Zoë"),
+        ("unknown", "unknown"),
+        ("", None),
+        ("eve\0", "eve\ufffd"),
+        ("x" * 9000, "x" * 512),
+    ],
+    ids=["name", "unknown", "older operator", "null", "long"],
+)
+def test_who_ordered_it_is_stored_as_the_operator_says_it(said: str, stored: str | None) -> None:
+    (event,) = convert(sources(transition("Submitted", created_by=said))).events
+
+    assert event.created_by == stored
+
+
+def test_no_agent_says_who_ordered_it() -> None:
+    forged = control_pb2.HeadendTransition(created_by="eve").SerializeToString()
+    told = report("Acked", sequence=1)
+    told.body += forged
+
+    assert [each.created_by for each in convert(sources(told)).events] == [None]
 
 
 def test_gaps_and_connections_become_rows() -> None:

@@ -1,0 +1,188 @@
+"""Who ordered a dispatch is told once, and only where nobody could forge it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.operator.hostile import installed
+from tests.operator.making import T0, Story, asset, at, dispatch, ended, view
+
+from derops.observing import Readiness
+from derops_operator.creators import SETTLING_US, Creators, since_us, why_unguarded
+from derops_operator.facts import CREATOR_ANNOTATION, CREATOR_LIMIT, Dispatch, Kind
+from derops_operator.instants import format_second
+from derops_operator.kube import GoneError, Manifest
+from derops_operator.reading import read_fact
+from derops_operator.reconciling.dispatches import reconcile_dispatch
+
+GUARDED_US = at(-100)
+
+
+def decided(subject: Dispatch, guarded_since_us: int | None) -> dict[str, Any]:
+    decision = reconcile_dispatch(
+        subject, asset(), view(), at(1), guarded_since_us=guarded_since_us
+    )
+    return decision.status
+
+
+def claimed(name: str, **others: Any) -> Dispatch:
+    return replace(dispatch(**others), claimed_creator=name)
+
+
+def test_a_guarded_annotation_is_believed() -> None:
+    assert decided(claimed("alice"), GUARDED_US)["createdBy"] == "alice"
+
+
+@pytest.mark.parametrize("since_us", [None, T0 + 1], ids=["unguarded", "older than the guard"])
+def test_what_anybody_could_have_written_is_not_believed(since_us: int | None) -> None:
+    assert decided(claimed("alice"), since_us)["createdBy"] == "unknown"
+
+
+def test_what_nobody_said_is_unknown() -> None:
+    assert decided(dispatch(), GUARDED_US)["createdBy"] == "unknown"
+
+
+def test_what_is_in_flight_since_before_it_was_kept_is_unknown() -> None:
+    assert decided(claimed("eve", submitted=True), T0 + 1)["createdBy"] == "unknown"
+
+
+@pytest.mark.parametrize("later", ["", "eve"], ids=["lost", "changed"])
+def test_what_the_status_says_stands_whatever_becomes_of_the_annotation(later: str) -> None:
+    story = Story(replace(dispatch(), status=decided(claimed("alice"), GUARDED_US)))
+    story.change(claimed_creator=later)
+
+    story.look(2)
+    assert story.decision.status["createdBy"] == "alice"
+    story.look(101, view(report=ended()))
+    assert story.dispatch.phase.terminal
+    story.look(102, view(report=ended()))
+    assert story.decision.status["createdBy"] == "alice"
+
+
+def test_what_is_refused_says_who_ordered_it_too() -> None:
+    refused = decided(replace(claimed("alice"), watts=9000), GUARDED_US)
+
+    assert (refused["phase"], refused["createdBy"]) == ("Rejected", "alice")
+
+
+def test_what_ended_before_it_was_kept_stays_as_it_is() -> None:
+    """A write for each of all that ever ended would hold up those that end now."""
+    over = {"phase": "Complete", "completionTime": format_second(at(0)), "observedGeneration": 1}
+
+    assert "createdBy" not in decided(claimed("alice", status=over), GUARDED_US)
+
+
+def read(annotations: Any) -> Dispatch:
+    manifest: Manifest = {
+        "metadata": {
+            "namespace": "pilot", "name": "peak", "uid": "u", "resourceVersion": "1",
+            "creationTimestamp": format_second(T0), "annotations": annotations,
+        },
+        "spec": {
+            "assetRef": {"name": "battery"}, "durationSeconds": 5,
+            "setpoint": {"mode": "CeaseToEnergize"},
+        },
+    }  # fmt: skip
+    fact = read_fact(Kind.DISPATCH, manifest, T0)
+    assert isinstance(fact, Dispatch)
+    return fact
+
+
+@pytest.mark.parametrize("annotations", [None, {}, {"others": "x"}, {CREATOR_ANNOTATION: ""}])
+def test_a_dispatch_without_the_annotation_claims_nobody(annotations: Any) -> None:
+    assert read(annotations).claimed_creator == ""
+
+
+def test_a_name_is_read_as_it_is() -> None:
+    name = "https://login.example.org/#Zoë (Süd) @+\"';--"
+
+    assert read({CREATOR_ANNOTATION: name}).claimed_creator == name
+
+
+ODD = ["alice\u202e", "alice\u202d", "a\nb", "a\x1b[2J", "x" * (CREATOR_LIMIT + 1), "x" * 200_000]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_name_that_cannot_be_shown_is_bounded_and_told_from_others(name: str) -> None:
+    found = read({CREATOR_ANNOTATION: name}).claimed_creator
+
+    assert found.isprintable()
+    assert len(found) <= CREATOR_LIMIT
+    assert found.startswith(name[0])
+
+
+def test_no_two_names_are_told_as_one() -> None:
+    assert len({read({CREATOR_ANNOTATION: name}).claimed_creator for name in ODD}) == len(ODD)
+
+
+def test_it_guards_from_when_both_are_in_force() -> None:
+    policy, binding = installed("creator-policies.yaml", format_second(T0))
+    binding["metadata"]["creationTimestamp"] = format_second(at(5))
+
+    assert why_unguarded(policy, binding) == ""
+    assert since_us(policy, binding) == at(5) + SETTLING_US
+
+
+MISTAKES: dict[str, Callable[[Manifest, Manifest], object]] = {
+    "failurePolicy Ignore": lambda policy, _: policy["spec"].update(failurePolicy="Ignore"),
+    "another annotation": lambda policy, _: policy["spec"]["variables"].pop(0),
+    "not to match every": lambda policy, _: policy["spec"].update(
+        matchConditions=[{"name": "some", "expression": "false"}]
+    ),
+    "made not to match every": lambda policy, _: policy["spec"]["matchConstraints"].update(
+        namespaceSelector={"matchLabels": {"guarded": "yes"}}
+    ),
+    "made not to match every Dispatch": lambda policy, _: policy["spec"]["matchConstraints"][
+        "resourceRules"
+    ][0].update(operations=["CREATE"]),
+    "does not deny": lambda _, binding: binding["spec"].update(validationActions=["Audit"]),
+    "binding is made not to match": lambda _, binding: binding["spec"].update(
+        matchResources={"namespaceSelector": {"matchLabels": {"guarded": "yes"}}}
+    ),
+}
+
+
+@pytest.mark.parametrize("why", MISTAKES)
+def test_a_policy_that_was_changed_guards_nothing(why: str) -> None:
+    policy, binding = installed("creator-policies.yaml")
+    MISTAKES[why](policy, binding)
+
+    assert why in why_unguarded(policy, binding)
+
+
+class Port:
+    """An API server that holds what it is told."""
+
+    def __init__(self) -> None:
+        self.answer: tuple[Manifest, Manifest] | Exception = installed("creator-policies.yaml")
+
+    async def policy(self, name: str) -> tuple[Manifest, Manifest]:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+async def test_what_is_not_guarded_is_told_and_what_cannot_be_asked_stays() -> None:
+    port, readiness = Port(), Readiness()
+    creators = Creators(port, readiness)
+    await creators.look()
+    guarded = creators.guarded_since_us
+    assert guarded is not None
+    assert readiness.report() == (True, "ok")
+
+    port.answer = OSError("away")
+    await creators.look()
+    assert creators.guarded_since_us == guarded
+    assert "degraded who ordered a dispatch: cannot be looked at: away" in readiness.report()[1]
+
+    port.answer = GoneError("derops-creator")
+    await creators.look()
+    assert creators.guarded_since_us is None
+    ready, text = readiness.report()
+    assert ready
+    assert "derops-creator is not installed" in text
+
+    port.answer = installed("creator-policies.yaml")
+    await creators.look()
+    assert readiness.report() == (True, "ok")
