@@ -77,6 +77,11 @@ def test_a_cause_of_no_field_is_left_out() -> None:
     ]
 
 
+def test_another_object_of_the_same_name_is_a_conflict() -> None:
+    causes = [cause("metadata.uid", 'Invalid value: "u": field is immutable')]
+    assert refused(422, status(422, causes=causes)).slug is Slug.CONFLICT
+
+
 def test_fields_that_the_crd_does_not_have_are_named() -> None:
     message = 'strict decoding error: unknown field "spec.a.b", duplicate field "spec.primacy"'
     problem = refused(400, status(400, message))

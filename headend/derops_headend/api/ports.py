@@ -1,10 +1,12 @@
 """What the routes ask of the world. One implementation each; tests run on the real thing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from derops_headend.api.assets import KnownAsset
 from derops_headend.api.call import Call
 from derops_headend.api.caller import Caller
 
@@ -116,17 +118,33 @@ class Audit(Protocol):
         """
 
 
+class DispatchPage(NamedTuple):
+    """A part of the Dispatches of a namespace."""
+
+    items: list[Manifest]
+    next: str | None
+    """Where the next begins; None = this is the last."""
+
+
+class Life(Enum):
+    """Whether an object was there in a stretch of time."""
+
+    WAS_THERE = "was there"
+    NEVER_WAS = "never was there"
+    UNKNOWN = "the API server does not remember"
+
+
 class Kubernetes(Protocol):
     """Assets and dispatches: read from one shared watch of each kind, written one by one."""
 
-    def assets(self, namespaces: Sequence[str]) -> list[Manifest]:
-        """Return the DERAssets of some namespaces, by namespace and name.
+    def assets(self, namespaces: Sequence[str]) -> list[KnownAsset]:
+        """Return the DERAssets of some namespaces, in no order.
 
         Raises:
             ProblemError: KUBERNETES_UNAVAILABLE: nothing was heard yet, or not for too long.
         """
 
-    def asset(self, namespace: str, name: str) -> Manifest | None:
+    def asset(self, namespace: str, name: str) -> KnownAsset | None:
         """Return a DERAsset; None = there is none.
 
         Raises:
@@ -134,10 +152,62 @@ class Kubernetes(Protocol):
         """
 
     def known_namespaces(self) -> list[str]:
-        """Return those that have a DERAsset or a Dispatch.
+        """Return those that have a DERAsset or a Dispatch, sorted.
 
         Raises:
             ProblemError: KUBERNETES_UNAVAILABLE.
+        """
+
+    def dispatch_version(self) -> str:
+        """Return a resourceVersion that is not newer than now; empty = none is known."""
+
+    async def dispatch(self, namespace: str, name: str) -> Manifest | None:
+        """Read a Dispatch from the API server; None = there is none.
+
+        Raises:
+            ProblemError: KUBERNETES_UNAVAILABLE, TOO_MANY_REQUESTS.
+        """
+
+    async def dispatches(
+        self, namespace: str, *, limit: int, after: str | None, selector: Mapping[str, str]
+    ) -> DispatchPage:
+        """Read a page of Dispatches from the API server.
+
+        Args:
+            namespace: Where.
+            limit: The most of them.
+            after: ``next`` of an earlier page.
+            selector: Selectable fields with the value each must have.
+
+        Raises:
+            ProblemError: PAGE_EXPIRED, INVALID, KUBERNETES_UNAVAILABLE, TOO_MANY_REQUESTS.
+        """
+
+    async def create_dispatch(
+        self, namespace: str, manifest: Manifest, *, dry_run: bool
+    ) -> Manifest:
+        """Create a Dispatch; dry: let the API server check it and make none.
+
+        Raises:
+            ProblemError: CONFLICT: the name is taken; INVALID, FORBIDDEN, NOT_FOUND,
+                TOO_MANY_REQUESTS; KUBERNETES_UNAVAILABLE: it may have been made all the same.
+        """
+
+    async def patch_dispatch(self, manifest: Manifest, spec: Mapping[str, Any]) -> Manifest:
+        """Merge ``spec`` into that of a Dispatch, if it still is the version that was read.
+
+        Raises:
+            ProblemError: CONFLICT: it is not; NOT_FOUND, INVALID, FORBIDDEN,
+                TOO_MANY_REQUESTS, KUBERNETES_UNAVAILABLE.
+        """
+
+    async def life_of(self, namespace: str, name: str, since_version: str) -> Life:
+        """Tell whether a Dispatch of a name was there at any time since a resourceVersion.
+
+        It takes some seconds.
+
+        Raises:
+            ProblemError: KUBERNETES_UNAVAILABLE, TOO_MANY_REQUESTS.
         """
 
 

@@ -44,6 +44,10 @@ def refused(status: int, body: bytes, *, creating: bool = False) -> ProblemError
     answer = _read(body)
     if status == 400 and "strict decoding error" in _text(answer, "message"):
         return _invalid(_unknown_fields(_text(answer, "message")))
+    if status == 422 and any(
+        _text(each, "field") == "metadata.uid" for each in _raw_causes(answer)
+    ):
+        status = 409  # the precondition on the uid does not hold
     if status in (400, 422):
         return _invalid(_causes(answer))
     if status == 429:
@@ -106,16 +110,19 @@ def _unknown_fields(message: str) -> list[Fault]:
     ]
 
 
-def _causes(answer: Mapping[str, Any]) -> list[Fault]:
+def _raw_causes(answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     causes = _details(answer).get("causes")
-    found = [each for each in causes if isinstance(each, dict)] if isinstance(causes, list) else []
+    return [each for each in causes if isinstance(each, dict)] if isinstance(causes, list) else []
+
+
+def _causes(answer: Mapping[str, Any]) -> list[Fault]:
     return [
         Fault(
             code=_text(each, "reason") or "Invalid",
             detail=_without_echo(_text(each, "message")),
             pointer=pointer(_text(each, "field")),
         )
-        for each in found
+        for each in _raw_causes(answer)
         if _text(each, "field") not in _OF_NO_FIELD
     ][:_MOST_FAULTS]
 

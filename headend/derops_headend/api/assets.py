@@ -1,0 +1,257 @@
+"""DERAssets as callers see them, and how a list is chosen from them. Pure.
+
+Thousands are kept, so each is kept as the bytes that are answered, beside the few values that a
+list is filtered and sorted by.
+"""
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from pydantic import Field, ValidationError
+
+from derops.resources.derassets import DERAssetSpec, DERAssetStatus
+from derops_headend.api.models import Model
+from derops_headend.api.problems import Fault, ProblemError, Slug
+
+MOST_BYTES = 65_536
+"""Of one asset as it is answered: whoever writes a DERAsset chooses its size."""
+
+_LONGEST_PROBLEM = 200
+
+
+class AssetView(Model):
+    """A DERAsset; ``spec`` with its defaults, ``status`` as the operator last wrote it."""
+
+    namespace: str
+    name: str
+    uid: str
+    resource_version: str
+    generation: int
+    created_at: datetime | None = None
+    deleted_at: datetime | None = Field(
+        default=None, description="When its deletion was asked for; it is still there."
+    )
+    labels: dict[str, str] = {}
+    spec: DERAssetSpec | None = None
+    status: DERAssetStatus | None = None
+    problem: str | None = Field(
+        default=None, description="Why there is no spec and no status: it cannot be read."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownAsset:
+    """A DERAsset as it was last heard of."""
+
+    namespace: str
+    name: str
+    uid: str
+    resource_version: str
+    type: str
+    """Empty = it cannot be read."""
+
+    operating_state: str
+    ready: str
+    """Status of the condition: True, False or Unknown."""
+
+    connected: str
+    labels: Mapping[str, str]
+    body: bytes
+    """An ``AssetView`` in JSON, at most MOST_BYTES."""
+
+
+def read_asset(manifest: Mapping[str, Any]) -> KnownAsset:
+    """Read a DERAsset; what is not as its kind promises is told in its ``problem``.
+
+    Raises:
+        Exception: It does not even say which it is.
+    """
+    view = _identify(manifest)
+    try:
+        full = _fill(view, manifest)
+        body = _render(full)
+        if len(body) <= MOST_BYTES:
+            return _known(full, body)
+        problem = f"it has {len(body)} bytes; at most {MOST_BYTES} are shown"
+    except Exception as error:
+        problem = _describe(error)
+    bare = view.model_copy(update={"problem": problem})
+    return _known(bare, _render(bare))
+
+
+def view_of(known: KnownAsset) -> AssetView:
+    """Return what the bytes of a known asset say."""
+    return AssetView.model_validate_json(known.body)
+
+
+def _identify(manifest: Mapping[str, Any]) -> AssetView:
+    metadata = manifest["metadata"]
+    view = AssetView(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        resource_version=metadata["resourceVersion"],
+        generation=int(metadata.get("generation", 0)),
+    )
+    if max(len(view.name), len(view.namespace), len(view.uid)) > 253:
+        raise ValueError("a name of more than 253 characters")
+    return view
+
+
+def _fill(view: AssetView, manifest: Mapping[str, Any]) -> AssetView:
+    metadata = manifest["metadata"]
+    deleted = metadata.get("deletionTimestamp")
+    return AssetView(
+        **{name: getattr(view, name) for name in AssetView.model_fields if getattr(view, name)},
+        created_at=datetime.fromisoformat(metadata["creationTimestamp"]),
+        deleted_at=datetime.fromisoformat(deleted) if deleted else None,
+        labels=metadata.get("labels") or {},
+        spec=DERAssetSpec.model_validate(manifest["spec"]),
+        status=DERAssetStatus.model_validate(manifest["status"])
+        if manifest.get("status")
+        else None,
+    )
+
+
+def _render(view: AssetView) -> bytes:
+    return view.model_dump_json(by_alias=True, exclude_none=True).encode()
+
+
+def _known(view: AssetView, body: bytes) -> KnownAsset:
+    conditions = {each.type: each.status for each in view.status.conditions} if view.status else {}
+    return KnownAsset(
+        namespace=view.namespace,
+        name=view.name,
+        uid=view.uid,
+        resource_version=view.resource_version,
+        type=view.spec.type if view.spec else "",
+        operating_state=view.spec.operating_state if view.spec else "",
+        ready=conditions.get("Ready", "Unknown"),
+        connected=conditions.get("Connected", "Unknown"),
+        labels=view.labels,
+        body=body,
+    )
+
+
+def _describe(error: Exception) -> str:
+    """Return which fields are wrong, not what is in them."""
+    if isinstance(error, ValidationError):
+        where = ", ".join(
+            ".".join(map(str, each["loc"])) for each in error.errors(include_input=False)[:5]
+        )
+        return f"not as its kind promises: {where}"[:_LONGEST_PROBLEM]
+    return f"{type(error).__name__} in its metadata or status"
+
+
+class Sort(StrEnum):
+    """By what a list is sorted; of equals by namespace and name."""
+
+    NAME = "name"
+    TYPE = "type"
+    OPERATING_STATE = "operatingState"
+    READY = "ready"
+    CONNECTED = "connected"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which assets, in which order; None = whatever it is."""
+
+    type: str | None = None
+    operating_state: str | None = None
+    ready: str | None = None
+    connected: str | None = None
+    labels: Sequence[tuple[str, str | None]] = ()
+    """Names with the value each must have; None = any, but it is there."""
+
+    text: str = ""
+    """Part of the name, in any case."""
+
+    sort: Sort = Sort.NAME
+    descending: bool = False
+
+
+class Page(NamedTuple):
+    """A part of a list."""
+
+    assets: list[KnownAsset]
+    next: str | None
+    """Where the next begins; None = this is the last."""
+
+
+def choose(assets: Iterable[KnownAsset], wanted: Wanted, limit: int, after: str | None) -> Page:
+    """Return the assets that are wanted, from behind ``after`` on, ``limit`` at most.
+
+    Raises:
+        ProblemError: INVALID: ``after`` is none of ours.
+    """
+    chosen = sorted(
+        ((_sort_key(each, wanted.sort), each) for each in assets if _is_wanted(each, wanted)),
+        key=lambda pair: pair[0],
+        reverse=wanted.descending,
+    )
+    if after is not None:
+        last = _parse_after(after)
+        chosen = [
+            pair for pair in chosen if (pair[0] < last if wanted.descending else pair[0] > last)
+        ]
+    page = chosen[:limit]
+    more = len(chosen) > limit
+    return Page([each for _, each in page], _format_after(page[-1][0]) if more and page else None)
+
+
+def _is_wanted(asset: KnownAsset, wanted: Wanted) -> bool:
+    exact = (
+        (wanted.type, asset.type),
+        (wanted.operating_state, asset.operating_state),
+        (wanted.ready, asset.ready),
+        (wanted.connected, asset.connected),
+    )
+    return (
+        all(want is None or want == has for want, has in exact)
+        and wanted.text.lower() in asset.name
+        and all(
+            name in asset.labels and (value is None or asset.labels[name] == value)
+            for name, value in wanted.labels
+        )
+    )
+
+
+def _sort_key(asset: KnownAsset, sort: Sort) -> tuple[str, str, str]:
+    value = {
+        Sort.NAME: asset.name,
+        Sort.TYPE: asset.type,
+        Sort.OPERATING_STATE: asset.operating_state,
+        Sort.READY: asset.ready,
+        Sort.CONNECTED: asset.connected,
+    }[sort]
+    return value, asset.namespace, asset.name
+
+
+def _format_after(key: tuple[str, str, str]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(key).encode()).decode().rstrip("=")
+
+
+def _parse_after(after: str) -> tuple[str, str, str]:
+    try:
+        key = json.loads(base64.urlsafe_b64decode(after + "=" * (-len(after) % 4)))
+    except (ValueError, RecursionError):
+        key = None
+    if isinstance(key, list) and len(key) == 3 and all(isinstance(each, str) for each in key):
+        return key[0], key[1], key[2]
+    raise ProblemError(
+        Slug.INVALID,
+        "the page cannot be found",
+        faults=[
+            Fault(
+                code="invalid",
+                detail="is not what `next` of an answer was: begin again without it",
+                parameter="after",
+            )
+        ],
+    )

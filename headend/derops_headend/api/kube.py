@@ -1,0 +1,325 @@
+"""All calls of the API to Kubernetes: two watches that all callers share, and single writes."""
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, NamedTuple, Self
+from urllib.parse import quote
+
+import aiohttp
+import yaml
+from kubernetes.aio import client, config
+
+from derops.errors import SettingError
+from derops_headend.api.assets import KnownAsset, read_asset
+from derops_headend.api.ports import DispatchPage, Life, Manifest
+from derops_headend.api.problems import Fault, ProblemError, Slug
+from derops_headend.api.refusals import refused, unanswered
+from derops_headend.api.watching import Key, Watch, events, hang_up, parse
+
+FIELD_MANAGER = "derops-api"
+"""Owner of the fields that the API writes."""
+
+WRITE_SECONDS = 5
+"""The API server gives a write up after so long, and so it was made by then or never."""
+
+_GROUP = "/apis/derops.io/v1alpha1"
+_ASSETS, _DISPATCHES = f"{_GROUP}/derassets", f"{_GROUP}/dispatches"
+_MERGE, _JSON = "application/merge-patch+json", "application/json"
+_CONNECTIONS = 50
+_READ = aiohttp.ClientTimeout(total=10.0, connect=5.0)
+_WRITE = aiohttp.ClientTimeout(total=WRITE_SECONDS + 2.0, connect=3.0)
+_LOOK_BACK_SECONDS = 6
+"""A watch that ends after so long is told about 2 s before that how far it got."""
+
+_LOOK_BACK = aiohttp.ClientTimeout(total=_LOOK_BACK_SECONDS + 4.0)
+_AWAY = (aiohttp.ClientError, OSError, TimeoutError)
+_UNUSABLE = (
+    config.ConfigException,
+    OSError,
+    yaml.YAMLError,
+    # What the client comes across in a file that is YAML and no kubeconfig.
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+
+
+class Answer(NamedTuple):
+    """What the API server answered."""
+
+    status: int
+    body: bytes
+
+    @property
+    def manifest(self) -> Manifest:
+        """The object in it.
+
+        Raises:
+            ProblemError: KUBERNETES_UNAVAILABLE: there is none.
+        """
+        try:
+            return parse(self.body)
+        except (ValueError, RecursionError) as error:
+            raise unanswered() from error
+
+
+class Kube:
+    """The API server. Make it inside the event loop, ``run`` it in a task, ``close`` it there."""
+
+    def __init__(self, configuration: client.Configuration) -> None:
+        configuration.connection_pool_maxsize = _CONNECTIONS
+        self._client = client.ApiClient(configuration)
+        self._assets = Watch(_ASSETS, self._open, _keep_asset)
+        self._dispatches = Watch(_DISPATCHES, self._open, _keep_dispatch)
+
+    @classmethod
+    async def connect(cls) -> Self:
+        """Read KUBECONFIG or the pod's service account; no call is made yet.
+
+        Raises:
+            SettingError: There is neither, or it cannot be read.
+        """
+        configuration = client.Configuration()
+        file = os.environ.get("KUBECONFIG")
+        try:
+            if file:
+                await config.load_kube_config(file, client_configuration=configuration)
+            else:
+                config.load_incluster_config(client_configuration=configuration)
+        except _UNUSABLE as error:
+            why = " ".join(str(error).split())
+            problem = (
+                f"{file} is of no use: {why}"
+                if file
+                else f"is not set, and this is no pod with a service account: {why}"
+            )
+            raise SettingError("KUBECONFIG", "environment", problem) from error
+        return cls(configuration)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.close()
+
+    async def run(self) -> None:
+        """Follow both kinds until cancelled."""
+        async with asyncio.TaskGroup() as watches:
+            watches.create_task(self._assets.run(), name="watch derassets")
+            watches.create_task(self._dispatches.run(), name="watch dispatches")
+
+    @property
+    def ready(self) -> bool:
+        """Whether both kinds are known as they are now."""
+        return self._assets.fresh and self._dispatches.fresh
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = _JSON,
+        limits: aiohttp.ClientTimeout = _READ,
+    ) -> Answer:
+        """Send one request and return the answer, whatever its status.
+
+        Raises:
+            ProblemError: KUBERNETES_UNAVAILABLE: there is none in time.
+        """
+        try:
+            stream = await self._request(method, path, query or {}, body, content_type, limits)
+            return Answer(stream.status, await stream.read())
+        except _AWAY as error:
+            raise unanswered(creating=method == "POST" and path.endswith("/dispatches")) from error
+
+    def assets(self, namespaces: Sequence[str]) -> list[KnownAsset]:
+        """Return the DERAssets of some namespaces, in no order; see the port."""
+        self._require(self._assets)
+        return [each for namespace in namespaces for each in self._assets.of(namespace)]
+
+    def asset(self, namespace: str, name: str) -> KnownAsset | None:
+        """Return a DERAsset; see the port."""
+        self._require(self._assets)
+        return self._assets.get(namespace, name)
+
+    def known_namespaces(self) -> list[str]:
+        """Return the namespaces with an asset or a dispatch; see the port."""
+        self._require(self._assets)
+        self._require(self._dispatches)
+        return sorted({*self._assets.namespaces(), *self._dispatches.namespaces()})
+
+    def dispatch_version(self) -> str:
+        """Return up to where the dispatches are known; see the port."""
+        return self._dispatches.version
+
+    async def dispatch(self, namespace: str, name: str) -> Manifest | None:
+        """Read one Dispatch; see the port."""
+        answer = await self.call("GET", _dispatch_path(namespace, name))
+        if answer.status == HTTPStatus.NOT_FOUND:
+            return None
+        return _expect(answer, HTTPStatus.OK)
+
+    async def dispatches(
+        self, namespace: str, *, limit: int, after: str | None, selector: Mapping[str, str]
+    ) -> DispatchPage:
+        """Read a page of Dispatches; see the port."""
+        query = {"limit": str(limit)}
+        if selector:
+            query["fieldSelector"] = ",".join(f"{name}={value}" for name, value in selector.items())
+        if after:
+            query["continue"] = after
+        answer = await self.call("GET", _dispatch_path(namespace), query=query)
+        if answer.status == HTTPStatus.BAD_REQUEST and after:
+            raise ProblemError(
+                Slug.INVALID,
+                "the page cannot be found",
+                faults=[
+                    Fault(
+                        code="invalid",
+                        detail="is not what `next` of an answer was: begin again without it",
+                        parameter="after",
+                    )
+                ],
+            )
+        page = _expect(answer, HTTPStatus.OK)
+        return DispatchPage(page["items"], page["metadata"].get("continue") or None)
+
+    async def create_dispatch(
+        self, namespace: str, manifest: Manifest, *, dry_run: bool
+    ) -> Manifest:
+        """Create a Dispatch; see the port."""
+        query = {
+            "fieldValidation": "Strict",
+            "fieldManager": FIELD_MANAGER,
+            "timeout": f"{WRITE_SECONDS}s",
+        }
+        if dry_run:
+            query["dryRun"] = "All"
+        answer = await self.call(
+            "POST", _dispatch_path(namespace), query=query, body=manifest, limits=_WRITE
+        )
+        if answer.status != HTTPStatus.CREATED:
+            raise refused(answer.status, answer.body, creating=not dry_run)
+        return answer.manifest
+
+    async def patch_dispatch(self, manifest: Manifest, spec: Mapping[str, Any]) -> Manifest:
+        """Change a Dispatch; see the port."""
+        metadata = manifest["metadata"]
+        body = {
+            "metadata": {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]},
+            "spec": dict(spec),
+        }
+        answer = await self.call(
+            "PATCH",
+            _dispatch_path(metadata["namespace"], metadata["name"]),
+            query={
+                "fieldValidation": "Strict",
+                "fieldManager": FIELD_MANAGER,
+                "timeout": f"{WRITE_SECONDS}s",
+            },
+            body=body,
+            content_type=_MERGE,
+            limits=_WRITE,
+        )
+        return _expect(answer, HTTPStatus.OK)
+
+    async def life_of(self, namespace: str, name: str, since_version: str) -> Life:
+        """Tell whether a Dispatch of a name ever was there since; see the port."""
+        if not since_version.isdecimal():
+            return Life.UNKNOWN
+        selector = {"fieldSelector": f"metadata.name={name}"}
+        path = _dispatch_path(namespace)
+        now = _expect(await self.call("GET", path, query=selector), HTTPStatus.OK)
+        if now["items"]:
+            return Life.WAS_THERE
+        query = {
+            **selector,
+            "watch": "1",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": since_version,
+            "timeoutSeconds": str(_LOOK_BACK_SECONDS),
+        }
+        try:
+            stream = await self._request("GET", path, query, None, _JSON, _LOOK_BACK)
+            try:
+                if stream.status == HTTPStatus.GONE:
+                    return Life.UNKNOWN
+                if stream.status != HTTPStatus.OK:
+                    raise refused(stream.status, await stream.read())
+                return await _look_back(stream.content, int(now["metadata"]["resourceVersion"]))
+            finally:
+                hang_up(stream)
+        except (*_AWAY, ValueError, LookupError, TypeError) as error:
+            raise unanswered(creating=True) from error
+
+    def _require(self, watch: Watch[Any]) -> None:
+        if not watch.fresh:
+            raise unanswered()
+
+    async def _open(
+        self, path: str, query: Mapping[str, str], limits: aiohttp.ClientTimeout
+    ) -> aiohttp.ClientResponse:
+        return await self._request("GET", path, query, None, _JSON, limits)
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Mapping[str, Any] | None,
+        content_type: str,
+        limits: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        prepared = await self._client.param_serialize(
+            method,
+            path,
+            query_params=list(query.items()),
+            header_params={"Accept": _JSON, "Content-Type": content_type},
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        sent = await self._client.call_api(*prepared, _request_timeout=limits)
+        response: aiohttp.ClientResponse = sent.response
+        return response
+
+
+async def _look_back(content: aiohttp.StreamReader, now: int) -> Life:
+    """Tell whether a watch of one name saw it, once it has told all up to a version.
+
+    Raises:
+        TimeoutError: It ended before that.
+    """
+    async for event in events(content):
+        if event["type"] == "BOOKMARK":
+            if int(event["object"]["metadata"]["resourceVersion"]) >= now:
+                return Life.NEVER_WAS
+        elif event["type"] == "ERROR":
+            return Life.UNKNOWN
+        else:
+            return Life.WAS_THERE
+    raise TimeoutError
+
+
+def _expect(answer: Answer, status: HTTPStatus) -> Manifest:
+    if answer.status != status:
+        raise refused(answer.status, answer.body)
+    return answer.manifest
+
+
+def _dispatch_path(namespace: str, name: str | None = None) -> str:
+    path = f"{_GROUP}/namespaces/{quote(namespace, safe='')}/dispatches"
+    return path if name is None else f"{path}/{quote(name, safe='')}"
+
+
+def _keep_asset(manifest: Mapping[str, Any]) -> tuple[Key, KnownAsset]:
+    asset = read_asset(manifest)
+    return (asset.namespace, asset.name), asset
+
+
+def _keep_dispatch(manifest: Mapping[str, Any]) -> tuple[Key, None]:
+    """Keep that it is there: single ones are read from the API server."""
+    metadata = manifest["metadata"]
+    return (metadata["namespace"], metadata["name"]), None

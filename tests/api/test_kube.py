@@ -1,0 +1,196 @@
+"""The API's side of Kubernetes, on a real API server."""
+
+import asyncio
+import itertools
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import kubernetes
+import pytest
+from tests.crds.api import Api
+from tests.crds.manifests import BATTERY, DISPATCH, merged
+from tests.stack.controlplane import ControlPlane
+
+from derops_headend.api.assets import view_of
+from derops_headend.api.kube import Kube
+from derops_headend.api.ports import Life
+from derops_headend.api.problems import ProblemError, Slug
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def client(kube: ControlPlane) -> Iterator[Any]:
+    with kubernetes.config.new_client_from_config(kube.kubeconfig) as opened:
+        yield opened
+
+
+@pytest.fixture
+def namespace(client: Any) -> str:
+    name = f"api-kube-{next(_numbers)}"
+    kubernetes.client.CoreV1Api(client).create_namespace({"metadata": {"name": name}})
+    return name
+
+
+@pytest.fixture
+def admin(client: Any, namespace: str) -> Api:
+    """Return our kinds as an administrator writes them, beside the API."""
+    return Api(client, namespace)
+
+
+@pytest.fixture
+async def ours(kube: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Kube]:
+    monkeypatch.setenv("KUBECONFIG", kube.kubeconfig)
+    opened = await Kube.connect()
+    running = asyncio.create_task(opened.run())
+    try:
+        await until(lambda: opened.ready)
+        yield opened
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await opened.close()
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Wait for what the watch brings; the test's own time limit ends it."""
+    while not holds():
+        await asyncio.sleep(0.02)
+
+
+def manifest(name: str = "peak", **spec: Any) -> dict[str, Any]:
+    return merged(DISPATCH, {"metadata": {"name": name}, "spec": spec})
+
+
+async def test_an_asset_is_known_as_it_is(ours: Kube, admin: Api, namespace: str) -> None:
+    made = merged(BATTERY, {"metadata": {"labels": {"site": "north"}}})
+    stored = admin.create(made)
+    await until(lambda: ours.asset(namespace, "battery-7"))
+    known = ours.asset(namespace, "battery-7")
+    assert known is not None
+    assert known.uid == stored["metadata"]["uid"]
+    assert known.labels == {"site": "north"}
+    view = view_of(known)
+    assert view.spec is not None
+    assert view.spec.ratings.max_injection_watts == made["spec"]["ratings"]["maxInjectionWatts"]
+    assert namespace in ours.known_namespaces()
+    admin.patch(stored, {"spec": {"operatingState": "OutOfService"}})
+    await until(lambda: ours.assets([namespace])[0].operating_state == "OutOfService")
+    admin._call(admin._objects.delete_namespaced_custom_object, "DERAsset", name="battery-7")
+    await until(lambda: ours.asset(namespace, "battery-7") is None)
+    assert namespace not in ours.known_namespaces()
+
+
+async def test_an_asset_of_any_depth_is_read_with_all_others(
+    kube: ControlPlane, ours: Kube, admin: Api, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both as the watch tells it and as a list does."""
+    metadata = {"name": "deep", "namespace": namespace, "managedFields": "FIELDS"}
+    deep = merged(BATTERY, {"metadata": metadata})
+    fields = '{"f:x":' * 9000 + "{}" + "}" * 9000
+    text = json.dumps(deep).replace(
+        '"FIELDS"',
+        '[{"manager":"me","operation":"Update","apiVersion":"derops.io/v1alpha1",'
+        f'"fieldsType":"FieldsV1","fieldsV1":{fields}}}]',
+    )
+    path = f"/apis/derops.io/v1alpha1/namespaces/{namespace}/derassets"
+    kube.kubectl("create", "--raw", path, "-f", "-", stdin=text)
+    assert kube.kubectl("get", "--raw", f"{path}/deep").count("f:x") == 9000
+    admin.create(merged(BATTERY, {"metadata": {"name": "beside"}}))
+    await until(lambda: len(ours.assets([namespace])) == 2)
+
+    anew = await Kube.connect()
+    running = asyncio.create_task(anew.run())
+    await until(lambda: anew.ready)
+    assert {each.name for each in anew.assets([namespace])} == {"deep", "beside"}
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await anew.close()
+
+
+async def test_a_dispatch_is_made_read_changed_and_listed(ours: Kube, namespace: str) -> None:
+    made = await ours.create_dispatch(namespace, manifest(), dry_run=False)
+    read = await ours.dispatch(namespace, "peak")
+    assert read is not None
+    assert read["metadata"]["uid"] == made["metadata"]["uid"]
+    changed = await ours.patch_dispatch(read, {"desiredState": "Cancelled"})
+    assert changed["spec"]["desiredState"] == "Cancelled"
+    with pytest.raises(ProblemError) as stale:
+        await ours.patch_dispatch(read, {"ttlSecondsAfterFinished": 5})
+    assert stale.value.slug is Slug.CONFLICT
+    page = await ours.dispatches(
+        namespace, limit=5, after=None, selector={"spec.desiredState": "Cancelled"}
+    )
+    assert [each["metadata"]["name"] for each in page.items] == ["peak"]
+    assert page.next is None
+
+
+async def test_another_object_of_the_name_is_not_changed(
+    ours: Kube, admin: Api, namespace: str
+) -> None:
+    first = await ours.create_dispatch(namespace, manifest(), dry_run=False)
+    admin._call(admin._objects.delete_namespaced_custom_object, "Dispatch", name="peak")
+    second = await ours.create_dispatch(namespace, manifest(), dry_run=False)
+    first["metadata"]["resourceVersion"] = second["metadata"]["resourceVersion"]
+    with pytest.raises(ProblemError) as other:
+        await ours.patch_dispatch(first, {"desiredState": "Cancelled"})
+    assert other.value.slug is Slug.CONFLICT
+
+
+async def test_a_dry_run_makes_nothing(ours: Kube, namespace: str) -> None:
+    await ours.create_dispatch(namespace, manifest(), dry_run=True)
+    assert await ours.dispatch(namespace, "peak") is None
+
+
+async def test_a_name_that_is_taken_is_a_conflict(ours: Kube, namespace: str) -> None:
+    await ours.create_dispatch(namespace, manifest(), dry_run=False)
+    with pytest.raises(ProblemError) as taken:
+        await ours.create_dispatch(namespace, manifest(), dry_run=False)
+    assert taken.value.slug is Slug.CONFLICT
+
+
+async def test_a_list_comes_in_pages(ours: Kube, namespace: str) -> None:
+    for number in range(5):
+        await ours.create_dispatch(namespace, manifest(f"d{number}"), dry_run=False)
+    names, after = [], None
+    while True:
+        page = await ours.dispatches(namespace, limit=2, after=after, selector={})
+        names += [each["metadata"]["name"] for each in page.items]
+        after = page.next
+        if after is None:
+            break
+    assert names == [f"d{number}" for number in range(5)]
+    with pytest.raises(ProblemError) as junk:
+        await ours.dispatches(namespace, limit=2, after="junk", selector={})
+    assert (junk.value.slug, junk.value.faults[0].parameter) == (Slug.INVALID, "after")
+
+
+async def test_nothing_is_made_where_there_is_no_namespace(ours: Kube) -> None:
+    with pytest.raises(ProblemError) as nowhere:
+        await ours.create_dispatch("no-such-namespace", manifest(), dry_run=False)
+    assert nowhere.value.slug is Slug.NOT_FOUND
+
+
+async def test_what_never_was_is_known_to_have_never_been(ours: Kube, namespace: str) -> None:
+    version = ours.dispatch_version()
+    await ours.create_dispatch(namespace, manifest("other"), dry_run=False)
+    assert await ours.life_of(namespace, "peak", version) is Life.NEVER_WAS
+
+
+async def test_what_was_and_is_gone_is_known_to_have_been(
+    ours: Kube, admin: Api, namespace: str
+) -> None:
+    version = ours.dispatch_version()
+    await ours.create_dispatch(namespace, manifest(), dry_run=False)
+    assert await ours.life_of(namespace, "peak", version) is Life.WAS_THERE
+    admin._call(admin._objects.delete_namespaced_custom_object, "Dispatch", name="peak")
+    assert await ours.dispatch(namespace, "peak") is None
+    assert await ours.life_of(namespace, "peak", version) is Life.WAS_THERE
+
+
+@pytest.mark.parametrize("version", ["", "1", "junk", "-5"])
+async def test_what_the_api_server_forgot_is_not_guessed(
+    ours: Kube, namespace: str, version: str
+) -> None:
+    assert await ours.life_of(namespace, "peak", version) is Life.UNKNOWN
