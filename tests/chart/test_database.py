@@ -1,4 +1,4 @@
-"""The pilot's PostgreSQL lets in who shows the writer's certificate, and takes a renewed one.
+"""The pilot's PostgreSQL has our roles, lets in who shows a certificate of one, and renews its own.
 
 The server is the machine's own. What it is started with, and what its second container runs, is
 what the chart renders; paths are the only difference.
@@ -24,6 +24,9 @@ from tests.waiting import until
 SERVICE = f"derops-postgresql.{NAMESPACE}.svc"
 
 
+_MADE = "the roles are there"
+
+
 class PilotDatabase:
     """The chart's database, as far as one can have it without a cluster."""
 
@@ -36,9 +39,10 @@ class PilotDatabase:
         self.files = _named(manifests, "ConfigMap", "derops-postgresql")["data"]
         pod = _named(manifests, "StatefulSet", "derops-postgresql")["spec"]["template"]["spec"]
         self._server, self._reload = pod["containers"]
-        headend = _named(manifests, "StatefulSet", "derops-headend")["spec"]["template"]["spec"]
-        environment = {each["name"]: each["value"] for each in headend["containers"][1]["env"]}
-        self._url = environment["DEROPS_WRITER_DATABASE_URL"]
+        self._urls = {
+            "derops_writer": _url(manifests, "derops-headend", "DEROPS_WRITER_DATABASE_URL"),
+            "derops_api": _url(manifests, "derops-api", "DEROPS_API_DATABASE_URL"),
+        }
         for name in ("etc", "run", "data"):
             (directory / name).mkdir()
         for name, text in self.files.items():
@@ -61,19 +65,28 @@ class PilotDatabase:
         for process in self.processes:
             process.start()
         self.processes[0].wait_until(self._answers)
-        with self._inside("postgres") as connection:
+        # As the image does at its first start, while the container beside it waits.
+        with self.inside("postgres") as connection:
             connection.execute("create database derops")
-        with self._inside("derops") as connection:
-            connection.execute(self.files["roles.sql"].encode())
+        self.wait_for_roles()
+
+    def wait_for_roles(self) -> None:
+        """Wait until the container beside the server has made the roles once more."""
+        made = self.processes[1].log_file.read_text().count(_MADE)
+        self.processes[1].wait_until(
+            lambda: self.processes[1].log_file.read_text().count(_MADE) > made
+        )
 
     def show_certificate(self) -> None:
         """Mount a new certificate for the server, as a kubelet would."""
         pair = self.authority.server([SERVICE], [])
         _mount(self.directory / "tls", _files(pair, self.authority), self.installation.user)
 
-    def connect(self, client: KeyPair | None, **changes: str) -> psycopg.Connection:
-        """Connect by the writer's URL, with another certificate or none."""
-        parts: dict[str, Any] = dict(conninfo_to_dict(self._url))
+    def connect(
+        self, client: KeyPair | None, role: str = "derops_writer", **changes: str
+    ) -> psycopg.Connection:
+        """Connect by the URL of a role, with another certificate or none."""
+        parts: dict[str, Any] = dict(conninfo_to_dict(self._urls[role]))
         folder = self.directory / "client"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -88,7 +101,7 @@ class PilotDatabase:
         parts |= {"hostaddr": "127.0.0.1", "port": self.port, "connect_timeout": 5}
         return psycopg.connect(**(parts | changes))
 
-    def _inside(self, database: str) -> psycopg.Connection:
+    def inside(self, database: str) -> psycopg.Connection:
         """Connect as `kubectl exec` does: by the socket in the pod."""
         return psycopg.connect(
             host=f"{self.directory}/run",
@@ -123,7 +136,7 @@ class PilotDatabase:
 
     def _answers(self) -> bool:
         try:
-            self._inside("postgres").close()
+            self.inside("postgres").close()
         except psycopg.OperationalError:
             return False
         return True
@@ -138,6 +151,13 @@ def _named(manifests: list[dict[str, Any]], kind: str, name: str) -> dict[str, A
     return next(
         each for each in manifests if (each["kind"], each["metadata"]["name"]) == (kind, name)
     )
+
+
+def _url(manifests: list[dict[str, Any]], name: str, variable: str) -> str:
+    """Return a variable of a StatefulSet's containers."""
+    pod = _named(manifests, "StatefulSet", name)["spec"]["template"]["spec"]
+    given = [each for container in pod["containers"] for each in container["env"]]
+    return next(str(each["value"]) for each in given if each["name"] == variable)
 
 
 def _files(pair: KeyPair, authority: Authority) -> dict[str, bytes]:
@@ -225,6 +245,28 @@ async def test_a_renewed_certificate_is_loaded_without_a_restart(database: Pilot
     with database.connect(writer) as connection:
         assert connection.execute(loaded).fetchone() != before
     assert database.processes[0].alive
+
+
+def test_an_upgrade_makes_the_roles_that_an_earlier_version_did_not_have(
+    database: PilotDatabase,
+) -> None:
+    beside = database.processes[1]
+    beside.terminate()
+    with database.inside("derops") as connection:
+        connection.execute("drop owned by derops_reader")
+        connection.execute("drop role derops_reader")
+
+    beside.start()
+    database.wait_for_roles()
+
+    with database.inside("derops") as connection:
+        found = connection.execute("select rolname from pg_roles where rolname = 'derops_reader'")
+        assert found.fetchall() == [("derops_reader",)]
+
+
+def test_a_role_does_not_get_in_by_the_certificate_of_another(database: PilotDatabase) -> None:
+    with pytest.raises(psycopg.OperationalError, match="certificate authentication failed"):
+        database.connect(database.authority.client("derops_api"))
 
 
 def test_the_container_beside_it_ends_when_told_to(database: PilotDatabase) -> None:

@@ -2,13 +2,14 @@
 
 import importlib
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from tests.chart.rendering import VARIANTS, values_of
-from tests.stack import places
+from tests.stack import gitops, places
 from tests.stack.chart import NAMESPACE, documents, rendered
 from tests.stack.controlplane import ControlPlane
 
@@ -20,8 +21,19 @@ def namespace(name: str, **labels: str) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
 
 
+@pytest.fixture(scope="module")
+def cluster(kube: ControlPlane) -> Iterator[ControlPlane]:
+    """Return a control plane that knows the Gateway API."""
+    files = [option for file in gitops.gateway_api() for option in ("-f", str(file))]
+    kube.kubectl("apply", "--server-side", *files)
+    kube.kubectl("wait", "--for=condition=Established", *files, "--timeout=30s")
+    yield kube
+    kube.kubectl("delete", *files)
+
+
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda each: each.stem)
-def test_all_of_it_is_taken_and_restricted(kube: ControlPlane, variant: Path) -> None:
+def test_all_of_it_is_taken_and_restricted(cluster: ControlPlane, variant: Path) -> None:
+    kube = cluster
     values = values_of(variant)
     kube.apply(
         namespace(values.get("certManager", {}).get("namespace", "cert-manager")),

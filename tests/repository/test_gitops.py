@@ -40,7 +40,7 @@ def platform(kube: ControlPlane) -> Iterator[ControlPlane]:
         kube.kubectl("create", "namespace", name)
     roles = [
         each
-        for each in chart.documents({"database": {"secretName": "derops-database"}})
+        for each in chart.documents({"postgresql": {"enabled": True}})
         if each["kind"] == "ClusterRole" and each["metadata"]["name"] in ROLES
     ]
     assert len(roles) == len(ROLES)

@@ -1,6 +1,6 @@
-"""The resource definitions of Argo CD and Flux, from their own Go modules.
+"""The resource definitions of Argo CD, Flux and the Gateway API, from their own Go modules.
 
-Neither tool runs here: their definitions make an API server judge our manifests as theirs would.
+None of them runs here: their definitions make an API server judge our manifests as theirs would.
 """
 
 import json
@@ -32,6 +32,9 @@ _GENERATOR = "sigs.k8s.io/controller-tools/cmd/controller-gen@v0.20.1"
 _VERSION = "1"
 """Changes with what is above."""
 
+_GATEWAY_API = "sigs.k8s.io/gateway-api@v1.4.1"
+_GATEWAY_KINDS = ("httproutes", "backendtlspolicies")
+
 
 def definitions() -> Path:
     """Return a directory with the definitions, fetched once into the cache."""
@@ -45,6 +48,12 @@ def definitions() -> Path:
                 _fetch(scratch)
                 scratch.rename(directory)
     return directory
+
+
+def gateway_api() -> list[Path]:
+    """Return the definitions of HTTPRoute and BackendTLSPolicy, fetched once by Go."""
+    folder = _module(_GATEWAY_API) / "config" / "crd" / "standard"
+    return [folder / f"gateway.networking.k8s.io_{kind}.yaml" for kind in _GATEWAY_KINDS]
 
 
 def _fetch(scratch: Path) -> None:

@@ -77,9 +77,15 @@ class Identities:
 
 def chart_manifests(template: str, trust_domain: str = "derops.test") -> list[dict[str, Any]]:
     """Return what one template of the chart renders."""
-    return chart.documents(
-        {"trustDomain": trust_domain, "database": {"secretName": "not-in-the-stack"}}, template
-    )
+    values = {
+        "trustDomain": trust_domain,
+        "database": {"secretName": "not-in-the-stack"},
+        "api": {
+            "database": {"secretName": "not-in-the-stack-either"},
+            "tls": {"dnsNames": ["localhost"]},
+        },
+    }
+    return chart.documents(values, template)
 
 
 def install_issuers(control_plane: ControlPlane) -> None:

@@ -18,6 +18,7 @@ _PARTS: dict[str, Callable[[], object]] = {
     "kstatus": lambda: build.program("kstatus"),
     "argohealth": lambda: build.program("argohealth"),
     "definitions of Argo CD and Flux": gitops.definitions,
+    "definitions of the Gateway API": gitops.gateway_api,
     "nats-server": nats.find_program,
     "promtool": prometheus.find_promtool,
     "PostgreSQL": find_installation,

@@ -114,14 +114,28 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
-{{/* The writer's way into the database, for each container that needs it. */}}
+{{/* A program's way into the database, where its role is derops_PROGRAM. Arguments: root, program, the values that name a Secret. */}}
 {{- define "derops.databaseURL" -}}
-- name: DEROPS_WRITER_DATABASE_URL
-{{- if .Values.postgresql.enabled }}
-  value: {{ printf "postgresql://derops_writer@derops-postgresql.%s.svc:5432/derops?sslmode=verify-full&sslrootcert=/tls/database/ca.crt&sslcert=/tls/database/tls.crt&sslkey=/tls/database/tls.key" .Release.Namespace | quote }}
+- name: DEROPS_{{ upper .program }}_DATABASE_URL
+{{- if .root.Values.postgresql.enabled }}
+  value: {{ printf "postgresql://derops_%s@derops-postgresql.%s.svc:5432/derops?sslmode=verify-full&sslrootcert=/tls/database/ca.crt&sslcert=/tls/database/tls.crt&sslkey=/tls/database/tls.key" .program .root.Release.Namespace | quote }}
 {{- else }}
   valueFrom:
-    secretKeyRef: {name: {{ .Values.database.secretName | quote }}, key: {{ .Values.database.secretKey | quote }}}
+    secretKeyRef: {name: {{ .secret.secretName | quote }}, key: {{ .secret.secretKey | quote }}}
+{{- end }}
+{{- end }}
+
+{{/* How a Service is reached. Arguments: its values. */}}
+{{- define "derops.reached" -}}
+type: {{ .type }}
+{{- with .loadBalancerClass }}
+loadBalancerClass: {{ . | quote }}
+{{- end }}
+{{- with .loadBalancerSourceRanges }}
+loadBalancerSourceRanges: {{ toYaml . | nindent 2 }}
+{{- end }}
+{{- if ne .type "ClusterIP" }}
+externalTrafficPolicy: {{ .externalTrafficPolicy }}
 {{- end }}
 {{- end }}
 
@@ -197,6 +211,16 @@ helm.sh/hook-output-log-policy: hook-failed,hook-succeeded
 {{- define "derops.from" -}}
 {{- with . -}}
 from: {{ toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* What a NetworkPolicy lets out to the database. */}}
+{{- define "derops.toDatabase" -}}
+{{- if .Values.postgresql.enabled -}}
+- to: [{podSelector: {matchLabels: {{ include "derops.selectorLabels" (dict "component" "database") | fromYaml | toJson }}}}]
+  ports: [{protocol: TCP, port: 5432}]
+{{- else -}}
+- ports: [{protocol: TCP, port: {{ .Values.networkPolicies.databasePort | int64 }}}]
 {{- end }}
 {{- end }}
 
