@@ -15,6 +15,9 @@ from images.commands import ImagesError, run
 
 _PLATFORMS = {"amd64": "x86_64-manylinux_2_28", "arm64": "aarch64-manylinux_2_28"}
 
+_EXTRAS = {"headend": ("headend", "api")}
+"""What of pyproject.toml's extras a program has, where that is not the one of its name."""
+
 _SURPLUS = (
     ".lock",
     "bin",
@@ -100,7 +103,7 @@ class Assembler:
 
     def bill_of_materials(self, program: str) -> str:
         """Return what the lock says that a program is made of, in CycloneDX's JSON."""
-        return self._export("--extra", program, "--format", "cyclonedx1.5")
+        return self._export(*_extras(program), "--format", "cyclonedx1.5")
 
     def _wheel(self) -> Path:
         built = list((self._scratch / "wheel").glob("*.whl"))
@@ -116,7 +119,7 @@ class Assembler:
         """Return the requirements of a program, or of building wheels, by hash."""
         file = self._scratch / f"{name}.txt"
         if not file.exists():
-            what = ["--only-group", "build"] if name == "build" else ["--extra", name]
+            what = ["--only-group", "build"] if name == "build" else _extras(name)
             file.write_text(self._export(*what, "--no-emit-project"))
         return file
 
@@ -125,6 +128,10 @@ class Assembler:
 
     def _run(self, command: list[str]) -> str:
         return run(command, directory=self._repository, environment=self._environment)
+
+
+def _extras(program: str) -> list[str]:
+    return [word for name in _EXTRAS.get(program, (program,)) for word in ("--extra", name)]
 
 
 def remove_surplus(library: Path, program: str) -> None:

@@ -1,9 +1,11 @@
 """What of the installed packages stays, and what counts as a change."""
 
+import json
 from pathlib import Path
 
 import pytest
-from images.assembling import fingerprint, remove_surplus
+from images.assembling import Assembler, fingerprint, remove_surplus
+from tests.stack import places
 
 
 @pytest.fixture
@@ -36,6 +38,25 @@ def library(tmp_path: Path) -> Path:
         "derops-0.1.0.dist-info/METADATA,sha256=d,24\nderops-0.1.0.dist-info/RECORD,,\n"
     )
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("program", "has", "has_not"),
+    [
+        pytest.param(
+            "headend", {"fastapi", "kubernetes", "nats-py", "numpy"}, {"kopf"}, id="headend"
+        ),
+        pytest.param("agent", {"numpy", "pymodbus"}, {"fastapi", "kubernetes"}, id="agent"),
+    ],
+)
+def test_a_program_has_the_packages_of_all_that_runs_in_its_image(
+    program: str, has: set[str], has_not: set[str], tmp_path: Path
+) -> None:
+    bill = json.loads(Assembler(places.REPOSITORY, tmp_path, "3.13", 0).bill_of_materials(program))
+
+    names = {each["name"] for each in bill["components"]}
+    assert has <= names
+    assert not has_not & names
 
 
 def test_only_the_programs_own_packages_stay(library: Path) -> None:
