@@ -1,4 +1,7 @@
-"""``derops-headend history``: what became of dispatches, for people and programs."""
+"""``derops-headend history``: what became of dispatches, for people and programs.
+
+With ``check`` whether its rows are what the events say.
+"""
 
 import argparse
 import json
@@ -11,6 +14,7 @@ from typing import Any
 import psycopg
 
 from derops.settings import load_settings
+from derops_headend.storage.dispatches import compare, is_filled
 from derops_headend.storage.explaining import explain
 from derops_headend.storage.history import Dispatched, Wanted, find, read_story, sum_up
 from derops_headend.writer_program import WriterSettings
@@ -21,10 +25,17 @@ _NEVER = "-"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
+    parser.add_argument(
+        "what",
+        nargs="?",
+        choices=("check",),
+        help="compare each dispatch's row with its events; 1 = some differ",
+    )
     parser.add_argument("--namespace", help="of the dispatches")
     parser.add_argument("--asset", help="name of the DERAsset")
     parser.add_argument("--dispatch", help="uid or name; one dispatch is told step by step")
     parser.add_argument("--phase", help="such as Failed")
+    parser.add_argument("--created-by", help="who ordered them, as Kubernetes names its users")
     parser.add_argument("--since", type=_instant, help="first heard of from then on, RFC 3339")
     parser.add_argument("--until", type=_instant, help="and before then")
     parser.add_argument("--limit", type=int, default=100, help="at most 1000; the newest first")
@@ -42,6 +53,7 @@ def main(arguments: argparse.Namespace) -> None:
         phase=arguments.phase,
         since=arguments.since,
         until=arguments.until,
+        created_by=arguments.created_by,
     )
     try:
         with psycopg.connect(
@@ -50,7 +62,10 @@ def main(arguments: argparse.Namespace) -> None:
             connect_timeout=_CONNECT_SECONDS,
         ) as connection:
             connection.read_only = True
-            _answer(connection, wanted, arguments)
+            if arguments.what == "check":
+                _check(connection, arguments.output)
+            else:
+                _answer(connection, wanted, arguments)
     except psycopg.Error as error:
         sys.stderr.write(f"no history: {explain(error)}\n")
         sys.exit(1)
@@ -75,6 +90,31 @@ def _answer(connection: psycopg.Connection, wanted: Wanted, arguments: argparse.
     _say_table(steps)
 
 
+def _check(connection: psycopg.Connection, output: str) -> None:
+    """Say which rows are not what their events say; exit code 1 where there are any."""
+    filled = is_filled(connection)
+    count = 0
+    place: tuple[str, str] | None = ("", "")
+    while place is not None:
+        found, place = compare(connection, place)
+        for each in found:
+            if not (filled or each.kept):
+                continue  # its turn has not come
+            count += 1
+            if output == "json":
+                _say_json([asdict(each)])
+            else:
+                sys.stdout.write(f"{each.dispatch_uid} of {each.subject}: ")
+                sys.stdout.write(f"the row has {each.kept}, its events say {each.told}\n")
+    if not filled:
+        sys.stderr.write("the writer has not given every dispatch its row yet; ask again later\n")
+    if count:
+        sys.stderr.write(f"{count} dispatches are not what their events say\n")
+        sys.exit(1)
+    if output == "text":
+        sys.stdout.write("each row is what its events say\n")
+
+
 def _short(each: Dispatched) -> dict[str, Any]:
     return {
         "namespace": each.namespace,
@@ -86,6 +126,7 @@ def _short(each: Dispatched) -> dict[str, Any]:
         "active_seconds": each.active_seconds,
         "verified": each.verified,
         "reason": each.reason,
+        "created_by": each.created_by,
     }
 
 

@@ -1,7 +1,8 @@
 """What became of dispatches: was it applied, when, for how long, and why did it end as it did.
 
-Reads the view ``dispatch_history`` and the table ``dispatch_event``, of which another asset's word
-about a dispatch is no part.
+Reads ``dispatch_summary``, which is the table ``dispatch``, and the steps in ``dispatch_event``;
+another asset's word about a dispatch is no part of them. While the dispatches from before that
+table have no rows yet, it reads the view ``dispatch_history``: as true, and slower.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any, LiteralString
 
 import psycopg
 from psycopg.rows import class_row
+
+from derops_headend.storage.dispatches import is_filled
 
 MOST_ROWS = 1000
 """Of one answer; a longer one is asked for in pages."""
@@ -68,6 +71,8 @@ class Dispatched:
 
     reported_reason: str | None
     reported_at: datetime | None
+    created_by: str | None
+    """Who ordered it; None = the operator did not say, unknown = nobody can know."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +126,8 @@ class Wanted:
     until: datetime | None = None
     """Before this."""
 
+    created_by: str | None = None
+
 
 _COLUMNS = ", ".join(
     f"{name}::double precision" if name.endswith("_seconds") else name
@@ -129,10 +136,11 @@ _COLUMNS = ", ".join(
 _RESTRICTIONS: dict[str, LiteralString] = {
     "namespace": "namespace = %(namespace)s",
     "asset_name": "asset_name = %(asset_name)s",
-    "dispatch": "dispatch_uid = any(%(dispatch)s)",
+    "dispatch": "(dispatch_uid = %(dispatch)s or dispatch_name = %(dispatch)s)",
     "phase": "phase = %(phase)s",
     "since": "first_at >= %(since)s",
     "until": "first_at < %(until)s",
+    "created_by": "created_by = %(created_by)s",
 }
 
 
@@ -151,14 +159,14 @@ def find(
         after: The last of the page before.
         limit: How many at most, 1 to 1000.
     """
-    where, facts = _where(connection, wanted)
+    where, facts = _where(wanted)
     if after is not None:
         where += " and (first_at, dispatch_uid, namespace, asset_name) < "
         where += "(%(after_at)s, %(after_uid)s, %(after_namespace)s, %(after_asset)s)"
         facts |= {"after_at": after.first_at, "after_uid": after.dispatch_uid}
         facts |= {"after_namespace": after.namespace, "after_asset": after.asset_name}
     text = (
-        f"select {_COLUMNS} from dispatch_history where {where} "  # noqa: S608  # our own names
+        f"select {_COLUMNS} from {_lines(connection)} where {where} "  # noqa: S608  # our own names
         "order by first_at desc, dispatch_uid desc, namespace desc, asset_name desc "
         "limit %(limit)s"
     )
@@ -183,7 +191,7 @@ def read_story(connection: psycopg.Connection, dispatch: Dispatched) -> list[Ste
 
 def sum_up(connection: psycopg.Connection, wanted: Wanted) -> list[Ending]:
     """Return how the dispatches ended, the most frequent first."""
-    where, facts = _where(connection, wanted)
+    where, facts = _where(wanted)
     text = (
         "select phase, reason, count(*) as dispatches, "  # noqa: S608  # our own names
         "count(*) filter (where applied) as applied, "
@@ -192,24 +200,18 @@ def sum_up(connection: psycopg.Connection, wanted: Wanted) -> list[Ending]:
         "count(*) filter (where verified = 'False') as refuted, "
         "coalesce(sum(active_seconds), 0)::double precision as active_seconds, "
         "coalesce(sum(delivered_watt_hours), 0) as delivered_watt_hours "
-        f"from dispatch_history where {where} group by phase, reason "
+        f"from {_lines(connection)} where {where} group by phase, reason "
         "order by count(*) desc, phase, reason"
     )
     with connection.cursor(row_factory=class_row(Ending)) as cursor:
         return cursor.execute(text.encode(), facts).fetchall()
 
 
-def _where(connection: psycopg.Connection, wanted: Wanted) -> tuple[str, dict[str, Any]]:
+def _where(wanted: Wanted) -> tuple[str, dict[str, Any]]:
     facts = {name: getattr(wanted, name) for name in _RESTRICTIONS}
     given = {name: value for name, value in facts.items() if value is not None}
-    if wanted.dispatch is not None:
-        # Uids are looked up first: the view can begin with them, and not with a name.
-        given["dispatch"] = [
-            uid
-            for (uid,) in connection.execute(
-                "select dispatch_uid from dispatch_event where dispatch_uid = %(it)s "
-                "union select dispatch_uid from dispatch_event where dispatch_name = %(it)s",
-                {"it": wanted.dispatch},
-            )
-        ]
     return " and ".join(["true", *(_RESTRICTIONS[name] for name in given)]), given
+
+
+def _lines(connection: psycopg.Connection) -> str:
+    return "dispatch_summary" if is_filled(connection) else "dispatch_history"

@@ -1,4 +1,4 @@
-"""What keeps the database in order while the writer runs: partitions, roll-ups, retention.
+"""What keeps the database in order while the writer runs: partitions, roll-ups, retention, history.
 
 None of it may hold up what comes in: where it fails, because somebody holds a lock (a backup, a
 long query) or for any other reason, it is put off and tried again.
@@ -13,6 +13,7 @@ import structlog
 from psycopg import sql
 
 from derops_headend.storage import metrics
+from derops_headend.storage.dispatches import fill
 from derops_headend.storage.engines import Engine, days_ahead
 from derops_headend.storage.minutes import HOLD_SECONDS
 from derops_headend.storage.rolling_up import oldest_due, roll_up
@@ -53,10 +54,13 @@ class Keeper:
         self._keep_at = 0.0
         self._minutes = ROLL_UP_MINUTES
         self._aging: list[str] = []
+        self._is_filled = False
         self._log = structlog.get_logger("storage")
 
     def step(self, now: datetime) -> None:
-        """Roll up what is due, a part of it; now and then make partitions and drop what is too old.
+        """Roll up what is due, a part of it, and so with history from before there were its rows.
+
+        Now and then make partitions and drop what is too old.
 
         Raises:
             psycopg.Error: The connection is lost.
@@ -73,6 +77,8 @@ class Keeper:
             self._keep_at = time.monotonic() + (_KEEP_SECONDS if done else _AGAIN_SECONDS)
         if self._aging:
             self._try(lambda: self._delete_before(day))
+        if not self._is_filled:
+            self._try(self._fill)
 
     def drop_before(self, day: date) -> None:
         """Drop telemetry and measurements that are all older than ``day`` (UTC).
@@ -116,6 +122,15 @@ class Keeper:
                 break
         due = oldest_due(self._connection)
         metrics.ROLL_UP_DELAY_SECONDS.set(max(0.0, (now - due).total_seconds()) if due else 0)
+
+    def _fill(self) -> None:
+        end = time.monotonic() + _STEP_SECONDS
+        while done := fill(self._connection):
+            metrics.DISPATCHES_FILLED.inc(done)
+            if time.monotonic() >= end:
+                break
+        self._is_filled = done is None
+        metrics.HISTORY_FILLING.set(not self._is_filled)
 
     def _try(self, work: Callable[[], None]) -> bool:
         """Do some work; return whether it was done."""

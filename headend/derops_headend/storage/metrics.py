@@ -24,12 +24,20 @@ ROWS_DELETED = Counter(
     "derops_writer_rows_deleted",
     "Rows of connections, gaps and quarantine that were deleted at the end of their retention.",
 )
+DISPATCHES_FILLED = Counter(
+    "derops_writer_dispatches_filled",
+    "Dispatches from before there was a row for each that were looked at, and have one.",
+)
 PUT_OFF = Counter(
     "derops_writer_maintenance_put_off",
     "Times that roll-ups, partitions or retention failed, mostly in vain for a lock.",
 )
 ROLL_UP_DELAY_SECONDS = Gauge(
     "derops_writer_roll_up_delay_seconds", "Age of the oldest minute that is to be rolled up."
+)
+HISTORY_FILLING = Gauge(
+    "derops_writer_history_filling",
+    "1 while not all dispatches have their row: history is read from the view, which is slow.",
 )
 COMMITTED = Gauge(
     "derops_writer_committed_offset", "Offset up to which all is in the database.", ["shard"]

@@ -21,13 +21,22 @@ TABLES = (
     "dispatch_event",
     "dispatch_claim",
     "dispatch_history",
+    "dispatch_told",
+    "dispatch",
+    "dispatch_summary",
+    "dispatch_backfill",
     "connection_event",
     "quarantine",
     "log_offset",
 )
 """Tables and views that the writer makes; partitions are beside them."""
 
-FUNCTIONS = ("from_microseconds", "ensure_telemetry_day")
+FUNCTIONS = (
+    "from_microseconds",
+    "ensure_telemetry_day",
+    "refresh_dispatch",
+    "keep_dispatches",
+)
 
 _SERVER = """
     select current_setting('server_version'), current_setting('server_version_num')::int / 10000,

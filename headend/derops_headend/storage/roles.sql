@@ -61,6 +61,7 @@ begin
       relname in (
         'schema_version', 'asset', 'telemetry', 'telemetry_1m', 'telemetry_15m', 'roll_up_due', 'retention',
         'measurement', 'telemetry_gap', 'dispatch_event', 'dispatch_claim', 'dispatch_history',
+        'dispatch_told', 'dispatch', 'dispatch_summary', 'dispatch_backfill',
         'connection_event', 'quarantine', 'log_offset'
       )
       or oid in (
@@ -74,6 +75,10 @@ begin
   end loop;
   alter function public.from_microseconds(bigint) owner to derops_writer;
   alter function public.ensure_telemetry_day(date) owner to derops_writer;
+  if to_regclass('public.dispatch') is not null then
+    alter function public.refresh_dispatch(text, text) owner to derops_writer;
+    alter function public.keep_dispatches() owner to derops_writer;
+  end if;
 end
 $$;
 

@@ -43,7 +43,8 @@ def query(database_url: str) -> Iterator[Query]:
         migrate(connection)
 
         def run(text: str, *arguments: object) -> list[tuple[Any, ...]]:
-            return connection.execute(text.encode(), arguments or None).fetchall()
+            cursor = connection.execute(text.encode(), arguments or None)
+            return cursor.fetchall() if cursor.description else []
 
         yield run
 

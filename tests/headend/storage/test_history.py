@@ -208,14 +208,20 @@ def nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from nodes(part)
 
 
-def ask(database_url: str, *arguments: str) -> str:
+def run(database_url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(Path(sys.executable).parent / "derops-headend"), "history", *arguments],
         env={**os.environ, "DEROPS_WRITER_DATABASE_URL": database_url},
         capture_output=True,
         text=True,
-        check=True,
-    ).stdout
+        check=False,
+    )
+
+
+def ask(database_url: str, *arguments: str) -> str:
+    result = run(database_url, *arguments)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def test_a_person_asks_from_a_shell(database: Database, database_url: str, query: Query) -> None:
@@ -230,3 +236,28 @@ def test_a_person_asks_from_a_shell(database: Database, database_url: str, query
     assert line["dispatch_uid"] == DISPATCH
     assert "Complete" in ask(database_url, "--summary")
     assert ask(database_url, "--phase", "Failed") == "none\n"
+    assert ask(database_url, "--created-by", "ann") == "none\n"
+    query("update dispatch_event set created_by = 'ann' where phase = 'Submitted'")
+    assert "created_by                ann" in ask(database_url, "--dispatch", "peak")
+    assert json.loads(ask(database_url, "--created-by", "ann", "--output", "json"))["namespace"]
+
+
+def test_a_person_has_the_rows_checked(database_url: str, query: Query) -> None:
+    fill(query, 3)
+    assert ask(database_url, "check") == "each row is what its events say\n"
+    query("update dispatch set phase = 'Active' where dispatch_uid = 'd2'")
+
+    result = run(database_url, "check")
+
+    assert result.returncode == 1
+    assert result.stdout == (
+        "d2 of site/a2: the row has {'phase': 'Active'}, its events say {'phase': 'Complete'}\n"
+    )
+    line = json.loads(run(database_url, "check", "--output", "json").stdout)
+    assert (line["dispatch_uid"], line["told"]) == ("d2", {"phase": "Complete"})
+
+    query("delete from dispatch where dispatch_uid = 'd3'")
+    query("update dispatch_backfill set done_at = null")
+    result = run(database_url, "check")
+    assert (result.returncode, result.stdout.count("\n")) == (1, 1)
+    assert result.stderr.startswith("the writer has not given every dispatch its row yet")
