@@ -11,7 +11,7 @@ from typing import NamedTuple
 import psycopg
 from psycopg.rows import class_row
 
-from derops_headend.storage.reading import Key
+from derops_headend.storage.newest import Key
 
 MOST_SETPOINTS = 500
 LONGEST_DISPATCH = timedelta(days=31)

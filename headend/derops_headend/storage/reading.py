@@ -1,4 +1,4 @@
-"""What was measured: the newest of many assets, and all of one between two times.
+"""What was measured of one asset between two times.
 
 Each function takes a connection with a transaction that sees one state. Times are aware. ``None``
 is what was not measured. Statements name asset and time, which keeps them to few days and one key.
@@ -9,73 +9,18 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import psycopg
+from pydantic.alias_generators import to_camel
 
 from derops_headend.storage.minutes import HOLD_SECONDS, MINUTES
+from derops_headend.storage.quantities import QUANTITIES, ROLLED_UP
 from derops_headend.storage.resolution import Resolution, Source
-
-QUANTITIES = (
-    "active_power_watts",
-    "reactive_power_vars",
-    "voltage_volts",
-    "frequency_hertz",
-    "state_of_charge_percent",
-    "energy_injected_watt_hours",
-    "energy_absorbed_watt_hours",
-    "temperature_celsius",
-    "setpoint_watts",
-    "max_generation_watts",
-    "max_load_watts",
-    "available_power_watts",
-    "clock_offset_seconds",
-)
-"""Columns of ``telemetry`` that may be empty."""
-
-ROLLED_UP: dict[str, tuple[str, ...]] = {
-    "active_power_watts": ("mean", "min", "max"),
-    "reactive_power_vars": ("mean",),
-    "voltage_volts": ("mean", "min", "max"),
-    "frequency_hertz": ("mean",),
-    "state_of_charge_percent": ("mean", "min", "max"),
-    "energy_injected_watt_hours": ("sum",),
-    "energy_absorbed_watt_hours": ("sum",),
-    "temperature_celsius": ("max",),
-}
-"""What the roll-ups have of each quantity. Energy is made from power."""
-
-MOST_UIDS = 100
-"""Of one name."""
 
 MOST_MADE_MINUTES = 5_000
 """Made for one answer because they are not rolled up yet; older ones are told as they are."""
 
-NEWEST_WITHIN = (timedelta(hours=1), timedelta(days=2))
-"""How far back the newest samples of many assets are looked for; for most the first is enough."""
-
-
-class Key(NamedTuple):
-    """An asset. Agents of another name may have stored rows under the same uid: all three count."""
-
-    namespace: str
-    name: str
-    uid: str
-
-
-class Life(NamedTuple):
-    """An asset of a name; another one may have had the name before."""
-
-    asset_id: int
-    uid: str
-
-
-class Newest(NamedTuple):
-    """The newest sample of an asset that is not from the future."""
-
-    at: datetime
-    """By the agent's clock."""
-    age_seconds: float
-    received_at: datetime
-    values: dict[str, float | None]
-    """By column of ``telemetry``."""
+_Statement = tuple[str, dict[str, Any]]
+_MILLISECONDS = "floor(extract(epoch from {it}) * 1000)::bigint"
+_RFC_3339 = """to_char({it} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
 
 
 class Series(NamedTuple):
@@ -85,65 +30,10 @@ class Series(NamedTuple):
     """Since 1970: of a sample, or of the beginning of a step."""
     columns: dict[str, Sequence[float | None]]
     """A quantity, or with its roll-up as ``voltage_volts_mean``."""
+    samples: Sequence[int]
+    """In each point; 0 = the power of an earlier one was still held."""
     provisional: list[tuple[datetime, datetime]]
     """Times whose roll-ups are made of what has come so far, and will be made again."""
-
-
-def find_lives(connection: psycopg.Connection, namespace: str, name: str) -> list[Life]:
-    """Return the assets that had a name, the newest first; at most ``MOST_UIDS``."""
-    rows = connection.execute(
-        "select asset_id, uid from asset where namespace = %s and name = %s and uid <> '' "
-        "order by asset_id desc limit %s",
-        (namespace, name, MOST_UIDS),
-    ).fetchall()
-    return [Life(*row) for row in rows]
-
-
-_NEWEST = f"""
-    select a.uid, t.ts, t.received_at, {", ".join(f"t.{each}" for each in QUANTITIES)}
-    from unnest(%(namespaces)s::text[], %(names)s::text[], %(uids)s::text[])
-      as wanted (namespace, name, uid)
-    join asset a using (namespace, name, uid)
-    cross join lateral (
-      select * from telemetry t
-      where t.asset_id = a.asset_id and t.ts > %(after)s and t.ts <= %(now)s
-      order by t.ts desc limit 1
-    ) t
-"""  # noqa: S608  # our own names
-
-
-def find_newest(
-    connection: psycopg.Connection,
-    keys: Sequence[Key],
-    now: datetime,
-    within: Sequence[timedelta] = NEWEST_WITHIN,
-) -> dict[str, Newest]:
-    """Return the newest sample of each asset by uid, of those that have one.
-
-    Args:
-        connection: With a transaction.
-        keys: The assets, each once.
-        now: What is later is from the future, and does not count yet.
-        within: How long ago at most it is looked for, from short to long.
-    """
-    found: dict[str, Newest] = {}
-    for age in within:
-        missing = [key for key in keys if key.uid not in found]
-        if not missing:
-            break
-        namespaces, names, uids = (list(column) for column in zip(*missing, strict=True))
-        facts = {"namespaces": namespaces, "names": names, "uids": uids}
-        rows = connection.execute(
-            _NEWEST.encode(), {**facts, "after": now - age, "now": now}, prepare=False, binary=True
-        )
-        for uid, ts, received_at, *values in rows:
-            found[uid] = Newest(
-                at=ts,
-                age_seconds=(now - ts).total_seconds(),
-                received_at=received_at,
-                values=dict(zip(QUANTITIES, values, strict=True)),
-            )
-    return found
 
 
 def read_samples(
@@ -155,15 +45,39 @@ def read_samples(
     limit: int,
 ) -> Series:
     """Return samples from ``first`` up to but without ``end``; at most the first ``limit``."""
-    columns = ", ".join(_known(each, QUANTITIES) for each in quantities)
-    rows = connection.execute(
-        f"select floor(extract(epoch from ts) * 1000)::bigint, {columns} from telemetry "  # noqa: S608
-        "where asset_id = %s and ts >= %s and ts < %s order by ts limit %s".encode(),
-        (asset_id, first, end, limit),
-        prepare=False,
-        binary=True,
-    ).fetchall()
-    return _series(rows, quantities, [])
+    text, facts = _samples(asset_id, quantities, first, end, limit, _MILLISECONDS)
+    rows = connection.execute(text.encode(), facts, prepare=False, binary=True).fetchall()
+    time_ms, columns = _columns(rows, quantities)
+    return Series(time_ms, columns, (1,) * len(time_ms), [])
+
+
+def copy_samples(
+    connection: psycopg.Connection,
+    asset_id: int,
+    quantities: Sequence[str],
+    first: datetime,
+    end: datetime,
+    limit: int,
+) -> bytes:
+    """Return the same as CSV with a line of names."""
+    return _copy(connection, *_samples(asset_id, quantities, first, end, limit, _RFC_3339))
+
+
+def _samples(
+    asset_id: int,
+    quantities: Sequence[str],
+    first: datetime,
+    end: datetime,
+    limit: int,
+    time: str,
+) -> _Statement:
+    columns = ", ".join(f'{_known(each, QUANTITIES)} as "{to_camel(each)}"' for each in quantities)
+    text = (
+        f"select {time.format(it='ts')} as time, {columns} from telemetry "  # noqa: S608
+        "where asset_id = %(asset)s and ts >= %(first)s and ts < %(end)s "
+        "order by ts limit %(limit)s"
+    )
+    return text, {"asset": asset_id, "first": first, "end": end, "limit": limit}
 
 
 def read_steps(
@@ -187,25 +101,28 @@ def read_steps(
         now: No minute that begins later is made.
     """
     due = _find_due(connection, asset_id, first, end, now)
-    facts = {
-        "asset": asset_id,
-        "first": first,
-        "end": end,
-        "step": timedelta(seconds=resolution.step_seconds),
-        "hold": HOLD_SECONDS,
-        "minutes": due.made,
-        "assets": [asset_id] * len(due.made),
-    }
-    stored, text = _STORED[resolution.source], ""
-    if due.made:
-        text = stored.with_made.replace("{made}", _MADE)
-        made_first = due.made[0] - timedelta(seconds=HOLD_SECONDS)
-        facts |= {"made_first": made_first, "made_end": due.made[-1] + timedelta(minutes=1)}
-    rows = connection.execute(
-        _steps_sql(text or stored.alone, quantities), facts, prepare=False, binary=True
-    ).fetchall()
+    stored, facts = _stored(asset_id, resolution, first, end, due.made)
+    text = _steps(stored, quantities, _MILLISECONDS, ", sum(samples)::bigint")
+    rows = connection.execute(text.encode(), facts, prepare=False, binary=True).fetchall()
     names = [f"{each}_{what}" for each in quantities for what in ROLLED_UP[each]]
-    return _series(rows, names, due.ranges)
+    time_ms, columns = _columns(rows, [*names, "samples"])
+    samples = columns.pop("samples")
+    return Series(time_ms, columns, samples, due.ranges)  # type: ignore[arg-type]
+
+
+def copy_steps(
+    connection: psycopg.Connection,
+    asset_id: int,
+    quantities: Sequence[str],
+    resolution: Resolution,
+    first: datetime,
+    end: datetime,
+    now: datetime,
+) -> bytes:
+    """Return the same as CSV with a line of names."""
+    due = _find_due(connection, asset_id, first, end, now)
+    stored, facts = _stored(asset_id, resolution, first, end, due.made)
+    return _copy(connection, _steps(stored, quantities, _RFC_3339), facts)
 
 
 class _Due(NamedTuple):
@@ -312,26 +229,56 @@ _COMBINED = {
 }
 
 
-def _steps_sql(stored: str, quantities: Sequence[str]) -> bytes:
+def _stored(
+    asset_id: int,
+    resolution: Resolution,
+    first: datetime,
+    end: datetime,
+    made: Sequence[datetime],
+) -> _Statement:
+    """Return the SELECT of what steps are made of."""
+    facts = {
+        "asset": asset_id,
+        "first": first,
+        "end": end,
+        "step": timedelta(seconds=resolution.step_seconds),
+    }
+    stored = _STORED[resolution.source]
+    if not made:
+        return stored.alone, facts
+    return stored.with_made.replace("{made}", _MADE), facts | {
+        "hold": HOLD_SECONDS,
+        "minutes": list(made),
+        "assets": [asset_id] * len(made),
+        "made_first": made[0] - timedelta(seconds=HOLD_SECONDS),
+        "made_end": made[-1] + timedelta(minutes=1),
+    }
+
+
+def _steps(stored: str, quantities: Sequence[str], time: str, others: str = "") -> str:
     columns = ", ".join(
-        _COMBINED[what].format(it=_known(each, ROLLED_UP))
+        f'{_COMBINED[what].format(it=_known(each, ROLLED_UP))} as "{to_camel(f"{each}_{what}")}"'
         for each in quantities
         for what in ROLLED_UP[each]
     )
-    text = (
-        "select floor(extract(epoch from date_bin(%(step)s, bucket, timestamptz 'epoch')) * 1000)"  # noqa: S608
-        f"::bigint as step, {columns} from ({stored}) stored group by step order by step"
+    begin = "date_bin(%(step)s, bucket, timestamptz 'epoch')"
+    return (
+        f"select {time.format(it=begin)} as time, {columns}{others} "  # noqa: S608
+        f"from ({stored}) stored group by 1 order by 1"
     )
-    return text.encode()
 
 
-def _series(
-    rows: Sequence[tuple[Any, ...]],
-    names: Sequence[str],
-    provisional: list[tuple[datetime, datetime]],
-) -> Series:
+def _copy(connection: psycopg.Connection, text: str, facts: dict[str, Any]) -> bytes:
+    statement = f"copy ({text}) to stdout (format csv, header)".encode()
+    with connection.cursor() as cursor, cursor.copy(statement, facts) as copy:
+        return b"".join(bytes(part) for part in copy)
+
+
+def _columns(
+    rows: Sequence[tuple[Any, ...]], names: Sequence[str]
+) -> tuple[Sequence[int], dict[str, Sequence[float | None]]]:
     time_ms, *columns = zip(*rows, strict=True) if rows else ((), *(() for _ in names))
-    return Series(time_ms, dict(zip(names, columns, strict=True)), provisional)
+    return time_ms, dict(zip(names, columns, strict=True))
 
 
 def _known(name: str, among: Any) -> str:

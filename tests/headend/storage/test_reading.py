@@ -21,13 +21,12 @@ from tests.headend.storage.storing import (
 from derops_headend.storage import reading
 from derops_headend.storage.engines import detect
 from derops_headend.storage.keeping import Keeper
+from derops_headend.storage.newest import Key, find_lives, find_newest
+from derops_headend.storage.quantities import QUANTITIES, ROLLED_UP
 from derops_headend.storage.reading import (
-    QUANTITIES,
-    ROLLED_UP,
-    Key,
     Series,
-    find_lives,
-    find_newest,
+    copy_samples,
+    copy_steps,
     read_samples,
     read_steps,
 )
@@ -121,6 +120,33 @@ def test_no_more_samples_are_read_than_are_wanted(
     series = read_samples(connection, asset_of(query), WATTS, NOW - timedelta(days=1), NOW, 3)
 
     assert list(series.time_ms) == [each.ts_us // 1000 for each in samples[:3]]
+
+
+def test_csv_says_the_same(
+    store: Store, query: Query, connection: psycopg.Connection, database_url: str
+) -> None:
+    begin_us = minute_of(NOW - timedelta(hours=1))
+    store([Sample(begin_us + 250_001, 5000.0), Sample(begin_us + MINUTE_US, volts=230.5)])
+    asset_id, first = asset_of(query), at(begin_us)
+    minutes = [first + timedelta(minutes=number) for number in range(2)]
+
+    text = copy_samples(connection, asset_id, [*WATTS, "voltage_volts"], first, NOW, 9).decode()
+    assert text.splitlines() == [
+        "time,activePowerWatts,voltageVolts",
+        f"{minutes[0]:%Y-%m-%dT%H:%M}:00.250001Z,5000,",
+        f"{minutes[1]:%Y-%m-%dT%H:%M}:00.000000Z,,230.5",
+    ]
+    roll_up_all(database_url)
+    connection.rollback()
+    resolution = Resolution(Source.MINUTES, 60)
+    copied = copy_steps(
+        connection, asset_id, ["frequency_hertz", *WATTS], resolution, first, NOW, NOW
+    )
+    lines = copied.decode().splitlines()
+    assert lines[0] == (
+        "time,frequencyHertzMean,activePowerWattsMean,activePowerWattsMin,activePowerWattsMax"
+    )
+    assert lines[1] == f"{minutes[0]:%Y-%m-%dT%H:%M}:00.000000Z,,5000,5000,5000"
 
 
 @pytest.mark.parametrize("step_seconds", [60, 300, 900, 7200])

@@ -1,0 +1,98 @@
+"""Which assets had a name, and the newest sample of many of them at once."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+import psycopg
+
+from derops_headend.storage.quantities import QUANTITIES
+
+MOST_UIDS = 100
+"""Of one name."""
+
+NEWEST_WITHIN = (timedelta(hours=1), timedelta(days=2))
+"""How far back the newest samples of many assets are looked for; for most the first is enough."""
+
+
+class Key(NamedTuple):
+    """An asset. Agents of another name may have stored rows under the same uid: all three count."""
+
+    namespace: str
+    name: str
+    uid: str
+
+
+class Life(NamedTuple):
+    """An asset of a name; another one may have had the name before."""
+
+    asset_id: int
+    uid: str
+
+
+class Newest(NamedTuple):
+    """The newest sample of an asset that is not from the future."""
+
+    at: datetime
+    """By the agent's clock."""
+    age_seconds: float
+    received_at: datetime
+    values: dict[str, float | None]
+    """By column of ``telemetry``."""
+
+
+def find_lives(connection: psycopg.Connection, namespace: str, name: str) -> list[Life]:
+    """Return the assets that had a name, the newest first; at most ``MOST_UIDS``."""
+    rows = connection.execute(
+        "select asset_id, uid from asset where namespace = %s and name = %s and uid <> '' "
+        "order by asset_id desc limit %s",
+        (namespace, name, MOST_UIDS),
+    ).fetchall()
+    return [Life(*row) for row in rows]
+
+
+_NEWEST = f"""
+    select a.uid, t.ts, t.received_at, {", ".join(f"t.{each}" for each in QUANTITIES)}
+    from unnest(%(namespaces)s::text[], %(names)s::text[], %(uids)s::text[])
+      as wanted (namespace, name, uid)
+    join asset a using (namespace, name, uid)
+    cross join lateral (
+      select * from telemetry t
+      where t.asset_id = a.asset_id and t.ts > %(after)s and t.ts <= %(now)s
+      order by t.ts desc limit 1
+    ) t
+"""  # noqa: S608  # our own names
+
+
+def find_newest(
+    connection: psycopg.Connection,
+    keys: Sequence[Key],
+    now: datetime,
+    within: Sequence[timedelta] = NEWEST_WITHIN,
+) -> dict[str, Newest]:
+    """Return the newest sample of each asset by uid, of those that have one.
+
+    Args:
+        connection: With a transaction.
+        keys: The assets, each once.
+        now: What is later is from the future, and does not count yet.
+        within: How long ago at most it is looked for, from short to long.
+    """
+    found: dict[str, Newest] = {}
+    for age in within:
+        missing = [key for key in keys if key.uid not in found]
+        if not missing:
+            break
+        namespaces, names, uids = (list(column) for column in zip(*missing, strict=True))
+        facts = {"namespaces": namespaces, "names": names, "uids": uids}
+        rows = connection.execute(
+            _NEWEST.encode(), {**facts, "after": now - age, "now": now}, prepare=False, binary=True
+        )
+        for uid, ts, received_at, *values in rows:
+            found[uid] = Newest(
+                at=ts,
+                age_seconds=(now - ts).total_seconds(),
+                received_at=received_at,
+                values=dict(zip(QUANTITIES, values, strict=True)),
+            )
+    return found
