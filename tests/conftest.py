@@ -6,6 +6,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+from tests.api.fixtures import (  # noqa: F401  # also for attacks on the API
+    api,
+    api_config,
+    api_database_url,
+    dispatcher,
+    start_api,
+    tenant_a,
+    tenant_b,
+)
 from tests.stack.controlplane import ControlPlane
 from tests.stack.postgres import PostgresServer
 from tests.stack.timescale import find_timescale

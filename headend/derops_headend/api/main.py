@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from typing import Any
 
+import psycopg
 import structlog
 import uvloop
 
@@ -14,12 +15,14 @@ from derops.errors import SchemaTooNewError, SettingError
 from derops.observing import OpsServer, Readiness, configure_logging
 from derops.settings import load_settings, refuse_to_start
 from derops_headend.api.application import make_application
+from derops_headend.api.auditing.trail import AuditTrail
 from derops_headend.api.callers import Callers
 from derops_headend.api.callers.kubernetes import KubernetesTokens
 from derops_headend.api.callers.static import StaticTokens
 from derops_headend.api.connecting import read_configuration
+from derops_headend.api.database import ReadingDatabase
 from derops_headend.api.outer import Outer
-from derops_headend.api.placeholders import NoAudit, NoDatabase, NoKubernetes
+from derops_headend.api.placeholders import NoKubernetes
 from derops_headend.api.ports import Parts
 from derops_headend.api.reviews import Reviews
 from derops_headend.api.rights import ReviewedRights
@@ -55,9 +58,11 @@ async def _serve(settings: ApiSettings) -> None:
         opened.push_async_callback(reviews.close)
         parts = Parts(
             rights=ReviewedRights(reviews),
-            audit=NoAudit(),
+            audit=await _open_audit(settings, opened),
             kubernetes=NoKubernetes(),
-            database=NoDatabase(),
+            database=await opened.enter_async_context(
+                ReadingDatabase(settings.database_url.get_secret_value(), readiness)
+            ),
             now=_now,
         )
         callers = Callers(KubernetesTokens(reviews, settings.audience), static)
@@ -80,6 +85,23 @@ async def _serve(settings: ApiSettings) -> None:
             "api.started", port=bound.getsockname()[1], tls=certificate is not None
         )
         await _until(server, stopping)
+
+
+async def _open_audit(settings: ApiSettings, opened: AsyncExitStack) -> AuditTrail:
+    url = settings.database_url.get_secret_value()
+    try:
+        audit = AuditTrail.open(
+            settings.data_directory,
+            replica=settings.replica,
+            max_bytes=settings.audit_max_bytes,
+            connect=lambda: psycopg.connect(url, autocommit=True, connect_timeout=2),
+            now=_now,
+        )
+    except OSError as error:
+        raise SettingError("DEROPS_API_DATA_DIRECTORY", "environment", str(error)) from error
+    await audit.start()
+    opened.push_async_callback(audit.close)
+    return audit
 
 
 def _open_ops(settings: ApiSettings, readiness: Readiness, opened: AsyncExitStack) -> None:

@@ -5,6 +5,8 @@ import platform
 from pathlib import Path
 from typing import Annotated, Literal
 
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -65,8 +67,15 @@ def check_settings(settings: ApiSettings) -> None:
     """Check what one setting alone does not show.
 
     Raises:
-        SettingError: Tokens would travel in plaintext.
+        SettingError: Tokens would travel in plaintext, or the URL is none.
     """
+    try:
+        has_any = conninfo_to_dict(settings.database_url.get_secret_value())
+    except psycopg.Error:
+        has_any = {}
+    if not has_any:
+        problem = "is not a connection URL of PostgreSQL"  # and what it is may hold a password
+        raise SettingError("DEROPS_API_DATABASE_URL", "environment", problem)
     host = settings.listen.rpartition(":")[0].strip("[]")
     if settings.tls_directory or settings.trusted_proxies or _is_loopback(host):
         return

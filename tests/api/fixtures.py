@@ -1,4 +1,4 @@
-"""The API running beside a real control plane and a real database, and tenants who call it."""
+"""The API beside a real control plane and database, and tenants: for the conftest of all tests."""
 
 import itertools
 from collections.abc import Callable, Iterator
