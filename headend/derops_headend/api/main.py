@@ -53,6 +53,8 @@ async def _serve(settings: ApiSettings) -> None:
             certificate = Certificate(settings.tls_directory, readiness)
         static = StaticTokens(settings.static_tokens_directory, readiness, _now)
         await asyncio.to_thread(static.look)
+        bound = bind(settings.listen)
+        opened.callback(bound.close)
         _open_ops(settings, readiness, opened)
         reviews = Reviews(await read_configuration(), readiness)
         opened.push_async_callback(reviews.close)
@@ -73,7 +75,6 @@ async def _serve(settings: ApiSettings) -> None:
             settings.trusted_proxies,
             _now,
         )
-        bound = bind(settings.listen)
         server = Server(outer, bound, certificate.context if certificate else None)
         follow: list[Coroutine[Any, Any, None]] = [static.follow(), reviews.follow()]
         if certificate is not None:

@@ -41,7 +41,7 @@ MOST_PIPELINED = 8
 MOST_HEAD_BYTES = 65_536
 """Of one request's head, before it is even looked at."""
 
-LOOK_SECONDS = 5.0
+LOOK_SECONDS, BACKLOG = 5.0, 256
 _PART = "certificate"
 
 
@@ -156,7 +156,7 @@ class Server(uvicorn.Server):
             make,
             sock=self._bound,
             ssl=self._context,
-            backlog=256,
+            backlog=BACKLOG,
             ssl_handshake_timeout=HANDSHAKE_SECONDS if has_tls else None,
             ssl_shutdown_timeout=CLOSE_SECONDS if has_tls else None,
         )
@@ -180,7 +180,7 @@ class Server(uvicorn.Server):
 
 
 def bind(listen: str) -> socket.socket:
-    """Return a socket on ``host:port``.
+    """Return a socket that listens on ``host:port``: who comes early waits.
 
     Raises:
         SettingError: The address cannot be used.
@@ -193,6 +193,7 @@ def bind(listen: str) -> socket.socket:
         bound = socket.socket(family, socket.SOCK_STREAM)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        bound.listen(BACKLOG)
     except OSError as error:
         raise SettingError("DEROPS_API_LISTEN", "environment", str(error)) from error
     return bound
