@@ -30,8 +30,9 @@ _MERGE, _JSON = "application/merge-patch+json", "application/json"
 _CONNECTIONS = 50
 _READ = aiohttp.ClientTimeout(total=10.0, connect=5.0)
 _WRITE = aiohttp.ClientTimeout(total=WRITE_SECONDS + 2.0, connect=3.0)
-_LOOK_BACK_SECONDS = 6
-"""A watch that ends after so long is told about 2 s before that how far it got."""
+_LOOK_BACK_SECONDS = 4
+"""By so much, at most, an API server's watches may lag behind what another one wrote. One that ends
+after so long is told half-way how far it got, unless nothing was written meanwhile."""
 
 _LOOK_BACK = aiohttp.ClientTimeout(total=_LOOK_BACK_SECONDS + 4.0)
 _AWAY = (aiohttp.ClientError, OSError, TimeoutError)
@@ -287,20 +288,15 @@ class Kube:
 
 
 async def _look_back(content: aiohttp.StreamReader, now: int) -> Life:
-    """Tell whether a watch of one name saw it, once it has told all up to a version.
-
-    Raises:
-        TimeoutError: It ended before that.
-    """
+    """Tell whether a watch of one name saw it, once it has told all up to a version, or ends."""
     async for event in events(content):
-        if event["type"] == "BOOKMARK":
-            if int(event["object"]["metadata"]["resourceVersion"]) >= now:
-                return Life.NEVER_WAS
-        elif event["type"] == "ERROR":
+        if event["type"] == "ERROR":
             return Life.UNKNOWN
-        else:
+        if event["type"] != "BOOKMARK":
             return Life.WAS_THERE
-    raise TimeoutError
+        if int(event["object"]["metadata"]["resourceVersion"]) >= now:
+            break
+    return Life.NEVER_WAS
 
 
 def _expect(answer: Answer, status: HTTPStatus) -> Manifest:
