@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from derops.checks import MODES_BY_TYPE
+from derops.admitting import modes_of
 from derops.lifecycle import Phase
 from derops.resources.derassets import DERAssetSpec, Verification
 from derops.resources.dispatches import DispatchSpec
@@ -131,9 +131,7 @@ class Asset:
     @property
     def modes(self) -> frozenset[str]:
         """What may be asked of it: its type's modes, narrowed by what its agent reported."""
-        modes = MODES_BY_TYPE.get(self.type, frozenset())
-        offered = self.status.get("capability", {}).get("modes")
-        return modes & frozenset(offered) if offered else modes
+        return modes_of(self.type, self.status.get("capability", {}).get("modes"))
 
     @property
     def quarantine_reason(self) -> str:

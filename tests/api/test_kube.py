@@ -13,6 +13,7 @@ from tests.crds.manifests import BATTERY, DISPATCH, merged
 from tests.stack.controlplane import ControlPlane
 
 from derops_headend.api.assets import view_of
+from derops_headend.api.connecting import read_configuration
 from derops_headend.api.kube import Kube
 from derops_headend.api.ports import Life
 from derops_headend.api.problems import ProblemError, Slug
@@ -42,7 +43,7 @@ def admin(client: Any, namespace: str) -> Api:
 @pytest.fixture
 async def ours(kube: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Kube]:
     monkeypatch.setenv("KUBECONFIG", kube.kubeconfig)
-    opened = await Kube.connect()
+    opened = Kube(await read_configuration())
     running = asyncio.create_task(opened.run())
     try:
         await until(lambda: opened.ready)
@@ -100,7 +101,7 @@ async def test_an_asset_of_any_depth_is_read_with_all_others(
     admin.create(merged(BATTERY, {"metadata": {"name": "beside"}}))
     await until(lambda: len(ours.assets([namespace])) == 2)
 
-    anew = await Kube.connect()
+    anew = Kube(await read_configuration())
     running = asyncio.create_task(anew.run())
     await until(lambda: anew.ready)
     assert {each.name for each in anew.assets([namespace])} == {"deep", "beside"}

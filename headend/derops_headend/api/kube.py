@@ -1,17 +1,14 @@
 """All calls of the API to Kubernetes: two watches that all callers share, and single writes."""
 
 import asyncio
-import os
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import aiohttp
-import yaml
-from kubernetes.aio import client, config
+from kubernetes.aio import client
 
-from derops.errors import SettingError
 from derops_headend.api.assets import KnownAsset, read_asset
 from derops_headend.api.ports import DispatchPage, Life, Manifest
 from derops_headend.api.problems import Fault, ProblemError, Slug
@@ -36,16 +33,6 @@ after so long is told half-way how far it got, unless nothing was written meanwh
 
 _LOOK_BACK = aiohttp.ClientTimeout(total=_LOOK_BACK_SECONDS + 4.0)
 _AWAY = (aiohttp.ClientError, OSError, TimeoutError)
-_UNUSABLE = (
-    config.ConfigException,
-    OSError,
-    yaml.YAMLError,
-    # What the client comes across in a file that is YAML and no kubeconfig.
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
-)
 
 
 class Answer(NamedTuple):
@@ -75,30 +62,6 @@ class Kube:
         self._client = client.ApiClient(configuration)
         self._assets = Watch(_ASSETS, self._open, _keep_asset)
         self._dispatches = Watch(_DISPATCHES, self._open, _keep_dispatch)
-
-    @classmethod
-    async def connect(cls) -> Self:
-        """Read KUBECONFIG or the pod's service account; no call is made yet.
-
-        Raises:
-            SettingError: There is neither, or it cannot be read.
-        """
-        configuration = client.Configuration()
-        file = os.environ.get("KUBECONFIG")
-        try:
-            if file:
-                await config.load_kube_config(file, client_configuration=configuration)
-            else:
-                config.load_incluster_config(client_configuration=configuration)
-        except _UNUSABLE as error:
-            why = " ".join(str(error).split())
-            problem = (
-                f"{file} is of no use: {why}"
-                if file
-                else f"is not set, and this is no pod with a service account: {why}"
-            )
-            raise SettingError("KUBECONFIG", "environment", problem) from error
-        return cls(configuration)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -155,6 +118,15 @@ class Kube:
     def dispatch_version(self) -> str:
         """Return up to where the dispatches are known; see the port."""
         return self._dispatches.version
+
+    @property
+    def heard_seconds_ago(self) -> float:
+        """How old what is known of assets may be; see the port."""
+        return self._assets.heard_seconds_ago
+
+    async def appears(self, namespace: str, name: str, within_seconds: float) -> bool:
+        """Wait for a Dispatch to be heard of; see the port."""
+        return await self._dispatches.appears(namespace, name, within_seconds)
 
     async def dispatch(self, namespace: str, name: str) -> Manifest | None:
         """Read one Dispatch; see the port."""
@@ -315,7 +287,7 @@ def _keep_asset(manifest: Mapping[str, Any]) -> tuple[Key, KnownAsset]:
     return (asset.namespace, asset.name), asset
 
 
-def _keep_dispatch(manifest: Mapping[str, Any]) -> tuple[Key, None]:
+def _keep_dispatch(manifest: Mapping[str, Any]) -> tuple[Key, bool]:
     """Keep that it is there: single ones are read from the API server."""
     metadata = manifest["metadata"]
-    return (metadata["namespace"], metadata["name"]), None
+    return (metadata["namespace"], metadata["name"]), True

@@ -161,6 +161,13 @@ class Kubernetes(Protocol):
     def dispatch_version(self) -> str:
         """Return a resourceVersion that is not newer than now; empty = none is known."""
 
+    @property
+    def heard_seconds_ago(self) -> float:
+        """How old what is known of assets may be, in s."""
+
+    async def appears(self, namespace: str, name: str, within_seconds: float) -> bool:
+        """Wait until a Dispatch is heard of, no longer than that; tell whether it is."""
+
     async def dispatch(self, namespace: str, name: str) -> Manifest | None:
         """Read a Dispatch from the API server; None = there is none.
 

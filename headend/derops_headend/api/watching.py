@@ -88,6 +88,7 @@ class Watch(Generic[Kept]):
         self._version = ""
         self._listed = False
         self._heard = 0.0
+        self._changed = asyncio.Event()
 
     @property
     def version(self) -> str:
@@ -97,7 +98,22 @@ class Watch(Generic[Kept]):
     @property
     def fresh(self) -> bool:
         """Whether it is complete, and not older than STALE_AFTER_SECONDS."""
-        return self._listed and time.monotonic() - self._heard <= STALE_AFTER_SECONDS
+        return self._listed and self.heard_seconds_ago <= STALE_AFTER_SECONDS
+
+    @property
+    def heard_seconds_ago(self) -> float:
+        """Since the API server last said anything of this kind, be it that nothing changed."""
+        return time.monotonic() - self._heard
+
+    async def appears(self, namespace: str, name: str, within_seconds: float) -> bool:
+        """Wait until an object is there; tell whether it is."""
+        try:
+            async with asyncio.timeout(within_seconds):
+                while self.get(namespace, name) is None:
+                    await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def get(self, namespace: str, name: str) -> Kept | None:
         """Return what is kept of an object; None = there is none."""
@@ -195,6 +211,8 @@ class Watch(Generic[Kept]):
             _log.warning("object.unreadable", path=self._path, error=type(error).__name__)
             return _key(manifest)
         self._by_namespace.setdefault(key[0], {})[key[1]] = kept
+        self._changed.set()
+        self._changed = asyncio.Event()
         return key
 
     def _drop(self, key: Key) -> None:

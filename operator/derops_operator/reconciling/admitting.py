@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from derops.checks import Envelope, Refusal, check_dispatch, check_energy
+from derops.admitting import Target, refuse_order, refuse_target
+from derops.checks import Refusal
 from derops.lifecycle import Phase, Reason
 from derops.schedules import SECOND_US
 from derops_operator.facts import Asset, Dispatch
@@ -34,7 +35,12 @@ def admit(dispatch: Dispatch, asset: Asset | None, now_us: int, asset_grace_us: 
         )
     if asset is None:
         return _wait_for_asset(dispatch, now_us, asset_grace_us)
-    refusal = refuse_for_asset(asset) or _refuse_for_limits(dispatch, asset)
+    refusal = refuse_order(
+        mode=dispatch.mode,
+        watts=dispatch.watts,
+        duration_seconds=dispatch.duration_seconds,
+        target=_target(asset),
+    )
     if refusal is not None:
         return Verdict(phase=Phase.REJECTED, reason=refusal.reason, message=refusal.message)
     if now_us > dispatch.accept_by_us:
@@ -56,21 +62,7 @@ def admit(dispatch: Dispatch, asset: Asset | None, now_us: int, asset_grace_us: 
 
 def refuse_for_asset(asset: Asset) -> Refusal | None:
     """Return why nothing may run on this asset now, or None."""
-    name = asset.meta.name
-    if asset.meta.deleting_us is not None:
-        return Refusal(reason=Reason.ASSET_DELETED, message=f"asset {name} is being deleted")
-    if asset.operating_state == "Quarantined" or asset.quarantine_reason:
-        by_spec = asset.operating_state == "Quarantined"
-        why = "spec.operatingState is Quarantined" if by_spec else asset.quarantine_reason
-        return Refusal(
-            reason=Reason.ASSET_QUARANTINED, message=f"asset {name} is quarantined: {why}"
-        )
-    if asset.operating_state == "OutOfService":
-        return Refusal(
-            reason=Reason.ASSET_OUT_OF_SERVICE,
-            message=f"asset {name} is out of service (spec.operatingState is OutOfService)",
-        )
-    return None
+    return refuse_target(_target(asset))
 
 
 def _wait_for_asset(dispatch: Dispatch, now_us: int, asset_grace_us: int) -> Verdict:
@@ -90,30 +82,17 @@ def _wait_for_asset(dispatch: Dispatch, now_us: int, asset_grace_us: int) -> Ver
     )
 
 
-def _refuse_for_limits(dispatch: Dispatch, asset: Asset) -> Refusal | None:
-    refusal = check_dispatch(
-        mode=dispatch.mode,
-        watts=dispatch.watts,
-        duration_seconds=dispatch.duration_seconds,
-        envelope=Envelope(
-            max_injection_watts=asset.limit_max_injection_watts,
-            max_absorption_watts=asset.limit_max_absorption_watts,
-            max_dispatch_duration_seconds=asset.max_dispatch_duration_seconds,
-            modes=asset.modes,
-            owner="the asset's limits",
-        ),
-    )
-    clamps = asset.on_exceed == "Clamp"
-    if refusal is not None and refusal.reason is Reason.LIMIT_EXCEEDED and clamps:
-        refusal = None
-    if refusal is not None or dispatch.mode != "ActivePower":
-        return refusal
-    watts = max(
-        -asset.limit_max_absorption_watts, min(dispatch.watts, asset.limit_max_injection_watts)
-    )
-    return check_energy(
-        watts=watts,
-        duration_seconds=dispatch.duration_seconds,
-        capacity_watt_hours=asset.energy_capacity_watt_hours,
-        reserve_percent=asset.min_reserve_percent or 0,
+def _target(asset: Asset) -> Target:
+    return Target(
+        name=asset.meta.name,
+        deleting=asset.meta.deleting_us is not None,
+        operating_state=asset.operating_state,
+        quarantine_reason=asset.quarantine_reason,
+        modes=asset.modes,
+        max_injection_watts=asset.limit_max_injection_watts,
+        max_absorption_watts=asset.limit_max_absorption_watts,
+        max_dispatch_duration_seconds=asset.max_dispatch_duration_seconds,
+        on_exceed=asset.on_exceed,
+        energy_capacity_watt_hours=asset.energy_capacity_watt_hours,
+        min_reserve_percent=asset.min_reserve_percent or 0,
     )
