@@ -1,0 +1,289 @@
+"""Dispatches: list, read, order, try, cancel."""
+
+import uuid
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Response
+from starlette.requests import Request
+
+from derops.lifecycle import Phase
+from derops.resources.dispatches import DispatchSpec
+from derops_headend.api.assets import view_of as asset_view_of
+from derops_headend.api.call import Call, call_of
+from derops_headend.api.foreseeing import Charge, Foresight, Seen, facts_of, judge
+from derops_headend.api.models import Model
+from derops_headend.api.orders import (
+    CREATED_BY,
+    NAME_PATTERN,
+    REQUEST_ID,
+    DispatchView,
+    NewDispatch,
+    canonical,
+    manifest_of,
+    sha256_of,
+    view_of,
+)
+from derops_headend.api.placing import Asked, Placing, format_start
+from derops_headend.api.ports import Manifest, Parts
+from derops_headend.api.problems import Fault, ProblemError, Slug
+from derops_headend.storage.newest import Key, find_newest
+
+router = APIRouter(tags=["dispatches"])
+
+MOST_ROWS = 500
+_MOST_TRIES = 5
+"""Of a cancel: each status that the operator writes meanwhile is a new version."""
+
+Namespace = Annotated[str, Path(description="A namespace", max_length=63, pattern=NAME_PATTERN)]
+DispatchName = Annotated[
+    str, Path(description="Name of a Dispatch", max_length=63, pattern=NAME_PATTERN)
+]
+CallOf = Annotated[Call, Depends(call_of)]
+KeyHeader = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        description="Names the order: repeated calls with it make one. Required, but for dryRun.",
+        min_length=1,
+        max_length=128,
+        pattern=r"^[\x21-\x7e]+$",
+    ),
+]
+
+
+class DispatchList(Model):
+    """A part of the Dispatches of a namespace."""
+
+    items: list[DispatchView]
+    next: str | None = None
+
+
+@router.get(
+    "/v1/namespaces/{namespace}/dispatches",
+    operation_id="listDispatches",
+    summary="Dispatches of a namespace",
+    response_model_exclude_none=True,
+    responses={410: {}},
+)
+async def list_dispatches(
+    request: Request,
+    call: CallOf,
+    namespace: Namespace,
+    limit: Annotated[int, Query(ge=1, le=MOST_ROWS)] = 100,
+    after: Annotated[
+        str | None, Query(description="`next` of the page before", min_length=1, max_length=2048)
+    ] = None,
+    phase: Annotated[Phase | None, Query(description="Where they stand")] = None,
+    asset: Annotated[
+        str | None, Query(description="Name of the asset", max_length=63, pattern=NAME_PATTERN)
+    ] = None,
+) -> DispatchList:
+    """Return Dispatches as Kubernetes has them, by name; deleted ones are in the history."""
+    parts = await _allow(request, call, namespace, "list")
+    selector = {
+        name: value
+        for name, value in (("status.phase", phase), ("spec.assetRef.name", asset))
+        if value is not None
+    }
+    page = await parts.kubernetes.dispatches(namespace, limit=limit, after=after, selector=selector)
+    return DispatchList(items=[view_of(each) for each in page.items], next=page.next)
+
+
+@router.get(
+    "/v1/namespaces/{namespace}/dispatches/{name}",
+    operation_id="getDispatch",
+    summary="One Dispatch",
+    response_model_exclude_none=True,
+)
+async def get_dispatch(
+    request: Request, call: CallOf, namespace: Namespace, name: DispatchName
+) -> DispatchView:
+    """Return a Dispatch as Kubernetes has it."""
+    parts = await _allow(request, call, namespace, "get", name)
+    manifest = await _read(parts, namespace, name)
+    call.subject.object_uid = manifest["metadata"]["uid"]
+    return view_of(manifest)
+
+
+@router.post(
+    "/v1/namespaces/{namespace}/dispatches",
+    operation_id="createDispatch",
+    summary="Order something of an asset, or try to",
+    status_code=201,
+    response_model=DispatchView,
+    response_model_exclude_none=True,
+    responses={
+        200: {
+            "model": DispatchView | Foresight,
+            "description": "An earlier call made it; or a dry run",
+            "headers": {
+                "Idempotency-Replayed": {
+                    "description": "`true` where an earlier call made it",
+                    "schema": {"type": "string"},
+                }
+            },
+        },
+        201: {"headers": {"Location": {"description": "Its path", "schema": {"type": "string"}}}},
+        403: {},
+        409: {},
+    },
+)
+async def create_dispatch(
+    request: Request,
+    response: Response,
+    call: CallOf,
+    namespace: Namespace,
+    order: NewDispatch,
+    key: KeyHeader = None,
+    dry_run: Annotated[
+        bool, Query(alias="dryRun", description="Make nothing; say what would become of it")
+    ] = False,
+) -> Any:
+    """Make a Dispatch, once for each Idempotency-Key; its start is written down with the first.
+
+    A key is the caller's own in a namespace. It is remembered for 30 days.
+    """
+    call.subject.dry_run = dry_run
+    if not dry_run and key is None:
+        raise _no_key()
+    parts = await _allow(request, call, namespace, "create", fresh=True)
+    if key is None or dry_run:
+        response.status_code = 200
+        return await _foresee(parts, call, namespace, order)
+    placing: Placing = request.app.state.placing
+    placed = await placing.place(Asked(call=call, namespace=namespace, order=order, key=key))
+    if placed.replayed:
+        response.status_code = 200
+        response.headers["Idempotency-Replayed"] = "true"
+    else:
+        name = placed.dispatch["metadata"]["name"]
+        response.headers["Location"] = f"/v1/namespaces/{namespace}/dispatches/{name}"
+    return view_of(placed.dispatch)
+
+
+@router.post(
+    "/v1/namespaces/{namespace}/dispatches/{name}/cancel",
+    operation_id="cancelDispatch",
+    summary="Withdraw an order",
+    response_model_exclude_none=True,
+    responses={403: {}, 409: {}},
+)
+async def cancel_dispatch(
+    request: Request,
+    call: CallOf,
+    namespace: Namespace,
+    name: DispatchName,
+    uid: Annotated[
+        str | None,
+        Query(description="Cancel it only if it still is this object", min_length=1, max_length=64),
+    ] = None,
+) -> DispatchView:
+    """Withdraw an order; its device is reverted if it was reached. There is no way back.
+
+    One that is cancelled already is answered as it is. One that has ended otherwise is a conflict:
+    nothing can be withdrawn.
+    """
+    parts = await _allow(request, call, namespace, "patch", name, fresh=True)
+    manifest = await _read(parts, namespace, name)
+    uid = uid or manifest["metadata"]["uid"]
+    for _ in range(_MOST_TRIES):
+        if manifest["metadata"]["uid"] != uid:
+            raise ProblemError(Slug.CONFLICT, "another Dispatch has the name now")
+        call.subject.object_uid = uid
+        if manifest["spec"].get("desiredState") == "Cancelled":
+            return view_of(manifest)
+        _refuse_ended(manifest)
+        if not call.subject.change:
+            call.subject.change = {"desiredState": "Cancelled"}
+            await parts.audit.announce(call)
+        try:
+            return view_of(
+                await parts.kubernetes.patch_dispatch(manifest, {"desiredState": "Cancelled"})
+            )
+        except ProblemError as problem:
+            if problem.slug is not Slug.CONFLICT:
+                raise
+        manifest = await _read(parts, namespace, name)
+    raise ProblemError(Slug.CONFLICT, "it changes all the time: try again", retry_after_seconds=1)
+
+
+async def _allow(
+    request: Request, call: Call, namespace: str, verb: str, name: str = "", *, fresh: bool = False
+) -> Parts:
+    subject = call.subject
+    subject.namespace, subject.verb = namespace, verb
+    subject.resource, subject.name = "dispatches", name
+    parts: Parts = request.app.state.parts
+    await parts.rights.require(call, fresh=fresh)
+    return parts
+
+
+async def _read(parts: Parts, namespace: str, name: str) -> Manifest:
+    manifest = await parts.kubernetes.dispatch(namespace, name)
+    if manifest is None:
+        raise ProblemError(Slug.NOT_FOUND, "There is no such object, or you may not see it")
+    return manifest
+
+
+async def _foresee(parts: Parts, call: Call, namespace: str, order: NewDispatch) -> Foresight:
+    subject = call.subject
+    subject.name = order.name or f"api-dry-run-{uuid.uuid4().hex[:20]}"
+    subject.change = canonical(order)
+    subject.body_sha256 = sha256_of(subject.change)
+    manifest = manifest_of(
+        order,
+        namespace,
+        subject.name,
+        order.start_time or format_start(parts.now()),
+        {CREATED_BY: call.caller.name, REQUEST_ID: call.request_id},
+    )
+    made = await parts.kubernetes.create_dispatch(namespace, manifest, dry_run=True)
+    made["metadata"]["uid"] = made["metadata"]["resourceVersion"] = ""
+    known = parts.kubernetes.asset(namespace, order.asset)
+    view = asset_view_of(known) if known is not None else None
+    charge = None
+    if known is not None:
+        charge = await _charge(parts, Key(namespace, known.name, known.uid))
+    seen = Seen(view, parts.kubernetes.heard_seconds_ago, charge, parts.now())
+    judgement = judge(DispatchSpec.model_validate(made["spec"]), seen)
+    return Foresight(
+        result=judgement.result,
+        phase=judgement.phase,
+        reason=judgement.reason,
+        message=judgement.message,
+        facts=facts_of(seen),
+        dispatch=view_of(made),
+    )
+
+
+async def _charge(parts: Parts, key: Key) -> Charge | None:
+    """Return the state of charge, where it is known; a dry run does without the database."""
+    try:
+        newest = await parts.database.read(find_newest, [key], parts.now())
+    except ProblemError:
+        return None
+    sample = newest.get(key.uid)
+    percent = sample.values.get("state_of_charge_percent") if sample is not None else None
+    return Charge(percent, sample.at) if sample is not None and percent is not None else None
+
+
+def _refuse_ended(manifest: Manifest) -> None:
+    phase = (manifest.get("status") or {}).get("phase", Phase.SUBMITTED)
+    if Phase(phase).terminal:
+        raise ProblemError(
+            Slug.CONFLICT, f"it has ended as {phase}: there is nothing left to withdraw"
+        )
+
+
+def _no_key() -> ProblemError:
+    return ProblemError(
+        Slug.INVALID,
+        "An order needs an Idempotency-Key, by which its repetitions are known",
+        faults=[
+            Fault(
+                code="missing",
+                detail="is required: 1 to 128 visible ASCII characters, new for each order",
+                parameter="Idempotency-Key",
+            )
+        ],
+    )
