@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import psycopg
 import structlog
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from derops.errors import SchemaTooNewError, SettingError
@@ -37,11 +37,23 @@ from derops_headend.storage.database import Database
 from derops_headend.writer import LOG, Writer
 
 STOP_SECONDS = 3.0
+FEWEST_AUDIT_DAYS = 92
+"""A chain that rests for 30 days ends, so that the drop of its beginning is told for longer."""
 
 
 def _without_line_end(text: object) -> object:
     """Return what is meant where a Secret was made from a file: its last line ends."""
     return text.strip() if isinstance(text, str) else text
+
+
+def _long_enough(days: int) -> int:
+    """Return days for which drops of the audit are told until no chain needs it any more."""
+    if 0 < days < FEWEST_AUDIT_DAYS:
+        raise ValueError(f"is shorter than {FEWEST_AUDIT_DAYS} days; 0 = for ever")
+    return days
+
+
+AuditDays = Annotated[int, Field(ge=0, le=36_500), AfterValidator(_long_enough)]
 
 
 class WriterSettings(BaseSettings):
@@ -60,6 +72,8 @@ class WriterSettings(BaseSettings):
     """Which shards of the event log this process follows."""
     retention_days: int = Field(default=0, ge=0, le=36_500)
     """How long telemetry is kept; 0 = for ever."""
+    audit_retention_days: AuditDays = 400
+    """How long the audit of the API is kept; 0 = for ever."""
     ops_address: str = "0.0.0.0"  # noqa: S104  # a probe comes from the node, not from loopback
     ops_port: int = Field(default=8082, ge=0, le=65535)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -133,7 +147,11 @@ class ShardWriters:
         return Writer(
             open_log=lambda: open_log(settings, shard),
             connect=lambda log_id: Database.connect(
-                url, log_id, shard, retention_days=settings.retention_days
+                url,
+                log_id,
+                shard,
+                retention_days=settings.retention_days,
+                audit_retention_days=settings.audit_retention_days,
             ),
             readiness=self._readiness,
             stopping=self._stopping,

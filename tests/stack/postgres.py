@@ -20,7 +20,7 @@ from tests.stack import places
 from tests.stack.processes import Process, StackError
 
 OWNER = "derops"
-WRITER, READER = ROLES = ("derops_writer", "derops_reader")
+WRITER, READER, API = ROLES = ("derops_writer", "derops_reader", "derops_api")
 _SUPERUSER = "postgres"
 
 

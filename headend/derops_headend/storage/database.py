@@ -89,6 +89,7 @@ class Database:
         shard: int = 0,
         *,
         retention_days: int = 0,
+        audit_retention_days: int = 0,
     ) -> None:
         """Take a connection in autocommit mode to a migrated database.
 
@@ -97,10 +98,16 @@ class Database:
             log_id: The log whose entries are stored.
             shard: Of the log.
             retention_days: How long telemetry is kept; 0 = for ever. Roll-ups and history are.
+            audit_retention_days: How long the audit is kept; 0 = for ever.
         """
         self._connection = connection
         self._engine = detect(connection)
-        self._keeper = Keeper(connection, self._engine, retention_days=retention_days)
+        self._keeper = Keeper(
+            connection,
+            self._engine,
+            retention_days=retention_days,
+            audit_retention_days=audit_retention_days,
+        )
         self._log_id = log_id
         self._shard = shard
         self._asset_ids: dict[AssetKey, int] = {}
@@ -111,7 +118,15 @@ class Database:
         return self._engine.description
 
     @classmethod
-    def connect(cls, url: str, log_id: str, shard: int = 0, *, retention_days: int = 0) -> Self:
+    def connect(
+        cls,
+        url: str,
+        log_id: str,
+        shard: int = 0,
+        *,
+        retention_days: int = 0,
+        audit_retention_days: int = 0,
+    ) -> Self:
         """Connect, and bring the schema to the newest version.
 
         Raises:
@@ -134,7 +149,13 @@ class Database:
             connection.execute("set idle_in_transaction_session_timeout = '60s'")
             migrate(connection)
             connection.execute(f"set statement_timeout = {STATEMENT_MILLISECONDS}")
-            database = cls(connection, log_id, shard, retention_days=retention_days)
+            database = cls(
+                connection,
+                log_id,
+                shard,
+                retention_days=retention_days,
+                audit_retention_days=audit_retention_days,
+            )
             database.maintain()
         except BaseException:
             connection.close()

@@ -13,6 +13,7 @@ import structlog
 from psycopg import sql
 
 from derops_headend.storage import metrics
+from derops_headend.storage.audit_keeping import drop_months, prepare_months
 from derops_headend.storage.dispatches import fill
 from derops_headend.storage.engines import Engine, days_ahead
 from derops_headend.storage.minutes import HOLD_SECONDS
@@ -40,7 +41,12 @@ class Keeper:
     """Does a bounded step at each call of ``step``."""
 
     def __init__(
-        self, connection: psycopg.Connection, engine: Engine, *, retention_days: int = 0
+        self,
+        connection: psycopg.Connection,
+        engine: Engine,
+        *,
+        retention_days: int = 0,
+        audit_retention_days: int = 0,
     ) -> None:
         """Take a connection in autocommit mode.
 
@@ -48,9 +54,11 @@ class Keeper:
             connection: To a migrated database.
             engine: Of that database.
             retention_days: How long telemetry, and what is told of it, is kept; 0 = for ever.
+            audit_retention_days: How long the audit is kept, whole months; 0 = for ever.
         """
         self._connection, self._engine = connection, engine
         self._retention_days = retention_days
+        self._audit_retention_days = audit_retention_days
         self._keep_at = 0.0
         self._minutes = ROLL_UP_MINUTES
         self._aging: list[str] = []
@@ -71,6 +79,7 @@ class Keeper:
         day = (now - timedelta(days=self._retention_days)).date()
         if time.monotonic() >= self._keep_at:
             done = self._try(lambda: self._engine.prepare(self._connection, days_ahead(now)))
+            done = self._try(lambda: self._keep_audit(now)) and done
             if self._retention_days:
                 done = self._try(lambda: self.drop_before(day)) and done
                 self._aging = list(_AGED)
@@ -99,6 +108,12 @@ class Keeper:
         if dropped:
             metrics.PARTITIONS_DROPPED.inc(dropped)
             self._log.info("telemetry.dropped", before=str(day), days=dropped)
+
+    def _keep_audit(self, now: datetime) -> None:
+        prepare_months(self._connection, now)
+        if self._audit_retention_days:
+            oldest = (now - timedelta(days=self._audit_retention_days)).date()
+            drop_months(self._connection, oldest, now)
 
     def _delete_before(self, day: date) -> None:
         """Delete a bounded part of the rows that are older than ``day``."""

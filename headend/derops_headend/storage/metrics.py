@@ -20,6 +20,10 @@ PARTITIONS_DROPPED = Counter(
     "derops_writer_partitions_dropped",
     "Partitions or chunks of telemetry, a day each, dropped at the end of their retention.",
 )
+AUDIT_PARTITIONS_DROPPED = Counter(
+    "derops_writer_audit_partitions_dropped",
+    "Months of the audit that were dropped at the end of their retention.",
+)
 ROWS_DELETED = Counter(
     "derops_writer_rows_deleted",
     "Rows of connections, gaps and quarantine that were deleted at the end of their retention.",

@@ -7,6 +7,7 @@ from typing import Any
 import psycopg
 
 READER = "derops_reader"
+API = "derops_api"
 OLDEST_POSTGRES = 14
 TABLES = (
     "schema_version",
@@ -28,6 +29,7 @@ TABLES = (
     "connection_event",
     "quarantine",
     "log_offset",
+    "audit_event",
 )
 """Tables and views that the writer makes; partitions are beside them."""
 
@@ -36,6 +38,8 @@ FUNCTIONS = (
     "ensure_telemetry_day",
     "refresh_dispatch",
     "keep_dispatches",
+    "ensure_audit_month",
+    "refuse_change_of_audit",
 )
 
 _SERVER = """
@@ -54,7 +58,9 @@ _FOREIGN = """
     where relnamespace = current_schema()::regnamespace and not pg_has_role(relowner, 'USAGE') and (
       relname = any(%(tables)s) or oid in (
         select inhrelid from pg_inherits
-        where inhparent in (to_regclass('telemetry'), to_regclass('measurement'))
+        where inhparent in (
+          to_regclass('telemetry'), to_regclass('measurement'), to_regclass('audit_event')
+        )
       )
     )
     union all
@@ -69,6 +75,12 @@ _UNREADABLE = """
       and not has_table_privilege(coalesce(%(reader)s::name, current_user), oid, 'SELECT')
     order by 1
 """
+_OF_AUDIT = """
+    select has_table_privilege(%(role)s, 'audit_event', 'INSERT'),
+      has_table_privilege(%(role)s, 'audit_event', 'UPDATE, DELETE, TRUNCATE, TRIGGER')
+      or pg_has_role(%(role)s, relowner, 'MEMBER')
+    from pg_class where oid = to_regclass('audit_event')
+"""
 _OURS_ARE_THERE = "select to_regclass('dispatch_event') is not null"
 _TIMESCALE_IS_OFFERED = """
     select from pg_available_extensions where name = 'timescaledb' and installed_version is null
@@ -82,11 +94,15 @@ def roles_sql() -> bytes:
 
 
 def find_missing(connection: psycopg.Connection) -> list[str]:
-    """Return what the role of a connection lacks to be a writer, and the reader; a line each."""
+    """Return what the role of a connection lacks to be a writer, and the others; a line each.
+
+    A database need not have a role for the API; where there is one, it has what it needs.
+    """
     return [
         *_missing_of_server(connection),
         *_missing_of_writer(connection),
         *_missing_of_reader(connection),
+        *_missing_of_api(connection),
     ]
 
 
@@ -107,6 +123,10 @@ def find_superfluous(connection: psycopg.Connection) -> list[str]:
     ):
         if has:
             found.append(f"{user} {right}: the writer needs no such right")
+    if not _is_role(connection, API):
+        found.append(f"there is no role {API}: the API needs it, if you run that")
+    elif _rights_in_audit(connection)[1]:
+        found.append(f"{API} may change audit_event, or become who may: it should only add rows")
     is_offered = connection.execute(_TIMESCALE_IS_OFFERED).fetchone() is not None
     if is_offered and not _ours_are_there(connection):
         found.append(
@@ -144,15 +164,37 @@ def _missing_of_writer(connection: psycopg.Connection) -> Iterator[str]:
 
 
 def _missing_of_reader(connection: psycopg.Connection) -> Iterator[str]:
-    row = connection.execute("select from pg_roles where rolname = %s", (READER,)).fetchone()
-    if row is None:
+    if not _is_role(connection, READER):
         yield f"there is no role {READER}"
         return
-    names = find_unreadable(connection, READER)
+    yield from _unreadable(connection, READER)
+
+
+def _missing_of_api(connection: psycopg.Connection) -> Iterator[str]:
+    if not _is_role(connection, API):
+        return
+    yield from _unreadable(connection, API)
+    if not _rights_in_audit(connection)[0]:
+        yield f"{API} may not insert into audit_event"
+
+
+def _unreadable(connection: psycopg.Connection, role: str) -> Iterator[str]:
+    names = find_unreadable(connection, role)
     for name in names[:_SHOWN]:
-        yield f"{READER} may not read {name}"
+        yield f"{role} may not read {name}"
     if len(names) > _SHOWN:
         yield f"nor {len(names) - _SHOWN} others"
+
+
+def _is_role(connection: psycopg.Connection, name: str) -> bool:
+    row = connection.execute("select from pg_roles where rolname = %s", (name,)).fetchone()
+    return row is not None
+
+
+def _rights_in_audit(connection: psycopg.Connection) -> tuple[bool, bool]:
+    """Return whether the API's role may add to the audit, and whether it may do more."""
+    row = connection.execute(_OF_AUDIT, {"role": API}).fetchone()
+    return (row[0], row[1]) if row else (True, False)
 
 
 def _rights(connection: psycopg.Connection) -> tuple[Any, ...]:

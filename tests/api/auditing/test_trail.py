@@ -1,36 +1,41 @@
 """The port: what is written down, what is remembered of keys, and what is refused when full."""
 
 import asyncio
+import itertools
 import json
+import subprocess
 from collections.abc import AsyncIterator
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from tests.api.auditing.conftest import AuditDatabase, OpenTrail
+from tests.api.auditing.disks import small_disk
 from tests.api.auditing.making import ANNA, NOW, make_call, make_create
+from tests.waiting import until
 
+from derops.observing import Readiness
 from derops_headend.api.auditing.record import MAX_RECORD_BYTES
 from derops_headend.api.auditing.trail import AuditTrail
 from derops_headend.api.problems import ProblemError, Slug
 
 
-def away() -> psycopg.Connection:
-    raise psycopg.OperationalError("nobody answers")
-
-
-def open_trail(directory: Path, max_bytes: int = 1024**2) -> AuditTrail:
-    return AuditTrail.open(
-        directory, replica="api-0", max_bytes=max_bytes, connect=away, now=lambda: NOW
-    )
-
-
 @pytest.fixture
-async def trail(tmp_path: Path) -> AsyncIterator[AuditTrail]:
-    trail = open_trail(tmp_path)
+async def trail(
+    open_trail: OpenTrail, postgres_database: AuditDatabase
+) -> AsyncIterator[AuditTrail]:
+    trail = open_trail(postgres_database.connect)
     await trail.start()
+    await until(lambda: trail._sink.connected)
     yield trail
     await trail.close()
+
+
+def away() -> psycopg.Connection:
+    raise psycopg.OperationalError("nobody answers")
 
 
 def records(trail: AuditTrail) -> list[dict[str, Any]]:
@@ -114,8 +119,8 @@ async def test_no_query_and_no_endless_text_is_kept(trail: AuditTrail) -> None:
     assert len(list(trail._file.scan())[-1].body) < MAX_RECORD_BYTES
 
 
-async def test_the_last_tenth_is_kept_for_changes(tmp_path: Path) -> None:
-    trail = open_trail(tmp_path / "small")
+async def test_the_last_tenth_is_kept_for_changes(open_trail: OpenTrail) -> None:
+    trail = open_trail(away, max_bytes=1024**2)
     await trail.start()
     filling = make_call(rule="x" * 500)
 
@@ -127,8 +132,14 @@ async def test_the_last_tenth_is_kept_for_changes(tmp_path: Path) -> None:
         await read_until_full()
     assert refused.value.slug is Slug.AUDIT_UNAVAILABLE
     assert refused.value.retry_after_seconds
-    with pytest.raises(ProblemError):  # a change that nobody announced is not for that room
-        await trail.complete(make_create(), 422, "Invalid", 1)
+
+    async def be_refused_until_full() -> None:
+        while True:  # a change that nobody announced is not for that room
+            await trail.complete(make_create(), 422, "Invalid", 1)
+
+    with pytest.raises(ProblemError):
+        await be_refused_until_full()
+    assert trail._file.size <= 0.9 * 1024**2
 
     changes = []
 
@@ -180,19 +191,194 @@ async def test_a_key_whose_change_was_refused_is_unused(trail: AuditTrail) -> No
     assert await trail.find_key(ANNA, "pilot-north", "k" * 64) is None
 
 
-async def test_keys_are_known_to_the_next_process(tmp_path: Path) -> None:
-    trail = open_trail(tmp_path)
+async def test_keys_are_known_to_the_next_process_and_to_other_replicas(
+    open_trail: OpenTrail, postgres_database: AuditDatabase
+) -> None:
+    trail = open_trail(postgres_database.connect)
     await trail.start()
-    done, lost = make_create("d" * 64), make_create("l" * 64)
-    for call in (done, lost):
+    await until(lambda: trail._sink.connected)
+    done, lost, refused = (make_create(letter * 64) for letter in "dlr")
+    for call in (done, lost, refused):
         await trail.announce(call)
     done.subject.object_uid = "uid-1"
     await trail.complete(done, 201, "Created", 1)
+    await trail.complete(refused, 422, "Invalid", 1)
     await trail.close()
 
-    again = open_trail(tmp_path)
-    await again.start()
-    found = [await again.find_key(ANNA, "pilot-north", letter * 64) for letter in "dl"]
-    await again.close()
+    for replica in ("api-0", "api-1"):
+        again = open_trail(postgres_database.connect, replica)
+        await again.start()
+        await until(partial(getattr, again._sink, "connected"))
+        found = [await again.find_key(ANNA, "pilot-north", letter * 64) for letter in "dlr"]
+        await again.close()
 
-    assert [used and used.object_uid for used in found] == ["uid-1", ""]
+        assert [used and (used.name, used.object_uid, used.change) for used in found] == [
+            ("d-1", "uid-1", done.subject.change),
+            ("d-1", "", lost.subject.change),
+            None,
+        ]
+
+
+async def test_a_key_is_in_the_database_before_its_change_is_made(
+    trail: AuditTrail, postgres_database: AuditDatabase
+) -> None:
+    call = make_create("k" * 64)
+
+    await trail.announce(call)
+
+    (row,) = postgres_database.rows("select * from audit_event where verb = 'create'")
+    assert (row["stage"], row["request_id"]) == ("RequestReceived", call.request_id)
+    assert (row["caller"], row["idempotency_key_sha256"]) == (ANNA, "k" * 64)
+
+
+async def test_a_key_is_forgotten_after_30_days(
+    open_trail: OpenTrail, postgres_database: AuditDatabase
+) -> None:
+    now = [NOW]
+    trail = open_trail(postgres_database.connect, now=lambda: now[0])
+    await trail.start()
+    await until(lambda: trail._sink.connected)
+    call = make_create("k" * 64)
+    await trail.announce(call)
+    await trail.complete(call, 201, "Created", 1)
+    await until(lambda: not trail._sink.behind)
+    await until(lambda: not trail._memory._keys)
+
+    now[0] += timedelta(days=29, hours=23)
+    assert await trail.find_key(ANNA, "pilot-north", "k" * 64)
+    now[0] += timedelta(hours=2)
+    assert await trail.find_key(ANNA, "pilot-north", "k" * 64) is None
+    await trail.close()
+
+
+async def test_without_the_database_no_key_is_known_and_changes_without_one_go_on(
+    open_trail: OpenTrail,
+) -> None:
+    trail = open_trail(away)
+    await trail.start()
+
+    for asked in (
+        trail.find_key(ANNA, "pilot-north", "k" * 64),
+        trail.announce(make_create("k" * 64)),
+    ):
+        with pytest.raises(ProblemError) as refused:
+            await asked
+        assert refused.value.slug is Slug.DATABASE_UNAVAILABLE
+        assert refused.value.retry_after_seconds
+    cancel = make_create()
+    await trail.announce(cancel)
+    await trail.complete(cancel, 200, "OK", 1)
+    assert [each["stage"] for each in records(trail)][-2:] == [
+        "RequestReceived",
+        "ResponseComplete",
+    ]
+    await trail.close()
+
+
+async def test_a_change_whose_record_does_not_arrive_in_time_is_withdrawn(
+    open_trail: OpenTrail, postgres_database: AuditDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("derops_headend.api.auditing.trail.KEY_SECONDS", 0.2)
+    trail = open_trail(postgres_database.connect)
+    await trail.start()
+    await until(lambda: trail._sink.connected)
+    call = make_create("k" * 64)
+    with psycopg.connect(postgres_database.writer) as person:
+        person.execute("lock table audit_event in exclusive mode")
+        with pytest.raises(ProblemError) as refused:
+            await trail.announce(call)
+        assert refused.value.slug is Slug.DATABASE_UNAVAILABLE
+
+    await trail.complete(call, 503, "DatabaseUnavailable", 1)
+    assert await trail.find_key(ANNA, "pilot-north", "k" * 64) is None
+    await until(lambda: not trail._sink.behind)
+    await until(lambda: not trail._memory._keys)
+    assert await trail.find_key(ANNA, "pilot-north", "k" * 64) is None
+    await trail.close()
+
+
+async def test_strangers_are_summed_up(trail: AuditTrail, postgres_database: AuditDatabase) -> None:
+    for source, count in (("198.51.100.1", 1000), ("198.51.100.2", 3)):
+        for _ in range(count):
+            await trail.refused(source, "NoCredential", "GET", "/v1/me?token=secret")
+    await trail._sum_up()
+
+    of_source: dict[str, list[dict[str, Any]]] = {}
+    for each in records(trail):
+        of_source.setdefault(each.get("source", ""), []).append(each)
+    assert len(of_source["198.51.100.2"]) == 3
+    assert of_source["198.51.100.2"][0]["path"] == "/v1/me"
+    assert "principal" not in of_source["198.51.100.2"][0]
+    *single, total = of_source["198.51.100.1"]
+    assert len(single) == 20
+    assert total["count"] == 980
+    assert total["firstAt"] == total["lastAt"] == "2026-11-30T12:00:00.000000Z"
+
+
+async def test_strangers_cannot_fill_the_file(open_trail: OpenTrail) -> None:
+    seconds = itertools.count()
+    trail = open_trail(away, max_bytes=1024**2, now=lambda: NOW + timedelta(seconds=next(seconds)))
+    await trail.start()
+
+    for number in range(6000):  # from as many networks
+        await trail.refused(f"2001:db8:{number:x}::1", "NoCredential", "GET", "/v1/me" * 50)
+    await trail._sum_up()
+
+    assert trail._file.size < 0.55 * 1024**2
+    assert records(trail)[-1]["source"] == "others"
+    counted = sum(each.get("count", "source" in each) for each in records(trail))
+    assert counted == 6000
+    await trail.complete(make_call(), 200, "OK", 1)
+    await trail.close()
+
+
+async def test_a_full_disk_refuses_and_is_got_over(tmp_path: Path, open_trail: OpenTrail) -> None:
+    with small_disk(tmp_path / "api-0", megabytes=1) as disk:
+        readiness = Readiness()
+        trail = open_trail(away, max_bytes=1024**3, readiness=readiness)
+        await trail.start()
+        taken = 0
+
+        async def read_until_full() -> None:
+            nonlocal taken
+            while True:
+                await trail.complete(make_call(rule="x" * 500), 200, "OK", 1)
+                taken += 1
+
+        (disk / "filler").write_bytes(bytes(800 * 1024))
+        with pytest.raises(ProblemError) as refused:
+            await read_until_full()
+        assert refused.value.slug is Slug.AUDIT_UNAVAILABLE
+        assert "degraded audit's file: cannot be written: No space left" in readiness.report()[1]
+        with pytest.raises(ProblemError):
+            await trail.announce(make_create(rule="x" * 500))
+
+        (disk / "filler").unlink()
+        await trail.complete(make_call(), 200, "OK", 1)
+
+        assert "audit's file" not in readiness.report()[1]
+        found = list(trail._file.scan())
+        assert len([each for each in found if "ResponseComplete" in each.body]) == taken + 1
+        assert [each.seq for each in found] == list(range(1, len(found) + 1))
+        await trail.close()
+
+
+async def test_a_read_only_disk_is_said(tmp_path: Path, open_trail: OpenTrail) -> None:
+    with small_disk(tmp_path / "api-0", megabytes=1) as disk:
+        trail = open_trail(away)
+        await trail.start()
+        await trail.close()
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+
+        with pytest.raises(OSError, match="Read-only file system"):
+            open_trail(away)
+
+
+async def test_heads_are_printed(trail: AuditTrail, capsys: pytest.CaptureFixture[str]) -> None:
+    await trail.complete(make_call(), 200, "OK", 1)
+    await until(lambda: not trail._sink.behind)
+
+    trail._say_head()
+
+    said = json.loads(capsys.readouterr().out)
+    assert said == {"event": "audit.head", **trail._file.head._asdict()}

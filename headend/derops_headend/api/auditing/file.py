@@ -95,15 +95,20 @@ class AuditFile:
         with self._lock:
             return Place(self._segments[0].number, 0)
 
-    def append(self, facts: Sequence[str]) -> None:
-        """Write records; return once they are durable.
+    def is_end(self, place: Place) -> bool:
+        """Tell whether nothing follows a place."""
+        return self._following(place) is None
+
+    def append(self, facts: Sequence[str]) -> list[Head]:
+        """Write records; return what they became once they are durable.
 
         Raises:
             OSError: None of them is: the disk is full, read only, or broken.
         """
-        head, lines = self.head, []
+        head, heads, lines = self.head, [], []
         for each in facts:
             body, head = link(head, each)
+            heads.append(head)
             lines.append(f"{head.hash} {body}\n")
         if self._descriptor is None:
             self._rotate(self.head)
@@ -112,20 +117,16 @@ class AuditFile:
         if self._segments[-1].size >= SEGMENT_BYTES:
             with suppress(OSError):  # then the old one grows for longer
                 self._rotate(head)
+        return heads
 
     def read(self, place: Place) -> tuple[list[Stored], Place]:
         """Return some records after a place, and the place after them; the same one = no more."""
-        with self._lock:
-            segments = [(each, each.size) for each in self._segments]
-        for segment, size in segments:
-            if segment.number < place.segment:
-                continue
-            offset = place.offset if segment.number == place.segment else 0
-            offset = max(offset, segment.begin)
-            if offset < size:
-                found, end = _read_lines(segment.path, offset, size)
-                return found, Place(segment.number, end)
-        return [], place
+        following = self._following(place)
+        if following is None:
+            return [], place
+        segment, offset, size = following
+        found, end = _read_lines(segment.path, offset, size)
+        return found, Place(segment.number, end)
 
     def scan(self) -> Iterator[Stored]:
         """Yield all records, in their order."""
@@ -148,6 +149,18 @@ class AuditFile:
         """Close the files."""
         self._close_active()
         os.close(self._guard)
+
+    def _following(self, place: Place) -> tuple[_Segment, int, int] | None:
+        """Return where reading goes on after a place, and up to where; None = at its end."""
+        with self._lock:
+            for segment in self._segments:
+                if segment.number < place.segment:
+                    continue
+                offset = place.offset if segment.number == place.segment else 0
+                offset = max(offset, segment.begin)
+                if offset < segment.size:
+                    return segment, offset, segment.size
+        return None
 
     def _recover(self, now: datetime) -> Head:
         for rest in self._directory.glob("*.new"):

@@ -11,6 +11,9 @@ from derops_headend.api.ports import Stage
 OPENED = "Opened"
 """Stage of the record that a process begins with."""
 
+WITHDRAWN = "Withdrawn"
+"""Stage of the record that takes an announcement back."""
+
 MAX_RECORD_BYTES = 32 * 1024
 """Of one record, with what the chain adds to it."""
 
@@ -20,6 +23,11 @@ _MOST_TEXT, _MOST_NAME, _MOST_GROUPS, _MOST_CHANGE = 512, 256, 32, 4096
 def announced(call: Call, at: datetime) -> str:
     """Return the record of a change that is about to be made."""
     return encode({"stage": Stage.RECEIVED, "at": instant(at), **_facts(call)})
+
+
+def withdrawn(call: Call, at: datetime) -> str:
+    """Return the record of a change that was announced, and of which nothing was done."""
+    return encode({"stage": WITHDRAWN, "at": instant(at), **_facts(call)})
 
 
 def completed(call: Call, at: datetime, status: int, reason: str, sent_bytes: int) -> str:

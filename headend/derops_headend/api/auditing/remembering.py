@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from derops_headend.api.auditing.record import WITHDRAWN
 from derops_headend.api.ports import Stage, Used
 from derops_headend.storage.chain import Stored
 
@@ -59,6 +60,8 @@ class Memory:
             key = Key(record["principal"]["name"], record.get("namespace", ""), sha256)
             self._keys[request] = key
             self._announced.setdefault(key, {})[request] = Announced(used_of(record, at))
+        elif record["stage"] == WITHDRAWN:
+            self.drop(request)
         elif (known := self._keys.get(request)) is not None:
             of_key = self._announced[known]
             used = of_key[request].used
@@ -68,6 +71,15 @@ class Memory:
                 ),
                 record["status"],
             )
+
+    def drop(self, request_id: str) -> None:
+        """Forget a change: nothing was done, or the database knows."""
+        key = self._keys.pop(request_id, None)
+        if key is not None:
+            of_key = self._announced[key]
+            del of_key[request_id]
+            if not of_key:
+                del self._announced[key]
 
     def note_stored(self, records: Iterable[Stored]) -> None:
         """Take note of records of a file."""
@@ -81,15 +93,8 @@ class Memory:
             if _HAS_KEY not in each.body:
                 continue
             record = json.loads(each.body)
-            if record["stage"] != Stage.COMPLETE:
-                continue
-            request = record.get("requestId", "")
-            key = self._keys.pop(request, None)
-            if key is not None:
-                of_key = self._announced[key]
-                del of_key[request]
-                if not of_key:
-                    del self._announced[key]
+            if record["stage"] == Stage.COMPLETE:
+                self.drop(record.get("requestId", ""))
 
     def find(self, key: Key) -> dict[str, Announced]:
         """Return what is known of a key, by request."""

@@ -1,0 +1,62 @@
+"""Asks the database what Idempotency-Keys were used for, on one connection of its own."""
+
+import asyncio
+import json
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+
+import psycopg
+
+from derops_headend.api.auditing.remembering import Announced, Key, used_of
+from derops_headend.api.auditing.sink import Connect
+from derops_headend.api.problems import ProblemError, Slug
+from derops_headend.storage.auditing import Announcement, find_announcements
+
+KEY_DAYS = timedelta(days=30)
+_STATEMENT_MILLISECONDS, _ASK_SECONDS = 3000, 5.0
+_AGAIN_SECONDS = 10
+
+
+class Asking:
+    """One question at a time; each takes about a millisecond."""
+
+    def __init__(self, connect: Connect) -> None:
+        self._connect = connect
+        self._executor = ThreadPoolExecutor(1, "audit-ask")
+        self._connection: psycopg.Connection | None = None
+
+    async def find(self, key: Key, since: datetime) -> dict[str, Announced]:
+        """Return what the database knows of a key, by request.
+
+        Raises:
+            ProblemError: DATABASE_UNAVAILABLE.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            asking = loop.run_in_executor(self._executor, self._ask, key, since)
+            found = await asyncio.wait_for(asking, _ASK_SECONDS)
+        except (psycopg.Error, TimeoutError) as error:
+            raise ProblemError(
+                Slug.DATABASE_UNAVAILABLE,
+                "what Idempotency-Keys were used for is in the database, which does not answer",
+                retry_after_seconds=_AGAIN_SECONDS,
+            ) from error
+        announced = {}
+        for each in found:
+            used = used_of(json.loads(each.body), each.at)
+            announced[used.request_id] = Announced(
+                used._replace(name=each.name, object_uid=each.object_uid), each.status
+            )
+        return announced
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._executor.shutdown(cancel_futures=True)
+        if self._connection is not None:
+            self._connection.close()
+
+    def _ask(self, key: Key, since: datetime) -> list[Announcement]:
+        if self._connection is None or self._connection.closed:
+            self._connection = self._connect()
+            self._connection.execute(f"set statement_timeout = {_STATEMENT_MILLISECONDS}")
+        return find_announcements(self._connection, *key, since)
