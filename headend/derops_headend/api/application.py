@@ -15,9 +15,9 @@ from derops_headend.api.answering import INTERNAL, of_http, of_validation, probl
 from derops_headend.api.describing import describe
 from derops_headend.api.ports import Parts
 from derops_headend.api.problems import ProblemError, Slug
-from derops_headend.api.routes import me, openapi
+from derops_headend.api.routes import me, openapi, telemetry
 
-ROUTERS = (me.router, openapi.router)
+ROUTERS = (me.router, telemetry.router, openapi.router)
 """All there are, in the order of the description."""
 
 _METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")

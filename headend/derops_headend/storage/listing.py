@@ -6,6 +6,7 @@ before, which is told by that row's place: what comes in between shifts nothing.
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import NamedTuple
 
 import psycopg
@@ -22,13 +23,12 @@ class Gap(NamedTuple):
     """Samples that an agent had to drop."""
 
     from_at: datetime
+    outbox_id: str
+    sequence: Decimal
     to_at: datetime
     samples: int
     reason: str
     received_at: datetime
-    outbox_id: str
-    sequence: str
-    """A whole number below 2^64."""
 
 
 class GapPlace(NamedTuple):
@@ -36,7 +36,7 @@ class GapPlace(NamedTuple):
 
     from_at: datetime
     outbox_id: str
-    sequence: str
+    sequence: int
 
 
 class Connected(NamedTuple):
@@ -95,8 +95,8 @@ def list_gaps(
     place = after or (None, None, None)
     with connection.cursor(row_factory=class_row(Gap)) as cursor:
         return cursor.execute(
-            "select from_at, to_at, samples, reason, received_at, outbox_id, "
-            "sequence::text from telemetry_gap "
+            "select from_at, outbox_id, sequence, to_at, samples, reason, received_at "
+            "from telemetry_gap "
             "where asset_id = %(asset)s and from_at < %(end)s and to_at >= %(first)s "
             "and (%(at)s::timestamptz is null or (from_at, outbox_id, sequence) < "
             "(%(at)s, %(outbox)s::text, %(sequence)s::numeric)) "

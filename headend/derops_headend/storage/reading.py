@@ -102,7 +102,7 @@ def read_steps(
     """
     due = _find_due(connection, asset_id, first, end, now)
     stored, facts = _stored(asset_id, resolution, first, end, due.made)
-    text = _steps(stored, quantities, _MILLISECONDS, ", sum(samples)::bigint")
+    text = _steps(stored, quantities, _MILLISECONDS, "sum(samples)::bigint")
     rows = connection.execute(text.encode(), facts, prepare=False, binary=True).fetchall()
     names = [f"{each}_{what}" for each in quantities for what in ROLLED_UP[each]]
     time_ms, columns = _columns(rows, [*names, "samples"])
@@ -255,17 +255,18 @@ def _stored(
     }
 
 
-def _steps(stored: str, quantities: Sequence[str], time: str, others: str = "") -> str:
-    columns = ", ".join(
-        f'{_COMBINED[what].format(it=_known(each, ROLLED_UP))} as "{to_camel(f"{each}_{what}")}"'
-        for each in quantities
-        for what in ROLLED_UP[each]
-    )
+def _steps(stored: str, quantities: Sequence[str], time: str, *others: str) -> str:
     begin = "date_bin(%(step)s, bucket, timestamptz 'epoch')"
-    return (
-        f"select {time.format(it=begin)} as time, {columns}{others} "  # noqa: S608
-        f"from ({stored}) stored group by 1 order by 1"
-    )
+    columns = [
+        f"{time.format(it=begin)} as time",
+        *(
+            f'{_COMBINED[what].format(it=each)} as "{to_camel(f"{each}_{what}")}"'
+            for each in quantities
+            for what in ROLLED_UP[_known(each, ROLLED_UP)]
+        ),
+        *others,
+    ]
+    return f"select {', '.join(columns)} from ({stored}) stored group by 1 order by 1"  # noqa: S608
 
 
 def _copy(connection: psycopg.Connection, text: str, facts: dict[str, Any]) -> bytes:

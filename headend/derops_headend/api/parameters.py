@@ -1,0 +1,145 @@
+"""What parameters of requests may be, and how a client says which representation it takes."""
+
+import base64
+import json
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, TypeVar
+
+from fastapi import Path
+from pydantic import BeforeValidator, Field, TypeAdapter, WithJsonSchema
+from pydantic_core import PydanticCustomError
+from starlette.requests import Request
+
+from derops_headend.api.problems import Fault, ProblemError, Slug
+
+T = TypeVar("T")
+
+_INSTANT = re.compile(r"(?:19[7-9]|20\d|21\d)\d-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?Z", re.ASCII)
+_MEDIA_RANGE = re.compile(
+    r"\s*([a-z*]+/[a-z0-9.+*-]+)\s*(?:;.*?\bq=([01](?:\.\d{0,3})?))?", re.ASCII
+)
+
+
+def _parse_instant(text: object) -> object:
+    if isinstance(text, datetime):
+        return text
+    try:
+        if not isinstance(text, str) or not _INSTANT.fullmatch(text):
+            raise ValueError
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise PydanticCustomError(
+            "instant", "is no time in UTC from 1970 to 2199 such as 2026-11-30T14:05:00Z"
+        ) from None
+
+
+def _parse_whole_number(text: object) -> object:
+    if isinstance(text, str) and not re.fullmatch(r"[0-9]{1,9}", text, re.ASCII):
+        raise PydanticCustomError("whole_number", "is no whole number of at most nine digits")
+    return int(text) if isinstance(text, str) else text
+
+
+Instant = Annotated[
+    datetime,
+    BeforeValidator(_parse_instant),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
+"""RFC 3339, in UTC with a Z: a plus sign in a URL would be a space."""
+
+WholeNumber = Annotated[int, BeforeValidator(_parse_whole_number)]
+
+Namespace = Annotated[
+    str,
+    Path(
+        description="The tenant",
+        max_length=63,
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+    ),
+]
+AssetName = Annotated[
+    str,
+    Path(
+        description="The DERAsset",
+        max_length=253,
+        pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$",
+    ),
+]
+
+StoredText = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+"""What PostgreSQL could have, as its numbers here."""
+Natural = Annotated[int, Field(ge=0, lt=2**64)]
+BigInteger = Annotated[int, Field(ge=0, lt=2**63)]
+Integer = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def invalid(parameter: str, code: str, detail: str) -> ProblemError:
+    """Return what is said of a parameter that is not as it must be."""
+    fault = Fault(parameter=parameter, code=code, detail=detail)
+    return ProblemError(
+        Slug.INVALID, "The request is not as it must be: see errors", faults=[fault]
+    )
+
+
+def refuse_repeated(request: Request) -> None:
+    """Check that no parameter is given twice: one of both would be taken, and who knows which.
+
+    Raises:
+        ProblemError: INVALID.
+    """
+    names = [name for name, _ in request.query_params.multi_items()]
+    for name in request.query_params:
+        if names.count(name) > 1:
+            known = name if re.fullmatch(r"[A-Za-z]{1,32}", name) else "query"
+            raise invalid(known, "repeated", "is given more than once")
+
+
+def choose_media(request: Request, offered: Sequence[str]) -> str:
+    """Return the representation that a client likes best; the first, where it likes all.
+
+    Raises:
+        ProblemError: NOT_ACCEPTABLE.
+    """
+    accept = ",".join(request.headers.getlist("accept")).lower()
+    if not accept.strip():
+        return offered[0]
+    liked = [_liking(media, accept.split(",")) for media in offered]
+    if not max(liked):
+        raise ProblemError(
+            Slug.NOT_ACCEPTABLE, f"There is only {' and '.join(offered)}: see the header Accept"
+        )
+    return offered[liked.index(max(liked))]
+
+
+def _liking(media: str, ranges: Sequence[str]) -> float:
+    """Return the quality of a media type: the most specific range that names it says."""
+    kind = media.partition("/")[0]
+    wanted = {"*/*": 1, f"{kind}/*": 2, media: 3}
+    found = (0, 0.0)
+    for each in ranges:
+        match = _MEDIA_RANGE.match(each)
+        if match and match[1] in wanted:
+            found = max(found, (wanted[match[1]], float(match[2] or 1)))
+    return found[1]
+
+
+def page_after(*place: object) -> str:
+    """Return where a page ended, for ``after``."""
+    text = json.dumps([str(each) for each in place])
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def place_of(after: str, kind: TypeAdapter[T]) -> T:
+    """Return what ``page_after`` was given: a tuple of this kind.
+
+    Raises:
+        ProblemError: INVALID: it never was.
+    """
+    try:
+        place = json.loads(base64.urlsafe_b64decode(after + "=" * (-len(after) % 4)))
+        return kind.validate_python(place)
+    except (ValueError, RecursionError):
+        raise invalid(
+            "after", "page", "is not what `next` of an answer was: begin again without it"
+        ) from None
