@@ -54,6 +54,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._stuck_since: float | None = None
         self._closing_since: float | None = None
+        self._is_ended = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin, if there is a place."""
@@ -105,6 +106,9 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def end(self, reason: str) -> None:
         """End the connection, whatever the client has not got yet."""
+        if self._is_ended:
+            return
+        self._is_ended = True
         metrics.CONNECTIONS_CLOSED.labels(reason=reason).inc()
         self.transport.abort()
 
