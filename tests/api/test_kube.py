@@ -12,6 +12,7 @@ from tests.crds.api import Api
 from tests.crds.manifests import BATTERY, DISPATCH, merged
 from tests.stack.controlplane import ControlPlane
 
+from derops.observing import Readiness
 from derops_headend.api.assets import view_of
 from derops_headend.api.connecting import read_configuration
 from derops_headend.api.kube import Kube
@@ -43,7 +44,7 @@ def admin(client: Any, namespace: str) -> Api:
 @pytest.fixture
 async def ours(kube: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Kube]:
     monkeypatch.setenv("KUBECONFIG", kube.kubeconfig)
-    opened = Kube(await read_configuration())
+    opened = Kube(await read_configuration(), Readiness())
     running = asyncio.create_task(opened.run())
     try:
         await until(lambda: opened.ready)
@@ -101,7 +102,7 @@ async def test_an_asset_of_any_depth_is_read_with_all_others(
     admin.create(merged(BATTERY, {"metadata": {"name": "beside"}}))
     await until(lambda: len(ours.assets([namespace])) == 2)
 
-    anew = Kube(await read_configuration())
+    anew = Kube(await read_configuration(), Readiness())
     running = asyncio.create_task(anew.run())
     await until(lambda: anew.ready)
     assert {each.name for each in anew.assets([namespace])} == {"deep", "beside"}

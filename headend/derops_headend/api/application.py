@@ -13,11 +13,18 @@ from starlette.types import Scope
 from derops.command_line import own_version
 from derops_headend.api.answering import INTERNAL, of_http, of_validation, problem_response
 from derops_headend.api.describing import describe
+from derops_headend.api.placing import Placing
 from derops_headend.api.ports import Parts
 from derops_headend.api.problems import ProblemError, Slug
-from derops_headend.api.routes import me, openapi, telemetry
+from derops_headend.api.routes import assets, dispatches, me, openapi, telemetry
 
-ROUTERS = (me.router, telemetry.router, openapi.router)
+ROUTERS = (
+    me.router,
+    assets.router,
+    dispatches.router,
+    telemetry.router,
+    openapi.router,
+)
 """All there are, in the order of the description."""
 
 _METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
@@ -35,6 +42,8 @@ def make_application(parts: Parts | None, routers: Sequence[APIRouter] = ROUTERS
         separate_input_output_schemas=False,
     )
     app.state.parts = parts
+    if parts is not None:
+        app.state.placing = Placing(parts.audit, parts.kubernetes, parts.now)
     for router in routers:
         app.include_router(router)
     app.add_exception_handler(ProblemError, _problem)

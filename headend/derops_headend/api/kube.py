@@ -9,6 +9,7 @@ from urllib.parse import quote
 import aiohttp
 from kubernetes.aio import client
 
+from derops.observing import Readiness
 from derops_headend.api.assets import KnownAsset, read_asset
 from derops_headend.api.ports import DispatchPage, Life, Manifest
 from derops_headend.api.problems import Fault, ProblemError, Slug
@@ -57,11 +58,11 @@ class Answer(NamedTuple):
 class Kube:
     """The API server. Make it inside the event loop, ``run`` it in a task, ``close`` it there."""
 
-    def __init__(self, configuration: client.Configuration) -> None:
+    def __init__(self, configuration: client.Configuration, readiness: Readiness) -> None:
         configuration.connection_pool_maxsize = _CONNECTIONS
         self._client = client.ApiClient(configuration)
-        self._assets = Watch(_ASSETS, self._open, _keep_asset)
-        self._dispatches = Watch(_DISPATCHES, self._open, _keep_dispatch)
+        self._assets = Watch(_ASSETS, self._open, _keep_asset, readiness)
+        self._dispatches = Watch(_DISPATCHES, self._open, _keep_dispatch, readiness)
 
     async def close(self) -> None:
         """Close all connections."""

@@ -21,8 +21,8 @@ from derops_headend.api.callers.kubernetes import KubernetesTokens
 from derops_headend.api.callers.static import StaticTokens
 from derops_headend.api.connecting import read_configuration
 from derops_headend.api.database import ReadingDatabase
+from derops_headend.api.kube import Kube
 from derops_headend.api.outer import Outer
-from derops_headend.api.placeholders import NoKubernetes
 from derops_headend.api.ports import Parts
 from derops_headend.api.reviews import Reviews
 from derops_headend.api.rights import ReviewedRights
@@ -58,10 +58,12 @@ async def _serve(settings: ApiSettings) -> None:
         _open_ops(settings, readiness, opened)
         reviews = Reviews(await read_configuration(), readiness)
         opened.push_async_callback(reviews.close)
+        kube = Kube(await read_configuration(), readiness)
+        opened.push_async_callback(kube.close)
         parts = Parts(
             rights=ReviewedRights(reviews),
             audit=await _open_audit(settings, opened),
-            kubernetes=NoKubernetes(),
+            kubernetes=kube,
             database=await opened.enter_async_context(
                 ReadingDatabase(settings.database_url.get_secret_value(), readiness)
             ),
@@ -76,7 +78,7 @@ async def _serve(settings: ApiSettings) -> None:
             _now,
         )
         server = Server(outer, bound, certificate.context if certificate else None)
-        follow: list[Coroutine[Any, Any, None]] = [static.follow(), reviews.follow()]
+        follow: list[Coroutine[Any, Any, None]] = [static.follow(), reviews.follow(), kube.run()]
         if certificate is not None:
             follow.append(certificate.follow())
         for each in follow:

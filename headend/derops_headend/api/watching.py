@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import aiohttp
 import structlog
 
+from derops.observing import Readiness
 from derops_headend.api.problems import ProblemError
 from derops_headend.api.refusals import refused
 
@@ -71,7 +72,11 @@ class Watch(Generic[Kept]):
     """What is kept of all objects of a kind. ``run`` it in a task of its own."""
 
     def __init__(
-        self, path: str, open_: Opener, keep: Callable[[Mapping[str, Any]], tuple[Key, Kept]]
+        self,
+        path: str,
+        open_: Opener,
+        keep: Callable[[Mapping[str, Any]], tuple[Key, Kept]],
+        readiness: Readiness,
     ) -> None:
         """Make it; nothing is asked yet.
 
@@ -80,8 +85,12 @@ class Watch(Generic[Kept]):
             open_: Sends a GET.
             keep: Returns key of an object and what to keep of it; whatever it raises, that object
                 alone is left as it was.
+            readiness: Is told while nothing is heard.
         """
         self._path = path
+        self._readiness = readiness
+        self._part = f"watch of {path.rpartition('/')[2]}"
+        readiness.expecting(self._part, "was not listed yet")
         self._open = open_
         self._keep = keep
         self._by_namespace: dict[str, dict[str, Kept]] = {}
@@ -142,7 +151,13 @@ class Watch(Generic[Kept]):
                 if not again:
                     _log.warning("watch.failed", path=self._path, error=_words(error))
                 again = True
+                self._tell(_words(error))
                 await asyncio.sleep(_AGAIN_AFTER_SECONDS)
+
+    def _tell(self, problem: str) -> None:
+        """Say what is wrong; what was heard before is answered for a while."""
+        tell = self._readiness.degraded if self.fresh else self._readiness.waiting
+        tell(self._part, problem)
 
     async def _list(self) -> None:
         missing = {
@@ -169,6 +184,7 @@ class Watch(Generic[Kept]):
             self._drop(key)
         self._version = str(page["metadata"]["resourceVersion"])
         self._listed = True
+        self._readiness.found(self._part)
 
     async def _follow(self) -> None:
         query = {
@@ -184,6 +200,7 @@ class Watch(Generic[Kept]):
             if answer.status != 200:
                 raise refused(answer.status, await answer.read())
             self._heard = time.monotonic()
+            self._readiness.found(self._part)
             async for event in events(answer.content):
                 self._heard = time.monotonic()
                 self._hear(event)
