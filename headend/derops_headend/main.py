@@ -65,6 +65,20 @@ def make_parser() -> Parser:
         from derops_headend import telling
 
         telling.add_arguments(history)
+    says = "verify or export the audit of the API"
+    audit = programs.add_parser("audit", help=says, description=f"{says.capitalize()}.")
+    whats = audit.add_subparsers(metavar="WHAT", required=True)
+    verifying = add(
+        "verify",
+        _verify_audit,
+        "say which records were edited, removed or reordered; 1 = some were",
+        whats,
+    )
+    exporting = add("export", _export_audit, "print the records by time, a line each", whats)
+    if sys.argv[1:2] == ["audit"]:
+        from derops_headend import auditing
+
+        auditing.add_arguments(verifying, exporting)
     says = "print what an administrator of the database is asked for"
     database = programs.add_parser("database", help=says, description=f"{says.capitalize()}.")
     roles = add(
@@ -106,6 +120,18 @@ def _tell_history(arguments: argparse.Namespace) -> None:
     from derops_headend import telling
 
     telling.main(arguments)
+
+
+def _verify_audit(arguments: argparse.Namespace) -> None:
+    from derops_headend import auditing
+
+    auditing.verify_all(arguments)
+
+
+def _export_audit(arguments: argparse.Namespace) -> None:
+    from derops_headend import auditing
+
+    auditing.export_all(arguments)
 
 
 def _print_roles(arguments: argparse.Namespace) -> None:

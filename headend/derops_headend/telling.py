@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dispatch", help="uid or name; one dispatch is told step by step")
     parser.add_argument("--phase", help="such as Failed")
     parser.add_argument("--created-by", help="who ordered them, as Kubernetes names its users")
-    parser.add_argument("--since", type=_instant, help="first heard of from then on, RFC 3339")
-    parser.add_argument("--until", type=_instant, help="and before then")
+    parser.add_argument("--since", type=parse_instant, help="first heard of from then on, RFC 3339")
+    parser.add_argument("--until", type=parse_instant, help="and before then")
     parser.add_argument("--limit", type=int, default=100, help="at most 1000; the newest first")
     parser.add_argument("--summary", action="store_true", help="count how they ended")
     parser.add_argument("--output", choices=("text", "json"), default="text")
@@ -159,7 +159,8 @@ def _plain(value: Any) -> Any:
     return _word(value) if isinstance(value, datetime) else float(value)
 
 
-def _instant(text: str) -> datetime:
+def parse_instant(text: str) -> datetime:
+    """Return the instant of an argument: RFC 3339, with a time zone."""
     found = datetime.fromisoformat(text.replace("Z", "+00:00"))
     if found.tzinfo is None:
         raise argparse.ArgumentTypeError(f"{text} has no time zone; add Z for UTC")

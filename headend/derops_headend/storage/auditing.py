@@ -169,7 +169,7 @@ def find_page(
         connection: To the migrated database.
         wanted: Which ones.
         after: The last record of the page before.
-        limit: How many at most, 1 to 500.
+        limit: How many at most; 1 to 500, and one more that tells whether there are more.
     """
     facts = {name: getattr(wanted, name) for name in _RESTRICTIONS}
     given = {name: value for name, value in facts.items() if value is not None}
@@ -183,7 +183,7 @@ def find_page(
         "order by at desc, chain desc, seq desc limit %(limit)s"
     )
     rows = connection.execute(
-        text.encode(), given | {"limit": max(1, min(limit, MOST_ROWS))}
+        text.encode(), given | {"limit": max(1, min(limit, MOST_ROWS + 1))}
     ).fetchall()
     return [Stored(*row) for row in rows]
 

@@ -1,0 +1,143 @@
+"""The audit, for those who may see it; that they looked is written down as well."""
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import AwareDatetime, Field, TypeAdapter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from derops_headend.api.call import call_of
+from derops_headend.api.models import Model
+from derops_headend.api.parameters import (
+    BigInteger,
+    Instant,
+    Namespace,
+    StoredText,
+    WholeNumber,
+    page_after,
+    place_of,
+    refuse_repeated,
+)
+from derops_headend.api.ports import Parts
+from derops_headend.storage.auditing import MOST_ROWS, Mark, Wanted, find_page
+from derops_headend.storage.chain import Stored
+
+router = APIRouter(tags=["audit"])
+
+_PLACE = TypeAdapter(tuple[AwareDatetime, StoredText, BigInteger])
+_WORD = r"^[^\x00-\x1f\x7f]*$"
+
+
+class AuditQuery(Model):
+    """Which records; what is not given does not restrict."""
+
+    caller: str | None = Field(
+        default=None, max_length=256, pattern=_WORD, description="Name of the caller"
+    )
+    verb: str | None = Field(default=None, max_length=64, pattern=_WORD)
+    resource: str | None = Field(
+        default=None, max_length=128, pattern=_WORD, description="Such as `dispatches`"
+    )
+    name: str | None = Field(
+        default=None, max_length=253, pattern=_WORD, description="Of the object"
+    )
+    request_id: str | None = Field(
+        default=None, max_length=64, pattern=_WORD, description="`X-Request-Id` of an answer"
+    )
+    since: Instant | None = Field(default=None, description="Written down from then on")
+    until: Instant | None = Field(default=None, description="And before then")
+    limit: WholeNumber = Field(default=100, ge=1, le=MOST_ROWS)
+    after: str = Field(
+        default="",
+        max_length=500,
+        pattern=r"^[A-Za-z0-9_-]*$",
+        description="`next` of the page before.",
+    )
+
+
+class AuditItem(Model):
+    """A record, and the hash that the next record of its chain has as `prev`."""
+
+    hash: str = Field(description="SHA-256 of the record, byte for byte as it is here")
+    record: dict[str, Any] = Field(
+        description="What was called, by whom, and what was answered: see the page on the audit"
+    )
+
+
+class AuditPage(Model):
+    """Records, the newest first."""
+
+    items: list[AuditItem]
+    next: str | None = Field(description="Where the next page begins: `after`; null = nowhere")
+
+
+@router.get(
+    "/v1/namespaces/{namespace}/audit",
+    operation_id="listAuditOfNamespace",
+    summary="Who did what in a namespace",
+    response_model=AuditPage,
+)
+async def list_audit_of_namespace(
+    request: Request, namespace: Namespace, query: Annotated[AuditQuery, Query()]
+) -> Response:
+    """Return records of calls about a namespace; the right is `list audits` there."""
+    return await _answer(request, namespace, query)
+
+
+@router.get(
+    "/v1/audit",
+    operation_id="listAudit",
+    summary="Who did what",
+    response_model=AuditPage,
+)
+async def list_audit(request: Request, query: Annotated[AuditQuery, Query()]) -> Response:
+    """Return records of all calls, also of those about no namespace, and of refused strangers.
+
+    The right is `list audits` in all namespaces.
+    """
+    return await _answer(request, None, query)
+
+
+async def _answer(request: Request, namespace: str | None, query: AuditQuery) -> Response:
+    refuse_repeated(request)
+    call = call_of(request)
+    parts: Parts = request.app.state.parts
+    call.subject.verb, call.subject.resource = "list", "audits"
+    call.subject.namespace = namespace or ""
+    await parts.rights.require(call)
+    wanted = Wanted(
+        namespace=namespace,
+        caller=query.caller,
+        verb=query.verb,
+        resource=query.resource,
+        name=query.name,
+        request_id=query.request_id,
+        since=query.since,
+        until=query.until,
+    )
+    after = Mark(*place_of(query.after, _PLACE)) if query.after else None
+    found = await parts.database.read(find_page, wanted, after=after, limit=query.limit + 1)
+    shown = found[: query.limit]
+    following = _next(shown) if len(found) > query.limit else None
+    items = ",".join(f'{{"hash":{json.dumps(each.hash)},"record":{_json(each)}}}' for each in shown)
+    return Response(
+        f'{{"items":[{items}],"next":{json.dumps(following)}}}', media_type="application/json"
+    )
+
+
+def _next(shown: Sequence[Stored]) -> str:
+    last = shown[-1]
+    return page_after(last.at.isoformat(), last.chain, last.seq)
+
+
+def _json(record: Stored) -> str:
+    """Return a record as it was written; one that somebody made unreadable, as far as it goes."""
+    try:
+        if isinstance(json.loads(record.body), dict):
+            return record.body
+    except (ValueError, RecursionError):
+        pass
+    return json.dumps({"chain": record.chain, "seq": record.seq, "unreadable": record.body[:1000]})
