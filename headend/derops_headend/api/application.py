@@ -16,12 +16,13 @@ from derops_headend.api.describing import describe
 from derops_headend.api.placing import Placing
 from derops_headend.api.ports import Parts
 from derops_headend.api.problems import ProblemError, Slug
-from derops_headend.api.routes import assets, audit, dispatches, me, openapi, telemetry
+from derops_headend.api.routes import assets, audit, dispatches, history, me, openapi, telemetry
 
 ROUTERS = (
     me.router,
     assets.router,
     dispatches.router,
+    history.router,
     telemetry.router,
     audit.router,
     openapi.router,

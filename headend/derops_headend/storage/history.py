@@ -7,7 +7,7 @@ table have no rows yet, it reads the view ``dispatch_history``: as true, and slo
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, LiteralString
+from typing import Any, LiteralString, NamedTuple
 
 import psycopg
 from psycopg.rows import class_row
@@ -16,6 +16,15 @@ from derops_headend.storage.dispatches import is_filled
 
 MOST_ROWS = 1000
 """Of one answer; a longer one is asked for in pages."""
+
+
+class Place(NamedTuple):
+    """Where a dispatch stands in the order of ``find``."""
+
+    first_at: datetime
+    dispatch_uid: str
+    namespace: str
+    asset_name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +83,11 @@ class Dispatched:
     created_by: str | None
     """Who ordered it; None = the operator did not say, unknown = nobody can know."""
 
+    @property
+    def place(self) -> Place:
+        """Where it stands in the order of ``find``."""
+        return Place(self.first_at, self.dispatch_uid, self.namespace, self.asset_name)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
@@ -119,6 +133,7 @@ class Wanted:
     dispatch: str | None = None
     """Uid, or name: names may be used again, so several dispatches can have one."""
 
+    dispatch_uid: str | None = None
     phase: str | None = None
     since: datetime | None = None
     """Of the first transition."""
@@ -137,6 +152,7 @@ _RESTRICTIONS: dict[str, LiteralString] = {
     "namespace": "namespace = %(namespace)s",
     "asset_name": "asset_name = %(asset_name)s",
     "dispatch": "(dispatch_uid = %(dispatch)s or dispatch_name = %(dispatch)s)",
+    "dispatch_uid": "dispatch_uid = %(dispatch_uid)s",
     "phase": "phase = %(phase)s",
     "since": "first_at >= %(since)s",
     "until": "first_at < %(until)s",
@@ -148,7 +164,7 @@ def find(
     connection: psycopg.Connection,
     wanted: Wanted,
     *,
-    after: Dispatched | None = None,
+    after: Place | None = None,
     limit: int = MOST_ROWS,
 ) -> list[Dispatched]:
     """Return dispatches, the newest first.
@@ -156,15 +172,17 @@ def find(
     Args:
         connection: To the migrated database.
         wanted: Which ones.
-        after: The last of the page before.
+        after: Where the last of the page before stands.
         limit: How many at most, 1 to 1000.
     """
     where, facts = _where(wanted)
     if after is not None:
         where += " and (first_at, dispatch_uid, namespace, asset_name) < "
-        where += "(%(after_at)s, %(after_uid)s, %(after_namespace)s, %(after_asset)s)"
-        facts |= {"after_at": after.first_at, "after_uid": after.dispatch_uid}
-        facts |= {"after_namespace": after.namespace, "after_asset": after.asset_name}
+        where += (
+            "(%(after_first_at)s, %(after_dispatch_uid)s, %(after_namespace)s, "
+            "%(after_asset_name)s)"
+        )
+        facts |= {f"after_{name}": value for name, value in after._asdict().items()}
     text = (
         f"select {_COLUMNS} from {_lines(connection)} where {where} "  # noqa: S608  # our own names
         "order by first_at desc, dispatch_uid desc, namespace desc, asset_name desc "
@@ -172,20 +190,21 @@ def find(
     )
     with connection.cursor(row_factory=class_row(Dispatched)) as cursor:
         return cursor.execute(
-            text.encode(), facts | {"limit": max(1, min(limit, MOST_ROWS))}
+            text.encode(), facts | {"limit": max(1, min(limit, MOST_ROWS))}, binary=True
         ).fetchall()
 
 
 def read_story(connection: psycopg.Connection, dispatch: Dispatched) -> list[Step]:
-    """Return all transitions of one dispatch, in the order in which they happened.
+    """Return the transitions of one dispatch, in the order in which they happened.
 
-    What other assets' agents claim of its uid is none of them.
+    The first thousand, if there are more. What other assets' agents claim of its uid is none of
+    them.
     """
     with connection.cursor(row_factory=class_row(Step)) as cursor:
         return cursor.execute(
             "select at, received_at, actor, phase, reason, message from dispatch_event "
-            "where dispatch_uid = %s and subject = %s order by at, received_at",
-            (dispatch.dispatch_uid, f"{dispatch.namespace}/{dispatch.asset_name}"),
+            "where dispatch_uid = %s and subject = %s order by at, received_at limit %s",
+            (dispatch.dispatch_uid, f"{dispatch.namespace}/{dispatch.asset_name}", MOST_ROWS),
         ).fetchall()
 
 

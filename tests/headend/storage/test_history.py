@@ -170,7 +170,7 @@ def test_a_month_is_summed_up_and_paged_through(reader: psycopg.Connection, quer
 
     pages = [find(reader, month, limit=100)]
     while pages[-1]:
-        pages.append(find(reader, month, after=pages[-1][-1], limit=100))
+        pages.append(find(reader, month, after=pages[-1][-1].place, limit=100))
 
     assert [len(page) for page in pages] == [100, 100, 50, 0]
     assert len({each.dispatch_uid for page in pages for each in page}) == 250

@@ -131,6 +131,7 @@ where not exists (
   select from dispatch as known
   where known.dispatch_uid = told.dispatch_uid and known.told_by_headend
     and known.subject <> told.subject
+  offset 0  -- asked row by row: as a join, the planner takes it to leave none, and reads all
 );
 
 -- Whoever has the row's lock sees what all before have committed: the events are read after it.
