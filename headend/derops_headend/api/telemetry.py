@@ -108,6 +108,16 @@ def stale_after_seconds(interval_seconds: float) -> float:
     return max(LEAST_STALE_SECONDS, 3 * interval_seconds)
 
 
+def check(wanted: Wanted) -> None:
+    """Check that a resolution that was asked for does not have too many points.
+
+    Raises:
+        ProblemError: INVALID.
+    """
+    if wanted.resolution is not None:
+        _resolve(wanted, None)
+
+
 def answer(connection: psycopg.Connection, wanted: Wanted) -> bytes | None:
     """Return the body, JSON or CSV; None = there never was such an asset.
 

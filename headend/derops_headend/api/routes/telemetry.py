@@ -28,7 +28,7 @@ from derops_headend.api.parameters import (
 )
 from derops_headend.api.ports import Parts
 from derops_headend.api.problems import ProblemError, Slug
-from derops_headend.api.telemetry import INTERVAL_SECONDS, Lives, Wanted, answer, choose_life
+from derops_headend.api.telemetry import INTERVAL_SECONDS, Lives, Wanted, answer, check, choose_life
 from derops_headend.api.telemetry_models import (
     ConnectionEvent,
     ConnectionPage,
@@ -95,6 +95,7 @@ async def get_telemetry(
         now=now,
         interval_seconds=asset.interval_seconds,
     )
+    check(wanted)
 
     async def make() -> bytes:
         return _found(await parts.database.read(answer, wanted))
