@@ -23,7 +23,7 @@ FLEET = [
 DISPATCHES = "system:serviceaccount:derops-access:pilot-north-dispatches"
 ASSETS = "system:serviceaccount:derops-access:pilot-north-assets"
 TENANT, ORDERS, LIMITS = "pilot-north", "dispatches.derops.io", "derassets.derops.io"
-ROLES = ["derops-view", "derops-dispatch"]
+ROLES = ["derops-viewer", "derops-dispatcher", "derops-asset-admin"]
 NAMESPACES = ["argocd", "flux-system", "another-tenant"]
 
 
@@ -137,6 +137,19 @@ def may(kube: ControlPlane, who: str, verb: str, what: str, namespace: str, *mor
         return kube.kubectl("auth", "can-i", *arguments).strip() == "yes"
     except StackError:  # kubectl ends with 1 where the answer is no
         return False
+
+
+def test_the_project_of_argo_cd_lets_in_what_the_chart_has_of_the_whole_cluster() -> None:
+    (project,) = [each for each in documents(ARGOCD[0]) if each["kind"] == "AppProject"]
+    let_in = {(each["group"], each["kind"]) for each in project["spec"]["clusterResourceWhitelist"]}
+    rendered = chart.documents({"postgresql": {"enabled": True}})
+    needed = {
+        (each["apiVersion"].rpartition("/")[0], each["kind"])
+        for each in rendered
+        if "namespace" not in each["metadata"] and "helm.sh/hook" not in str(each["metadata"])
+    }
+
+    assert needed <= let_in
 
 
 async def test_the_quota_counts_dispatches(platform: ControlPlane) -> None:

@@ -138,6 +138,14 @@ def _identity_for(manifest: dict[str, Any]) -> tuple[str, ...]:
     return of_api if manifest["kind"] == "Dispatch" else ()
 
 
+def wait_until_unstamped(control_plane: ControlPlane) -> None:
+    """Wait until the mutating policy, whose binding was deleted, is in force no more."""
+    deadline = time.monotonic() + _ENFORCED_SECONDS
+    while _is_stamped(control_plane):
+        if time.monotonic() > deadline:
+            raise StackError("Dispatches are stamped though the binding is gone")
+
+
 def _is_stamped(control_plane: ControlPlane) -> bool:
     return "annotations" in _dry_run(control_plane, _unsaid_dispatch())["metadata"]
 
@@ -234,6 +242,13 @@ def operator_kubeconfig(control_plane: ControlPlane) -> str:
     operator = chart_manifests("operator.yaml")
     control_plane.apply(*(each for each in operator if each["kind"] in rights))
     return control_plane.service_account_kubeconfig(NAMESPACE, SERVICE_ACCOUNT)
+
+
+def api_kubeconfig(control_plane: ControlPlane) -> str:
+    """Return a kubeconfig of the API's ServiceAccount, with the chart's rules and no more."""
+    rights = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding"}
+    control_plane.apply(*(each for each in chart_manifests("api.yaml") if each["kind"] in rights))
+    return control_plane.service_account_kubeconfig(NAMESPACE, "derops-api")
 
 
 def secret_data(control_plane: ControlPlane, namespace: str, name: str) -> dict[str, bytes]:
