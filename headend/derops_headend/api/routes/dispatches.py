@@ -1,7 +1,7 @@
 """Dispatches: list, read, order, try, cancel."""
 
 import uuid
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Response
 from starlette.requests import Request
@@ -110,8 +110,7 @@ async def get_dispatch(
     operation_id="createDispatch",
     summary="Order something of an asset, or try to",
     status_code=201,
-    response_model=DispatchView,
-    response_model_exclude_none=True,
+    response_model=None,
     responses={
         200: {
             "model": DispatchView | Foresight,
@@ -123,14 +122,16 @@ async def get_dispatch(
                 }
             },
         },
-        201: {"headers": {"Location": {"description": "Its path", "schema": {"type": "string"}}}},
+        201: {
+            "model": DispatchView,
+            "headers": {"Location": {"description": "Its path", "schema": {"type": "string"}}},
+        },
         403: {},
         409: {},
     },
 )
 async def create_dispatch(
     request: Request,
-    response: Response,
     call: CallOf,
     namespace: Namespace,
     order: NewDispatch,
@@ -138,7 +139,7 @@ async def create_dispatch(
     dry_run: Annotated[
         bool, Query(alias="dryRun", description="Make nothing; say what would become of it")
     ] = False,
-) -> Any:
+) -> Response:
     """Make a Dispatch, once for each Idempotency-Key; its start is written down with the first.
 
     A key is the caller's own in a namespace. It is remembered for 30 days.
@@ -148,17 +149,13 @@ async def create_dispatch(
         raise _no_key()
     parts = await _allow(request, call, namespace, "create", fresh=True)
     if key is None or dry_run:
-        response.status_code = 200
-        return await _foresee(parts, call, namespace, order)
+        return _answer(await _foresee(parts, call, namespace, order), 200)
     placing: Placing = request.app.state.placing
     placed = await placing.place(Asked(call=call, namespace=namespace, order=order, key=key))
+    view = view_of(placed.dispatch)
     if placed.replayed:
-        response.status_code = 200
-        response.headers["Idempotency-Replayed"] = "true"
-    else:
-        name = placed.dispatch["metadata"]["name"]
-        response.headers["Location"] = f"/v1/namespaces/{namespace}/dispatches/{name}"
-    return view_of(placed.dispatch)
+        return _answer(view, 200, {"Idempotency-Replayed": "true"})
+    return _answer(view, 201, {"Location": f"/v1/namespaces/{namespace}/dispatches/{view.name}"})
 
 
 @router.post(
@@ -205,6 +202,11 @@ async def cancel_dispatch(
                 raise
         manifest = await _read(parts, namespace, name)
     raise ProblemError(Slug.CONFLICT, "it changes all the time: try again", retry_after_seconds=1)
+
+
+def _answer(body: Model, status: int, headers: dict[str, str] | None = None) -> Response:
+    text = body.model_dump_json(by_alias=True, exclude_none=True)
+    return Response(text, status, headers, media_type="application/json")
 
 
 async def _allow(
