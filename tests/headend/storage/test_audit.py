@@ -46,16 +46,16 @@ def api(server: PostgresServer, writer: psycopg.Connection) -> Iterator[psycopg.
 
 
 def make_chain(
-    name: str, count: int, *, at: datetime = NOW, after: Head | None = None, **facts: Any
+    chain: str, count: int, *, at: datetime = NOW, after: Head | None = None, **facts: Any
 ) -> list[Stored]:
     """Return records of a chain, a second apart."""
-    head, found = after or begin(name), []
+    head, found = after or begin(chain), []
     for number in range(count):
         when = at + timedelta(seconds=number)
         known = {
             "stage": "ResponseComplete",
             "at": when.isoformat().replace("+00:00", "Z"),
-            "requestId": f"{name}-{head.seq + 1}",
+            "requestId": f"{chain}-{head.seq + 1}",
             "principal": {"name": "oidc:anna"},
             "namespace": "pilot-north",
             "verb": "get",
