@@ -18,6 +18,7 @@ from tests.waiting import until
 from derops_headend.api.auditing import metrics
 from derops_headend.api.auditing.trail import AuditTrail
 from derops_headend.api.problems import ProblemError
+from derops_headend.storage.audit_keeping import prepare_months
 from derops_headend.storage.chain import Head
 from derops_headend.storage.verifying import verify
 
@@ -168,7 +169,7 @@ async def test_a_month_that_is_dropped_by_hand_is_missed(
     months = iter([NOW, NOW + timedelta(days=31), NOW + timedelta(days=32)])
     now = [next(months)]
     with psycopg.connect(audited.writer, autocommit=True) as owner:
-        owner.execute("select ensure_audit_month(%s), ensure_audit_month(%s)", [NOW, "2026-12-31"])
+        prepare_months(owner, NOW)
     trail = open_trail(tmp_path / "api-0", audited, now=lambda: now[0])
     await trail.start()
     await record_calls(trail, 5)

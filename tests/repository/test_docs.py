@@ -47,6 +47,7 @@ METRIC_MODULES = [
     "derops_operator.metrics",
     "derops_headend.gateway.metrics",
     "derops_headend.storage.metrics",
+    "derops_headend.api.auditing.metrics",
     "derops_agent.metrics",
 ]
 BOUNDED_MODULES = [
@@ -61,6 +62,8 @@ BOUNDED_MODULES = [
     "derops_agent.drivers.modbus_tcp",
     "derops_agent.outbox",
     "derops_agent.session",
+    "derops_headend.api.auditing.record",
+    "derops_headend.api.auditing.refusals",
     "derops_headend.eventlog.jetstream",
     "derops_headend.eventlog.sqlite",
     "derops_headend.gateway.agent_link",
