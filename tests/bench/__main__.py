@@ -24,6 +24,7 @@ from tests.bench import (
     ingest,
     log,
     operator_scale,
+    reading,
     starting,
 )
 from tests.bench.results import Result
@@ -69,6 +70,7 @@ BENCHES: dict[str, Callable[[], Iterator[Result]]] = {
     "dispatching": _dispatching,
     "starting": starting.measure,
     "stack": _on_the_stack,
+    "reading": reading.measure,
     "scale": operator_scale.measure,
 }
 
