@@ -29,7 +29,7 @@ HEAD_SECONDS = 10.0
 READ_SECONDS = 30.0
 """How long a client may take to read what fills all buffers."""
 
-CLOSE_SECONDS, HANDSHAKE_SECONDS, KEEP_ALIVE_SECONDS, STOP_SECONDS = 5.0, 5.0, 15, 4
+CLOSE_SECONDS, HANDSHAKE_SECONDS, KEEP_ALIVE_SECONDS, STOP_SECONDS = 5.0, 5.0, 15, 3
 """How long an end, a beginning, and the time between two requests may take; and our own end."""
 
 MOST_CONNECTIONS = 1_000
