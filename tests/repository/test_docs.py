@@ -25,6 +25,8 @@ from derops_agent.drivers.simulated.faults import Faults
 from derops_agent.drivers.simulated.options import MODELS, Options
 from derops_agent.drivers.sunspec.device import SunSpecOptions
 from derops_agent.settings import AgentSettings
+from derops_headend.api.problems import Slug
+from derops_headend.api.settings import ApiSettings
 from derops_headend.gateway.settings import GatewaySettings
 from derops_headend.writer_program import WriterSettings
 from derops_operator.reconciling.devices import DEVICE_CONDITIONS
@@ -46,6 +48,8 @@ METRIC_MODULES = [
     "derops_headend.eventlog.metrics",
     "derops_operator.metrics",
     "derops_headend.gateway.metrics",
+    "derops_headend.api.metrics",
+    "derops_headend.api.auditing.metrics",
     "derops_headend.storage.metrics",
     "derops_headend.api.auditing.metrics",
     "derops_agent.metrics",
@@ -296,7 +300,7 @@ def states_bound(row: str, bound: int) -> bool:
     return bool(re.search(rf"(?<!\d){bound}(?!\d)", row)) or (bound == 1 and "above 0" in row)
 
 
-@pytest.mark.parametrize("kind", [OperatorSettings, GatewaySettings, WriterSettings])
+@pytest.mark.parametrize("kind", [OperatorSettings, GatewaySettings, WriterSettings, ApiSettings])
 def test_every_setting_of_the_environment_is_on_the_settings_page(kind: type[BaseSettings]) -> None:
     found, prefix = rows(REFERENCE / "settings.md"), str(kind.model_config["env_prefix"])
     names = {prefix + name.upper(): field for name, field in kind.model_fields.items()}
@@ -304,7 +308,7 @@ def test_every_setting_of_the_environment_is_on_the_settings_page(kind: type[Bas
     assert {name for name in found if name.startswith(prefix)} == set(names)
     for name, field in names.items():
         if field.default is not PydanticUndefined:
-            default = "| |" if field.default is None else f"| `{field.default}` |"
+            default = "| |" if field.default in (None, ()) else f"| `{field.default}` |"
             assert default in found[name], f"{name} has another default"
 
 
@@ -436,3 +440,10 @@ def test_every_attack_is_in_the_threat_model_and_has_a_number_of_its_own() -> No
     assert len(tried) > 60
     assert sorted(tried) == sorted(set(tried)), "two attacks have one number"
     assert set(re.findall(r"\b[A-Z]\d+\b", told)) == set(tried)
+
+
+def test_each_problem_of_the_api_has_its_page() -> None:
+    assert {each.slug for each in Slug} <= anchors(REFERENCE / "problems.md")
+    text = (REFERENCE / "problems.md").read_text(encoding="utf-8")
+    for each in Slug:
+        assert f'\n{each.status}, "{each.title}". ' in text

@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 from derops_agent.drivers.modbus.__main__ import schema_text
+from derops_headend.api.__main__ import description_text
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WIRE = REPOSITORY / "headend" / "derops" / "wire" / "v1"
+DESCRIPTION = REPOSITORY / "docs" / "reference" / "openapi.json"
 SCHEMA = REPOSITORY / "docs" / "reference" / "modbus-profile.schema.json"
 IMPORT_ROOT = WIRE.parents[2]
 GENERATED = ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py")
@@ -36,3 +38,7 @@ def test_generating_again_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_the_schema_of_profiles_is_that_of_the_code() -> None:
     assert SCHEMA.read_text(encoding="utf-8") == schema_text()
+
+
+def test_the_description_of_the_api_is_that_of_the_code() -> None:
+    assert DESCRIPTION.read_text(encoding="utf-8") == description_text()

@@ -46,6 +46,8 @@ _REQUEST_ID = {
     "schema": {"type": "string", "format": "uuid"},
 }
 
+_HEADER = {"$ref": "#/components/headers/X-Request-Id"}
+
 
 def describe(app: FastAPI) -> dict[str, Any]:
     """Return the description of an application, made once."""
@@ -75,24 +77,34 @@ def _make(app: FastAPI) -> dict[str, Any]:
             "description": "Of Kubernetes, made for the audience derops-api, or a static one",
         }
     }
+    components["headers"] = {"X-Request-Id": _REQUEST_ID}
     described["security"] = [{"token": []}]
+    refused: set[int] = set(ALWAYS)
     for path in described["paths"].values():
         for operation in path.values():
-            _complete(operation)
+            refused |= _complete(operation)
+    components["responses"] = {f"Problem{each}": _response(each) for each in sorted(refused)}
     return described
 
 
-def _complete(operation: dict[str, Any]) -> None:
-    """Add what holds for each operation."""
+def _complete(operation: dict[str, Any]) -> set[int]:
+    """Add what holds for each operation; return all statuses that are no success."""
     operation["security"] = [{"token": []}]
     answers = operation["responses"]
-    for status in sorted({*ALWAYS, *(int(each) for each in answers if each >= "400")}):
-        answers[str(status)] = {
-            "description": _titles(status),
-            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-        }
+    refused = {*ALWAYS, *(int(each) for each in answers if each >= "400")}
     for answer in answers.values():
-        answer.setdefault("headers", {})["X-Request-Id"] = _REQUEST_ID
+        answer.setdefault("headers", {})["X-Request-Id"] = _HEADER
+    for status in sorted(refused):
+        answers[str(status)] = {"$ref": f"#/components/responses/Problem{status}"}
+    return refused
+
+
+def _response(status: int) -> dict[str, Any]:
+    return {
+        "description": _titles(status),
+        "headers": {"X-Request-Id": _HEADER},
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
 
 
 def _titles(status: int) -> str:

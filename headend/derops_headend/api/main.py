@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -62,7 +62,7 @@ async def _serve(settings: ApiSettings) -> None:
         opened.push_async_callback(kube.close)
         parts = Parts(
             rights=ReviewedRights(reviews),
-            audit=await _open_audit(settings, opened),
+            audit=await _open_audit(settings, readiness, opened),
             kubernetes=kube,
             database=await opened.enter_async_context(
                 ReadingDatabase(settings.database_url.get_secret_value(), readiness)
@@ -81,16 +81,18 @@ async def _serve(settings: ApiSettings) -> None:
         follow: list[Coroutine[Any, Any, None]] = [static.follow(), reviews.follow(), kube.run()]
         if certificate is not None:
             follow.append(certificate.follow())
-        for each in follow:
-            task = asyncio.create_task(each)
+        tasks = [asyncio.create_task(each) for each in follow]
+        for task in tasks:
             opened.push_async_callback(_end, task)
         structlog.get_logger("api").info(
             "api.started", port=bound.getsockname()[1], tls=certificate is not None
         )
-        await _until(server, stopping)
+        await _until(server, stopping, tasks)
 
 
-async def _open_audit(settings: ApiSettings, opened: AsyncExitStack) -> AuditTrail:
+async def _open_audit(
+    settings: ApiSettings, readiness: Readiness, opened: AsyncExitStack
+) -> AuditTrail:
     url = settings.database_url.get_secret_value()
     try:
         audit = AuditTrail.open(
@@ -98,6 +100,7 @@ async def _open_audit(settings: ApiSettings, opened: AsyncExitStack) -> AuditTra
             replica=settings.replica,
             max_bytes=settings.audit_max_bytes,
             connect=lambda: psycopg.connect(url, autocommit=True, connect_timeout=2),
+            readiness=readiness,
             now=_now,
         )
     except OSError as error:
@@ -116,14 +119,19 @@ def _open_ops(settings: ApiSettings, readiness: Readiness, opened: AsyncExitStac
     opened.callback(ops.stop)
 
 
-async def _until(server: Server, stopping: asyncio.Event) -> None:
-    """Serve until ``stopping`` is set, or the server ends by itself."""
+async def _until(
+    server: Server, stopping: asyncio.Event, needed: Sequence[asyncio.Task[None]]
+) -> None:
+    """Serve until ``stopping`` is set, or something ends that the server is of no use without."""
     serving = asyncio.create_task(server.serve())
     waiting = asyncio.create_task(stopping.wait())
-    await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait((serving, waiting, *needed), return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
     server.should_exit = True
     await serving
+    for task in needed:
+        if task.done():
+            task.result()  # none ends by itself: what it ended with ends the program
 
 
 async def _end(task: asyncio.Task[None]) -> None:
