@@ -162,6 +162,17 @@ def manifest_of(
     }
 
 
+def _created_by(manifest: Mapping[str, Any], annotations: Mapping[str, Any]) -> str:
+    """Return who ordered it: as the operator says, which knows what may be believed.
+
+    Until the operator has looked the annotation stands, which tells nothing that was not just made.
+    """
+    status = manifest.get("status")
+    status = status if isinstance(status, dict) else {}
+    looked = status.get("observedGeneration", -1) != -1
+    return str(status.get("createdBy") or (not looked and annotations.get(CREATED_BY)) or "unknown")
+
+
 def view_of(manifest: Mapping[str, Any]) -> DispatchView:
     """Return a Dispatch as callers see it; what is not as its kind promises is its ``problem``."""
     metadata = manifest.get("metadata") or {}
@@ -172,7 +183,7 @@ def view_of(manifest: Mapping[str, Any]) -> DispatchView:
         "name": str(metadata.get("name", "")),
         "uid": str(metadata.get("uid", "")),
         "resource_version": str(metadata.get("resourceVersion", "")),
-        "created_by": str(annotations.get(CREATED_BY) or "unknown"),
+        "created_by": _created_by(manifest, annotations),
         "request_id": annotations.get(REQUEST_ID) or None,
     }
     try:

@@ -156,6 +156,12 @@ def test_who_ordered_is_the_headends_word_of_the_first_step(query: Query) -> Non
     assert query("select created_by from dispatch_summary") == [("ann",)]
 
 
+def test_who_ordered_what_was_refused_is_in_its_row_too(rounds: Rounds, query: Query) -> None:
+    rounds.store([transition("Rejected", "AboveAssetLimit", created_by="ann")])
+
+    assert query("select phase, created_by from dispatch") == [("Rejected", "ann")]
+
+
 def asset(query: Callable[..., object]) -> None:
     query("insert into asset (namespace, name, uid) values ('site', 'battery', 'u')")
 

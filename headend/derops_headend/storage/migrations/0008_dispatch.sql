@@ -32,9 +32,9 @@ with ranked as (
     event_id
 ), named as (
   select dispatch_uid, subject, max(dispatch_name) as dispatch_name, min(at) as first_at,
-    -- An agent does not say who ordered.
-    (array_agg(created_by order by received_at, at, event_id) filter (
-      where actor = 'Headend' and phase = 'Submitted' and created_by is not null
+    -- An agent does not say who ordered. What was refused was never submitted.
+    (array_agg(created_by order by (phase = 'Submitted') desc, received_at, at, event_id) filter (
+      where actor = 'Headend' and created_by is not null
     ))[1] as created_by,
     bool_or(actor = 'Headend') as told_by_headend,
     count(*) as steps
