@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 from tests.api.rig import ApiProcess, Tenant, make_tenant, problem
 from tests.crds.manifests import BATTERY, merged
@@ -322,3 +323,18 @@ def test_who_may_only_look_may_not_order(api: ApiProcess, orders: Tenant, make: 
         problem(nobody.get(f"{PATH}/{name}"), 404, "not-found")
         problem(nobody.get(f"{PATH}/no-such"), 404, "not-found")
         problem(nobody.post(PATH, json=ORDER, headers=new_key()), 404, "not-found")
+
+
+def test_what_was_ordered_is_in_the_audit(api_database_url: str, make: Make) -> None:
+    made = make({"startTime": "2030-12-01T18:00:00Z"})
+    with psycopg.connect(api_database_url) as connection:
+        rows = connection.execute(
+            "select stage, body from audit_event where request_id = %s order by seq",
+            (made.headers["x-request-id"],),
+        ).fetchall()
+    announced = json.loads(rows[0][1])
+    assert rows[0][0] == "RequestReceived"
+    assert announced["name"] == made.json()["name"]
+    assert announced["verb"] == "create"
+    assert announced["change"]["startTime"] == "2030-12-01T18:00:00Z"
+    assert announced["change"]["setpoint"] == ORDER["setpoint"]
