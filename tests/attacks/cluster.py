@@ -98,7 +98,7 @@ def cluster() -> Iterator[Cluster]:
     with ControlPlane() as control_plane:
         identities.install_issuers(control_plane)
         program = control_plane.binaries.kubectl
-        operator = Caller(program, identities.operator_kubeconfig(control_plane))
+        operator = Caller(program, identities.program_kubeconfig(control_plane, "operator"))
         accounts = {"tenant": (TENANT, "builder"), "gitops": (GITOPS, "controller")}
         for namespace in (TENANT, "tenant-b", GITOPS):
             control_plane.kubectl("create", "namespace", namespace)

@@ -152,7 +152,7 @@ def realm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Realm]:
             [str(Path(sys.executable).parent / "derops-operator")],
             directory=directory,
             environment={f"DEROPS_OPERATOR_{name}": str(each) for name, each in settings.items()}
-            | {"KUBECONFIG": identities.operator_kubeconfig(control_plane)},
+            | {"KUBECONFIG": identities.program_kubeconfig(control_plane, "operator")},
         )
         operator.start()
         try:

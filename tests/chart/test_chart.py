@@ -13,6 +13,7 @@ from tests.chart.rendering import VARIANTS, pod_specs, values_of
 from tests.stack import build, places
 from tests.stack.chart import CHART, documents, rendered
 
+from derops_headend.api.settings import ApiSettings
 from derops_headend.gateway.settings import GatewaySettings
 from derops_headend.storage.roles import roles_sql
 from derops_headend.writer_program import WriterSettings
@@ -22,6 +23,7 @@ PROGRAMS: dict[str, type[BaseSettings]] = {
     "operator": OperatorSettings,
     "gateway": GatewaySettings,
     "writer": WriterSettings,
+    "api": ApiSettings,
 }
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda each: each.stem)
 
@@ -51,7 +53,7 @@ def test_the_readme_has_every_value_and_its_comment(chart: ModuleType) -> None:
 
 @every_variant
 def test_settings_that_the_chart_gives_exist(variant: Path) -> None:
-    seen = set()
+    seen = set() if values_of(variant).get("api", {}).get("enabled", True) else {"api"}
     for spec in pod_specs(documents(values_of(variant))).values():
         for container in containers(spec):
             kind = PROGRAMS.get(container["name"])
@@ -80,8 +82,11 @@ def test_names_that_the_chart_gives_are_refused_from_others(variant: Path) -> No
             if (kind := PROGRAMS.get(container["name"])) is not None:
                 prefix = str(kind.model_config["env_prefix"])
                 names = {each["name"].removeprefix(prefix) for each in container["env"]}
-                assert {each for each in names if each not in refused} <= {"GRPC_VERBOSITY"}
-        if name in {"Deployment/derops-operator", "StatefulSet/derops-headend", "Pod/derops-test"}:
+                assert {each for each in names if each not in refused} <= {
+                    "GRPC_VERBOSITY",
+                    "AUDIENCE",
+                }
+        if name.endswith(("/derops-operator", "/derops-headend", "/derops-api", "/derops-test")):
             names = {each["name"] for each in spec["volumes"]} - {"database-ca"}
             assert {each for each in names if f'"{each}"' not in refused} == set()
 
@@ -96,7 +101,7 @@ def test_every_container_says_at_its_end_why(variant: Path) -> None:
 
 @every_variant
 def test_ports_of_probes_are_those_of_the_programs(variant: Path) -> None:
-    ports = {"operator": 8080, "gateway": 8081, "writer": 8082, "agent": 8083}
+    ports = {"operator": 8080, "gateway": 8081, "writer": 8082, "api": 8083, "agent": 8083}
     for spec in pod_specs(documents(values_of(variant))).values():
         for container in spec["containers"]:
             if (port := ports.get(container["name"])) is None:

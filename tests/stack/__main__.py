@@ -141,6 +141,9 @@ def status(file: Path) -> int:
     print(f"{file} says the rest. To look around:\n")
     print(f"  export KUBECONFIG={state['kubeconfig']}")
     print(f"  {state['kubectl']} get dera,dsp -A -o wide\n")
+    api = state["api"]
+    print(f"  curl --cacert {api['caFile']} {api['url']}/v1/me \\")
+    print(f'    -H "Authorization: Bearer $({api["token"]})"\n')
     print("Each DERAsset that you apply gets a simulated device with an agent,")
     print("unless it is annotated derops.io/agent=none. End it with: make down")
     return 0

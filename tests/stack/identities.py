@@ -1,4 +1,4 @@
-"""Issuers and the identities of operator and headend: the chart's manifests, by cert-manager."""
+"""Issuers, and the identities of our programs: the chart's manifests, by cert-manager."""
 
 import base64
 import json
@@ -15,8 +15,7 @@ from tests.stack.processes import StackError
 
 CHART_FILES = chart.CHART / "files"
 NAMESPACE = chart.NAMESPACE
-SERVICE_ACCOUNT = "derops-operator"
-OPERATOR_USER = f"system:serviceaccount:{NAMESPACE}:{SERVICE_ACCOUNT}"
+OPERATOR_USER = f"system:serviceaccount:{NAMESPACE}:derops-operator"
 API_USER = f"system:serviceaccount:{NAMESPACE}:derops-api"
 CERT_MANAGER_USER = f"system:serviceaccount:{CERT_MANAGER}:{CERT_MANAGER}"
 
@@ -25,6 +24,7 @@ OPERATOR_SECRET = (NAMESPACE, "derops-operator-tls")
 
 AGENT_PORT_SECRET = (NAMESPACE, "derops-gateway-tls")
 CONTROL_PORT_SECRET = (NAMESPACE, "derops-gateway-control-tls")
+API_SECRET = (NAMESPACE, "derops-api-tls")
 SERVER_CA_SECRET = (NAMESPACE, "derops-server-ca")
 
 SERVER_CA, AGENT_CA = "derops-server-ca", "derops-agent-ca"
@@ -38,7 +38,7 @@ _ENFORCED_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identities:
-    """Directories and files as the pods of operator and gateway see them mounted.
+    """Directories and files as the pods of operator, gateway and API see them mounted.
 
     Nothing is carried from one namespace to another here: a pod mounts what is in its own.
     """
@@ -53,7 +53,9 @@ class Identities:
     """At the gateway: of the ConfigMap that the operator writes."""
 
     server_ca: Path
-    """At the operator: the Secret's certificate without its key."""
+    """At the operator, and at who calls the API: the Secret's certificate without its key."""
+
+    api: Path
 
     def follow(
         self,
@@ -65,6 +67,7 @@ class Identities:
             (self.agent_port, secrets.get(AGENT_PORT_SECRET), None),
             (self.control_port, secrets.get(CONTROL_PORT_SECRET), None),
             (self.operator, secrets.get(OPERATOR_SECRET), None),
+            (self.api, secrets.get(API_SECRET), None),
             (self.operator_certificate.parent, secrets.get(OPERATOR_SECRET), "tls.crt"),
             (self.server_ca.parent, secrets.get(SERVER_CA_SECRET), "ca.crt"),
             (self.agent_ca.parent, config_maps.get((NAMESPACE, AGENT_CA)), "ca.crt"),
@@ -220,8 +223,9 @@ def issue(control_plane: ControlPlane, trust_domain: str, directory: Path) -> Id
         operator_certificate=directory / "operator-certificate" / "tls.crt",
         agent_ca=directory / "agent-ca" / "ca.crt",
         server_ca=directory / "server-ca" / "ca.crt",
+        api=directory / "derops-api-tls",
     )
-    names = (AGENT_PORT_SECRET, CONTROL_PORT_SECRET, OPERATOR_SECRET, SERVER_CA_SECRET)
+    names = (AGENT_PORT_SECRET, CONTROL_PORT_SECRET, OPERATOR_SECRET, API_SECRET, SERVER_CA_SECRET)
     issued.follow({name: secret_data(control_plane, *name) for name in names}, {})
     return issued
 
@@ -236,12 +240,17 @@ def mount_agent_ca(control_plane: ControlPlane, issued: Identities) -> bool:
     return issued.follow({}, {(NAMESPACE, AGENT_CA): data})
 
 
-def operator_kubeconfig(control_plane: ControlPlane) -> str:
-    """Return a kubeconfig of the chart's ServiceAccount, with the chart's rules and no more."""
+def program_kubeconfig(control_plane: ControlPlane, program: str) -> str:
+    """Return a kubeconfig of a program's ServiceAccount, with the chart's rules and no more.
+
+    Args:
+        control_plane: Where.
+        program: ``operator`` or ``api``, as its template is named.
+    """
     rights = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding"}
-    operator = chart_manifests("operator.yaml")
-    control_plane.apply(*(each for each in operator if each["kind"] in rights))
-    return control_plane.service_account_kubeconfig(NAMESPACE, SERVICE_ACCOUNT)
+    manifests = chart_manifests(f"{program}.yaml")
+    control_plane.apply(*(each for each in manifests if each["kind"] in rights))
+    return control_plane.service_account_kubeconfig(NAMESPACE, f"derops-{program}")
 
 
 def api_kubeconfig(control_plane: ControlPlane) -> str:

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.stack import identities, places
+from tests.stack.calling import Caller
 from tests.stack.controlplane import AGENT_ISSUER, ControlPlane
 from tests.stack.fleet import Fleet
 from tests.stack.identities import Identities
-from tests.stack.postgres import PostgresServer
+from tests.stack.postgres import API, PostgresServer
 from tests.stack.processes import Process, http_ok
 from tests.stack.simulation import Site
 
-PARTS = ("operator", "gateway", "writer")
+from derops_headend.storage.roles import roles_sql
+
+PARTS = ("operator", "gateway", "writer", "api")
 """What ``kill`` and ``restart`` take."""
 
 TRUST_DOMAIN = "derops.test"
@@ -25,7 +28,7 @@ _KEEPER_SECONDS = 1.0
 
 
 class Stack:
-    """Control plane, database, operator, gateway, writer, and an agent for each DERAsset.
+    """Control plane, database, operator, gateway, writer, API, and an agent for each DERAsset.
 
     Args:
         keep_alive: Start again what died by itself, as a kubelet would. Tests leave it off, so that
@@ -63,6 +66,12 @@ class Stack:
         """Run kubectl as administrator and return what it printed."""
         return self.control_plane.kubectl(*arguments, stdin=stdin)
 
+    def caller(self, namespace: str, account: str) -> Caller:
+        """Return a ServiceAccount as it calls the API."""
+        return Caller(
+            self.kubectl, (namespace, account), self.api_url, self.identities.server_ca.read_text()
+        )
+
     def kill(self, part: str) -> None:
         """End a part as a power cut would."""
         self.parts[part].kill()
@@ -96,6 +105,11 @@ class Stack:
             "kubectl": self.control_plane.binaries.kubectl,
             "databaseURL": self.database_url,
             "gateway": self.gateway,
+            "api": {
+                "url": self.api_url,
+                "caFile": str(self.identities.server_ca),
+                "token": "kubectl create token ACCOUNT -n NAMESPACE --audience=derops-api",
+            },
             "trustDomain": TRUST_DOMAIN,
             "metrics": {
                 **{part: _url(port, "metrics") for part, port in self.ops_ports.items()},
@@ -115,12 +129,13 @@ class Stack:
         self._say("starting PostgreSQL")
         self.postgres = enter(PostgresServer(self.data_directory))
         self._say(f"PostgreSQL is that of {self.postgres.installation}")
-        self.database_url = self.postgres.create_database("derops")
-        self._say("issuing the identities of operator and gateway")
+        self.database_url = self.postgres.create_for_roles("derops", roles_sql())
+        self._say("issuing the identities of operator, gateway and API")
         self.identities = identities.issue(
             self.control_plane, TRUST_DOMAIN, self.data_directory / "identities"
         )
-        self._say("starting gateway, writer and operator")
+        self.control_plane.apply(*identities.chart_manifests("roles.yaml"))
+        self._say("starting gateway, writer, operator and API")
         self._cleanup.callback(self._end_parts)
         self._define_parts(self.identities)
         operator = self.parts["operator"]
@@ -180,9 +195,23 @@ class Stack:
             TRUST_DOMAIN=TRUST_DOMAIN,
             AGENT_ISSUER=AGENT_ISSUER,
         )
-        self.parts["operator"].environment["KUBECONFIG"] = identities.operator_kubeconfig(
-            self.control_plane
+        api_port = places.free_port()
+        self.api_url = f"https://localhost:{api_port}"
+        api_data = self.data_directory / "api"
+        api_data.mkdir(mode=0o700)
+        self._define(
+            "api",
+            "derops-headend api",
+            LISTEN=f"127.0.0.1:{api_port}",
+            TLS_DIRECTORY=issued.api,
+            DATABASE_URL=self.postgres.url("derops", API),
+            DATA_DIRECTORY=api_data,
+            REPLICA="api-0",
         )
+        for part in ("operator", "api"):
+            self.parts[part].environment["KUBECONFIG"] = identities.program_kubeconfig(
+                self.control_plane, part
+            )
 
     def _define(self, part: str, command: str, **settings: object) -> None:
         self.ops_ports[part] = places.free_port()

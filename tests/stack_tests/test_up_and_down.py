@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +30,24 @@ def read(state: Path) -> dict[str, Any]:
     return description
 
 
+def call_the_api(state: Path) -> dict[str, Any]:
+    """Type what ``make status`` says, with a real account, and return the answer."""
+    said = run("status", state).stdout
+    command = re.search(r"^  (curl .*\n.*)$", said, re.MULTILINE)
+    assert command is not None, said
+    description = read(state)
+    answer = subprocess.run(
+        ["bash", "-euc", command[1].replace("ACCOUNT -n NAMESPACE", "default -n default")],
+        env={
+            "PATH": f"{Path(description['kubectl']).parent}:{os.environ['PATH']}",
+            "KUBECONFIG": description["kubeconfig"],
+        },
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    found: dict[str, Any] = json.loads(answer)
+    return found
+
+
 def alive(pid: int) -> bool:
     try:
         return bool(Path(f"/proc/{pid}/cmdline").read_bytes())  # a zombie has none
@@ -48,9 +67,10 @@ def state(tmp_path: Path) -> Iterator[Path]:
 def test_up_says_all_and_restarts_what_dies_and_down_leaves_nothing(state: Path) -> None:
     description = read(state)
     assert set(description) >= {
-        "kubeconfig", "databaseURL", "gateway", "metrics", "processes", "dataDirectory",
+        "kubeconfig", "databaseURL", "gateway", "api", "metrics", "processes", "dataDirectory",
     }  # fmt: skip
-    assert set(description["metrics"]) == {"operator", "gateway", "writer", "agent"}
+    assert set(description["metrics"]) == {"operator", "gateway", "writer", "api", "agent"}
+    assert call_the_api(state)["name"] == "system:serviceaccount:default:default"
     first = description["processes"]["gateway"]
 
     os.kill(first, signal.SIGKILL)

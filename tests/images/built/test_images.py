@@ -103,6 +103,7 @@ def test_a_program_says_its_version_whoever_runs_it(
         pytest.param(["operator"], "DEROPS_OPERATOR_GATEWAYS", id="operator"),
         pytest.param(["headend", "gateway"], "DEROPS_GATEWAY_", id="gateway"),
         pytest.param(["headend", "writer"], "DEROPS_WRITER_", id="writer"),
+        pytest.param(["headend", "api"], "DEROPS_API_", id="api"),
         pytest.param(["agent", "--config", "/nowhere.yaml"], "/nowhere.yaml", id="agent"),
     ],
 )
