@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -94,6 +96,28 @@ class Cluster:
         """Run a command in a pod and return what it printed."""
         where = ["-n", namespace, *(["-c", container] if container else [])]
         return self.kubectl("exec", pod, *where, "--", *command)
+
+    @contextmanager
+    def forwarded(self, service: str, namespace: str, port: int) -> Iterator[int]:
+        """Yield a port of this machine that leads to a port of a Service, as long as it is used.
+
+        Raises:
+            StackError: kubectl does not forward; the message has what it said.
+        """
+        command = ["port-forward", f"service/{service}", f":{port}", "-n", namespace]
+        with subprocess.Popen(
+            [self.kubectl_program, *command],
+            env=os.environ | {"KUBECONFIG": self.kubeconfig},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        ) as forwarding:  # fmt: skip
+            try:
+                said = forwarding.stdout.readline() if forwarding.stdout else ""
+                found = re.search(r"127\.0\.0\.1:(\d+)", said)
+                if found is None:
+                    raise StackError(f"kubectl {' '.join(command)}: {said}")
+                yield int(found[1])
+            finally:
+                forwarding.terminate()
 
     def refusal(self, *arguments: str, stdin: str | None = None) -> str:
         """Run kubectl, which must fail, and return what it said."""

@@ -18,11 +18,12 @@ NAMESPACE = "derops-system"
 RELEASE = "derops"
 CHART = places.REPOSITORY / "charts" / "derops"
 VALUES = places.REPOSITORY / "tests" / "cluster" / "values.yaml"
-COMPONENTS = ("operator", "headend", "database")
+COMPONENTS = ("operator", "headend", "database", "api")
 WORKLOADS = (
     "deployment/derops-operator",
     "statefulset/derops-headend",
     "statefulset/derops-postgresql",
+    "statefulset/derops-api",
 )
 READY_SECONDS = 180
 _FINALIZED = ("dispatches.derops.io", "derassets.derops.io")

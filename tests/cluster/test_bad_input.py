@@ -17,6 +17,8 @@ _OWN_DATABASE = [
     "postgresql.enabled=false",
     "--set",
     "database.secretName=derops-database",
+    "--set",
+    "api.enabled=false",
 ]
 _WAIT = ["--timeout", "45s"]
 _NOWHERE = f"sha256:{'0' * 64}"

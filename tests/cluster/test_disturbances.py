@@ -19,7 +19,7 @@ from tests.kills.judging import Stay
 
 from derops.schedules import SECOND_US
 
-PARTS = ("operator", "headend", "database")
+PARTS = ("operator", "headend", "database", "api")
 READY_LIMIT_SECONDS = 10
 _values = itertools.count(3000, 50)
 _names = itertools.count(1)

@@ -8,6 +8,7 @@ from tests.cluster.site import Site, agent_pod
 
 HEADEND_LIMIT_MIB = 330
 AGENT_LIMIT_MIB = 70
+API_LIMIT_MIB = 150
 
 
 def test_resident_memory_when_idle(cluster: Cluster, site: Site) -> None:
@@ -20,13 +21,16 @@ def test_resident_memory_when_idle(cluster: Cluster, site: Site) -> None:
         "gateway": _resident(cluster, headend, installing.NAMESPACE, "gateway"),
         "writer": _resident(cluster, headend, installing.NAMESPACE, "writer"),
     }
+    caller = pod_of(cluster, "api", installing.NAMESPACE).name
+    api = _resident(cluster, caller, installing.NAMESPACE, "api")
     agent = _resident(cluster, agent_pod("battery"), site.namespace, "agent")
 
     for name, mebibytes in parts.items():
         say(f"resident_{name}", mebibytes, "MiB", HEADEND_LIMIT_MIB)
     say("resident_operator_gateway_writer", sum(parts.values()), "MiB", HEADEND_LIMIT_MIB)
+    say("resident_api", api, "MiB", API_LIMIT_MIB)
     say("resident_agent", agent, "MiB", AGENT_LIMIT_MIB)
-    assert all(mebibytes > 10 for mebibytes in (*parts.values(), agent)), "not our programs"
+    assert all(mebibytes > 10 for mebibytes in (*parts.values(), api, agent)), "not our programs"
 
 
 def _resident(cluster: Cluster, pod: str, namespace: str, container: str) -> float:

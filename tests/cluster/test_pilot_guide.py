@@ -60,9 +60,10 @@ def environment(empty: object, tmp_path: Path) -> Iterator[dict[str, str]]:
 def sweep(environment: dict[str, str]) -> None:
     """Take away what a page that was typed half leaves beside derops."""
     tenant = guide.names()["TENANT"]
+    delete = ["kubectl", "delete", "namespace", "--ignore-not-found"]
     for command in (
         ["docker", "rm", "--force", SITE_AGENT],
-        ["kubectl", "delete", "namespace", tenant, "--ignore-not-found", "--timeout=120s"],
+        [*delete, tenant, "derops-callers", "--timeout=120s"],
     ):
         # One that is not there is none of its troubles.
         subprocess.run(command, env=environment, capture_output=True, check=False)
@@ -140,7 +141,7 @@ def type_all(
     marks = [f"@@@ {number}" for number in range(len(blocks) + 1)]
     first, *others = blocks
     texts = [guide.with_names(first.text, values), *(each.text for each in others)]
-    script = ["set -euo pipefail"]
+    script = ["set -euo pipefail", "trap 'kill $(jobs -p) 2> /dev/null || true' EXIT"]
     for mark, block, text in zip(marks, blocks, texts, strict=False):
         script.append(f'echo "{mark} $EPOCHREALTIME"')
         script.append(f"(\n{text}\n)" if block.is_at_the_site else text)

@@ -31,7 +31,7 @@ def test_all_pods_run_under_restricted(cluster: Cluster, site: Site) -> None:
     for namespace in namespaces:
         assert RESTRICTED.items() <= labels[namespace].items()
     components = {pod["metadata"]["labels"]["app.kubernetes.io/component"] for pod in ours}
-    assert components >= {"operator", "headend", "database", "agent"}
+    assert components >= {"operator", "headend", "database", "api", "agent"}
     for pod in ours:
         assert pod["metadata"]["labels"]["app.kubernetes.io/name"] == "derops"
         for container in pod["spec"]["containers"]:

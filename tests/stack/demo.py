@@ -1,9 +1,10 @@
-"""``make demo``: the manifests in examples/ on the whole stack, while devices follow them."""
+"""``make demo``: the manifests in examples/ on the whole stack, and one order by REST."""
 
 import json
 import sys
 import threading
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,17 +12,21 @@ from typing import Any
 import psycopg
 import yaml
 from tests.stack import display, places
+from tests.stack.calling import Caller
 from tests.stack.display import View
 from tests.stack.processes import StackError
 from tests.stack.stack import Stack
 
 EXAMPLES = places.REPOSITORY / "examples"
+CALLERS = EXAMPLES / "rest" / "callers.yaml"
 
 _PREFIX = "dispatch-"
 _OUTCOMES = ("Complete", "Rejected", "Cancelled")
 _LOOK_SECONDS = 0.5
 _CONNECT_SECONDS = 60
 _OUTCOME_SECONDS = 150
+_ORDER_SECONDS = 5
+_RECORD_SECONDS = 30
 _MARGIN = timedelta(seconds=3)
 _BEFORE_CANCEL = timedelta(seconds=5)
 _SAMPLES = """
@@ -94,6 +99,7 @@ def _run(stack: Stack, started: float) -> list[str]:
             if (phase := _status(view, example).get("phase")) != example.outcome
         ]
         missed += _tell(stack, examples, view, screen)
+        missed += _order_by_rest(stack, screen)
         screen.say(f"{time.monotonic() - started:.0f} s in all")
         if screen.interactive:
             screen.say(display.invitation(stack.kubeconfig, stack.control_plane.binaries.kubectl))
@@ -198,6 +204,50 @@ def _tell(stack: Stack, examples: list[Example], view: View, screen: display.Scr
     if not any(watts and abs(watts - wanted) <= abs(wanted) * 0.1 for _, watts, _ in samples):
         return [f"the database has no sample of {example.asset} near {wanted} W"]
     return []
+
+
+def _order_by_rest(stack: Stack, screen: display.Screen) -> list[str]:
+    """Order one dispatch as a trading system would, and ask who ordered it."""
+    stack.kubectl("apply", "-f", str(CALLERS))
+    with (
+        closing(stack.caller("derops-callers", "trading")) as trading,
+        closing(stack.caller("derops-callers", "auditor")) as auditor,
+    ):
+        made = trading.order(
+            "pilot-north",
+            "demo",
+            asset="battery-7",
+            setpoint={"mode": "ActivePower", "activePowerWatts": 3000},
+            durationSeconds=_ORDER_SECONDS,
+        )
+        screen.say(f"\n{made['name']} is ordered by REST")
+        example = Example(
+            namespace="pilot-north", name=made["name"], asset="battery-7", outcome="Complete"
+        )
+        status = _status(_follow(stack, [example], screen), example)
+        screen.say(display.outcome(example.name, status))
+        records = _records(auditor, made["requestId"])
+    screen.say(f"ordered by {status.get('createdBy')}, call {made['requestId']}; the audit has")
+    screen.say(display.records(records))
+    missed = []
+    if status.get("phase") != example.outcome:
+        missed.append(f"{example.name} is {status.get('phase')}, not {example.outcome}")
+    if not status.get("createdBy", "").endswith(":derops-callers:trading"):
+        missed.append(f"{example.name} was ordered by {status.get('createdBy')}, not by trading")
+    if not any(each.get("objectUid") == made["uid"] for each in records):
+        missed.append(f"the audit has no record of {example.name}")
+    return missed
+
+
+def _records(auditor: Caller, request_id: str) -> list[dict[str, Any]]:
+    """Return what the audit has of one call, once that is in the database."""
+    deadline = time.monotonic() + _RECORD_SECONDS
+    while True:
+        answer = auditor.get("/v1/namespaces/pilot-north/audit", requestId=request_id)
+        records = [each["record"] for each in reversed(answer["items"])]
+        if len(records) > 1 or time.monotonic() > deadline:
+            return records
+        time.sleep(_LOOK_SECONDS)
 
 
 def _instant(text: str) -> datetime:

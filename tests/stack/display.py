@@ -100,6 +100,21 @@ def power(asset: str, samples: Sequence[tuple[Any, ...]]) -> Table:
     return table
 
 
+def records(found: Sequence[dict[str, Any]]) -> Table:
+    """Return records of the audit as rows."""
+    table = _table("at", "stage", "who", "what", "decision", "status")
+    for each in found:
+        table.add_row(
+            str(each["at"]),
+            str(each["stage"]),
+            str(each["principal"]["name"]).removeprefix("system:serviceaccount:"),
+            f"{each['verb']} {each['resource']} {each['namespace']}/{each['name']}",
+            str(each.get("decision", "")),
+            str(each.get("status", "")),
+        )
+    return table
+
+
 def invitation(kubeconfig: str, kubectl: str) -> str:
     """Return what a person can do now."""
     return (
