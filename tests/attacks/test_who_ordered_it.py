@@ -21,7 +21,7 @@ from tests.attacks.kubernetes_callers import (
     created_by,
     dispatch,
 )
-from tests.stack.identities import install_policies, operator_kubeconfig
+from tests.stack.identities import install_policies, program_kubeconfig
 from tests.stack.processes import StackError
 from tests.waiting import until
 
@@ -413,7 +413,7 @@ class Reader:
 
 @pytest.fixture
 async def reader(stamped: Cluster, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Reader]:
-    monkeypatch.setenv("KUBECONFIG", operator_kubeconfig(stamped.control_plane))
+    monkeypatch.setenv("KUBECONFIG", program_kubeconfig(stamped.control_plane, "operator"))
     kube = await Kube.connect()
     yield Reader(kube)
     await kube.close()
