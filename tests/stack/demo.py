@@ -228,7 +228,8 @@ def _order_by_rest(stack: Stack, screen: display.Screen) -> list[str]:
         screen.say(display.outcome(example.name, status))
         records = _records(auditor, made["requestId"])
     screen.say(f"ordered by {status.get('createdBy')}, call {made['requestId']}; the audit has")
-    screen.say(display.records(records))
+    for each in records:
+        screen.say(display.record(each))
     missed = []
     if status.get("phase") != example.outcome:
         missed.append(f"{example.name} is {status.get('phase')}, not {example.outcome}")

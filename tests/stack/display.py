@@ -100,19 +100,11 @@ def power(asset: str, samples: Sequence[tuple[Any, ...]]) -> Table:
     return table
 
 
-def records(found: Sequence[dict[str, Any]]) -> Table:
-    """Return records of the audit as rows."""
-    table = _table("at", "stage", "who", "what", "decision", "status")
-    for each in found:
-        table.add_row(
-            str(each["at"]),
-            str(each["stage"]),
-            str(each["principal"]["name"]).removeprefix("system:serviceaccount:"),
-            f"{each['verb']} {each['resource']} {each['namespace']}/{each['name']}",
-            str(each.get("decision", "")),
-            str(each.get("status", "")),
-        )
-    return table
+def record(found: dict[str, Any]) -> str:
+    """Return a record of the audit, in one line."""
+    who = str(found["principal"]["name"]).removeprefix("system:serviceaccount:")
+    text = f"  {found['at']} {found['stage']}: {who} may {found['verb']} {found['resource']}"
+    return f"{text}, answered {found['status']}" if "status" in found else text
 
 
 def invitation(kubeconfig: str, kubectl: str) -> str:
