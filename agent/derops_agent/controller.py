@@ -361,11 +361,14 @@ class Controller:
         self._advanced = self._decided
         await self._holder.look(self.journal, self._site)
         await self._holder.hold(self.journal, self._site)
+        state = self._holder.state
         await self.journal.commit(
-            silence.bear(self.journal, self._holder.state.silence, self._moment(), self._site.rule)
+            silence.bear(self.journal, state.silence, self._moment(), self._site.rule)
         )
         await self.journal.commit(
-            unreverted.bear(self.journal, self._holder.state.stuck, self._moment(), self._site.rule)
+            unreverted.bear(
+                self.journal, state.stuck, state.stuck_us, self._moment(), self._site.rule
+            )
         )
         if self.holding and self.journal.idle_us > _ALIVE_EVERY_US:
             await self.journal.save_progress()

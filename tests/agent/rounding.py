@@ -41,11 +41,20 @@ class RoundingDevice(FakeDevice):
     dropped: int = 0
     """How many of the next writes it answers and forgets."""
 
+    lost: int = 0
+    """How many of its last writes it had forgotten when it could be asked for them."""
+
+    most_lost: int = 0
+
     _shown: Setpoints = field(default_factory=Setpoints)
     _shown_from_us: int = 0
+    _forgot: bool = False
+    """The last write."""
 
     async def write(self, setpoints: Setpoints, reversion: Reversion | None = None) -> int | None:
         before = await self._look()
+        if self.clock.mono_us >= self._shown_from_us and not self._forgot:
+            self.lost = 0
         dropped, self.dropped = self.dropped, max(0, self.dropped - 1)
         changes: dict[str, Any] = {
             name: self.distort(rounded(watts, self.step, self.most_watts), ceil(self.step))
@@ -54,8 +63,10 @@ class RoundingDevice(FakeDevice):
         }
         kept = self.held
         seconds = await super().write(replace(setpoints, **changes), reversion)
+        self._forgot = False
         if dropped:
             self.held = kept
+            self._forget()
         self._shown, self._shown_from_us = before, self.clock.mono_us + round(self.lag_seconds * S)
         return seconds
 
@@ -65,7 +76,13 @@ class RoundingDevice(FakeDevice):
 
     def restart(self) -> None:
         """Forget everything, as after a power cut."""
+        if self.clock.mono_us < self._shown_from_us and not self._forgot:
+            self._forget()
         self.held = self._shown = Setpoints()
+
+    def _forget(self) -> None:
+        self._forgot, self.lost = True, self.lost + 1
+        self.most_lost = max(self.most_lost, self.lost)
 
     async def _look(self) -> Setpoints:
         return self._shown if self.clock.mono_us < self._shown_from_us else self.held

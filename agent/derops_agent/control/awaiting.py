@@ -9,6 +9,7 @@ from derops_agent.control import deciding, outcomes
 from derops_agent.control.deciding import Executions
 from derops_agent.control.execution import Moment, Stage
 from derops_agent.control.outcomes import WriteFailure
+from derops_agent.control.representing import VALUES
 from derops_agent.control.site import Site
 from derops_agent.ports import ReadBack, Setpoints
 
@@ -17,6 +18,9 @@ WORN_RETRY_SECONDS = 600
 
 LEAST_RETRY_US = 1 * SECOND_US
 """How soon a start is tried again at the earliest, once it has failed more than once."""
+
+Passed = Mapping[str, frozenset[int]]
+"""Values in watts that a device may show yet although it was told others since, by mode."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +41,9 @@ class Awaited:
 
     shown: Mapping[str, str] = field(default_factory=dict)
     """What the device last said of them, in words; empty = it was not asked yet."""
+
+    behind: Mapping[str, str] = field(default_factory=dict)
+    """The same of those that it may show as they were before."""
 
     ask_at_us: int
     failure: WriteFailure | None = None
@@ -75,6 +82,42 @@ def wrong_modes(
             modes.add(execution.order.mode)
     told = "released it" if wanted == Setpoints() else f"wrote {wanted}"
     return dict.fromkeys(modes, f"{told}, the device says that it holds {held}")
+
+
+def passed(
+    known: Passed, before: Setpoints | None, held: Setpoints | None, step: Setpoints, site: Site
+) -> dict[str, frozenset[int]]:
+    """Return which values a device may show yet that it had before it was told ``step``, by mode.
+
+    Args:
+        known: Those since it last came to where it was to be.
+        before: What it was told before; None = nobody knows what was there.
+        held: What it then said that it holds.
+        step: What it is told.
+        site: For what it can hold.
+    """
+    result = dict(known)
+    if before is None:
+        return result
+    told = site.sent(before)
+    for mode, name in VALUES.items():
+        if getattr(told, name) != getattr(site.sent(step), name):
+            values = {getattr(each, name) for each in (told, held) if each is not None} - {None}
+            result[mode] = result.get(mode, frozenset()) | values
+    return result
+
+
+def behind(known: Passed, step: Setpoints, held: Setpoints, site: Site) -> dict[str, str]:
+    """Return the modes of which a device shows just what it had before, with the words for it.
+
+    However near that is: it does not say that the device took ``step``.
+    """
+    wanted = site.sent(step)
+    return {
+        mode: f"wrote {wanted}, the device says that it holds {held}, as before"
+        for mode, values in known.items()
+        if getattr(held, VALUES[mode]) in values - {getattr(wanted, VALUES[mode])}
+    }
 
 
 def again_after_us(read_back: ReadBack, writes: int) -> int:

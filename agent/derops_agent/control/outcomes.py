@@ -265,7 +265,10 @@ def find_held(
         mode, sent = execution.order.mode, execution.sent
         if sent is None or not (execution.is_doubtful or execution.may_land) or mode in known:
             continue
-        if site.holds(held, execution) and not site.holds(site.sent(wanted), execution):
+        # Nothing tells a device that rests at its fallback from one that holds the same value.
+        rests = site.holds(site.fallback, execution)
+        late = site.holds(held, execution) and not rests
+        if late and not site.holds(site.sent(wanted), execution):
             # Where it said that it did not hold it, or was back at its fallback, only now counts.
             unseen = execution.blind and not execution.may_land
             since = sent if unseen else now

@@ -30,7 +30,7 @@ def give_up(execution: Execution, now: Moment, rule: Rule, reason: str, message:
 
 
 def bear(
-    executions: Executions, stuck: Mapping[str, str], now: Moment, rule: Rule
+    executions: Executions, stuck: Mapping[str, str], stuck_us: int, now: Moment, rule: Rule
 ) -> dict[str, Execution]:
     """Return the executions with what is told of a device that answers and is not reverted.
 
@@ -40,22 +40,25 @@ def bear(
     Args:
         executions: All.
         stuck: What the device answered, or says that it holds, by mode.
+        stuck_us: Since when it takes nothing, by the wall clock: on the way there it was not late.
         now: Both clocks.
         rule: For the verdict on their windows.
     """
     return {
-        uid: _not_reverted(execution, now, rule, stuck[execution.order.mode])
+        uid: _not_reverted(execution, stuck_us, now, rule, stuck[execution.order.mode])
         if execution.order.mode in stuck
         else execution
         for uid, execution in executions.items()
     }
 
 
-def _not_reverted(execution: Execution, now: Moment, rule: Rule, message: str) -> Execution:
+def _not_reverted(
+    execution: Execution, stuck_us: int, now: Moment, rule: Rule, message: str
+) -> Execution:
     ending = execution.ending
     if execution.stage is not Stage.REVERTING or ending is None or execution.phase.terminal:
         return execution
-    late_us = now.wall_us - execution.ended_us - execution.bridged_us
+    late_us = now.wall_us - max(execution.ended_us + execution.bridged_us, stuck_us)
     if late_us > LATE_REVERT_US:
         return give_up(
             execution.count_until(execution.confirmed),

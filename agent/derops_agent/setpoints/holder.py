@@ -251,7 +251,8 @@ class Holder:
                 scope = self._looker.look_again(scope, held, site)
         wrote = moment(self._clock)
         metrics.DEVICE_WRITES.labels(answer).inc()
-        timer_ends_us = self.state.timer_ends_us
+        timer_ends_us, state = self.state.timer_ends_us, self.state
+        state.passed = awaiting.passed(state.passed, state.written, state.held, step, site)
         self.state.note_write(step, target, owners, armed_seconds, pending=bool(wanting))
         if answer == "timeout":
             self.state.note_silence(owners, has_timer=self._device.capability.reversion)
@@ -275,6 +276,7 @@ class Holder:
             starting=frozenset(e.order.uid for e in owners.values() if e.stage is Stage.APPLYING),
             modes=before.modes if before and repeats else frozenset(),
             shown=before.shown if before and repeats else {},
+            behind=before.behind if before and repeats else {},
             ask_at_us=wrote.monotonic_us + delay_us,
             failure=failure,
             timer_ends_us=timer_ends_us,

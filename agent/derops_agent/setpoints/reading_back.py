@@ -64,23 +64,32 @@ class ReadBackJudge:
         until_us = awaited.wrote.monotonic_us + round(read_back.patience_seconds * SECOND_US)
         patient = now.monotonic_us < until_us
         wrong = awaiting.wrong_modes(scope, awaited.step, held, site)
+        behind = self._behind(awaited, held, site)
         if held is None:
             wrong = dict(awaited.shown)  # it may well show that still
         elif wrong and await self._looker.find_late(scope, held, site):
             return  # it was overwritten by what is undone now
         if wrong and awaited.is_over:
             await self._look_on(awaited, scope, held, wrong, site)
-        elif wrong and patient and held is None:
+        elif (wrong or behind) and patient and held is None:
             self._state.awaited = replace(awaited, ask_at_us=min(next_us, until_us))
-        elif wrong and patient:
-            asked = replace(awaited, ask_at_us=min(next_us, until_us))
-            await self._wait_on(asked, scope, held, wrong, site)
+        elif (wrong or behind) and patient:
+            asked = replace(awaited, ask_at_us=min(next_us, until_us), shown=wrong, behind=behind)
+            await self._wait_on(asked, scope, held, {**behind, **wrong}, site)
         else:
             self._state.awaited = None
             if wrong:
                 await self._note_not_taken(awaited, scope, held, wrong, site)
             else:
                 await self._note_taken(awaited, scope, held, site)
+
+    def _behind(self, awaited: Awaited, held: Setpoints | None, site: Site) -> Mapping[str, str]:
+        """Return the modes that the device may show as they were before, with the words for it."""
+        if awaited.is_over or self._state.ramping:
+            return {}  # a step need not be seen: the next one follows
+        if held is None:
+            return awaited.behind
+        return awaiting.behind(self._state.passed, awaited.step, held, site)
 
     async def _look_on(
         self,
@@ -116,7 +125,6 @@ class ReadBackJudge:
         self._state.awaited = replace(
             awaited,
             modes=frozenset(wrong),
-            shown=wrong,
             wanting=uids,
             starting=awaited.starting & uids,
         )
@@ -153,6 +161,10 @@ class ReadBackJudge:
             scope = {uid: replace(e, letting_go=None) for uid, e in scope.items()}
         self._state.failed, self._state.written, self._state.stuck = None, awaited.step, {}
         self._state.unheld = ""
+        if not self._state.ramping:
+            self._state.passed, self._state.stuck_us = {}, 0
+        elif held and not awaiting.behind(self._state.passed, awaited.step, held, site):
+            self._state.stuck_us = 0  # it moves
         await self._note_success(
             scope,
             replace(awaited, wrote=since),
@@ -189,6 +201,7 @@ class ReadBackJudge:
         self._state.not_taken |= awaited.starting & tries.wanting
         self._state.since = {}
         self._state.stuck = told
+        self._state.stuck_us = self._state.stuck_us or awaited.wrote.wall_us
         ordered = deciding.owners(scope)
         unordered = {told[mode]: None for mode in sorted(told) if mode not in ordered}
         self._state.unheld = "; ".join(unordered)
@@ -296,6 +309,7 @@ class ReadBackJudge:
         self._state.stuck = {}
         if failure.answers:
             self._state.stuck = {scope[uid].order.mode: failure.message for uid in reverting}
+            self._state.stuck_us = self._state.stuck_us or now.wall_us
         if not starting:
             self._state.kept |= reverting
             self._state.unheld = failure.message if failure.answers else self._state.unheld

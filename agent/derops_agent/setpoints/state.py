@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from derops.schedules import SECOND_US
 from derops_agent.clock import Clock, moment
 from derops_agent.control import awaiting, claims, deciding
-from derops_agent.control.awaiting import Awaited, Tries
+from derops_agent.control.awaiting import Awaited, Passed, Tries
 from derops_agent.control.deciding import Executions
 from derops_agent.control.execution import Moment, Stage
 from derops_agent.control.silence import Silence
@@ -68,6 +68,9 @@ class State:
     heard_us: int = 0
     """When it last answered, or was first asked."""
 
+    passed: Passed = field(default_factory=dict)
+    """What it may show yet of what it held on the way, or before."""
+
     awaited: Awaited | None = None
     tries: dict[Setpoints, Tries] = field(default_factory=dict)
     since: dict[tuple[str, int], Moment] = field(default_factory=dict)
@@ -84,6 +87,10 @@ class State:
 
     stuck: dict[str, str] = field(default_factory=dict)
     """What the device says of modes that it does not let go, in words."""
+
+    stuck_us: int = 0
+    """When it was first told something and did not take that, nor anything since, by the wall
+    clock; 0 = it took the last."""
 
     unheld: str = ""
     """What the device says instead of taking its fallback, in words; empty = it took it."""
