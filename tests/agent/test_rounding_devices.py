@@ -181,6 +181,7 @@ SLOW_RAMP = Scene(
 
 
 LONG_WAY_BACK = replace(SLOW_RAMP, watts=(0,), fallback_watts=2703)
+NEXT_IS_NEAR = replace(SLOW_RAMP, watts=(5000, 5050), gap_seconds=0, ramp=None)
 
 
 @pytest.mark.parametrize(
@@ -194,8 +195,19 @@ LONG_WAY_BACK = replace(SLOW_RAMP, watts=(0,), fallback_watts=2703)
             replace(LONG_WAY_BACK, troubles=((56, "the device restarts"),)),
             id="told as not reverted",
         ),
+        pytest.param(
+            replace(
+                SLOW_RAMP, watts=(-623,), lag_seconds=4.0,
+                troubles=(
+                    (15, "the device is out"),
+                    (20, "the device is back"),
+                    (23, "the device restarts"),
+                ),
+            ),
+            id="silent before, told with the step before as applied",
+        ),
     ],
-)
+)  # fmt: skip
 def test_a_device_that_reads_back_late_and_restarts_on_a_ramp(scene: Scene) -> None:
     check(scene)
 
@@ -209,6 +221,21 @@ def test_a_device_that_reads_back_late_and_restarts_on_a_ramp(scene: Scene) -> N
         ),
         pytest.param(
             replace(
+                SLOW_RAMP, watts=(0,), fallback_watts=301, lag_seconds=0.0,
+                troubles=((40, "the device drops a write"),),
+            ),
+            id="the last step to the fallback",
+        ),
+        pytest.param(
+            replace(SLOW_RAMP, lag_seconds=0.0, troubles=((10, "the device drops a write"),)),
+            id="the last step to a setpoint",
+        ),
+        pytest.param(
+            replace(NEXT_IS_NEAR, troubles=((39, "the device drops a write"),)),
+            id="a value that is near to the one before",
+        ),
+        pytest.param(
+            replace(
                 SLOW_RAMP, watts=(-1911, 284, -211), fallback_watts=284,
                 troubles=((99, "the device drops a write"),),
             ),
@@ -218,6 +245,16 @@ def test_a_device_that_reads_back_late_and_restarts_on_a_ramp(scene: Scene) -> N
 )  # fmt: skip
 def test_a_device_that_drops_a_write_is_written_again_and_told_truly(scene: Scene) -> None:
     check(scene)
+
+
+def test_a_device_that_rounds_to_what_it_held_before_is_written_once_more_and_told() -> None:
+    agent = run(NEXT_IS_NEAR, distort=lambda watts, _: watts - watts % 100)
+
+    report = agent.report("d1")
+    assert (report.phase, report.applied_watts) == ("Complete", 5000)
+    assert "says that it holds 5000 W" in report.rounding
+    assert agent.powers == [0, 5000, 0]
+    assert [each.active_power_watts for each in agent.device.writes].count(5000) == 3
 
 
 @pytest.mark.parametrize("ramp", [50, 300])

@@ -87,7 +87,7 @@ def wrong_modes(
 def passed(
     known: Passed, before: Setpoints | None, held: Setpoints | None, step: Setpoints, site: Site
 ) -> dict[str, frozenset[int]]:
-    """Return which values a device may show yet that it had before it was told ``step``, by mode.
+    """Return which values a device may show yet once it is told another one than ``step``, by mode.
 
     Args:
         known: Those since it last came to where it was to be.
@@ -96,14 +96,13 @@ def passed(
         step: What it is told.
         site: For what it can hold.
     """
-    result = dict(known)
-    if before is None:
-        return result
-    told = site.sent(before)
+    wanted, told = site.sent(step), None if before is None else site.sent(before)
+    result = {}
     for mode, name in VALUES.items():
-        if getattr(told, name) != getattr(site.sent(step), name):
-            values = {getattr(each, name) for each in (told, held) if each is not None} - {None}
-            result[mode] = result.get(mode, frozenset()) | values
+        values = {getattr(wanted, name)}
+        if told is not None and getattr(told, name) not in values:
+            values.add(getattr(held, name, None))
+        result[mode] = known.get(mode, frozenset()) | values - {None}
     return result
 
 

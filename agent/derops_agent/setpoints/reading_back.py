@@ -80,6 +80,8 @@ class ReadBackJudge:
             self._state.awaited = None
             if wrong:
                 await self._note_not_taken(awaited, scope, held, wrong, site)
+            elif behind and held is not None and self._may_repeat(awaited, scope, site):
+                self._state.stay(awaited.step, held, behind)
             else:
                 await self._note_taken(awaited, scope, held, site)
 
@@ -90,6 +92,12 @@ class ReadBackJudge:
         if held is None:
             return awaited.behind
         return awaiting.behind(self._state.passed, awaited.step, held, site)
+
+    def _may_repeat(self, awaited: Awaited, scope: Executions, site: Site) -> bool:
+        """Tell whether what was lost, or rounded to what was there before, is written again."""
+        most_writes = min(2, self._device.capability.read_back.most_writes)
+        once = self._state.tries[awaited.target].writes < most_writes
+        return once and site.asset is not None and not self._state.pauses(scope, site.asset)
 
     async def _look_on(
         self,
@@ -162,7 +170,8 @@ class ReadBackJudge:
         self._state.failed, self._state.written, self._state.stuck = None, awaited.step, {}
         self._state.unheld = ""
         if not self._state.ramping:
-            self._state.passed, self._state.stuck_us = {}, 0
+            self._state.passed = awaiting.passed({}, None, None, awaited.step, site)
+            self._state.stuck_us = 0
         elif held and not awaiting.behind(self._state.passed, awaited.step, held, site):
             self._state.stuck_us = 0  # it moves
         await self._note_success(

@@ -1,6 +1,7 @@
 """What one device was told, what it said of that, and what follows for the next write."""
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 
 from derops.schedules import SECOND_US
 from derops_agent.clock import Clock, moment
@@ -8,6 +9,7 @@ from derops_agent.control import awaiting, claims, deciding
 from derops_agent.control.awaiting import Awaited, Passed, Tries
 from derops_agent.control.deciding import Executions
 from derops_agent.control.execution import Moment, Stage
+from derops_agent.control.representing import VALUES
 from derops_agent.control.silence import Silence
 from derops_agent.control.site import Asset
 from derops_agent.ports import Setpoints
@@ -204,6 +206,15 @@ class State:
             if runs_out_us < min(ends_us) + deciding.GAP_TOLERANCE_US + SECOND_US:
                 self.refresh_at_us = now_us + armed_seconds * SECOND_US // 2
         self.guard = "DeviceTimer" if armed_seconds else "AgentTimer"
+
+    def stay(self, told: Setpoints, held: Setpoints, modes: Collection[str]) -> None:
+        """Note that the device shows ``modes`` as they were, and not what it was ``told`` last.
+
+        That is written again, as the last step on the way.
+        """
+        names = [VALUES[mode] for mode in modes]
+        self.written = replace(told, **{name: getattr(held, name) for name in names})
+        self.held, self.ramping = held, True
 
     def note_silence(self, owners: Executions, *, has_timer: bool) -> None:
         """Note that the device acted and did not answer: nobody knows to what its timer is set."""
