@@ -16,6 +16,7 @@ from pathlib import Path
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 from tests.bench import (
+    audit,
     decoding,
     dispatch_latency,
     dispatching,
@@ -68,6 +69,7 @@ BENCHES: dict[str, Callable[[], Iterator[Result]]] = {
     "ingest": _ingest,
     "gateway": _gateway,
     "dispatching": _dispatching,
+    "audit": audit.measure,
     "starting": starting.measure,
     "stack": _on_the_stack,
     "reading": reading.measure,

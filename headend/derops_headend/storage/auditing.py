@@ -32,10 +32,11 @@ COLUMNS: dict[str, LiteralString] = {
     "status": "integer",
     "idempotency_key_sha256": "text",
 }
+# Rows go as one text: to make arrays of 15 columns of psycopg takes ten times as long.
+_VALUES = ", ".join(f"(given->>{number})::{kind}" for number, kind in enumerate(COLUMNS.values()))
 _INSERT = (
     f"insert into audit_event ({', '.join(COLUMNS)}) "  # noqa: S608  # our own names
-    f"select * from unnest({', '.join(f'%s::{kind}[]' for kind in COLUMNS.values())}) "
-    "on conflict do nothing"
+    f"select {_VALUES} from jsonb_array_elements(%s::jsonb) given on conflict do nothing"
 )
 _COUNT = (
     "select count(*) from audit_event join unnest(%s::text[], %s::bigint[], %s::text[], "
@@ -75,11 +76,12 @@ def store(connection: psycopg.Connection, records: Sequence[Stored]) -> int:
     Raises:
         psycopg.Error: Whether they are stored is not known; they can be given again.
     """
-    columns = [list(column) for column in zip(*map(row_of, records), strict=True)]
+    rows = json.dumps([row_of(each) for each in records], default=datetime.isoformat)
     with connection.transaction():
-        added = connection.execute(_INSERT.encode(), columns).rowcount
+        added = connection.execute(_INSERT.encode(), (rows,)).rowcount
         if added == len(records):
             return 0
+        columns = [list(column) for column in zip(*records, strict=True)]
         row = connection.execute(_COUNT.encode(), columns[:4]).fetchone()
     return len(records) - (row[0] if row else 0)
 

@@ -127,6 +127,8 @@ def _facts(call: Call) -> dict[str, Any]:
 def _cut(text: str, most: int = _MOST_NAME) -> str:
     """Return the beginning of a text, of at most so many bytes as JSON in ASCII."""
     text = text[:most]
+    if len(text) <= most // 2 and text.isascii() and text.isprintable():
+        return text  # as nearly all do; twice as long at most, with what is escaped
     while len(json.dumps(text)) > most + 2:
         text = text[: len(text) * 3 // 4]
     return text

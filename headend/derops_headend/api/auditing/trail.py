@@ -254,7 +254,7 @@ class AuditTrail:
         waiting = _Waiting(facts)
         self._queued_bytes += size
         try:
-            await asyncio.shield(self._commit.put(waiting))
+            await self._commit.put(waiting)
         finally:
             self._queued_bytes -= size
         if waiting.head is None:
