@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from psycopg import errors, sql
 
 from derops.errors import DeropsError
+from derops_headend.storage.dispatches import MOST_STEPS, find_full
 from derops_headend.storage.engines import detect
 from derops_headend.storage.keeping import STATEMENT_MILLISECONDS, Keeper
 from derops_headend.storage.merging import KeyedTable, Merged, merge
@@ -268,6 +269,7 @@ class Database:
 
     def _store_batch(self, batch: Batch) -> Tally:
         ids = self._resolve_assets(list(batch.assets))
+        endless = self._leave_out_endless(batch)
         tally = Tally(events=len(batch.events), gaps=len(batch.gaps))
         tally.connections = len(batch.connections)
         differing = self._store_samples(batch, ids, tally)
@@ -281,8 +283,30 @@ class Database:
             )
             for source, count in sorted(differing.items())
         ]
-        tally.quarantined = self._quarantine(batch.sources, [*batch.quarantined, *conflicts])
+        refused = [*batch.quarantined, *conflicts, *endless]
+        tally.quarantined = self._quarantine(batch.sources, refused)
         return tally
+
+    def _leave_out_endless(self, batch: Batch) -> list[Quarantined]:
+        """Take out what agents say of dispatches that have too many steps; return it."""
+        subjects = [f"{asset.namespace}/{asset.name}" for asset in batch.assets]
+        told = {
+            (row.dispatch_uid, subjects[row.asset]) for row in batch.events if row.actor == "Agent"
+        }
+        full = find_full(self._connection, told) if told else set()
+        if not full:
+            return []
+        kept, refused = [], {}
+        for row in batch.events:
+            if row.actor == "Agent" and (row.dispatch_uid, subjects[row.asset]) in full:
+                refused[row.source] = f"{row.dispatch_uid} has {MOST_STEPS} steps already, or more"
+            else:
+                kept.append(row)
+        batch.events = kept
+        return [
+            Quarantined(source=source, reason="TooManySteps", detail=detail)
+            for source, detail in refused.items()
+        ]
 
     def _resolve_assets(self, keys: list[AssetKey]) -> NDArray[np.int64]:
         unknown = sorted(key for key in keys if key not in self._asset_ids)

@@ -3,6 +3,7 @@
 Its rows follow the events by triggers (migration 8), whoever writes these; nothing else writes it.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,10 @@ import psycopg
 
 AT_ONCE = 500
 """Dispatches of one step: some 50 ms."""
+
+MOST_STEPS = 1000
+"""Of one dispatch, from when on an agent's word on it is not stored: some ten are usual. Its row is
+derived from all of them, each time that one comes."""
 
 _LOCK_MILLISECONDS = 100
 """A step that meets a writer gives way, long before the server looks for a deadlock (1 s)."""
@@ -72,6 +77,20 @@ def is_filled(connection: psycopg.Connection) -> bool:
     """Return whether all dispatches have a row: those from before the table, too."""
     row = connection.execute("select done_at is not null from dispatch_backfill").fetchone()
     return row == (True,)
+
+
+def find_full(
+    connection: psycopg.Connection, keys: Iterable[tuple[str, str]]
+) -> set[tuple[str, str]]:
+    """Return those, by uid and subject, that have as many steps as an agent may tell of."""
+    uids, subjects = zip(*keys, strict=True)
+    rows = connection.execute(
+        "select dispatch_uid, subject from dispatch "
+        "join unnest(%s::text[], %s::text[]) as asked (dispatch_uid, subject) "
+        "using (dispatch_uid, subject) where steps >= %s",
+        (list(uids), list(subjects), MOST_STEPS),
+    ).fetchall()
+    return {(uid, subject) for uid, subject in rows}
 
 
 def fill(connection: psycopg.Connection, limit: int | None = None) -> int | None:

@@ -4,13 +4,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import numpy as np
 import psycopg
 from numpy.typing import NDArray
 
 from derops_headend.writing.refusing import clean
-from derops_headend.writing.rows import Batch, Quarantined, Source
+from derops_headend.writing.rows import Batch, EventRow, Quarantined, Source
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EVENT = """
@@ -18,7 +19,11 @@ _EVENT = """
       event_id, asset_id, dispatch_uid, dispatch_name, actor, phase, reason, message, at,
       received_at, subject, created_by,
       report, report_ledger_id, report_sequence, report_received_at
-    ) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::jsonb, %s, %s, %s)
+    ) select * from unnest(
+      %s::uuid[], %s::int8[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[],
+      %s::text[], %s::timestamptz[], %s::timestamptz[], %s::text[], %s::text[],
+      %s::jsonb[], %s::text[], %s::numeric[], %s::timestamptz[]
+    )
     on conflict (event_id, subject) do update set
       report = excluded.report,
       report_ledger_id = excluded.report_ledger_id,
@@ -63,24 +68,22 @@ def record(
     """
     subjects = [f"{asset.namespace}/{asset.name}" for asset in batch.assets]
     with connection.cursor() as cursor:
-        if batch.events:
-            cursor.executemany(
-                _EVENT,
-                [
-                    (
-                        row.event_id, int(ids[row.asset]), row.dispatch_uid, row.dispatch_name,
-                        row.actor, row.phase, row.reason, row.message, instant(row.at_us),
-                        instant(row.received_us), subjects[row.asset], row.created_by,
-                        *(
-                            (row.report.json, row.report.ledger_id, row.report.sequence,
-                             instant(row.received_us))
-                            if row.report
-                            else (None, None, None, None)
-                        ),
-                    )
-                    for row in batch.events
-                ],
-            )  # fmt: skip
+        for turn in _turns(batch.events, subjects):
+            rows = [
+                (
+                    row.event_id, int(ids[row.asset]), row.dispatch_uid, row.dispatch_name,
+                    row.actor, row.phase, row.reason, row.message, instant(row.at_us),
+                    instant(row.received_us), subjects[row.asset], row.created_by,
+                    *(
+                        (row.report.json, row.report.ledger_id, row.report.sequence,
+                         instant(row.received_us))
+                        if row.report
+                        else (None, None, None, None)
+                    ),
+                )
+                for row in turn
+            ]  # fmt: skip
+            cursor.execute(_EVENT, [list(column) for column in zip(*rows, strict=True)])
         if batch.connections:
             cursor.executemany(
                 _CONNECTION,
@@ -136,6 +139,22 @@ def note_missing(connection: psycopg.Connection, log_id: str, first: int, last: 
     connection.execute(
         _QUARANTINE, (log_id, first, -1, 0, "", "", "", "RecordsMissing", detail, b"", None)
     )
+
+
+def _turns(events: Sequence[EventRow], subjects: Sequence[str]) -> list[list[EventRow]]:
+    """Return the steps in as few parts as can be, none of which has one step twice.
+
+    A part is one statement, and a dispatch's row is derived once for each statement.
+    """
+    turns: list[list[EventRow]] = []
+    told: Counter[tuple[UUID, str]] = Counter()
+    for row in events:
+        key = (row.event_id, subjects[row.asset])
+        if told[key] == len(turns):
+            turns.append([])
+        turns[told[key]].append(row)
+        told[key] += 1
+    return turns
 
 
 def _one_each(quarantined: Sequence[Quarantined]) -> list[Quarantined]:

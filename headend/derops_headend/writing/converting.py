@@ -112,6 +112,7 @@ def _add_report(batch: Batch, index: int, asset: int) -> None:
     at_known = bool(report.transitions)
     events = [
         _event(
+            index,
             asset,
             uid,
             None,
@@ -132,6 +133,7 @@ def _add_headend_transition(batch: Batch, index: int, asset: int) -> None:
     step = said.transition
     # An operator that died before its status write says it again with a later time.
     event = _event(
+        index,
         asset,
         _dispatch_uid(said.dispatch_uid),
         clean(said.dispatch_name) or None,
@@ -172,6 +174,7 @@ _KINDS: dict[int, Callable[[Batch, int, int], None]] = {
 
 
 def _event(
+    source: int,
     asset: int,
     uid: str,
     name: str | None,
@@ -186,6 +189,7 @@ def _event(
     if not step.phase:
         raise RefusedError("NoPhase", "a transition without a phase")
     return EventRow(
+        source=source,
         event_id=event_id(uid, actor, identity),
         asset=asset,
         dispatch_uid=uid,

@@ -120,6 +120,7 @@ class ReportFacts:
 class EventRow:
     """A step in the life of a dispatch."""
 
+    source: int
     event_id: UUID
     asset: int
     dispatch_uid: str

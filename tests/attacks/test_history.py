@@ -1,0 +1,97 @@
+"""Attacks on the history of dispatches, by agents and by whoever orders."""
+
+import csv
+import io
+
+import psycopg
+import pytest
+from tests.api.reading import reading_site
+from tests.headend.writing.making import DISPATCH, report, sources, transition
+
+from derops.wire.v1 import dispatch_pb2, log_pb2
+from derops_headend.api.routes import history
+from derops_headend.storage.database import Database
+from derops_headend.storage.dispatches import MOST_STEPS
+from derops_headend.storage.history import Wanted, find
+
+THIEF = dispatch_pb2.AssetId(uid="t", namespace="other", name="thief")
+IN_A_REPORT = 64
+"""Steps: the most that a gateway takes."""
+
+
+def by(asset: dispatch_pb2.AssetId, told: log_pb2.LogEntry) -> log_pb2.LogEntry:
+    told.asset.CopyFrom(asset)
+    return told
+
+
+def many_steps(sequence: int) -> log_pb2.LogEntry:
+    """Return a report of as many steps as may be, none of which was told before."""
+    told = report(*["Acked"] * IN_A_REPORT, sequence=sequence)
+    body = dispatch_pb2.DispatchReport.FromString(told.body)
+    for step in body.transitions:
+        step.at_us += 1_000_000 * IN_A_REPORT * sequence
+    told.body = body.SerializeToString()
+    return told
+
+
+def test_endless_steps_make_no_writer_slow(database_url: str) -> None:
+    """R20: an agent tells ever more steps of a dispatch, whose row is derived from all of them."""
+    database = Database.connect(database_url, "log")
+    rounds = MOST_STEPS // IN_A_REPORT + 5
+    for n in range(rounds):
+        told = [many_steps(n), by(THIEF, report("Acked", sequence=n + 1))]
+        database.store(sources(*told, offset=n + 1), after=n, through=n + 1)
+    ending = (transition("Sent"), transition("Failed", "OutcomeUnknown"))
+    database.store(sources(*ending, offset=rounds + 1), after=rounds, through=rounds + 1)
+    database.close()
+
+    most = (MOST_STEPS // IN_A_REPORT + 1) * IN_A_REPORT
+    with psycopg.connect(database_url) as connection:
+        rows = connection.execute("select subject, steps, phase from dispatch order by 1")
+        refused = connection.execute(
+            "select reason, detail, count(*) from quarantine group by 1, 2"
+        )
+        assert rows.fetchall() == [
+            ("other/thief", 1, "Acked"),
+            ("site/battery", most + 2, "Failed"),
+        ]
+        assert refused.fetchall() == [
+            ("TooManySteps", f"{DISPATCH} has {MOST_STEPS} steps already, or more", 4)
+        ]
+
+
+def test_the_word_of_another_tenants_agent_is_on_nobodys_page(database_url: str) -> None:
+    """R21: an agent tells of the dispatch of another tenant, before and after it is known."""
+    database = Database.connect(database_url, "log")
+    rounds = [
+        [by(THIEF, report("Acked", "Failed", sequence=1))],
+        [transition("Submitted"), report("Acked", sequence=1)],
+        [by(THIEF, report("Acked", "Complete", sequence=2, applied_watts=-1))],
+    ]
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for n, told in enumerate(rounds):
+            database.store(sources(*told, offset=n + 1), after=n, through=n + 1)
+            if n == 0:  # nobody but that agent spoke of it: it is in its own history
+                assert [each.namespace for each in find(connection, Wanted())] == ["other"]
+        (found,) = find(connection, Wanted())
+        assert find(connection, Wanted(namespace="other")) == []
+    database.close()
+
+    assert (found.namespace, found.phase, found.applied_watts) == ("site", "Acked", None)
+
+
+@pytest.mark.parametrize("begins", ["=", "+", "-", "@", "\t", "\r"])
+async def test_a_spreadsheet_is_given_no_formula(database_url: str, begins: str) -> None:
+    """R22: an agent gives a reason that a spreadsheet would run, and somebody opens the CSV."""
+    database = Database.connect(database_url, "log")
+    told = report("Acked", "Failed", sequence=2, reason=f"{begins}cmd|' /C calc'!A0")
+    database.store(sources(told, offset=1), after=0, through=1)
+    database.close()
+
+    async with reading_site(database_url, [history.router], {"list dispatches site/"}) as site:
+        answer = await site.client.get(
+            "/v1/namespaces/site/history", headers={"Accept": "text/csv"}
+        )
+
+    (line,) = csv.DictReader(io.StringIO(answer.text, newline=""))
+    assert (line["phase"], line["reason"]) == ("Failed", f"'{begins}cmd|' /C calc'!A0")
