@@ -19,8 +19,10 @@ from tests.headend.storage.storing import (
     roll_up_all,
     us,
 )
+from tests.headend.writing.making import report, sources, transition
 from tests.stack.postgres import READER, PostgresServer
 
+from derops.wire.v1 import dispatch_pb2
 from derops_headend.api.routes import telemetry
 from derops_headend.storage.database import Database
 from derops_headend.storage.roles import roles_sql
@@ -166,6 +168,41 @@ async def test_a_longer_time_is_answered_in_steps_with_what_is_new_marked(
     assert body["units"] == {"activePowerWatts": "W", "energyInjectedWattHours": "Wh"}
     assert len(body["provisional"]) == 1
     assert body["provisional"][0]["from"] < at(NOW)
+
+
+async def test_steps_come_with_the_setpoints_that_the_device_had(site: Site, store: Store) -> None:
+    begin = NOW - timedelta(hours=20)
+    store([Sample(us(begin), 100.0)])
+    applied_us, ended_us = us(begin + timedelta(hours=1)), us(begin + timedelta(hours=2))
+    held = report(
+        "Acked", "Active", "Complete", sequence=1, applied_us=applied_us, ended_us=ended_us,
+        reverted_us=ended_us + 1_000_000, applied_watts=-2500,
+    )  # fmt: skip
+    message = dispatch_pb2.DispatchReport.FromString(held.body)
+    for step in message.transitions:
+        step.at_us = applied_us
+    held.body = message.SerializeToString()
+    held_at = begin + timedelta(hours=1)
+    ordered = transition("Submitted", at_us=us(begin))
+    store.database.store(
+        sources(ordered, held, offset=store.offset + 1),
+        after=store.offset,
+        through=store.offset + 1,
+    )
+
+    asked: dict[str, Any] = {
+        "quantities": "activePowerWatts,setpointWatts",
+        "to": at(NOW),
+        "maxPoints": 2000,
+    }
+    body = await get(site, from_=at(NOW - timedelta(days=1)), **asked)
+    later = await get(site, from_=at(begin + timedelta(hours=3)), resolution="1m", **asked)
+
+    assert body["resolution"] == "1m"
+    assert [(each["watts"], each["dispatch"]) for each in body["setpoints"]] == [(-2500, "peak")]
+    assert body["setpoints"][0]["from"] == at(held_at).replace("Z", ".000Z")
+    assert body["omitted"] == ["setpointWatts"]
+    assert later["setpoints"] == []
 
 
 async def test_holes_are_told_with_why_and_never_filled(site: Site, store: Store, url: str) -> None:

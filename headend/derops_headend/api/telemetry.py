@@ -330,5 +330,5 @@ def _setpoints(
             "dispatch": each.dispatch_name,
             "dispatchUid": each.dispatch_uid,
         }
-        for each in list_setpoints(connection, key, life.asset_id, first, end)
+        for each in list_setpoints(connection, key, first, end)
     ]

@@ -184,7 +184,7 @@ def find(
         )
         facts |= {f"after_{name}": value for name, value in after._asdict().items()}
     text = (
-        f"select {_COLUMNS} from {_lines(connection)} where {where} "  # noqa: S608  # our own names
+        f"select {_COLUMNS} from {lines_of(connection)} where {where} "  # noqa: S608  # our own names
         "order by first_at desc, dispatch_uid desc, namespace desc, asset_name desc "
         "limit %(limit)s"
     )
@@ -219,7 +219,7 @@ def sum_up(connection: psycopg.Connection, wanted: Wanted) -> list[Ending]:
         "count(*) filter (where verified = 'False') as refuted, "
         "coalesce(sum(active_seconds), 0)::double precision as active_seconds, "
         "coalesce(sum(delivered_watt_hours), 0) as delivered_watt_hours "
-        f"from {_lines(connection)} where {where} group by phase, reason "
+        f"from {lines_of(connection)} where {where} group by phase, reason "
         "order by count(*) desc, phase, reason"
     )
     with connection.cursor(row_factory=class_row(Ending)) as cursor:
@@ -232,5 +232,6 @@ def _where(wanted: Wanted) -> tuple[str, dict[str, Any]]:
     return " and ".join(["true", *(_RESTRICTIONS[name] for name in given)]), given
 
 
-def _lines(connection: psycopg.Connection) -> str:
+def lines_of(connection: psycopg.Connection) -> LiteralString:
+    """Return the view that has a line for each dispatch, and has it soonest."""
     return "dispatch_summary" if is_filled(connection) else "dispatch_history"

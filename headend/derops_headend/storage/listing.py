@@ -12,11 +12,12 @@ from typing import NamedTuple
 import psycopg
 from psycopg.rows import class_row
 
+from derops_headend.storage.history import lines_of
 from derops_headend.storage.newest import Key
 
 MOST_SETPOINTS = 500
-LONGEST_DISPATCH = timedelta(days=31)
-"""A setpoint that was given longer ago than this is not looked for."""
+LONGEST_AGO = timedelta(days=400)
+"""A setpoint that was ordered longer before a time than this is not looked for in it."""
 
 
 class Gap(NamedTuple):
@@ -193,28 +194,26 @@ def read_measurement(
 
 
 def list_setpoints(
-    connection: psycopg.Connection, key: Key, asset_id: int, first: datetime, end: datetime
+    connection: psycopg.Connection, key: Key, first: datetime, end: datetime
 ) -> list[Held]:
     """Return the setpoints that a device had in a time, in order; at most the newest of them."""
-    uids = [
-        uid
-        for (uid,) in connection.execute(
-            "select distinct dispatch_uid from dispatch_event "
-            "where asset_id = %s and at >= %s and at < %s",
-            (asset_id, first - LONGEST_DISPATCH, end),
-        )
-    ]
+    text = (
+        "select dispatch_uid, dispatch_name, applied_at, "  # noqa: S608  # our own names
+        "coalesce(reverted_at, ended_at) as until, applied_watts as watts "
+        f"from {lines_of(connection)} where namespace = %(namespace)s and asset_name = %(name)s "
+        "and asset_uid = %(uid)s and first_at >= %(since)s and first_at < %(end)s "
+        "and applied_at < %(end)s and coalesce(reverted_at, ended_at, 'infinity') > %(first)s "
+        "order by applied_at desc limit %(limit)s"
+    )
+    facts = {
+        **key._asdict(),
+        "since": first - LONGEST_AGO,
+        "first": first,
+        "end": end,
+        "limit": MOST_SETPOINTS,
+    }
     with connection.cursor(row_factory=class_row(Held)) as cursor:
-        held = cursor.execute(
-            "select dispatch_uid, dispatch_name, applied_at, "
-            "coalesce(reverted_at, ended_at) as until, applied_watts as watts "
-            "from dispatch_history where dispatch_uid = any(%(uids)s) "
-            "and namespace = %(namespace)s and asset_name = %(name)s and asset_uid = %(uid)s "
-            "and applied_at < %(end)s and coalesce(reverted_at, ended_at, 'infinity') > %(first)s "
-            "order by applied_at desc limit %(limit)s",
-            {"uids": uids, **key._asdict(), "first": first, "end": end, "limit": MOST_SETPOINTS},
-        ).fetchall()
-    return held[::-1]
+        return cursor.execute(text.encode(), facts).fetchall()[::-1]
 
 
 def dropped_before(connection: psycopg.Connection) -> datetime | None:
