@@ -1,12 +1,12 @@
 """How telemetry is answered: which resolution, in columns, and what to think of the holes."""
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
+import orjson
 import psycopg
 from pydantic.alias_generators import to_camel
 
@@ -146,7 +146,7 @@ def answer(connection: psycopg.Connection, wanted: Wanted) -> bytes | None:
         body["omitted"] = [to_camel(each) for each in wanted.quantities if each not in ROLLED_UP]
         if "setpoint_watts" in wanted.quantities:
             body["setpoints"] = _setpoints(connection, life, wanted, first, end)
-    return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
+    return orjson.dumps(body)
 
 
 def choose_life(connection: psycopg.Connection, wanted: Lives) -> tuple[Life | None, list[str]]:
