@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from tests.api import rig
 from tests.api.rig import ApiProcess, Tenant
+from tests.stack import identities
 from tests.stack.controlplane import ControlPlane
 from tests.stack.postgres import PostgresServer
 
@@ -23,7 +24,7 @@ _numbers = itertools.count(1)
 @pytest.fixture(scope="session")
 def api_config(kube: ControlPlane) -> str:
     """Return the path of a kubeconfig of the API's account."""
-    return rig.api_kubeconfig(kube)
+    return identities.program_kubeconfig(kube, "api")
 
 
 @pytest.fixture(scope="session")

@@ -9,49 +9,16 @@ from typing import Any, Self
 
 import httpx
 from tests.stack.controlplane import ControlPlane
+from tests.stack.identities import chart_manifests
 from tests.stack.places import free_port
 from tests.stack.processes import Process, http_ok
 
 AUDIENCE = "derops-api"
 PROGRAM = Path(sys.executable).parent / "derops-headend"
-NAMESPACE, ACCOUNT = "derops-system", "derops-api"
 _RBAC = "rbac.authorization.k8s.io"
 
-RULES: list[dict[str, Any]] = [
-    {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
-    {
-        "apiGroups": ["authorization.k8s.io"],
-        "resources": ["subjectaccessreviews"],
-        "verbs": ["create"],
-    },
-    {
-        "apiGroups": ["derops.io"],
-        "resources": ["derassets", "dispatches"],
-        "verbs": ["get", "list", "watch"],
-    },
-    {"apiGroups": ["derops.io"], "resources": ["dispatches"], "verbs": ["create", "patch"]},
-]
-"""The API's own rights."""
-
-ROLES: dict[str, list[dict[str, Any]]] = {
-    "viewer": [
-        {
-            "apiGroups": ["derops.io"],
-            "resources": ["derassets", "derassets/telemetry", "dispatches"],
-            "verbs": ["get", "list", "watch"],
-        }
-    ],
-    "dispatcher": [
-        {
-            "apiGroups": ["derops.io"],
-            "resources": ["derassets", "derassets/telemetry", "dispatches"],
-            "verbs": ["get", "list", "watch"],
-        },
-        {"apiGroups": ["derops.io"], "resources": ["dispatches"], "verbs": ["create", "patch"]},
-    ],
-    "auditor": [{"apiGroups": ["derops.io"], "resources": ["audits"], "verbs": ["list"]}],
-}
-"""What tenants' accounts of these names may do in their namespace."""
+ROLES = ("viewer", "dispatcher", "auditor")
+"""What tenants' accounts of these names may do in their namespace: the chart's roles."""
 
 
 class ApiProcess:
@@ -140,13 +107,14 @@ def make_tenant(kube: ControlPlane, namespace: str) -> Tenant:
             for account in accounts
         )
     )
-    for role, rules in ROLES.items():
+    shipped = {each["metadata"]["name"]: each for each in chart_manifests("roles.yaml")}
+    for role in ROLES:
         kube.apply(
             {
                 "apiVersion": f"{_RBAC}/v1",
                 "kind": "ClusterRole",
                 "metadata": {"name": f"test-{role}"},
-                "rules": rules,
+                "rules": shipped[f"derops-{role}"]["rules"],
             },
             {
                 "apiVersion": f"{_RBAC}/v1",
@@ -157,31 +125,6 @@ def make_tenant(kube: ControlPlane, namespace: str) -> Tenant:
             },
         )
     return Tenant(kube, namespace)
-
-
-def api_kubeconfig(kube: ControlPlane) -> str:
-    """Return a kubeconfig of the API's account, with its rights and no more."""
-    kube.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "ServiceAccount",
-            "metadata": {"name": ACCOUNT, "namespace": NAMESPACE},
-        },
-        {
-            "apiVersion": f"{_RBAC}/v1",
-            "kind": "ClusterRole",
-            "metadata": {"name": ACCOUNT},
-            "rules": RULES,
-        },
-        {
-            "apiVersion": f"{_RBAC}/v1",
-            "kind": "ClusterRoleBinding",
-            "metadata": {"name": ACCOUNT},
-            "roleRef": {"apiGroup": _RBAC, "kind": "ClusterRole", "name": ACCOUNT},
-            "subjects": [{"kind": "ServiceAccount", "name": ACCOUNT, "namespace": NAMESPACE}],
-        },
-    )
-    return kube.service_account_kubeconfig(NAMESPACE, ACCOUNT)
 
 
 def problem(answer: httpx.Response, status: int, slug: str) -> dict[str, Any]:

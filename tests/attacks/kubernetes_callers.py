@@ -104,7 +104,7 @@ def dispatch(name: str, said: str | None = None, **spec: Any) -> Manifest:
 def cluster(*, stamped: bool = True) -> Iterator[Cluster]:
     """Start a cluster; ``stamped``: it has the mutating policy too."""
     with ControlPlane() as control_plane:
-        identities.install_policies(control_plane)
+        identities.install_creator_policies(control_plane)
         if not stamped:
             control_plane.kubectl("delete", "mutatingadmissionpolicybinding", "derops-creator")
             identities.wait_until_unstamped(control_plane)
@@ -134,7 +134,7 @@ def cluster(*, stamped: bool = True) -> Iterator[Cluster]:
 
 def _caller(control_plane: ControlPlane, namespace: str, name: str) -> Caller:
     config = (
-        identities.api_kubeconfig(control_plane)
+        identities.program_kubeconfig(control_plane, "api")
         if name == "derops-api"
         else control_plane.service_account_kubeconfig(namespace, name)
     )

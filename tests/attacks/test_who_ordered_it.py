@@ -21,7 +21,7 @@ from tests.attacks.kubernetes_callers import (
     created_by,
     dispatch,
 )
-from tests.stack.identities import install_policies, program_kubeconfig
+from tests.stack.identities import install_creator_policies, program_kubeconfig
 from tests.stack.processes import StackError
 from tests.waiting import until
 
@@ -448,7 +448,7 @@ async def test_what_was_made_before_the_policies_is_not_believed(
         assert await reader.told(name) == "unknown"
         assert "derops-creator is not installed" in reader.readiness.report()[1]
     finally:
-        install_policies(control_plane)
+        install_creator_policies(control_plane)
 
     assert await reader.told(name) == "unknown"
     assert reader.readiness.report() == (True, "ok")

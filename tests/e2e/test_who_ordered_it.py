@@ -5,7 +5,7 @@ import json
 import pytest
 from tests.e2e.acting import Pilot, eventually, instant, parse
 from tests.stack import ops
-from tests.stack.identities import install_policies
+from tests.stack.identities import install_creator_policies
 from tests.stack.processes import StackError
 
 ANNOTATION = "derops.io/created-by"
@@ -89,7 +89,7 @@ def test_who_ordered_it_is_told_once_and_stays(pilot: Pilot) -> None:
         assert stored(pilot, "forged", "Submitted") == "unknown"
         assert "degraded who ordered a dispatch" in ops.ask(pilot.stack.ops_ports["operator"])[1]
     finally:
-        install_policies(pilot.stack.control_plane)
+        install_creator_policies(pilot.stack.control_plane)
     operator.wait_until(
         lambda: "who ordered a dispatch" not in ops.ask(pilot.stack.ops_ports["operator"])[1], 60
     )

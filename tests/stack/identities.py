@@ -106,21 +106,29 @@ def install_issuers(control_plane: ControlPlane) -> None:
 
 def install_policies(control_plane: ControlPlane) -> None:
     """Apply the admission policies and wait until the API server enforces all of them."""
-    control_plane.apply(*chart_manifests("creator-policies.yaml"))
     control_plane.apply(*chart_manifests("admission-policies.yaml"))
-    waiting = _forbidden()
+    _wait_until_refused(control_plane, _forbidden())
+    install_creator_policies(control_plane)
+
+
+def install_creator_policies(control_plane: ControlPlane) -> None:
+    """Apply the policies of who ordered a Dispatch and wait until both are enforced."""
+    control_plane.apply(*chart_manifests("creator-policies.yaml"))
+    _wait_until_refused(control_plane, [_unsaid_dispatch()])
+    _wait_until_stamped(control_plane, stamped=True)
+
+
+def _wait_until_refused(control_plane: ControlPlane, waiting: list[dict[str, Any]]) -> None:
     deadline = time.monotonic() + _ENFORCED_SECONDS
-    while waiting or not _is_stamped(control_plane):
-        if time.monotonic() > deadline:
-            late = f"refuse a {waiting[-1]['kind']}" if waiting else "stamp a Dispatch"
-            raise StackError(f"the admission policies do not {late}")
+    while waiting:
         try:
-            if waiting:
-                _dry_run(control_plane, waiting[-1], _identity_for(waiting[-1]))
+            _dry_run(control_plane, waiting[-1], _identity_for(waiting[-1]))
         except StackError as refusal:
             if "ValidatingAdmissionPolicy" not in str(refusal):
                 raise
             waiting.pop()
+        if waiting and time.monotonic() > deadline:
+            raise StackError(f"the admission policies do not refuse a {waiting[-1]['kind']}")
 
 
 def _dry_run(
@@ -143,14 +151,14 @@ def _identity_for(manifest: dict[str, Any]) -> tuple[str, ...]:
 
 def wait_until_unstamped(control_plane: ControlPlane) -> None:
     """Wait until the mutating policy, whose binding was deleted, is in force no more."""
+    _wait_until_stamped(control_plane, stamped=False)
+
+
+def _wait_until_stamped(control_plane: ControlPlane, *, stamped: bool) -> None:
     deadline = time.monotonic() + _ENFORCED_SECONDS
-    while _is_stamped(control_plane):
+    while ("annotations" in _dry_run(control_plane, _unsaid_dispatch())["metadata"]) != stamped:
         if time.monotonic() > deadline:
-            raise StackError("Dispatches are stamped though the binding is gone")
-
-
-def _is_stamped(control_plane: ControlPlane) -> bool:
-    return "annotations" in _dry_run(control_plane, _unsaid_dispatch())["metadata"]
+            raise StackError(f"new Dispatches are {'not ' * stamped}stamped")
 
 
 def _unsaid_dispatch() -> dict[str, Any]:
@@ -201,7 +209,6 @@ def _forbidden() -> list[dict[str, Any]]:
             "metadata": {"name": SERVER_CA, "namespace": "default"},
             "data": {"ca.crt": "probe"},
         },
-        _unsaid_dispatch(),
     ]
 
 
@@ -251,13 +258,6 @@ def program_kubeconfig(control_plane: ControlPlane, program: str) -> str:
     manifests = chart_manifests(f"{program}.yaml")
     control_plane.apply(*(each for each in manifests if each["kind"] in rights))
     return control_plane.service_account_kubeconfig(NAMESPACE, f"derops-{program}")
-
-
-def api_kubeconfig(control_plane: ControlPlane) -> str:
-    """Return a kubeconfig of the API's ServiceAccount, with the chart's rules and no more."""
-    rights = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding"}
-    control_plane.apply(*(each for each in chart_manifests("api.yaml") if each["kind"] in rights))
-    return control_plane.service_account_kubeconfig(NAMESPACE, "derops-api")
 
 
 def secret_data(control_plane: ControlPlane, namespace: str, name: str) -> dict[str, bytes]:
