@@ -207,6 +207,15 @@ helm.sh/hook-output-log-policy: hook-failed,hook-succeeded
 {{- end }}
 {{- end }}
 
+{{/* Whether new Dispatches are stamped; empty = not. Kinds beside groups are only in what a cluster says of itself: "helm template" knows its version alone. */}}
+{{- define "derops.stamped" -}}
+{{- $served := semverCompare ">=1.36.0-0" .Capabilities.KubeVersion.Version }}
+{{- if .Capabilities.APIVersions.Has "v1/Pod" }}
+{{- $served = .Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy" }}
+{{- end }}
+{{- if or (eq .Values.creators.stamp "always") (and (eq .Values.creators.stamp "auto") $served) }}true{{ end }}
+{{- end }}
+
 {{/* Peers of a NetworkPolicy; none of them means everybody. */}}
 {{- define "derops.from" -}}
 {{- with . -}}
