@@ -3,15 +3,15 @@
 No writer runs here: what a key was used for is known without it.
 """
 
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import kubernetes
 import psycopg
 import pytest
 from tests.api.cutting import CutProxy
@@ -21,12 +21,17 @@ from tests.crds.manifests import BATTERY, merged
 from tests.stack.controlplane import ControlPlane
 from tests.stack.processes import http_ok
 
+from derops_headend.api.caller import Caller as CallerFact
+from derops_headend.api.caller import CallerKind
+from derops_headend.api.orders import name_of
+
 ORDER: dict[str, Any] = {
     "asset": "battery-7",
     "setpoint": {"mode": "ActivePower", "activePowerWatts": 5000},
     "durationSeconds": 1800,
 }
 PATH = "/v1/namespaces/repeats/dispatches"
+GROUP = ("derops.io", "v1alpha1")
 pytestmark = pytest.mark.timeout(180)
 
 
@@ -56,6 +61,39 @@ class Caller:
         self._headers = {"Authorization": f"Bearer {token}", "Idempotency-Key": key}
         self._database_url, self._kube = database_url, kube
         self._pool = ThreadPoolExecutor(1)
+        account = CallerFact(
+            kind=CallerKind.KUBERNETES, name="system:serviceaccount:repeats:dispatcher"
+        )
+        self.name = name_of(account, "repeats", key)
+        """Of what the order becomes."""
+        client = kubernetes.config.new_client_from_config(kube.kubeconfig)
+        self._objects = kubernetes.client.CustomObjectsApi(client)
+
+    @property
+    def exists(self) -> bool:
+        """Whether the Dispatch of the order is there; asked at the API server itself."""
+        found = self._objects.list_namespaced_custom_object(
+            *GROUP, "repeats", "dispatches", field_selector=f"metadata.name={self.name}"
+        )
+        return bool(found["items"])
+
+    @property
+    def creates(self) -> int:
+        """How often the API server made it, by its own audit."""
+        return sum(
+            each["verb"] == "create"
+            and each["objectRef"].get("name") == self.name  # type: ignore[attr-defined]
+            and each["responseStatus"]["code"] == 201  # type: ignore[index]
+            for each in self._kube.audit_events()
+        )
+
+    def delete(self) -> None:
+        """Delete it, as by hand."""
+        self._objects.delete_namespaced_custom_object(*GROUP, "repeats", "dispatches", self.name)
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        self._objects.api_client.close()
 
     def call(self, api: ApiProcess) -> httpx.Response:
         return httpx.post(f"{api.url}{PATH}", json=ORDER, headers=self._headers, timeout=30)
@@ -75,49 +113,27 @@ class Caller:
             connection.execute("lock table audit_event in share row exclusive mode")
             answer = self._pool.submit(self.call, api)
             with psycopg.connect(self._database_url, autocommit=True) as looking:
-                self._until(
+                _until(
                     looking, "select 1 from pg_locks where not granted and locktype = 'relation'"
                 )
                 proxy.hold()
                 connection.rollback()
-                self._until(
+                _until(
                     looking,
                     "select 1 from audit_event where stage = 'RequestReceived' "
-                    "and namespace = 'repeats' "
-                    "and not exists (select from audit_event done where done.request_id = "
-                    "audit_event.request_id and done.stage = 'ResponseComplete')",
+                    f"and name = '{self.name}'",
                 )
         assert proxy.held.wait(10)
         yield answer
-
-    @staticmethod
-    def _until(looking: psycopg.Connection, question: str) -> None:
-        deadline = time.monotonic() + 20
-        while not looking.execute(question.encode()).fetchone():
-            assert time.monotonic() < deadline, question
-            time.sleep(0.01)
 
 
 @pytest.fixture
 def caller(
     token: str, api_database_url: str, kube: ControlPlane, request: pytest.FixtureRequest
-) -> Caller:
-    return Caller(token, request.node.name[:100], api_database_url, kube)
-
-
-def creates(kube: ControlPlane, name: str) -> int:
-    """Return how often the API server made a Dispatch of a name."""
-    return sum(
-        each["verb"] == "create"
-        and each["objectRef"]["name"] == name  # type: ignore[index]
-        and each["responseStatus"]["code"] == 201  # type: ignore[index]
-        for each in kube.audit_events()
-    )
-
-
-def dispatches(kube: ControlPlane) -> dict[str, Any]:
-    listed = json.loads(kube.kubectl("get", "dispatches", "-n", "repeats", "-o", "json"))
-    return {each["metadata"]["name"]: each for each in listed["items"]}
+) -> Iterator[Caller]:
+    made = Caller(token, request.node.name[:100], api_database_url, kube)
+    yield made
+    made.close()
 
 
 def restart(api: ApiProcess) -> None:
@@ -126,9 +142,8 @@ def restart(api: ApiProcess) -> None:
 
 
 def test_killed_between_announcement_and_create(
-    kube: ControlPlane, caller: Caller, cut_api: ApiProcess, proxy: CutProxy
+    caller: Caller, cut_api: ApiProcess, proxy: CutProxy
 ) -> None:
-    before = dispatches(kube)
     with caller.held(cut_api, proxy) as lost:
         cut_api.process.kill()
         proxy.cut()
@@ -136,64 +151,55 @@ def test_killed_between_announcement_and_create(
     assert isinstance(lost.exception(), httpx.TransportError)
     restart(cut_api)
 
-    soon = caller.call(cut_api)
-    problem(soon, 409, "conflict")
-    assert dispatches(kube).keys() == before.keys()
+    assert not caller.exists
     made = caller.insist(cut_api)
 
     assert made.status_code == 201, made.text
     again = caller.call(cut_api)
     assert (again.status_code, again.json()["uid"]) == (200, made.json()["uid"])
-    assert creates(kube, made.json()["name"]) == 1
+    assert caller.creates == 1
 
 
 def test_killed_between_create_and_answer(
-    kube: ControlPlane, caller: Caller, cut_api: ApiProcess, proxy: CutProxy, start_api: StartApi
+    caller: Caller, cut_api: ApiProcess, proxy: CutProxy, start_api: StartApi
 ) -> None:
     other = start_api(replica="api-1")
     with caller.held(cut_api, proxy) as lost:
-        before = dispatches(kube)
         proxy.pass_to_server()
-        while not (made := dispatches(kube).keys() - before.keys()):
-            time.sleep(0.05)
+        eventually(lambda: caller.exists)
         cut_api.process.kill()
         proxy.cut()
     proxy.pass_on()
     assert isinstance(lost.exception(), httpx.TransportError)
-    (name,) = made
 
     answer = caller.call(other)
 
     assert answer.status_code == 200, answer.text
     assert answer.headers["idempotency-replayed"] == "true"
-    assert answer.json()["name"] == name
-    assert creates(kube, name) == 1
+    assert caller.creates == 1
 
 
 def test_killed_between_create_and_answer_and_deleted_by_hand(
-    kube: ControlPlane, caller: Caller, cut_api: ApiProcess, proxy: CutProxy
+    caller: Caller, cut_api: ApiProcess, proxy: CutProxy
 ) -> None:
     with caller.held(cut_api, proxy):
-        before = dispatches(kube)
         proxy.pass_to_server()
-        while not (made := dispatches(kube).keys() - before.keys()):
-            time.sleep(0.05)
+        eventually(lambda: caller.exists)
         cut_api.process.kill()
         proxy.cut()
     proxy.pass_on()
-    (name,) = made
-    kube.kubectl("delete", "dispatch", name, "-n", "repeats")
+    caller.delete()
     restart(cut_api)
 
     answer = caller.insist(cut_api)
 
     problem(answer, 409, "idempotency-key-expired")
-    assert creates(kube, name) == 1
-    assert name not in dispatches(kube)
+    assert caller.creates == 1
+    assert not caller.exists
 
 
 def test_cut_off_before_kubernetes_heard_of_it(
-    kube: ControlPlane, caller: Caller, cut_api: ApiProcess, proxy: CutProxy
+    caller: Caller, cut_api: ApiProcess, proxy: CutProxy
 ) -> None:
     with caller.held(cut_api, proxy) as answer:
         proxy.cut()
@@ -205,16 +211,25 @@ def test_cut_off_before_kubernetes_heard_of_it(
     made = caller.insist(cut_api)
 
     assert made.status_code == 201, made.text
-    assert creates(kube, made.json()["name"]) == 1
+    assert caller.creates == 1
 
 
-def test_two_replicas_at_once(
-    kube: ControlPlane, token: str, start_api: StartApi, caller: Caller
-) -> None:
+def test_two_replicas_at_once(start_api: StartApi, caller: Caller) -> None:
     replicas = [start_api(replica="api-0"), start_api(replica="api-1")]
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(lambda number: caller.insist(replicas[number % 2]), range(50)))
 
     assert {each.status_code for each in answers} <= {200, 201}
     assert len({each.json()["uid"] for each in answers}) == 1
-    assert creates(kube, answers[0].json()["name"]) == 1
+    assert caller.creates == 1
+
+
+def _until(looking: psycopg.Connection, question: str) -> None:
+    eventually(lambda: looking.execute(question.encode()).fetchone())
+
+
+def eventually(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -109,7 +109,7 @@ class DispatchView(Model):
     )
     asset: str = ""
     setpoint: Setpoint | None = None
-    start_time: datetime | None = None
+    start_time: str | None = Field(default=None, description="As it was written, with a zone.")
     duration_seconds: int | None = None
     start_deadline_seconds: int | None = None
     randomize_start_seconds: int | None = None
@@ -198,9 +198,9 @@ def view_of(manifest: Mapping[str, Any]) -> DispatchView:
 
 def _order(manifest: Mapping[str, Any]) -> dict[str, Any]:
     metadata, spec = manifest["metadata"], manifest["spec"]
-    start, deleted = spec.get("startTime"), metadata.get("deletionTimestamp")
-    created = metadata.get("creationTimestamp")
+    deleted, created = metadata.get("deletionTimestamp"), metadata.get("creationTimestamp")
     plain = (
+        "startTime",
         "durationSeconds",
         "startDeadlineSeconds",
         "randomizeStartSeconds",
@@ -216,7 +216,6 @@ def _order(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "deleted_at": datetime.fromisoformat(deleted) if deleted else None,
         "asset": spec["assetRef"]["name"],
         "setpoint": Setpoint.model_validate(spec["setpoint"]),
-        "start_time": datetime.fromisoformat(start) if start else None,
         "status": DispatchStatus.model_validate(manifest["status"])
         if manifest.get("status")
         else None,

@@ -35,6 +35,8 @@ UNDER_WAY_SECONDS = 18.0
 ANNOUNCED_SECONDS, the API server gives it up after 5 s, and clocks of replicas differ."""
 
 _APPEARS_SECONDS = 3.0
+_MAY_DIFFER = ("startTime", "ttlSecondsAfterFinished")
+"""The first is of the first call; the second may be changed later."""
 
 
 class Placed(NamedTuple):
@@ -237,8 +239,21 @@ class _Turn:
 
 
 def _is_made_by(existing: Manifest, asked: Asked) -> bool:
+    """Tell whether an object is what this order makes, and was made by it.
+
+    Whoever may create Dispatches here could guess its name: what it orders counts as well.
+    """
     annotations: Any = existing["metadata"].get("annotations") or {}
-    return bool(annotations.get(REQUEST_SHA256) == asked.request_sha256)
+    wanted = manifest_of(asked.order, asked.namespace, "", "", {})["spec"]
+    return (
+        annotations.get(REQUEST_SHA256) == asked.request_sha256
+        and annotations.get(CREATED_BY) == asked.call.caller.name
+        and all(
+            existing["spec"].get(name) == value
+            for name, value in wanted.items()
+            if name not in _MAY_DIFFER
+        )
+    )
 
 
 def format_start(moment: datetime) -> str:
