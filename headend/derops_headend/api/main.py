@@ -7,7 +7,6 @@ from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from typing import Any
 
-import psycopg
 import structlog
 import uvloop
 
@@ -15,6 +14,7 @@ from derops.errors import SchemaTooNewError, SettingError
 from derops.observing import OpsServer, Readiness, configure_logging
 from derops.settings import load_settings, refuse_to_start
 from derops_headend.api.application import make_application
+from derops_headend.api.auditing.sink import connect_to
 from derops_headend.api.auditing.trail import AuditTrail
 from derops_headend.api.callers import Callers
 from derops_headend.api.callers.kubernetes import KubernetesTokens
@@ -99,7 +99,7 @@ async def _open_audit(
             settings.data_directory,
             replica=settings.replica,
             max_bytes=settings.audit_max_bytes,
-            connect=lambda: psycopg.connect(url, autocommit=True, connect_timeout=2),
+            connect=lambda: connect_to(url),
             readiness=readiness,
             now=_now,
         )

@@ -56,7 +56,7 @@ def drop_months(connection: psycopg.Connection, before: date, now: datetime) -> 
         now: When the drop is told.
     """
     for partition in _partitions(connection):
-        if partition != _OTHERS and _end_of(partition) > before:
+        if not _is_over(connection, partition, before):
             continue
         with connection.transaction():
             connection.execute("lock table audit_event in access exclusive mode")
@@ -65,23 +65,20 @@ def drop_months(connection: psycopg.Connection, before: date, now: datetime) -> 
 
 
 def _partitions(connection: psycopg.Connection) -> list[str]:
+    """Return the partitions that we made."""
     rows = connection.execute(
         "select relname from pg_inherits join pg_class on oid = inhrelid "
-        "where inhparent = 'audit_event'::regclass order by relname"
+        "where inhparent = 'audit_event'::regclass "
+        "and relname ~ '^audit_event_([0-9]{6}|other)$' order by relname"
     ).fetchall()
     return [name for (name,) in rows]
 
 
-def _end_of(partition: str) -> date:
-    """Return the first day after a partition: its name ends with its month."""
-    month = datetime.strptime(partition[-6:], "%Y%m").replace(tzinfo=UTC).date()
-    return (month + timedelta(days=32)).replace(day=1)
-
-
 def _is_over(connection: psycopg.Connection, partition: str, before: date) -> bool:
-    """Tell whether the others are there and are all too old; of a month, its end says so."""
+    """Tell whether all in a partition is too old; of a month, its name says so."""
     if partition != _OTHERS:
-        return True
+        month = datetime.strptime(partition[-6:], "%Y%m").replace(tzinfo=UTC).date()
+        return (month + timedelta(days=32)).replace(day=1) <= before
     row = connection.execute("select max(at) from audit_event_other").fetchone()
     return row is not None and row[0] is not None and row[0].astimezone(UTC).date() < before
 

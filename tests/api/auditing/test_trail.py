@@ -382,3 +382,18 @@ async def test_heads_are_printed(trail: AuditTrail, capsys: pytest.CaptureFixtur
 
     said = json.loads(capsys.readouterr().out)
     assert said == {"event": "audit.head", **trail._file.head._asdict()}
+
+
+async def test_what_was_cut_off_in_the_middle_is_a_record_and_leaves_its_key_used(
+    trail: AuditTrail,
+) -> None:
+    call = make_create("k" * 64)
+    await trail.announce(call)
+
+    await trail.complete(call, 0, "aborted", 0)
+
+    record = records(trail)[-1]
+    assert (record["status"], record["bytes"], record["latencyMs"]) == (0, 0, 0.0)
+    used = await trail.find_key(ANNA, "pilot-north", "k" * 64)
+    assert used is not None
+    assert used.object_uid == ""

@@ -501,3 +501,29 @@ def test_a_database_without_a_role_for_the_api_will_do(
             ]
         finally:
             connection.execute("alter role somebody rename to derops_api")
+
+
+def test_a_partition_that_somebody_else_made_is_theirs_to_drop(
+    api: psycopg.Connection, writer: psycopg.Connection
+) -> None:
+    writer.execute(
+        "create table audit_event_mine partition of audit_event "
+        "for values from ('2020-01-01Z') to ('2021-01-01Z')"
+    )
+    store(api, make_chain("a", 3, at=datetime(2020, 5, 1, tzinfo=UTC)))
+
+    drop_months(writer, datetime(2026, 1, 1, tzinfo=UTC).date(), NOW)
+
+    assert api.execute("select count(*) from audit_event_mine").fetchone() == (3,)
+
+
+def test_a_database_with_tables_of_others_is_migrated(server: PostgresServer) -> None:
+    url = server.create_for_roles(NAME, roles_sql())
+    try:
+        with server.superuser(NAME) as connection:
+            connection.execute("create table theirs ()")
+        with psycopg.connect(url, autocommit=True) as connection:
+            migrate(connection)
+            assert find_missing(connection) == []
+    finally:
+        server.drop_database(NAME)

@@ -90,9 +90,13 @@ def instant(at: datetime) -> str:
 def encode(facts: Mapping[str, Any]) -> str:
     """Return facts as JSON in ASCII, on one line; what says nothing is left out."""
     return json.dumps(
-        {name: value for name, value in facts.items() if value not in ("", None, {}, [], False)},
+        {name: value for name, value in facts.items() if _says_something(value)},
         separators=(",", ":"),
     )
+
+
+def _says_something(value: object) -> bool:
+    return value is not None and value is not False and value not in ("", {}, [])
 
 
 def _facts(call: Call) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class Memory:
                 used._replace(
                     name=record.get("name", used.name), object_uid=record.get("objectUid", "")
                 ),
-                record["status"],
+                record.get("status"),
             )
 
     def drop(self, request_id: str) -> None:

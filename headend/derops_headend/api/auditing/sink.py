@@ -25,6 +25,21 @@ _FAULTS_OF_DATA = (psycopg.DataError, psycopg.IntegrityError, errors.ProgramLimi
 Connect = Callable[[], psycopg.Connection]
 
 
+def connect_to(url: str) -> psycopg.Connection:
+    """Return a connection for the audit, which notices within 30 s that nobody is there."""
+    return psycopg.connect(
+        url,
+        autocommit=True,
+        connect_timeout=3,
+        application_name="derops-api-audit",
+        client_encoding="utf8",
+        keepalives_idle=10,
+        keepalives_interval=5,
+        keepalives_count=3,
+        tcp_user_timeout=30_000,
+    )
+
+
 class Sink:
     """Runs in a thread of its own."""
 

@@ -126,7 +126,7 @@ class AuditTrail:
         facts = {
             "verb": "open",
             "resource": "audits",
-            "cutBytes": self._file.cut_bytes,
+            "cutBytes": self._file.cut_bytes or None,
             "previous": previous and previous._asdict(),
         }
         await self._try_put(record.opened(self._now(), facts))
@@ -214,7 +214,8 @@ class AuditTrail:
         if not self._sink.connected:
             raise _database_unavailable()
         found = await self._asking.find(key, self._now() - KEY_DAYS)
-        return choose((found | here).values())
+        told = {request: each for request, each in here.items() if each.status is not None}
+        return choose((here | found | told).values())
 
     async def _until_stored(self, head: Head) -> None:
         future = self._on_their_way.setdefault(head[:2], self._loop.create_future())

@@ -78,10 +78,19 @@ $$;
 select ensure_audit_month((now() at time zone 'UTC')::date + days) from unnest(array[0, 31, 62]) days;
 
 do $$
+declare
+  found record;
 begin
-  if exists (select from pg_roles where rolname = 'derops_api') then
-    grant select on all tables in schema public to derops_api;
-    grant insert on audit_event to derops_api;
+  if not exists (select from pg_roles where rolname = 'derops_api') then
+    return;
   end if;
+  for found in
+    select relname from pg_class
+    where relnamespace = current_schema()::regnamespace and relkind in ('r', 'p', 'v')
+      and pg_has_role(relowner, 'USAGE')
+  loop
+    execute format('grant select on %I to derops_api', found.relname);
+  end loop;
+  grant insert on audit_event to derops_api;
 end
 $$;
