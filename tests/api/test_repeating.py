@@ -32,7 +32,7 @@ ORDER: dict[str, Any] = {
 }
 PATH = "/v1/namespaces/repeats/dispatches"
 GROUP = ("derops.io", "v1alpha1")
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,10 @@ class Caller:
     def call(self, api: ApiProcess) -> httpx.Response:
         return httpx.post(f"{api.url}{PATH}", json=ORDER, headers=self._headers, timeout=30)
 
+    def _look(self, api: ApiProcess) -> None:
+        """Have the API connect to Kubernetes: no handshake gets through what holds its answers."""
+        httpx.get(f"{api.url}{PATH}/{self.name}", headers=self._headers, timeout=30)
+
     def insist(self, api: ApiProcess) -> httpx.Response:
         """Repeat as long as the API says that it is of use, and as late as it says."""
         while True:
@@ -109,6 +113,7 @@ class Caller:
     @contextmanager
     def held(self, api: ApiProcess, proxy: CutProxy) -> Iterator["Future[httpx.Response]"]:
         """Call; within, the order is announced, and its create waits in the proxy."""
+        self._look(api)
         with psycopg.connect(self._database_url) as connection:
             connection.execute("lock table audit_event in share row exclusive mode")
             answer = self._pool.submit(self.call, api)

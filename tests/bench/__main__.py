@@ -27,6 +27,7 @@ from tests.bench import (
     log,
     operator_scale,
     reading,
+    rest,
     starting,
 )
 from tests.bench.results import Result
@@ -75,6 +76,7 @@ BENCHES: dict[str, Callable[[], Iterator[Result]]] = {
     "starting": starting.measure,
     "stack": _on_the_stack,
     "reading": reading.measure,
+    "rest": rest.measure,
     "scale": operator_scale.measure,
 }
 
