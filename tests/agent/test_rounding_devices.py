@@ -241,6 +241,13 @@ def test_a_device_that_reads_back_late_and_restarts_on_a_ramp(scene: Scene) -> N
             ),
             id="the first step away from a fallback that was a setpoint too",
         ),
+        pytest.param(
+            replace(
+                SLOW_RAMP, watts=(5185, 5185), gap_seconds=5,
+                troubles=((39, "the device drops a write"),),
+            ),
+            id="a start, whose predecessor has a long way back",
+        ),
     ],
 )  # fmt: skip
 def test_a_device_that_drops_a_write_is_written_again_and_told_truly(scene: Scene) -> None:

@@ -1,6 +1,6 @@
 """Which executions want something of the device that it does not show yet. Pure."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from derops_agent.control import deciding
 from derops_agent.control.deciding import Executions
@@ -35,26 +35,32 @@ def to_put_aside(
     scope: Executions,
     staying: Executions,
     *,
-    not_taken: Collection[str],
+    not_taken: Mapping[str, int],
     kept: Collection[str],
     apart: bool,
 ) -> list[Execution]:
     """Return the starts that are to wait for another write.
 
-    What a device does not take must not keep its predecessor on it; and of several starts that
-    it refuses at once, each is to be judged by its own value.
+    What a device does not take must not keep its predecessor on it; but one that is on its way back
+    has been let go, and once it is, the start is tried again: that way may be longer than a window.
+    And of several starts that it refuses at once, each is to be judged by its own value.
 
     Args:
         scope: All.
         staying: Those whose value stays until the next window of their mode, by mode.
-        not_taken: Starts that the device has not taken, by uid.
+        not_taken: How often the device has not taken a start, by uid.
         kept: Those to end that it kept when it was told nothing else, by uid.
         apart: Starts are written one by one.
     """
     starting = starts(scope)
     leaving = ending(without(scope, staying).values()) - set(kept)
-    modes = {scope[uid].order.mode for uid in leaving if scope[uid].held_since}
-    aside = [e for e in starting if e.order.uid in not_taken and e.order.mode in modes]
+    held = [scope[uid] for uid in leaving if scope[uid].held_since]
+    tries = {e.order.mode: 2 if e.let_go_monotonic_us else 1 for e in held}
+    aside = [
+        e
+        for e in starting
+        if e.order.mode in tries and not_taken.get(e.order.uid, 0) >= tries[e.order.mode]
+    ]
     return aside + starting[0 if leaving else 1 :] if apart else aside
 
 

@@ -161,7 +161,8 @@ class Holder:
     def _without_those_aside(self, scope: Executions) -> Executions:
         """Return ``scope`` without the starts that are to wait for another write."""
         starting, state = claims.starts(scope), self.state
-        state.not_taken &= {e.order.uid for e in starting}
+        uids = {e.order.uid for e in starting}
+        state.not_taken = {uid: n for uid, n in state.not_taken.items() if uid in uids}
         state.kept &= claims.ending(scope.values())
         state.apart = state.apart and bool(starting)
         aside = claims.to_put_aside(

@@ -207,7 +207,8 @@ class ReadBackJudge:
             }
         self._state.timer_ends_us = awaited.timer_ends_us
         await self._note_success(scope, awaited, held, site, wrong=told, awaits=())
-        self._state.not_taken |= awaited.starting & tries.wanting
+        for uid in awaited.starting & tries.wanting:
+            self._state.not_taken[uid] = self._state.not_taken.get(uid, 0) + 1
         self._state.since = {}
         self._state.stuck = told
         self._state.stuck_us = self._state.stuck_us or awaited.wrote.wall_us

@@ -78,8 +78,8 @@ class State:
     since: dict[tuple[str, int], Moment] = field(default_factory=dict)
     """When each start was first written, by uid and watts, unless that is known to be void."""
 
-    not_taken: set[str] = field(default_factory=set)
-    """Starts that the device has not taken, whose predecessor is reverted first, by uid."""
+    not_taken: dict[str, int] = field(default_factory=dict)
+    """How often the device has not taken a start, whose predecessor is reverted first, by uid."""
 
     kept: set[str] = field(default_factory=set)
     """Those to end that the device kept when it was told nothing else, by uid."""
