@@ -5,6 +5,7 @@ from pathlib import Path
 
 import httpx
 import psycopg
+import pytest
 from tests.api.rig import ApiProcess, Tenant
 from tests.waiting import until
 
@@ -50,6 +51,7 @@ def recorded(url: str, ids: list[str]) -> dict[str, int]:
     return dict(rows)
 
 
+@pytest.mark.timeout(400)  # the API is started three times
 async def test_each_answer_has_one_record_also_when_the_api_is_killed(
     api_config: str, api_database_url: str, tenant_a: Tenant, tmp_path: Path
 ) -> None:
