@@ -51,7 +51,6 @@ METRIC_MODULES = [
     "derops_headend.api.metrics",
     "derops_headend.api.auditing.metrics",
     "derops_headend.storage.metrics",
-    "derops_headend.api.auditing.metrics",
     "derops_agent.metrics",
 ]
 BOUNDED_MODULES = [
@@ -67,6 +66,12 @@ BOUNDED_MODULES = [
     "derops_agent.outbox",
     "derops_agent.session",
     "derops_headend.api.auditing.record",
+    "derops_headend.api.callers.kubernetes",
+    "derops_headend.api.limits",
+    "derops_headend.api.outer",
+    "derops_headend.api.reviews",
+    "derops_headend.api.rights",
+    "derops_headend.api.serving",
     "derops_headend.api.auditing.refusals",
     "derops_headend.eventlog.jetstream",
     "derops_headend.eventlog.sqlite",

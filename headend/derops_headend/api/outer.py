@@ -30,9 +30,6 @@ BODY_SECONDS = 10.0
 HELD_BYTES = 65_536
 """What is held back at most of an answer whose end is not there yet."""
 
-STRANGERS_AT_ONCE = 64
-"""Credentials that are looked into at a time, beside those that are known."""
-
 USER_AGENT_CHARACTERS, PATH_CHARACTERS = 128, 256
 """What is kept of them."""
 
@@ -61,7 +58,6 @@ class Outer:
         self._app, self._authenticate, self._audit = app, authenticate, audit
         self._trusted, self._now = trusted_proxies, now
         self._slots = limits.Slots()
-        self._strangers = asyncio.Semaphore(STRANGERS_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; nothing but HTTP is spoken."""
