@@ -6,10 +6,12 @@ list is filtered and sorted by.
 
 import base64
 import json
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from pydantic import Field, ValidationError
@@ -190,47 +192,44 @@ def choose(assets: Iterable[KnownAsset], wanted: Wanted, limit: int, after: str 
     Raises:
         ProblemError: INVALID: ``after`` is none of ours.
     """
-    chosen = sorted(
-        ((_sort_key(each, wanted.sort), each) for each in assets if _is_wanted(each, wanted)),
-        key=lambda pair: pair[0],
-        reverse=wanted.descending,
-    )
-    if after is not None:
-        last = _parse_after(after)
-        chosen = [
-            pair for pair in chosen if (pair[0] < last if wanted.descending else pair[0] > last)
-        ]
+    key = attrgetter(_ATTRIBUTES[wanted.sort], "namespace", "name")
+    chosen = sorted(_filter(assets, wanted), key=key)
+    if wanted.descending:
+        if after is not None:
+            del chosen[bisect_left(chosen, _parse_after(after), key=key) :]
+        chosen.reverse()
+    elif after is not None:
+        del chosen[: bisect_right(chosen, _parse_after(after), key=key)]
     page = chosen[:limit]
-    more = len(chosen) > limit
-    return Page([each for _, each in page], _format_after(page[-1][0]) if more and page else None)
+    return Page(page, _format_after(key(page[-1])) if len(chosen) > limit else None)
 
 
-def _is_wanted(asset: KnownAsset, wanted: Wanted) -> bool:
-    exact = (
-        (wanted.type, asset.type),
-        (wanted.operating_state, asset.operating_state),
-        (wanted.ready, asset.ready),
-        (wanted.connected, asset.connected),
-    )
-    return (
-        all(want is None or want == has for want, has in exact)
-        and wanted.text.lower() in asset.name
-        and all(
-            name in asset.labels and (value is None or asset.labels[name] == value)
-            for name, value in wanted.labels
-        )
-    )
+_ATTRIBUTES = {
+    Sort.NAME: "name",
+    Sort.TYPE: "type",
+    Sort.OPERATING_STATE: "operating_state",
+    Sort.READY: "ready",
+    Sort.CONNECTED: "connected",
+}
 
 
-def _sort_key(asset: KnownAsset, sort: Sort) -> tuple[str, str, str]:
-    value = {
-        Sort.NAME: asset.name,
-        Sort.TYPE: asset.type,
-        Sort.OPERATING_STATE: asset.operating_state,
-        Sort.READY: asset.ready,
-        Sort.CONNECTED: asset.connected,
-    }[sort]
-    return value, asset.namespace, asset.name
+def _filter(assets: Iterable[KnownAsset], wanted: Wanted) -> Iterable[KnownAsset]:
+    """Yield what is wanted; of thousands, each is looked at for what is asked alone."""
+    for attribute in ("type", "operating_state", "ready", "connected"):
+        value = getattr(wanted, attribute)
+        if value is not None:
+            look = attrgetter(attribute)
+            assets = [each for each in assets if look(each) == value]
+    if wanted.text:
+        text = wanted.text.lower()
+        assets = [each for each in assets if text in each.name]
+    for name, value in wanted.labels:
+        assets = [
+            each
+            for each in assets
+            if name in each.labels and (value is None or each.labels[name] == value)
+        ]
+    return assets
 
 
 def _format_after(key: tuple[str, str, str]) -> str:

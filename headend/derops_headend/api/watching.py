@@ -138,21 +138,22 @@ class Watch(Generic[Kept]):
 
     async def run(self) -> None:
         """Follow the API server until cancelled; what goes wrong is tried again."""
-        again = False
+        failing = False
         while True:
             try:
                 if not self._version:
                     await self._list()
                 await self._follow()
-                again = False
+                failing = False
             except _ExpiredError:
                 self._version = ""
             except _TROUBLES as error:
-                if not again:
+                if not failing:
                     _log.warning("watch.failed", path=self._path, error=_words(error))
-                again = True
+                failing = True
                 self._tell(_words(error))
-                await asyncio.sleep(_AGAIN_AFTER_SECONDS)
+            # Also after a good end: an API server that ends each watch at once is not hurried.
+            await asyncio.sleep(_AGAIN_AFTER_SECONDS)
 
     def _tell(self, problem: str) -> None:
         """Say what is wrong; what was heard before is answered for a while."""
