@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from derops.command_line import Parser
@@ -105,6 +106,10 @@ def _run_writer(_: argparse.Namespace) -> None:
 
 
 def _run_api(_: argparse.Namespace) -> None:
+    try:
+        Path.home()
+    except RuntimeError:  # without an account; the client of Kubernetes asks for a home at import
+        os.environ["HOME"] = "/"
     from derops_headend.api import main as api
 
     api.main()

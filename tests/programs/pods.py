@@ -96,14 +96,11 @@ def started(program: Program, directory: Path) -> Iterator[Running]:
 
 def operator(directory: Path) -> Program:
     """Return the operator, without an API server."""
-    ops_port = free_port()
-    nowhere = f"https://127.0.0.1:{free_port()}"
-    authority, tls = Authority("cluster").pem.decode(), _tls(directory)
-    kubeconfig.write(directory / "kubeconfig", nowhere, authority, {"token": "x"})
+    ops_port, tls = free_port(), _tls(directory)
     return Program(
         command=("derops-operator",),
         settings={
-            "KUBECONFIG": str(directory / "kubeconfig"),
+            "KUBECONFIG": _nowhere(directory),
             "DEROPS_OPERATOR_GATEWAYS": f"127.0.0.1:{free_port()}",
             "DEROPS_OPERATOR_CONTROL_TLS_DIRECTORY": str(tls),
             "DEROPS_OPERATOR_SERVER_CA_FILE": str(tls / "ca.crt"),
@@ -151,6 +148,24 @@ def writer(directory: Path) -> Program:
     )
 
 
+def api(directory: Path) -> Program:
+    """Return an API, without an API server of Kubernetes and without a database."""
+    ops_port = free_port()
+    return Program(
+        command=("derops-headend", "api"),
+        settings={
+            "KUBECONFIG": _nowhere(directory),
+            "DEROPS_API_LISTEN": f"127.0.0.1:{free_port()}",
+            "DEROPS_API_TLS_DIRECTORY": str(_tls(directory)),
+            "DEROPS_API_DATABASE_URL": f"postgresql://a@127.0.0.1:{free_port()}/derops",
+            "DEROPS_API_DATA_DIRECTORY": str(directory / "data"),
+            "DEROPS_API_OPS_PORT": str(ops_port),
+        },
+        ops_port=ops_port,
+        says="api.started",
+    )
+
+
 def agent(directory: Path) -> Program:
     """Return an agent of a simulated device, without a gateway."""
     ops_port, tls = free_port(), _tls(directory)
@@ -174,7 +189,13 @@ def agent(directory: Path) -> Program:
     )
 
 
-PROGRAMS = [operator, gateway, writer, agent]
+PROGRAMS = [operator, gateway, writer, api, agent]
+
+
+def _nowhere(directory: Path) -> str:
+    """Return a kubeconfig of a cluster that does not answer."""
+    server, authority = f"https://127.0.0.1:{free_port()}", Authority("cluster").pem.decode()
+    return kubeconfig.write(directory / "kubeconfig", server, authority, {"token": "x"})
 
 
 def _tls(directory: Path) -> Path:

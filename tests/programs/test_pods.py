@@ -60,6 +60,7 @@ async def test_it_runs_and_ends(make: Callable[[Path], Program], directory: Path
         pytest.param(pods.operator, "DEROPS_OPERATOR_", id="operator"),
         pytest.param(pods.gateway, "DEROPS_GATEWAY_", id="gateway"),
         pytest.param(pods.writer, "DEROPS_WRITER_", id="writer"),
+        pytest.param(pods.api, "DEROPS_API_", id="api"),
         pytest.param(pods.agent, "serverCAFile", id="agent"),
     ],
 )

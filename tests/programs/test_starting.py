@@ -28,6 +28,7 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         pytest.param(["derops-operator"], {}, "DEROPS_OPERATOR_", id="operator without settings"),
         pytest.param(["derops-headend", "gateway"], {}, "DEROPS_GATEWAY_", id="gateway without"),
         pytest.param(["derops-headend", "writer"], {}, "DEROPS_WRITER_", id="writer without"),
+        pytest.param(["derops-headend", "api"], {}, "DEROPS_API_", id="API without"),
         pytest.param(
             ["derops-headend", "gateway"],
             {"DEROPS_GATEWAY_OPS_PORT": "many"},
