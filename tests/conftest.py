@@ -10,6 +10,7 @@ from tests.api.fixtures import (  # noqa: F401  # also for attacks on the API
     api,
     api_config,
     api_database_url,
+    api_role_url,
     dispatcher,
     start_api,
     tenant_a,

@@ -12,9 +12,12 @@ from tests.api import rig
 from tests.api.rig import ApiProcess, Tenant
 from tests.stack import identities
 from tests.stack.controlplane import ControlPlane
-from tests.stack.postgres import PostgresServer
+from tests.stack.places import REPOSITORY
+from tests.stack.postgres import API, PostgresServer
 
 from derops_headend.storage.migrating import migrate
+
+ROLES = (REPOSITORY / "headend/derops_headend/storage/roles.sql").read_bytes()
 
 StartApi = Callable[..., ApiProcess]
 
@@ -29,12 +32,18 @@ def api_config(kube: ControlPlane) -> str:
 
 @pytest.fixture(scope="session")
 def api_database_url(postgres_server: PostgresServer) -> Iterator[str]:
-    """Return the URL of a migrated database that all APIs of the session share."""
-    url = postgres_server.create_database("api")
+    """Return the writer's URL of a migrated database that all APIs of the session share."""
+    url = postgres_server.create_for_roles("api", ROLES)
     with psycopg.connect(url) as connection:
         migrate(connection)
     yield url
     postgres_server.drop_database("api")
+
+
+@pytest.fixture(scope="session")
+def api_role_url(postgres_server: PostgresServer, api_database_url: str) -> str:
+    """Return the API's own URL of that database."""
+    return postgres_server.url("api", API)
 
 
 @pytest.fixture(scope="session")
@@ -49,20 +58,20 @@ def tenant_b(kube: ControlPlane) -> Tenant:
 
 @pytest.fixture(scope="session")
 def api(
-    api_config: str, api_database_url: str, tmp_path_factory: pytest.TempPathFactory
+    api_config: str, api_role_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ApiProcess]:
     """Return the API, running; for tests that do not disturb it."""
-    with ApiProcess(tmp_path_factory.mktemp("api"), api_config, api_database_url) as running:
+    with ApiProcess(tmp_path_factory.mktemp("api"), api_config, api_role_url) as running:
         yield running
 
 
 @pytest.fixture
-def start_api(api_config: str, api_database_url: str, tmp_path: Path) -> Iterator[StartApi]:
+def start_api(api_config: str, api_role_url: str, tmp_path: Path) -> Iterator[StartApi]:
     """Return what starts an API of the test's own, with settings by keyword."""
     with ExitStack() as opened:
 
         def start(
-            *, config: str = api_config, url: str = api_database_url, **settings: str
+            *, config: str = api_config, url: str = api_role_url, **settings: str
         ) -> ApiProcess:
             directory = tmp_path / f"api-{next(_numbers)}"
             given = {f"DEROPS_API_{name.upper()}": value for name, value in settings.items()}

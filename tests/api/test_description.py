@@ -1,0 +1,99 @@
+"""The API does what its description says, whoever calls: by schemathesis, with all its checks.
+
+DEROPS_EXAMPLES is how many cases an operation gets, beside all that its schema has an edge for. By
+default they are few, without the edges.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.api.rig import ApiProcess, Tenant
+from tests.stack.places import REPOSITORY
+
+DESCRIPTION = REPOSITORY / "docs" / "reference" / "openapi.json"
+PROGRAM = Path(sys.executable).parent / "schemathesis"
+EXAMPLES = int(os.environ.get("DEROPS_EXAMPLES", "0"))
+PHASES = "examples,coverage,fuzzing,stateful" if EXAMPLES else "fuzzing"
+
+ASSET = {
+    "apiVersion": "derops.io/v1alpha1",
+    "kind": "DERAsset",
+    "metadata": {"name": "battery-7", "namespace": "tenant-a"},
+    "spec": {
+        "type": "Battery",
+        "ratings": {
+            "maxInjectionWatts": 10_000,
+            "maxAbsorptionWatts": 8_000,
+            "energyCapacityWattHours": 20_000,
+        },
+    },
+}
+
+CONFIG = """\
+[parameters]
+"path.namespace" = "tenant-a"
+"path.name" = "battery-7"
+
+# All checks are on but this. A schema cannot say that a span begins before it ends, that a page is
+# one that was given out, or that a dry run alone goes without a key.
+[[operations]]
+include-operation-id = {pages_and_spans}
+checks.positive_data_acceptance.enabled = false
+"""
+
+
+def operations() -> list[dict[str, Any]]:
+    described = json.loads(DESCRIPTION.read_text(encoding="utf-8"))
+    return [operation for path in described["paths"].values() for operation in path.values()]
+
+
+def rules_beyond_schema() -> list[str]:
+    """Return the operations of which no schema says all that a request must be."""
+    ruled = {"after", "from", "since", "Idempotency-Key"}
+    return [
+        operation["operationId"]
+        for operation in operations()
+        if ruled & {each["name"] for each in operation.get("parameters", [])}
+    ]
+
+
+def run(api: ApiProcess, directory: Path, token: str | None) -> str:
+    config = directory / "schemathesis.toml"
+    text = CONFIG.format(pages_and_spans=json.dumps(rules_beyond_schema()))
+    config.write_text(text, encoding="utf-8")
+    shown = [f"--header=Authorization:Bearer {token}"] if token else []
+    done = subprocess.run(
+        [
+            str(PROGRAM), f"--config-file={config}", "--no-color", "run",
+            str(DESCRIPTION), f"--url={api.url}",
+            f"--max-examples={EXAMPLES or 3}", f"--phases={PHASES}",
+            "--seed=1", "--no-shrink", "--continue-on-failure", "--warnings=off",
+            "--suppress-health-check=all", "--rate-limit=auto", *shown,
+        ],
+        capture_output=True, text=True, cwd=directory, timeout=400 + 400 * EXAMPLES, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.timeout(500 + 400 * EXAMPLES)
+@pytest.mark.parametrize("who", ["owner", "another tenant", "nobody"])
+def test_the_api_keeps_to_its_description(
+    api: ApiProcess, tenant_a: Tenant, tenant_b: Tenant, tmp_path: Path, who: str
+) -> None:
+    """Whatever may be sent, and what may not, by the owner, another tenant, and a stranger."""
+    tenant_a.kube.apply(ASSET)
+    tokens = {
+        "owner": tenant_a.token("dispatcher"),
+        "another tenant": tenant_b.token("dispatcher"),
+        "nobody": None,
+    }
+
+    said = run(api, tmp_path, tokens[who])
+
+    assert f"Tested: {len(operations())}" in said
