@@ -3,6 +3,8 @@
 import asyncio
 import itertools
 import json
+import os
+import signal
 import subprocess
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -397,3 +399,22 @@ async def test_what_was_cut_off_in_the_middle_is_a_record_and_leaves_its_key_use
     used = await trail.find_key(ANNA, "pilot-north", "k" * 64)
     assert used is not None
     assert used.object_uid == ""
+
+
+async def test_a_server_that_hangs_is_not_waited_for(
+    trail: AuditTrail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await trail.find_key(ANNA, "pilot-north", "k" * 64) is None
+    connection = trail._asking._connection
+    assert connection is not None
+    stopped = connection.info.backend_pid
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        with monkeypatch.context() as impatient:
+            impatient.setattr("derops_headend.api.auditing.asking._ASK_SECONDS", 0.3)
+            with pytest.raises(ProblemError) as refused:
+                await trail.find_key(ANNA, "pilot-north", "k" * 64)
+        assert refused.value.slug is Slug.DATABASE_UNAVAILABLE
+        assert await trail.find_key(ANNA, "pilot-north", "k" * 64) is None
+    finally:
+        os.kill(stopped, signal.SIGCONT)

@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import os
+import socket
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 import psycopg
@@ -36,6 +39,7 @@ class Asking:
             asking = loop.run_in_executor(self._executor, self._ask, key, since)
             found = await asyncio.wait_for(asking, _ASK_SECONDS)
         except (psycopg.Error, TimeoutError) as error:
+            self._cut()
             raise ProblemError(
                 Slug.DATABASE_UNAVAILABLE,
                 "what Idempotency-Keys were used for is in the database, which does not answer",
@@ -51,9 +55,19 @@ class Asking:
 
     def close(self) -> None:
         """Close the connection."""
+        self._cut()
         self._executor.shutdown(cancel_futures=True)
         if self._connection is not None:
             self._connection.close()
+
+    def _cut(self) -> None:
+        """End what a thread may be waiting for, below psycopg, whose own close would wait too."""
+        if self._connection is not None and not self._connection.closed:
+            with (
+                suppress(OSError, psycopg.Error),
+                socket.socket(fileno=os.dup(self._connection.fileno())) as below,
+            ):
+                below.shutdown(socket.SHUT_RDWR)
 
     def _ask(self, key: Key, since: datetime) -> list[Announcement]:
         if self._connection is None or self._connection.closed:
