@@ -9,6 +9,7 @@ import httpx
 import psycopg
 import pytest
 from tests.api.rig import ApiProcess, Tenant, make_tenant, problem
+from tests.crds.asset_rules import of_type
 from tests.crds.manifests import BATTERY, merged
 from tests.stack.controlplane import ControlPlane
 
@@ -22,7 +23,7 @@ def tenant(kube: ControlPlane, api: ApiProcess) -> Tenant:
     for namespace, name, patch in (
         (made.namespace, "battery-1", {"metadata": {"labels": {"site": "north"}}}),
         (made.namespace, "battery-2", {"spec": {"operatingState": "OutOfService"}}),
-        (made.namespace, "solar-1", {"spec": {"type": "Solar"}}),
+        (made.namespace, "solar-1", of_type("Solar")),
         (neighbour.namespace, "battery-1", {}),
     ):
         identity = {"metadata": {"namespace": namespace, "name": name}}

@@ -8,6 +8,7 @@ from typing import Any
 
 import kubernetes
 import pytest
+from tests.crds import dispatch_rules
 from tests.crds.api import Api
 from tests.crds.manifests import BATTERY, DISPATCH, merged
 from tests.stack.controlplane import ControlPlane
@@ -18,6 +19,7 @@ from derops_headend.api.connecting import read_configuration
 from derops_headend.api.kube import Kube
 from derops_headend.api.ports import Life
 from derops_headend.api.problems import ProblemError, Slug
+from derops_headend.api.refusals import pointer
 
 _numbers = itertools.count(1)
 
@@ -196,3 +198,37 @@ async def test_what_the_api_server_forgot_is_not_guessed(
     ours: Kube, namespace: str, version: str
 ) -> None:
     assert await ours.life_of(namespace, "peak", version) is Life.UNKNOWN
+
+
+OF_DISPATCHES = [*dispatch_rules.EXPRESSIONS, *dispatch_rules.BOUNDS]
+
+
+async def test_each_rule_of_a_dispatch_is_told_by_a_pointer_and_without_what_was_sent(
+    ours: Kube, namespace: str
+) -> None:
+    """All rules in one: each refusal is a call, and the API server is the same."""
+    for rule in OF_DISPATCHES:
+        with pytest.raises(ProblemError) as refused:
+            await ours.create_dispatch(namespace, merged(DISPATCH, rule.refused), dry_run=True)
+        problem = refused.value
+        assert problem.slug is Slug.INVALID, rule
+        told = {each.pointer: each.detail for each in problem.faults}
+        expected = pointer(rule.path)
+        assert any(str(expected).startswith(str(each)) for each in told), (rule, told)
+        for sent in (each for each in values(rule.refused) if each not in rule.message):
+            assert not any(sent in detail for detail in told.values()), (rule, told)
+
+
+async def test_a_field_that_this_crd_does_not_have_is_told(ours: Kube, namespace: str) -> None:
+    with pytest.raises(ProblemError) as refused:
+        await ours.create_dispatch(namespace, manifest(colour="red"), dry_run=True)
+    assert [(each.pointer, each.code) for each in refused.value.faults] == [
+        ("/colour", "UnknownField")
+    ]
+
+
+def values(patch: Any) -> list[str]:
+    """Return the texts of a patch that are long enough to be told from words of the API server."""
+    if isinstance(patch, dict):
+        return [found for each in patch.values() for found in values(each)]
+    return [patch] if isinstance(patch, str) and len(patch) > 8 else []

@@ -57,6 +57,11 @@ def test_a_field_is_pointed_at_where_the_caller_wrote_it(field: str, expected: s
             "maxLoadWatts is required with mode LoadLimit",
         ),
         ('Unsupported value: "x": supported values: "A", "B"', 'supported values: "A", "B"'),
+        (
+            'Invalid value: "object": parsing time "no": cannot parse "no" as "2006" evaluating '
+            "rule: startTime must lie in the years 2000 to 2199",
+            "startTime must lie in the years 2000 to 2199",
+        ),
         ("Required value", "is required"),
         ("Required value: maxLoadWatts is required", "maxLoadWatts is required"),
         ("Forbidden: only with mode LoadLimit", "only with mode LoadLimit"),

@@ -24,6 +24,9 @@ _ECHO = re.compile(
     re.DOTALL,
 )
 _ECHO_AT_THE_END = re.compile(rf": {_QUOTED}$", re.DOTALL)
+_RULE_FAILED = " evaluating rule: "
+"""Between what CEL could not read, value and all, and the message of the rule."""
+
 _KIND_OF_REFUSAL = re.compile(
     r"^(?:Invalid value|Unsupported value|Duplicate value|Forbidden|Required value|Too long"
     r"|Too many): "
@@ -134,6 +137,7 @@ def _without_echo(message: str) -> str:
         words = ""
     words = _FIELD_IN_BODY.sub("", _KIND_OF_REFUSAL.sub("", words))
     words = _ECHO_AT_THE_END.sub("", words).strip()
+    words = words.rpartition(_RULE_FAILED)[2]
     if words in ("", "Required value"):
         return "is required" if message.startswith("Required") else "is not a valid value"
     return words[:_LONGEST_SENTENCE]
