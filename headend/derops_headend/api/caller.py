@@ -6,6 +6,9 @@ from datetime import datetime
 from enum import StrEnum
 
 
+_SERVICE_ACCOUNTS = "system:serviceaccount:"
+
+
 class CallerKind(StrEnum):
     """By which kind of credential a caller is known."""
 
@@ -29,3 +32,12 @@ class Caller:
 
     expires_at: datetime | None = None
     """When the credential is over; None = not told."""
+
+    @property
+    def share(self) -> str:
+        """Whose share of what is scarce it takes.
+
+        Of ServiceAccounts it is their namespace's: whoever may make one there may make a thousand.
+        """
+        namespace, _, account = self.name.rpartition(":")
+        return namespace if namespace.startswith(_SERVICE_ACCOUNTS) and account else self.name

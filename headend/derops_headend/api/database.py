@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Any, NamedTuple, Self, TypeVar
 
 import psycopg
@@ -16,6 +16,7 @@ from psycopg import errors
 
 from derops.observing import Readiness
 from derops_headend.api.problems import ProblemError, Slug
+from derops_headend.api.sharing import SHARE, Places
 from derops_headend.storage.engines import detect
 from derops_headend.storage.explaining import explain
 from derops_headend.storage.migrating import find_version, migrations
@@ -26,7 +27,9 @@ T = TypeVar("T")
 PART = "database"
 """As the readiness of this program names it."""
 
-CONNECTIONS = 10
+CONNECTIONS, CONNECTIONS_OF_ONE = 10, 3
+"""In all, and of one caller."""
+
 STATEMENT_MILLISECONDS = 5_000
 READ_SECONDS = 8.0
 """A read may have several statements; and a server that froze keeps to no limit of its own."""
@@ -82,7 +85,7 @@ class ReadingDatabase:
         """
         self._url, self._readiness = url, readiness
         self._statement_milliseconds, self._read_seconds = statement_milliseconds, read_seconds
-        self._places = asyncio.Semaphore(connections)
+        self._places = Places(connections, CONNECTIONS_OF_ONE)
         # One more: to look after the database, nobody has to wait for those who read.
         self._threads = ThreadPoolExecutor(connections + 1, thread_name_prefix="database")
         self._idle: deque[psycopg.Connection] = deque()
@@ -109,19 +112,32 @@ class ReadingDatabase:
 
         Raises:
             ProblemError: DATABASE_UNAVAILABLE: it is away, or lacks what is asked of it, or took
-                too long.
+                too long. TOO_MANY_REQUESTS: the caller has its share of the connections.
         """
         if self._missing:
             raise unavailable()
+        async with AsyncExitStack() as held:
+            await self._find_place(held)
+            return await self._ask(lambda connection: ask(connection, *arguments, **named))
+
+    async def _find_place(self, held: AsyncExitStack) -> None:
+        holder = SHARE.get()
         try:
             async with asyncio.timeout(WAIT_SECONDS):
-                await self._places.acquire()
+                await held.enter_async_context(self._places.hold(holder))
         except TimeoutError:
+            if self._places.has_all(holder):
+                raise ProblemError(
+                    Slug.TOO_MANY_REQUESTS,
+                    f"Too many requests: the database answers {CONNECTIONS_OF_ONE} of yours at a "
+                    "time, and none of them within that time",
+                    retry_after_seconds=round(WAIT_SECONDS),
+                ) from None
             raise unavailable("all connections to the database are busy: ask again") from None
+
+    async def _ask(self, work: Callable[[psycopg.Connection], T]) -> T:
         try:
-            return await self._run(
-                lambda connection: ask(connection, *arguments, **named), self._read_seconds
-            )
+            return await self._run(work, self._read_seconds)
         except errors.QueryCanceled:
             raise self._too_slow(self._statement_milliseconds / 1000) from None
         except TimeoutError:
@@ -135,8 +151,6 @@ class ReadingDatabase:
             self._doubted.set()
             self._log.error("database.lacking", why=explain(error))
             raise unavailable("the database lacks a table or a right that this needs") from None
-        finally:
-            self._places.release()
 
     def _too_slow(self, seconds: float) -> ProblemError:
         self._log.warning("database.slow", seconds=seconds)

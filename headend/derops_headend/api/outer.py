@@ -22,6 +22,7 @@ from derops_headend.api.callers.bearer import bearer_token, unauthenticated
 from derops_headend.api.ports import Audit
 from derops_headend.api.problems import ProblemError, Slug
 from derops_headend.api.settings import Network
+from derops_headend.api.sharing import SHARE
 from derops_headend.api.sources import source_of
 
 BODY_SECONDS = 10.0
@@ -82,8 +83,9 @@ class Outer:
             user_agent=_header(scope, b"user-agent")[:USER_AGENT_CHARACTERS],
         )
         answer.record = lambda: self._record(call, answer)
+        SHARE.set(caller.share)
         try:
-            with self._slots.hold(caller.name):
+            with self._slots.hold(caller.share):
                 await self._answer(scope, receive, answer, call)
         except ProblemError as problem:  # no place: to write down each would be a flood as well
             answer.record = None

@@ -101,7 +101,7 @@ async def get_telemetry(
         return _found(await parts.database.read(answer, wanted))
 
     if media == _CSV:
-        return Export(make, call_of(request).caller.name, _CSV, f"{namespace}.{name}.csv")
+        return Export(make, call_of(request).caller.share, _CSV, f"{namespace}.{name}.csv")
     return Response(await make(), media_type=_JSON)
 
 

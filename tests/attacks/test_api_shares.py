@@ -1,0 +1,110 @@
+"""Attacks of a caller, or of a tenant with many accounts, on what all callers share.
+
+The database is real; it is slow because it is asked to be.
+"""
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+
+import psycopg
+import pytest
+from tests.api.rig import ApiProcess, Tenant, make_token
+from tests.stack.controlplane import ControlPlane
+from tests.stack.postgres import READER, PostgresServer
+
+from derops.observing import Readiness
+from derops_headend.api.caller import Caller, CallerKind
+from derops_headend.api.database import CONNECTIONS, CONNECTIONS_OF_ONE, ReadingDatabase
+from derops_headend.api.limits import CALLS_AT_ONCE, CALLS_OF_ONE_AT_ONCE
+from derops_headend.api.problems import ProblemError, Slug
+from derops_headend.api.sharing import SHARE
+from derops_headend.storage.migrating import migrate
+from derops_headend.storage.roles import roles_sql
+
+ACCOUNTS = [
+    Caller(kind=CallerKind.KUBERNETES, name=f"system:serviceaccount:tenant-b:account-{number}")
+    for number in range(2 * CALLS_AT_ONCE // CALLS_OF_ONE_AT_ONCE)
+]
+VICTIM = Caller(kind=CallerKind.KUBERNETES, name="system:serviceaccount:tenant-a:reader")
+
+
+@pytest.fixture
+def url(postgres_server: PostgresServer) -> Iterator[str]:
+    writer = postgres_server.create_for_roles("shares", roles_sql())
+    with psycopg.connect(writer, autocommit=True) as connection:
+        migrate(connection)
+    yield postgres_server.url("shares", READER)
+    postgres_server.drop_database("shares")
+
+
+@pytest.fixture
+async def database(url: str) -> AsyncIterator[ReadingDatabase]:
+    async with ReadingDatabase(url, Readiness(), statement_milliseconds=5_000) as opened:
+        yield opened
+
+
+def wait_for(connection: psycopg.Connection, seconds: float) -> float:
+    connection.execute("select pg_sleep(%s)", (seconds,))
+    return seconds
+
+
+async def read_as(database: ReadingDatabase, caller: Caller, seconds: float) -> float | Slug:
+    SHARE.set(caller.share)
+    try:
+        return await database.read(wait_for, seconds)
+    except ProblemError as problem:
+        return problem.slug
+
+
+async def test_slow_questions_of_one_tenant(database: ReadingDatabase) -> None:
+    """R120: twice as many slow reads as there are connections, by many accounts of a namespace."""
+    slow = [
+        asyncio.create_task(read_as(database, account, 4.0))
+        for account in ACCOUNTS[: 2 * CONNECTIONS]
+    ]
+    await asyncio.sleep(0)
+
+    begun = time.monotonic()
+    for _ in range(5):
+        assert await read_as(database, VICTIM, 0.0) == 0.0
+    assert time.monotonic() - begun < 1.9, "the victim waited"
+
+    answers = await asyncio.gather(*slow)
+    assert answers.count(4.0) == CONNECTIONS_OF_ONE
+    assert answers.count(Slug.TOO_MANY_REQUESTS) == len(slow) - CONNECTIONS_OF_ONE
+
+
+def test_open_calls_of_a_tenant_with_many_accounts(
+    api: ApiProcess, kube: ControlPlane, tenant_a: Tenant, tenant_b: Tenant
+) -> None:
+    """R121: who may make accounts in a namespace has as many calls open as all callers may."""
+    names = [account.name.rpartition(":")[2] for account in ACCOUNTS[: len(ACCOUNTS) // 2 + 1]]
+    kube.apply(
+        *(
+            {
+                "apiVersion": "v1",
+                "kind": "ServiceAccount",
+                "metadata": {"name": name, "namespace": "tenant-b"},
+            }
+            for name in names
+        )
+    )
+    tokens = [make_token(kube, "tenant-b", name) for name in names]
+    with ExitStack() as opened, api.client(tenant_a.token("viewer")) as victim:
+        assert victim.get("/v1/me").status_code == 200
+        for token in tokens:
+            head = (
+                f"POST /v1/me HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
+                "Content-Type: application/json\r\nContent-Length: 10\r\n\r\n"
+            )
+            for _ in range(CALLS_OF_ONE_AT_ONCE):
+                slow = opened.enter_context(socket.create_connection(("127.0.0.1", api.port)))
+                slow.sendall(head.encode())
+        with api.client(tokens[0]) as own:
+            begun = time.monotonic()
+            while own.get("/v1/me").status_code != 429:
+                assert time.monotonic() - begun < 8, "their calls are not open"
+        assert {victim.get("/v1/me").status_code for _ in range(20)} == {200}
