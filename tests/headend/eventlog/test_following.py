@@ -155,7 +155,7 @@ async def test_one_writer_follows_every_shard_that_there_is(
         until(lambda: stored(query) == (70, sum(range(70)) * 1.0), "sample of each shard")
         until(http_ok(f"http://127.0.0.1:{port}/readyz"), "readiness")
         running.terminate()
-        assert running.wait(5) == 0
+        assert running.wait(PATIENCE_SECONDS) == 0
     await log.close()
 
     assert query("select shard from log_offset order by 1") == [(0,), (1,), (2,)]
@@ -191,7 +191,7 @@ def test_a_writer_that_is_first_waits_for_server_and_streams(
         until(http_ok(f"http://127.0.0.1:{port}/livez"), "life")
         until(lambda: "DEROPS_LOG_0 does not exist" in readyz(port), "word of the stream")
         running.terminate()
-        assert running.wait(5) == 0
+        assert running.wait(PATIENCE_SECONDS) == 0
 
 
 async def test_a_shard_that_the_log_does_not_have_is_refused_in_one_line(

@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 from tests.headend.storage.conftest import Query
-from tests.headend.storage.storing import until
+from tests.headend.storage.storing import PATIENCE_SECONDS, until
 from tests.headend.writing.making import T0_US, connection, entry, report, telemetry
 
 from derops.observing import Readiness
@@ -219,7 +219,7 @@ async def test_killed_between_copy_and_commit_it_stores_each_sample_once(
     with program(path, database_url) as successor:
         until(lambda: query("select 1 from log_offset where committed_offset = 6"), "commit")
         successor.terminate()
-        assert successor.wait(5) == 0
+        assert successor.wait(PATIENCE_SECONDS) == 0
 
     assert stored(query) == EXPECTED
     assert query("select count(*) from connection_event") == [(5,)]
@@ -248,7 +248,7 @@ async def test_asked_to_stop_while_the_database_hangs_it_ends_in_time(
     with events_locked(database_url), program(path, database_url) as stuck:
         until(lambda: query(WAITING), "writer in the middle")
         stuck.terminate()
-        assert stuck.wait(5) == 0
+        assert stuck.wait(PATIENCE_SECONDS) == 0
 
     assert stored(query)[0] == 0
     assert log.bounds() == (1, 6)
