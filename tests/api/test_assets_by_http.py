@@ -101,6 +101,7 @@ def test_one_asset_has_its_newest_sample(client: httpx.Client, api_database_url:
             (before.json()["uid"],),
         ).fetchone()
         assert row is not None
+        connection.execute("select ensure_telemetry_day(%s::date)", (at,))
         connection.execute(
             "insert into telemetry (asset_id, ts, active_power_watts, received_at) "
             "values (%s, %s, 1234, now())",
