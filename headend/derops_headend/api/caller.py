@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-
 _SERVICE_ACCOUNTS = "system:serviceaccount:"
 
 
