@@ -204,6 +204,14 @@ def test_the_writer_gets_in_by_its_certificate_and_may_make_tables(database: Pil
         connection.execute("drop table made")
 
 
+def test_the_api_gets_in_by_its_certificate_and_may_make_none(database: PilotDatabase) -> None:
+    client = database.authority.client("derops_api")
+    with database.connect(client, "derops_api") as connection:
+        assert connection.execute("select current_user").fetchone() == ("derops_api",)
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("create table made (here int)")
+
+
 @pytest.mark.parametrize(
     ("user", "said"),
     [
