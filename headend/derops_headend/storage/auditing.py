@@ -99,6 +99,30 @@ class Announcement:
     object_uid: str
 
 
+_OF_A_KEY: LiteralString = (
+    "announced.idempotency_key_sha256 = %s and announced.caller = %s "
+    "and announced.namespace = %s and announced.at >= %s "
+    "and announced.stage = 'RequestReceived' and announced.idempotency_key_sha256 <> '' "
+)
+
+
+def is_announced_often(
+    connection: psycopg.Connection,
+    caller: str,
+    namespace: str,
+    sha256: str,
+    since: datetime,
+    most: int,
+) -> bool:
+    """Tell whether an Idempotency-Key was announced so often, whatever became of it."""
+    text = f"select from audit_event announced where {_OF_A_KEY} offset %s limit 1"
+    row = connection.execute(
+        text.encode(),
+        (sha256, _text(caller), _text(namespace), since, most - 1),
+    ).fetchone()
+    return row is not None
+
+
 def find_announcements(
     connection: psycopg.Connection, caller: str, namespace: str, sha256: str, since: datetime
 ) -> list[Announcement]:
@@ -108,17 +132,14 @@ def find_announcements(
     """
     with connection.cursor(row_factory=class_row(Announcement)) as cursor:
         return cursor.execute(
-            "select announced.at, announced.body, done.status, "
+            "select announced.at, announced.body, done.status, "  # noqa: S608  # our own names
             "coalesce(nullif(done.name, ''), announced.name) as name, "
             "coalesce(done.object_uid, '') as object_uid "
             "from audit_event announced left join lateral ("
             "select * from audit_event where request_id = announced.request_id "
             "and stage = 'ResponseComplete' and at >= announced.at - interval '1 hour' limit 1"
             ") done on true "
-            "where announced.idempotency_key_sha256 = %s and announced.caller = %s "
-            "and announced.namespace = %s and announced.at >= %s "
-            "and announced.stage = 'RequestReceived' "
-            "and announced.idempotency_key_sha256 <> '' "
+            f"where {_OF_A_KEY}"
             "and coalesce(done.status, 0) not between 400 and 499 "
             "and not exists (select from audit_event where request_id = announced.request_id "
             "and stage = 'Withdrawn') "

@@ -13,9 +13,16 @@ import psycopg
 from derops_headend.api.auditing.remembering import Announced, Key, used_of
 from derops_headend.api.auditing.sink import Connect
 from derops_headend.api.problems import ProblemError, Slug
-from derops_headend.storage.auditing import Announcement, find_announcements
+from derops_headend.storage.auditing import (
+    Announcement,
+    find_announcements,
+    is_announced_often,
+)
 
 KEY_DAYS = timedelta(days=30)
+MOST_ANNOUNCEMENTS = 100
+"""Of one key: each costs whoever asks for it, and all others wait for that answer."""
+
 _STATEMENT_MILLISECONDS, _ASK_SECONDS = 3000, 5.0
 _AGAIN_SECONDS = 10
 
@@ -32,7 +39,8 @@ class Asking:
         """Return what the database knows of a key, by request.
 
         Raises:
-            ProblemError: DATABASE_UNAVAILABLE.
+            ProblemError: DATABASE_UNAVAILABLE. KEY_EXPIRED: it was announced too often; nearly all
+                of that was refused, as what is made is announced once.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -73,4 +81,10 @@ class Asking:
         if self._connection is None or self._connection.closed:
             self._connection = self._connect()
             self._connection.execute(f"set statement_timeout = {_STATEMENT_MILLISECONDS}")
+        if is_announced_often(self._connection, *key, since, MOST_ANNOUNCEMENTS):
+            raise ProblemError(
+                Slug.KEY_EXPIRED,
+                f"the key was used for {MOST_ANNOUNCEMENTS} calls: see the history, and take a new "
+                "key to order again",
+            )
         return find_announcements(self._connection, *key, since)
