@@ -1,6 +1,7 @@
 """All calls of the API to Kubernetes: two watches that all callers share, and single writes."""
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -216,6 +217,7 @@ class Kube:
             "resourceVersion": since_version,
             "timeoutSeconds": str(_LOOK_BACK_SECONDS),
         }
+        begun = time.monotonic()
         try:
             stream = await self._request("GET", path, query, None, _JSON, _LOOK_BACK)
             try:
@@ -223,7 +225,10 @@ class Kube:
                     return Life.UNKNOWN
                 if stream.status != HTTPStatus.OK:
                     raise refused(stream.status, await stream.read())
-                return await _look_back(stream.content, int(now["metadata"]["resourceVersion"]))
+                life = await _look_back(stream.content, int(now["metadata"]["resourceVersion"]))
+                if life is None and time.monotonic() - begun < _LOOK_BACK_SECONDS:
+                    raise unanswered(creating=True)  # it was ended before it had told all
+                return life or Life.NEVER_WAS
             finally:
                 hang_up(stream)
         except (*_AWAY, ValueError, LookupError, TypeError) as error:
@@ -260,16 +265,19 @@ class Kube:
         return response
 
 
-async def _look_back(content: aiohttp.StreamReader, now: int) -> Life:
-    """Tell whether a watch of one name saw it, once it has told all up to a version, or ends."""
+async def _look_back(content: aiohttp.StreamReader, now: int) -> Life | None:
+    """Tell whether a watch of one name saw it, once it has told all up to a version.
+
+    None = it ended before that.
+    """
     async for event in events(content):
         if event["type"] == "ERROR":
             return Life.UNKNOWN
         if event["type"] != "BOOKMARK":
             return Life.WAS_THERE
         if int(event["object"]["metadata"]["resourceVersion"]) >= now:
-            break
-    return Life.NEVER_WAS
+            return Life.NEVER_WAS
+    return None
 
 
 def _expect(answer: Answer, status: HTTPStatus) -> Manifest:
