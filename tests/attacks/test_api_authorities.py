@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,7 +17,7 @@ from derops_headend.api import reviews as module
 from derops_headend.api.caller import Caller, CallerKind
 from derops_headend.api.callers.kubernetes import KubernetesTokens
 from derops_headend.api.problems import ProblemError, Slug
-from derops_headend.api.reviews import Reviews
+from derops_headend.api.reviews import ACCESS_REVIEWS_OF_ONE, Reviews
 from derops_headend.api.rights import ReviewedRights
 
 ANNA = Caller(kind=CallerKind.KUBERNETES, name="anna", groups=("traders",))
@@ -187,6 +188,34 @@ async def test_namespaces_are_asked_for_at_once_or_one_by_one(
     false.answer, false.delay = {"allowed": False}, 0.01
     assert await other.namespaces(ANNA, "list", "derassets", many) == []
     assert len(false.asked) == 102
-    assert false.most_at_once == 20
+    assert false.most_at_once == ACCESS_REVIEWS_OF_ONE
     spec = false.asked[-1]["spec"]
     assert (spec["user"], spec["groups"]) == ("anna", ["traders"])
+
+
+async def test_a_tenant_that_asks_for_all_assets_all_the_time(
+    server: tuple[Server, Reviews],
+) -> None:
+    """R123: each of many tokens has the API ask for each namespace; others wait to order."""
+    false, reviews = server
+    false.answer, false.delay = {"allowed": False}, 0.02
+    rights = ReviewedRights(reviews)
+    many = [f"ns-{number}" for number in range(300)]
+    accounts = [
+        Caller(kind=CallerKind.KUBERNETES, name=f"system:serviceaccount:evil:a{number}")
+        for number in range(30)
+    ]
+    flood = [
+        asyncio.create_task(rights.namespaces(each, "list", "derassets", many)) for each in accounts
+    ]
+    while false.at_once < ACCESS_REVIEWS_OF_ONE:
+        await asyncio.sleep(0)
+
+    begun = time.monotonic()
+    await rights.decide(ANNA, "create", "dispatches", "a", fresh=True)
+    assert time.monotonic() - begun < 2
+    assert not any(each.done() for each in flood)
+
+    for each in flood:
+        each.cancel()
+    await asyncio.gather(*flood, return_exceptions=True)

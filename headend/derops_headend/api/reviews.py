@@ -13,9 +13,13 @@ from derops_headend.api import metrics
 from derops_headend.api.caller import Caller
 from derops_headend.api.ports import Decision
 from derops_headend.api.problems import ProblemError, Slug
+from derops_headend.api.sharing import Places
 
 TOKEN_REVIEWS, ACCESS_REVIEWS = 8, 20
 """At a time. Neither can use up the connections of the other."""
+
+ACCESS_REVIEWS_OF_ONE = 10
+"""Of one caller: a list of all assets asks for each namespace."""
 
 ANSWER_SECONDS = 5.0
 RETRY_SECONDS = 5
@@ -37,7 +41,7 @@ class Reviews:
         self._client = client.ApiClient(configuration)
         self._objects = client.CustomObjectsApi(self._client)
         self._tokens = asyncio.Semaphore(TOKEN_REVIEWS)
-        self._accesses = asyncio.Semaphore(ACCESS_REVIEWS)
+        self._accesses = Places(ACCESS_REVIEWS, ACCESS_REVIEWS_OF_ONE)
         self._issuer = ""
 
     async def close(self) -> None:
@@ -81,7 +85,7 @@ class Reviews:
                 "name": name,
             },
         }
-        async with self._accesses:
+        async with self._accesses.hold(caller.share):
             status = await self._create(
                 "authorization.k8s.io", "subjectaccessreviews", "SubjectAccessReview", spec
             )
