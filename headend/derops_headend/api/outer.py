@@ -232,6 +232,8 @@ async def _body(scope: Scope, receive: Receive) -> bytes:
         async with asyncio.timeout(BODY_SECONDS):
             while True:
                 message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ProblemError(Slug.BAD_REQUEST, "The body has no end")
                 body += message.get("body", b"")
                 if len(body) > limits.BODY_BYTES:
                     raise limits.body_too_large()
