@@ -3,7 +3,8 @@
 import base64
 import json
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Sequence, Set
 from datetime import datetime
 from typing import Annotated, TypeVar
 
@@ -88,11 +89,24 @@ def refuse_repeated(request: Request) -> None:
     Raises:
         ProblemError: INVALID.
     """
-    names = [name for name, _ in request.query_params.multi_items()]
-    for name in request.query_params:
-        if names.count(name) > 1:
+    counted = Counter(name for name, _ in request.query_params.multi_items())
+    for name, count in counted.items():
+        if count > 1:
             known = name if re.fullmatch(r"[A-Za-z]{1,32}", name) else "query"
             raise invalid(known, "repeated", "is given more than once")
+
+
+def refuse_unknown(request: Request, known: Set[str]) -> None:
+    """Check that a write has no parameter that we do not know, and none twice.
+
+    Who misspells ``dryRun`` means no order.
+
+    Raises:
+        ProblemError: INVALID.
+    """
+    refuse_repeated(request)
+    if set(request.query_params) - known:
+        raise invalid("query", "unknown", f"may have {', '.join(sorted(known))} and nothing else")
 
 
 def choose_media(request: Request, offered: Sequence[str]) -> str:
