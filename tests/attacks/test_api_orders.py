@@ -4,17 +4,19 @@ import base64
 import json
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 import psycopg
 import pytest
-from tests.api.rig import ApiProcess, Tenant, make_tenant, problem
+from tests.api.rig import ApiProcess, Tenant, make_tenant, make_token, problem
 from tests.crds.manifests import BATTERY, DISPATCH, merged
 from tests.stack.controlplane import ControlPlane
 
 from derops_headend.api.caller import Caller, CallerKind
 from derops_headend.api.orders import NewDispatch, canonical, name_of, sha256_of
+from derops_headend.storage.engines import days_ahead, detect
 
 OWN, FOREIGN = "attacker", "victim"
 ORDER: dict[str, Any] = {
@@ -225,6 +227,40 @@ def test_a_dry_run_leaves_nothing(
             "select from dispatch_event where dispatch_name = %s", (name,)
         ).fetchall()
     assert post(client, ORDER, "dry").status_code == 201
+
+
+def test_a_dry_run_tells_no_telemetry(
+    api: ApiProcess,
+    client: httpx.Client,
+    attacker: Tenant,
+    kube: ControlPlane,
+    api_database_url: str,
+) -> None:
+    """R127: who may order, and not see what is measured, tries orders to learn how full it is."""
+    uid = client.get(f"/v1/namespaces/{OWN}/assets/battery-7").json()["uid"]
+    with psycopg.connect(api_database_url, autocommit=True) as connection:
+        detect(connection).prepare(connection, days_ahead(datetime.now(UTC)))
+        connection.execute(
+            "with made as (insert into asset (namespace, name, uid) values (%s, %s, %s) "
+            "returning asset_id) insert into telemetry (asset_id, ts, received_at, "
+            "state_of_charge_percent) select asset_id, now(), now(), 42 from made",
+            (OWN, "battery-7", uid),
+        )
+    kube.kubectl("create", "serviceaccount", "blind", "-n", OWN)
+    rules = ["--verb=get,create", "--resource=dispatches.derops.io,derassets.derops.io"]
+    kube.kubectl("create", "role", "blind", "-n", OWN, *rules)
+    kube.kubectl(
+        "create", "rolebinding", "blind", "-n", OWN, "--role=blind", f"--serviceaccount={OWN}:blind"
+    )
+
+    def facts(asking: httpx.Client) -> list[str]:
+        answer = asking.post(DISPATCHES, json=ORDER, params={"dryRun": "true"})
+        assert answer.status_code == 200, answer.text
+        return [each["name"] for each in answer.json()["facts"]]
+
+    assert "stateOfChargePercent" in facts(client)
+    with api.client(make_token(kube, OWN, "blind")) as blind:
+        assert "stateOfChargePercent" not in facts(blind)
 
 
 @pytest.mark.parametrize("start", ["../../secrets", "/", "\x00", f"../{FOREIGN}/", ""])

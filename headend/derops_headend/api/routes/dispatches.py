@@ -248,7 +248,7 @@ async def _foresee(parts: Parts, call: Call, namespace: str, order: NewDispatch)
     view = asset_view_of(known) if known is not None else None
     charge = None
     if known is not None:
-        charge = await _charge(parts, Key(namespace, known.name, known.uid))
+        charge = await _charge(parts, call, Key(namespace, known.name, known.uid))
     seen = Seen(view, parts.kubernetes.heard_seconds_ago, charge, parts.now())
     judgement = judge(DispatchSpec.model_validate(made["spec"]), seen)
     return Foresight(
@@ -261,9 +261,14 @@ async def _foresee(parts: Parts, call: Call, namespace: str, order: NewDispatch)
     )
 
 
-async def _charge(parts: Parts, key: Key) -> Charge | None:
-    """Return the state of charge, where it is known; a dry run does without the database."""
+async def _charge(parts: Parts, call: Call, key: Key) -> Charge | None:
+    """Return the state of charge, where it is known and may be; a dry run does without."""
     try:
+        seeing = await parts.rights.decide(
+            call.caller, "get", "derassets/telemetry", key.namespace, key.name
+        )
+        if not seeing.allowed:
+            return None
         newest = await parts.database.read(find_newest, [key], parts.now())
     except ProblemError:
         return None
