@@ -276,3 +276,16 @@ async def test_a_body_that_breaks_off_is_no_order(audit: Written) -> None:
 
     assert reached == []
     assert [each[1:3] for each in audit.records] == [(400, "bad-request")]
+
+
+@pytest.mark.parametrize(
+    ("query", "parameter"),
+    [("count=3&cuont=4", "query"), ("count=3&count=4", "count"), ("count=3&%00=1", "query")],
+)
+async def test_a_query_has_what_the_operation_knows_and_has_it_once(
+    client: httpx.AsyncClient, query: str, parameter: str
+) -> None:
+    answer = await client.get(f"/v1/rows?{query}")
+
+    assert (answer.status_code, slug(answer)) == (422, "invalid")
+    assert json.loads(answer.content)["errors"][0]["parameter"] == parameter

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -12,7 +12,8 @@ from starlette.types import Scope
 
 from derops.command_line import own_version
 from derops_headend.api.answering import INTERNAL, of_http, of_validation, problem_response
-from derops_headend.api.describing import describe
+from derops_headend.api.describing import describe, queries_of
+from derops_headend.api.parameters import check_query
 from derops_headend.api.placing import Placing
 from derops_headend.api.ports import Parts
 from derops_headend.api.problems import ProblemError, Slug
@@ -47,12 +48,13 @@ def make_application(parts: Parts | None, routers: Sequence[APIRouter] = ROUTERS
     if parts is not None:
         app.state.placing = Placing(parts.audit, parts.kubernetes, parts.now)
     for router in routers:
-        app.include_router(router)
+        app.include_router(router, dependencies=[Depends(check_query)])
     app.add_exception_handler(ProblemError, _problem)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _fault)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
+    app.state.queries = queries_of(app.openapi())
     return app
 
 

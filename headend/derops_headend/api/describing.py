@@ -1,5 +1,6 @@
 """The API's description by OpenAPI 3.1: made of the routes, the same for each caller."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -9,6 +10,9 @@ from derops_headend.api.problems import MEDIA_TYPE, Slug
 
 ALWAYS = (400, 401, 404, 405, 413, 415, 422, 429, 500, 503)
 """What each call may be answered with, beside what its route says."""
+
+Queries = Mapping[tuple[str, str], Mapping[str, bool]]
+"""By method and path: names of parameters, and whether each may be given several times."""
 
 _DESCRIPTION = """\
 Reads and orders for what is outside Kubernetes. Rights are those of Kubernetes' RBAC, each call is
@@ -54,6 +58,23 @@ def describe(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         app.openapi_schema = _make(app)
     return app.openapi_schema
+
+
+def queries_of(described: Mapping[str, Any]) -> Queries:
+    """Return which parameters a query may have, and which of them may be given several times."""
+    return {
+        (method.upper(), path): {
+            each["name"]: _is_list(each["schema"])
+            for each in operation.get("parameters", ())
+            if each["in"] == "query"
+        }
+        for path, operations in described["paths"].items()
+        for method, operation in operations.items()
+    }
+
+
+def _is_list(schema: Mapping[str, Any]) -> bool:
+    return any(each.get("type") == "array" for each in (schema, *schema.get("anyOf", ())))
 
 
 def _make(app: FastAPI) -> dict[str, Any]:

@@ -3,8 +3,7 @@
 import base64
 import json
 import re
-from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, TypeVar
 
@@ -83,30 +82,21 @@ def invalid(parameter: str, code: str, detail: str) -> ProblemError:
     )
 
 
-def refuse_repeated(request: Request) -> None:
-    """Check that no parameter is given twice: one of both would be taken, and who knows which.
+async def check_query(request: Request) -> None:
+    """Check that the operation has each parameter, and has one value of each that is no list.
+
+    A misspelt ``dryRun`` that is left out in silence makes an order of what was to be tried.
 
     Raises:
         ProblemError: INVALID.
     """
-    counted = Counter(name for name, _ in request.query_params.multi_items())
-    for name, count in counted.items():
-        if count > 1:
-            known = name if re.fullmatch(r"[A-Za-z]{1,32}", name) else "query"
-            raise invalid(known, "repeated", "is given more than once")
-
-
-def refuse_unknown(request: Request, known: Set[str]) -> None:
-    """Check that a write has no parameter that we do not know, and none twice.
-
-    Who misspells ``dryRun`` means no order.
-
-    Raises:
-        ProblemError: INVALID.
-    """
-    refuse_repeated(request)
-    if set(request.query_params) - known:
-        raise invalid("query", "unknown", f"may have {', '.join(sorted(known))} and nothing else")
+    known = request.app.state.queries[request.method, request.scope["route"].path]
+    for name in request.query_params:
+        if name not in known:
+            may = ", ".join(known) or "nothing"
+            raise invalid("query", "unknown", f"may have {may} and nothing else")
+        if not known[name] and len(request.query_params.getlist(name)) > 1:
+            raise invalid(name, "repeated", "is given more than once")
 
 
 def choose_media(request: Request, offered: Sequence[str]) -> str:

@@ -19,7 +19,6 @@ from derops_headend.api.parameters import (
     WholeNumber,
     page_after,
     place_of,
-    refuse_repeated,
 )
 from derops_headend.api.ports import Parts
 from derops_headend.storage.auditing import MOST_ROWS, Mark, Wanted, find_page
@@ -102,7 +101,6 @@ async def list_audit(request: Request, query: Annotated[AuditQuery, Query()]) ->
 
 
 async def _answer(request: Request, namespace: str | None, query: AuditQuery) -> Response:
-    refuse_repeated(request)
     call = call_of(request)
     parts: Parts = request.app.state.parts
     call.subject.verb, call.subject.resource = "list", "audits"

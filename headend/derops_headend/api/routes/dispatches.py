@@ -23,7 +23,6 @@ from derops_headend.api.orders import (
     sha256_of,
     view_of,
 )
-from derops_headend.api.parameters import refuse_unknown
 from derops_headend.api.placing import Asked, Placing, format_start
 from derops_headend.api.ports import Manifest, Parts
 from derops_headend.api.problems import Fault, ProblemError, Slug
@@ -145,7 +144,6 @@ async def create_dispatch(
 
     A key is the caller's own in a namespace. It is remembered for 30 days.
     """
-    refuse_unknown(request, {"dryRun"})
     call.subject.dry_run = dry_run
     if not dry_run and key is None:
         raise _no_key()
@@ -182,7 +180,6 @@ async def cancel_dispatch(
     One that is cancelled already is answered as it is. One that has ended otherwise is a conflict:
     nothing can be withdrawn.
     """
-    refuse_unknown(request, {"uid"})
     parts = await _allow(request, call, namespace, "patch", name, fresh=True)
     manifest = await _read(parts, namespace, name)
     uid = uid or manifest["metadata"]["uid"]

@@ -24,7 +24,6 @@ from derops_headend.api.parameters import (
     choose_media,
     page_after,
     place_of,
-    refuse_repeated,
 )
 from derops_headend.api.ports import Parts
 from derops_headend.api.problems import ProblemError, Slug
@@ -180,7 +179,6 @@ async def _open(request: Request, namespace: str, name: str) -> _Asset:
     Raises:
         ProblemError: NOT_FOUND: it may not be seen.
     """
-    refuse_repeated(request)
     call, parts = call_of(request), request.app.state.parts
     subject = call.subject
     subject.verb, subject.resource = "get", "derassets/telemetry"
