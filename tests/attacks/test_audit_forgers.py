@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import AsyncIterator, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tests.waiting import until
 from derops_headend.api.auditing import metrics
 from derops_headend.api.auditing.trail import AuditTrail
 from derops_headend.api.problems import ProblemError
-from derops_headend.storage.audit_keeping import prepare_months
+from derops_headend.storage.audit_keeping import drop_months, prepare_months
 from derops_headend.storage.chain import Head
 from derops_headend.storage.verifying import verify
 
@@ -112,6 +112,51 @@ async def test_a_forged_record_of_another_is_found(
     assert f"chain {head.chain} seq {head.seq + 1}: was edited" in findings(audited)[0]
     await record_calls(trail, 1)
     assert metrics.CONFLICTS._value.get() - before == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"dropped":7}',
+        '{"dropped":[7]}',
+        '{"dropped":[{"chain":"a"}]}',
+        '{"dropped":[{"chain":"a","first":null,"last":2,"hash":"b"}]}',
+        '{"dropped":[{"chain":["a"],"first":"x","last":2,"hash":"b"}]}',
+        "[" * 200_000,
+    ],
+)
+async def test_a_record_that_is_to_end_the_verification(
+    trail: AuditTrail, audited: AuditDatabase, body: str
+) -> None:
+    """R128: add a record, with the API's own role, that nobody can take away, and verify fails."""
+    await record_calls(trail, 3)
+    forge(audited, 1, body)
+
+    assert [each for each in findings(audited) if "retention/zzz" not in each] == []
+    assert "chain retention/zzz seq 1: was edited" in findings(audited)[0]
+
+
+async def test_a_record_that_is_to_keep_old_months(
+    trail: AuditTrail, audited: AuditDatabase
+) -> None:
+    """R129: the last number that there is, so that no drop can be told, and none is made."""
+    await record_calls(trail, 3)
+    forge(audited, 2**63 - 1, "{}")
+    with psycopg.connect(audited.writer, autocommit=True) as writer:
+        drop_months(writer, datetime(2090, 1, 1, tzinfo=UTC).date(), NOW)
+        left = writer.execute("select count(*) from audit_event where stage <> 'Dropped'")
+        assert left.fetchone() == (0,)
+
+
+def forge(audited: AuditDatabase, seq: int, body: str) -> None:
+    """Add a record with the role of the API, by a chain that sorts behind all others."""
+    with audited.connect() as thief:
+        thief.execute(
+            "insert into audit_event (chain, seq, hash, at, body, stage, request_id, caller, "
+            "namespace, verb, resource, name, object_uid, idempotency_key_sha256) values "
+            "('retention/zzz', %s, '', %s, %s, 'Dropped', '', '', '', '', '', '', '', '')",
+            (seq, NOW, body),
+        )
 
 
 @pytest.mark.parametrize(

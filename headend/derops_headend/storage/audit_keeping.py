@@ -20,6 +20,7 @@ DROPPED = "Dropped"
 """Stage of a record that tells one."""
 
 AHEAD_MONTHS = 2
+_LAST_SEQ = 2**62
 _OTHERS = "audit_event_other"
 _RANGES = """
     with recursive known (chain) as (
@@ -128,4 +129,7 @@ def _head(connection: psycopg.Connection, at: datetime) -> Head:
         "and chain >= %s order by chain desc, seq desc limit 1",
         (RETENTION, RETENTION),
     ).fetchone()
-    return Head(*row) if row else begin(f"{RETENTION}{at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}")
+    # Who may add records could add one behind which there is no number left.
+    if row and row[1] < _LAST_SEQ:
+        return Head(*row)
+    return begin(f"{RETENTION}{at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -119,9 +120,11 @@ def _read_drops(connection: psycopg.Connection) -> dict[str, list[Dropped]]:
         (DROPPED, RETENTION),
     )
     for (body,) in rows:
-        for each in _facts(body).get("dropped", []):
-            told = Dropped(each["first"], each["last"], each["hash"])
-            found.setdefault(each["chain"], []).append(told)
+        dropped = _facts(body).get("dropped")
+        for each in dropped if isinstance(dropped, list) else ():
+            with suppress(LookupError, TypeError, ValueError):  # whoever added it: it tells nothing
+                told = Dropped(int(each["first"]), int(each["last"]), str(each["hash"]))
+                found.setdefault(str(each["chain"]), []).append(told)
     return found
 
 
@@ -200,6 +203,6 @@ def _is_row_of(record: Stored, facts: Mapping[str, Any], row: tuple[Any, ...]) -
 def _facts(body: str) -> Mapping[str, Any]:
     try:
         facts = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return facts if isinstance(facts, dict) else {}
