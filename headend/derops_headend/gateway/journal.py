@@ -8,7 +8,7 @@ from derops.schedules import SECOND_US
 from derops.wire.v1 import control_pb2, dispatch_pb2, log_pb2
 from derops_headend.eventlog.packing import MAX_RECORD_BYTES
 from derops_headend.gateway import metrics
-from derops_headend.gateway.group_commit import GroupCommit, Settle
+from derops_headend.group_commit import GroupCommit, Settle
 from derops_headend.ports import EventLog
 
 _MAX_MESSAGE = 500

@@ -20,7 +20,7 @@ from derops_headend.api.auditing.sink import Connect, Sink
 from derops_headend.api.call import Call
 from derops_headend.api.ports import Used
 from derops_headend.api.problems import ProblemError, Slug
-from derops_headend.gateway.group_commit import GroupCommit
+from derops_headend.group_commit import GroupCommit
 from derops_headend.storage.chain import Head, Stored
 
 DEFAULT_MAX_BYTES = 1024**3

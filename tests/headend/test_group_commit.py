@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
-from derops_headend.gateway.group_commit import GroupCommit, Settle
+from derops_headend.group_commit import GroupCommit, Settle
 
 
 async def _write(_: Sequence[str]) -> None:
