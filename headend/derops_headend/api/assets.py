@@ -4,8 +4,6 @@ Thousands are kept, so each is kept as the bytes that are answered, beside the f
 list is filtered and sorted by.
 """
 
-import base64
-import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,16 +12,17 @@ from enum import StrEnum
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from derops.resources.derassets import DERAssetSpec, DERAssetStatus
 from derops_headend.api.models import Model
-from derops_headend.api.problems import Fault, ProblemError, Slug
+from derops_headend.api.paging import page_after, place_of
 
 MOST_BYTES = 65_536
 """Of one asset as it is answered: whoever writes a DERAsset chooses its size."""
 
 _LONGEST_PROBLEM = 200
+_PLACE = TypeAdapter(tuple[str, str, str])
 
 
 class AssetView(Model):
@@ -196,12 +195,12 @@ def choose(assets: Iterable[KnownAsset], wanted: Wanted, limit: int, after: str 
     chosen = sorted(_filter(assets, wanted), key=key)
     if wanted.descending:
         if after is not None:
-            del chosen[bisect_left(chosen, _parse_after(after), key=key) :]
+            del chosen[bisect_left(chosen, place_of(after, _PLACE), key=key) :]
         chosen.reverse()
     elif after is not None:
-        del chosen[: bisect_right(chosen, _parse_after(after), key=key)]
+        del chosen[: bisect_right(chosen, place_of(after, _PLACE), key=key)]
     page = chosen[:limit]
-    return Page(page, _format_after(key(page[-1])) if len(chosen) > limit else None)
+    return Page(page, page_after(*key(page[-1])) if len(chosen) > limit else None)
 
 
 _ATTRIBUTES = {
@@ -230,27 +229,3 @@ def _filter(assets: Iterable[KnownAsset], wanted: Wanted) -> Iterable[KnownAsset
             if name in each.labels and (value is None or each.labels[name] == value)
         ]
     return assets
-
-
-def _format_after(key: tuple[str, str, str]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(key).encode()).decode().rstrip("=")
-
-
-def _parse_after(after: str) -> tuple[str, str, str]:
-    try:
-        key = json.loads(base64.urlsafe_b64decode(after + "=" * (-len(after) % 4)))
-    except (ValueError, RecursionError):
-        key = None
-    if isinstance(key, list) and len(key) == 3 and all(isinstance(each, str) for each in key):
-        return key[0], key[1], key[2]
-    raise ProblemError(
-        Slug.INVALID,
-        "the page cannot be found",
-        faults=[
-            Fault(
-                code="invalid",
-                detail="is not what `next` of an answer was: begin again without it",
-                parameter="after",
-            )
-        ],
-    )

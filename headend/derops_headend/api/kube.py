@@ -12,8 +12,8 @@ from kubernetes.aio import client
 
 from derops.observing import Readiness
 from derops_headend.api.assets import KnownAsset, read_asset
+from derops_headend.api.paging import no_page
 from derops_headend.api.ports import DispatchPage, Life, Manifest
-from derops_headend.api.problems import Fault, ProblemError, Slug
 from derops_headend.api.refusals import refused, unanswered
 from derops_headend.api.watching import Key, Watch, events, hang_up, parse
 
@@ -148,17 +148,7 @@ class Kube:
             query["continue"] = after
         answer = await self.call("GET", _dispatch_path(namespace), query=query)
         if answer.status == HTTPStatus.BAD_REQUEST and after:
-            raise ProblemError(
-                Slug.INVALID,
-                "the page cannot be found",
-                faults=[
-                    Fault(
-                        code="invalid",
-                        detail="is not what `next` of an answer was: begin again without it",
-                        parameter="after",
-                    )
-                ],
-            )
+            raise no_page()
         page = _expect(answer, HTTPStatus.OK)
         return DispatchPage(page["items"], page["metadata"].get("continue") or None)
 

@@ -1,20 +1,16 @@
 """What parameters of requests may be, and how a client says which representation it takes."""
 
-import base64
-import json
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 from fastapi import Path
-from pydantic import BeforeValidator, Field, TypeAdapter, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 from starlette.requests import Request
 
-from derops_headend.api.problems import Fault, ProblemError, Slug
-
-T = TypeVar("T")
+from derops_headend.api.problems import ProblemError, Slug, invalid
 
 _INSTANT = re.compile(r"(?:19[7-9]|20\d|21\d)\d-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?Z", re.ASCII)
 _MEDIA_RANGE = re.compile(
@@ -74,14 +70,6 @@ BigInteger = Annotated[int, Field(ge=0, lt=2**63)]
 Integer = Annotated[int, Field(ge=0, lt=2**31)]
 
 
-def invalid(parameter: str, code: str, detail: str) -> ProblemError:
-    """Return what is said of a parameter that is not as it must be."""
-    fault = Fault(parameter=parameter, code=code, detail=detail)
-    return ProblemError(
-        Slug.INVALID, "The request is not as it must be: see errors", faults=[fault]
-    )
-
-
 async def check_query(request: Request) -> None:
     """Check that the operation has each parameter, and has one value of each that is no list.
 
@@ -126,24 +114,3 @@ def _liking(media: str, ranges: Sequence[str]) -> float:
         if match and match[1] in wanted:
             found = max(found, (wanted[match[1]], float(match[2] or 1)))
     return found[1]
-
-
-def page_after(*place: object) -> str:
-    """Return where a page ended, for ``after``."""
-    text = json.dumps([str(each) for each in place])
-    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
-
-
-def place_of(after: str, kind: TypeAdapter[T]) -> T:
-    """Return what ``page_after`` was given: a tuple of this kind.
-
-    Raises:
-        ProblemError: INVALID: it never was.
-    """
-    try:
-        place = json.loads(base64.urlsafe_b64decode(after + "=" * (-len(after) % 4)))
-        return kind.validate_python(place)
-    except (ValueError, RecursionError):
-        raise invalid(
-            "after", "page", "is not what `next` of an answer was: begin again without it"
-        ) from None

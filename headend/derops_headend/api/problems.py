@@ -71,3 +71,16 @@ class ProblemError(DeropsError):
         self.detail = detail
         self.faults = tuple(faults)
         self.retry_after_seconds = retry_after_seconds
+
+
+def invalid(parameter: str, code: str, detail: str) -> ProblemError:
+    """Return what is said of a parameter that is not as it must be."""
+    fault = Fault(parameter=parameter, code=code, detail=detail)
+    return ProblemError(
+        Slug.INVALID, "The request is not as it must be: see errors", faults=[fault]
+    )
+
+
+def not_found() -> ProblemError:
+    """Return what is said of what is not there, and of what the caller may not see: the same."""
+    return ProblemError(Slug.NOT_FOUND, "There is no such object, or you may not see it")

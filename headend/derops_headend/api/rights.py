@@ -8,7 +8,7 @@ from derops_headend.api.caching import Expiring
 from derops_headend.api.call import Call
 from derops_headend.api.caller import Caller
 from derops_headend.api.ports import Decision
-from derops_headend.api.problems import ProblemError, Slug
+from derops_headend.api.problems import ProblemError, Slug, not_found
 from derops_headend.api.reviews import Reviews
 
 ALLOWED_SECONDS, DENIED_SECONDS = 10.0, 3.0
@@ -63,7 +63,7 @@ class ReviewedRights:
             return
         kind = subject.resource.partition("/")[0]
         if subject.verb in READS or not await self._may_read(call.caller, kind, subject.namespace):
-            raise ProblemError(Slug.NOT_FOUND, "There is no such object, or you may not see it")
+            raise not_found()
         where = "in this namespace" if subject.namespace else "in all namespaces"
         raise ProblemError(
             Slug.FORBIDDEN,

@@ -10,7 +10,7 @@ import orjson
 import psycopg
 from pydantic.alias_generators import to_camel
 
-from derops_headend.api.parameters import invalid
+from derops_headend.api.problems import invalid
 from derops_headend.storage.listing import Gap, dropped_before, list_gaps, list_setpoints
 from derops_headend.storage.newest import Key, Life, find_lives
 from derops_headend.storage.quantities import ROLLED_UP

@@ -8,7 +8,8 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
 from derops_headend.api.models import Model
-from derops_headend.api.parameters import Instant, WholeNumber, invalid
+from derops_headend.api.parameters import Instant, WholeNumber
+from derops_headend.api.problems import invalid
 from derops_headend.storage.quantities import QUANTITIES
 from derops_headend.storage.resolution import LEAST_POINTS, Source
 

@@ -16,7 +16,7 @@ from derops_headend.api.call import Call, call_of
 from derops_headend.api.models import Model
 from derops_headend.api.orders import NAME_PATTERN
 from derops_headend.api.ports import Parts
-from derops_headend.api.problems import ProblemError, Slug
+from derops_headend.api.problems import ProblemError, not_found
 from derops_headend.storage.newest import Key, find_newest
 
 router = APIRouter(tags=["assets"])
@@ -173,7 +173,7 @@ async def get_asset(
     parts = await _allow(request, call, namespace, "get", name)
     asset = parts.kubernetes.asset(namespace, name)
     if asset is None:
-        raise ProblemError(Slug.NOT_FOUND, "There is no such object, or you may not see it")
+        raise not_found()
     call.subject.object_uid = asset.uid
     sample, missing = None, False
     seeing = await parts.rights.decide(call.caller, "get", "derassets/telemetry", namespace, name)

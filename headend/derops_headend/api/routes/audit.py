@@ -11,14 +11,13 @@ from starlette.responses import Response
 
 from derops_headend.api.call import call_of
 from derops_headend.api.models import Model
+from derops_headend.api.paging import page_after, place_of
 from derops_headend.api.parameters import (
     BigInteger,
     Instant,
     Namespace,
     StoredText,
     WholeNumber,
-    page_after,
-    place_of,
 )
 from derops_headend.api.ports import Parts
 from derops_headend.storage.auditing import MOST_ROWS, Mark, Wanted, find_page

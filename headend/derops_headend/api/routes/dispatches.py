@@ -25,7 +25,7 @@ from derops_headend.api.orders import (
 )
 from derops_headend.api.placing import Asked, Placing, format_start
 from derops_headend.api.ports import Manifest, Parts
-from derops_headend.api.problems import Fault, ProblemError, Slug
+from derops_headend.api.problems import Fault, ProblemError, Slug, not_found
 from derops_headend.storage.newest import Key, find_newest
 
 router = APIRouter(tags=["dispatches"])
@@ -223,7 +223,7 @@ async def _allow(
 async def _read(parts: Parts, namespace: str, name: str) -> Manifest:
     manifest = await parts.kubernetes.dispatch(namespace, name)
     if manifest is None:
-        raise ProblemError(Slug.NOT_FOUND, "There is no such object, or you may not see it")
+        raise not_found()
     return manifest
 
 

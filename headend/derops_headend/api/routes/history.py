@@ -17,17 +17,16 @@ from starlette.responses import Response
 
 from derops_headend.api.call import call_of
 from derops_headend.api.models import Model
+from derops_headend.api.paging import page_after, place_of
 from derops_headend.api.parameters import (
     Instant,
     Namespace,
     StoredText,
     WholeNumber,
     choose_media,
-    page_after,
-    place_of,
 )
 from derops_headend.api.ports import Parts
-from derops_headend.api.problems import ProblemError, Slug
+from derops_headend.api.problems import not_found
 from derops_headend.storage.history import (
     Dispatched,
     Place,
@@ -255,7 +254,7 @@ async def get_history(request: Request, namespace: Namespace, uid: Uid) -> Respo
     parts = await _open(request, namespace, uid)
     found = await parts.database.read(_read_one, Wanted(namespace=namespace, dispatch_uid=uid))
     if found is None:
-        raise ProblemError(Slug.NOT_FOUND, "There is no such object, or you may not see it")
+        raise not_found()
     dispatched, steps = found
     body = HistoryOfOne(**_facts(dispatched), steps=[HistoryStep(**asdict(each)) for each in steps])
     return Response(body.model_dump_json(by_alias=True), media_type=_JSON)

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from derops_headend.api.call import call_of
 from derops_headend.api.exports import Export
 from derops_headend.api.models import Model
+from derops_headend.api.paging import page_after, place_of
 from derops_headend.api.parameters import (
     AssetName,
     BigInteger,
@@ -22,11 +23,9 @@ from derops_headend.api.parameters import (
     Natural,
     StoredText,
     choose_media,
-    page_after,
-    place_of,
 )
 from derops_headend.api.ports import Parts
-from derops_headend.api.problems import ProblemError, Slug
+from derops_headend.api.problems import ProblemError, not_found
 from derops_headend.api.telemetry import INTERVAL_SECONDS, Lives, Wanted, answer, check, choose_life
 from derops_headend.api.telemetry_models import (
     ConnectionEvent,
@@ -211,7 +210,7 @@ async def _answer(request: Request, ask: Callable[..., Model | None], *arguments
 
 def _found(body: T | None) -> T:
     if body is None:
-        raise ProblemError(Slug.NOT_FOUND, "There is no such object, or you may not see it")
+        raise not_found()
     return body
 
 
