@@ -3,6 +3,9 @@
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
+NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+"""Of namespaces, assets and dispatches, all of 63 characters at most."""
+
 
 class Model(BaseModel):
     """JSON in camelCase; nothing that is not named, and no value of another type, is taken."""

@@ -12,9 +12,8 @@ from pydantic_core import PydanticCustomError
 
 from derops.resources.dispatches import DispatchStatus, Mode, Setpoint
 from derops_headend.api.caller import Caller
-from derops_headend.api.models import Model
+from derops_headend.api.models import NAME_PATTERN, Model
 
-NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 LEAST_TTL_SECONDS = 86_400
 """An order that ended is kept for a day: a repeated call finds what it made."""
 

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 from starlette.requests import Request
 
+from derops_headend.api.models import NAME_PATTERN
 from derops_headend.api.problems import ProblemError, Slug, invalid
 
 _INSTANT = re.compile(r"(?:19[7-9]|20\d|21\d)\d-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?Z", re.ASCII)
@@ -46,22 +47,9 @@ Instant = Annotated[
 
 WholeNumber = Annotated[int, BeforeValidator(_parse_whole_number)]
 
-Namespace = Annotated[
-    str,
-    Path(
-        description="The tenant",
-        max_length=63,
-        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
-    ),
-]
-AssetName = Annotated[
-    str,
-    Path(
-        description="The DERAsset",
-        max_length=253,
-        pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$",
-    ),
-]
+Namespace = Annotated[str, Path(description="The tenant", max_length=63, pattern=NAME_PATTERN)]
+AssetName = Annotated[str, Path(description="The DERAsset", max_length=63, pattern=NAME_PATTERN)]
+DispatchName = Annotated[str, Path(description="The Dispatch", max_length=63, pattern=NAME_PATTERN)]
 
 StoredText = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 """What PostgreSQL could have, as its numbers here."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
 from pydantic import Field
 from pydantic.alias_generators import to_camel
 from starlette.requests import Request
@@ -13,10 +13,11 @@ from starlette.requests import Request
 from derops.resources.derassets import AssetType, OperatingState
 from derops_headend.api.assets import AssetView, KnownAsset, Sort, Wanted, choose
 from derops_headend.api.call import Call, call_of
-from derops_headend.api.models import Model
-from derops_headend.api.orders import NAME_PATTERN
+from derops_headend.api.models import NAME_PATTERN, Model
+from derops_headend.api.parameters import AssetName, Namespace
 from derops_headend.api.ports import Parts
 from derops_headend.api.problems import ProblemError, not_found
+from derops_headend.api.routes.allowing import allow
 from derops_headend.storage.newest import Key, find_newest
 
 router = APIRouter(tags=["assets"])
@@ -26,10 +27,6 @@ _MOST_NAMESPACES = 100
 _MEDIA_TYPE = "application/json"
 
 Truth = Literal["True", "False", "Unknown"]
-Namespace = Annotated[str, Path(description="A namespace", max_length=63, pattern=NAME_PATTERN)]
-AssetName = Annotated[
-    str, Path(description="Name of a DERAsset", max_length=63, pattern=NAME_PATTERN)
-]
 CallOf = Annotated[Call, Depends(call_of)]
 IfNoneMatch = Annotated[
     str | None,
@@ -145,13 +142,12 @@ async def list_all_assets(
 )
 async def list_assets(
     request: Request,
-    call: CallOf,
     namespace: Namespace,
     chosen: Annotated[Filter, Depends()],
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Return DERAssets of a namespace."""
-    parts = await _allow(request, call, namespace, "list")
+    parts = await allow(request, "list", "derassets", namespace)
     return _list(parts, [namespace], chosen, if_none_match)
 
 
@@ -170,7 +166,7 @@ async def get_asset(
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Return a DERAsset; its newest sample needs the right to get ``derassets/telemetry``."""
-    parts = await _allow(request, call, namespace, "get", name)
+    parts = await allow(request, "get", "derassets", namespace, name)
     asset = parts.kubernetes.asset(namespace, name)
     if asset is None:
         raise not_found()
@@ -203,15 +199,6 @@ async def _newest(parts: Parts, asset: KnownAsset) -> Sample | None:
         received_at=found.received_at,
         values={to_camel(name): value for name, value in found.values.items() if value is not None},
     )
-
-
-async def _allow(request: Request, call: Call, namespace: str, verb: str, name: str = "") -> Parts:
-    subject = call.subject
-    subject.namespace, subject.verb = namespace, verb
-    subject.resource, subject.name = "derassets", name
-    parts: Parts = request.app.state.parts
-    await parts.rights.require(call)
-    return parts
 
 
 def _list(

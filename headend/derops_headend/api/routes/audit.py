@@ -9,7 +9,6 @@ from pydantic import AwareDatetime, Field, TypeAdapter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from derops_headend.api.call import call_of
 from derops_headend.api.models import Model
 from derops_headend.api.paging import page_after, place_of
 from derops_headend.api.parameters import (
@@ -19,7 +18,7 @@ from derops_headend.api.parameters import (
     StoredText,
     WholeNumber,
 )
-from derops_headend.api.ports import Parts
+from derops_headend.api.routes.allowing import allow
 from derops_headend.storage.auditing import MOST_ROWS, Mark, Wanted, find_page
 from derops_headend.storage.chain import Stored
 
@@ -100,11 +99,7 @@ async def list_audit(request: Request, query: Annotated[AuditQuery, Query()]) ->
 
 
 async def _answer(request: Request, namespace: str | None, query: AuditQuery) -> Response:
-    call = call_of(request)
-    parts: Parts = request.app.state.parts
-    call.subject.verb, call.subject.resource = "list", "audits"
-    call.subject.namespace = namespace or ""
-    await parts.rights.require(call)
+    parts = await allow(request, "list", "audits", namespace or "")
     wanted = Wanted(
         namespace=namespace,
         caller=query.caller,

@@ -3,7 +3,7 @@
 import uuid
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
 from starlette.requests import Request
 
 from derops.lifecycle import Phase
@@ -11,10 +11,9 @@ from derops.resources.dispatches import DispatchSpec
 from derops_headend.api.assets import view_of as asset_view_of
 from derops_headend.api.call import Call, call_of
 from derops_headend.api.foreseeing import Charge, Foresight, Seen, facts_of, judge
-from derops_headend.api.models import Model
+from derops_headend.api.models import NAME_PATTERN, Model
 from derops_headend.api.orders import (
     CREATED_BY,
-    NAME_PATTERN,
     REQUEST_ID,
     DispatchView,
     NewDispatch,
@@ -23,9 +22,11 @@ from derops_headend.api.orders import (
     sha256_of,
     view_of,
 )
+from derops_headend.api.parameters import DispatchName, Namespace
 from derops_headend.api.placing import Asked, Placing, format_start
 from derops_headend.api.ports import Manifest, Parts
 from derops_headend.api.problems import Fault, ProblemError, Slug, not_found
+from derops_headend.api.routes.allowing import allow
 from derops_headend.storage.newest import Key, find_newest
 
 router = APIRouter(tags=["dispatches"])
@@ -34,10 +35,6 @@ MOST_ROWS = 500
 _MOST_TRIES = 5
 """Of a cancel: each status that the operator writes meanwhile is a new version."""
 
-Namespace = Annotated[str, Path(description="A namespace", max_length=63, pattern=NAME_PATTERN)]
-DispatchName = Annotated[
-    str, Path(description="Name of a Dispatch", max_length=63, pattern=NAME_PATTERN)
-]
 CallOf = Annotated[Call, Depends(call_of)]
 KeyHeader = Annotated[
     str | None,
@@ -67,7 +64,6 @@ class DispatchList(Model):
 )
 async def list_dispatches(
     request: Request,
-    call: CallOf,
     namespace: Namespace,
     limit: Annotated[int, Query(ge=1, le=MOST_ROWS)] = 100,
     after: Annotated[
@@ -79,7 +75,7 @@ async def list_dispatches(
     ] = None,
 ) -> DispatchList:
     """Return Dispatches as Kubernetes has them, by name; deleted ones are in the history."""
-    parts = await _allow(request, call, namespace, "list")
+    parts = await allow(request, "list", "dispatches", namespace)
     selector = {
         name: value
         for name, value in (("status.phase", phase), ("spec.assetRef.name", asset))
@@ -99,7 +95,7 @@ async def get_dispatch(
     request: Request, call: CallOf, namespace: Namespace, name: DispatchName
 ) -> DispatchView:
     """Return a Dispatch as Kubernetes has it."""
-    parts = await _allow(request, call, namespace, "get", name)
+    parts = await allow(request, "get", "dispatches", namespace, name)
     manifest = await _read(parts, namespace, name)
     call.subject.object_uid = manifest["metadata"]["uid"]
     return view_of(manifest)
@@ -147,7 +143,7 @@ async def create_dispatch(
     call.subject.dry_run = dry_run
     if not dry_run and key is None:
         raise _no_key()
-    parts = await _allow(request, call, namespace, "create", fresh=True)
+    parts = await allow(request, "create", "dispatches", namespace, fresh=True)
     if key is None or dry_run:
         return _answer(await _foresee(parts, call, namespace, order), 200)
     placing: Placing = request.app.state.placing
@@ -180,7 +176,7 @@ async def cancel_dispatch(
     One that is cancelled already is answered as it is. One that has ended otherwise is a conflict:
     nothing can be withdrawn.
     """
-    parts = await _allow(request, call, namespace, "patch", name, fresh=True)
+    parts = await allow(request, "patch", "dispatches", namespace, name, fresh=True)
     manifest = await _read(parts, namespace, name)
     uid = uid or manifest["metadata"]["uid"]
     for _ in range(_MOST_TRIES):
@@ -207,17 +203,6 @@ async def cancel_dispatch(
 def _answer(body: Model, status: int, headers: dict[str, str] | None = None) -> Response:
     text = body.model_dump_json(by_alias=True, exclude_none=True)
     return Response(text, status, headers, media_type="application/json")
-
-
-async def _allow(
-    request: Request, call: Call, namespace: str, verb: str, name: str = "", *, fresh: bool = False
-) -> Parts:
-    subject = call.subject
-    subject.namespace, subject.verb = namespace, verb
-    subject.resource, subject.name = "dispatches", name
-    parts: Parts = request.app.state.parts
-    await parts.rights.require(call, fresh=fresh)
-    return parts
 
 
 async def _read(parts: Parts, namespace: str, name: str) -> Manifest:

@@ -25,8 +25,8 @@ from derops_headend.api.parameters import (
     WholeNumber,
     choose_media,
 )
-from derops_headend.api.ports import Parts
 from derops_headend.api.problems import not_found
+from derops_headend.api.routes.allowing import allow
 from derops_headend.storage.history import (
     Dispatched,
     Place,
@@ -205,7 +205,7 @@ async def list_history(
 ) -> Response:
     """Return dispatches, the newest first, also those that Kubernetes no longer has."""
     media = choose_media(request, (_JSON, _CSV))
-    parts = await _open(request, namespace)
+    parts = await allow(request, "list", "dispatches", namespace)
     after = None
     if query.after:
         after = Place(*place_of(query.after, _PLACE))
@@ -232,7 +232,7 @@ async def summarize_history(
 ) -> Response:
     """Return how many dispatches ended in which way."""
     choose_media(request, (_JSON,))
-    parts = await _open(request, namespace)
+    parts = await allow(request, "list", "dispatches", namespace)
     endings = await parts.database.read(sum_up, query.wanted(namespace))
     body = HistorySummary(items=[HistoryEnding(**asdict(each)) for each in endings])
     return Response(body.model_dump_json(by_alias=True), media_type=_JSON)
@@ -251,28 +251,14 @@ async def get_history(request: Request, namespace: Namespace, uid: Uid) -> Respo
     Of one that only agents spoke of, and those of several assets, the newest is told.
     """
     choose_media(request, (_JSON,))
-    parts = await _open(request, namespace, uid)
+    call_of(request).subject.object_uid = uid
+    parts = await allow(request, "list", "dispatches", namespace)
     found = await parts.database.read(_read_one, Wanted(namespace=namespace, dispatch_uid=uid))
     if found is None:
         raise not_found()
     dispatched, steps = found
     body = HistoryOfOne(**_facts(dispatched), steps=[HistoryStep(**asdict(each)) for each in steps])
     return Response(body.model_dump_json(by_alias=True), media_type=_JSON)
-
-
-async def _open(request: Request, namespace: str, uid: str = "") -> Parts:
-    """Check the right to a tenant's dispatches.
-
-    Raises:
-        ProblemError: NOT_FOUND: they may not be seen.
-    """
-    call, parts = call_of(request), request.app.state.parts
-    subject = call.subject
-    subject.verb, subject.resource = "list", "dispatches"
-    subject.namespace, subject.object_uid = namespace, uid
-    await parts.rights.require(call)
-    found: Parts = parts
-    return found
 
 
 def _read_one(

@@ -26,6 +26,7 @@ from derops_headend.api.parameters import (
 )
 from derops_headend.api.ports import Parts
 from derops_headend.api.problems import ProblemError, not_found
+from derops_headend.api.routes.allowing import allow
 from derops_headend.api.telemetry import INTERVAL_SECONDS, Lives, Wanted, answer, check, choose_life
 from derops_headend.api.telemetry_models import (
     ConnectionEvent,
@@ -178,18 +179,14 @@ async def _open(request: Request, namespace: str, name: str) -> _Asset:
     Raises:
         ProblemError: NOT_FOUND: it may not be seen.
     """
-    call, parts = call_of(request), request.app.state.parts
-    subject = call.subject
-    subject.verb, subject.resource = "get", "derassets/telemetry"
-    subject.namespace, subject.name = namespace, name
-    await parts.rights.require(call)
+    parts = await allow(request, "get", "derassets/telemetry", namespace, name)
     try:
         known = parts.kubernetes.asset(namespace, name)
     except ProblemError:
         return _Asset()  # what is in the database goes on
     if known is None:
         return _Asset()
-    subject.object_uid = known.uid
+    call_of(request).subject.object_uid = known.uid
     spec = json.loads(known.body).get("spec") or {}
     interval = spec.get("telemetry", {}).get("intervalSeconds", INTERVAL_SECONDS)
     return _Asset(known.uid, max(1, interval))
