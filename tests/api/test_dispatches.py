@@ -13,6 +13,7 @@ import pytest
 from tests.api.rig import ApiProcess, Tenant, make_tenant, problem
 from tests.crds.manifests import BATTERY, merged
 from tests.stack.controlplane import ControlPlane
+from tests.waiting import until
 
 _keys = itertools.count(1)
 ORDER: dict[str, Any] = {
@@ -351,3 +352,22 @@ def test_what_was_ordered_is_in_the_audit(api_database_url: str, make: Make) -> 
     assert announced["verb"] == "create"
     assert announced["change"]["startTime"] == "2030-12-01T18:00:00Z"
     assert announced["change"]["setpoint"] == ORDER["setpoint"]
+
+
+@pytest.mark.parametrize("sent", [{"json": ORDER}, {"content": b"{"}, {"json": {"asset": 7}}])
+async def test_what_is_refused_is_in_its_tenants_audit(
+    client: httpx.Client, api_database_url: str, sent: dict[str, Any]
+) -> None:
+    answer = client.post(PATH, **sent, headers={"Content-Type": "application/json"})
+    problem(answer, 422, "invalid")
+
+    with psycopg.connect(api_database_url, autocommit=True) as connection:
+
+        def told() -> list[tuple[object, ...]]:
+            return connection.execute(
+                "select namespace, status from audit_event where request_id = %s",
+                (answer.headers["x-request-id"],),
+            ).fetchall()
+
+        await until(told)
+        assert told() == [("orders", 422)]

@@ -84,6 +84,9 @@ def _answer(
     request: Request, problem: ProblemError, headers: dict[str, str] | None = None
 ) -> Response:
     request.state.answer.reason = problem.slug.slug
+    subject = request.state.call.subject
+    # What was refused before its route began is its tenant's as well.
+    subject.namespace = subject.namespace or request.path_params.get("namespace", "")
     return problem_response(problem, request.state.call.request_id, headers)
 
 
