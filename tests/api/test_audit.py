@@ -129,7 +129,7 @@ def test_who_may_in_all_namespaces_sees_what_has_none(chief: httpx.Client, seede
         ("since=yesterday", "since"),
         ("until=2026-11-30T12:00:00", "until"),
         ("name=%00", "name"),
-        ("order=asc", "order"),
+        ("order=asc", "query"),
     ],
 )
 def test_what_is_no_query_is_refused(auditor: httpx.Client, query: str, parameter: str) -> None:
