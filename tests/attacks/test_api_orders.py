@@ -5,11 +5,14 @@ import json
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
+import kubernetes
 import psycopg
 import pytest
+from tests.api.fixtures import StartApi
 from tests.api.rig import ApiProcess, Tenant, make_tenant, make_token, problem
 from tests.crds.manifests import BATTERY, DISPATCH, merged
 from tests.stack.controlplane import ControlPlane
@@ -24,6 +27,10 @@ ORDER: dict[str, Any] = {
     "setpoint": {"mode": "ActivePower", "activePowerWatts": 5000},
     "durationSeconds": 1800,
 }
+GROUP = ("derops.io", "v1alpha1")
+BALLAST = 150
+"""Dispatches of 256 KiB each."""
+
 DISPATCHES = f"/v1/namespaces/{OWN}/dispatches"
 
 
@@ -261,6 +268,50 @@ def test_a_dry_run_tells_no_telemetry(
     assert "stateOfChargePercent" in facts(client)
     with api.client(make_token(kube, OWN, "blind")) as blind:
         assert "stateOfChargePercent" not in facts(blind)
+
+
+def test_dispatches_that_are_as_large_as_they_may_be(
+    start_api: StartApi, attacker: Tenant, kube: ControlPlane
+) -> None:
+    """R130: a page of them is to take the memory of the API, and so its answers to all others."""
+    api = start_api()
+    kube.kubectl("create", "namespace", "ballast")
+    client = kubernetes.config.new_client_from_config(kube.kubeconfig)
+    objects = kubernetes.client.CustomObjectsApi(client)
+    ballast = {"example.com/ballast": "\u00e9" * 130_000}
+    for number in range(BALLAST):
+        metadata = {"namespace": "ballast", "name": f"d-{number}", "annotations": ballast}
+        objects.create_namespaced_custom_object(
+            "derops.io",
+            "v1alpha1",
+            "ballast",
+            "dispatches",
+            merged(DISPATCH, {"metadata": metadata}),
+        )
+    client.close()
+    kube.kubectl(
+        "create", "rolebinding", "ballast", "-n", "ballast", "--clusterrole=test-viewer",
+        f"--serviceaccount={OWN}:viewer",
+    )  # fmt: skip
+    found: list[str] = []
+    with api.client(attacker.token("viewer")) as viewer:
+        viewer.get(DISPATCHES)
+        before = peak_mebibytes(api)
+        query: dict[str, str] = {"limit": "500"}
+        while True:
+            answer = viewer.get("/v1/namespaces/ballast/dispatches", params=query)
+            assert answer.status_code == 200, answer.text
+            found += [each["name"] for each in answer.json()["items"]]
+            if "next" not in answer.json():
+                break
+            query["after"] = answer.json()["next"]
+    assert sorted(found) == sorted(f"d-{number}" for number in range(BALLAST))
+    assert peak_mebibytes(api) - before < 40  # MiB; 70 as one page
+
+
+def peak_mebibytes(api: ApiProcess) -> float:
+    status = Path(f"/proc/{api.process.pid}/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 @pytest.mark.parametrize("start", ["../../secrets", "/", "\x00", f"../{FOREIGN}/", ""])

@@ -12,9 +12,11 @@ from kubernetes.aio import client
 
 from derops.observing import Readiness
 from derops_headend.api.assets import KnownAsset, read_asset
+from derops_headend.api.orders import CREATED_BY, REQUEST_ID
 from derops_headend.api.paging import no_page
 from derops_headend.api.ports import DispatchPage, Life, Manifest
 from derops_headend.api.refusals import refused, unanswered
+from derops_headend.api.sharing import SHARE, Places
 from derops_headend.api.watching import Key, Watch, events, hang_up, parse
 
 FIELD_MANAGER = "derops-api"
@@ -27,6 +29,12 @@ _GROUP = "/apis/derops.io/v1alpha1"
 _ASSETS, _DISPATCHES = f"{_GROUP}/derassets", f"{_GROUP}/dispatches"
 _MERGE, _JSON = "application/merge-patch+json", "application/json"
 _CONNECTIONS = 50
+MOST_PAGE_BYTES = 8 * 1024**2
+"""Of one page of Dispatches: several hundred usual ones, or each single one that etcd takes."""
+
+_LISTINGS, _LISTINGS_OF_ONE = 4, 2
+"""Pages that are read at a time, in all and of one caller."""
+
 _READ = aiohttp.ClientTimeout(total=10.0, connect=5.0)
 _WRITE = aiohttp.ClientTimeout(total=WRITE_SECONDS + 2.0, connect=3.0)
 _LOOK_BACK_SECONDS = 4
@@ -62,6 +70,7 @@ class Kube:
     def __init__(self, configuration: client.Configuration, readiness: Readiness) -> None:
         configuration.connection_pool_maxsize = _CONNECTIONS
         self._client = client.ApiClient(configuration)
+        self._listings = Places(_LISTINGS, _LISTINGS_OF_ONE)
         self._assets = Watch(_ASSETS, self._open, _keep_asset, readiness)
         self._dispatches = Watch(_DISPATCHES, self._open, _keep_dispatch, readiness)
 
@@ -141,16 +150,32 @@ class Kube:
         self, namespace: str, *, limit: int, after: str | None, selector: Mapping[str, str]
     ) -> DispatchPage:
         """Read a page of Dispatches; see the port."""
-        query = {"limit": str(limit)}
+        query: dict[str, str] = {}
         if selector:
             query["fieldSelector"] = ",".join(f"{name}={value}" for name, value in selector.items())
         if after:
             query["continue"] = after
-        answer = await self.call("GET", _dispatch_path(namespace), query=query)
-        if answer.status == HTTPStatus.BAD_REQUEST and after:
-            raise no_page()
-        page = _expect(answer, HTTPStatus.OK)
-        return DispatchPage(page["items"], page["metadata"].get("continue") or None)
+        async with self._listings.hold(SHARE.get()):
+            answer = await self._list(_dispatch_path(namespace), query, limit)
+            return _page(answer, after)
+
+    async def _list(self, path: str, query: Mapping[str, str], limit: int) -> Answer:
+        """Read a page that is not too large: an object may have 1.5 MiB that nobody needs."""
+        try:
+            while True:
+                asked = {**query, "limit": str(limit)}
+                stream = await self._request("GET", path, asked, None, _JSON, _READ)
+                try:
+                    body = await _read_at_most(stream.content, MOST_PAGE_BYTES)
+                    if body is not None:
+                        return Answer(stream.status, body)
+                    if limit == 1:
+                        raise unanswered()
+                    limit = max(1, limit // 8)
+                finally:
+                    hang_up(stream)
+        except _AWAY as error:
+            raise unanswered() from error
 
     async def create_dispatch(
         self, namespace: str, manifest: Manifest, *, dry_run: bool
@@ -268,6 +293,36 @@ async def _look_back(content: aiohttp.StreamReader, now: int) -> Life | None:
         if int(event["object"]["metadata"]["resourceVersion"]) >= now:
             return Life.NEVER_WAS
     return None
+
+
+def _page(answer: Answer, after: str | None) -> DispatchPage:
+    if answer.status == HTTPStatus.BAD_REQUEST and after:
+        raise no_page()
+    page = _expect(answer, HTTPStatus.OK)
+    return DispatchPage(
+        [_without_ballast(each) for each in page["items"]], page["metadata"].get("continue") or None
+    )
+
+
+def _without_ballast(manifest: Manifest) -> Manifest:
+    """Drop what anybody may fill, and nobody is told: a page of it would be hundreds of MiB."""
+    metadata = manifest["metadata"]
+    metadata.pop("managedFields", None)
+    annotations = metadata.get("annotations") or {}
+    metadata["annotations"] = {
+        name: value for name, value in annotations.items() if name in (CREATED_BY, REQUEST_ID)
+    }
+    return manifest
+
+
+async def _read_at_most(content: aiohttp.StreamReader, most: int) -> bytes | None:
+    """Return all that comes; None = it is more."""
+    body = bytearray()
+    async for data in content.iter_any():
+        body += data
+        if len(body) > most:
+            return None
+    return bytes(body)
 
 
 def _expect(answer: Answer, status: HTTPStatus) -> Manifest:
