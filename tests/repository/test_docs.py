@@ -67,6 +67,7 @@ BOUNDED_MODULES = [
     "derops_agent.session",
     "derops_headend.api.auditing.record",
     "derops_headend.api.callers.kubernetes",
+    "derops_headend.api.kube",
     "derops_headend.api.limits",
     "derops_headend.api.outer",
     "derops_headend.api.reviews",
