@@ -109,19 +109,6 @@ def test_the_same_in_other_words_is_the_same(client: httpx.Client, make: Make) -
     assert again.json()["uid"] == first.json()["uid"]
 
 
-@pytest.mark.parametrize(
-    "query", ["dryrun=true", "dry_run=true", "dryRun=true&dryRun=false", "dryRun=true&name=x"]
-)
-def test_a_dry_run_in_other_words_orders_nothing(client: httpx.Client, query: str) -> None:
-    """R126: a parameter that is misspelt, or given twice by somebody on the way."""
-    name = f"dry-{next(_keys)}"
-    answer = client.post(f"{PATH}?{query}", json={**ORDER, "name": name}, headers=new_key())
-
-    problem(answer, 422, "invalid")
-    assert client.get(f"{PATH}/{name}").status_code == 404
-    problem(client.post(f"{PATH}/{name}/cancel?UID=7"), 422, "invalid")
-
-
 def test_a_key_is_for_one_order(make: Make) -> None:
     key = new_key()
     make(headers=key)

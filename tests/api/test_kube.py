@@ -8,9 +8,6 @@ from typing import Any
 
 import kubernetes
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
-from kubernetes.aio import client as kubernetes_aio
 from tests.crds import dispatch_rules
 from tests.crds.api import Api
 from tests.crds.manifests import BATTERY, DISPATCH, merged
@@ -235,26 +232,3 @@ def values(patch: Any) -> list[str]:
     if isinstance(patch, dict):
         return [found for each in patch.values() for found in values(each)]
     return [patch] if isinstance(patch, str) and len(patch) > 8 else []
-
-
-@pytest.mark.parametrize(
-    "told", [b"", b'{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"7"}}}\n']
-)
-async def test_a_watch_that_is_ended_early_tells_nothing(told: bytes) -> None:
-    """R124: whoever is between ends the watch, or the API server stops: nobody knows what was."""
-
-    async def answer(request: web.Request) -> web.Response:
-        if "watch" in request.query:
-            return web.Response(body=told)
-        return web.json_response({"items": [], "metadata": {"resourceVersion": "9"}})
-
-    app = web.Application()
-    app.router.add_get("/{rest:.*}", answer)
-    async with TestServer(app) as server:
-        opened = Kube(kubernetes_aio.Configuration(host=str(server.make_url(""))), Readiness())
-        try:
-            with pytest.raises(ProblemError) as refused:
-                await opened.life_of("a", "peak", "5")
-        finally:
-            await opened.close()
-    assert refused.value.slug is Slug.KUBERNETES_UNAVAILABLE

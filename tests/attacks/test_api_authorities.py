@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 from kubernetes.aio import client as kubernetes
 
 from derops.observing import Readiness
 from derops_headend.api import reviews as module
 from derops_headend.api.caller import Caller, CallerKind
 from derops_headend.api.callers.kubernetes import KubernetesTokens
+from derops_headend.api.kube import Kube
 from derops_headend.api.problems import ProblemError, Slug
 from derops_headend.api.reviews import ACCESS_REVIEWS_OF_ONE, Reviews
 from derops_headend.api.rights import ReviewedRights
@@ -219,3 +221,26 @@ async def test_a_tenant_that_asks_for_all_assets_all_the_time(
     for each in flood:
         each.cancel()
     await asyncio.gather(*flood, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    "told", [b"", b'{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"7"}}}\n']
+)
+async def test_a_watch_that_is_ended_early_tells_nothing(told: bytes) -> None:
+    """R124: whoever is between ends the watch, or the API server stops: nobody knows what was."""
+
+    async def answer(request: web.Request) -> web.Response:
+        if "watch" in request.query:
+            return web.Response(body=told)
+        return web.json_response({"items": [], "metadata": {"resourceVersion": "9"}})
+
+    app = web.Application()
+    app.router.add_get("/{rest:.*}", answer)
+    async with TestServer(app) as server:
+        opened = Kube(kubernetes.Configuration(host=str(server.make_url(""))), Readiness())
+        try:
+            with pytest.raises(ProblemError) as refused:
+                await opened.life_of("a", "peak", "5")
+        finally:
+            await opened.close()
+    assert refused.value.slug is Slug.KUBERNETES_UNAVAILABLE

@@ -6,13 +6,19 @@ import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from tests.api.fixtures import StartApi
 from tests.api.rig import ApiProcess, Tenant
+from tests.api.test_outer import ANNA, Written
 from tests.stack.ops import metric
+
+from derops_headend.api.caller import Caller
+from derops_headend.api.outer import Outer
 
 
 @pytest.fixture(scope="module")
@@ -234,3 +240,41 @@ def median_milliseconds(client: httpx.Client) -> float:
 def resident_mebibytes(api: ApiProcess) -> float:
     status = Path(f"/proc/{api.process.pid}/status").read_text(encoding="ascii")
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+async def test_a_body_that_breaks_off_is_no_order() -> None:
+    """R125: somebody on the way cuts a request off: what came was not all that was said."""
+    audit = Written()
+    reached: list[bytes] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        reached.append((await receive())["body"])
+
+    async def authenticate(token: str, source: str) -> Caller | None:
+        return ANNA
+
+    messages = [
+        {"type": "http.request", "body": b'{"watts":5}', "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        pass
+
+    headers = [
+        (b"authorization", b"Bearer good"),
+        (b"content-type", b"application/json"),
+        (b"content-length", b"20"),
+    ]
+    path = "/v1/thing"
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode()}
+    scope |= {"query_string": b"", "headers": headers, "client": ("192.0.2.1", 1)}
+    outer = Outer(app, authenticate, audit, (), lambda: datetime.now(UTC))  # type: ignore[arg-type]
+
+    await outer(scope, receive, send)
+
+    assert reached == []
+    assert [each[1:3] for each in audit.records] == [(400, "bad-request")]

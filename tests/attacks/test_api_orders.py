@@ -236,6 +236,19 @@ def test_a_dry_run_leaves_nothing(
     assert post(client, ORDER, "dry").status_code == 201
 
 
+@pytest.mark.parametrize(
+    "query", ["dryrun=true", "dry_run=true", "dryRun=true&dryRun=false", "dryRun=true&name=x"]
+)
+def test_a_dry_run_in_other_words_orders_nothing(client: httpx.Client, query: str) -> None:
+    """R126: a parameter that is misspelt, or given twice by somebody on the way."""
+    name = f"dry-{sha256_of(query)[:8]}"
+    answer = post(client, {**ORDER, "name": name}, query, f"{DISPATCHES}?{query}")
+
+    problem(answer, 422, "invalid")
+    assert client.get(f"{DISPATCHES}/{name}").status_code == 404
+    problem(client.post(f"{DISPATCHES}/{name}/cancel?UID=7"), 422, "invalid")
+
+
 def test_a_dry_run_tells_no_telemetry(
     api: ApiProcess,
     client: httpx.Client,
@@ -307,6 +320,14 @@ def test_dispatches_that_are_as_large_as_they_may_be(
             query["after"] = answer.json()["next"]
     assert sorted(found) == sorted(f"d-{number}" for number in range(BALLAST))
     assert peak_mebibytes(api) - before < 40  # MiB; 70 as one page
+
+
+def test_names_that_are_told_back(client: httpx.Client) -> None:
+    """R131: what is sent as the name of a parameter is to come back in the answer."""
+    for path in ("history", "audit", "assets/battery-7/telemetry"):
+        answer = client.get(f"/v1/namespaces/{OWN}/{path}", params={"<b>EVIL</b>": "1"})
+        assert problem(answer, 422, "invalid")["errors"][0]["parameter"] == "query"
+        assert "EVIL" not in answer.text
 
 
 def peak_mebibytes(api: ApiProcess) -> float:

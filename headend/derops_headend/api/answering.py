@@ -78,7 +78,9 @@ def _of_error(error: Any) -> Fault:
     where, *path = error["loc"]
     code, detail = str(error["type"]), str(error["msg"])
     if where != "body":
-        return Fault(parameter=str(path[-1]) if path else str(where), code=code, detail=detail)
+        name = str(path[0]) if path else ""
+        known = name if _PLAIN_KEY.fullmatch(name) else str(where)
+        return Fault(parameter=known, code=code, detail=detail)
     if code == "json_invalid":
         return Fault(pointer="", code=code, detail="is no JSON")
     return Fault(pointer=_pointer(path), code=code, detail=detail)
