@@ -1,8 +1,6 @@
 """The history for reading: a few connections, and an answer at once where there is none."""
 
 import asyncio
-import os
-import socket
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from psycopg import errors
 from derops.observing import Readiness
 from derops_headend.api.problems import ProblemError, Slug
 from derops_headend.api.sharing import SHARE, Places
+from derops_headend.storage.cutting import cut
 from derops_headend.storage.engines import detect
 from derops_headend.storage.explaining import explain
 from derops_headend.storage.migrating import find_version, migrations
@@ -266,16 +265,11 @@ class _Lent:
             self._connection = None
 
     def cut(self) -> None:
-        """End the connection below psycopg, whose own close would wait, or pull it from under."""
+        """End the connection, if there is one yet, and let there be none."""
         with self._lock:
             self._is_cut = True
-            if self._connection is None:
-                return
-            with (
-                suppress(OSError, psycopg.Error),
-                socket.socket(fileno=os.dup(self._connection.fileno())) as below,
-            ):
-                below.shutdown(socket.SHUT_RDWR)
+            if self._connection is not None:
+                cut(self._connection)
 
 
 def look(connection: psycopg.Connection) -> State:

@@ -2,10 +2,7 @@
 
 import asyncio
 import json
-import os
-import socket
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import datetime, timedelta
 
 import psycopg
@@ -18,6 +15,7 @@ from derops_headend.storage.auditing import (
     find_announcements,
     is_announced_often,
 )
+from derops_headend.storage.cutting import cut
 
 KEY_DAYS = timedelta(days=30)
 MOST_ANNOUNCEMENTS = 100
@@ -69,13 +67,8 @@ class Asking:
             self._connection.close()
 
     def _cut(self) -> None:
-        """End what a thread may be waiting for, below psycopg, whose own close would wait too."""
         if self._connection is not None and not self._connection.closed:
-            with (
-                suppress(OSError, psycopg.Error),
-                socket.socket(fileno=os.dup(self._connection.fileno())) as below,
-            ):
-                below.shutdown(socket.SHUT_RDWR)
+            cut(self._connection)
 
     def _ask(self, key: Key, since: datetime) -> list[Announcement]:
         if self._connection is None or self._connection.closed:
