@@ -10,11 +10,12 @@ import psycopg
 
 from derops.errors import SettingError
 from derops.settings import EXIT_BAD_SETTING, load_settings, refuse_to_start
+from derops_headend.database_url import check_url
 from derops_headend.storage.chain import Head
 from derops_headend.storage.explaining import explain
 from derops_headend.storage.verifying import Tally, export, verify
 from derops_headend.telling import parse_instant
-from derops_headend.writer_program import WriterSettings, check_url
+from derops_headend.writer_program import WriterSettings
 
 _CONNECT_SECONDS = 5
 MOST_FINDINGS = 1000
@@ -49,7 +50,7 @@ def export_all(arguments: argparse.Namespace) -> None:
 def _ask(work: Callable[[psycopg.Connection], int]) -> int:
     settings = load_settings(WriterSettings)
     try:
-        check_url(settings)
+        check_url(settings.database_url, "DEROPS_WRITER_DATABASE_URL")
     except SettingError as error:
         refuse_to_start(error)
     try:

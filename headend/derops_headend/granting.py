@@ -6,9 +6,10 @@ import psycopg
 
 from derops.errors import SettingError
 from derops.settings import load_settings, refuse_to_start
+from derops_headend.database_url import check_url
 from derops_headend.storage.explaining import explain
 from derops_headend.storage.roles import find_missing, find_superfluous, roles_sql
-from derops_headend.writer_program import WriterSettings, check_url
+from derops_headend.writer_program import WriterSettings
 
 _CONNECT_SECONDS = 5
 
@@ -20,7 +21,7 @@ def main(*, check: bool) -> None:
         return
     settings = load_settings(WriterSettings)
     try:
-        check_url(settings)
+        check_url(settings.database_url, "DEROPS_WRITER_DATABASE_URL")
     except SettingError as error:
         refuse_to_start(error)
     sys.exit(_check(settings.database_url.get_secret_value()))

@@ -8,15 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import psycopg
 import structlog
-from psycopg.conninfo import conninfo_to_dict
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from derops.errors import SchemaTooNewError, SettingError
 from derops.observing import OpsServer, Readiness, configure_logging
 from derops.settings import load_settings, refuse_to_start
+from derops_headend.database_url import DatabaseUrl, check_url
 from derops_headend.eventlog.choosing import (
     ALL_SHARDS,
     SQLITE,
@@ -41,11 +40,6 @@ FEWEST_AUDIT_DAYS = 92
 """A chain that rests for 30 days ends, so that the drop of its beginning is told for longer."""
 
 
-def _without_line_end(text: object) -> object:
-    """Return what is meant where a Secret was made from a file: its last line ends."""
-    return text.strip() if isinstance(text, str) else text
-
-
 def _long_enough(days: int) -> int:
     """Return days for which drops of the audit are told until no chain needs it any more."""
     if 0 < days < FEWEST_AUDIT_DAYS:
@@ -61,7 +55,7 @@ class WriterSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="DEROPS_WRITER_")
 
-    database_url: Annotated[SecretStr, BeforeValidator(_without_line_end)]
+    database_url: DatabaseUrl
     event_log: EventLogUrl = SQLITE
     """The gateway's."""
     data_directory: Path | None = None
@@ -193,25 +187,10 @@ def check_settings(settings: WriterSettings) -> None:
     Raises:
         SettingError: A setting cannot be used.
     """
-    check_url(settings)
+    check_url(settings.database_url, "DEROPS_WRITER_DATABASE_URL")
     if settings.event_log == SQLITE:
         _directory(settings)
         choose_shards(parse_shards(settings.shards), 1)
-
-
-def check_url(settings: WriterSettings) -> None:
-    """Check that the URL is one.
-
-    Raises:
-        SettingError: It is not.
-    """
-    try:
-        has_any = conninfo_to_dict(settings.database_url.get_secret_value())
-    except psycopg.Error:
-        has_any = {}
-    if not has_any:
-        problem = "is not a connection URL of PostgreSQL"  # and what it is may hold a password
-        raise SettingError("DEROPS_WRITER_DATABASE_URL", "environment", problem)
 
 
 def _directory(settings: WriterSettings) -> Path:

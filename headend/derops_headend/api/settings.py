@@ -5,12 +5,11 @@ import platform
 from pathlib import Path
 from typing import Annotated, Literal
 
-import psycopg
-from psycopg.conninfo import conninfo_to_dict
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from derops.errors import SettingError
+from derops_headend.database_url import DatabaseUrl, check_url
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -32,11 +31,6 @@ def _networks(value: object) -> object:
         raise ValueError(f"is no list of CIDRs: {error}") from error
 
 
-def _without_line_end(text: object) -> object:
-    """Return what is meant where a Secret was made from a file: its last line ends."""
-    return text.strip() if isinstance(text, str) else text
-
-
 class ApiSettings(BaseSettings):
     """``DEROPS_API_*``."""
 
@@ -47,7 +41,7 @@ class ApiSettings(BaseSettings):
     """tls.crt and tls.key; read again when they change. None = plaintext."""
     trusted_proxies: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_networks)] = ()
     """Whose X-Forwarded-For counts."""
-    database_url: Annotated[SecretStr, BeforeValidator(_without_line_end)]
+    database_url: DatabaseUrl
     data_directory: Path
     """Of the audit's file."""
     audit_max_bytes: int = Field(default=1024**3, ge=1024**2)
@@ -69,13 +63,7 @@ def check_settings(settings: ApiSettings) -> None:
     Raises:
         SettingError: Tokens would travel in plaintext, or the URL is none.
     """
-    try:
-        has_any = conninfo_to_dict(settings.database_url.get_secret_value())
-    except psycopg.Error:
-        has_any = {}
-    if not has_any:
-        problem = "is not a connection URL of PostgreSQL"  # and what it is may hold a password
-        raise SettingError("DEROPS_API_DATABASE_URL", "environment", problem)
+    check_url(settings.database_url, "DEROPS_API_DATABASE_URL")
     host = settings.listen.rpartition(":")[0].strip("[]")
     if settings.tls_directory or settings.trusted_proxies or _is_loopback(host):
         return

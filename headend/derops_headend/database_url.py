@@ -1,0 +1,36 @@
+"""The setting that says where the database is, of all programs that ask it."""
+
+from typing import Annotated
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import BeforeValidator, SecretStr
+
+from derops.errors import SettingError
+
+
+def _without_line_end(text: object) -> object:
+    """Return what is meant where a Secret was made from a file: its last line ends."""
+    return text.strip() if isinstance(text, str) else text
+
+
+DatabaseUrl = Annotated[SecretStr, BeforeValidator(_without_line_end)]
+
+
+def check_url(url: SecretStr, setting: str) -> None:
+    """Check that a URL is one.
+
+    Args:
+        url: Of a database.
+        setting: Name of the variable that it comes from.
+
+    Raises:
+        SettingError: It is not.
+    """
+    try:
+        has_any = conninfo_to_dict(url.get_secret_value())
+    except psycopg.Error:
+        has_any = {}
+    if not has_any:
+        problem = "is not a connection URL of PostgreSQL"  # and what it is may hold a password
+        raise SettingError(setting, "environment", problem)
