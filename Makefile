@@ -25,12 +25,13 @@ lint: setup  ## Check style, types and the direction of imports
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-generate: setup  ## Generate the wire format's Python code, the schema of profiles, the API's description, and what the chart copies
+generate: setup  ## Generate the wire format's Python code, the schema of profiles, the API's description and page, and what the chart copies
 	$(PYTHON) -m grpc_tools.protoc -I headend --python_out=headend --pyi_out=headend \
 		--grpc_python_out=headend $(PROTOS)
 	rm -f headend/derops/wire/v1/dispatch_pb2_grpc.py headend/derops/wire/v1/log_pb2_grpc.py
 	$(PYTHON) -m derops_agent.drivers.modbus > docs/reference/modbus-profile.schema.json
 	$(PYTHON) -m derops_headend.api > docs/reference/openapi.json
+	$(PYTHON) scripts/api_reference.py > docs/reference/api.md
 	$(PYTHON) scripts/chart.py generate
 
 install-yaml: setup  ## Render the chart into build/install.yaml; VALUES=file

@@ -42,3 +42,13 @@ def test_the_schema_of_profiles_is_that_of_the_code() -> None:
 
 def test_the_description_of_the_api_is_that_of_the_code() -> None:
     assert DESCRIPTION.read_text(encoding="utf-8") == description_text()
+
+
+def test_the_page_on_the_api_is_that_of_its_description() -> None:
+    made = subprocess.run(
+        [sys.executable, str(REPOSITORY / "scripts" / "api_reference.py")],
+        check=True,
+        capture_output=True,
+    )
+
+    assert (DESCRIPTION.parent / "api.md").read_bytes() == made.stdout
