@@ -241,43 +241,6 @@ async def test_what_is_no_json_is_refused(client: httpx.AsyncClient, body: bytes
     assert slug(answer) in ("bad-request", "invalid")
 
 
-async def test_a_body_that_breaks_off_is_no_order(audit: Written) -> None:
-    """R125: somebody on the way cuts a request off: what came was not all that was said."""
-    reached: list[bytes] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        reached.append((await receive())["body"])
-
-    async def authenticate(token: str, source: str) -> Caller | None:
-        return ANNA
-
-    messages = [
-        {"type": "http.request", "body": b'{"watts":5}', "more_body": True},
-        {"type": "http.disconnect"},
-    ]
-
-    async def receive() -> Any:
-        return messages.pop(0)
-
-    async def send(message: Any) -> None:
-        pass
-
-    headers = [
-        (b"authorization", b"Bearer good"),
-        (b"content-type", b"application/json"),
-        (b"content-length", b"20"),
-    ]
-    path = "/v1/thing"
-    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode()}
-    scope |= {"query_string": b"", "headers": headers, "client": ("192.0.2.1", 1)}
-    outer = Outer(app, authenticate, audit, (), lambda: datetime.now(UTC))  # type: ignore[arg-type]
-
-    await outer(scope, receive, send)
-
-    assert reached == []
-    assert [each[1:3] for each in audit.records] == [(400, "bad-request")]
-
-
 @pytest.mark.parametrize(
     ("query", "parameter"),
     [("count=3&cuont=4", "query"), ("count=3&count=4", "count"), ("count=3&%00=1", "query")],
