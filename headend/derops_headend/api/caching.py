@@ -29,6 +29,3 @@ class Expiring(Generic[Key, Value]):
         self._kept.move_to_end(key)
         if len(self._kept) > self._most:
             self._kept.popitem(last=False)
-
-    def __len__(self) -> int:
-        return len(self._kept)

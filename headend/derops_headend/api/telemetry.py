@@ -172,7 +172,7 @@ def _resolve(wanted: Wanted, dropped: datetime | None) -> Resolution:
         has_raw = dropped is None or wanted.first >= dropped
         if has_raw and passed / wanted.interval_seconds + 1 <= wanted.most_points:
             return RAW
-        return choose(span, wanted.interval_seconds, wanted.most_points, has_raw=False)
+        return choose(span, wanted.most_points)
     if wanted.resolution is Source.RAW:
         if span / wanted.interval_seconds > most:
             raise _too_many(most)
@@ -217,7 +217,7 @@ def _read(
             raise _too_many(most)
         # Whoever measures more often than its DERAsset says has no more points for that.
         span = (wanted.end - wanted.first).total_seconds()
-        resolution = choose(span, wanted.interval_seconds, most, has_raw=False)
+        resolution = choose(span, most)
     first, end = widen(wanted.first, wanted.end, resolution.step_seconds)
     series = read_steps(
         connection, life.asset_id, wanted.rolled_up, resolution, first, end, wanted.now

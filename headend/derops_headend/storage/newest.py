@@ -70,7 +70,6 @@ def find_newest(
     connection: psycopg.Connection,
     keys: Sequence[Key],
     now: datetime,
-    within: Sequence[timedelta] = NEWEST_WITHIN,
 ) -> dict[str, Newest]:
     """Return the newest sample of each asset by uid, of those that have one.
 
@@ -78,10 +77,9 @@ def find_newest(
         connection: With a transaction.
         keys: The assets, each once; none has a slash in it.
         now: What is later is from the future, and does not count yet.
-        within: How long ago at most it is looked for, from short to long.
     """
     found: dict[str, Newest] = {}
-    for age in within:
+    for age in NEWEST_WITHIN:
         missing = [key for key in keys if key.uid not in found]
         if not missing:
             break

@@ -35,19 +35,13 @@ class Resolution(NamedTuple):
 RAW = Resolution(Source.RAW, 0)
 
 
-def choose(
-    span_seconds: float, interval_seconds: float, most_points: int, *, has_raw: bool = True
-) -> Resolution:
-    """Return the finest resolution that is expected to have few enough points.
+def choose(span_seconds: float, most_points: int) -> Resolution:
+    """Return the finest steps of which a time touches few enough.
 
     Args:
         span_seconds: Of the time that is asked for.
-        interval_seconds: Between two samples.
         most_points: At least ``LEAST_POINTS``.
-        has_raw: Whether there are samples for all of that time.
     """
-    if has_raw and span_seconds / interval_seconds + 1 <= most_points:
-        return RAW
     step = next(each for each in _steps() if count_points(span_seconds, each) <= most_points)
     source = Source.MINUTES if step < WIDTH_SECONDS[Source.QUARTERS] else Source.QUARTERS
     return Resolution(source, step)
@@ -63,8 +57,6 @@ def widen(first: datetime, end: datetime, step_seconds: int) -> tuple[datetime, 
 
     Times that follow each other have a step in common, so that no sample is lost between them.
     """
-    if not step_seconds:
-        return first, end
     step = timedelta(seconds=step_seconds)
     return (
         _EPOCH + (first - _EPOCH) // step * step,
