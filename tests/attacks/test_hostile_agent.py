@@ -131,7 +131,7 @@ async def test_what_a_stranger_said_before_the_dispatch_was_known_is_in_nobodys_
     dispatch = both.controller.cache.dispatch(VICTIM[0], "peak")
     asset = both.controller.cache.asset(*VICTIM)
     assert dispatch is not None
-    both.controller._publisher.record(dispatch, asset, dispatch.status["history"])
+    both.controller._publisher.record(dispatch, asset, dispatch.status)
     both.controller._load_dispatch(dispatch)
     await both.operator_heard_all()
 

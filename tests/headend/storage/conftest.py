@@ -44,7 +44,7 @@ def query(database_url: str) -> Iterator[Query]:
 
         def run(text: str, *arguments: object) -> list[tuple[Any, ...]]:
             cursor = connection.execute(text.encode(), arguments or None)
-            return cursor.fetchall() if cursor.description else []
+            return cursor.fetchall() if cursor.description is not None else []
 
         yield run
 
