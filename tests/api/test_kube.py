@@ -55,6 +55,10 @@ async def ours(kube: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         await opened.close()
+        # A watch that was cancelled while it was opened says its farewell by TLS: hear it out.
+        loop = asyncio.get_running_loop()
+        open_ = loop._transports.values  # type: ignore[attr-defined]
+        await until(lambda: all(each._sock is None for each in open_()))
 
 
 async def until(holds: Callable[[], object]) -> None:
