@@ -135,7 +135,7 @@ def test_a_withdrawn_token_and_what_is_left_of_it(start_api: StartApi, tmp_path:
     api = start_api(static_tokens_directory=str(tmp_path / "secret"), log_level="DEBUG")
 
     with api.client(token) as client:
-        answer = client.get("/v1/me", params={"namespace": "x"})
+        answer = client.get("/v1/me")
         assert answer.json()["name"] == "static:meter-reader", answer.text
         problem(client.get("/v1/nothing"), 404, "not-found")
         write_mount(tmp_path / "secret", {"ops-2": entry(make("ops-2"), expires=expires)})
