@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
+from fastapi import Depends
 from starlette.requests import Request
 
 from derops_headend.api.caller import Caller
@@ -61,6 +62,14 @@ class Call:
 
 
 def call_of(request: Request) -> Call:
-    """Return the call that a request is; for ``Depends``."""
+    """Return the call that a request is."""
     call: Call = request.state.call
     return call
+
+
+async def _call_of(request: Request) -> Call:
+    return call_of(request)
+
+
+CallOf = Annotated[Call, Depends(_call_of)]
+"""The call that a request is. What is not async would be a thread's work, for each request."""

@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from derops.resources.derassets import AssetType, OperatingState
 from derops_headend.api.assets import AssetView, KnownAsset, Sort, Wanted, choose
-from derops_headend.api.call import Call, call_of
+from derops_headend.api.call import CallOf
 from derops_headend.api.models import NAME_PATTERN, Model
 from derops_headend.api.parameters import AssetName, Namespace
 from derops_headend.api.ports import Parts
@@ -27,7 +27,6 @@ _MOST_NAMESPACES = 100
 _MEDIA_TYPE = "application/json"
 
 Truth = Literal["True", "False", "Unknown"]
-CallOf = Annotated[Call, Depends(call_of)]
 IfNoneMatch = Annotated[
     str | None,
     Header(alias="If-None-Match", description="ETag of an earlier answer", max_length=1024),

@@ -3,13 +3,13 @@
 import uuid
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Response
 from starlette.requests import Request
 
 from derops.lifecycle import Phase
 from derops.resources.dispatches import DispatchSpec
 from derops_headend.api.assets import view_of as asset_view_of
-from derops_headend.api.call import Call, call_of
+from derops_headend.api.call import Call, CallOf
 from derops_headend.api.foreseeing import Charge, Foresight, Seen, facts_of, judge
 from derops_headend.api.models import NAME_PATTERN, Model
 from derops_headend.api.orders import (
@@ -35,7 +35,6 @@ MOST_ROWS = 500
 _MOST_TRIES = 5
 """Of a cancel: each status that the operator writes meanwhile is a new version."""
 
-CallOf = Annotated[Call, Depends(call_of)]
 KeyHeader = Annotated[
     str | None,
     Header(

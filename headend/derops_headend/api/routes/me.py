@@ -4,11 +4,11 @@ import asyncio
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 from pydantic import Field
 from starlette.requests import Request
 
-from derops_headend.api.call import Call, call_of
+from derops_headend.api.call import CallOf
 from derops_headend.api.caller import CallerKind
 from derops_headend.api.models import Model
 from derops_headend.api.ports import Parts
@@ -66,7 +66,7 @@ class RightsOfMe(Model):
 
 
 @router.get("/v1/me", operation_id="getMe", summary="Who I am")
-async def get_me(call: Annotated[Call, Depends(call_of)]) -> Me:
+async def get_me(call: CallOf) -> Me:
     """Return who the credential says that the caller is."""
     call.subject.verb, call.subject.resource = "get", "me"
     caller = call.caller
@@ -80,9 +80,7 @@ async def get_me(call: Annotated[Call, Depends(call_of)]) -> Me:
 
 
 @router.get("/v1/me/rights", operation_id="getMyRights", summary="What I may do in a namespace")
-async def get_my_rights(
-    request: Request, call: Annotated[Call, Depends(call_of)], namespace: Namespace
-) -> RightsOfMe:
+async def get_my_rights(request: Request, call: CallOf, namespace: Namespace) -> RightsOfMe:
     """Return what the shipped roles open, and whether the caller may.
 
     Whether the namespace exists is not told.
