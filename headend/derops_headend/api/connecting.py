@@ -1,11 +1,17 @@
-"""How this program finds the API server."""
+"""How this program finds the API server, and speaks to it."""
 
 import os
+from collections.abc import Mapping
+from typing import Any
+from urllib.request import getproxies
 
+import aiohttp
 import yaml
 from kubernetes.aio import client, config
 
 from derops.errors import SettingError
+
+JSON = "application/json"
 
 _UNUSABLE = (
     config.ConfigException,
@@ -28,6 +34,8 @@ async def read_configuration() -> client.Configuration:
         SettingError: There is neither, or it cannot be read.
     """
     configuration = client.Configuration()
+    # Else aiohttp looks for proxies and a .netrc before each request, in a thread each time.
+    configuration.client_session_kwargs = {"trust_env": bool(getproxies())}
     file = os.environ.get("KUBECONFIG")
     if file and not any(map(os.path.isfile, file.split(os.pathsep))):
         raise SettingError("KUBECONFIG", "environment", f"there is no file {file}")
@@ -45,3 +53,31 @@ async def read_configuration() -> client.Configuration:
         )
         raise SettingError("KUBECONFIG", "environment", problem) from error
     return configuration
+
+
+async def send(
+    api: client.ApiClient,
+    method: str,
+    path: str,
+    *,
+    query: Mapping[str, str] | None = None,
+    body: Mapping[str, Any] | None = None,
+    content_type: str = JSON,
+    limits: aiohttp.ClientTimeout,
+) -> aiohttp.ClientResponse:
+    """Send one request; return the answer, whose body is still to be read.
+
+    Raises:
+        aiohttp.ClientError, OSError: There is none; TimeoutError: not in time.
+    """
+    prepared = await api.param_serialize(
+        method,
+        path,
+        query_params=list((query or {}).items()),
+        header_params={"Accept": JSON, "Content-Type": content_type},
+        body=body,
+        auth_settings=["BearerToken"],
+    )
+    sent = await api.call_api(*prepared, _request_timeout=limits)
+    response: aiohttp.ClientResponse = sent.response
+    return response

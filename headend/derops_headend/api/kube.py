@@ -12,6 +12,7 @@ from kubernetes.aio import client
 
 from derops.observing import Readiness
 from derops_headend.api.assets import KnownAsset, read_asset
+from derops_headend.api.connecting import JSON, send
 from derops_headend.api.orders import CREATED_BY, REQUEST_ID
 from derops_headend.api.paging import no_page
 from derops_headend.api.ports import DispatchPage, Life, Manifest
@@ -27,7 +28,7 @@ WRITE_SECONDS = 5
 
 _GROUP = "/apis/derops.io/v1alpha1"
 _ASSETS, _DISPATCHES = f"{_GROUP}/derassets", f"{_GROUP}/dispatches"
-_MERGE, _JSON = "application/merge-patch+json", "application/json"
+_MERGE = "application/merge-patch+json"
 _CONNECTIONS = 50
 MOST_PAGE_BYTES = 8 * 1024**2
 """Of one page of Dispatches: several hundred usual ones, or each single one that etcd takes."""
@@ -96,7 +97,7 @@ class Kube:
         *,
         query: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
-        content_type: str = _JSON,
+        content_type: str = JSON,
         limits: aiohttp.ClientTimeout = _READ,
     ) -> Answer:
         """Send one request and return the answer, whatever its status.
@@ -105,7 +106,15 @@ class Kube:
             ProblemError: KUBERNETES_UNAVAILABLE: there is none in time.
         """
         try:
-            stream = await self._request(method, path, query or {}, body, content_type, limits)
+            stream = await send(
+                self._client,
+                method,
+                path,
+                query=query,
+                body=body,
+                content_type=content_type,
+                limits=limits,
+            )
             return Answer(stream.status, await stream.read())
         except _AWAY as error:
             raise unanswered(creating=method == "POST" and path.endswith("/dispatches")) from error
@@ -164,7 +173,7 @@ class Kube:
         try:
             while True:
                 asked = {**query, "limit": str(limit)}
-                stream = await self._request("GET", path, asked, None, _JSON, _READ)
+                stream = await self._open(path, asked, _READ)
                 try:
                     body = await _read_at_most(stream.content, MOST_PAGE_BYTES)
                     if body is not None:
@@ -234,7 +243,7 @@ class Kube:
         }
         begun = time.monotonic()
         try:
-            stream = await self._request("GET", path, query, None, _JSON, _LOOK_BACK)
+            stream = await self._open(path, query, _LOOK_BACK)
             try:
                 if stream.status == HTTPStatus.GONE:
                     return Life.UNKNOWN
@@ -256,28 +265,7 @@ class Kube:
     async def _open(
         self, path: str, query: Mapping[str, str], limits: aiohttp.ClientTimeout
     ) -> aiohttp.ClientResponse:
-        return await self._request("GET", path, query, None, _JSON, limits)
-
-    async def _request(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str],
-        body: Mapping[str, Any] | None,
-        content_type: str,
-        limits: aiohttp.ClientTimeout,
-    ) -> aiohttp.ClientResponse:
-        prepared = await self._client.param_serialize(
-            method,
-            path,
-            query_params=list(query.items()),
-            header_params={"Accept": _JSON, "Content-Type": content_type},
-            body=body,
-            auth_settings=["BearerToken"],
-        )
-        sent = await self._client.call_api(*prepared, _request_timeout=limits)
-        response: aiohttp.ClientResponse = sent.response
-        return response
+        return await send(self._client, "GET", path, query=query, limits=limits)
 
 
 async def _look_back(content: aiohttp.StreamReader, now: int) -> Life | None:

@@ -11,6 +11,7 @@ from kubernetes.aio import client
 from derops.observing import Readiness
 from derops_headend.api import metrics
 from derops_headend.api.caller import Caller
+from derops_headend.api.connecting import send
 from derops_headend.api.ports import Decision
 from derops_headend.api.problems import ProblemError, Slug
 from derops_headend.api.sharing import Places
@@ -39,7 +40,6 @@ class Reviews:
         self._readiness = readiness
         configuration.connection_pool_maxsize = TOKEN_REVIEWS + ACCESS_REVIEWS
         self._client = client.ApiClient(configuration)
-        self._objects = client.CustomObjectsApi(self._client)
         self._tokens = asyncio.Semaphore(TOKEN_REVIEWS)
         self._accesses = Places(ACCESS_REVIEWS, ACCESS_REVIEWS_OF_ONE)
         self._issuer = ""
@@ -56,8 +56,7 @@ class Reviews:
         """
         async with self._tokens:
             return await self._create(
-                "authentication.k8s.io",
-                "tokenreviews",
+                "authentication.k8s.io/v1",
                 "TokenReview",
                 {"token": token, "audiences": [audience]},
             )
@@ -86,9 +85,7 @@ class Reviews:
             },
         }
         async with self._accesses.hold(caller.share):
-            status = await self._create(
-                "authorization.k8s.io", "subjectaccessreviews", "SubjectAccessReview", spec
-            )
+            status = await self._create("authorization.k8s.io/v1", "SubjectAccessReview", spec)
         return Decision(status.get("allowed") is True, str(status.get("reason", "")))
 
     @property
@@ -104,30 +101,22 @@ class Reviews:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _learn(self) -> None:
-        ask = client.WellKnownApi(self._client)
-        found = await self._ask(
-            ask.get_service_account_issuer_open_id_configuration_without_preload_content
-        )
+        found = await self._ask("GET", "/.well-known/openid-configuration")
         self._issuer = str(found.get("issuer", ""))
 
-    async def _create(
-        self, group: str, plural: str, kind: str, spec: dict[str, Any]
-    ) -> dict[str, Any]:
-        body = {"apiVersion": f"{group}/v1", "kind": kind, "spec": spec}
-        answer = await self._ask(
-            self._objects.create_cluster_custom_object_without_preload_content,
-            group,
-            "v1",
-            plural,
-            body,
-        )
+    async def _create(self, version: str, kind: str, spec: dict[str, Any]) -> dict[str, Any]:
+        question = {"apiVersion": version, "kind": kind, "spec": spec}
+        answer = await self._ask("POST", f"/apis/{version}/{kind.lower()}s", question)
         status = answer.get("status")
         return status if isinstance(status, dict) else {}
 
-    async def _ask(self, call: Any, *arguments: object) -> dict[str, Any]:
+    async def _ask(
+        self, method: str, path: str, question: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        limits = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
         with metrics.REVIEW_SECONDS.time():
             try:
-                answer = await call(*arguments, _request_timeout=ANSWER_SECONDS)
+                answer = await send(self._client, method, path, body=question, limits=limits)
                 body = await answer.read()
                 found = json.loads(body) if answer.status < 300 else None
             except _FAILURES as error:
