@@ -51,6 +51,12 @@ class World:
     fault: str = ""
     """What happens to the next call."""
 
+    reviewed: set[str] = field(default_factory=set)
+    """Requests whose caller may."""
+
+    hangs: bool = False
+    """The database neither answers nor refuses."""
+
     requests: int = 0
     meanwhile: Callable[[], Awaitable[object]] | None = None
     """Done by others while the next announcement is written down."""
@@ -61,9 +67,20 @@ class World:
             return fault
         return ""
 
+    # Rights
+
+    async def require(self, call: Call, *, fresh: bool = False) -> None:
+        assert fresh
+        for _ in range(5):  # the answer about the key comes first
+            await asyncio.sleep(0)
+        if self.take("forbidden"):
+            raise ProblemError(Slug.FORBIDDEN, "no")
+        self.reviewed.add(call.request_id)
+
     # The audit
 
     async def announce(self, call: Call) -> None:
+        assert call.request_id in self.reviewed
         if self.take("audit away"):
             raise ProblemError(Slug.AUDIT_UNAVAILABLE, "no")
         if self.take("audit slow"):
@@ -90,6 +107,8 @@ class World:
         ]
 
     async def find_key(self, caller: str, namespace: str, sha256: str) -> Used | None:
+        if self.hangs:
+            await asyncio.Event().wait()
         if not self.database:
             raise ProblemError(Slug.DATABASE_UNAVAILABLE, "no")
         found = [
@@ -161,7 +180,7 @@ class Client:
 
     def _start(self) -> Placing:
         world: Any = self.world
-        return Placing(world, world, lambda: self.world.now)
+        return Placing(world, world, world, lambda: self.world.now)
 
     async def call(self, replica: int = 0, order: dict[str, Any] | None = None) -> Placed:
         self.world.requests += 1
@@ -293,6 +312,31 @@ async def test_two_replicas_at_once_make_one(world: World, client: Client) -> No
     assert len(placed) == 50
     assert {each.dispatch["metadata"]["uid"] for each in placed} == {"uid-0"}
     assert [each.replayed for each in placed].count(False) == 1
+    assert len(world.announced) <= 2  # of one replica those with the same key take turns
+
+
+@pytest.mark.parametrize("database", ["there", "away", "hangs"])
+async def test_whoever_may_not_is_told_nothing_of_a_key(
+    world: World, client: Client, database: str
+) -> None:
+    await client.call()
+    world.database, world.hangs = database == "there", database == "hangs"
+    for order in (ORDER, {**ORDER, "durationSeconds": 5}):
+        world.fault = "forbidden"
+        with pytest.raises(ProblemError) as refused:
+            await asyncio.wait_for(client.call(1, order), 20)
+        assert refused.value.slug is Slug.FORBIDDEN
+    assert len(world.announced) == 1
+
+
+async def test_whoever_may_not_makes_nothing(world: World, client: Client) -> None:
+    world.fault = "forbidden"
+    with pytest.raises(ProblemError) as refused:
+        await client.call()
+    assert refused.value.slug is Slug.FORBIDDEN
+    assert not world.announced
+    assert not world.made
+    assert not (await client.call()).replayed
 
 
 async def test_another_replica_may_be_faster_and_its_dispatch_deleted_meanwhile(
@@ -321,6 +365,7 @@ FAULTS = [
     "killed in create",
     "read unanswered",
     "refused",
+    "forbidden",
     "audit away",
     "audit slow",
 ]

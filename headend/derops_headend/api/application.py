@@ -46,7 +46,7 @@ def make_application(parts: Parts | None, routers: Sequence[APIRouter] = ROUTERS
     )
     app.state.parts = parts
     if parts is not None:
-        app.state.placing = Placing(parts.audit, parts.kubernetes, parts.now)
+        app.state.placing = Placing(parts.rights, parts.audit, parts.kubernetes, parts.now)
     for router in routers:
         app.include_router(router, dependencies=[Depends(check_query)])
     app.add_exception_handler(ProblemError, _problem)

@@ -23,7 +23,7 @@ from derops_headend.api.orders import (
     name_of,
     sha256_of,
 )
-from derops_headend.api.ports import Audit, Kubernetes, Life, Manifest, Used
+from derops_headend.api.ports import Audit, Kubernetes, Life, Manifest, Rights, Used
 from derops_headend.api.problems import Fault, ProblemError, Slug
 from derops_headend.api.refusals import REPEAT_WITH_THE_SAME_KEY
 
@@ -80,16 +80,20 @@ class Asked:
 class Placing:
     """Places orders; calls with the same key take turns."""
 
-    def __init__(self, audit: Audit, kubernetes: Kubernetes, now: Callable[[], datetime]) -> None:
-        self._audit, self._kubernetes, self._now = audit, kubernetes, now
+    def __init__(
+        self, rights: Rights, audit: Audit, kubernetes: Kubernetes, now: Callable[[], datetime]
+    ) -> None:
+        self._rights, self._audit = rights, audit
+        self._kubernetes, self._now = kubernetes, now
         self._turns: dict[tuple[str, str, str], _Turn] = {}
 
     async def place(self, asked: Asked) -> Placed:
         """Make the Dispatch that is asked for, or find that which the same call made before.
 
         Raises:
-            ProblemError: KEY_REUSED, KEY_EXPIRED; CONFLICT: the name is another's, or the first
-                call is still under way; whatever Kubernetes, audit and database refuse with.
+            ProblemError: FORBIDDEN, NOT_FOUND: the caller may not; KEY_REUSED, KEY_EXPIRED;
+                CONFLICT: the name is another's, or the first call is still under way; whatever
+                Kubernetes, audit and database refuse with.
         """
         async with self._turn(asked):
             placed = await self._place(asked)
@@ -97,17 +101,30 @@ class Placing:
         return placed
 
     async def _place(self, asked: Asked) -> Placed:
-        caller = asked.call.caller.name
+        """Ask for the caller's right and for the key at once; without the right nothing is told."""
+        looking = asyncio.create_task(self._look_up(asked))
         try:
-            used = await self._audit.find_key(caller, asked.namespace, asked.key_sha256)
-        except ProblemError as problem:
-            if problem.slug is not Slug.DATABASE_UNAVAILABLE:
-                raise
-            return await self._find_without_memory(asked, problem)
+            await self._rights.require(asked.call, fresh=True)
+            used = await looking
+        finally:
+            looking.cancel()
+        if isinstance(used, ProblemError):
+            if used.slug is not Slug.DATABASE_UNAVAILABLE:
+                raise used
+            return await self._find_without_memory(asked, used)
         if used is not None:
             return await self._repeat(asked, used)
         start = asked.order.start_time or format_start(self._now())
         return await self._make(asked, asked.name, start, self._kubernetes.dispatch_version())
+
+    async def _look_up(self, asked: Asked) -> Used | ProblemError | None:
+        """Return what the key was used for, or why that cannot be known."""
+        try:
+            return await self._audit.find_key(
+                asked.call.caller.name, asked.namespace, asked.key_sha256
+            )
+        except ProblemError as problem:
+            return problem
 
     async def _find_without_memory(self, asked: Asked, problem: ProblemError) -> Placed:
         """Return the object that the key names, which is all that is known of it."""

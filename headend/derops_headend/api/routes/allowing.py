@@ -28,10 +28,14 @@ async def allow(
     Raises:
         ProblemError: NOT_FOUND, FORBIDDEN, KUBERNETES_UNAVAILABLE.
     """
-    call = call_of(request)
-    subject = call.subject
+    note(request, verb, resource, namespace, name)
+    parts: Parts = request.app.state.parts
+    await parts.rights.require(call_of(request), fresh=fresh)
+    return parts
+
+
+def note(request: Request, verb: str, resource: str, namespace: str = "", name: str = "") -> None:
+    """Note what a call is about; whether the caller may is still to be asked."""
+    subject = call_of(request).subject
     subject.verb, subject.resource = verb, resource
     subject.namespace, subject.name = namespace, name
-    parts: Parts = request.app.state.parts
-    await parts.rights.require(call, fresh=fresh)
-    return parts

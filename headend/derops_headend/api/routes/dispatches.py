@@ -26,7 +26,7 @@ from derops_headend.api.parameters import DispatchName, Namespace
 from derops_headend.api.placing import Asked, Placing, format_start
 from derops_headend.api.ports import Manifest, Parts
 from derops_headend.api.problems import Fault, ProblemError, Slug, not_found
-from derops_headend.api.routes.allowing import allow
+from derops_headend.api.routes.allowing import allow, note
 from derops_headend.storage.newest import Key, find_newest
 
 router = APIRouter(tags=["dispatches"])
@@ -142,9 +142,10 @@ async def create_dispatch(
     call.subject.dry_run = dry_run
     if not dry_run and key is None:
         raise _no_key()
-    parts = await allow(request, "create", "dispatches", namespace, fresh=True)
     if key is None or dry_run:
+        parts = await allow(request, "create", "dispatches", namespace, fresh=True)
         return _answer(await _foresee(parts, call, namespace, order), 200)
+    note(request, "create", "dispatches", namespace)
     placing: Placing = request.app.state.placing
     placed = await placing.place(Asked(call=call, namespace=namespace, order=order, key=key))
     view = view_of(placed.dispatch)
