@@ -2,7 +2,6 @@
 
 import asyncio
 import struct
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import NamedTuple, Self
 
 from pymodbus.constants import ExcCodes
 from tests.agent.lines import Answering
+from tests.waiting import now
 
 from derops_agent.drivers.modbus_tcp import Address, Table
 
@@ -92,9 +92,15 @@ class SerialGateway:
         """Return what a unit was asked."""
         return [r for r in self.requests if r.unit_id == unit_id and r.at_seconds >= since]
 
+    def before_a_write(self, unit_id: int, asked: int) -> list[int]:
+        """Return who else was asked after ``asked`` requests and before a unit's write."""
+        since = self.requests[asked:]
+        at = next(at for at, each in enumerate(since) if each.unit_id == unit_id and each.is_write)
+        return [each.unit_id for each in since[:at] if each.unit_id != unit_id]
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         one = self.has_one_socket or self.free_seconds
-        if one and (self._writers or time.monotonic() < self._freed):
+        if one and (self._writers or now() < self._freed):
             self.refused += 1
             writer.close()
             return
@@ -110,13 +116,13 @@ class SerialGateway:
         finally:
             self._tasks.discard(task)
             self._writers.discard(writer)
-            self._freed = time.monotonic() + self.free_seconds
+            self._freed = now() + self.free_seconds
             writer.transport.abort()
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         number, _, length, unit_id = _HEADER.unpack(await reader.readexactly(_HEADER.size))
         message = await reader.readexactly(length - 1)
-        self.requests.append(Request(time.monotonic(), unit_id, message[0] == 16))
+        self.requests.append(Request(now(), unit_id, message[0] == 16))
         if self.swallows:
             return
         if unit_id in self.hangs_up_on:

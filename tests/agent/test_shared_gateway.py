@@ -15,7 +15,7 @@ from tests.agent.gateway import SERVER_NAME, Authority, Gateway, Stream, serve
 from tests.agent.modbus.registers import battery
 from tests.agent.modbus.test_device import PROFILES
 from tests.agent.serial_gateway import SerialGateway
-from tests.waiting import until
+from tests.waiting import now, until
 
 from derops.wire.v1 import dispatch_pb2
 from derops_agent.clock import SystemClock
@@ -89,9 +89,7 @@ async def test_a_dispatch_runs_on_time_and_samples_flow_beside_a_dead_unit(
         report = await stream.until("report", lambda r: r.phase == "Active", 20)
         ended = await stream.until("report", lambda r: r.phase == "Complete", 20)
         samples = [
-            each
-            for each in line.asked(1)
-            if not each.is_write and each.at_seconds > time.monotonic() - 8
+            each for each in line.asked(1) if not each.is_write and each.at_seconds > now() - 8
         ]
 
         line.silent = set()
@@ -120,17 +118,17 @@ async def test_an_order_on_a_dead_unit_starts_when_it_is_back_and_harms_no_neigh
         await until(lambda: len(line.asked(2)) > asked, 10)
         line.silent = {2}
         await asyncio.sleep(4)  # two samples are missed by then
-        began = time.monotonic()
+        began = now()
         for stream in streams:
             await stream.send(dispatch=soon("d1", 2, duration_seconds=20))
         await until(lambda: units[1].holding[201] == ON, 10)
-        late_seconds = time.monotonic() - began - 2
+        late_seconds = now() - began - 2
         await asyncio.sleep(5)
         tries = [each.at_seconds for each in line.asked(2, began + 1.9)]
         line.silent = set()
-        back = time.monotonic()
+        back = now()
         await until(lambda: units[2].holding[201] == ON, 10)
-        back_seconds = time.monotonic() - back
+        back_seconds = now() - back
         for stream in streams:
             await stream.until("report", lambda r: r.phase == "Active", 10)
 

@@ -6,7 +6,6 @@ behind the same gateway, or on another line of the same agent.
 
 import asyncio
 import struct
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,6 +21,7 @@ from tests.agent.modbus.test_shared_line import (
     units,
 )
 from tests.agent.serial_gateway import SerialGateway
+from tests.waiting import now
 
 from derops.errors import (
     DeviceError,
@@ -97,10 +97,10 @@ async def test_messages_without_end_end_the_connection() -> None:
         UnitOptions.model_validate({"host": "127.0.0.1", "port": port, "timeoutSeconds": 2})
     )
     async with opened(SerialGateway(units(1))) as neighbours, sampled(neighbours) as samplings:
-        began = time.monotonic()
+        began = now()
         with pytest.raises(DeviceTimeoutError, match="messages that answer nothing"):
             await unit.read(0, 1)
-        seconds = time.monotonic() - began
+        seconds = now() - began
         await asyncio.sleep(1)
         taken = [at for at in samplings[0].at_seconds if at >= began]
     await unit.close()
@@ -122,9 +122,9 @@ async def test_orders_that_change_faster_than_a_dead_unit_is_tried() -> None:
         gateway.silent = {2}
         for _ in range(3):
             await devices[1].sample()
-        began = time.monotonic()
+        began = now()
         watts = 0
-        while time.monotonic() < began + seconds:
+        while now() < began + seconds:
             watts += 100
             with pytest.raises(DeviceUnreachableError):
                 await devices[1].write(Setpoints(active_power_watts=watts % 9000))
@@ -143,8 +143,8 @@ async def test_a_slow_unit_that_is_written_without_a_pause() -> None:
     """
     gateway = SerialGateway(units(2), busy_seconds={2: 0.75})
     async with opened(gateway, timeoutSeconds=1.0) as devices, sampled(devices[:1]) as samplings:
-        began, watts = time.monotonic(), 0
-        while time.monotonic() < began + 20:
+        began, watts = now(), 0
+        while now() < began + 20:
             watts += 100
             with suppress(DeviceError):
                 await devices[1].write(Setpoints(active_power_watts=watts % 9000))
@@ -162,11 +162,11 @@ async def test_a_unit_that_answers_every_other_question() -> None:
     """
     gateway = SerialGateway(units(2))
     async with opened(gateway) as devices, sampled(devices) as samplings:
-        began = time.monotonic()
-        while time.monotonic() < began + 6:
+        began = now()
+        while now() < began + 6:
             gateway.silent ^= {2}
             heard = len(gateway.asked(2))
-            while len(gateway.asked(2)) == heard and time.monotonic() < began + 6:
+            while len(gateway.asked(2)) == heard and now() < began + 6:
                 await asyncio.sleep(0.005)
         taken = [at for at in samplings[0].at_seconds if at >= began]
 
