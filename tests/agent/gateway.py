@@ -101,7 +101,7 @@ class Stream:
             self._arrived.notify_all()
 
     async def until(
-        self, kind: str, match: Callable[[Any], bool] = lambda _: True, seconds: float = 10
+        self, kind: str, match: Callable[[Any], bool] = lambda _: True, seconds: float = 30
     ) -> Any:
         """Return the first message of a kind that matches, waiting for it."""
 
@@ -133,7 +133,7 @@ class Gateway(agent_pb2_grpc.AgentLinkServicer):
         finally:
             stream.ended.set()
 
-    async def next_stream(self, seconds: float = 10) -> Stream:
+    async def next_stream(self, seconds: float = 30) -> Stream:
         return await asyncio.wait_for(self.streams.get(), seconds)
 
 

@@ -39,7 +39,7 @@ def client(api: ApiProcess, tenant: Tenant) -> Iterator[httpx.Client]:
 
 
 def until(holds: Any) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)

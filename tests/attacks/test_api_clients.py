@@ -133,7 +133,7 @@ def test_heads_without_an_end(start_api: StartApi, tenant_a: Tenant) -> None:
     api, token = start_api(), tenant_a.token("viewer")
     with ExitStack() as opened:
         slow = [
-            opened.enter_context(socket.create_connection(("127.0.0.1", api.port), timeout=30))
+            opened.enter_context(socket.create_connection(("127.0.0.1", api.port), timeout=60))
             for _ in range(1_100)
         ]
         for each in slow:
@@ -144,7 +144,7 @@ def test_heads_without_an_end(start_api: StartApi, tenant_a: Tenant) -> None:
         assert metric(api.ops_port, "derops_api_connections_closed_total{") >= 100
         begun = time.monotonic()
         assert slow[-1].recv(100) == b""
-        assert time.monotonic() - begun < 15
+        assert time.monotonic() - begun < 45
     assert exchange(api, b"GET / HTTP/1.1\r\nX: " + b"a" * 20_000_000) == b""
     assert resident_mebibytes(api) < 250
 

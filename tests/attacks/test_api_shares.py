@@ -28,6 +28,7 @@ ACCOUNTS = [
     Caller(kind=CallerKind.KUBERNETES, name=f"system:serviceaccount:tenant-b:account-{number}")
     for number in range(2 * CALLS_AT_ONCE // CALLS_OF_ONE_AT_ONCE)
 ]
+SLOW_SECONDS = 8.0
 VICTIM = Caller(kind=CallerKind.KUBERNETES, name="system:serviceaccount:tenant-a:reader")
 
 
@@ -42,7 +43,9 @@ def url(postgres_server: PostgresServer) -> Iterator[str]:
 
 @pytest.fixture
 async def database(url: str) -> AsyncIterator[ReadingDatabase]:
-    async with ReadingDatabase(url, Readiness(), statement_milliseconds=5_000) as opened:
+    async with ReadingDatabase(
+        url, Readiness(), statement_milliseconds=30_000, read_seconds=30.0
+    ) as opened:
         yield opened
 
 
@@ -62,18 +65,18 @@ async def read_as(database: ReadingDatabase, caller: Caller, seconds: float) -> 
 async def test_slow_questions_of_one_tenant(database: ReadingDatabase) -> None:
     """R120: twice as many slow reads as there are connections, by many accounts of a namespace."""
     slow = [
-        asyncio.create_task(read_as(database, account, 4.0))
+        asyncio.create_task(read_as(database, account, SLOW_SECONDS))
         for account in ACCOUNTS[: 2 * CONNECTIONS]
     ]
     await asyncio.sleep(0)
 
-    begun = time.monotonic()
     for _ in range(5):
         assert await read_as(database, VICTIM, 0.0) == 0.0
-    assert time.monotonic() - begun < 1.9, "the victim waited"
+    ended = [each.result() for each in slow if each.done()]
+    assert SLOW_SECONDS not in ended, "the victim waited"
 
     answers = await asyncio.gather(*slow)
-    assert answers.count(4.0) == CONNECTIONS_OF_ONE
+    assert answers.count(SLOW_SECONDS) == CONNECTIONS_OF_ONE
     assert answers.count(Slug.TOO_MANY_REQUESTS) == len(slow) - CONNECTIONS_OF_ONE
 
 
@@ -106,5 +109,5 @@ def test_open_calls_of_a_tenant_with_many_accounts(
         with api.client(tokens[0]) as own:
             begun = time.monotonic()
             while own.get("/v1/me").status_code != 429:
-                assert time.monotonic() - begun < 8, "their calls are not open"
+                assert time.monotonic() - begun < 25, "their calls are not open"
         assert {victim.get("/v1/me").status_code for _ in range(20)} == {200}

@@ -141,7 +141,7 @@ def test_a_withdrawn_token_and_what_is_left_of_it(start_api: StartApi, tmp_path:
         write_mount(tmp_path / "secret", {"ops-2": entry(make("ops-2"), expires=expires)})
         begun = time.monotonic()
         while client.get("/v1/me").status_code == 200:
-            assert time.monotonic() - begun < 10
+            assert time.monotonic() - begun < 60
             time.sleep(0.2)
         problem(client.get("/v1/me"), 401, "unauthenticated")
 

@@ -7,7 +7,6 @@ may what is said by the test.
 import asyncio
 import json
 import socket
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -18,6 +17,7 @@ import uvicorn
 from tests.api.reading import Site, reading_site
 from tests.headend.storage.storing import NOW, Sample, Store, us
 from tests.stack.postgres import READER, PostgresServer
+from tests.waiting import now
 
 from derops_headend.api import exports
 from derops_headend.api.routes import telemetry
@@ -27,7 +27,7 @@ from derops_headend.storage.roles import roles_sql
 
 PATH = "/v1/namespaces/site/assets/battery"
 MAY = {"get derassets/telemetry site/battery"}
-STATEMENT_MILLISECONDS = 700
+STATEMENT_MILLISECONDS = 1000
 
 
 @pytest.fixture
@@ -118,11 +118,11 @@ async def test_what_nobody_could_mean_is_refused_before_the_database_hears_of_it
         # Nobody could read meanwhile: what is refused was not looked for.
         writer.execute("lock table asset in access exclusive mode")
         for what, query, parameter in WRONG:
-            begun = time.monotonic()
+            begun = now()
             answer = await site.client.get(f"{PATH}/{what}?{query}")
             assert answer.status_code == 422, (query, answer.text)
             assert [each["parameter"] for each in answer.json()["errors"]] == [parameter], query
-            assert time.monotonic() - begun < STATEMENT_MILLISECONDS / 1000, query
+            assert now() - begun < STATEMENT_MILLISECONDS / 1000, query
             for word in (
                 "EVIL",
                 "drop",
@@ -172,9 +172,9 @@ async def test_slow_statements_end_and_leave_all_connections_free(site: Site, ur
     """R33: questions that take longer than they may, more of them than there are connections."""
     with psycopg.connect(url) as writer:
         writer.execute("lock table telemetry in access exclusive mode")
-        begun = time.monotonic()
+        begun = now()
         answers = await asyncio.gather(*(site.client.get(f"{PATH}/telemetry") for _ in range(6)))
-        assert time.monotonic() - begun < 5
+        assert now() - begun < 5
         for answer in answers:
             assert answer.status_code == 503
             assert answer.headers["retry-after"].isdigit()
@@ -247,7 +247,7 @@ async def test_a_client_that_stops_reading_holds_its_own_place_and_no_longer_tha
                     "and xact_start is not null"
                 ).fetchone()
             assert open_transactions == (0,)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while again.status_code == 429:
                     await asyncio.sleep(0.05)
                     again = await site.client.get(f"{PATH}/telemetry", params=asked, headers=accept)

@@ -16,7 +16,7 @@ from tests.headend.gateway.rig import Rig
 
 from derops.wire.v1 import agent_pb2, agent_pb2_grpc, control_pb2, control_pb2_grpc
 
-PATIENCE = 5.0
+PATIENCE = 20.0
 OPERATOR = f"spiffe://{TRUST_DOMAIN}/operator"
 
 

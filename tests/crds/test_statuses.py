@@ -173,7 +173,7 @@ def test_kubectl_can_wait_for_a_condition_and_for_a_phase(api: Api, kube: Contro
 
     for what in ("condition=Applied", "condition=Succeeded", "jsonpath={.status.phase}=Complete"):
         kube.kubectl(
-            "wait", f"--for={what}", "dispatch/evening-peak", "-n", api.namespace, "--timeout=5s"
+            "wait", f"--for={what}", "dispatch/evening-peak", "-n", api.namespace, "--timeout=60s"
         )
 
 

@@ -405,7 +405,7 @@ def test_an_operator_that_is_scaled_up_again_is_told(world: World, pods: Pods) -
 def test_what_is_deleted_before_it_is_over_is_told(world: World, pods: Pods) -> None:
     world.dispatch("vanishing", FINALIZER, phase="Active")
     world.dispatch("staying", FINALIZER, phase="Active")
-    running = start_uninstall(world.kubeconfig, "--timeout-seconds", "6")
+    running = start_uninstall(world.kubeconfig, "--timeout-seconds", "20")
     eventually(lambda: world.is_cancelled("vanishing"), "the cancel")
 
     world.patch("dispatches", "vanishing", metadata={"finalizers": None})

@@ -52,7 +52,7 @@ async def opened(
     async with Line({1: registers}) as line:
         host, port = line.address
         # Short only where it is waited for in vain: a busy machine may be slow to answer.
-        seconds = 0.2 if is_silent else 2.0
+        seconds = 0.5 if is_silent else 2.0
         options = {"host": host, "port": port, "profile": str(profile), "timeoutSeconds": seconds}
         device = await open_modbus(options, clock)
         yield device

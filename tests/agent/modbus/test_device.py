@@ -32,7 +32,7 @@ async def opened(
     async with Line({1: registers}) as line:
         host, port = line.address
         options = {"host": host, "port": port, "unitId": unit_id, "profile": str(profile)}
-        device = await open_modbus(options | {"timeoutSeconds": 0.3}, FakeClock())
+        device = await open_modbus(options | {"timeoutSeconds": 0.8}, FakeClock())
         yield device
         await device.close()
 
@@ -253,7 +253,7 @@ async def test_a_device_that_is_gone_before_anything_was_written_cannot_have_act
     line = Line({1: registers})
     await line.start()
     options = {"host": line.address.host, "port": line.address.port}
-    profile = {"profile": str(PROFILES / "battery.yaml"), "timeoutSeconds": 0.3}
+    profile = {"profile": str(PROFILES / "battery.yaml"), "timeoutSeconds": 0.8}
     device = await open_modbus(options | profile, FakeClock())
     await line.stop()
     with pytest.raises(DeviceUnreachableError):

@@ -45,7 +45,7 @@ async def opened(
     async with Line({1: inverter}) as line:
         host, port = line.address
         # Short only where it is waited for in vain: a busy machine may be slow to answer.
-        seconds = 0.2 if is_silent else 2.0
+        seconds = 0.5 if is_silent else 2.0
         facts = {"host": host, "port": port, "timeoutSeconds": seconds, **options}
         try:
             device = await open_sunspec(facts, clock or FakeClock())

@@ -157,7 +157,7 @@ async def test_a_full_log_refuses_until_it_was_trimmed(opened: Opened) -> None:
     with pytest.raises(LogFullError):
         await log.append([entry(b"x" * MAX_RECORD_BYTES)])
     assert [int(body[:4]) for body in await bodies(reader)] == list(range(taken))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while log.fill() < 0.9:
             await asyncio.sleep(0.05)
 
@@ -165,6 +165,6 @@ async def test_a_full_log_refuses_until_it_was_trimmed(opened: Opened) -> None:
     await log.append([entry(b"taken")])
 
     assert (await bodies(reader))[-1] == b"taken"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while log.fill() > 0.5:
             await asyncio.sleep(0.05)

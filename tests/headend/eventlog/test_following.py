@@ -39,7 +39,7 @@ from derops_headend.writer import TAKE_OVER_SECONDS, Writer
 from derops_headend.writer_program import choose_shards
 
 PROGRAM = Path(sys.executable).parent / "derops-headend"
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0
 SHARDS = 3
 ASSETS = 14
 
@@ -292,7 +292,7 @@ async def test_of_two_writers_one_stands_by_and_takes_over(
         await log.append([sample(next(numbers))])
         last = next(numbers)
         until(lambda: stored(query)[0] == last, "samples of the successor")
-        assert time.monotonic() - stopped < TAKE_OVER_SECONDS + 5
+        assert time.monotonic() - stopped < TAKE_OVER_SECONDS + 20
         until(lambda: not waiting.stands_by, "word of the successor")
 
     assert stored(query) == (last, sum(range(last)) * 1.0)

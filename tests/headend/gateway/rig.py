@@ -24,7 +24,7 @@ from derops_headend.gateway.desired_store import DesiredStore
 from derops_headend.gateway.listening import CredentialFiles
 from derops_headend.gateway.server import Gateway, GatewayOptions
 
-PATIENCE = 5.0
+PATIENCE = 20.0
 
 
 def now_us() -> int:

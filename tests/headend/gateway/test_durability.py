@@ -463,7 +463,7 @@ async def test_streams_share_appends(rig: Rig, agent: Agent) -> None:
 
     rig.gateway.exchange.journal._commit._write = counting
     rig.log.open.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while (await agent.read_until("credit")).acknowledged_through < 11:
             pass
 

@@ -19,6 +19,7 @@ from tests.headend.gateway.rig import PATIENCE, Agent, Operator, Rig
 
 from derops.wire.v1 import agent_pb2, agent_pb2_grpc, dispatch_pb2
 from derops_headend.gateway.agent_stream import MAX_REFUSED_REPORTS
+from derops_headend.gateway.listening import EXCHANGE_SECONDS
 
 LONGEST_TIMEOUT_SECONDS = 30
 SLACK_SECONDS = 15
@@ -227,7 +228,7 @@ async def test_connections_beyond_the_bound_are_closed(
     await agent.connect()
 
     async with raw(rig, tmp_path, leaf), raw(rig, tmp_path, leaf):
-        async with raw(rig, tmp_path, None) as beyond, asyncio.timeout(PATIENCE):
+        async with raw(rig, tmp_path, None) as beyond, asyncio.timeout(EXCHANGE_SECONDS - 2):
             await beyond.closed_by_server()
         await agent.send(agent_pb2.AgentMessage(heartbeat=agent_pb2.Heartbeat(agent_sent_us=1)))
         await agent.read_until("heartbeat_reply")

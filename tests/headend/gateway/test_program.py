@@ -73,7 +73,7 @@ async def test_no_full_collection_looks_at_what_stays(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
     )
     assert process.stderr is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while b"gateway.started" not in await process.stderr.readline():
             assert process.returncode is None
 
@@ -89,22 +89,22 @@ async def test_it_serves_and_ends_on_sigterm(tmp_path: Path) -> None:
         str(PROGRAM), "gateway", env=facts, stderr=subprocess.PIPE
     )
     assert process.stderr is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while b"gateway.started" not in await process.stderr.readline():
             assert process.returncode is None
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         status, text = await asyncio.to_thread(readiness, facts["DEROPS_GATEWAY_OPS_PORT"])
 
     begun = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         code = await process.wait()
 
     assert status == 503
     assert "operator snapshot" in text
     assert "degraded operator certificate: no operator is admitted" in text
     assert code == 0
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20, "a pod gets 30 s"
 
 
 def test_a_missing_certificate_is_one_line_and_exit_code_2(tmp_path: Path) -> None:

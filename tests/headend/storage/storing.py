@@ -15,7 +15,7 @@ from derops_headend.storage.rolling_up import roll_up
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 MINUTE_US = 60_000_000
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 
 
 class Sample(NamedTuple):
