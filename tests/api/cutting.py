@@ -1,4 +1,4 @@
-"""A TCP proxy before the API server that a test can hold and cut."""
+"""A TCP proxy before a server that a test can hold, cut and take away."""
 
 import socket
 import threading
@@ -14,7 +14,8 @@ import yaml
 class CutProxy:
     """Passes bytes on; while it holds, what clients send waits, and so does what they are answered.
 
-    It knows nothing of what is in the bytes: they are TLS.
+    It knows nothing of what is in the bytes. Where
+    nobody listens behind it, its clients are cut off.
     """
 
     def __init__(self, server: str) -> None:
@@ -26,6 +27,7 @@ class CutProxy:
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._to_server, self._to_client = threading.Event(), threading.Event()
+        self._is_away = False
         self.held = threading.Event()
         """Set once a client sent something that waits."""
 
@@ -45,6 +47,7 @@ class CutProxy:
 
     def pass_on(self) -> None:
         """Pass on what comes and what waits."""
+        self._is_away = False
         self._to_server.set()
         self._to_client.set()
 
@@ -67,6 +70,11 @@ class CutProxy:
                 each.shutdown(socket.SHUT_RDWR)
             each.close()
 
+    def take_away(self) -> None:
+        """End all connections, and each new one, until ``pass_on``."""
+        self._is_away = True
+        self.cut()
+
     def kubeconfig(self, config: str, directory: Path) -> str:
         """Return the path of a copy of a kubeconfig that leads here."""
         document = yaml.safe_load(Path(config).read_text())
@@ -81,14 +89,22 @@ class CutProxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            server = socket.create_connection(self._target)
             with self._lock:
+                server = None if self._is_away else self._reach()
+                if server is None:
+                    client.close()
+                    continue
                 self._open += [client, server]
             for source, sink, gate, told in (
                 (client, server, self._to_server, self.held),
                 (server, client, self._to_client, None),
             ):
                 self._run(self._pump, source, sink, gate, told)
+
+    def _reach(self) -> socket.socket | None:
+        with suppress(OSError):
+            return socket.create_connection(self._target, 5)
+        return None
 
     def _run(self, work: Callable[..., None], *arguments: object) -> None:
         thread = threading.Thread(target=work, args=arguments, daemon=True)

@@ -140,11 +140,11 @@ def profiled_bus() -> Bus:
 
 
 @contextmanager
-def controlled(pilot: Pilot, bus: Bus, **spec: Any) -> Iterator[Bus]:
+def controlled(pilot: Pilot, bus: Bus, name: str = "battery", **spec: Any) -> Iterator[Bus]:
     """Run a bus with an agent that is connected; the device must let go before the bus ends."""
     with bus:
-        manifest = battery_manifest("battery", **spec)
+        manifest = battery_manifest(name, **spec)
         manifest["metadata"]["annotations"][DRIVER_ANNOTATION] = json.dumps(bus.driver)
         pilot.apply(manifest)
-        pilot.wait_for_condition("derasset", "battery", "Connected", "True")
+        pilot.wait_for_condition("derasset", name, "Connected", "True")
         yield bus
