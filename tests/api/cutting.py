@@ -1,4 +1,4 @@
-"""A TCP proxy before a server that a test can hold, cut and take away."""
+"""A TCP proxy before a server, such as the API server, that a test can hold, cut and take away."""
 
 import socket
 import threading
@@ -28,6 +28,8 @@ class CutProxy:
         self._lock = threading.Lock()
         self._to_server, self._to_client = threading.Event(), threading.Event()
         self._is_away = False
+        self.taken = 0
+        """How many connections there were so far."""
         self.held = threading.Event()
         """Set once a client sent something that waits."""
 
@@ -89,6 +91,7 @@ class CutProxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
+            self.taken += 1
             with self._lock:
                 server = None if self._is_away else self._reach()
                 if server is None:

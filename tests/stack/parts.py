@@ -7,7 +7,7 @@ longer than any test may: whoever runs tests has it done before.
 import sys
 from collections.abc import Callable
 
-from tests.stack import build, gitops, nats, prometheus
+from tests.stack import build, gitops, nats, nginx, prometheus
 from tests.stack.postgres import find_installation
 from tests.stack.processes import StackError
 from tests.stack.timescale import find_timescale
@@ -20,6 +20,7 @@ _PARTS: dict[str, Callable[[], object]] = {
     "definitions of Argo CD and Flux": gitops.definitions,
     "definitions of the Gateway API": gitops.gateway_api,
     "nats-server": nats.find_program,
+    "nginx": nginx.find_program,
     "promtool": prometheus.find_promtool,
     "PostgreSQL": find_installation,
     "TimescaleDB": find_timescale,
