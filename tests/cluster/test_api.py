@@ -126,11 +126,11 @@ def test_an_upgrade_brings_the_api_and_the_next_one_goes_on_with_its_audit(empty
 
     assert again["uid"] == first["uid"] != second["uid"]
     assert volumes(empty).items() > volume.items()
-    site.wait_for_phase("through", "Complete", patience_seconds=180)
-    assert_true(site, "through")
     eventually(lambda: all_recorded(empty, trader), "the records of all calls")
     assert len(chains(empty, PODS[0])) == 1
     verify(empty, *before, *heads(empty, PODS))
+    site.wait_for_phase("through", "Complete", patience_seconds=180)
+    assert_true(site, "through")
 
 
 def upgraded_to_two(cluster: Cluster) -> float:
@@ -197,11 +197,11 @@ def test_each_key_is_one_dispatch_while_pods_go(pair: Cluster, site: Site) -> No
     there = [each["metadata"]["uid"] for each in pair.items("dispatches", "-n", site.namespace)]
     assert sorted(there) == sorted([live["uid"], *made.values()])
     assert len(made) == next(numbers) - 1 > 5
-    site.wait_for_phase(live["name"], "Complete", patience_seconds=120)
-    assert_true(site, live["name"])
     eventually(lambda: all_recorded(pair, trader), "the records of all calls")
     assert all(chains(pair, pod) for pod in PODS)
     verify(pair, *heads(pair, PODS))
+    site.wait_for_phase(live["name"], "Complete", patience_seconds=120)
+    assert_true(site, live["name"])
     print(f"\n{len(made)} orders, {trader.repeated} calls of them repeated for want of an answer")
 
 
