@@ -20,6 +20,7 @@ from tests.api.auditing.making import ANNA, NOW, make_call, make_create
 from tests.waiting import until
 
 from derops.observing import Readiness
+from derops_headend.api.auditing import metrics
 from derops_headend.api.auditing.record import MAX_RECORD_BYTES
 from derops_headend.api.auditing.trail import AuditTrail
 from derops_headend.api.problems import ProblemError, Slug
@@ -38,6 +39,18 @@ async def trail(
 
 def away() -> psycopg.Connection:
     raise psycopg.OperationalError("nobody answers")
+
+
+def end_connections(database: AuditDatabase) -> None:
+    """End all connections of the API, as a restart of the server does; return once they are."""
+    with database.connect() as connection:
+        ended = connection.execute(
+            "select pg_terminate_backend(pid, 30000) from pg_stat_activity"
+            " where datname = current_database() and usename = current_user"
+            " and pid <> pg_backend_pid()"
+        ).fetchall()
+    assert ended
+    assert all(each for (each,) in ended)
 
 
 def records(trail: AuditTrail) -> list[dict[str, Any]]:
@@ -274,6 +287,51 @@ async def test_without_the_database_no_key_is_known_and_changes_without_one_go_o
         "RequestReceived",
         "ResponseComplete",
     ]
+    await trail.close()
+
+
+async def test_a_key_is_found_at_once_after_the_server_ended_the_connection(
+    trail: AuditTrail, postgres_database: AuditDatabase
+) -> None:
+    """As a restart does: whoever asks first is not told that the database is away."""
+    assert await trail.find_key(ANNA, "pilot-north", "k" * 64) is None
+    failures = metrics.DATABASE_FAILURES._value.get()
+    end_connections(postgres_database)
+    trail._sink.wake()
+    await until(lambda: metrics.DATABASE_FAILURES._value.get() > failures and trail._sink.connected)
+
+    assert await trail.find_key(ANNA, "pilot-north", "k" * 64) is None
+
+
+async def test_the_delay_is_that_of_what_waits_and_not_of_what_was_written_before(
+    open_trail: OpenTrail, postgres_database: AuditDatabase
+) -> None:
+    now, is_away = NOW, False
+
+    def connect() -> psycopg.Connection:
+        return away() if is_away else postgres_database.connect()
+
+    def measured() -> float:
+        trail._measure()
+        return metrics.DELAY_SECONDS._value.get()
+
+    trail = open_trail(connect, now=lambda: now)
+    await trail.start()
+    await until(lambda: not trail._sink.behind)
+    assert measured() == 0
+    now += timedelta(hours=1)  # nobody called
+    assert measured() == 0
+
+    is_away = True
+    end_connections(postgres_database)
+    await trail.complete(make_call(), 200, "", 1)
+    assert measured() == 0
+    now += timedelta(seconds=90)
+    assert measured() == 90
+
+    is_away = False
+    await until(lambda: not trail._sink.behind)
+    assert measured() == 0
     await trail.close()
 
 

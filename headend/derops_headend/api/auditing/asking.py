@@ -4,6 +4,7 @@ import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from functools import partial
 
 import psycopg
 
@@ -40,10 +41,8 @@ class Asking:
             ProblemError: DATABASE_UNAVAILABLE. KEY_EXPIRED: it was announced too often; nearly all
                 of that was refused, as what is made is announced once.
         """
-        loop = asyncio.get_running_loop()
         try:
-            asking = loop.run_in_executor(self._executor, self._ask, key, since)
-            found = await asyncio.wait_for(asking, _ASK_SECONDS)
+            found = await asyncio.wait_for(self._ask_at_most_twice(key, since), _ASK_SECONDS)
         except (psycopg.Error, TimeoutError) as error:
             self._cut()
             raise ProblemError(
@@ -65,6 +64,16 @@ class Asking:
         self._executor.shutdown(cancel_futures=True)
         if self._connection is not None:
             self._connection.close()
+
+    async def _ask_at_most_twice(self, key: Key, since: datetime) -> list[Announcement]:
+        """Ask; again where the server has ended the connection since the last question."""
+        ask = partial(asyncio.get_running_loop().run_in_executor, self._executor, self._ask)
+        try:
+            return await ask(key, since)
+        except psycopg.OperationalError:
+            if self._connection is None or not self._connection.closed:
+                raise
+            return await ask(key, since)
 
     def _cut(self) -> None:
         if self._connection is not None and not self._connection.closed:

@@ -81,6 +81,7 @@ class AuditTrail:
         self._on_their_way: dict[tuple[str, int], asyncio.Future[None]] = {}
         """Records that are awaited in the database."""
         self._stored_at = now()
+        self._behind_since: datetime | None = None
 
     @classmethod
     def open(
@@ -294,13 +295,18 @@ class AuditTrail:
         while True:
             await asyncio.sleep(1)
             second += 1
-            metrics.WAITING_BYTES.set(self._file.size)
-            delay = (self._now() - self._stored_at).total_seconds() if self._sink.behind else 0.0
-            metrics.DELAY_SECONDS.set(max(0.0, delay))
+            self._measure()
             if second % SUM_SECONDS == 0:
                 await self._sum_up()
             if second % HEAD_SECONDS == 0:
                 self._say_head()
+
+    def _measure(self) -> None:
+        now = self._now()
+        self._behind_since = (self._behind_since or now) if self._sink.behind else None
+        since = max(self._behind_since or now, self._stored_at)  # the last that was stored may be old
+        metrics.DELAY_SECONDS.set(max(0.0, (now - since).total_seconds()))
+        metrics.WAITING_BYTES.set(self._file.size)
 
     async def _sum_up(self) -> None:
         for each in self._refusals.take(apart=self._has_room(STRANGERS_SHARE * self._max_bytes)):
