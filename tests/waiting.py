@@ -2,6 +2,7 @@
 
 import asyncio
 import selectors
+import threading
 import time
 from collections.abc import Callable
 
@@ -38,12 +39,14 @@ class PatientLoop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         self._patient = _Selector()
-        self._base_seconds = time.monotonic() - time.thread_time()
+        self._processor = time.pthread_getcpuclockid(threading.get_ident())
+        self._base_seconds = time.monotonic() - time.clock_gettime(self._processor)
         super().__init__(self._patient)
 
     def time(self) -> float:
         """Return seconds that grow, of which only differences mean anything."""
-        return self._base_seconds + time.thread_time() + self._patient.waited_seconds
+        computed_seconds = time.clock_gettime(self._processor)
+        return self._base_seconds + computed_seconds + self._patient.waited_seconds
 
 
 def now() -> float:

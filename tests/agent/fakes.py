@@ -1,5 +1,6 @@
 """Behind the agent's ports in tests: clocks that are set by hand, a device in memory."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from derops.errors import DeviceRefusedError, DeviceTimeoutError, DeviceUnreachableError
 from derops.ids import AssetName
 from derops.wire.v1 import agent_pb2, dispatch_pb2
+from derops_agent.clock import SystemClock
 from derops_agent.control.site import LocalLimits
 from derops_agent.controller import Acknowledged, Change, Controller, Snapshot
 from derops_agent.device import GuardedDevice
@@ -48,6 +50,21 @@ class FakeClock:
     def pass_seconds(self, seconds: float) -> None:
         self.wall_us += round(seconds * S)
         self.mono_us += round(seconds * S)
+
+
+class LoopClock(SystemClock):
+    """The machine's clocks, as far as the loop that the test runs in has noticed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loop = asyncio.get_running_loop()
+        self._ahead_us = super().now_us() - self.monotonic_us()
+
+    def now_us(self) -> int:
+        return self.monotonic_us() + self._ahead_us
+
+    def monotonic_us(self) -> int:
+        return round(self._loop.time() * S)
 
 
 @dataclass

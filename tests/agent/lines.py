@@ -56,7 +56,7 @@ class PymodbusLine:
         self._devices = [
             SimDevice(
                 id=unit_id,
-                simdata=[SimData(0, values=[0] * 65536, datatype=DataType.REGISTERS)],
+                simdata=[SimData(0, count=65536, values=0, datatype=DataType.REGISTERS)],
                 action=_action(unit),
             )
             for unit_id, unit in units.items()

@@ -123,7 +123,7 @@ async def test_no_full_collection_looks_at_what_stays(tmp_path: Path) -> None:
         stderr=subprocess.STDOUT,
     )
     assert process.stdout is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(100):
         while b"agent.started" not in (line := await process.stdout.readline()):
             assert line, "it ended"
 

@@ -3,14 +3,13 @@
 import asyncio
 import os
 import signal
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.agent.fakes import S, asset, order
+from tests.agent.fakes import LoopClock, S, asset, order
 from tests.agent.gateway import SERVER_NAME, Authority, Gateway, Stream, serve
 from tests.agent.modbus.registers import battery
 from tests.agent.modbus.test_device import PROFILES
@@ -18,7 +17,7 @@ from tests.agent.serial_gateway import SerialGateway
 from tests.waiting import now, until
 
 from derops.wire.v1 import dispatch_pb2
-from derops_agent.clock import SystemClock
+from derops_agent.clock import Clock
 from derops_agent.main import Host
 from derops_agent.settings import AgentSettings
 
@@ -27,7 +26,7 @@ ON, OFF = 2, 0
 
 
 @asynccontextmanager
-async def hosted(folder: Path, line: SerialGateway) -> AsyncIterator[Gateway]:
+async def hosted(folder: Path, line: SerialGateway, clock: Clock) -> AsyncIterator[Gateway]:
     """Run an agent with an asset for each unit of a line, until the block ends."""
     server_ca, agent_ca = Authority("server"), Authority("agent")
     (folder / "ca.crt").write_bytes(server_ca.pem)
@@ -55,21 +54,21 @@ async def hosted(folder: Path, line: SerialGateway) -> AsyncIterator[Gateway]:
                 for unit_id in line.units
             ],
         }
-        agent = Host(AgentSettings.model_validate(document), SystemClock())
+        agent = Host(AgentSettings.model_validate(document), clock)
         running = asyncio.create_task(agent.run())
         yield gateway
         os.kill(os.getpid(), signal.SIGTERM)
         await running
 
 
-async def welcomed(stream: Stream, number: int, *orders: Any) -> None:
-    await stream.welcome(now_us=time.time_ns() // 1000)
+async def welcomed(stream: Stream, clock: Clock, number: int, *orders: Any) -> None:
+    await stream.welcome(now_us=clock.now_us())
     name = dispatch_pb2.AssetId(uid="asset-1", namespace="ns", name=f"unit-{number}")
     await stream.snapshot(asset(id=name), *orders)
 
 
-def soon(uid: str, seconds: float, duration_seconds: int = 5) -> Any:
-    now_us = time.time_ns() // 1000
+def soon(clock: Clock, uid: str, seconds: float, duration_seconds: int) -> Any:
+    now_us = clock.now_us()
     start_us = now_us + round(seconds * S)
     return order(uid, start_us=start_us, duration_seconds=duration_seconds, created_us=now_us)
 
@@ -78,25 +77,25 @@ def soon(uid: str, seconds: float, duration_seconds: int = 5) -> Any:
 async def test_a_dispatch_runs_on_time_and_samples_flow_beside_a_dead_unit(
     tmp_path: Path, free_seconds: float
 ) -> None:
-    units = {1: battery(), 2: battery()}
+    units, clock = {1: battery(), 2: battery()}, LoopClock()
     async with (
         SerialGateway(units, silent={2}, free_seconds=free_seconds) as line,
-        hosted(tmp_path, line) as gateway,
+        hosted(tmp_path, line, clock) as gateway,
     ):
-        stream = await gateway.next_stream(20)
-        begin = soon("d1", 3, duration_seconds=8)
-        await welcomed(stream, 1, begin)
-        report = await stream.until("report", lambda r: r.phase == "Active", 20)
-        ended = await stream.until("report", lambda r: r.phase == "Complete", 20)
+        stream = await gateway.next_stream()
+        begin = soon(clock, "d1", 3, duration_seconds=8)
+        await welcomed(stream, clock, 1, begin)
+        report = await stream.until("report", lambda r: r.phase == "Active")
+        ended = await stream.until("report", lambda r: r.phase == "Complete")
         samples = [
             each for each in line.asked(1) if not each.is_write and each.at_seconds > now() - 8
         ]
 
         line.silent = set()
         back = await gateway.next_stream(40)
-        await welcomed(back, 2)
+        await welcomed(back, clock, 2)
         asked = len(line.asked(2))
-        await until(lambda: len(line.asked(2)) > asked + 3, 10)
+        await until(lambda: len(line.asked(2)) > asked + 3)
 
     assert report.applied_us - begin.start_us < 1_500_000, "a try of the dead unit takes 1 s"
     assert ended.reason == "WindowEnded"
@@ -107,30 +106,30 @@ async def test_a_dispatch_runs_on_time_and_samples_flow_beside_a_dead_unit(
 async def test_an_order_on_a_dead_unit_starts_when_it_is_back_and_harms_no_neighbour(
     tmp_path: Path,
 ) -> None:
-    units = {1: battery(), 2: battery()}
+    units, clock = {1: battery(), 2: battery()}, LoopClock()
     units[1].holding[100] = 90  # of which the Hello tells
-    async with SerialGateway(units) as line, hosted(tmp_path, line) as gateway:
-        streams = [await gateway.next_stream(20), await gateway.next_stream(20)]
+    async with SerialGateway(units) as line, hosted(tmp_path, line, clock) as gateway:
+        streams = [await gateway.next_stream(), await gateway.next_stream()]
         streams.sort(key=lambda each: each.received[0].hello.capability.max_injection_watts)
         for number, stream in enumerate(streams, 1):
-            await welcomed(stream, number)
+            await welcomed(stream, clock, number)
         asked = len(line.asked(2))
-        await until(lambda: len(line.asked(2)) > asked, 10)
+        await until(lambda: len(line.asked(2)) > asked)
         line.silent = {2}
         await asyncio.sleep(4)  # two samples are missed by then
         began = now()
         for stream in streams:
-            await stream.send(dispatch=soon("d1", 2, duration_seconds=20))
-        await until(lambda: units[1].holding[201] == ON, 10)
+            await stream.send(dispatch=soon(clock, "d1", 2, duration_seconds=20))
+        await until(lambda: units[1].holding[201] == ON)
         late_seconds = now() - began - 2
         await asyncio.sleep(5)
         tries = [each.at_seconds for each in line.asked(2, began + 1.9)]
         line.silent = set()
         back = now()
-        await until(lambda: units[2].holding[201] == ON, 10)
+        await until(lambda: units[2].holding[201] == ON)
         back_seconds = now() - back
         for stream in streams:
-            await stream.until("report", lambda r: r.phase == "Active", 10)
+            await stream.until("report", lambda r: r.phase == "Active")
 
     assert late_seconds < 2.1
     assert back_seconds < 4
