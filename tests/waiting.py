@@ -4,7 +4,9 @@ import asyncio
 import selectors
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
 
 
 async def until(look: Callable[[], object], patience_seconds: float = 60.0) -> None:
@@ -52,3 +54,29 @@ class PatientLoop(asyncio.SelectorEventLoop):
 def now() -> float:
     """Return the time of the running loop, in seconds."""
     return asyncio.get_running_loop().time()
+
+
+class Starved:
+    """How long programs have waited for a processor, from now on: what a busy machine owes them."""
+
+    def __init__(self, pids: Callable[[], Iterable[int]]) -> None:
+        """Begin to count.
+
+        Args:
+            pids: The processes that are to be counted at that time; one that is started meanwhile
+                counts from its start.
+        """
+        self._pids = pids
+        self._before = {pid: _starved_seconds(pid) for pid in pids()}
+
+    def seconds(self) -> float:
+        """Return the sum of all threads of all processes."""
+        return sum(_starved_seconds(pid) - self._before.get(pid, 0.0) for pid in self._pids())
+
+
+def _starved_seconds(pid: int) -> float:
+    nanoseconds = 0
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):  # it has ended meanwhile
+            nanoseconds += int((thread / "schedstat").read_text(encoding="ascii").split()[1])
+    return nanoseconds / 1e9

@@ -1,6 +1,7 @@
 """What a person does with derops, as functions: apply, watch, cancel, ask the device."""
 
 import json
+import os
 import subprocess
 import time
 from abc import ABC, abstractmethod
@@ -12,11 +13,13 @@ from typing import Any, Protocol, TypeVar
 import psycopg
 from tests.stack import fleet
 from tests.stack.stack import Stack
+from tests.waiting import Starved
 
 T = TypeVar("T")
 
 TERMINAL = {"Complete", "Expired", "Failed", "Rejected", "Cancelled", "Superseded"}
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 120
+START_SECONDS = 60
 SHORT_WINDOW_SECONDS = 60
 """A window up to this long has a default start deadline that a busy machine may miss."""
 
@@ -42,7 +45,7 @@ def lenient(spec: dict[str, Any]) -> dict[str, Any]:
     says_itself = "startDeadlineSeconds" in spec or "latePolicy" in spec
     if says_itself or spec["durationSeconds"] > SHORT_WINDOW_SECONDS:
         return spec
-    return {**spec, "startDeadlineSeconds": PATIENCE_SECONDS, "latePolicy": "KeepDuration"}
+    return {**spec, "startDeadlineSeconds": START_SECONDS, "latePolicy": "KeepDuration"}
 
 
 class AnyCluster(Protocol):
@@ -162,6 +165,12 @@ class Pilot(Namespace):
         if connected:
             self.wait_for_condition("derasset", name, "Connected", "True")
         return self.get("derasset", name)
+
+    def starved(self, asset: str = "battery") -> Starved:
+        """Count for how long the agent of an asset, and this process, get no processor."""
+        return Starved(
+            lambda: (os.getpid(), self.stack.fleet.get(self.namespace, asset).process.pid)
+        )
 
     def device_log(self, asset: str = "battery") -> list[dict[str, Any]]:
         (file,) = self.stack.data_directory.rglob(f"{self.namespace}_{asset}/*.writes.jsonl")

@@ -15,6 +15,7 @@ from tests.agent.modbus.registers import battery
 from tests.agent.sunspec.inverter import BATTERY, Inverter
 from tests.e2e.acting import Pilot, battery_manifest
 from tests.stack.simulation import DRIVER_ANNOTATION
+from tests.waiting import Starved
 
 from derops_agent.drivers.modbus_tcp import Table
 
@@ -85,6 +86,8 @@ def held_watts(unit: Unit) -> int:
 class Bus:
     """One server with one device behind it, on a thread of its own."""
 
+    starved: Starved
+
     def __init__(self, line: type[Line], unit: Unit, options: dict[str, Any]) -> None:
         self.device = Recorded(unit)
         self._loop = asyncio.new_event_loop()
@@ -106,7 +109,7 @@ class Bus:
     def driver(self) -> dict[str, Any]:
         """The driver section of an agent that controls it."""
         host, port = self._line.address
-        return {**self._options, "host": host, "port": port, "timeoutSeconds": 0.5}
+        return {**self._options, "host": host, "port": port, "timeoutSeconds": 2}
 
     def connect(self) -> None:
         """Have the server listen."""
@@ -124,6 +127,14 @@ class Bus:
 
         self._do(look())
         return self.device
+
+    def told_truly(
+        self, status: dict[str, Any], watts: int, tolerance_seconds: float = 1.0
+    ) -> bool:
+        """Return whether status says for how long the device has held a value."""
+        told_seconds: float = status["execution"]["activeSeconds"]
+        most_seconds = tolerance_seconds + self.starved.seconds()
+        return abs(told_seconds - self.look().seconds_at(watts)) < most_seconds
 
     def _do(self, work: Coroutine[Any, Any, _T]) -> _T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
@@ -147,4 +158,5 @@ def controlled(pilot: Pilot, bus: Bus, name: str = "battery", **spec: Any) -> It
         manifest["metadata"]["annotations"][DRIVER_ANNOTATION] = json.dumps(bus.driver)
         pilot.apply(manifest)
         pilot.wait_for_condition("derasset", name, "Connected", "True")
+        bus.starved = pilot.starved(name)
         yield bus
