@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from derops_headend.api.application import make_application
@@ -38,8 +39,19 @@ async def get_rows(count: int) -> StreamingResponse:
 
 
 @router.post("/v1/thing")
-async def make_thing(order: Order) -> dict[str, int]:
+async def make_thing(request: Request, order: Order) -> dict[str, int]:
+    request.state.call.is_announced = True
     return {"watts": order.watts}
+
+
+@router.post("/v1/thing/again")
+async def make_nothing() -> dict[str, int]:
+    return {"watts": 0}
+
+
+@router.post("/v1/thing/away")
+async def make_nothing_for_now() -> None:
+    raise ProblemError(Slug.KUBERNETES_UNAVAILABLE, "away", retry_after_seconds=1)
 
 
 @router.get("/v1/fault")
@@ -174,6 +186,17 @@ async def test_a_long_answer_without_a_record_has_no_end(audit: Written) -> None
 
     assert sent[0]["status"] == 200
     assert all(message.get("more_body") for message in sent[1:])
+
+
+@pytest.mark.parametrize("path", ["/v1/thing/again", "/v1/thing/away"])
+async def test_a_write_that_was_not_announced_is_not_answered_without_a_record(
+    client: httpx.AsyncClient, audit: Written, path: str
+) -> None:
+    audit.takes = False
+
+    answer = await client.post(path)
+
+    assert (answer.status_code, slug(answer)) == (503, "audit-unavailable")
 
 
 async def test_what_was_done_is_told_also_without_its_second_record(

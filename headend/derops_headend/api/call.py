@@ -59,6 +59,8 @@ class Call:
     """Cut to 128 characters."""
 
     subject: Subject = field(default_factory=Subject)
+    is_announced: bool = False
+    """Whether the audit has it that something is about to be changed: it says so itself."""
 
 
 def call_of(request: Request) -> Call:

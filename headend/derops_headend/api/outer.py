@@ -213,9 +213,8 @@ class Answer:
 
 
 def _may_have_acted(call: Call, status: int) -> bool:
-    """Tell whether something was changed: that has a record of its own, made before."""
-    is_read = call.method in ("GET", "HEAD") or call.subject.dry_run
-    return not is_read and not 400 <= status < 500
+    """Tell whether something may have been changed: that has a record, made before."""
+    return call.is_announced and not 400 <= status < 500
 
 
 async def _body(scope: Scope, receive: Receive) -> bytes:

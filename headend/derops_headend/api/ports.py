@@ -94,6 +94,8 @@ class Audit(Protocol):
     async def announce(self, call: Call) -> None:
         """Write down that a change is about to be made; return once that is durable.
 
+        It is ``is_announced`` then.
+
         Raises:
             ProblemError: AUDIT_UNAVAILABLE: then nothing may be done.
         """
@@ -102,7 +104,7 @@ class Audit(Protocol):
         """Write down what was answered; return once that is durable.
 
         Raises:
-            ProblemError: AUDIT_UNAVAILABLE: then a read is not answered.
+            ProblemError: AUDIT_UNAVAILABLE: then what was not announced is not answered.
         """
 
     async def refused(self, source: str, reason: str, method: str, path: str) -> None:

@@ -95,6 +95,7 @@ async def test_a_change_is_written_down_twice(trail: AuditTrail) -> None:
 
     await trail.announce(call)
     (announced,) = (each for each in records(trail) if "requestId" in each)
+    assert call.is_announced
     call.subject.object_uid = "uid-1"
     await trail.complete(call, 201, "Created", 10)
 

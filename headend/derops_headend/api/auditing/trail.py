@@ -165,6 +165,7 @@ class AuditTrail:
         except ProblemError:
             self._open_calls.discard(call.request_id)
             raise
+        call.is_announced = True
         self._memory.note(json.loads(facts), at)
         if not has_key:
             return
