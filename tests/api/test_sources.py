@@ -1,10 +1,12 @@
 """Whose address a request has: that of the peer, but where a proxy is trusted."""
 
 import ipaddress
+from typing import Any
 
 import pytest
 
-from derops_headend.api.sources import source_of
+from derops_headend.api import sources
+from derops_headend.api.sources import MOST_HOPS, source_of
 
 TRUSTED = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8"))
 
@@ -25,6 +27,8 @@ TRUSTED = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8"))
         ("10.1.1.1", ["198.51.100.7\n"], "198.51.100.7"),
         ("10.1.1.1", ["10.2.2.2, 10.3.3.3"], "10.1.1.1"),
         ("", ["198.51.100.7"], ""),
+        ("10.1.1.1", ["fe80::1%" + "x" * 60_000], "10.1.1.1"),
+        ("10.1.1.1", ["0" * 60_000 + "198.51.100.7"], "10.1.1.1"),
     ],
 )
 def test_only_a_trusted_proxy_is_believed(peer: str, said: list[str], source: str) -> None:
@@ -35,3 +39,20 @@ def test_only_a_trusted_proxy_is_believed(peer: str, said: list[str], source: st
 
     assert source_of(scope, TRUSTED) == source
     assert source_of(scope, ()) == peer
+
+
+def test_a_long_way_is_not_walked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R149: thousands of addresses, each of a trusted proxy, before anybody looks at the token."""
+    looked: list[str] = []
+    look = sources._address
+
+    def watched(text: str) -> Any:
+        looked.append(text)
+        return look(text)
+
+    monkeypatch.setattr(sources, "_address", watched)
+    said = b"198.51.100.7," + b"10.2.2.2," * 7_000 + b"10.2.2.2"
+    scope = {"client": ("10.1.1.1", 1), "headers": [(b"x-forwarded-for", said)]}
+
+    assert source_of(scope, TRUSTED) == "10.1.1.1"
+    assert len(looked) == 1 + MOST_HOPS

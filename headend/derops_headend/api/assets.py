@@ -5,7 +5,7 @@ list is filtered and sorted by.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -18,8 +18,11 @@ from derops.resources.derassets import DERAssetSpec, DERAssetStatus
 from derops_headend.api.models import Model
 from derops_headend.api.paging import page_after, place_of
 
-MOST_BYTES = 65_536
-"""Of one asset as it is answered: whoever writes a DERAsset chooses its size."""
+MOST_BYTES, MOST_LABELS = 16_384, 64
+"""Of one asset as it is answered, and kept: whoever writes a DERAsset chooses its size."""
+
+MOST_PAGE_BYTES = 2 * 1024**2
+"""Of one page of them."""
 
 _LONGEST_PROBLEM = 200
 _PLACE = TypeAdapter(tuple[str, str, str])
@@ -76,9 +79,12 @@ def read_asset(manifest: Mapping[str, Any]) -> KnownAsset:
     try:
         full = _fill(view, manifest)
         body = _render(full)
-        if len(body) <= MOST_BYTES:
+        if len(body) <= MOST_BYTES and len(full.labels) <= MOST_LABELS:
             return _known(full, body)
-        problem = f"it has {len(body)} bytes; at most {MOST_BYTES} are shown"
+        problem = (
+            f"it has {len(body)} bytes and {len(full.labels)} labels; at most {MOST_BYTES} bytes "
+            f"with {MOST_LABELS} labels are shown"
+        )
     except Exception as error:
         problem = _describe(error)
     bare = view.model_copy(update={"problem": problem})
@@ -186,7 +192,9 @@ class Page(NamedTuple):
 
 
 def choose(assets: Iterable[KnownAsset], wanted: Wanted, limit: int, after: str | None) -> Page:
-    """Return the assets that are wanted, from behind ``after`` on, ``limit`` at most.
+    """Return the assets that are wanted, from behind ``after`` on.
+
+    They are ``limit`` at most, and fewer where those would have more than MOST_PAGE_BYTES.
 
     Raises:
         ProblemError: INVALID: ``after`` is none of ours.
@@ -199,8 +207,17 @@ def choose(assets: Iterable[KnownAsset], wanted: Wanted, limit: int, after: str 
         chosen.reverse()
     elif after is not None:
         del chosen[: bisect_right(chosen, place_of(after, _PLACE), key=key)]
-    page = chosen[:limit]
-    return Page(page, page_after(*key(page[-1])) if len(chosen) > limit else None)
+    page = list(_first_bytes(chosen[:limit]))
+    return Page(page, page_after(*key(page[-1])) if len(chosen) > len(page) else None)
+
+
+def _first_bytes(assets: Iterable[KnownAsset]) -> Iterator[KnownAsset]:
+    size = 0
+    for each in assets:
+        size += len(each.body)
+        if size > MOST_PAGE_BYTES:
+            return
+        yield each
 
 
 _ATTRIBUTES = {

@@ -26,15 +26,18 @@ T = TypeVar("T")
 PART = "database"
 """As the readiness of this program names it."""
 
-CONNECTIONS, CONNECTIONS_OF_ONE = 10, 3
-"""In all, and of one caller."""
+CONNECTIONS = 10
+"""That all callers share: see ``sharing``."""
 
 STATEMENT_MILLISECONDS = 5_000
 READ_SECONDS = 8.0
 """A read may have several statements; and a server that froze keeps to no limit of its own."""
 
 WAIT_SECONDS = 2.0
-"""For a connection that is free, and for a new one to be made."""
+"""For a new connection to be made."""
+
+TURN_SECONDS = 6.0
+"""For a connection that is free: who has none is next as soon as a statement ends."""
 
 LOOK_SECONDS = 5.0
 LOOK_AGAIN_SECONDS = 1.0
@@ -84,7 +87,7 @@ class ReadingDatabase:
         """
         self._url, self._readiness = url, readiness
         self._statement_milliseconds, self._read_seconds = statement_milliseconds, read_seconds
-        self._places = Places(connections, CONNECTIONS_OF_ONE)
+        self._places = Places(connections)
         # One more: to look after the database, nobody has to wait for those who read.
         self._threads = ThreadPoolExecutor(connections + 1, thread_name_prefix="database")
         self._idle: deque[psycopg.Connection] = deque()
@@ -122,14 +125,14 @@ class ReadingDatabase:
     async def _find_place(self, held: AsyncExitStack) -> None:
         holder = SHARE.get()
         try:
-            async with asyncio.timeout(WAIT_SECONDS):
+            async with asyncio.timeout(TURN_SECONDS):
                 await held.enter_async_context(self._places.hold(holder))
         except TimeoutError:
-            if self._places.has_all(holder):
+            if self._places.holds(holder):
                 raise ProblemError(
                     Slug.TOO_MANY_REQUESTS,
-                    f"Too many requests: the database answers {CONNECTIONS_OF_ONE} of yours at a "
-                    "time, and none of them within that time",
+                    "Too many requests: the database answers others of yours, and none of them "
+                    f"within {TURN_SECONDS:.0f} s",
                     retry_after_seconds=round(WAIT_SECONDS),
                 ) from None
             raise unavailable("all connections to the database are busy: ask again") from None

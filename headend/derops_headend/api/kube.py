@@ -18,7 +18,7 @@ from derops_headend.api.paging import no_page
 from derops_headend.api.ports import DispatchPage, Life, Manifest
 from derops_headend.api.refusals import refused, unanswered
 from derops_headend.api.sharing import SHARE, Places
-from derops_headend.api.watching import Key, Watch, events, hang_up, parse
+from derops_headend.api.watching import Key, Watch, events, hang_up, parse, read_page
 
 FIELD_MANAGER = "derops-api"
 """Owner of the fields that the API writes."""
@@ -30,11 +30,11 @@ _GROUP = "/apis/derops.io/v1alpha1"
 _ASSETS, _DISPATCHES = f"{_GROUP}/derassets", f"{_GROUP}/dispatches"
 _MERGE = "application/merge-patch+json"
 _CONNECTIONS = 50
-MOST_PAGE_BYTES = 8 * 1024**2
-"""Of one page of Dispatches: several hundred usual ones, or each single one that etcd takes."""
+MOST_PAGE_BYTES = 2 * 1024**2
+"""Of one page of Dispatches, which is several hundred usual ones."""
 
-_LISTINGS, _LISTINGS_OF_ONE = 4, 2
-"""Pages that are read at a time, in all and of one caller."""
+_LISTINGS = 4
+"""Pages that are read at a time, for all callers."""
 
 _READ = aiohttp.ClientTimeout(total=10.0, connect=5.0)
 _WRITE = aiohttp.ClientTimeout(total=WRITE_SECONDS + 2.0, connect=3.0)
@@ -71,7 +71,7 @@ class Kube:
     def __init__(self, configuration: client.Configuration, readiness: Readiness) -> None:
         configuration.connection_pool_maxsize = _CONNECTIONS
         self._client = client.ApiClient(configuration)
-        self._listings = Places(_LISTINGS, _LISTINGS_OF_ONE)
+        self._listings = Places(_LISTINGS)
         self._assets = Watch(_ASSETS, self._open, _keep_asset, readiness)
         self._dispatches = Watch(_DISPATCHES, self._open, _keep_dispatch, readiness)
 
@@ -169,22 +169,11 @@ class Kube:
             return _page(answer, after)
 
     async def _list(self, path: str, query: Mapping[str, str], limit: int) -> Answer:
-        """Read a page that is not too large: an object may have 1.5 MiB that nobody needs."""
         try:
-            while True:
-                asked = {**query, "limit": str(limit)}
-                stream = await self._open(path, asked, _READ)
-                try:
-                    body = await _read_at_most(stream.content, MOST_PAGE_BYTES)
-                    if body is not None:
-                        return Answer(stream.status, body)
-                    if limit == 1:
-                        raise unanswered()
-                    limit = max(1, limit // 8)
-                finally:
-                    hang_up(stream)
+            page = await read_page(self._open, path, query, limit, MOST_PAGE_BYTES, _READ)
         except _AWAY as error:
             raise unanswered() from error
+        return Answer(page.status, page.body)
 
     async def create_dispatch(
         self, namespace: str, manifest: Manifest, *, dry_run: bool
@@ -301,16 +290,6 @@ def _without_ballast(manifest: Manifest) -> Manifest:
         name: value for name, value in annotations.items() if name in (CREATED_BY, REQUEST_ID)
     }
     return manifest
-
-
-async def _read_at_most(content: aiohttp.StreamReader, most: int) -> bytes | None:
-    """Return all that comes; None = it is more."""
-    body = bytearray()
-    async for data in content.iter_any():
-        body += data
-        if len(body) > most:
-            return None
-    return bytes(body)
 
 
 def _expect(answer: Answer, status: HTTPStatus) -> Manifest:

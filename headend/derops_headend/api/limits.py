@@ -11,6 +11,7 @@ from starlette.types import Scope
 from derops.rates import Rates
 from derops_headend.api import metrics
 from derops_headend.api.problems import Fault, ProblemError, Slug
+from derops_headend.api.sharing import may_take
 
 BODY_BYTES = 65_536
 HEADER_BYTES = 16_384
@@ -105,8 +106,8 @@ class Slots:
             raise _too_many(f"more than {CALLS_PER_SECOND:.0f} calls a second")
         if self._open[name] >= CALLS_OF_ONE_AT_ONCE:
             raise _too_many(f"more than {CALLS_OF_ONE_AT_ONCE} calls at once")
-        if self._open.total() >= CALLS_AT_ONCE:
-            raise _too_many(f"all callers together have more than {CALLS_AT_ONCE} calls open")
+        if not may_take(self._open[name], CALLS_AT_ONCE - self._open.total()):
+            raise _too_many("all callers together have so many open that the rest is for others")
         self._open[name] += 1
         metrics.OPEN_CALLS.inc()
         try:

@@ -5,6 +5,7 @@ back until its record is durable: a read without a record is not answered.
 """
 
 import asyncio
+import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
@@ -40,6 +41,8 @@ _HEADERS = [
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
+
+_NAMESPACE = re.compile(r"/v1/namespaces/([-a-z0-9]{1,63})(?:/|$)", re.ASCII)
 
 Authenticate = Callable[[str, str], Awaitable[Caller | None]]
 """Takes a token and its source. Raises ProblemError where it cannot be known."""
@@ -87,9 +90,8 @@ class Outer:
         try:
             with self._slots.hold(caller.share):
                 await self._answer(scope, receive, answer, call)
-        except ProblemError as problem:  # no place: to write down each would be a flood as well
-            answer.record = None
-            await self._refuse(scope, source, answer, problem)
+        except ProblemError as problem:  # no place
+            await self._hold_back(scope, answer, call, problem)
         metrics.REQUEST_SECONDS.labels(status=answer.status).observe(time.monotonic() - begun)
 
     async def _caller_of(self, scope: Scope, source: str) -> Caller:
@@ -102,7 +104,7 @@ class Outer:
     async def _refuse(
         self, scope: Scope, source: str, answer: "Answer", problem: ProblemError
     ) -> None:
-        """Refuse whoever has no name, or too many calls."""
+        """Refuse whoever has no name."""
         metrics.STRANGERS_REFUSED.inc()
         try:
             path = scope["path"][:PATH_CHARACTERS]
@@ -110,6 +112,17 @@ class Outer:
         except ProblemError:
             pass  # nothing is given away where nothing is written down
         await answer.give(problem_response(problem, answer.request_id), scope)
+
+    async def _hold_back(
+        self, scope: Scope, answer: "Answer", call: Call, problem: ProblemError
+    ) -> None:
+        """Refuse whoever has too many calls: to write down each would be a flood as well."""
+        metrics.STRANGERS_REFUSED.inc()
+        answer.record = None
+        if (about := _NAMESPACE.match(call.path)) is not None:
+            call.subject.namespace = about[1]
+        await self._audit.held_back(call, problem.slug.status, problem.slug.slug)
+        await answer.give(problem_response(problem, call.request_id), scope)
 
     async def _answer(self, scope: Scope, receive: Receive, answer: "Answer", call: Call) -> None:
         scope["state"] = {**scope.get("state", {}), "call": call, "answer": answer}

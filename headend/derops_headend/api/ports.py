@@ -110,6 +110,12 @@ class Audit(Protocol):
     async def refused(self, source: str, reason: str, method: str, path: str) -> None:
         """Write down that a stranger was refused; many of one source may become one record."""
 
+    async def held_back(self, call: Call, status: int, reason: str) -> None:
+        """Write down that a caller has too many calls, so that one was not looked at.
+
+        Many of one caller about one namespace may become one record, with their number.
+        """
+
     async def find_key(
         self, caller_name: str, namespace: str, idempotency_key_sha256: str
     ) -> Used | None:

@@ -16,11 +16,9 @@ from derops_headend.api.ports import Decision
 from derops_headend.api.problems import ProblemError, Slug
 from derops_headend.api.sharing import Places
 
-TOKEN_REVIEWS, ACCESS_REVIEWS = 8, 20
-"""At a time. Neither can use up the connections of the other."""
-
-ACCESS_REVIEWS_OF_ONE = 10
-"""Of one caller: a list of all assets asks for each namespace."""
+TOKEN_REVIEWS, KNOWN_TOKEN_REVIEWS, ACCESS_REVIEWS = 8, 8, 20
+"""At a time: of tokens that were never good, which sources share; of those that were, and of
+rights, which callers share. None can use up the connections of another."""
 
 ANSWER_SECONDS = 5.0
 RETRY_SECONDS = 5
@@ -38,23 +36,32 @@ class Reviews:
         """Take a configuration of our own: the size of its pool is set here."""
         readiness.expecting(_PART, "not asked yet")
         self._readiness = readiness
-        configuration.connection_pool_maxsize = TOKEN_REVIEWS + ACCESS_REVIEWS
+        configuration.connection_pool_maxsize = TOKEN_REVIEWS + KNOWN_TOKEN_REVIEWS + ACCESS_REVIEWS
         self._client = client.ApiClient(configuration)
-        self._tokens = asyncio.Semaphore(TOKEN_REVIEWS)
-        self._accesses = Places(ACCESS_REVIEWS, ACCESS_REVIEWS_OF_ONE)
+        self._tokens, self._known_tokens = Places(TOKEN_REVIEWS), Places(KNOWN_TOKEN_REVIEWS)
+        self._accesses = Places(ACCESS_REVIEWS)
         self._issuer = ""
 
     async def close(self) -> None:
         """Close all connections."""
         await self._client.close()
 
-    async def review_token(self, token: str, audience: str) -> dict[str, Any]:
+    async def review_token(
+        self, token: str, audience: str, source: str, share: str | None
+    ) -> dict[str, Any]:
         """Return the status of a TokenReview.
+
+        Args:
+            token: As it was sent.
+            audience: Ours.
+            source: Network that it came from.
+            share: Of the caller whose it was before; None = it never was good.
 
         Raises:
             ProblemError: KUBERNETES_UNAVAILABLE.
         """
-        async with self._tokens:
+        place = self._tokens.hold(source) if share is None else self._known_tokens.hold(share)
+        async with place:
             return await self._create(
                 "authentication.k8s.io/v1",
                 "TokenReview",

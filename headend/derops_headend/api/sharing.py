@@ -1,31 +1,84 @@
-"""What is scarce, shared among those who call: nobody has all of it."""
+"""What is scarce, shared among those who call: nobody has all of it, and they take turns."""
 
 import asyncio
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from weakref import WeakValueDictionary
 
 SHARE: ContextVar[str] = ContextVar("share", default="")
 """Whose share the call takes that is being answered; see ``Caller.share``."""
 
 
-class Places:
-    """So many at once, and so many of one holder."""
+def may_take(held: int, free: int) -> bool:
+    """Tell whether a holder of so many places may have one of those that are free.
 
-    def __init__(self, most: int, of_one: int) -> None:
-        self._all, self._of_one = asyncio.Semaphore(most), of_one
-        self._of: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-        """Is there while somebody holds or awaits it."""
+    Who has none may; else up to a half of what is free. So the last two go to newcomers alone, and
+    whoever came when there was plenty gives back before they get more. Pure.
+    """
+    return free > 0 and (held == 0 or 2 * held < free)
+
+
+class Places:
+    """So many at once; who waits and holds least is next, and of equals who waits for longest."""
+
+    def __init__(self, most: int) -> None:
+        self._free = most
+        self._held: Counter[str] = Counter()
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        """In the order of their turns."""
 
     @asynccontextmanager
     async def hold(self, holder: str) -> AsyncIterator[None]:
-        """Have a place, as soon as there is one."""
-        share = self._of.setdefault(holder, asyncio.Semaphore(self._of_one))
-        async with share, self._all:
+        """Have a place, as soon as it is the holder's turn."""
+        await self._take(holder)
+        try:
             yield
+        finally:
+            self._give_back(holder)
 
-    def has_all(self, holder: str) -> bool:
-        """Tell whether a holder has as many as one may have."""
-        share = self._of.get(holder)
-        return share is not None and share.locked()
+    def holds(self, holder: str) -> bool:
+        """Tell whether a holder has a place."""
+        return self._held[holder] > 0
+
+    async def _take(self, holder: str) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(holder, deque()).append(turn)
+        self._hand_out()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._leave(holder, turn)
+            else:  # a place was handed out in the same step of the loop
+                self._give_back(holder)
+            raise
+
+    def _give_back(self, holder: str) -> None:
+        self._free += 1
+        self._held[holder] -= 1
+        if not self._held[holder]:
+            del self._held[holder]
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._waiting and self._free:
+            least = min(self._waiting, key=self._held.__getitem__)
+            if not may_take(self._held[least], self._free):
+                return
+            waiting = self._waiting.pop(least)
+            turn = waiting.popleft()
+            if waiting:  # its next turn is after those of the others
+                self._waiting[least] = waiting
+            if turn.cancelled():  # in the same step of the loop
+                continue
+            self._free -= 1
+            self._held[least] += 1
+            turn.set_result(None)
+
+    def _leave(self, holder: str, turn: asyncio.Future[None]) -> None:
+        waiting = self._waiting.get(holder, deque())
+        if turn in waiting:
+            waiting.remove(turn)
+            if not waiting:
+                del self._waiting[holder]

@@ -7,6 +7,9 @@ from starlette.types import Scope
 
 from derops_headend.api.settings import Network
 
+MOST_HOPS, LONGEST_ADDRESS = 10, 45
+"""Addresses of a header that are looked at, from its end; and characters of one."""
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -22,8 +25,8 @@ def source_of(scope: Scope, trusted: Sequence[Network]) -> str:
     if not _is_in(_address(peer), trusted):
         return str(peer)
     said = b",".join(v for n, v in scope["headers"] if n == b"x-forwarded-for")
-    for word in reversed(said.decode("latin-1").split(",")):
-        address = _address(word.strip())
+    for word in reversed(said.rsplit(b",", MOST_HOPS)[-MOST_HOPS:]):
+        address = _address(word.strip().decode("latin-1"))
         if address is None:
             break
         if not _is_in(address, trusted):
@@ -31,7 +34,17 @@ def source_of(scope: Scope, trusted: Sequence[Network]) -> str:
     return str(peer)
 
 
+def network_of(source: str) -> str:
+    """Return what one holder of addresses has: of IPv6, all of a /64."""
+    address = _address(source)
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return source
+
+
 def _address(text: str) -> Address | None:
+    if len(text) > LONGEST_ADDRESS or "%" in text:  # a zone is a text of any kind
+        return None
     try:
         found = ipaddress.ip_address(text)
     except ValueError:

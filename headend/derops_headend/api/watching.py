@@ -5,14 +5,14 @@ import json
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import aiohttp
 import structlog
 
 from derops.observing import Readiness
 from derops_headend.api.problems import ProblemError
-from derops_headend.api.refusals import refused
+from derops_headend.api.refusals import refused, unanswered
 
 STALE_AFTER_SECONDS = 90.0
 """A watch hears a bookmark each minute, even where nothing changes."""
@@ -24,7 +24,12 @@ _DEEPEST = 30_000
 """The API server takes JSON of 10,000 levels, from anybody, in metadata.managedFields for one;
 Python's parser would end at 1,000, with all that came in the same list."""
 
-_CHUNK = 100
+MOST_LISTED = 100
+"""Objects of one page, while that has no more than MOST_LISTED_BYTES."""
+
+MOST_LISTED_BYTES = 1024**2
+"""What is made of JSON may take twenty-five times as much memory."""
+
 _AGAIN_AFTER_SECONDS = 1.0
 _SILENCE_SECONDS = 75.0
 _WATCH_SECONDS = 300
@@ -164,14 +169,16 @@ class Watch(Generic[Kept]):
         missing = {
             (namespace, name) for namespace, kept in self._by_namespace.items() for name in kept
         }
-        query = {"limit": str(_CHUNK)}
+        query: dict[str, str] = {}
+        limit = MOST_LISTED
         while True:
-            answer = await self._open(self._path, query, _CALL)
-            body = await answer.read()
-            if answer.status == 410:
+            status, body, limit = await read_page(
+                self._open, self._path, query, limit, MOST_LISTED_BYTES, _CALL
+            )
+            if status == 410:
                 raise _ExpiredError
-            if answer.status != 200:
-                raise refused(answer.status, body)
+            if status != 200:
+                raise refused(status, body)
             page = parse(body)
             self._heard = time.monotonic()
             for manifest in page["items"]:
@@ -181,6 +188,7 @@ class Watch(Generic[Kept]):
             if not following:
                 break
             query["continue"] = following
+            limit = min(MOST_LISTED, 2 * limit)
         for key in missing:
             self._drop(key)
         self._version = str(page["metadata"]["resourceVersion"])
@@ -245,6 +253,47 @@ def hang_up(answer: aiohttp.ClientResponse) -> None:
     if answer.connection is not None and answer.connection.transport is not None:
         answer.connection.transport.abort()
     answer.close()
+
+
+class Page(NamedTuple):
+    """An answer to the question for some objects."""
+
+    status: int
+    body: bytes
+    limit: int
+    """Objects that were asked for in the end."""
+
+
+async def read_page(
+    open_: Opener,
+    path: str,
+    query: Mapping[str, str],
+    limit: int,
+    most_bytes: int,
+    limits: aiohttp.ClientTimeout,
+) -> Page:
+    """Read a page of at most so many objects: fewer where they are large, but one at least.
+
+    Raises:
+        ProblemError: KUBERNETES_UNAVAILABLE: one object is longer than any can be.
+        aiohttp.ClientError: There is no answer; so do OSError and TimeoutError.
+    """
+    while True:
+        answer = await open_(path, {**query, "limit": str(limit)}, limits)
+        body = bytearray()
+        try:
+            async for data in answer.content.iter_any():
+                body += data
+                if len(body) > (most_bytes if limit > 1 else LONGEST_LINE):
+                    break
+            else:
+                return Page(answer.status, bytes(body), limit)
+        finally:
+            if not answer.content.at_eof():
+                hang_up(answer)
+        if limit == 1:
+            raise unanswered()
+        limit //= 2
 
 
 async def events(content: aiohttp.StreamReader) -> AsyncIterator[Mapping[str, Any]]:

@@ -12,8 +12,11 @@ from psycopg.rows import class_row
 from derops_headend.storage.chain import Stored
 from derops_headend.writing.refusing import clean
 
-MOST_ROWS = 500
+MOST_ROWS, MOST_PAGE_BYTES = 500, 2 * 1024**2
 """Of one page."""
+
+_MOST_BODY, _MOST_CHAIN = 65_536, 200
+"""Whoever may add records may add such of any size. Ours are shorter."""
 
 COLUMNS: dict[str, LiteralString] = {
     "chain": "text",
@@ -101,7 +104,7 @@ class Announcement:
 
 _OF_A_KEY: LiteralString = (
     "announced.idempotency_key_sha256 = %s and announced.caller = %s "
-    "and announced.namespace = %s and announced.at >= %s "
+    "and announced.namespace = %s and announced.at >= %s and announced.at < '9999-12-30Z' "
     "and announced.stage = 'RequestReceived' and announced.idempotency_key_sha256 <> '' "
 )
 
@@ -171,6 +174,9 @@ class Mark(NamedTuple):
     seq: int
 
 
+_IS_TIME: LiteralString = "at between '0001-01-02Z' and '9999-12-30Z'"
+"""Other rows are none of ours, and say when in a way that no client can read."""
+
 _RESTRICTIONS: dict[str, LiteralString] = {
     "namespace": "namespace = %(namespace)s",
     "caller": "caller = %(caller)s",
@@ -183,16 +189,26 @@ _RESTRICTIONS: dict[str, LiteralString] = {
 }
 
 
+class Page(NamedTuple):
+    """Some records."""
+
+    records: list[Stored]
+    """What is longer than any of ours is cut, so it is no JSON."""
+
+    end: Mark | None
+    """Where the next page begins; None = this is the last."""
+
+
 def find_page(
     connection: psycopg.Connection, wanted: Wanted, *, after: Mark | None = None, limit: int
-) -> list[Stored]:
-    """Return records, the newest first.
+) -> Page:
+    """Return records, the newest first: up to MOST_PAGE_BYTES, and one at least.
 
     Args:
         connection: To the migrated database.
         wanted: Which ones.
-        after: The last record of the page before.
-        limit: How many at most; 1 to 500, and one more that tells whether there are more.
+        after: The end of the page before.
+        limit: How many at most, 1 to 500.
     """
     facts = {name: getattr(wanted, name) for name in _RESTRICTIONS}
     given = {name: value for name, value in facts.items() if value is not None}
@@ -200,15 +216,30 @@ def find_page(
     if after is not None:
         where.append("(at, chain, seq) < (%(after_at)s, %(after_chain)s, %(after_seq)s)")
         given |= {f"after_{name}": value for name, value in after._asdict().items()}
+    # The length of a text is known without reading it.
     text = (
-        "select chain, seq, hash, at, body from audit_event "  # noqa: S608  # our own names
-        f"where {' and '.join(['true', *where])} "
-        "order by at desc, chain desc, seq desc limit %(limit)s"
+        "select left(chain, %(chain)s + 1), seq, left(hash, 64), at, "  # noqa: S608  # our own names
+        "case when octet_length(body) > %(body)s then left(body, 1000) else body end, found "
+        "from (select *, count(*) over () found, sum(least(octet_length(body), %(body)s)) "
+        "over (order by at desc, chain desc, seq desc rows unbounded preceding) bytes "
+        "from (select chain, seq, hash, at, body from audit_event "
+        f"where {' and '.join([_IS_TIME, *where])} "
+        "order by at desc, chain desc, seq desc limit %(limit)s) picked) measured "
+        "where bytes <= %(bytes)s order by at desc, measured.chain desc, seq desc"
     )
-    rows = connection.execute(
-        text.encode(), given | {"limit": max(1, min(limit, MOST_ROWS + 1))}
-    ).fetchall()
-    return [Stored(*row) for row in rows]
+    limit = max(1, min(limit, MOST_ROWS))
+    bounds = {"chain": _MOST_CHAIN, "body": _MOST_BODY, "bytes": MOST_PAGE_BYTES}
+    rows = connection.execute(text.encode(), given | bounds | {"limit": limit + 1}).fetchall()
+    records = [Stored(*row[:5]) for row in rows[:limit]]
+    has_more = bool(rows) and rows[0][5] > len(records)
+    return Page(records, _mark_of(records[-1]) if has_more else None)
+
+
+def _mark_of(record: Stored) -> Mark:
+    """Return where the page after a record begins; what a cut chain may have left is passed."""
+    if len(record.chain) > _MOST_CHAIN:
+        return Mark(record.at, record.chain[:_MOST_CHAIN], 2**63 - 1)
+    return Mark(record.at, record.chain, record.seq)
 
 
 def _text(value: Any) -> str:

@@ -312,11 +312,12 @@ async def test_the_delay_is_that_of_what_waits_and_not_of_what_was_written_befor
     def connect() -> psycopg.Connection:
         return away() if is_away else postgres_database.connect()
 
+    trail = open_trail(connect, now=lambda: now)
+
     def measured() -> float:
         trail._measure()
-        return metrics.DELAY_SECONDS._value.get()
+        return float(metrics.DELAY_SECONDS._value.get())
 
-    trail = open_trail(connect, now=lambda: now)
     await trail.start()
     await until(lambda: not trail._sink.behind)
     assert measured() == 0

@@ -12,7 +12,7 @@ from tests.stack.postgres import API, PostgresServer
 
 from derops_headend.storage import metrics
 from derops_headend.storage.audit_keeping import drop_months, prepare_months
-from derops_headend.storage.auditing import Mark, Wanted, find_page, store
+from derops_headend.storage.auditing import Wanted, find_page, store
 from derops_headend.storage.chain import Head, Stored, begin, link
 from derops_headend.storage.migrating import migrate
 from derops_headend.storage.roles import find_missing, find_superfluous, roles_sql
@@ -354,25 +354,27 @@ def test_the_newest_come_first_in_pages(api: psycopg.Connection) -> None:
     newest = sorted(records, key=lambda each: (each.at, each.chain, each.seq), reverse=True)
 
     found: list[Stored] = []
-    while page := find_page(
-        api,
-        Wanted(),
-        after=Mark(found[-1].at, found[-1].chain, found[-1].seq) if found else None,
-        limit=7,
-    ):
-        found += page
+    page = find_page(api, Wanted(), limit=7)
+    found += page.records
+    while page.end is not None:
+        page = find_page(api, Wanted(), after=page.end, limit=7)
+        assert 0 < len(page.records) <= 7
+        found += page.records
     assert found == newest
 
-    of_south = find_page(api, Wanted(namespace="south"), limit=500)
+    def found_of(wanted: Wanted) -> list[Stored]:
+        page = find_page(api, wanted, limit=500)
+        assert page.end is None
+        return page.records
+
+    of_south = found_of(Wanted(namespace="south"))
     assert of_south == [each for each in newest if each.chain == "b"]
-    assert find_page(api, Wanted(caller="oidc:eve"), limit=500) == []
+    assert found_of(Wanted(caller="oidc:eve")) == []
     since, until = NOW + timedelta(seconds=3), NOW + timedelta(seconds=6)
-    between = find_page(api, Wanted(since=since, until=until), limit=500)
+    between = found_of(Wanted(since=since, until=until))
     assert between == [each for each in newest if since <= each.at < until]
-    (one,) = find_page(
-        api,
-        Wanted(verb="get", resource="derassets", name="b1", request_id="a-3", caller="oidc:anna"),
-        limit=500,
+    (one,) = found_of(
+        Wanted(verb="get", resource="derassets", name="b1", request_id="a-3", caller="oidc:anna")
     )
     assert (one.chain, one.seq) == ("a", 3)
 

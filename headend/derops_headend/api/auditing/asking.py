@@ -4,7 +4,6 @@ import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
-from functools import partial
 
 import psycopg
 
@@ -39,7 +38,8 @@ class Asking:
 
         Raises:
             ProblemError: DATABASE_UNAVAILABLE. KEY_EXPIRED: it was announced too often; nearly all
-                of that was refused, as what is made is announced once.
+                of that was refused, as what is made is announced once. Or a record of it says
+                nothing, so what was made by it is not known.
         """
         try:
             found = await asyncio.wait_for(self._ask_at_most_twice(key, since), _ASK_SECONDS)
@@ -50,13 +50,7 @@ class Asking:
                 "what Idempotency-Keys were used for is in the database, which does not answer",
                 retry_after_seconds=_AGAIN_SECONDS,
             ) from error
-        announced = {}
-        for each in found:
-            used = used_of(json.loads(each.body), each.at)
-            announced[used.request_id] = Announced(
-                used._replace(name=each.name, object_uid=each.object_uid), each.status
-            )
-        return announced
+        return dict(map(_announced, found))
 
     def close(self) -> None:
         """Close the connection."""
@@ -67,13 +61,13 @@ class Asking:
 
     async def _ask_at_most_twice(self, key: Key, since: datetime) -> list[Announcement]:
         """Ask; again where the server has ended the connection since the last question."""
-        ask = partial(asyncio.get_running_loop().run_in_executor, self._executor, self._ask)
+        run = asyncio.get_running_loop().run_in_executor
         try:
-            return await ask(key, since)
+            return await run(self._executor, self._ask, key, since)
         except psycopg.OperationalError:
             if self._connection is None or not self._connection.closed:
                 raise
-            return await ask(key, since)
+            return await run(self._executor, self._ask, key, since)
 
     def _cut(self) -> None:
         if self._connection is not None and not self._connection.closed:
@@ -90,3 +84,17 @@ class Asking:
                 "key to order again",
             )
         return find_announcements(self._connection, *key, since)
+
+
+def _announced(row: Announcement) -> tuple[str, Announced]:
+    """Return what a row of the database says, by request; whoever owns it may write anything."""
+    try:
+        used = used_of(json.loads(row.body), row.at)
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ProblemError(
+            Slug.KEY_EXPIRED,
+            "a record of the key in the audit cannot be read, so nobody knows what it was used "
+            "for: see the history, and take a new key to order again",
+        ) from error
+    used = used._replace(name=row.name, object_uid=row.object_uid)
+    return used.request_id, Announced(used, row.status)

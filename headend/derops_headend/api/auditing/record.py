@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from derops_headend.api.auditing.refusals import Sum
 from derops_headend.api.call import Call
 from derops_headend.api.ports import Stage
 
@@ -61,18 +62,21 @@ def refused(at: datetime, source: str, reason: str, method: str, path: str) -> s
     )
 
 
-def refused_often(at: datetime, source: str, count: int, first: datetime, last: datetime) -> str:
-    """Return the record of strangers that were refused, of one source or of all others."""
+def refused_often(at: datetime, refusals: Sum) -> str:
+    """Return the record of calls that were refused, of one source, one caller, or all others."""
+    who = refusals.who
     return encode(
         {
             "stage": Stage.COMPLETE,
             "at": instant(at),
+            "principal": {"kind": who.kind, "name": _cut(who.name)} if who.name else None,
+            "namespace": _cut(who.namespace),
             "decision": "forbid",
             "reason": "RefusedOften",
-            "source": _cut(source),
-            "count": count,
-            "firstAt": instant(first),
-            "lastAt": instant(last),
+            "source": _cut(who.source),
+            "count": refusals.count,
+            "firstAt": instant(refusals.first),
+            "lastAt": instant(refusals.last),
         }
     )
 

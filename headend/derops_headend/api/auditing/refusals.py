@@ -1,28 +1,42 @@
-"""Strangers that are refused: each is told, until there are so many that they are summed up. Pure.
+"""Calls that are refused before they are looked at: each is told, until they are summed up. Pure.
 
-Who has no credential must not be able to fill a disk, from however many addresses.
+Who has no credential, or calls too often, must not be able to fill a disk, from however many
+addresses and with however many accounts.
 """
 
 from dataclasses import dataclass
 from datetime import datetime
-from ipaddress import IPv6Address, ip_address, ip_network
+from typing import NamedTuple
 
 from derops.rates import Rates
 
 OF_SOURCE_PER_SECOND, OF_ALL_PER_SECOND = 20.0, 100.0
-"""Refusals with a record of their own."""
+"""Refusals with a record of their own; of callers the first is that of one share."""
 
 MOST_SOURCES = 200
-"""Sources that are told apart in one turn of summing up."""
+"""Sources, and callers with a namespace, that are told apart in one turn of summing up."""
 
-OTHERS = "others"
+
+class Who(NamedTuple):
+    """Who was refused: a stranger by the source, a caller by the principal."""
+
+    source: str = ""
+    """Network."""
+
+    kind: str = ""
+    name: str = ""
+    namespace: str = ""
+    """Whose objects were asked for; empty = nobody's, or those of several."""
+
+
+OTHERS = Who(source="others")
 
 
 @dataclass(slots=True)
 class Sum:
-    """Refusals of one source that have no record of their own."""
+    """Refusals that have no record of their own."""
 
-    source: str
+    who: Who
     count: int
     first: datetime
     last: datetime
@@ -32,38 +46,48 @@ class Refusals:
     """Decides which refusals are told, and counts the others."""
 
     def __init__(self) -> None:
-        self._of_source = Rates(per_second=OF_SOURCE_PER_SECOND, burst=OF_SOURCE_PER_SECOND)
+        self._of_one = Rates(per_second=OF_SOURCE_PER_SECOND, burst=OF_SOURCE_PER_SECOND)
         self._of_all = Rates(per_second=OF_ALL_PER_SECOND, burst=2 * OF_ALL_PER_SECOND)
-        self._sums: dict[str, Sum] = {}
+        self._sums: dict[Who, Sum] = {}
 
-    def admit(self, source: str, now: datetime) -> bool:
-        """Tell whether a refusal gets a record of its own; else it is to be counted."""
+    def admit(self, one: str, now: datetime) -> bool:
+        """Tell whether a refusal gets a record of its own; else it is to be counted.
+
+        Args:
+            one: Network of the source, or share of the caller.
+            now: The wall clock.
+        """
         seconds = now.timestamp()
-        if self._of_source.admit(network_of(source), seconds) is None:
+        if self._of_one.admit(one, seconds) is None:
             return False
         return self._of_all.admit("", seconds) is not None
 
-    def count(self, source: str, now: datetime) -> None:
-        """Count a refusal that has no record."""
-        source = network_of(source)
-        if source not in self._sums and len(self._sums) >= MOST_SOURCES:
-            source = OTHERS
-        known = self._sums.setdefault(source, Sum(source, 0, now, now))
+    def count(self, now: datetime, *who: Who) -> None:
+        """Count a refusal that has no record.
+
+        Args:
+            now: The wall clock.
+            who: The same one, told ever more roughly: the last is there for all for whom there is
+                no room.
+        """
+        has_room = len(self._sums) < MOST_SOURCES
+        chosen = next((each for each in who if has_room or each in self._sums), who[-1])
+        known = self._sums.setdefault(chosen, Sum(chosen, 0, now, now))
         known.count += 1
         known.last = now
 
     def give_back(self, untold: Sum) -> None:
         """Count again what could not be told."""
-        known = self._sums.setdefault(untold.source, untold)
+        known = self._sums.setdefault(untold.who, untold)
         if known is not untold:
             known.count += untold.count
             known.first = min(known.first, untold.first)
 
-    def take(self, *, apart: bool) -> list[Sum]:
+    def take(self, *, apart: bool = True) -> list[Sum]:
         """Return what was counted since the last time, and begin anew.
 
         Args:
-            apart: Each source for itself; else all in one.
+            apart: Each for itself; else all in one.
         """
         found, self._sums = list(self._sums.values()), {}
         if apart or len(found) < 2:
@@ -72,14 +96,3 @@ class Refusals:
         total.first = min(each.first for each in found)
         total.last = max(each.last for each in found)
         return [total]
-
-
-def network_of(source: str) -> str:
-    """Return what one holder of addresses has: of IPv6, all of a /64."""
-    try:
-        address = ip_address(source)
-    except ValueError:
-        return source
-    if isinstance(address, IPv6Address):
-        return str(ip_network((address, 64), strict=False))
-    return source

@@ -102,12 +102,22 @@ class Memory:
 
 
 def used_of(record: dict[str, Any], at: datetime) -> Used:
-    """Return what a record of an announcement says."""
+    """Return what a record of an announcement says.
+
+    Raises:
+        LookupError: It does not say of which request it is, or what was asked for.
+        TypeError: It says so in another form than any version does.
+    """
+    request_id, body_sha256 = record["requestId"], record["bodySha256"]
+    name, change = record.get("name", ""), record.get("change", {})
+    texts = (request_id, body_sha256, name)
+    if not all(isinstance(each, str) for each in texts) or not isinstance(change, dict):
+        raise TypeError("is no record of an announcement")
     return Used(
-        request_id=record["requestId"],
+        request_id=request_id,
         at=at,
-        name=record.get("name", ""),
+        name=name,
         object_uid="",
-        body_sha256=record.get("bodySha256", ""),
-        change=record.get("change", {}),
+        body_sha256=body_sha256,
+        change=change,
     )

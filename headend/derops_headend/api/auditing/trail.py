@@ -14,12 +14,13 @@ from derops.observing import Readiness
 from derops_headend.api.auditing import metrics, record
 from derops_headend.api.auditing.asking import KEY_DAYS, Asking
 from derops_headend.api.auditing.file import AuditFile
-from derops_headend.api.auditing.refusals import Refusals
+from derops_headend.api.auditing.refusals import OTHERS, Refusals, Who
 from derops_headend.api.auditing.remembering import Key, Memory, choose
 from derops_headend.api.auditing.sink import Connect, Sink
 from derops_headend.api.call import Call
 from derops_headend.api.ports import Used
 from derops_headend.api.problems import ProblemError, Slug
+from derops_headend.api.sources import network_of
 from derops_headend.group_commit import GroupCommit
 from derops_headend.storage.chain import Head, Stored
 
@@ -65,7 +66,8 @@ class AuditTrail:
         """Take a file; use ``open``."""
         self._file, self._max_bytes, self._now = file, max_bytes, now
         self._readiness = readiness
-        self._memory, self._refusals = Memory(), Refusals()
+        self._memory = Memory()
+        self._strangers, self._callers = Refusals(), Refusals()
         self._executor = ThreadPoolExecutor(1, "audit-file")
         self._asking = Asking(connect)
         self._sink = Sink(file, connect, readiness, self._on_stored)
@@ -193,13 +195,30 @@ class AuditTrail:
 
     async def refused(self, source: str, reason: str, method: str, path: str) -> None:
         """Write down that a stranger was refused; many of one source may become one record."""
-        now = self._now()
-        if self._has_room(STRANGERS_SHARE * self._max_bytes) and self._refusals.admit(source, now):
+        now, network = self._now(), network_of(source)
+        has_room = self._has_room(STRANGERS_SHARE * self._max_bytes)
+        if has_room and self._strangers.admit(network, now):
             facts = record.refused(now, source, reason, method, path)
             if await self._try_put(facts):
                 return
         metrics.SUMMED_UP.inc()
-        self._refusals.count(source, now)
+        self._strangers.count(now, Who(source=network), OTHERS)
+
+    async def held_back(self, call: Call, status: int, reason: str) -> None:
+        """Write down that a caller has too many calls; see the port."""
+        now, caller = self._now(), call.caller
+        if self._callers.admit(caller.share, now) and await self._try_put(
+            record.completed(call, now, status, reason, 0)
+        ):
+            return
+        metrics.SUMMED_UP.inc()
+        kind = caller.kind.value
+        self._callers.count(
+            now,
+            Who("", kind, caller.name, call.subject.namespace),
+            Who("", kind, caller.name),
+            Who("", kind, caller.share),
+        )
 
     async def find_key(
         self, caller_name: str, namespace: str, idempotency_key_sha256: str
@@ -305,17 +324,17 @@ class AuditTrail:
     def _measure(self) -> None:
         now = self._now()
         self._behind_since = (self._behind_since or now) if self._sink.behind else None
-        since = max(self._behind_since or now, self._stored_at)  # the last that was stored may be old
+        # The last that was stored may be old.
+        since = max(self._behind_since or now, self._stored_at)
         metrics.DELAY_SECONDS.set(max(0.0, (now - since).total_seconds()))
         metrics.WAITING_BYTES.set(self._file.size)
 
     async def _sum_up(self) -> None:
-        for each in self._refusals.take(apart=self._has_room(STRANGERS_SHARE * self._max_bytes)):
-            facts = record.refused_often(
-                self._now(), each.source, each.count, each.first, each.last
-            )
-            if not await self._try_put(facts):
-                self._refusals.give_back(each)
+        has_room = self._has_room(STRANGERS_SHARE * self._max_bytes)
+        for refusals, apart in ((self._strangers, has_room), (self._callers, True)):
+            for each in refusals.take(apart=apart):
+                if not await self._try_put(record.refused_often(self._now(), each)):
+                    refusals.give_back(each)
 
     def _say_head(self) -> None:
         """Tell how far the chain in the database is, for whoever keeps what is printed."""

@@ -18,6 +18,7 @@ from derops_headend.api.caching import Expiring
 from derops_headend.api.caller import Caller, CallerKind
 from derops_headend.api.problems import ProblemError, Slug
 from derops_headend.api.reviews import Reviews
+from derops_headend.api.sources import network_of
 
 VALID_SECONDS, INVALID_SECONDS = 30.0, 5.0
 """How long the API server's word on a token is believed."""
@@ -46,7 +47,7 @@ class KubernetesTokens:
     ) -> None:
         self._reviews, self._audience, self._now_seconds = reviews, audience, now_seconds
         self._answers: Expiring[bytes, tuple[Caller | None]] = Expiring(MOST_TOKENS, now_seconds)
-        self._good_before: Expiring[bytes, bool] = Expiring(MOST_TOKENS, now_seconds)
+        self._good_before: Expiring[bytes, str] = Expiring(MOST_TOKENS, now_seconds)
         self._rates = Rates(per_second=REVIEWS_PER_SECOND, burst=REVIEWS_AT_ONCE)
         self._asking: dict[bytes, asyncio.Task[Caller | None]] = {}
         self._log = structlog.get_logger("callers")
@@ -70,8 +71,9 @@ class KubernetesTokens:
             return None
         task = self._asking.get(key)
         if task is None:
-            self._check_rate(key, source)
-            task = asyncio.create_task(self._review(token, key, claims))
+            network = network_of(source)
+            self._check_rate(key, network)
+            task = asyncio.create_task(self._review(token, key, claims, network))
             self._asking[key] = task
             task.add_done_callback(lambda _: self._asking.pop(key, None))
         return await asyncio.shield(task)
@@ -83,24 +85,25 @@ class KubernetesTokens:
         issuer = self._reviews.issuer
         return not issuer or claims.get("iss") == issuer
 
-    def _check_rate(self, key: bytes, source: str) -> None:
+    def _check_rate(self, key: bytes, network: str) -> None:
         """Let a source have only so many new tokens reviewed; one that was good is none."""
-        if self._good_before.get(key):
+        if self._good_before.get(key) is not None:
             return
-        if self._rates.admit(source, self._now_seconds()) is None:
+        if self._rates.admit(network, self._now_seconds()) is None:
             raise ProblemError(
                 Slug.TOO_MANY_REQUESTS,
                 "Too many tokens that were not seen before come from your address",
                 retry_after_seconds=1,
             )
 
-    async def _review(self, token: str, key: bytes, claims: Claims) -> Caller | None:
-        status = await self._reviews.review_token(token, self._audience)
+    async def _review(self, token: str, key: bytes, claims: Claims, network: str) -> Caller | None:
+        share = self._good_before.get(key)
+        status = await self._reviews.review_token(token, self._audience, network, share)
         caller = caller_of_review(status, self._audience, claims)
         if caller is None:
             self._answers.put(key, (None,), INVALID_SECONDS)
             return None
-        self._good_before.put(key, True, _KNOWN_SECONDS)
+        self._good_before.put(key, caller.share, _KNOWN_SECONDS)
         self._answers.put(key, (caller,), _believed_seconds(caller))
         return caller
 

@@ -1,7 +1,6 @@
 """The audit, for those who may see it; that they looked is written down as well."""
 
 import json
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -49,7 +48,7 @@ class AuditQuery(Model):
     limit: WholeNumber = Field(default=100, ge=1, le=MOST_ROWS)
     after: str = Field(
         default="",
-        max_length=500,
+        max_length=2000,
         pattern=r"^[A-Za-z0-9_-]*$",
         description="`next` of the page before.",
     )
@@ -111,18 +110,14 @@ async def _answer(request: Request, namespace: str | None, query: AuditQuery) ->
         until=query.until,
     )
     after = Mark(*place_of(query.after, _PLACE)) if query.after else None
-    found = await parts.database.read(find_page, wanted, after=after, limit=query.limit + 1)
-    shown = found[: query.limit]
-    following = _next(shown) if len(found) > query.limit else None
-    items = ",".join(f'{{"hash":{json.dumps(each.hash)},"record":{_json(each)}}}' for each in shown)
+    page = await parts.database.read(find_page, wanted, after=after, limit=query.limit)
+    following = page_after(page.end.at.isoformat(), *page.end[1:]) if page.end else None
+    items = ",".join(
+        f'{{"hash":{json.dumps(each.hash)},"record":{_json(each)}}}' for each in page.records
+    )
     return Response(
         f'{{"items":[{items}],"next":{json.dumps(following)}}}', media_type="application/json"
     )
-
-
-def _next(shown: Sequence[Stored]) -> str:
-    last = shown[-1]
-    return page_after(last.at.isoformat(), last.chain, last.seq)
 
 
 def _json(record: Stored) -> str:
