@@ -10,9 +10,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-import aiohttp
 import structlog
-from kubernetes.aio.client.exceptions import ApiException
 
 from derops.observing import Readiness
 from derops.schedules import SECOND_US
@@ -20,7 +18,7 @@ from derops.wire.v1 import control_pb2
 from derops_operator import convert, metrics
 from derops_operator.acting import Actor
 from derops_operator.cache import Cache, Fact
-from derops_operator.creators import Creators
+from derops_operator.creators import TRANSIENT, Creators
 from derops_operator.desired import Awaiting, Desired
 from derops_operator.distributing import Distributor
 from derops_operator.events import EventWriter
@@ -53,8 +51,6 @@ _FIRST_RESYNC_SECONDS = 60.0
 _HISTORY_US = 24 * 3600 * SECOND_US
 
 _log = structlog.get_logger("controller")
-
-_TRANSIENT = (ApiException, aiohttp.ClientError, OSError)
 
 
 class Controller:
@@ -229,7 +225,6 @@ class Controller:
     async def _load(self) -> None:
         """List everything and build the first desired state, in flight dispatches included."""
         await self._list_until_complete()
-        await self._creators.look()  # who ordered what is decided once
         for unread in self.cache.unreadable.values():
             if unread.may_be_held:
                 self._keep_held(unread.meta, unread.asset_name)
@@ -296,7 +291,7 @@ class Controller:
     async def _list_all(self) -> bool:
         try:
             await self._resync.run()
-        except (*_TRANSIENT, GoneError) as error:
+        except (*TRANSIENT, GoneError) as error:
             _log.debug("resources.not_listed", why=str(error)[:300])
             self._readiness.waiting("kubernetes", f"listing failed: {str(error)[:200]}")
             return False
@@ -367,7 +362,7 @@ class Controller:
                 result = "changed"
                 await self._refresh(key)
                 queue.add_failed(key)
-            except _TRANSIENT as error:
+            except TRANSIENT as error:
                 result = "failed"
                 seconds = queue.add_failed(key)
                 _log.warning(
@@ -394,7 +389,7 @@ class Controller:
             self.take(key.kind, await self._kube.read(key.kind, key.namespace, key.name))
         except GoneError:
             self.drop(key)
-        except _TRANSIENT as error:
+        except TRANSIENT as error:
             _log.warning(
                 "object.not_read", kind=key.kind.value, name=key.name, why=str(error)[:200]
             )
@@ -441,7 +436,8 @@ class Controller:
         if self._waits_for_asset(stored, asset):
             await self._let_go_deleted(key, stored.meta)
             return
-        decision = self._decide(self._publisher.with_basis(key, stored), asset)
+        known = self._publisher.with_basis(key, stored)
+        decision = self._decide(known, asset)
         for action in decision.actions:
             if isinstance(action, Submit):
                 self._submit(stored, asset, action)
@@ -452,6 +448,13 @@ class Controller:
             else:
                 await self._actor.act_on_dispatch(key, action)
         self._desired.settle_unread(stored.meta.uid)
+        if not known.status.get("createdBy") and "createdBy" in decision.status:
+            # A look that began after it was heard of; the order has been given already.
+            await self._creators.look()
+            decision.status["createdBy"] = known.creator(self._creators.guarded_since_us)
+        now = self.cache.fact(key)
+        if now is None or now.meta.uid != stored.meta.uid:
+            return  # the status of one is none of another that has its name
         self._publisher.want(key, decision.status)
         self._look_again(key, decision.again_us)
 

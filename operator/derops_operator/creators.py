@@ -1,12 +1,20 @@
 """Who ordered a Dispatch: what its annotation says, where the API server lets nobody forge that.
 
-The policy and its binding tell themselves since when they guard. What is older may say anything,
-and what is not guarded is not believed: then the creator is unknown, and stays so.
+The policy and its binding tell themselves since when they are as they are. What is older may say
+anything, and what is not guarded is not believed: then the creator is unknown, and stays so. Who
+finds them, after it heard of a Dispatch, unchanged since before that one was made, knows that they
+guarded it; so each new Dispatch is believed by a look of its own.
 """
 
 import asyncio
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from http import HTTPStatus
 from typing import Any, Protocol
+
+import aiohttp
+from kubernetes.aio.client.exceptions import ApiException
 
 from derops.observing import Readiness
 from derops.schedules import SECOND_US
@@ -19,12 +27,24 @@ POLICY = "derops-creator"
 """ValidatingAdmissionPolicy of the chart, with a binding of the same name."""
 
 SETTLING_US = 10 * SECOND_US
-"""How long after its creation a policy may not be in force yet, at some API server."""
+"""How long after its creation or change a policy may not be in force yet, at some API server."""
+
+RULES_SHA256 = "b53ed3ab51055dfaf35de1c39cf85a689154d919ffab8c1a3f51827c87be2172"
+"""Of what the policy evaluates, but for the name of the API's ServiceAccount; see ``rules_of``."""
+
+TRANSIENT = (ApiException, aiohttp.ClientError, OSError)
+"""What a call to the API server fails with where the next one may not."""
 
 _PART = "who ordered a dispatch"
 _SECONDS, _UNGUARDED_SECONDS = 60.0, 5.0
 _ERROR_LENGTH = 300
-_GUARDED = {"CREATE", "UPDATE"}
+_REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+_RULE = {
+    "apiGroups": ["derops.io"],
+    "apiVersions": ["*"],
+    "operations": ["CREATE", "UPDATE"],
+    "resources": ["dispatches", "dispatches/*"],
+}
 
 
 class PolicyPort(Protocol):
@@ -40,20 +60,14 @@ def why_unguarded(policy: Mapping[str, Any], binding: Mapping[str, Any]) -> str:
     It is for mistakes: who may write policies may also write one that looks like ours.
     """
     spec, bound = policy.get("spec", {}), binding.get("spec", {})
-    where = spec.get("matchConstraints") or {}
-    rules = where.get("resourceRules") or []
-    narrowed = (
-        spec.get("matchConditions")
-        or where.get("excludeResourceRules")
-        or any(where.get(each) for each in ("namespaceSelector", "objectSelector"))
-        or not any({*each.get("operations", [])} >= _GUARDED for each in rules)
-    )
     if policy_names(policy).get("annotation") != CREATOR_ANNOTATION:
         return f"the policy guards another annotation than {CREATOR_ANNOTATION}"
     if spec.get("failurePolicy", "Fail") != "Fail":
         return f"the policy has failurePolicy {spec['failurePolicy']}, and not Fail"
-    if narrowed:
+    if spec.get("matchConditions") or spec.get("paramKind") or not _matches_every(spec):
         return "the policy is made not to match every Dispatch"
+    if hashlib.sha256(rules_of(policy).encode()).hexdigest() != RULES_SHA256:
+        return "the policy has other rules than those of this version"
     if "Deny" not in (bound.get("validationActions") or []):
         return "the binding does not deny"
     if bound.get("matchResources") or bound.get("policyName") != POLICY:
@@ -61,14 +75,44 @@ def why_unguarded(policy: Mapping[str, Any], binding: Mapping[str, Any]) -> str:
     return ""
 
 
+def rules_of(policy: Mapping[str, Any]) -> str:
+    """Return what a policy evaluates, however its lines are broken."""
+    spec = policy.get("spec", {})
+    variables = {each["name"]: each["expression"] for each in spec.get("variables") or []}
+    variables.pop("api", None)
+    rules = [each["expression"] for each in spec.get("validations") or []]
+    return "\n".join(" ".join(each.split()) for each in (*sum(variables.items(), ()), *rules))
+
+
+def _matches_every(spec: Mapping[str, Any]) -> bool:
+    where = spec.get("matchConstraints") or {}
+    narrowed = any(
+        where.get(each) for each in ("excludeResourceRules", "namespaceSelector", "objectSelector")
+    )
+    return not narrowed and any(
+        not each.get("resourceNames")
+        and each.get("scope", "*") in ("*", "Namespaced")
+        and all({*each.get(key, [])} >= {*values} for key, values in _RULE.items())
+        for each in where.get("resourceRules") or []
+    )
+
+
 def since_us(policy: Mapping[str, Any], binding: Mapping[str, Any]) -> int:
-    """Return from when on both are in force everywhere."""
-    created = (parse_instant(each["metadata"]["creationTimestamp"]) for each in (policy, binding))
-    return max(created) + SETTLING_US
+    """Return from when on both are in force everywhere, as they are."""
+    changed = (parse_instant(at) for each in (policy, binding) for at in _changes(each["metadata"]))
+    return max(changed) + SETTLING_US
+
+
+def _changes(metadata: Mapping[str, Any]) -> Iterator[str]:
+    """Yield when an object was made, and when each of its managers last changed it."""
+    yield metadata["creationTimestamp"]
+    for each in metadata.get("managedFields") or []:
+        if not each.get("subresource") and each.get("time"):
+            yield each["time"]
 
 
 class Creators:
-    """Looks now and then whether creators can be believed, and says on ``/readyz`` why not."""
+    """Looks whether creators can be believed, and says on ``/readyz`` why not."""
 
     def __init__(self, port: PolicyPort, readiness: Readiness) -> None:
         self._port = port
@@ -76,15 +120,31 @@ class Creators:
         self.guarded_since_us: int | None = None
         """Since when nobody can forge who ordered a dispatch; None = anybody can."""
 
+        self._turn = asyncio.Lock()
+        self._looks = 0
+
     async def run(self) -> None:
         """Look every minute, more often while creators are unknown, until cancelled."""
         while True:
+            with suppress(*TRANSIENT):
+                await self.look()
             unguarded = self.guarded_since_us is None
             await asyncio.sleep(_UNGUARDED_SECONDS if unguarded else _SECONDS)
-            await self.look()
 
     async def look(self) -> None:
-        """Look once. Without an answer, what was known before stays."""
+        """Look, unless another look begins from now on: then wait for that one.
+
+        Raises:
+            ApiException, aiohttp.ClientError, OSError: There is no answer; what was known before
+                stays, and holds for what was made until then.
+        """
+        looks = self._looks
+        async with self._turn:
+            if self._looks == looks:
+                self._looks += 1
+                await self._look()
+
+    async def _look(self) -> None:
         try:
             policy, binding = await self._port.policy(POLICY)
             why = why_unguarded(policy, binding)
@@ -92,8 +152,18 @@ class Creators:
         except GoneError:
             self.guarded_since_us = None
             why = f"ValidatingAdmissionPolicy {POLICY} is not installed, or without a binding"
+        except TRANSIENT as error:
+            why = _unseen(error)
+            if not isinstance(error, ApiException) or error.status not in _REFUSED:
+                self._tell(why)
+                raise
+            self.guarded_since_us = None
         except Exception as error:  # who ordered it is never worth an operator that stands still
-            why = "cannot be looked at: " + " ".join(str(error).split())[:_ERROR_LENGTH]
+            self.guarded_since_us = None
+            why = _unseen(error)
+        self._tell(why)
+
+    def _tell(self, why: str) -> None:
         if why:
             self._readiness.degraded(
                 _PART,
@@ -101,3 +171,7 @@ class Creators:
             )
         else:
             self._readiness.found(_PART)
+
+
+def _unseen(error: Exception) -> str:
+    return "cannot be looked at: " + " ".join(str(error).split())[:_ERROR_LENGTH]

@@ -153,8 +153,11 @@ class Kube:
         """
         group = ("admissionregistration.k8s.io", "v1")
         read = "get_cluster_custom_object"
-        binding = await self._call(read, *group, "validatingadmissionpolicybindings", name)
-        return await self._call(read, *group, "validatingadmissionpolicies", name), binding
+        policy, binding = await asyncio.gather(
+            self._call(read, *group, "validatingadmissionpolicies", name),
+            self._call(read, *group, "validatingadmissionpolicybindings", name),
+        )
+        return policy, binding
 
     async def set_finalizer(self, kind: Kind, meta: Meta, *, present: bool) -> Manifest:
         """Put our finalizer on an object, or take it off; those of others stay."""

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from derops_headend.api.orders import view_of
+from derops_headend.api.orders import DispatchView, view_of
 
-ANNOTATED = {"derops.io/created-by": "cfo"}
+ANNOTATED = {"derops.io/created-by": "cfo", "derops.io/request-id": "7f0e6a5c"}
 
 
-def shown(annotations: dict[str, str], status: dict[str, Any]) -> str:
-    view = view_of(
+def shown(annotations: dict[str, str], status: dict[str, Any]) -> DispatchView:
+    return view_of(
         {
             "metadata": {
                 "namespace": "pilot", "name": "peak", "uid": "u", "resourceVersion": "1",
@@ -23,7 +23,6 @@ def shown(annotations: dict[str, str], status: dict[str, Any]) -> str:
             "status": status,
         }
     )  # fmt: skip
-    return view.created_by
 
 
 @pytest.mark.parametrize(
@@ -41,4 +40,7 @@ def shown(annotations: dict[str, str], status: dict[str, Any]) -> str:
 def test_who_ordered_it_is_what_the_operator_says_once_it_looked(
     annotations: dict[str, str], status: dict[str, Any], creator: str
 ) -> None:
-    assert shown(annotations, status) == creator
+    view = shown(annotations, status)
+
+    assert view.created_by == creator
+    assert view.request_id == (None if creator == "unknown" else "7f0e6a5c")

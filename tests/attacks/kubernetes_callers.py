@@ -14,6 +14,7 @@ from tests.stack import identities, kubeconfig
 from tests.stack.controlplane import ControlPlane
 
 ANNOTATION = "derops.io/created-by"
+REQUEST_ID, REQUEST_SHA256 = "derops.io/request-id", "derops.io/request-sha256"
 TENANT, ROBOTS, GITOPS = "tenant-a", "robots", "gitops"
 DISPATCHES = f"/apis/derops.io/v1alpha1/namespaces/{TENANT}/dispatches"
 MERGE, JSON_PATCH, APPLY = (
@@ -71,6 +72,11 @@ class Cluster:
 
     api: Caller
     """The API's own account."""
+
+    def annotations(self, name: str) -> dict[str, str]:
+        """Return all annotations of a dispatch."""
+        found: dict[str, str] = self.gitops.get(name)["metadata"].get("annotations", {})
+        return found
 
     def read(self, name: str) -> str:
         """Return who ordered a dispatch, as its annotation says."""

@@ -4,6 +4,7 @@ import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -13,6 +14,8 @@ from tests.attacks.kubernetes_callers import (
     DISPATCHES,
     JSON_PATCH,
     MERGE,
+    REQUEST_ID,
+    REQUEST_SHA256,
     TENANT,
     Caller,
     Cluster,
@@ -21,6 +24,7 @@ from tests.attacks.kubernetes_callers import (
     created_by,
     dispatch,
 )
+from tests.operator.hostile import operator
 from tests.stack.identities import install_creator_policies, program_kubeconfig
 from tests.stack.processes import StackError
 from tests.waiting import until
@@ -28,7 +32,7 @@ from tests.waiting import until
 from derops.observing import Readiness
 from derops.schedules import SECOND_US
 from derops_operator.creators import Creators
-from derops_operator.facts import Dispatch, Kind
+from derops_operator.facts import CREATOR_LIMIT, Dispatch, Kind
 from derops_operator.kube import Kube
 from derops_operator.reading import read_fact
 
@@ -243,6 +247,13 @@ def test_the_api_says_for_whom_it_orders(stamped: Cluster, name: str) -> None:
     assert stamped.read(name) == "oidc:Zoë <zoe@example.org> 'x' \"y\""
 
 
+def test_the_api_says_as_long_a_name_as_the_status_keeps(stamped: Cluster, name: str) -> None:
+    by_post(stamped.api, dispatch(name, "x" * CREATOR_LIMIT))
+
+    status = {"status": {"createdBy": stamped.read(name)}}
+    assert stamped.gitops.patch(name, status, status=True).status_code == 200
+
+
 @pytest.mark.parametrize("said", [None, "", "x" * 513], ids=["nothing", "empty", "too long"])
 def test_the_api_orders_nothing_in_nobodys_name(
     stamped: Cluster, name: str, said: str | None
@@ -354,7 +365,113 @@ def test_orphans_and_finalizers_leave_it_alone(stamped: Cluster, ordered: str) -
     assert stamped.gitops.http.get(f"{DISPATCHES}/{ordered}").status_code == 404
 
 
+# By which request of the API
+
+REQUEST = {REQUEST_ID: "7f0e6a5c", REQUEST_SHA256: "5e" * 32}
+
+
+def of_a_request(name: str, **said: str) -> Manifest:
+    """Return a Dispatch that says which request of the API ordered it."""
+    manifest = dispatch(name)
+    manifest["metadata"]["annotations"] = {**REQUEST, **said}
+    return manifest
+
+
+@pytest.fixture
+def requested(stamped: Cluster, name: str) -> str:
+    """Return the name of a dispatch that the API made for somebody."""
+    by_post(stamped.api, of_a_request(name, **{ANNOTATION: "alice"}))
+    assert stamped.annotations(name) == {**REQUEST, ANNOTATION: "alice"}
+    return name
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("who", ["author", "gitops"])
+def test_nobody_but_the_api_says_which_request_ordered_it(
+    stamped: Cluster, name: str, way: Way, who: str
+) -> None:
+    """R160: an author has an auditor find somebody else's record, or the API take it for its own.
+
+    It is taken out and not refused: "kubectl replace --force" deletes first, and then creates.
+    """
+    caller: Caller = getattr(stamped, who)
+
+    way(caller, of_a_request(name, **{ANNOTATION: "alice", "note": "kept"}))
+
+    found = stamped.annotations(name)
+    assert not REQUEST.keys() & found.keys()
+    assert (found[ANNOTATION], found["note"]) == (caller.user, "kept")
+
+
+def test_an_order_of_the_api_that_is_made_anew_is_of_no_request(
+    stamped: Cluster, requested: str
+) -> None:
+    """R161: an author makes an order of another's request anew, which keeps its marks."""
+    before = stamped.author.get(requested)
+
+    stamped.gitops.kubectl("replace", "--force", "-f", "-", stdin=json.dumps(before))
+
+    assert not REQUEST.keys() & stamped.annotations(requested).keys()
+    assert stamped.read(requested) == stamped.gitops.user
+
+
+@pytest.mark.parametrize("which", REQUEST)
+@pytest.mark.parametrize("who", ["author", "gitops", "api"])
+def test_nobody_changes_or_adds_by_which_request(
+    stamped: Cluster, requested: str, which: str, who: str
+) -> None:
+    """R162: an author, an administrator or the API's account says so later."""
+    caller: Caller = getattr(stamped, who)
+    forged = {"metadata": {"annotations": {which: "another"}}}
+    own = f"{requested}-own"
+    by_post(stamped.author, dispatch(own))
+    whole = stamped.author.get(requested)
+    whole["metadata"]["annotations"][which] = "another"
+
+    refused(caller.patch(requested, forged), f"Leave out {which}")
+    refused(caller.patch(own, forged | CANCEL), f"Leave out {which}")
+    if who != "api":  # which may not replace
+        refused(caller.replace(whole), f"Leave out {which}")
+
+    assert stamped.annotations(requested) == {**REQUEST, ANNOTATION: "alice"}
+    assert not REQUEST.keys() & stamped.annotations(own).keys()
+
+
+@pytest.mark.parametrize("lost", [[REQUEST_ID], [REQUEST_SHA256], [*REQUEST, ANNOTATION]])
+def test_by_which_request_comes_back_where_an_update_lacks_it(
+    stamped: Cluster, requested: str, lost: list[str]
+) -> None:
+    """R163: an author takes it away; but an update that lacks it is never refused for that."""
+    manifest = stamped.author.get(requested)
+    for each in lost:
+        del manifest["metadata"]["annotations"][each]
+    manifest["spec"]["desiredState"] = "Cancelled"
+
+    answer = stamped.author.replace(manifest)
+
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["spec"]["desiredState"] == "Cancelled"
+    assert stamped.annotations(requested) == {**REQUEST, ANNOTATION: "alice"}
+
+
 # Without mutating policies
+
+
+@pytest.mark.parametrize("which", REQUEST)
+def test_without_a_stamp_nobody_but_the_api_says_by_which_request(
+    unstamped: Cluster, name: str, which: str
+) -> None:
+    """R164: an author says, or changes, which request ordered it where nothing takes it out."""
+    manifest = dispatch(name)
+    manifest["metadata"]["annotations"] = {which: "another"}
+    refused(unstamped.author.create(manifest), "says which request ordered")
+    by_post(unstamped.api, of_a_request(name, **{ANNOTATION: "alice"}))
+    forged = {"metadata": {"annotations": {which: "another"}}}
+    refused(unstamped.author.patch(name, forged), f"Leave out {which}")
+
+    taken_away = {"metadata": {"annotations": {which: None}}}
+    assert unstamped.author.patch(name, taken_away | CANCEL).status_code == 200
+    refused(unstamped.author.patch(name, forged), f"Leave out {which}")
 
 
 def test_without_a_stamp_a_name_is_refused(unstamped: Cluster, name: str) -> None:
@@ -395,11 +512,11 @@ class Reader:
     def __init__(self, kube: Kube) -> None:
         self.readiness = Readiness()
         self.creators = Creators(kube, self.readiness)
-        self._kube = kube
+        self.kube = kube
 
     async def told(self, name: str) -> str:
         await self.creators.look()
-        fact = read_fact(Kind.DISPATCH, await self._kube.read(Kind.DISPATCH, TENANT, name), 0)
+        fact = read_fact(Kind.DISPATCH, await self.kube.read(Kind.DISPATCH, TENANT, name), 0)
         assert isinstance(fact, Dispatch)
         return fact.creator(self.creators.guarded_since_us)
 
@@ -454,3 +571,72 @@ async def test_what_was_made_before_the_policies_is_not_believed(
     assert reader.readiness.report() == (True, "ok")
     await reader.settled()
     assert await reader.told(name) == "unknown"
+
+
+async def test_what_is_made_once_the_policies_are_gone_is_not_believed(
+    stamped: Cluster, reader: Reader, name: str, tmp_path: Path
+) -> None:
+    """R165: an author orders in another's name as soon as an administrator took the policies."""
+    control_plane = stamped.control_plane
+    await reader.settled()
+
+    async with operator(reader.kube, tmp_path) as controller:
+
+        async def told(which: str) -> str:
+            controller.take(Kind.DISPATCH, stamped.gitops.get(which))
+            await until(lambda: "createdBy" in stamped.gitops.get(which).get("status", {}))
+            return str(stamped.gitops.get(which)["status"]["createdBy"])
+
+        by_post(stamped.api, dispatch(name, "alice"))
+        assert await told(name) == "alice"
+        forged = f"{name}-forged"
+        for kind in ("validating", "mutating"):
+            control_plane.kubectl("delete", f"{kind}admissionpolicybinding", "derops-creator")
+
+        def forge() -> bool:
+            stamped.author.http.delete(f"{DISPATCHES}/{forged}")
+            return created_by(stamped.author.create(dispatch(forged, "cfo")).json()) == "cfo"
+
+        try:
+            await until(forge)
+            assert await told(forged) == "unknown"
+        finally:
+            install_creator_policies(control_plane)
+
+
+WEAKENED: dict[str, tuple[str, Manifest, Manifest]] = {
+    "only audits": ("binding", {"validationActions": ["Audit"]}, {"validationActions": ["Deny"]}),
+    "fails open": ("", {"failurePolicy": "Ignore"}, {"failurePolicy": "Fail"}),
+    "leaves some out": (
+        "",
+        {"matchConditions": [{"name": "some", "expression": "false"}]},
+        {"matchConditions": []},
+    ),
+}
+
+
+@pytest.mark.parametrize("how", WEAKENED)
+async def test_what_was_made_while_the_policy_was_weaker_is_not_believed(
+    stamped: Cluster, reader: Reader, name: str, how: str
+) -> None:
+    """R166: an author orders while an administrator has the policy warn, and is read later."""
+    kind, weak, strong = WEAKENED[how]
+    await reader.settled()
+
+    def change(spec: Manifest) -> None:
+        body = json.dumps({"spec": spec})
+        what = f"validatingadmissionpolicy{kind}"
+        stamped.control_plane.kubectl("patch", what, "derops-creator", "--type=merge", "-p", body)
+
+    by_post(stamped.author, dispatch(f"{name}-before"))
+    assert await reader.told(f"{name}-before") == stamped.author.user
+    change(weak)
+    try:
+        by_post(stamped.author, dispatch(name))
+        assert await reader.told(name) == "unknown"
+        assert "who ordered a dispatch" in reader.readiness.report()[1]
+    finally:
+        change(strong)
+
+    assert await reader.told(name) == "unknown"
+    assert reader.readiness.report() == (True, "ok")

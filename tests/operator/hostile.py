@@ -148,7 +148,7 @@ class HostileKube:
 
 @asynccontextmanager
 async def operator(
-    kube: HostileKube, directory: Path, readiness: Readiness | None = None
+    kube: HostileKube | Kube, directory: Path, readiness: Readiness | None = None
 ) -> AsyncIterator[Controller]:
     """Run a controller on it, whose gateways do not exist."""
     write_identity(directory)

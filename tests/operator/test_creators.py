@@ -1,10 +1,12 @@
 """Who ordered a dispatch is told once, and only where nobody could forge it."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from kubernetes.aio.client.exceptions import ApiException
 from tests.operator.hostile import installed
 from tests.operator.making import T0, Story, asset, at, dispatch, ended, view
 
@@ -124,6 +126,29 @@ def test_it_guards_from_when_both_are_in_force() -> None:
     assert since_us(policy, binding) == at(5) + SETTLING_US
 
 
+def test_what_was_made_before_a_change_is_not_guarded() -> None:
+    policy, binding = installed("creator-policies.yaml", format_second(T0))
+    changed = {"manager": "kubectl", "time": format_second(at(9))}
+    binding["metadata"]["managedFields"] = [changed]
+    checked = {"manager": "controllers", "subresource": "status", "time": format_second(at(20))}
+    policy["metadata"]["managedFields"] = [checked]
+
+    assert since_us(policy, binding) == at(9) + SETTLING_US
+
+
+def test_lines_may_be_broken_otherwise() -> None:
+    policy, binding = installed("creator-policies.yaml")
+    first = policy["spec"]["validations"][0]
+    first["expression"] = first["expression"].replace(" ", "\n  ")
+
+    assert why_unguarded(policy, binding) == ""
+
+
+def rule(policy: Manifest) -> Manifest:
+    found: Manifest = policy["spec"]["matchConstraints"]["resourceRules"][0]
+    return found
+
+
 MISTAKES: dict[str, Callable[[Manifest, Manifest], object]] = {
     "failurePolicy Ignore": lambda policy, _: policy["spec"].update(failurePolicy="Ignore"),
     "another annotation": lambda policy, _: policy["spec"]["variables"].pop(0),
@@ -133,9 +158,16 @@ MISTAKES: dict[str, Callable[[Manifest, Manifest], object]] = {
     "made not to match every": lambda policy, _: policy["spec"]["matchConstraints"].update(
         namespaceSelector={"matchLabels": {"guarded": "yes"}}
     ),
-    "made not to match every Dispatch": lambda policy, _: policy["spec"]["matchConstraints"][
-        "resourceRules"
-    ][0].update(operations=["CREATE"]),
+    "made not to match every Dispatch": lambda policy, _: rule(policy).update(
+        operations=["CREATE"]
+    ),
+    "policy is made not to match": lambda policy, _: rule(policy).update(resourceNames=["peak"]),
+    "policy is made not to match every": lambda policy, _: rule(policy).update(
+        resources=["dispatches"]
+    ),
+    "to match every Dispatch": lambda policy, _: rule(policy).update(scope="Cluster"),
+    "other rules than": lambda policy, _: policy["spec"]["validations"].pop(),
+    "other rules": lambda policy, _: policy["spec"]["variables"][2].update(expression="[]"),
     "does not deny": lambda _, binding: binding["spec"].update(validationActions=["Audit"]),
     "binding is made not to match": lambda _, binding: binding["spec"].update(
         matchResources={"namespaceSelector": {"matchLabels": {"guarded": "yes"}}}
@@ -172,9 +204,18 @@ async def test_what_is_not_guarded_is_told_and_what_cannot_be_asked_stays() -> N
     assert readiness.report() == (True, "ok")
 
     port.answer = OSError("away")
-    await creators.look()
+    with pytest.raises(OSError, match="away"):
+        await creators.look()
     assert creators.guarded_since_us == guarded
     assert "degraded who ordered a dispatch: cannot be looked at: away" in readiness.report()[1]
+
+    port.answer = ApiException(status=403, reason="forbidden")
+    await creators.look()
+    assert creators.guarded_since_us is None
+
+    port.answer = installed("creator-policies.yaml")
+    await creators.look()
+    assert creators.guarded_since_us == guarded
 
     port.answer = GoneError("derops-creator")
     await creators.look()
@@ -186,3 +227,27 @@ async def test_what_is_not_guarded_is_told_and_what_cannot_be_asked_stays() -> N
     port.answer = installed("creator-policies.yaml")
     await creators.look()
     assert readiness.report() == (True, "ok")
+
+
+async def test_those_who_ask_together_share_the_look_that_begins_after_all_asked() -> None:
+    class Slow(Port):
+        looks = 0
+
+        async def policy(self, name: str) -> tuple[Manifest, Manifest]:
+            self.looks += 1
+            if self.looks == 1:
+                waiting.extend(asyncio.create_task(creators.look()) for _ in range(20))
+                await asyncio.sleep(0)
+                found = await super().policy(name)
+                self.answer = GoneError(name)
+                return found
+            return await super().policy(name)
+
+    port, waiting = Slow(), list[asyncio.Task[None]]()
+    creators = Creators(port, Readiness())
+
+    await creators.look()
+    await asyncio.gather(*waiting)
+
+    assert port.looks == 2
+    assert creators.guarded_since_us is None

@@ -20,6 +20,7 @@ LEAST_TTL_SECONDS = 86_400
 CREATED_BY = "derops.io/created-by"
 REQUEST_ID = "derops.io/request-id"
 REQUEST_SHA256 = "derops.io/request-sha256"
+_UNKNOWN = "unknown"
 _MOST_WATTS = 10**12
 _WEEK_SECONDS = 604_800
 _START = (
@@ -104,7 +105,8 @@ class DispatchView(Model):
     )
     created_by: str = Field(description="Who ordered it, as Kubernetes names them, or `unknown`.")
     request_id: str | None = Field(
-        default=None, description="Of the call that made it: look for it in the audit."
+        default=None,
+        description="Of the call that made it, for the audit; absent where nobody can know.",
     )
     asset: str = ""
     setpoint: Setpoint | None = None
@@ -169,7 +171,7 @@ def _created_by(manifest: Mapping[str, Any], annotations: Mapping[str, Any]) -> 
     status = manifest.get("status")
     status = status if isinstance(status, dict) else {}
     looked = status.get("observedGeneration", -1) != -1
-    return str(status.get("createdBy") or (not looked and annotations.get(CREATED_BY)) or "unknown")
+    return str(status.get("createdBy") or (not looked and annotations.get(CREATED_BY)) or _UNKNOWN)
 
 
 def view_of(manifest: Mapping[str, Any]) -> DispatchView:
@@ -177,13 +179,15 @@ def view_of(manifest: Mapping[str, Any]) -> DispatchView:
     metadata = manifest.get("metadata") or {}
     annotations = metadata.get("annotations")
     annotations = annotations if isinstance(annotations, dict) else {}
+    creator = _created_by(manifest, annotations)
     identity: dict[str, Any] = {
         "namespace": str(metadata.get("namespace", "")),
         "name": str(metadata.get("name", "")),
         "uid": str(metadata.get("uid", "")),
         "resource_version": str(metadata.get("resourceVersion", "")),
-        "created_by": _created_by(manifest, annotations),
-        "request_id": annotations.get(REQUEST_ID) or None,
+        "created_by": creator,
+        # Where anybody could say who ordered it, anybody could say by which call.
+        "request_id": (creator != _UNKNOWN and annotations.get(REQUEST_ID)) or None,
     }
     try:
         return DispatchView(**identity, **_order(manifest))
