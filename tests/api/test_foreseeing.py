@@ -139,6 +139,18 @@ def test_what_is_refused_here_is_refused_for_real_and_nothing_else(
         assert (status["phase"], status["reason"]) == ("Submitted", "Validated")
 
 
+def test_an_order_whose_window_is_over_is_refused_as_expired_like_the_real_one() -> None:
+    late = {**ORDER, "startTime": (NOW - timedelta(seconds=61)).isoformat()}
+    late["startDeadlineSeconds"] = 60
+    too_much = {**late, "setpoint": {"mode": "ActivePower", "activePowerWatts": 20000}}
+
+    for order, phase in ((late, "Expired"), (too_much, "Rejected")):
+        judgement, status = foresee(order, BATTERY), decide(order, BATTERY)
+        assert judgement.result is Result.REFUSED
+        assert (status["phase"], status["reason"]) == (judgement.phase, judgement.reason)
+        assert judgement.phase == phase
+
+
 BATTERY = {
     "metadata": metadata("battery"),
     "spec": {

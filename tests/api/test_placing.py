@@ -304,6 +304,25 @@ async def test_without_the_database_only_what_is_there_is_found(
     assert len(world.made) == 1
 
 
+async def test_what_somebody_made_for_another_time_is_not_taken_for_it(
+    world: World, client: Client
+) -> None:
+    """R168: where no policy guards annotations, an author copies an order, but for its start."""
+    order = {**ORDER, "startTime": "2026-12-01T18:00:00Z"}
+    placed = await client.call(order=order)
+    (name,) = world.objects
+    copied: Manifest = json.loads(json.dumps(placed.dispatch))
+    copied["metadata"]["uid"] = "another"
+    world.objects[name] = copied
+    world.database = False
+
+    assert (await client.call(order=order)).dispatch == copied
+    copied["spec"]["startTime"] = "2026-12-01T03:00:00Z"
+    with pytest.raises(ProblemError) as told:
+        await client.call(order=order)
+    assert told.value.slug is Slug.DATABASE_UNAVAILABLE
+
+
 async def test_two_replicas_at_once_make_one(world: World, client: Client) -> None:
     answers = await asyncio.gather(
         *(client.call(number % 2) for number in range(50)), return_exceptions=True

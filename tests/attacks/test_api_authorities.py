@@ -15,11 +15,17 @@ from kubernetes.aio import client as kubernetes
 from derops.observing import Readiness
 from derops_headend.api import reviews as module
 from derops_headend.api.caller import Caller, CallerKind
-from derops_headend.api.callers.kubernetes import REVIEWS_AT_ONCE, VALID_SECONDS, KubernetesTokens
+from derops_headend.api.callers.kubernetes import (
+    MOST_NAME_CHARACTERS,
+    REVIEWS_AT_ONCE,
+    VALID_SECONDS,
+    KubernetesTokens,
+)
 from derops_headend.api.kube import Kube
 from derops_headend.api.problems import ProblemError, Slug
 from derops_headend.api.reviews import ACCESS_REVIEWS, TOKEN_REVIEWS, Reviews
 from derops_headend.api.rights import ReviewedRights
+from derops_operator.facts import CREATOR_LIMIT
 
 ANNA = Caller(kind=CallerKind.KUBERNETES, name="anna", groups=("traders",))
 
@@ -289,3 +295,44 @@ async def test_a_watch_that_is_ended_early_tells_nothing(told: bytes) -> None:
         finally:
             await opened.close()
     assert refused.value.slug is Slug.KUBERNETES_UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        {"username": "x" * (MOST_NAME_CHARACTERS + 1)},
+        {"username": "Zoë"},
+        {"username": ""},
+        {"username": "zoe", "groups": ["x" * (MOST_NAME_CHARACTERS + 1)]},
+    ],
+    ids=["long", "not ASCII", "empty", "long group"],
+)
+async def test_who_has_a_name_that_cannot_be_told_is_not_let_in_and_the_log_says_why(
+    server: tuple[Server, Reviews], user: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """R167: an order is announced in a name that its annotation cannot hold, and never made."""
+    false, reviews = server
+    false.answer = {"authenticated": True, "audiences": ["derops-api"], "user": user}
+
+    assert await KubernetesTokens(reviews, "derops-api").caller_of(make(), "source") is None
+
+    logged = capsys.readouterr().out
+    assert "caller.refused" in logged
+    assert (
+        f"visible ASCII characters, but of {len((user.get('groups') or [user['username']])[0])}"
+        in logged
+    )
+    assert "x" * 65 not in logged
+
+
+async def test_a_name_of_256_characters_is_let_in_and_fits_wherever_it_is_told(
+    server: tuple[Server, Reviews],
+) -> None:
+    false, reviews = server
+    user = {"username": "x" * MOST_NAME_CHARACTERS}
+    false.answer = {"authenticated": True, "audiences": ["derops-api"], "user": user}
+
+    caller = await KubernetesTokens(reviews, "derops-api").caller_of(make(), "source")
+
+    assert caller is not None
+    assert len(caller.name) == MOST_NAME_CHARACTERS <= CREATOR_LIMIT

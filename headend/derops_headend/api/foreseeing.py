@@ -23,7 +23,8 @@ class Result(StrEnum):
     """No rule that is known here is against it; the agent checks again."""
 
     REFUSED = "refused"
-    """The operator ends it with this phase and reason, unless the facts change."""
+    """The operator ends it with this phase (Rejected, or Expired: its start deadline is over) and
+    reason, unless the facts change."""
 
     UNKNOWN = "unknown"
     """It depends on what is not known here."""
@@ -41,7 +42,10 @@ class Foresight(Model):
     """What would become of an order. Nothing was made, and nobody was told."""
 
     result: Result
-    phase: str | None = Field(default=None, description="With `refused`: how it would end.")
+    phase: str | None = Field(
+        default=None,
+        description="With `refused`: `Rejected`, or `Expired` where its start deadline is over.",
+    )
     reason: str | None = Field(default=None, description="As in a Dispatch's status.")
     message: str
     facts: list[Fact]

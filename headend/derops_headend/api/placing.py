@@ -35,8 +35,8 @@ UNDER_WAY_SECONDS = 18.0
 ANNOUNCED_SECONDS, the API server gives it up after 5 s, and clocks of replicas differ."""
 
 _APPEARS_SECONDS = 3.0
-_MAY_DIFFER = ("startTime", "ttlSecondsAfterFinished")
-"""The first is of the first call; the second may be changed later."""
+_MAY_DIFFER = "ttlSecondsAfterFinished"
+"""It may be changed later."""
 
 
 class Placed(NamedTuple):
@@ -258,17 +258,20 @@ class _Turn:
 def _is_made_by(existing: Manifest, asked: Asked) -> bool:
     """Tell whether an object is what this order makes, and was made by it.
 
-    Whoever may create Dispatches here could guess its name: what it orders counts as well.
+    Where the admission policies are, nobody but us makes one with these annotations. Elsewhere only
+    the key is secret: whoever may read what we made can make its like under its name, once it is
+    gone. So it must order the same as well; where an order has no start, at any time.
     """
     annotations: Any = existing["metadata"].get("annotations") or {}
-    wanted = manifest_of(asked.order, asked.namespace, "", "", {})["spec"]
+    start = asked.order.start_time or existing["spec"].get("startTime", "")
+    wanted = manifest_of(asked.order, asked.namespace, "", start, {})["spec"]
     return (
         annotations.get(REQUEST_SHA256) == asked.request_sha256
         and annotations.get(CREATED_BY) == asked.call.caller.name
         and all(
             existing["spec"].get(name) == value
             for name, value in wanted.items()
-            if name not in _MAY_DIFFER
+            if name != _MAY_DIFFER
         )
     )
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -31,7 +31,11 @@ REVIEWS_PER_SECOND, REVIEWS_AT_ONCE = 20.0, 100.0
 
 _KNOWN_SECONDS = 3600.0
 _CREDENTIAL_ID = "authentication.kubernetes.io/credential-id"
-_NAME = re.compile(r"[\x21-\x7e]{1,256}")
+MOST_NAME_CHARACTERS = 256
+"""Of a user and of a group. Longer names than this, a Dispatch could not say who ordered it by: of
+its status 512 are kept, and its policy takes no more."""
+
+_NAME = re.compile(rf"[\x21-\x7e]{{1,{MOST_NAME_CHARACTERS}}}")
 
 Claims = Mapping[str, Any]
 
@@ -101,6 +105,8 @@ class KubernetesTokens:
         status = await self._reviews.review_token(token, self._audience, network, share)
         caller = caller_of_review(status, self._audience, claims)
         if caller is None:
+            if status.get("authenticated") is True:
+                self._log.warning("caller.refused", why=_why_refused(status, self._audience))
             self._answers.put(key, (None,), INVALID_SECONDS)
             return None
         self._good_before.put(key, caller.share, _KNOWN_SECONDS)
@@ -133,7 +139,7 @@ def caller_of_review(status: Claims, audience: str, claims: Claims) -> Caller | 
         return None
     user = status.get("user") or {}
     name, groups = str(user.get("username", "")), user.get("groups") or []
-    if len(groups) > MOST_GROUPS or not all(_is_name(each) for each in (name, *groups)):
+    if _why_unusable(name, groups):
         return None
     extra = {str(key): tuple(map(str, values)) for key, values in (user.get("extra") or {}).items()}
     return Caller(
@@ -144,6 +150,28 @@ def caller_of_review(status: Claims, audience: str, claims: Claims) -> Caller | 
         extra=extra,
         token_id=next(iter(extra.get(_CREDENTIAL_ID, ())), ""),
         expires_at=_moment(claims.get("exp")),
+    )
+
+
+def _why_refused(status: Claims, audience: str) -> str:
+    """Return why somebody whom the cluster knows is not let in."""
+    if audience not in (status.get("audiences") or []):
+        return f"the API server does not say that the token is for the audience {audience}"
+    user = status.get("user") or {}
+    return _why_unusable(str(user.get("username", "")), user.get("groups") or [])
+
+
+def _why_unusable(name: str, groups: Sequence[object]) -> str:
+    """Return why names cannot be told in audit and annotations; empty = they can."""
+    if len(groups) > MOST_GROUPS:
+        return f"its user has {len(groups)} groups, of {MOST_GROUPS} at most"
+    odd = next((each for each in (name, *groups) if not _is_name(each)), None)
+    if odd is None:
+        return ""
+    return (
+        f"the name {str(odd)[:64]!r} of its user or of a group is not of 1 to "
+        f"{MOST_NAME_CHARACTERS} visible ASCII characters, but of {len(str(odd))}: map the claim "
+        "to another name in the API server's authentication"
     )
 
 
