@@ -70,14 +70,13 @@ async def send(
     Raises:
         aiohttp.ClientError, OSError: There is none; TimeoutError: not in time.
     """
-    prepared = await api.param_serialize(
+    method, url, headers, _, _ = await api.param_serialize(
         method,
         path,
         query_params=list((query or {}).items()),
         header_params={"Accept": JSON, "Content-Type": content_type},
-        body=body,
         auth_settings=["BearerToken"],
     )
-    sent = await api.call_api(*prepared, _request_timeout=limits)
+    sent = await api.call_api(method, url, headers, body, _request_timeout=limits)
     response: aiohttp.ClientResponse = sent.response
     return response

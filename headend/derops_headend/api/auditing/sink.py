@@ -107,6 +107,7 @@ class Sink:
                 self._pause_seconds = min(2 * self._pause_seconds, _LAST_PAUSE_SECONDS)
 
     def _move(self, connection: psycopg.Connection) -> None:
+        is_idle = True
         while True:
             self._wake.clear()
             records, after = self._file.read(self._place)
@@ -118,9 +119,10 @@ class Sink:
             elif self._stopping.is_set():
                 return
             else:
-                connection.execute("select from audit_event limit 0")
-                self._tell(records)
-                self._wake.wait(_CHECK_SECONDS)
+                if is_idle:
+                    connection.execute("select from audit_event limit 0")
+                    self._tell(records)
+                is_idle = not self._wake.wait(_CHECK_SECONDS)
 
     def _tell(self, records: Sequence[Stored]) -> None:
         self.connected, self._pause_seconds = True, _FIRST_PAUSE_SECONDS
