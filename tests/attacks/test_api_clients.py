@@ -16,6 +16,7 @@ from tests.api.fixtures import StartApi
 from tests.api.rig import ApiProcess, Tenant
 from tests.api.test_outer import ANNA, Written
 from tests.stack.ops import metric
+from tests.waiting import Starved
 
 from derops_headend.api.caller import Caller
 from derops_headend.api.outer import Outer
@@ -211,15 +212,18 @@ def test_junk_tokens_beside_good_calls(start_api: StartApi, tenant_a: Tenant) ->
 
         with ThreadPoolExecutor(8) as threads:
             running = [threads.submit(flood, worker) for worker in range(8)]
+            starved = Starved(lambda: (api.process.pid,))
             beside = median_milliseconds(client)
+            owed = starved.seconds() * 1000 / CALLS  # by the machine, to each call
             told = statuses(b"".join(each.result() for each in running))
 
     print(json.dumps({"alone_ms": round(alone, 2), "beside_junk_ms": round(beside, 2)}))
     assert set(told) == {401, 429}
     assert len(told) >= 10_000
-    assert beside < 250  # of eight busy clients in this process as well, on two cores
+    assert beside < 250 + owed  # of eight busy clients in this process as well, on two cores
 
 
+CALLS = 100
 ENDING = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
@@ -228,9 +232,9 @@ def junk(token: str) -> bytes:
 
 
 def median_milliseconds(client: httpx.Client) -> float:
-    """Return how long one of a hundred calls takes."""
+    """Return how long one of some calls takes."""
     times = []
-    for _ in range(100):
+    for _ in range(CALLS):
         begun = time.perf_counter()
         assert client.get("/v1/me").status_code == 200
         times.append((time.perf_counter() - begun) * 1000)
