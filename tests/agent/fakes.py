@@ -10,6 +10,7 @@ from derops.errors import DeviceRefusedError, DeviceTimeoutError, DeviceUnreacha
 from derops.ids import AssetName
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_agent.clock import SystemClock
+from derops_agent.control.execution import Stage
 from derops_agent.control.site import LocalLimits
 from derops_agent.controller import Acknowledged, Change, Controller, Snapshot
 from derops_agent.device import GuardedDevice
@@ -245,6 +246,13 @@ class Agent:
 
     def outcome(self, uid: str = "d1") -> tuple[str, str]:
         return self.report(uid).phase, self.report(uid).reason
+
+    @property
+    def has_settled(self) -> bool:
+        """Whether nothing is under way: all has ended, and the device is where it is to be."""
+        state = self.controller._holder.state
+        told = all(each.stage is Stage.DONE for each in self.controller.journal.values())
+        return told and not state.ramping and state.awaited is None and state.failed is None
 
     @property
     def powers(self) -> list[int | None]:

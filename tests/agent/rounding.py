@@ -46,6 +46,9 @@ class RoundingDevice(FakeDevice):
 
     most_lost: int = 0
 
+    powers_held: list[tuple[int, int | None]] = field(default_factory=list)
+    """Its active powers, each with the wall time from which on it held it."""
+
     _shown: Setpoints = field(default_factory=Setpoints)
     _shown_from_us: int = 0
     _forgot: bool = False
@@ -68,6 +71,7 @@ class RoundingDevice(FakeDevice):
             self.held = kept
             self._forget()
         self._shown, self._shown_from_us = before, self.clock.mono_us + round(self.lag_seconds * S)
+        self._note_power()
         return seconds
 
     async def read_setpoints(self) -> Setpoints:
@@ -79,6 +83,19 @@ class RoundingDevice(FakeDevice):
         if self.clock.mono_us < self._shown_from_us and not self._forgot:
             self._forget()
         self.held = self._shown = Setpoints()
+        self._note_power()
+
+    def powers_within(self, start_us: int, end_us: int) -> list[int | None]:
+        """Return the active powers that it held from ``start_us`` until ``end_us``, in their order.
+
+        The first is what it held before it was written at ``start_us``.
+        """
+        before = [watts for at_us, watts in self.powers_held if at_us < start_us]
+        then = [watts for at_us, watts in self.powers_held if start_us <= at_us < end_us]
+        return [*(before[-1:] or [None]), *then]
+
+    def _note_power(self) -> None:
+        self.powers_held.append((self.clock.wall_us, self.held.active_power_watts))
 
     def _forget(self) -> None:
         self._forgot, self.lost = True, self.lost + 1

@@ -2,7 +2,7 @@
 
 import asyncio
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil, floor, inf
@@ -22,6 +22,8 @@ STEPS = ("1", "10", "50", "100", "123.45", "230", "690", "1500", "0.4", "33.3")
 NEVER = {"ReadBackMismatch", "RevertFailed", "RevertedLate", "SetpointNotHeld"}
 LATE = {("Failed", "RevertFailed"), ("Failed", "RevertedLate")}
 EXAMPLES = 60
+SLOW_RAMPS = (20, 35, 50, 75, 100, 150)
+"""In W/s: longer than a window from value to value, and less a second than a step of a register."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,12 @@ class Scene:
         allowed_watts = max(100.0, 0.05 * abs(watts), float(self.step))
         return self.mode == "ActivePower" and abs(watts - held) > allowed_watts
 
+    @property
+    def slow_seconds(self) -> int:
+        """What the longest way may take at most, each step of which is shown late, in seconds."""
+        steps = 16_000 // self.ramp if self.ramp else 0
+        return round(steps * (1 + self.lag_seconds))
+
     async def play(self, folder: Path, **of_device: Any) -> Agent:
         agent = Agent(folder)
         device = RoundingDevice(
@@ -90,8 +98,10 @@ class Scene:
                 for number, (watts, at) in enumerate(zip(self.watts, self.starts(), strict=True))
             ]
         )
-        slow_seconds = round(60 * self.lag_seconds) if self.ramp else 0
-        for second in range(self.starts()[-1] + 150 + slow_seconds):
+        least_seconds = self.starts()[-1] + 150
+        for second in range(least_seconds + self.slow_seconds):
+            if second >= least_seconds and agent.has_settled:
+                break
             for at, trouble in self.troubles:
                 if at == second:
                     await befall(agent, device, trouble)
@@ -149,8 +159,14 @@ def troubles(draw: st.DrawFn) -> tuple[tuple[int, str], ...]:
 
 
 @st.composite
-def scenes(draw: st.DrawFn, *, disturbed: bool = True) -> Scene:
-    mode = draw(st.sampled_from(sorted(FIELDS)))
+def scenes(
+    draw: st.DrawFn,
+    *,
+    disturbed: bool = True,
+    modes: Sequence[str] = tuple(sorted(FIELDS)),
+    ramps: Sequence[int | None] = (None, 300),
+) -> Scene:
+    mode = draw(st.sampled_from(modes))
     least = -8000 if mode == "ActivePower" else 0
     watts = st.integers(least, 8000)
     return Scene(
@@ -160,7 +176,7 @@ def scenes(draw: st.DrawFn, *, disturbed: bool = True) -> Scene:
         fallback_watts=draw(st.none() | watts),
         watts=tuple(draw(st.lists(watts, min_size=1, max_size=3))),
         gap_seconds=draw(st.sampled_from([0, 5, 15])),
-        ramp=draw(st.sampled_from([None, 300])) if mode == "ActivePower" else None,
+        ramp=draw(st.sampled_from(ramps)) if mode == "ActivePower" else None,
         lag_seconds=draw(st.sampled_from([0.0, 0.0, 2.0, 4.0])),
         timer_seconds=draw(st.sampled_from([None, 20, 60])),
         troubles=draw(troubles()) if disturbed else (),
@@ -171,6 +187,14 @@ def scenes(draw: st.DrawFn, *, disturbed: bool = True) -> Scene:
 @given(scene=scenes())
 def test_no_healthy_device_is_told_that_it_did_not_do_what_it_did(scene: Scene) -> None:
     event(f"rounded: {any(scene.held(watts) != watts for watts in scene.watts)}")
+    check(scene)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(scene=scenes(modes=["ActivePower"], ramps=SLOW_RAMPS))
+def test_no_healthy_device_on_a_slow_ramp_is_told_that_it_did_not_do_what_it_did(
+    scene: Scene,
+) -> None:
     check(scene)
 
 
@@ -289,9 +313,26 @@ def check(scene: Scene) -> None:
         if scene.is_refused(watts):
             assert phase == "Rejected"
             continue
+        start_us = T0 + scene.starts()[number] * S
+        end_us = start_us + 30 * S
+        first, *then = agent.device.powers_within(start_us, end_us)
+        # What it holds for less than its lag before the end is not shown until then.
+        shown = agent.device.powers_within(start_us, end_us - round(scene.lag_seconds * S))
+        if scene.ramp and reason == "StartDeadlineExceeded":
+            # A step of the ramp is less than one of the register: nothing of it was on the device.
+            assert set(shown) <= {first, 0, None}, report
+            assert set(then) <= {first, 0, None} or report.evidence == "Unanswered", report
+            assert (phase, report.applied_us) == ("Failed", 0), report
+            continue
         assert (phase, reason) == ("Complete", "WindowEnded"), report
-        assert report.applied_watts == scene.held(watts)
-        assert bool(report.rounding) == (scene.held(watts) != watts)
+        if scene.ramp and report.applied_watts != scene.held(watts):
+            assert scene.held(watts) not in shown[-1:], report
+            assert report.applied_watts in then, report
+            assert f"had come to {report.applied_watts} W" in report.rounding
+        else:
+            assert report.applied_watts == scene.held(watts), report
+            assert scene.mode != "ActivePower" or scene.held(watts) in [first, *then], report
+            assert bool(report.rounding) == (scene.held(watts) != watts)
         if not scene.troubles:
             assert report.verified == "True" or scene.ramp
             assert report.interruptions == 0

@@ -1,7 +1,7 @@
 """Writes that a device does not show yet: what is waited for, for how long, how often. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from derops.lifecycle import Reason
 from derops.schedules import SECOND_US
@@ -164,11 +164,17 @@ def not_known_by(awaited: Awaited, executions: Executions) -> Executions:
     owner = deciding.owners(executions).get("ActivePower")
     if not awaited.shows_nothing or owner is None or owner.held_since is not None:
         return {}
+    if owner.last_error == Reason.DEVICE_OFFLINE:
+        owner = replace(owner, last_error="")  # it answers, and shows what was written
+    words = (
+        f"the ramp has come to {awaited.step.active_power_watts} W, by which the device does not "
+        f"show yet whether it takes the setpoint"
+    )
     waiting = outcomes.await_read_back(
-        executions,
+        {owner.order.uid: owner},
         {"ActivePower"},
         awaited.wrote,
         Reason.START_DEADLINE_EXCEEDED,
-        "a step of the ramp is on the device that does not show yet whether it is taken",
+        words,
     )
     return {owner.order.uid: waiting.get(owner.order.uid, owner)}

@@ -139,6 +139,9 @@ class Execution:
     """When the whole of it was written, a steady instant; later than ``applied_us`` by a ramp, 0
     before."""
 
+    way_watts: int | None = None
+    """What the device last said that it holds on the ramp to the whole of it; None = nothing."""
+
     held_since: Moment | None = None
     """Start of the interval in which the device holds it; None = it does not."""
 

@@ -31,6 +31,7 @@ def written(
     wrong: Mapping[str, str] = _NONE_WRONG,
     gone: Collection[str] = (),
     awaited: Collection[str] = (),
+    unknown: Collection[str] = (),
     error: Reason = Reason.READ_BACK_MISMATCH,
     ramping: bool = False,
     held: Setpoints | None = None,
@@ -49,6 +50,8 @@ def written(
             with the words for it.
         gone: Those to be reverted of which it says that it does not hold them, by uid.
         awaited: Modes that it may show yet: nothing is told of them.
+        unknown: Starts of which what it shows says nothing, by uid. It has left what it held for
+            them all the same.
         error: What it is called where the device has not taken a start.
         ramping: The active power that was written is only a step on the way.
         held: By the device, which confirms the modes that are not wrong; None = it does not say.
@@ -60,7 +63,7 @@ def written(
     owned = owners(executions)
     for mode, owner in owned.items():
         since = first.get(owner.order.uid, written_at)
-        if mode in awaited:
+        if mode in awaited or owner.order.uid in unknown:
             continue
         if mode in wrong:
             result[owner.order.uid] = (
@@ -69,14 +72,13 @@ def written(
                 else _lose(replace(owner, sent=now), now, wrong[mode])
             )
             continue
+        on_the_way = ramping and mode == "ActivePower"
         known = owner
-        if held is not None and not (ramping and mode == "ActivePower"):
-            known = shown(owner, held, rule.resolutions)
+        if held is not None:
+            known = _confirm(owner, held, rule, now, on_the_way=on_the_way)
         active = hold(known, since, "Written" if held is None else "ReadBack")
         active = replace(active, guard=guard, timer_ends_us=timer_ends_us)
-        if held is not None:
-            active = replace(active, confirmed=now)
-        if not active.arrived_us and not (ramping and mode == "ActivePower"):
+        if not active.arrived_us and not on_the_way:
             # What was measured before the device showed it may be of its predecessor.
             active = replace(active, arrived_us=active.steady_us(now))
         result[owner.order.uid] = active
@@ -98,10 +100,22 @@ def written(
         off = execution.letting_go or written_at
         let_go = execution.let_go_monotonic_us or off.monotonic_us
         ending = replace(execution, let_go_monotonic_us=let_go, letting_go=None)
-        # What follows in its place is on a way of its own.
-        still = ramping and mode == "ActivePower" and mode not in owned
+        # What follows in its place is on a way of its own, once that is seen.
+        followed = mode in owned and owned[mode].order.uid not in unknown
+        was_held = execution.applied_us or execution.blind
+        still = ramping and mode == "ActivePower" and was_held and not followed
         result[uid] = ending if still else _finish(ending, off, rule)
     return result
+
+
+def _confirm(
+    execution: Execution, held: Setpoints, rule: Rule, now: Moment, *, on_the_way: bool
+) -> Execution:
+    """Return one that the device holds as what it says of it."""
+    confirmed = replace(execution, confirmed=now)
+    if on_the_way:
+        return replace(confirmed, way_watts=held.active_power_watts)
+    return shown(confirmed, held, rule.resolutions)
 
 
 def let_go(
@@ -141,6 +155,24 @@ def await_read_back(
             sent = replace(execution, sent=execution.sent or wrote)
             result[uid] = _not_taken(sent, execution.last_error or error, words)
     return result
+
+
+def judge_anew(executions: Executions, not_taken: Mapping[str, int]) -> dict[str, Execution]:
+    """Return the executions before a step of a ramp is written, with what was lost once forgiven.
+
+    A device that loses one write, or restarts, is healthy, and its ramp begins anew: the window may
+    end before it can show more.
+
+    Args:
+        executions: All.
+        not_taken: How often the device has not taken a start, by uid.
+    """
+    return {
+        uid: replace(execution, last_error="")
+        if not_taken.get(uid) == 1 and execution.last_error == Reason.READ_BACK_MISMATCH
+        else execution
+        for uid, execution in executions.items()
+    }
 
 
 def overtaken(

@@ -44,13 +44,25 @@ def next_step(
     return bounded(replace(target, active_power_watts=from_watts + way_watts), site.local)
 
 
-def shows_nothing(step: Setpoints, target: Setpoints, site: Site, *, from_watts: int) -> bool:
+def shows_nothing(
+    step: Setpoints, target: Setpoints, site: Site, *, from_watts: int, held: Setpoints | None
+) -> bool:
     """Tell whether a step tells nothing of a device that holds it.
 
-    One that stays where it is obeys nobody; and 0 W is 0 W with another sign or scale too.
+    One that stays where it is obeys nobody; and 0 W is 0 W with another sign or scale too. One that
+    was released, and holds a value now, has been told it.
+
+    Args:
+        step: What it is told.
+        target: Where the ramp is to arrive.
+        site: For what the device can hold.
+        from_watts: Where it is.
+        held: What it last said that it holds; None = nothing is known.
     """
     if step == target or step.active_power_watts is None:
         return False
-    before = replace(step, active_power_watts=from_watts)
     watts = site.sent(step).active_power_watts
+    if held is not None and held.active_power_watts is None:
+        return not watts
+    before = replace(step, active_power_watts=from_watts)
     return not watts or watts == site.sent(before).active_power_watts

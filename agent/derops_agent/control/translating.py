@@ -132,7 +132,19 @@ def write_report(
         pending_error=(execution.pending_error or _MAY_LAND * execution.may_land)[:MESSAGE_LIMIT],
     )
     if execution.applied_us:
-        sent_watts = execution.sent_watts
-        report.applied_watts = execution.target_watts if sent_watts is None else sent_watts
-        report.rounding = execution.rounding
+        report.applied_watts, report.rounding = _applied(execution)
     return report
+
+
+def _applied(execution: Execution) -> tuple[int, str]:
+    """Return what the device held of it, in watts, and why that is not the whole, in words.
+
+    A window may end before its ramp has arrived.
+    """
+    sent_watts, way_watts = execution.sent_watts, execution.way_watts
+    watts = execution.target_watts if sent_watts is None else sent_watts
+    arrived = execution.arrived_us or not execution.ended_us
+    if arrived or way_watts is None or way_watts == watts:
+        return watts, execution.rounding
+    words = f"the ramp had come to {way_watts} W of {watts} W as it ended"
+    return way_watts, f"{execution.rounding}; {words}" if execution.rounding else words

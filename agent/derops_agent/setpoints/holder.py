@@ -206,6 +206,7 @@ class Holder:
                 return
             self._log.warning("setpoint.stray_released", watts=held.active_power_watts)
         self.state.written, self.state.failed, self.state.failures = released, None, 0
+        self.state.held = released
 
     async def _write(
         self,
@@ -219,9 +220,15 @@ class Holder:
         counts: bool,
     ) -> None:
         shows_nothing = ramping.shows_nothing(
-            step, target, site, from_watts=ramping.begins_at(self.state.written, site)
+            step,
+            target,
+            site,
+            from_watts=ramping.begins_at(self.state.written, site),
+            held=self.state.held,
         )
         scope = await self._looker.ask_first(scope, site)
+        if site.asset is not None and site.asset.max_ramp_watts_per_second is not None:
+            scope = outcomes.judge_anew(scope, self.state.not_taken)
         owners, armed_seconds, answer = deciding.owners(scope), None, "ok"
         failure, held = None, None
         try:

@@ -51,6 +51,8 @@ class Looker:
         if not suspect:
             after |= outcomes.rule_out(after)
         await self.note_looked(scope, after)
+        if self._state.written is None:
+            self._state.held = held
 
     def _asks_before_writing(self, scope: Executions) -> bool:
         """Tell whether a device that was silent is to be written: before, it may have let go."""

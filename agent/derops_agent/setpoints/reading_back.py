@@ -180,7 +180,8 @@ class ReadBackJudge:
             held,
             site,
             wrong={},
-            awaits={e.order.mode for e in unknown.values()},
+            awaits={},
+            unknown=unknown.keys(),
         )
 
     async def _note_not_taken(
@@ -241,6 +242,7 @@ class ReadBackJudge:
         *,
         wrong: Mapping[str, str],
         awaits: Collection[str],
+        unknown: Collection[str] = (),
     ) -> None:
         now = moment(self._clock)
         self._state.held = held
@@ -258,6 +260,7 @@ class ReadBackJudge:
             wrong=wrong,
             gone=gone,
             awaited=awaits,
+            unknown=unknown,
             error=awaiting.explained(awaited.failure, Reason.READ_BACK_MISMATCH),
             ramping=self._state.ramping,
             held=held,
@@ -274,7 +277,7 @@ class ReadBackJudge:
             metrics.DEVICE_WRITES.labels("ignored").inc()
             self._state.suspect_until_us = now.monotonic_us + SUSPECT_US  # it may take it yet
             self._state.written, self._state.failed = None, awaited.target
-        elif not awaits:
+        elif not awaits and not unknown:
             self._state.failures = 0
         await self._journal.commit(after, happened=True)
 
