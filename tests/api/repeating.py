@@ -114,7 +114,7 @@ class Caller:
                     "select 1 from audit_event where stage = 'RequestReceived' "
                     f"and name = '{self.name}'",
                 )
-        assert proxy.held.wait(10)
+        assert proxy.held.wait(60)
         yield answer
 
     def _look(self, api: ApiProcess) -> None:

@@ -97,7 +97,7 @@ def poison(pilot: Pilot, *names: str) -> None:
     stack.parts["operator"].start()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_poisoned_fleet_comes_back_with_a_higher_era_and_keeps_what_it_runs(
     pilot: Pilot,
 ) -> None:

@@ -16,7 +16,7 @@ def test_names_that_agree_are_not_told(stack: Stack) -> None:
     assert "degraded" not in text
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_wrong_name_is_told_within_two_minutes(stack: Stack) -> None:
     operator = stack.parts["operator"]
     operator.terminate()
@@ -37,7 +37,7 @@ def test_a_wrong_name_is_told_within_two_minutes(stack: Stack) -> None:
     assert "set it to the user name of cert-manager's ServiceAccount" in text
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_missing_policies_are_told_and_leave_the_operator_ready(stack: Stack) -> None:
     name = "derops-certificaterequests"
     stack.kubectl("delete", "validatingadmissionpolicybinding", name)

@@ -58,7 +58,7 @@ def stored(pilot: Pilot, name: str, phase: str) -> str:
     return str(creator)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_who_ordered_it_is_told_once_and_stays(pilot: Pilot) -> None:
     pilot.battery(connected=False)
     wait_until_believed(pilot)

@@ -88,7 +88,7 @@ def started(program: Program, directory: Path) -> Iterator[Running]:
     finally:
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(60)
         finally:
             process.kill()
             process.wait()
