@@ -72,7 +72,7 @@ def speaks(api: ApiProcess, authority: Authority, version: ssl.TLSVersion) -> bo
         warnings.simplefilter("ignore", DeprecationWarning)
         context.minimum_version = context.maximum_version = version
     context.set_ciphers("ALL:@SECLEVEL=0")
-    with socket.create_connection(("127.0.0.1", api.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", api.port), timeout=60) as connection:
         try:
             context.wrap_socket(connection, server_hostname="localhost").close()
         except (ssl.SSLError, ConnectionError):

@@ -89,7 +89,7 @@ class Cluster:
 
     def wait(self, kind: str, name: str, condition: str, namespace: str = TENANT) -> None:
         self.control_plane.kubectl(
-            "wait", f"--for={condition}", f"{kind}/{name}", "-n", namespace, "--timeout=30s"
+            "wait", f"--for={condition}", f"{kind}/{name}", "-n", namespace, "--timeout=90s"
         )
 
 

@@ -65,7 +65,7 @@ class FloodedGateway(Rig):
         import urllib.request
 
         url = f"http://127.0.0.1:{self.ops_port}/metrics"
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=30) as answer:
             text = answer.read().decode()
         found = re.findall(rf"^{name}({{.*}})? (\S+)$", text, re.MULTILINE)
         return {labels: float(value) for labels, value in found}

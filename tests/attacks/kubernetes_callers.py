@@ -150,7 +150,7 @@ def _caller(control_plane: ControlPlane, namespace: str, name: str) -> Caller:
         base_url=control_plane.server,
         verify=ssl.create_default_context(cadata=authority.decode()),
         headers={"Authorization": f"Bearer {known['users'][0]['user']['token']}"},
-        timeout=30,
+        timeout=60,
     )
     user = f"system:serviceaccount:{namespace}:{name}"
     return Caller(user, http, control_plane.binaries.kubectl, config)

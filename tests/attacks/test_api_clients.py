@@ -29,7 +29,7 @@ def token(api: ApiProcess, tenant_a: Tenant) -> str:
 
 def exchange(api: ApiProcess, sent: bytes) -> bytes:
     """Send bytes; return all that comes back until the other side ends."""
-    with socket.create_connection(("127.0.0.1", api.port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", api.port), timeout=60) as connection:
         received = b""
         with suppress(ConnectionError):
             connection.sendall(sent)
@@ -164,7 +164,7 @@ def test_bodies_that_are_too_large_or_do_not_come(api: ApiProcess, token: str) -
     assert statuses(exchange(api, said)) == [413]
     assert statuses(exchange(api, chunked)) == [413]
     assert statuses(exchange(api, untyped)) == [415]
-    with socket.create_connection(("127.0.0.1", api.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", api.port), timeout=60) as connection:
         connection.sendall(f"{typed}Content-Length: 10\r\n\r\n1".encode())
         received = b"".join(iter(lambda: connection.recv(65536), b""))
     assert statuses(received) == [400]

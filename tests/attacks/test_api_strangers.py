@@ -39,7 +39,7 @@ def test_a_caller_learns_which_methods_a_path_knows(dispatcher: httpx.Client) ->
 
 def raw(api: ApiProcess, head: bytes) -> bytes:
     """Send bytes, and return all that comes back until the end."""
-    with socket.create_connection(("127.0.0.1", api.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", api.port), timeout=60) as connection:
         connection.sendall(head)
         received = b""
         while chunk := connection.recv(65536):

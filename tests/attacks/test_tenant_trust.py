@@ -162,5 +162,5 @@ def test_a_namespace_with_one_can_go(cluster: Cluster) -> None:
             stdin=json.dumps(wanted_config_map(name, SERVER_CA, "the operator's")),
         )  # fmt: skip
 
-    kubectl("delete", "configmap", SERVER_CA, "-n", GITOPS, "--cascade=foreground", "--timeout=30s")
+    kubectl("delete", "configmap", SERVER_CA, "-n", GITOPS, "--cascade=foreground", "--timeout=90s")
     kubectl("delete", "namespace", "goes", "--timeout=60s")

@@ -26,7 +26,7 @@ def cluster(kube: ControlPlane) -> Iterator[ControlPlane]:
     """Return a control plane that knows the Gateway API."""
     files = [option for file in gitops.gateway_api() for option in ("-f", str(file))]
     kube.kubectl("apply", "--server-side", *files)
-    kube.kubectl("wait", "--for=condition=Established", *files, "--timeout=30s")
+    kube.kubectl("wait", "--for=condition=Established", *files, "--timeout=90s")
     yield kube
     kube.kubectl("delete", *files)
 

@@ -175,7 +175,7 @@ def test_deleting_an_active_dispatch_reverts_the_device_first(pilot: Pilot) -> N
     pilot.dispatch("deleted", durationSeconds=300)
     pilot.wait_for_phase("deleted", "Active")
 
-    pilot.stack.kubectl("delete", "dispatch", "deleted", "-n", pilot.namespace, "--timeout=30s")
+    pilot.stack.kubectl("delete", "dispatch", "deleted", "-n", pilot.namespace, "--timeout=90s")
 
     assert pilot.powers_written() == [5000, 0]
 

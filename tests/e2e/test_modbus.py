@@ -60,7 +60,7 @@ def test_a_deleted_dispatch_has_left_the_registers(pilot: Pilot) -> None:
     with controlled(pilot, profiled_bus()) as opened:
         pilot.dispatch("deleted", durationSeconds=300)
         pilot.wait_for_phase("deleted", "Active")
-        pilot.stack.kubectl("delete", "dispatch", "deleted", "-n", pilot.namespace, "--timeout=30s")
+        pilot.stack.kubectl("delete", "dispatch", "deleted", "-n", pilot.namespace, "--timeout=90s")
 
         assert opened.look().powers == [0, 5000, 0]
 

@@ -145,7 +145,7 @@ def test_namespaces_and_kinds_are_deleted_by_hand_without_anything_that_hangs(
     assert code == 0, output
     assert "is reverted" in output
     kubectl = installation.stack.kubectl
-    kubectl("delete", "crd", *(f"{kind}.derops.io" for kind in KINDS), "--timeout=30s")
+    kubectl("delete", "crd", *(f"{kind}.derops.io" for kind in KINDS), "--timeout=90s")
     kubectl("delete", "namespace", pilot.namespace, "--timeout=60s")
     assert pilot.powers_written() == [5000, 0]
     code, output = installation.uninstall()

@@ -194,14 +194,14 @@ class FieldHeadend:
     def readiness(self, part: str) -> str:
         """Return what a part says of what it needs."""
         try:
-            with urllib.request.urlopen(self._url(part, "readyz"), timeout=5) as answer:
+            with urllib.request.urlopen(self._url(part, "readyz"), timeout=30) as answer:
                 return str(answer.read().decode())
         except urllib.error.HTTPError as error:
             return error.read().decode()
 
     def metrics(self, part: str) -> dict[str, float]:
         """Return the metrics of a part that have no labels."""
-        with urllib.request.urlopen(self._url(part, "metrics"), timeout=5) as answer:
+        with urllib.request.urlopen(self._url(part, "metrics"), timeout=30) as answer:
             text: str = answer.read().decode()
         rows = re.findall(r"^(derops_\w+) ([-+\d.eE]+)$", text, re.MULTILINE)
         return {name: float(value) for name, value in rows}

@@ -61,7 +61,7 @@ def ops() -> Iterator[OpsServer]:
 
 
 def livez(ops: OpsServer) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{ops.port}/livez", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{ops.port}/livez", timeout=30) as answer:
         return str(answer.read().decode())
 
 

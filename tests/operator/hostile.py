@@ -162,7 +162,7 @@ async def operator(
     running = asyncio.create_task(controller.run())
     try:
         loaded = asyncio.create_task(controller.loaded.wait())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await asyncio.wait({running, loaded}, return_when=asyncio.FIRST_COMPLETED)
         if running.done():
             running.result()

@@ -23,7 +23,7 @@ def ask(*arguments: object) -> subprocess.CompletedProcess[str]:
         env={"PATH": "/usr/local/bin:/usr/bin:/bin"},
         capture_output=True,
         encoding="utf-8",
-        timeout=30,
+        timeout=60,
         check=False,
     )
 

@@ -7,7 +7,7 @@ import urllib.request
 def ask(port: int, path: str = "readyz") -> tuple[int, str]:
     """Return status and text of an answer; 0 = nobody answers."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=15) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:

@@ -79,7 +79,7 @@ def test_an_agents_certificate_is_issued_after_approval_and_not_before(
         stdin=json.dumps(agent_certificate("battery-7")),
     )  # fmt: skip
     control_plane.kubectl(
-        "wait", "--for=create", "certificaterequest/battery-7-1", "-n", "default", "--timeout=30s"
+        "wait", "--for=create", "certificaterequest/battery-7-1", "-n", "default", "--timeout=90s"
     )
     with pytest.raises(StackError, match="timed out"):
         control_plane.kubectl(
@@ -104,7 +104,7 @@ def test_an_agents_certificate_is_issued_after_approval_and_not_before(
         control_plane.kubectl(*approve)
     control_plane.kubectl(*approve, f"--as={OPERATOR_USER}", "--as-group=system:masters")
     control_plane.kubectl(
-        "wait", "--for=condition=Ready", "certificate/battery-7", "-n", "default", "--timeout=30s"
+        "wait", "--for=condition=Ready", "certificate/battery-7", "-n", "default", "--timeout=90s"
     )
 
     pem = secret_data(control_plane, "default", "battery-7")["tls.crt"]

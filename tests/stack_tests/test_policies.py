@@ -125,7 +125,7 @@ def test_an_asset_can_leave_its_certificate_behind(cluster: Cluster) -> None:
     name = agent_certificate(cluster, ownerReferences=[owner])
 
     cluster.control_plane.kubectl(
-        "delete", "derasset", owner["name"], "-n", TENANT, "--cascade=orphan", "--timeout=30s"
+        "delete", "derasset", owner["name"], "-n", TENANT, "--cascade=orphan", "--timeout=90s"
     )
 
     left = json.loads(
@@ -138,7 +138,7 @@ def test_a_certificate_can_leave_its_requests_behind(cluster: Cluster) -> None:
     name = agent_certificate(cluster)
 
     cluster.control_plane.kubectl(
-        "delete", "certificate", name, "-n", TENANT, "--cascade=orphan", "--timeout=30s"
+        "delete", "certificate", name, "-n", TENANT, "--cascade=orphan", "--timeout=90s"
     )
 
     request = cluster.control_plane.kubectl(
@@ -153,9 +153,9 @@ def test_an_asset_takes_its_certificate_with_it(cluster: Cluster) -> None:
 
     cluster.control_plane.kubectl(
         "delete", "derasset", owner["name"], "-n", TENANT, "--cascade=foreground",
-        "--timeout=30s",
+        "--timeout=90s",
     )  # fmt: skip
 
     cluster.control_plane.kubectl(
-        "wait", "--for=delete", f"certificate/{name}", "-n", TENANT, "--timeout=30s"
+        "wait", "--for=delete", f"certificate/{name}", "-n", TENANT, "--timeout=90s"
     )

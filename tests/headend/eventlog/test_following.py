@@ -127,7 +127,7 @@ def run(*arguments: str, url: str, **settings: str) -> "subprocess.CompletedProc
 
 def readyz(port: int) -> str:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=30) as answer:
             text: str = answer.read().decode()
     except urllib.error.HTTPError as error:
         text = error.read().decode()

@@ -155,7 +155,7 @@ async def test_stopping_says_bye_and_is_quick(rig: Rig, leaf: Leaf, operator: Op
     await agent.connect()
     assert rig.gateway is not None
 
-    async with asyncio.timeout(4):
+    async with asyncio.timeout(10):
         await rig.gateway.stop()
     rig.gateway = None
 
