@@ -7,6 +7,7 @@ goes on, and all of it comes back without a restart.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,14 @@ import pytest
 from tests.api.auditing.disks import small_disk
 from tests.api.cutting import CutProxy
 from tests.api.rig import ApiProcess, Tenant, make_tenant, problem
-from tests.crds.manifests import BATTERY, merged
+from tests.crds.manifests import BATTERY, DISPATCH, merged
 from tests.stack import ops
 from tests.stack.controlplane import ControlPlane
+
+from derops_headend.api.auditing.file import AuditFile
+from derops_headend.api.auditing.record import opened as opening
+from derops_headend.api.auditing.trail import READS_SHARE
+from derops_headend.api.settings import LEAST_AUDIT_BYTES
 
 NAMESPACE = "outages"
 PATH = f"/v1/namespaces/{NAMESPACE}"
@@ -36,6 +42,7 @@ OF_MEMORY = ("me", "assets", "assets/battery-7")
 
 CALLS = (*OF_MEMORY, *OF_KUBERNETES, *OF_DATABASE)
 PATIENCE_SECONDS = 90
+AUDIT_MAX_BYTES = LEAST_AUDIT_BYTES
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -49,25 +56,32 @@ class Running:
         urls: tuple[str, str],
         directory: Path,
         opened: ExitStack,
+        *,
+        full: bool,
     ) -> None:
         owner_url, api_url = urls
-        self.database_url, self._kube = owner_url, kube
+        self.database_url, self.kube = owner_url, kube
         self._tenant: Tenant = make_tenant(kube, NAMESPACE)
         kube.apply(merged(BATTERY, {"metadata": {"namespace": NAMESPACE}}))
         self.kubernetes = opened.enter_context(CutProxy(kube.server))
         self.database = opened.enter_context(CutProxy(api_url))
         (directory / "api").mkdir()
-        self._disk = opened.enter_context(small_disk(directory / "api" / "audit", megabytes=2))
+        self._disk = opened.enter_context(small_disk(directory / "api" / "audit", megabytes=8))
+        if full:
+            self.database.take_away()
+            nearly_fill(self._disk)
         self.api: ApiProcess = opened.enter_context(
             ApiProcess(
                 directory / "api",
                 self.kubernetes.kubeconfig(config, directory),
                 by_port(api_url, self.database.port),
+                {"DEROPS_API_AUDIT_MAX_BYTES": str(AUDIT_MAX_BYTES)},
             )
         )
         self._client = opened.enter_context(self.api.client(self._tenant.token("dispatcher")))
         self.doomed: list[str] = []
         """Names of Dispatches that were not cancelled yet."""
+        self.cancelled: list[str] = []
         self.ordered: set[str] = set()
         """Names of all Dispatches, by what was answered."""
         self.recorded: dict[str, str] = {}
@@ -98,6 +112,8 @@ class Running:
         """Make one call; an order has a key, and a cancel is of what is not cancelled yet."""
         answer: httpx.Response
         match what:
+            case "again":
+                answer = self._client.post(f"{PATH}/dispatches/{self.cancelled[-1]}/cancel")
             case "order":
                 answer = self._client.post(
                     f"{PATH}/dispatches", json=ORDER, headers={"Idempotency-Key": key}
@@ -108,7 +124,7 @@ class Running:
             case "cancel":
                 answer = self._client.post(f"{PATH}/dispatches/{self.doomed[-1]}/cancel")
                 if answer.status_code == 200:
-                    self.doomed.pop()
+                    self.cancelled.append(self.doomed.pop())
             case "dispatches/doomed":
                 answer = self._client.get(f"{PATH}/dispatches/{self.doomed[0]}")
             case "me":
@@ -143,15 +159,20 @@ class Running:
 
     def dispatches(self) -> list[str]:
         """Return the names of all Dispatches, as the API server has them."""
-        listed = self._kube.kubectl("get", "dispatches", "-n", NAMESPACE, "-o", "name")
+        listed = self.kube.kubectl("get", "dispatches", "-n", NAMESPACE, "-o", "name")
         return [each.rpartition("/")[2] for each in listed.split()]
 
     def desired_state(self, name: str) -> str:
         path = "jsonpath={.spec.desiredState}"
-        return self._kube.kubectl("get", "dispatch", name, "-n", NAMESPACE, "-o", path)
+        return self.kube.kubectl("get", "dispatch", name, "-n", NAMESPACE, "-o", path)
 
-    def records(self) -> dict[str, int]:
-        """Return how often each request that has to be is recorded as answered."""
+    def without_record(self, newest: str) -> list[str]:
+        """Return what was answered and has not one record, once the newest call has its own."""
+        eventually(lambda: newest in self._records())
+        records = self._records()
+        return [told for each, told in self.recorded.items() if records.get(each) != 1]
+
+    def _records(self) -> dict[str, int]:
         with psycopg.connect(self.database_url) as connection:
             return dict(
                 connection.execute(
@@ -160,6 +181,15 @@ class Running:
                     (list(self.recorded),),
                 ).fetchall()
             )
+
+
+def nearly_fill(directory: Path) -> None:
+    """Leave what reads would fill soon, in the audit's file of a replica that does not run."""
+    now = datetime.now(UTC)
+    file = AuditFile(directory, replica="api-0", now=now)
+    while file.size < READS_SHARE * AUDIT_MAX_BYTES - 50_000:
+        file.append([opening(now, {"filler": "x" * 30_000})])
+    file.close()
 
 
 def by_port(url: str, port: int) -> str:
@@ -190,18 +220,24 @@ def refusals(answers: dict[str, httpx.Response]) -> dict[str, str]:
 
 
 @pytest.fixture
-def running(
+def run(
     kube: ControlPlane,
     api_config: str,
     api_database_url: str,
     api_role_url: str,
     tmp_path: Path,
-) -> Iterator[Running]:
-    with ExitStack() as opened:
-        yield Running(kube, api_config, (api_database_url, api_role_url), tmp_path, opened)
+) -> Iterator[Callable[..., Running]]:
+    with ExitStack() as stack:
+        urls = api_database_url, api_role_url
+
+        def start(*, full: bool = False) -> Running:
+            return Running(kube, api_config, urls, tmp_path, stack, full=full)
+
+        yield start
 
 
-def test_each_is_told_alone_and_together_and_comes_back(running: Running) -> None:
+def test_each_is_told_alone_and_together_and_comes_back(run: Callable[..., Running]) -> None:
+    running = run()
     pid = running.api.process.pid
     for number in range(4):
         running.call("order", f"doomed-{number}")
@@ -245,11 +281,29 @@ def test_each_is_told_alone_and_together_and_comes_back(running: Running) -> Non
     newest = running.call("me", "").headers["x-request-id"]
 
     assert sorted(running.dispatches()) == sorted(running.ordered)
-    eventually(lambda: newest in running.records())
-    records = running.records()
-    assert [told for each, told in running.recorded.items() if records.get(each) != 1] == []
+    assert running.without_record(newest) == []
     assert running.api.process.alive
     assert running.api.process.pid == pid
+
+
+def test_what_cannot_be_recorded_is_not_answered(run: Callable[..., Running]) -> None:
+    """R132: call unseen while the file is full, by orders and cancels that have nothing to do."""
+    running = run(full=True)
+    for name in ("first", "second", "third"):
+        spec = {"assetRef": {"name": "battery-7"}, "setpoint": ORDER["setpoint"]}
+        spec |= {"durationSeconds": ORDER["durationSeconds"], "startTime": "2099-01-01T00:00:00Z"}
+        manifest = merged(DISPATCH, {"metadata": {"namespace": NAMESPACE, "name": name}})
+        running.kube.apply({**manifest, "spec": spec})
+        running.doomed.append(name)
+    eventually(lambda: running.call("me", "").status_code == 503)
+
+    missing = refusals({each: running.call(each, "key") for each in (*CALLS, "again")})
+
+    assert missing == dict.fromkeys({*CALLS, "again"} - {"cancel"}, AUDIT)
+    assert running.desired_state("third") == "Cancelled"
+    running.database.pass_on()
+    running.comes_back("key")
+    assert running.without_record(running.call("me", "").headers["x-request-id"]) == []
 
 
 def away_while_rights_are_known(running: Running, *parts: str, key: str) -> dict[str, str]:

@@ -9,7 +9,11 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from derops.errors import SettingError
+from derops_headend.api.auditing.file import SEGMENT_BYTES
 from derops_headend.database_url import DatabaseUrl, check_url
+
+LEAST_AUDIT_BYTES = 4 * SEGMENT_BYTES
+"""The newest segment stays where all is in the database: it must leave room for reads."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -44,7 +48,7 @@ class ApiSettings(BaseSettings):
     database_url: DatabaseUrl
     data_directory: Path
     """Of the audit's file."""
-    audit_max_bytes: int = Field(default=1024**3, ge=1024**2)
+    audit_max_bytes: int = Field(default=1024**3, ge=LEAST_AUDIT_BYTES)
     audience: str = Field(default="derops-api", pattern=r"^[\x21-\x7e]{1,256}$")
     """What a Kubernetes token must have been made for."""
     static_tokens_directory: Path | None = None
