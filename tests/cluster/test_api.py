@@ -73,6 +73,8 @@ class Trader:
             assert answer is None or "retry-after" in answer.headers, answer.text
             assert time.monotonic() < deadline, f"{key}: no answer within {SLOW_SECONDS} s"
             self.repeated += 1
+            # The client's own pace, as it is told, or until a pod may take connections.
+            time.sleep(0.2 if answer is None else int(answer.headers["retry-after"]))
 
     def _post(self, key: str, order: dict[str, Any]) -> httpx.Response | None:
         with httpx.Client(verify=self._context, timeout=15) as client:
