@@ -75,6 +75,7 @@ class Written:
         self.takes = True
         self.records: list[tuple[str, int, str, int]] = []
         self.refusals: list[tuple[str, str]] = []
+        self.held: list[tuple[str, str, int]] = []
 
     async def complete(self, call: Call, status: int, reason: str, sent_bytes: int) -> None:
         if not self.takes:
@@ -83,6 +84,9 @@ class Written:
 
     async def refused(self, source: str, reason: str, method: str, path: str) -> None:
         self.refusals.append((reason, path))
+
+    async def held_back(self, call: Call, status: int, reason: str) -> None:
+        self.held.append((call.caller.name, call.subject.namespace, status))
 
 
 @pytest.fixture

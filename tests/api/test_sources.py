@@ -1,7 +1,6 @@
 """Whose address a request has: that of the peer, but where a proxy is trusted."""
 
 import ipaddress
-from typing import Any
 
 import pytest
 
@@ -46,11 +45,11 @@ def test_a_long_way_is_not_walked(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[str] = []
     look = sources._address
 
-    def watched(text: str) -> Any:
+    def note(text: str) -> sources.Address | None:
         looked.append(text)
         return look(text)
 
-    monkeypatch.setattr(sources, "_address", watched)
+    monkeypatch.setattr(sources, "_address", note)
     said = b"198.51.100.7," + b"10.2.2.2," * 7_000 + b"10.2.2.2"
     scope = {"client": ("10.1.1.1", 1), "headers": [(b"x-forwarded-for", said)]}
 

@@ -17,8 +17,9 @@ from tests.waiting import until
 
 from derops_headend.api.auditing import metrics
 from derops_headend.api.auditing.trail import AuditTrail
-from derops_headend.api.problems import ProblemError
+from derops_headend.api.problems import ProblemError, Slug
 from derops_headend.storage.audit_keeping import drop_months, prepare_months
+from derops_headend.storage.auditing import MOST_PAGE_BYTES, Wanted, find_page
 from derops_headend.storage.chain import Head
 from derops_headend.storage.verifying import verify
 
@@ -321,3 +322,102 @@ async def test_a_clock_that_is_set_hides_nothing(tmp_path: Path, audited: AuditD
 
     assert [row["seq"] for row in audited.rows()] == list(range(1, 7))
     assert findings(audited, head) == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{}",
+        "no JSON",
+        "[" * 200_000,
+        "[]",
+        "null",
+        '{"requestId":7,"bodySha256":"b"}',
+        '{"requestId":"r"}',
+        '{"requestId":"r","bodySha256":"b","change":"all"}',
+    ],
+)
+async def test_an_announcement_that_says_nothing(
+    trail: AuditTrail, audited: AuditDatabase, body: str
+) -> None:
+    """R146: a row that says that a key was used, and not for what: no order, and no 500."""
+    columns = ("chain", "seq", "hash", "at", "body", "stage", "request_id", "caller", "namespace")
+    with audited.connect() as thief:
+        thief.execute(
+            f"insert into audit_event ({', '.join(columns)}, verb, resource, name, object_uid, "
+            "idempotency_key_sha256) values "
+            "('x', 1, '', %s, %s, 'RequestReceived', 'r', %s, 'pilot-north', '', '', '', '', %s)",
+            (NOW, body, ANNA, "k" * 64),
+        )
+
+    with pytest.raises(ProblemError, match="take a new key") as refused:
+        await trail.find_key(ANNA, "pilot-north", "k" * 64)
+    assert refused.value.slug is Slug.KEY_EXPIRED
+    assert await trail.find_key(ANNA, "pilot-north", "n" * 64) is None
+
+
+async def test_records_that_are_to_fill_the_memory_of_who_reads_them(
+    trail: AuditTrail, audited: AuditDatabase
+) -> None:
+    """R147: large records, and such that say when or where in words that end no page."""
+    await record_calls(trail, 5)
+    with audited.connect() as thief:
+        for chain, at, size in (
+            ("'large-' || number", "%s::timestamptz", 60_000),
+            ("'huge-' || number", "%s::timestamptz", 5_000_000),
+            ("repeat('long', 200) || number", "%s::timestamptz", 10),
+            ("'never-' || number", "greatest(%s::timestamptz, 'infinity')", 10),
+        ):
+            thief.execute(
+                "insert into audit_event (chain, seq, hash, at, body, stage, request_id, caller, "
+                "namespace, verb, resource, name, object_uid, idempotency_key_sha256) select "
+                f"{chain}, 1, '', {at}, repeat('x', %s), '', '', '', '', '', '', '', '', '' "
+                "from generate_series(1, 50) number".encode(),
+                (NOW, size),
+            )
+        found: list[str] = []
+        page = find_page(thief, Wanted(), limit=500)
+        for _ in range(200):
+            assert sum(len(each.body) for each in page.records) <= MOST_PAGE_BYTES
+            found += [each.chain for each in page.records]
+            if page.end is None:
+                break
+            page = find_page(thief, Wanted(), after=page.end, limit=500)
+
+    assert page.end is None
+    known = [each for each in found if each.startswith(("large", "huge", "api-0"))]
+    assert len(known) == len(set(known)) + 5 == 106
+    assert len({each.partition(" seq")[0] for each in findings(audited)}) == 200
+    with psycopg.connect(audited.writer, autocommit=True) as writer:
+        drop_months(writer, datetime(2090, 1, 1, tzinfo=UTC).date(), NOW)
+        assert writer.execute("select count(*) from audit_event_other").fetchone() == (50,)
+
+
+async def test_calls_of_a_known_caller_that_are_too_many(
+    trail: AuditTrail, audited: AuditDatabase
+) -> None:
+    """R148: be refused so often that nobody can tell who it was, and whom it was about."""
+    await record_calls(trail, 0)
+    for number in range(300):
+        call = make_call("oidc:eve", namespace=f"ns-{number % 2}")
+        await trail.held_back(call, 429, "too-many-requests")
+        await trail.refused("192.0.2.7", "unauthenticated", "GET", "/")
+    for number in range(1000):
+        call = make_call(f"system:serviceaccount:evil:a-{number}", namespace=f"n-{number}")
+        await trail.held_back(call, 429, "too-many-requests")
+    await trail._sum_up()
+    await until(lambda: not trail._sink.behind)
+
+    rows = audited.rows("select caller, namespace, body from audit_event")
+    bodies = [(row, json.loads(row["body"])) for row in rows]
+    told = [
+        (row["caller"], row["namespace"], body.get("count", 1))
+        for row, body in bodies
+        if body.get("principal") and body["stage"] == "ResponseComplete"
+    ]
+    assert sum(count for caller, _, count in told if caller == "oidc:eve") == 300
+    of_one = [count for caller, at, count in told if caller == "oidc:eve" and at == "ns-1"]
+    assert (sum(of_one), max(of_one)) == (150, 140)
+    evil = [each for each in told if each[0].startswith("system:serviceaccount:evil")]
+    assert sum(count for *_, count in evil) == 1000
+    assert len(evil) < 20 + 200 + 2

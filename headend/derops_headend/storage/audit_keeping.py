@@ -80,8 +80,12 @@ def _is_over(connection: psycopg.Connection, partition: str, before: date) -> bo
     if partition != _OTHERS:
         month = datetime.strptime(partition[-6:], "%Y%m").replace(tzinfo=UTC).date()
         return (month + timedelta(days=32)).replace(day=1) <= before
-    row = connection.execute("select max(at) from audit_event_other").fetchone()
-    return row is not None and row[0] is not None and row[0].astimezone(UTC).date() < before
+    # Compared there: whoever may add a record may say a year that Python does not know.
+    row = connection.execute(
+        "select max(at) < %s from audit_event_other",
+        (datetime(*before.timetuple()[:3], tzinfo=UTC),),
+    ).fetchone()
+    return row is not None and row[0] is True
 
 
 def _drop(connection: psycopg.Connection, partition: str, now: datetime) -> None:

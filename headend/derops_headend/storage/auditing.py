@@ -15,8 +15,8 @@ from derops_headend.writing.refusing import clean
 MOST_ROWS, MOST_PAGE_BYTES = 500, 2 * 1024**2
 """Of one page."""
 
-_MOST_BODY, _MOST_CHAIN = 65_536, 200
-"""Whoever may add records may add such of any size. Ours are shorter."""
+MOST_BODY, _MOST_CHAIN = 65_536, 200
+"""Bytes and characters: whoever may add records may add such of any size. Ours are shorter."""
 
 COLUMNS: dict[str, LiteralString] = {
     "chain": "text",
@@ -228,7 +228,7 @@ def find_page(
         "where bytes <= %(bytes)s order by at desc, measured.chain desc, seq desc"
     )
     limit = max(1, min(limit, MOST_ROWS))
-    bounds = {"chain": _MOST_CHAIN, "body": _MOST_BODY, "bytes": MOST_PAGE_BYTES}
+    bounds = {"chain": _MOST_CHAIN, "body": MOST_BODY, "bytes": MOST_PAGE_BYTES}
     rows = connection.execute(text.encode(), given | bounds | {"limit": limit + 1}).fetchall()
     records = [Stored(*row[:5]) for row in rows[:limit]]
     has_more = bool(rows) and rows[0][5] > len(records)
