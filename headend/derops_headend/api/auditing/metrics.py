@@ -19,7 +19,7 @@ NOT_TAKEN = Counter(
 )
 SUMMED_UP = Counter(
     "derops_api_audit_refusals_summed",
-    "Refusals of strangers that have no record each and are counted in one of many.",
+    "Refusals of strangers, and of calls too many, that are counted in one record of many.",
 )
 DATABASE_FAILURES = Counter(
     "derops_api_audit_database_failures", "Times that the database took no records."
