@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -60,6 +60,11 @@ class Assets:
     """What Kubernetes knows: uid and JSON by namespace and name; None = it is away."""
 
     known: dict[tuple[str, str], tuple[str, bytes]] | None = field(default_factory=dict)
+    made_at: datetime = datetime(2000, 1, 1, tzinfo=UTC)
+    """Of all namespaces."""
+
+    async def namespace_made_at(self, _: str) -> datetime:
+        return self.made_at
 
     def asset(self, namespace: str, name: str) -> Any:
         if self.known is None:

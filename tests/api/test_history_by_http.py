@@ -1,13 +1,24 @@
 """History by HTTP of the running API: who may see it is a question to Kubernetes."""
 
+import time
+
 import psycopg
 import pytest
 from tests.api.rig import ApiProcess, Tenant, problem
 from tests.headend.writing.making import DISPATCH, report, sources, transition
 from tests.waiting import until
 
-from derops.wire.v1 import dispatch_pb2
+from derops.wire.v1 import dispatch_pb2, log_pb2
 from derops_headend.storage.database import Database
+
+
+def at(at_us: int, told: log_pb2.LogEntry) -> log_pb2.LogEntry:
+    """Have a report's steps begin at an instant: what was before the namespace is not told."""
+    body = dispatch_pb2.DispatchReport.FromString(told.body)
+    for number, step in enumerate(body.transitions, 1):
+        step.at_us = at_us + number
+    told.body = body.SerializeToString()
+    return told
 
 
 @pytest.fixture
@@ -15,7 +26,11 @@ def dispatched(api_database_url: str) -> None:
     """Have one dispatch of tenant-a in the database."""
     database = Database.connect(api_database_url, "history")
     after = database.committed()
-    told = [transition("Submitted"), report("Acked", "Complete", sequence=2, applied_us=5)]
+    now_us = time.time_ns() // 1000
+    told = [
+        transition("Submitted", at_us=now_us),
+        at(now_us, report("Acked", "Complete", sequence=2, applied_us=5)),
+    ]
     for each in told:
         each.asset.CopyFrom(dispatch_pb2.AssetId(namespace="tenant-a", name="battery", uid="u"))
     database.store(sources(*told, offset=after + 1), after=after, through=after + 1)

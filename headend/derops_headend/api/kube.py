@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -12,6 +13,7 @@ from kubernetes.aio import client
 
 from derops.observing import Readiness
 from derops_headend.api.assets import KnownAsset, read_asset
+from derops_headend.api.caching import Expiring
 from derops_headend.api.connecting import JSON, send
 from derops_headend.api.orders import CREATED_BY, REQUEST_ID
 from derops_headend.api.paging import no_page
@@ -32,6 +34,9 @@ _MERGE = "application/merge-patch+json"
 _CONNECTIONS = 50
 MOST_PAGE_BYTES = 2 * 1024**2
 """Of one page of Dispatches, which is several hundred usual ones."""
+
+NAMESPACE_SECONDS, MOST_NAMESPACES = 10.0, 10_000
+"""How long it is believed when a namespace was made, as long as a right; and of how many."""
 
 _LISTINGS = 4
 """Pages that are read at a time, for all callers."""
@@ -71,6 +76,7 @@ class Kube:
     def __init__(self, configuration: client.Configuration, readiness: Readiness) -> None:
         configuration.connection_pool_maxsize = _CONNECTIONS
         self._client = client.ApiClient(configuration)
+        self._namespaces: Expiring[str, datetime] = Expiring(MOST_NAMESPACES, time.monotonic)
         self._listings = Places(_LISTINGS)
         self._assets = Watch(_ASSETS, self._open, _keep_asset, readiness)
         self._dispatches = Watch(_DISPATCHES, self._open, _keep_dispatch, readiness)
@@ -134,6 +140,16 @@ class Kube:
         self._require(self._assets)
         self._require(self._dispatches)
         return sorted({*self._assets.namespaces(), *self._dispatches.namespaces()})
+
+    async def namespace_made_at(self, namespace: str) -> datetime:
+        """Return when a namespace was made; see the port."""
+        known = self._namespaces.get(namespace)
+        if known is None:
+            path = f"/api/v1/namespaces/{quote(namespace, safe='')}"
+            found = _expect(await self.call("GET", path), HTTPStatus.OK)
+            known = datetime.fromisoformat(found["metadata"]["creationTimestamp"])
+            self._namespaces.put(namespace, known, NAMESPACE_SECONDS)
+        return known
 
     def dispatch_version(self) -> str:
         """Return up to where the dispatches are known; see the port."""

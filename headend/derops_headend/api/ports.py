@@ -166,6 +166,13 @@ class Kubernetes(Protocol):
             ProblemError: KUBERNETES_UNAVAILABLE.
         """
 
+    async def namespace_made_at(self, namespace: str) -> datetime:
+        """Return when a namespace was made; one that is made anew may be told 10 s late.
+
+        Raises:
+            ProblemError: NOT_FOUND: there is none; KUBERNETES_UNAVAILABLE, TOO_MANY_REQUESTS.
+        """
+
     def dispatch_version(self) -> str:
         """Return a resourceVersion that is not newer than now; empty = none is known."""
 

@@ -73,6 +73,9 @@ class Lives(NamedTuple):
     current_uid: str
     """Of the DERAsset of that name in Kubernetes; empty = none is known."""
 
+    since: datetime | None = None
+    """None of those that were heard of before counts, but the current one; None = all do."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
@@ -151,7 +154,13 @@ def answer(connection: psycopg.Connection, wanted: Wanted) -> bytes | None:
 
 def choose_life(connection: psycopg.Connection, wanted: Lives) -> tuple[Life | None, list[str]]:
     """Return which asset of a name is meant, and the uids of the others; None = there is none."""
-    lives = find_lives(connection, wanted.namespace, wanted.name)
+    lives = find_lives(
+        connection,
+        wanted.namespace,
+        wanted.name,
+        since=wanted.since,
+        current_uid=wanted.current_uid,
+    )
     uid = wanted.uid or wanted.current_uid or (lives[0].uid if lives else "")
     life = next((each for each in lives if each.uid == uid), None)
     if life is None and uid and uid == wanted.current_uid:

@@ -41,12 +41,28 @@ class Newest(NamedTuple):
     """By column of ``telemetry``."""
 
 
-def find_lives(connection: psycopg.Connection, namespace: str, name: str) -> list[Life]:
-    """Return the assets that had a name, the newest first; at most ``MOST_UIDS``."""
+def find_lives(
+    connection: psycopg.Connection,
+    namespace: str,
+    name: str,
+    *,
+    since: datetime | None = None,
+    current_uid: str = "",
+) -> list[Life]:
+    """Return the assets that had a name, the newest first; at most ``MOST_UIDS``.
+
+    Args:
+        connection: Of any role that reads.
+        namespace: Of the assets.
+        name: Of the assets.
+        since: Leave out those that were heard of before; None = none.
+        current_uid: Of the one that is never left out.
+    """
     rows = connection.execute(
         "select asset_id, uid from asset where namespace = %s and name = %s and uid <> '' "
+        "and (%s::timestamptz is null or first_seen_at >= %s or uid = %s) "
         "order by asset_id desc limit %s",
-        (namespace, name, MOST_UIDS),
+        (namespace, name, since, since, current_uid, MOST_UIDS),
     ).fetchall()
     return [Life(*row) for row in rows]
 

@@ -17,7 +17,7 @@ from derops_headend.api.parameters import (
     StoredText,
     WholeNumber,
 )
-from derops_headend.api.routes.allowing import allow
+from derops_headend.api.routes.allowing import allow, allow_rows, later
 from derops_headend.storage.auditing import MOST_ROWS, Mark, Wanted, find_page
 from derops_headend.storage.chain import Stored
 
@@ -98,7 +98,11 @@ async def list_audit(request: Request, query: Annotated[AuditQuery, Query()]) ->
 
 
 async def _answer(request: Request, namespace: str | None, query: AuditQuery) -> Response:
-    parts = await allow(request, "list", "audits", namespace or "")
+    since = None
+    if namespace is None:
+        parts = await allow(request, "list", "audits")
+    else:
+        parts, since = await allow_rows(request, "list", "audits", namespace)
     wanted = Wanted(
         namespace=namespace,
         caller=query.caller,
@@ -106,7 +110,7 @@ async def _answer(request: Request, namespace: str | None, query: AuditQuery) ->
         resource=query.resource,
         name=query.name,
         request_id=query.request_id,
-        since=query.since,
+        since=later(query.since, since),
         until=query.until,
     )
     after = Mark(*place_of(query.after, _PLACE)) if query.after else None

@@ -26,7 +26,7 @@ from derops_headend.api.parameters import (
     choose_media,
 )
 from derops_headend.api.problems import not_found
-from derops_headend.api.routes.allowing import allow
+from derops_headend.api.routes.allowing import allow_rows, later
 from derops_headend.storage.history import (
     Dispatched,
     Place,
@@ -76,13 +76,13 @@ class HistoryQuery(BaseModel):
         description="Uid, or name; a name may be used again, so several can have it.",
     )
 
-    def wanted(self, namespace: str) -> Wanted:
-        """Return what is to be looked for."""
+    def wanted(self, namespace: str, since: datetime | None) -> Wanted:
+        """Return what is to be looked for of what a caller has since an instant; None = ever."""
         return Wanted(
             namespace=namespace,
             asset_name=self.asset,
             phase=self.phase,
-            since=self.since,
+            since=later(self.since, since),
             until=self.until,
             created_by=self.created_by,
             dispatch=self.dispatch,
@@ -205,12 +205,12 @@ async def list_history(
 ) -> Response:
     """Return dispatches, the newest first, also those that Kubernetes no longer has."""
     media = choose_media(request, (_JSON, _CSV))
-    parts = await allow(request, "list", "dispatches", namespace)
+    parts, since = await allow_rows(request, "list", "dispatches", namespace)
     after = None
     if query.after:
         after = Place(*place_of(query.after, _PLACE))
     found = await parts.database.read(
-        find, query.wanted(namespace), after=after, limit=query.limit + 1
+        find, query.wanted(namespace, since), after=after, limit=query.limit + 1
     )
     shown = found[: query.limit]
     following = page_after(*shown[-1].place) if len(found) > query.limit else None
@@ -232,8 +232,8 @@ async def summarize_history(
 ) -> Response:
     """Return how many dispatches ended in which way."""
     choose_media(request, (_JSON,))
-    parts = await allow(request, "list", "dispatches", namespace)
-    endings = await parts.database.read(sum_up, query.wanted(namespace))
+    parts, since = await allow_rows(request, "list", "dispatches", namespace)
+    endings = await parts.database.read(sum_up, query.wanted(namespace, since))
     body = HistorySummary(items=[HistoryEnding(**asdict(each)) for each in endings])
     return Response(body.model_dump_json(by_alias=True), media_type=_JSON)
 
@@ -252,8 +252,10 @@ async def get_history(request: Request, namespace: Namespace, uid: Uid) -> Respo
     """
     choose_media(request, (_JSON,))
     call_of(request).subject.object_uid = uid
-    parts = await allow(request, "list", "dispatches", namespace)
-    found = await parts.database.read(_read_one, Wanted(namespace=namespace, dispatch_uid=uid))
+    parts, since = await allow_rows(request, "list", "dispatches", namespace)
+    found = await parts.database.read(
+        _read_one, Wanted(namespace=namespace, dispatch_uid=uid, since=since)
+    )
     if found is None:
         raise not_found()
     dispatched, steps = found

@@ -26,7 +26,7 @@ from derops_headend.api.parameters import (
 )
 from derops_headend.api.ports import Parts
 from derops_headend.api.problems import ProblemError, not_found
-from derops_headend.api.routes.allowing import allow
+from derops_headend.api.routes.allowing import allow_rows
 from derops_headend.api.telemetry import INTERVAL_SECONDS, Lives, Wanted, answer, check, choose_life
 from derops_headend.api.telemetry_models import (
     ConnectionEvent,
@@ -84,7 +84,7 @@ async def get_telemetry(
     now = parts.now()
     first, end = query.between(now)
     wanted = Wanted(
-        lives=Lives(namespace, name, query.uid, asset.uid),
+        lives=Lives(namespace, name, query.uid, asset.uid, asset.since),
         first=first,
         end=end,
         quantities=query.columns,
@@ -161,6 +161,9 @@ async def list_connections(
 class _Asset(NamedTuple):
     """What Kubernetes says of an asset; of one that is gone, or while it is away, nothing."""
 
+    since: datetime | None
+    """See ``allow_rows``."""
+
     uid: str = ""
     interval_seconds: int = INTERVAL_SECONDS
 
@@ -179,24 +182,24 @@ async def _open(request: Request, namespace: str, name: str) -> _Asset:
     Raises:
         ProblemError: NOT_FOUND: it may not be seen.
     """
-    parts = await allow(request, "get", "derassets/telemetry", namespace, name)
+    parts, since = await allow_rows(request, "get", "derassets/telemetry", namespace, name)
     try:
         known = parts.kubernetes.asset(namespace, name)
     except ProblemError:
-        return _Asset()  # what is in the database goes on
+        return _Asset(since)  # what is in the database goes on
     if known is None:
-        return _Asset()
+        return _Asset(since)
     call_of(request).subject.object_uid = known.uid
     spec = json.loads(known.body).get("spec") or {}
     interval = spec.get("telemetry", {}).get("intervalSeconds", INTERVAL_SECONDS)
-    return _Asset(known.uid, max(1, interval))
+    return _Asset(since, known.uid, max(1, interval))
 
 
 async def _place(request: Request, namespace: str, name: str, query: Span) -> _Place:
     choose_media(request, (_JSON,))
     asset = await _open(request, namespace, name)
     first, end = query.between(request.app.state.parts.now())
-    return _Place(Lives(namespace, name, query.uid, asset.uid), first, end)
+    return _Place(Lives(namespace, name, query.uid, asset.uid, asset.since), first, end)
 
 
 async def _answer(request: Request, ask: Callable[..., Model | None], *arguments: Any) -> Response:
