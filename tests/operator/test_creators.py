@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from kubernetes.aio.client.exceptions import ApiException
-from tests.operator.hostile import installed
+from tests.operator.hostile import HostileKube, installed, operator
 from tests.operator.making import T0, Story, asset, at, dispatch, ended, view
+from tests.waiting import until
 
 from derops.observing import Readiness
 from derops_operator.creators import SETTLING_US, Creators, since_us, why_unguarded
@@ -75,8 +77,8 @@ def test_what_ended_before_it_was_kept_stays_as_it_is() -> None:
     assert "createdBy" not in decided(claimed("alice", status=over), GUARDED_US)
 
 
-def read(annotations: Any) -> Dispatch:
-    manifest: Manifest = {
+def made(annotations: Any) -> Manifest:
+    return {
         "metadata": {
             "namespace": "pilot", "name": "peak", "uid": "u", "resourceVersion": "1",
             "creationTimestamp": format_second(T0), "annotations": annotations,
@@ -86,7 +88,10 @@ def read(annotations: Any) -> Dispatch:
             "setpoint": {"mode": "CeaseToEnergize"},
         },
     }  # fmt: skip
-    fact = read_fact(Kind.DISPATCH, manifest, T0)
+
+
+def read(annotations: Any) -> Dispatch:
+    fact = read_fact(Kind.DISPATCH, made(annotations), T0)
     assert isinstance(fact, Dispatch)
     return fact
 
@@ -251,3 +256,28 @@ async def test_those_who_ask_together_share_the_look_that_begins_after_all_asked
 
     assert port.looks == 2
     assert creators.guarded_since_us is None
+
+
+async def test_while_the_guard_cannot_be_read_no_status_says_anything(tmp_path: Path) -> None:
+    class Deaf(HostileKube):
+        asked, away = 0, True
+
+        async def policy(self, name: str) -> tuple[Manifest, Manifest]:
+            self.asked += 1
+            if self.away:
+                raise OSError("away")
+            return await super().policy(name)
+
+    kube = Deaf([(Kind.DISPATCH, made({CREATOR_ANNOTATION: "alice"}))])
+
+    def status() -> Manifest:
+        found: Manifest = kube.find(Kind.DISPATCH, "pilot", "peak").get("status", {})
+        return found
+
+    async with operator(kube, tmp_path):
+        await until(lambda: kube.asked > 2)
+        assert "createdBy" not in status()
+        kube.away = False
+        await until(status)
+
+    assert status()["createdBy"] == "alice"
