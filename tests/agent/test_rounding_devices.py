@@ -278,6 +278,64 @@ def test_a_device_that_drops_a_write_is_written_again_and_told_truly(scene: Scen
     check(scene)
 
 
+COARSE = replace(SLOW_RAMP, step=Fraction(1500), lag_seconds=0.0, ramp=20)
+
+
+def test_a_window_that_ends_on_its_ramp_tells_what_the_device_had_come_to() -> None:
+    agent = run(replace(SLOW_RAMP, watts=(8000,), ramp=20, lag_seconds=0.0))
+
+    report = agent.report("d0")
+    assert (report.phase, report.verified, report.applied_watts) == ("Complete", "Unknown", 600)
+    assert report.rounding == "the ramp had come to 600 W of 8000 W as it ended"
+
+
+def test_a_window_that_ends_before_a_step_of_the_register_is_told_as_not_applied() -> None:
+    agent = run(replace(COARSE, watts=(6000,)))
+
+    report = agent.report("d0")
+    assert agent.outcome("d0") == ("Failed", "StartDeadlineExceeded")
+    assert (report.applied_us, report.evidence) == (0, "")
+    assert "the ramp has come to 600 W, by which the device does not show yet" in report.message
+
+
+@pytest.mark.parametrize(
+    "scene",
+    [
+        pytest.param(
+            replace(COARSE, fallback_watts=None, watts=(8000, -7708), gap_seconds=5),
+            id="its successor has no step to show for 20 s",
+        ),
+        pytest.param(
+            replace(
+                COARSE, step=Fraction(690), ramp=50, fallback_watts=-1430,
+                watts=(7999, -1430, 7999), gap_seconds=0,
+            ),
+            id="its successor is over before it has a step to show",
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_slow_ramp_leaves_is_not_told_as_reverted_late(scene: Scene) -> None:
+    check(scene)
+
+    report = run(scene).report("d0")
+    assert report.reverted_us > report.ended_us + 10 * S
+
+
+def test_the_first_step_of_a_device_that_was_released_is_shown_however_coarse_it_is() -> None:
+    scene = replace(COARSE, step=Fraction(100), most_watts=6553, fallback_watts=None, watts=(0,))
+    agent = run(scene)
+
+    assert agent.outcome("d0") == ("Complete", "WindowEnded")
+    assert agent.report("d0").applied_watts == 6500
+
+
+def test_a_device_that_loses_the_first_step_of_its_register_is_not_blamed() -> None:
+    scene = replace(COARSE, ramp=70, watts=(6000,), troubles=((30, "the device drops a write"),))
+    check(scene)
+
+    assert run(scene).outcome("d0") == ("Failed", "StartDeadlineExceeded")
+
+
 def test_a_device_that_rounds_to_what_it_held_before_is_written_once_more_and_told() -> None:
     agent = run(NEXT_IS_NEAR, distort=lambda watts, _: watts - watts % 100)
 
