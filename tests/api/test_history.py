@@ -167,6 +167,7 @@ async def test_another_tenants_history_is_none(site: Site) -> None:
         ("limit=0", "limit"), ("limit=501", "limit"), ("limit=1e2", "limit"), ("limit=", "limit"),
         ("after=x", "after"), ("after=WyJhIl0", "after"), ("since=yesterday", "since"),
         ("since=2026-11-01T00:00:00", "since"), ("phase=%00", "phase"), ("asset=A", "asset"),
+        ("phase=failed", "phase"),
         ("createdBy=%00", "createdBy"), ("dispatch=" + "x" * 257, "dispatch"), ("more=1", "query"),
         ("limit=1&limit=2", "limit"),
     ],

@@ -111,6 +111,8 @@ def _make(app: FastAPI) -> dict[str, Any]:
 def _complete(operation: dict[str, Any]) -> set[int]:
     """Add what holds for each operation; return all statuses that are no success."""
     operation["security"] = [{"token": []}]
+    for parameter in operation.get("parameters", ()):
+        parameter["schema"] = _without_null(parameter["schema"])
     answers = operation["responses"]
     refused = {*ALWAYS, *(int(each) for each in answers if each >= "400")}
     for answer in answers.values():
@@ -118,6 +120,14 @@ def _complete(operation: dict[str, Any]) -> set[int]:
     for status in sorted(refused):
         answers[str(status)] = {"$ref": f"#/components/responses/Problem{status}"}
     return refused
+
+
+def _without_null(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a parameter may be where it is given: no text of a query or header is a null."""
+    kinds = [each for each in schema.get("anyOf", ()) if each != {"type": "null"}]
+    if len(kinds) != 1:
+        return dict(schema)
+    return {**{name: value for name, value in schema.items() if name != "anyOf"}, **kinds[0]}
 
 
 def _response(status: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pydantic.alias_generators import to_camel
 from starlette.requests import Request
 from starlette.responses import Response
 
+from derops.lifecycle import Phase
 from derops_headend.api.call import call_of
 from derops_headend.api.models import Model
 from derops_headend.api.paging import page_after, place_of
@@ -58,9 +59,7 @@ class HistoryQuery(BaseModel):
     asset: str | None = Field(
         default=None, max_length=253, pattern=r"^[-.a-z0-9]+$", description="Name of the DERAsset."
     )
-    phase: str | None = Field(
-        default=None, max_length=64, pattern=r"^[A-Za-z]+$", description="Such as `Failed`."
-    )
+    phase: Phase | None = Field(default=None, description="Where they stand.")
     since: Instant | None = Field(default=None, description="First heard of from then on.")
     until: Instant | None = Field(default=None, description="And before then.")
     created_by: str | None = Field(
@@ -81,7 +80,7 @@ class HistoryQuery(BaseModel):
         return Wanted(
             namespace=namespace,
             asset_name=self.asset,
-            phase=self.phase,
+            phase=self.phase and self.phase.value,
             since=later(self.since, since),
             until=self.until,
             created_by=self.created_by,
