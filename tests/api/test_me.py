@@ -1,6 +1,10 @@
 """Who the caller is, and may what: as Kubernetes says."""
 
+import base64
+import json
+
 import httpx
+import pytest
 from tests.api.rig import ApiProcess, Tenant, problem
 
 
@@ -43,3 +47,37 @@ def test_a_namespace_that_can_be_none_is_refused(dispatcher: httpx.Client) -> No
         body = problem(answer, 422, "invalid")
         assert body["errors"][0]["parameter"] == "namespace"
         assert len(namespace) < 4 or namespace not in answer.text
+
+
+def over(token: str) -> str:
+    """Return a token that says it ended; its signature no longer fits, so it is nobody's."""
+    head, claims, signature = token.split(".")
+    said = json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))
+    changed = base64.urlsafe_b64encode(json.dumps({**said, "exp": said["iat"] - 1}).encode())
+    return f"{head}.{changed.decode().rstrip('=')}.{signature}"
+
+
+@pytest.mark.parametrize("code", ["missing", "audience", "expired", "invalid"])
+def test_a_refused_token_is_told_what_it_shows_itself(
+    api: ApiProcess, tenant_a: Tenant, code: str
+) -> None:
+    token = {
+        "missing": None,
+        "audience": tenant_a.token("viewer", audience="other"),
+        "expired": over(tenant_a.token("viewer")),
+        "invalid": f"{tenant_a.token('viewer')}A",
+    }[code]
+    counter = f'derops_api_refused_strangers_total{{why="{code}"}}'
+
+    def counted() -> float:
+        lines = httpx.get(f"http://127.0.0.1:{api.ops_port}/metrics").text.splitlines()
+        return float(next((each.split()[1] for each in lines if each.startswith(counter)), 0))
+
+    before = counted()
+    with api.client(token) as client:
+        answer = client.get("/v1/me")
+
+    (fault,) = problem(answer, 401, "unauthenticated")["errors"]
+    assert (fault["parameter"], fault["code"]) == ("Authorization", code)
+    assert ("invalid_token" in answer.headers["www-authenticate"]) is (code != "missing")
+    assert counted() == before + 1

@@ -56,6 +56,7 @@ def test_a_new_certificate_is_served_and_open_connections_go_on(
 
     write_mount(tmp_path / "tls", {"tls.crt": b"none", "tls.key": b"none"})
     wait(lambda: "what was read before is served" in ready(api))
+    assert f"{tmp_path}/tls/tls.key are no certificate and its key" in ready(api)
     assert answers(api, token, new)
 
 

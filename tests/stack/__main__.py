@@ -138,7 +138,7 @@ def status(file: Path) -> int:
         return 1
     for name, pid in state["processes"].items():
         print(f"  {name:<28} {pid:>7}  {'running' if _is_ours(pid, state) else 'gone'}")
-    print(f"{file} says the rest. To look around:\n")
+    print(f"{file} says the rest; logs are in {state['dataDirectory']}/logs. To look around:\n")
     print(f"  export KUBECONFIG={state['kubeconfig']}")
     print(f"  {state['kubectl']} get dera,dsp -A -o wide\n")
     api = state["api"]

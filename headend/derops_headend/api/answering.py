@@ -40,7 +40,9 @@ def problem_response(
     if problem.retry_after_seconds is not None:
         extra["retry-after"] = str(problem.retry_after_seconds)
     if problem.slug is Slug.UNAUTHENTICATED:
-        extra["www-authenticate"] = 'Bearer realm="derops"'
+        is_shown = all(each.code != "missing" for each in problem.faults)
+        error = ', error="invalid_token"' if is_shown else ""
+        extra["www-authenticate"] = f'Bearer realm="derops"{error}'
     return Response(
         problem_body(problem, request_id), problem.slug.status, extra, media_type=MEDIA_TYPE
     )

@@ -13,6 +13,7 @@ REQUEST_SECONDS = Histogram(
 STRANGERS_REFUSED = Counter(
     "derops_api_refused_strangers",
     "Requests without a valid credential, and those not looked at because there were too many.",
+    ["why"],
 )
 OPEN_CALLS = Gauge("derops_api_open_calls", "Calls that are being answered.")
 CONNECTIONS = Gauge("derops_api_connections", "Open connections.")

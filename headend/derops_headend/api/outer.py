@@ -19,7 +19,7 @@ from derops_headend.api import limits, metrics
 from derops_headend.api.answering import INTERNAL, problem_response
 from derops_headend.api.call import Call
 from derops_headend.api.caller import Caller
-from derops_headend.api.callers.bearer import bearer_token, unauthenticated
+from derops_headend.api.callers.bearer import bearer_token, invalid_token, unauthenticated
 from derops_headend.api.ports import Audit
 from derops_headend.api.problems import ProblemError, Slug
 from derops_headend.api.settings import Network
@@ -96,16 +96,19 @@ class Outer:
 
     async def _caller_of(self, scope: Scope, source: str) -> Caller:
         token = bearer_token(scope["headers"])
-        caller = await self._authenticate(token, source) if token is not None else None
-        if caller is None:
+        if token is None:
             raise unauthenticated()
+        caller = await self._authenticate(token, source)
+        if caller is None:
+            raise invalid_token()
         return caller
 
     async def _refuse(
         self, scope: Scope, source: str, answer: "Answer", problem: ProblemError
     ) -> None:
         """Refuse whoever has no name."""
-        metrics.STRANGERS_REFUSED.inc()
+        why = problem.faults[0].code if problem.faults else problem.slug.slug
+        metrics.STRANGERS_REFUSED.labels(why=why).inc()
         try:
             path = scope["path"][:PATH_CHARACTERS]
             await self._audit.refused(source, problem.slug.slug, scope["method"][:16], path)

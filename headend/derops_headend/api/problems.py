@@ -83,4 +83,7 @@ def invalid(parameter: str, code: str, detail: str) -> ProblemError:
 
 def not_found() -> ProblemError:
     """Return what is said of what is not there, and of what the caller may not see: the same."""
-    return ProblemError(Slug.NOT_FOUND, "There is no such object, or you may not see it")
+    return ProblemError(
+        Slug.NOT_FOUND,
+        "There is no such object, or you may not see it: GET /v1/me/rights says what you may",
+    )

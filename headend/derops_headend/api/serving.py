@@ -249,7 +249,12 @@ class Certificate:
     def _load(self) -> None:
         crt, key = self._directory / "tls.crt", self._directory / "tls.key"
         # A context that fails is left with a certificate that is not its key's: try another first.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(crt, key, password=_no_password)
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(crt, key, password=_no_password)
+        except ssl.SSLError as error:
+            raise ValueError(
+                f"{crt} and {key} are no certificate and its key, in PEM: {error}"
+            ) from error
         self.context.load_cert_chain(crt, key, password=_no_password)
         ends = x509.load_pem_x509_certificates(crt.read_bytes())[0].not_valid_after_utc
         metrics.CERTIFICATE_EXPIRY.set(ends.timestamp())

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from derops_headend.api.problems import ProblemError, Slug
+from derops_headend.api.problems import Fault, ProblemError, Slug
 
 _FORM = re.compile(rb"[Bb]earer ([A-Za-z0-9_\-.]{1,8192})")
 
@@ -32,9 +32,22 @@ def bearer_token(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     return form[1].decode("ascii")
 
 
-def unauthenticated() -> ProblemError:
-    """Return what every stranger is told, whatever was asked for."""
+def unauthenticated(
+    code: str = "missing", detail: str = "is required once, as: Bearer TOKEN"
+) -> ProblemError:
+    """Return what every stranger is told, whatever was asked for.
+
+    Args:
+        code: What is wrong with the credential, for programs and for counting.
+        detail: The same for people: by nothing but what the token itself shows to who has it.
+    """
     return ProblemError(
         Slug.UNAUTHENTICATED,
         "Show one valid token in one header: Authorization: Bearer TOKEN",
+        faults=[Fault(parameter="Authorization", code=code, detail=detail)],
     )
+
+
+def invalid_token() -> ProblemError:
+    """Return what is told where nothing more can be: also of all tokens that are no JWT."""
+    return unauthenticated("invalid", "is nobody's here: not issued for this, or withdrawn")

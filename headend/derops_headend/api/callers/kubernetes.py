@@ -16,6 +16,7 @@ import structlog
 from derops.rates import Rates
 from derops_headend.api.caching import Expiring
 from derops_headend.api.caller import Caller, CallerKind
+from derops_headend.api.callers.bearer import unauthenticated
 from derops_headend.api.problems import ProblemError, Slug
 from derops_headend.api.reviews import Reviews
 from derops_headend.api.sources import network_of
@@ -64,8 +65,15 @@ class KubernetesTokens:
             source: The client's address.
 
         Raises:
-            ProblemError: KUBERNETES_UNAVAILABLE; TOO_MANY_REQUESTS: too many new tokens.
+            ProblemError: UNAUTHENTICATED, where the token itself shows why; KUBERNETES_UNAVAILABLE;
+                TOO_MANY_REQUESTS: too many new tokens.
         """
+        caller = await self._find(token, source)
+        if caller is None:
+            check_claims(read_claims(token), self._audience, datetime.now(UTC))
+        return caller
+
+    async def _find(self, token: str, source: str) -> Caller | None:
         key = hashlib.sha256(token.encode()).digest()
         known = self._answers.get(key)
         if known is not None:
@@ -83,8 +91,7 @@ class KubernetesTokens:
         return await asyncio.shield(task)
 
     def _may_be_ours(self, claims: Claims) -> bool:
-        audiences = claims.get("aud")
-        if self._audience not in (audiences if isinstance(audiences, list) else [audiences]):
+        if not _is_for(self._audience, claims):
             return False
         issuer = self._reviews.issuer
         return not issuer or claims.get("iss") == issuer
@@ -125,6 +132,25 @@ def read_claims(token: str) -> Claims:
     except (binascii.Error, ValueError, RecursionError):
         return {}
     return claims if isinstance(claims, dict) else {}
+
+
+def check_claims(claims: Claims, audience: str, now: datetime) -> None:
+    """Say what is wrong with a token that was refused, as far as it can be read in it.
+
+    Raises:
+        ProblemError: UNAUTHENTICATED: it was made for another audience, or is over.
+    """
+    if claims and not _is_for(audience, claims):
+        detail = f"was made for another audience: make one for {audience}"
+        raise unauthenticated("audience", detail)
+    expiry = _moment(claims.get("exp"))
+    if expiry is not None and expiry <= now:
+        raise unauthenticated("expired", "is over: make a new one")
+
+
+def _is_for(audience: str, claims: Claims) -> bool:
+    audiences = claims.get("aud")
+    return audience in (audiences if isinstance(audiences, list) else [audiences])
 
 
 def caller_of_review(status: Claims, audience: str, claims: Claims) -> Caller | None:
