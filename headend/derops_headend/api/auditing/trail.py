@@ -286,7 +286,7 @@ class AuditTrail:
     async def _write(self, group: Sequence[_Waiting]) -> None:
         facts = [each.facts for each in group]
         try:
-            heads = await self._loop.run_in_executor(self._executor, self._file.append, facts)
+            heads = await self._loop.run_in_executor(self._executor, self._append, facts)
         except OSError as error:  # whoever waits is told, and may come again
             for each in group:
                 each.error = error
@@ -297,7 +297,11 @@ class AuditTrail:
         metrics.RECORDS.inc(len(group))
         if self._has_room(READS_SHARE * self._max_bytes):
             self._readiness.found(FILE)
-        self._sink.wake()
+
+    def _append(self, facts: Sequence[str]) -> list[Head]:
+        heads = self._file.append(facts)
+        self._sink.wake()  # from here: it need not wait for the loop as well
+        return heads
 
     def _not_taken(self, why: str, detail: str) -> ProblemError:
         metrics.NOT_TAKEN.labels(why).inc()
