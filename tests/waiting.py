@@ -5,7 +5,6 @@ import selectors
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 
 
@@ -57,26 +56,25 @@ def now() -> float:
 
 
 class Starved:
-    """How long programs have waited for a processor, from now on: what a busy machine owes them."""
+    """How long threads have waited for a processor, from now on: what a busy machine owes them."""
 
-    def __init__(self, pids: Callable[[], Iterable[int]]) -> None:
+    def __init__(self, threads: Callable[[], Iterable[int]]) -> None:
         """Begin to count.
 
         Args:
-            pids: The processes that are to be counted at that time; one that is started meanwhile
-                counts from its start.
+            threads: The threads that are to be counted at that time, by their ids; that of a
+                process is its main thread's. One that is started meanwhile counts from its start.
         """
-        self._pids = pids
-        self._before = {pid: _starved_seconds(pid) for pid in pids()}
+        self._threads = threads
+        self._before = {thread: _starved_seconds(thread) for thread in threads()}
 
     def seconds(self) -> float:
-        """Return the sum of all threads of all processes."""
-        return sum(_starved_seconds(pid) - self._before.get(pid, 0.0) for pid in self._pids())
+        """Return the sum of all threads."""
+        return sum(
+            _starved_seconds(thread) - self._before.get(thread, 0.0) for thread in self._threads()
+        )
 
 
-def _starved_seconds(pid: int) -> float:
-    nanoseconds = 0
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        with suppress(OSError):  # it has ended meanwhile
-            nanoseconds += int((thread / "schedstat").read_text(encoding="ascii").split()[1])
-    return nanoseconds / 1e9
+def _starved_seconds(thread: int) -> float:
+    told = Path(f"/proc/{thread}/schedstat").read_text(encoding="ascii")
+    return int(told.split()[1]) / 1e9

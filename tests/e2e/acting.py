@@ -1,7 +1,6 @@
 """What a person does with derops, as functions: apply, watch, cancel, ask the device."""
 
 import json
-import os
 import subprocess
 import time
 from abc import ABC, abstractmethod
@@ -166,11 +165,9 @@ class Pilot(Namespace):
             self.wait_for_condition("derasset", name, "Connected", "True")
         return self.get("derasset", name)
 
-    def starved(self, asset: str = "battery") -> Starved:
-        """Count for how long the agent of an asset, and this process, get no processor."""
-        return Starved(
-            lambda: (os.getpid(), self.stack.fleet.get(self.namespace, asset).process.pid)
-        )
+    def starved(self, asset: str = "battery", *others: int) -> Starved:
+        """Count for how long the agent of an asset, and other threads, get no processor."""
+        return Starved(lambda: (self.stack.fleet.get(self.namespace, asset).process.pid, *others))
 
     def device_log(self, asset: str = "battery") -> list[dict[str, Any]]:
         (file,) = self.stack.data_directory.rglob(f"{self.namespace}_{asset}/*.writes.jsonl")

@@ -111,6 +111,12 @@ class Bus:
         host, port = self._line.address
         return {**self._options, "host": host, "port": port, "timeoutSeconds": 2}
 
+    @property
+    def thread_id(self) -> int:
+        """Of the thread that answers for the device."""
+        assert self._thread.native_id is not None
+        return self._thread.native_id
+
     def connect(self) -> None:
         """Have the server listen."""
         self._do(self._line.start())
@@ -158,5 +164,5 @@ def controlled(pilot: Pilot, bus: Bus, name: str = "battery", **spec: Any) -> It
         manifest["metadata"]["annotations"][DRIVER_ANNOTATION] = json.dumps(bus.driver)
         pilot.apply(manifest)
         pilot.wait_for_condition("derasset", name, "Connected", "True")
-        bus.starved = pilot.starved(name)
+        bus.starved = pilot.starved(name, bus.thread_id)
         yield bus
