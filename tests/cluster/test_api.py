@@ -42,7 +42,8 @@ class Trader:
     def __init__(self, cluster: Cluster, site: Site) -> None:
         accounts = f"{site.namespace}-callers"
         cluster.apply(namespace_manifest(accounts, **{TEST_LABEL: "true"}))
-        cluster.kubectl("create", "serviceaccount", "trading", "-n", accounts)
+        account = {"name": "trading", "namespace": accounts}
+        cluster.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account})
         cluster.kubectl(
             "create", "rolebinding", "trading", "--clusterrole=derops-dispatcher",
             f"--serviceaccount={accounts}:trading", "-n", site.namespace,
