@@ -10,6 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
+from derops_headend.api import limits
 from derops_headend.api.application import make_application
 from derops_headend.api.call import Call
 from derops_headend.api.caller import Caller, CallerKind
@@ -279,3 +280,15 @@ async def test_a_query_has_what_the_operation_knows_and_has_it_once(
 
     assert (answer.status_code, slug(answer)) == (422, "invalid")
     assert json.loads(answer.content)["errors"][0]["parameter"] == parameter
+
+
+async def test_a_call_too_many_is_the_callers_and_about_a_namespace(
+    audit: Written, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "CALLS_OF_ONE_AT_ONCE", 0)
+
+    answer = await client.get("/v1/namespaces/pilot-north/assets")
+
+    assert answer.status_code == 429
+    assert audit.held == [(ANNA.name, "pilot-north", 429)]
+    assert (audit.records, audit.refusals) == ([], [])
