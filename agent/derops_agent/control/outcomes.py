@@ -103,7 +103,10 @@ def written(
         # What follows in its place is on a way of its own, once that is seen.
         followed = mode in owned and owned[mode].order.uid not in unknown
         was_held = execution.applied_us or execution.blind
-        still = ramping and mode == "ActivePower" and was_held and not followed
+        on_the_way = ramping and mode == "ActivePower"
+        if on_the_way and not was_held:
+            ending = replace(ending, sent=None)  # it shows each step: none of it may land yet
+        still = on_the_way and was_held and not followed
         result[uid] = ending if still else _finish(ending, off, rule)
     return result
 
