@@ -120,7 +120,7 @@ class Outer:
         self, scope: Scope, answer: "Answer", call: Call, problem: ProblemError
     ) -> None:
         """Refuse whoever has too many calls: to write down each would be a flood as well."""
-        metrics.STRANGERS_REFUSED.inc()
+        metrics.STRANGERS_REFUSED.labels(why=problem.slug.slug).inc()
         answer.record = None
         if (about := _NAMESPACE.match(call.path)) is not None:
             call.subject.namespace = about[1]
