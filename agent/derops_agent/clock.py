@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from derops_agent.control.execution import Moment
+from derops_agent.execution.state import Moment
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _TIME_ERROR = 5  # what adjtimex(2) returns while the kernel's clock is not synchronised

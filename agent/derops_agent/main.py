@@ -18,23 +18,23 @@ import structlog
 from derops.command_line import Parser, own_version
 from derops.errors import DeviceError, SettingError
 from derops.ids import AssetName
-from derops.observing import OpsServer, Readiness, configure_logging
+from derops.observability import OpsServer, Readiness, configure_logging
 from derops.settings import refuse_to_start
+from derops_agent.asset.controller import Controller
+from derops_agent.asset.device import GuardedDevice
+from derops_agent.asset.journal import Runner
+from derops_agent.asset.ledger import Ledger
 from derops_agent.clock import Clock, SystemClock
-from derops_agent.control.site import LocalLimits
-from derops_agent.controller import Controller
-from derops_agent.device import GuardedDevice
 from derops_agent.drivers import open_device
 from derops_agent.drivers.findings import UNUSABLE, Findings
 from derops_agent.drivers.options import DriverOptionError
-from derops_agent.journal import Runner
-from derops_agent.ledger import Ledger
-from derops_agent.link import Endpoint, Link
-from derops_agent.outbox import Outbox
-from derops_agent.outbox_store import OutboxStore
-from derops_agent.sampling import sample_for_ever
+from derops_agent.execution.site import LocalLimits
+from derops_agent.link.link import Endpoint, Link
 from derops_agent.settings import AgentSettings, AssetSettings, load
 from derops_agent.storage import Flusher, Threads
+from derops_agent.telemetry.outbox import Outbox
+from derops_agent.telemetry.outbox_store import OutboxStore
+from derops_agent.telemetry.sampler import sample_for_ever
 
 _DEVICE_RETRY_SECONDS = 5
 _DISK_RETRY_SECONDS = 1

@@ -13,7 +13,7 @@ from derops.errors import SettingError
 from derops_agent.drivers import KINDS, check_options
 from derops_agent.drivers.options import DriverOptionError, first_of, line_of
 from derops_agent.drivers.units import UnitOptions, same_device
-from derops_agent.outbox_store import DEFAULT_MAX_AGE_SECONDS, DEFAULT_MAX_BYTES
+from derops_agent.telemetry.outbox_store import DEFAULT_MAX_AGE_SECONDS, DEFAULT_MAX_BYTES
 
 ENVIRONMENT_PREFIX = "DEROPS_AGENT_"
 _LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"

@@ -9,8 +9,8 @@ from typing import Any
 
 import structlog
 
-from derops.observing import Readiness
-from derops_agent.outbox_store import OutboxStore, is_damaged
+from derops.observability import Readiness
+from derops_agent.telemetry.outbox_store import OutboxStore, is_damaged
 
 FLUSH_SECONDS = 1.0
 _OUTBOX = "outbox"

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, TypeVar
 from derops.command_line import Parser
 from derops.errors import SchemaTooNewError, SettingError
 from derops.memory import keep_freed_memory
-from derops.observing import OpsServer, Readiness, configure_logging
+from derops.observability import OpsServer, Readiness, configure_logging
 from derops.settings import load_settings, refuse_to_start
 
 if TYPE_CHECKING:
+    from derops_headend.eventlog.ports import EventLog
     from derops_headend.gateway.settings import GatewaySettings
-    from derops_headend.ports import EventLog
 
 Opened = TypeVar("Opened")
 _Doing = Callable[[argparse.Namespace], None]
@@ -63,9 +63,9 @@ def make_parser() -> Parser:
     skip.add_argument("--shard", type=int, default=0, help="the shard that it is in")
     history = add("history", _tell_history, "say what became of dispatches")
     if sys.argv[1:2] == ["history"]:  # the others need no database driver
-        from derops_headend import telling
+        from derops_headend.programs import history as history_program
 
-        telling.add_arguments(history)
+        history_program.add_arguments(history)
     says = "verify or export the audit of the API"
     audit = programs.add_parser("audit", help=says, description=f"{says.capitalize()}.")
     whats = audit.add_subparsers(metavar="WHAT", required=True)
@@ -77,9 +77,9 @@ def make_parser() -> Parser:
     )
     exporting = add("export", _export_audit, "print the records by time, a line each", whats)
     if sys.argv[1:2] == ["audit"]:
-        from derops_headend import auditing
+        from derops_headend.programs import audit as audit_program
 
-        auditing.add_arguments(verifying, exporting)
+        audit_program.add_arguments(verifying, exporting)
     says = "print what an administrator of the database is asked for"
     database = programs.add_parser("database", help=says, description=f"{says.capitalize()}.")
     roles = add(
@@ -100,9 +100,9 @@ def make_parser() -> Parser:
 
 
 def _run_writer(_: argparse.Namespace) -> None:
-    from derops_headend import writer_program
+    from derops_headend.programs import writer
 
-    writer_program.main()
+    writer.main()
 
 
 def _run_api(_: argparse.Namespace) -> None:
@@ -116,33 +116,33 @@ def _run_api(_: argparse.Namespace) -> None:
 
 
 def _skip(arguments: argparse.Namespace) -> None:
-    from derops_headend import skipping
+    from derops_headend.programs import skip_record
 
-    skipping.main(arguments.record, arguments.shard)
+    skip_record.main(arguments.record, arguments.shard)
 
 
 def _tell_history(arguments: argparse.Namespace) -> None:
-    from derops_headend import telling
+    from derops_headend.programs import history as history_program
 
-    telling.main(arguments)
+    history_program.main(arguments)
 
 
 def _verify_audit(arguments: argparse.Namespace) -> None:
-    from derops_headend import auditing
+    from derops_headend.programs import audit as audit_program
 
-    auditing.verify_all(arguments)
+    audit_program.verify_all(arguments)
 
 
 def _export_audit(arguments: argparse.Namespace) -> None:
-    from derops_headend import auditing
+    from derops_headend.programs import audit as audit_program
 
-    auditing.export_all(arguments)
+    audit_program.export_all(arguments)
 
 
 def _print_roles(arguments: argparse.Namespace) -> None:
-    from derops_headend import granting
+    from derops_headend.programs import database
 
-    granting.main(check=arguments.check)
+    database.main(check=arguments.check)
 
 
 def _run_gateway(_: argparse.Namespace) -> None:
@@ -156,7 +156,7 @@ def _run_gateway(_: argparse.Namespace) -> None:
 
 async def _serve_gateway() -> None:
     from derops_headend.gateway.desired_store import DesiredStore
-    from derops_headend.gateway.listening import CredentialFiles
+    from derops_headend.gateway.listener import CredentialFiles
     from derops_headend.gateway.server import Gateway, GatewayOptions
     from derops_headend.gateway.settings import GatewaySettings
 
@@ -231,9 +231,9 @@ async def _open_log(
 ) -> "EventLog | None":
     """Open the event log that the settings name; wait for it. None = stopped meanwhile."""
     from derops_headend.eventlog import jetstream
-    from derops_headend.eventlog.choosing import SQLITE
+    from derops_headend.eventlog.engines import SQLITE
+    from derops_headend.eventlog.ports import LogMismatchError, LogUnavailableError
     from derops_headend.eventlog.sqlite import SqliteEventLog
-    from derops_headend.ports import LogMismatchError, LogUnavailableError
 
     drop_oldest = settings.log_when_full == "drop-oldest"
     if settings.event_log == SQLITE:

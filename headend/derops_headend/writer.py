@@ -16,8 +16,8 @@ import psycopg
 import structlog
 
 from derops.errors import LogDamagedError
-from derops.observing import Readiness
-from derops_headend.ports import (
+from derops.observability import Readiness
+from derops_headend.eventlog.ports import (
     MAX_READ_RECORDS,
     LogMissingError,
     LogReader,
@@ -26,7 +26,7 @@ from derops_headend.ports import (
 )
 from derops_headend.storage import metrics
 from derops_headend.storage.database import OffsetMovedError, Tally
-from derops_headend.storage.explaining import explain
+from derops_headend.storage.explanations import explain
 from derops_headend.writing.rows import Source
 
 POLL_SECONDS = 0.05

@@ -12,35 +12,36 @@ from typing import Any
 
 import structlog
 
-from derops.observing import Readiness
+from derops.observability import Readiness
 from derops.schedules import SECOND_US
 from derops.wire.v1 import control_pb2
-from derops_operator import convert, metrics
-from derops_operator.acting import Actor
-from derops_operator.cache import Cache, Fact
-from derops_operator.creators import TRANSIENT, Creators
-from derops_operator.desired import Awaiting, Desired
-from derops_operator.distributing import Distributor
-from derops_operator.events import EventWriter
-from derops_operator.facts import Asset, Dispatch, Key, Kind, Meta, Request, Unreadable
-from derops_operator.fleet import LOST_AFTER_US, SESSIONS_WITHIN_US, Fleet
-from derops_operator.headend import Headend
-from derops_operator.kube import ChangedMeanwhileError, GoneError, Kube
-from derops_operator.publishing import Publisher
-from derops_operator.reading import attempt, describe, identify, read_fact
+from derops_operator import metrics
+from derops_operator.cluster.cache import Cache, Fact
+from derops_operator.cluster.client import ChangedMeanwhileError, GoneError, Kube
+from derops_operator.cluster.creators import TRANSIENT, Creators
+from derops_operator.cluster.events import EventWriter
+from derops_operator.cluster.executor import Actor
+from derops_operator.cluster.publisher import Publisher
+from derops_operator.cluster.resync import Resync
+from derops_operator.cluster.status_writer import StatusWriter
+from derops_operator.cluster.troubles import Troubles
+from derops_operator.gateways import wire
+from derops_operator.gateways.desired import Awaiting, Desired
+from derops_operator.gateways.replicas import LOST_AFTER_US, SESSIONS_WITHIN_US, Fleet
+from derops_operator.gateways.sync import Headend
 from derops_operator.reconciling.actions import RemoveFinalizer, Settle, Submit
 from derops_operator.reconciling.assets import Realm, reconcile_asset
-from derops_operator.reconciling.believing import Strange, distrust
+from derops_operator.reconciling.credibility import Strange, distrust
 from derops_operator.reconciling.dispatches import (
     DELETION_GRACE_US,
     DispatchDecision,
     reconcile_dispatch,
 )
-from derops_operator.reconciling.identities import certificate_name
-from derops_operator.resync import Resync
+from derops_operator.reconciling.identity import certificate_name
+from derops_operator.resources.facts import Asset, Dispatch, Key, Kind, Meta, Request, Unreadable
+from derops_operator.resources.manifests import attempt, describe, identify, read_fact
 from derops_operator.settings import OperatorSettings
-from derops_operator.statuses import StatusWriter
-from derops_operator.troubles import Troubles
+from derops_operator.trust.distribution import Distributor
 from derops_operator.workqueue import WorkQueue
 
 _WORKERS = 16
@@ -491,7 +492,7 @@ class Controller:
         self._give_asset(asset, asset.status.get("identity", {}))
 
     def _give_asset(self, asset: Asset, identity: Mapping[str, Any]) -> None:
-        self._desired.put_asset(convert.asset_message(asset, identity))
+        self._desired.put_asset(wire.asset_message(asset, identity))
 
     def _submit(self, dispatch: Dispatch, asset: Asset | None, order: Submit) -> None:
         """Give a dispatch to the gateways, after its asset; it stays with the asset it began on."""
@@ -502,7 +503,7 @@ class Controller:
             asset_uid = asset.meta.uid
             if not self._desired.has_asset(asset_uid):
                 self._give_stored(asset)
-        self._desired.put_dispatch(convert.dispatch_message(dispatch, asset_uid, order))
+        self._desired.put_dispatch(wire.dispatch_message(dispatch, asset_uid, order))
 
 
 def _now_us() -> int:

@@ -11,7 +11,7 @@ import structlog
 
 from derops.command_line import Parser
 from derops.errors import SettingError
-from derops.observing import OpsServer, Readiness, configure_logging
+from derops.observability import OpsServer, Readiness, configure_logging
 from derops.settings import load_settings, refuse_to_start
 from derops_operator import uninstall
 from derops_operator.settings import OperatorSettings
@@ -53,7 +53,7 @@ def _uninstall(arguments: argparse.Namespace) -> None:
 
 def _run_operator(_: argparse.Namespace) -> None:
     """Run until SIGTERM or SIGINT; whatever dies inside ends the program with exit code 1."""
-    from derops_operator.handlers import quieten
+    from derops_operator.cluster.watching import quieten
 
     sys.setrecursionlimit(_DEEPEST)
     settings = load_settings(OperatorSettings)
@@ -83,10 +83,10 @@ async def run(settings: OperatorSettings) -> None:
     """
     import kopf
 
+    from derops_operator.cluster.client import Kube
+    from derops_operator.cluster.watching import make_registry
     from derops_operator.controller import Controller
-    from derops_operator.handlers import make_registry
-    from derops_operator.kube import Kube
-    from derops_operator.trust import Expected, TrustCheck
+    from derops_operator.trust.cert_manager import Expected, TrustCheck
 
     readiness = Readiness()
     kube = await Kube.connect()

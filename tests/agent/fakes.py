@@ -9,12 +9,12 @@ from typing import Any
 from derops.errors import DeviceRefusedError, DeviceTimeoutError, DeviceUnreachableError
 from derops.ids import AssetName
 from derops.wire.v1 import agent_pb2, dispatch_pb2
+from derops_agent.asset.controller import Acknowledged, Change, Controller, Snapshot
+from derops_agent.asset.device import GuardedDevice
+from derops_agent.asset.ledger import Ledger
 from derops_agent.clock import SystemClock
-from derops_agent.control.execution import Stage
-from derops_agent.control.site import LocalLimits
-from derops_agent.controller import Acknowledged, Change, Controller, Snapshot
-from derops_agent.device import GuardedDevice
-from derops_agent.ledger import Ledger
+from derops_agent.execution.site import LocalLimits
+from derops_agent.execution.state import Stage
 from derops_agent.ports import Capability, Reading, Reversion, Setpoints
 
 T0 = 1_800_000_000_000_000

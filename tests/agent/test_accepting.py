@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from tests.agent.fakes import CAPABILITY, T0, Agent, S, asset, order
 
-from derops_agent.control.judging import judge
-from derops_agent.control.site import LocalLimits, Site
-from derops_agent.control.translating import read_asset, read_order
+from derops_agent.execution.acceptance import judge
+from derops_agent.execution.site import LocalLimits, Site
+from derops_agent.execution.wire import read_asset, read_order
 
 
 def site(**changes: Any) -> Site:

@@ -6,10 +6,9 @@ import pytest
 from tests.agent.fakes import T0, Agent, FakeClock, S, asset, inline, order
 
 from derops.wire.v1 import agent_pb2, dispatch_pb2
-from derops_agent import controller as controller_module
 from derops_agent import metrics
-from derops_agent import session as session_module
-from derops_agent.controller import (
+from derops_agent.asset import controller as controller_module
+from derops_agent.asset.controller import (
     EVENT_BYTES,
     MAX_HEARD_BYTES,
     MAX_ORDER_BYTES,
@@ -18,7 +17,8 @@ from derops_agent.controller import (
     Settled,
     Snapshot,
 )
-from derops_agent.session import Session
+from derops_agent.link import stream as session_module
+from derops_agent.link.stream import Session
 
 
 async def hear(agent: Agent, *events: Any) -> None:

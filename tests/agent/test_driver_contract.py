@@ -14,8 +14,8 @@ from tests.agent.sunspec.inverter import BATTERY, SOLAR, STORAGE, Inverter
 
 from derops.errors import DeviceRefusedError
 from derops.wire.v1 import agent_pb2
-from derops_agent.control.representing import sent
 from derops_agent.drivers import KINDS, open_device
+from derops_agent.execution.resolution import sent
 from derops_agent.ports import Device, Reversion, Setpoints
 
 OF_MODE = {

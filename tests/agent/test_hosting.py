@@ -20,8 +20,8 @@ from derops.errors import DeviceRefusedError
 from derops_agent import main as main_module
 from derops_agent.clock import SystemClock
 from derops_agent.main import Host
-from derops_agent.outbox_store import OutboxStore
 from derops_agent.settings import AgentSettings
+from derops_agent.telemetry.outbox_store import OutboxStore
 
 
 def settings(folder: Path, port: int, assets: int) -> AgentSettings:

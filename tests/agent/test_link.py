@@ -16,16 +16,16 @@ from tests.agent.gateway import SERVER_NAME, Authority, Gateway, Stream, serve
 from tests.waiting import until
 
 from derops.ids import AssetName
-from derops.observing import Readiness
+from derops.observability import Readiness
 from derops.wire.v1 import agent_pb2, dispatch_pb2
-from derops_agent import link as link_module
-from derops_agent.control.site import LocalLimits
-from derops_agent.controller import Controller
-from derops_agent.device import GuardedDevice
-from derops_agent.ledger import Ledger
-from derops_agent.link import Endpoint, Link
-from derops_agent.outbox_store import OutboxStore
+from derops_agent.asset.controller import Controller
+from derops_agent.asset.device import GuardedDevice
+from derops_agent.asset.ledger import Ledger
+from derops_agent.execution.site import LocalLimits
+from derops_agent.link import link as link_module
+from derops_agent.link.link import Endpoint, Link
 from derops_agent.ports import BadPoint, Reading, Resolution, Setpoints
+from derops_agent.telemetry.outbox_store import OutboxStore
 from derops_headend.gateway.agent_stream import AGENT_REASONS
 
 NAME = AssetName("ns", "battery")

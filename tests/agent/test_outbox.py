@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from derops.ids import AssetName
-from derops.observing import Readiness
+from derops.observability import Readiness
 from derops.wire.v1 import agent_pb2
 from derops_agent import metrics
-from derops_agent.outbox import MAX_WAITING, Outbox, split
-from derops_agent.outbox_store import OutboxStore
 from derops_agent.ports import Reading
 from derops_agent.storage import Flusher, Threads
+from derops_agent.telemetry.outbox import MAX_WAITING, Outbox, split
+from derops_agent.telemetry.outbox_store import OutboxStore
 
 POWER, SOC = int(agent_pb2.ACTIVE_POWER_WATTS), int(agent_pb2.STATE_OF_CHARGE_PERCENT)
 NAME = AssetName("ns", "battery")

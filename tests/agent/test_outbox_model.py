@@ -9,8 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from derops.ids import AssetName
 from derops.wire.v1 import agent_pb2
-from derops_agent.outbox_store import OutboxStore
 from derops_agent.ports import Reading
+from derops_agent.telemetry.outbox_store import OutboxStore
 
 POWER = int(agent_pb2.ACTIVE_POWER_WATTS)
 MAX_BYTES = 3000

@@ -9,7 +9,7 @@ import pytest
 from tests.agent.fakes import T0, Agent, S, asset, order
 
 from derops.errors import SchemaTooNewError
-from derops_agent.ledger import Ledger, open_database
+from derops_agent.asset.ledger import Ledger, open_database
 from derops_agent.ports import Setpoints
 
 

@@ -15,7 +15,7 @@ from tests.stack.controlplane import ControlPlane
 from tests.stack.places import REPOSITORY
 from tests.stack.postgres import API, PostgresServer
 
-from derops_headend.storage.migrating import migrate
+from derops_headend.storage.schema import migrate
 
 ROLES = (REPOSITORY / "headend/derops_headend/storage/roles.sql").read_bytes()
 

@@ -11,7 +11,7 @@ import httpx
 from fastapi import APIRouter
 from tests.headend.storage.storing import NOW
 
-from derops.observing import Readiness
+from derops.observability import Readiness
 from derops_headend.api.application import make_application
 from derops_headend.api.call import Call
 from derops_headend.api.caller import Caller, CallerKind

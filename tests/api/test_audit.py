@@ -13,7 +13,7 @@ from tests.headend.storage.test_audit import make_chain
 from tests.stack.controlplane import ControlPlane
 from tests.waiting import until
 
-from derops_headend.storage.auditing import store
+from derops_headend.storage.audit import store
 
 PATH = "/v1/namespaces/tenant-a/audit"
 CHAIN = "seeded"

@@ -19,8 +19,8 @@ from tests.stack.controlplane import ControlPlane
 from tests.stack.postgres import API, PostgresServer
 from tests.waiting import until
 
-from derops_headend.storage.migrating import migrate
 from derops_headend.storage.roles import roles_sql
+from derops_headend.storage.schema import migrate
 
 NAMESPACE = "counted"
 PATH = f"/v1/namespaces/{NAMESPACE}/dispatches"

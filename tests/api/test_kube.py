@@ -13,9 +13,9 @@ from tests.crds.api import Api
 from tests.crds.manifests import BATTERY, DISPATCH, merged
 from tests.stack.controlplane import ControlPlane
 
-from derops.observing import Readiness
+from derops.observability import Readiness
 from derops_headend.api.assets import view_of
-from derops_headend.api.connecting import read_configuration
+from derops_headend.api.connection import read_configuration
 from derops_headend.api.kube import Kube
 from derops_headend.api.ports import Life
 from derops_headend.api.problems import ProblemError, Slug

@@ -22,9 +22,9 @@ from tests.crds.manifests import BATTERY, DISPATCH, merged
 from tests.stack import ops
 from tests.stack.controlplane import ControlPlane
 
-from derops_headend.api.auditing.file import AuditFile
-from derops_headend.api.auditing.record import opened as opening
-from derops_headend.api.auditing.trail import READS_SHARE
+from derops_headend.api.audit.file import AuditFile
+from derops_headend.api.audit.record import opened as opening
+from derops_headend.api.audit.trail import READS_SHARE
 from derops_headend.api.settings import LEAST_AUDIT_BYTES
 
 NAMESPACE = "outages"

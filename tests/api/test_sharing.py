@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from derops_headend.api.sharing import Places, may_take
+from derops_headend.api.shares import Places, may_take
 
 
 def fill(most: int, holders: int) -> Iterator[int]:

@@ -10,13 +10,13 @@ from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import Rig
 
 from derops.ids import AssetName
-from derops.observing import Readiness
-from derops_agent.control.site import LocalLimits
-from derops_agent.controller import Controller
-from derops_agent.device import GuardedDevice
-from derops_agent.ledger import Ledger
-from derops_agent.link import Endpoint, Link
-from derops_agent.outbox_store import OutboxStore
+from derops.observability import Readiness
+from derops_agent.asset.controller import Controller
+from derops_agent.asset.device import GuardedDevice
+from derops_agent.asset.ledger import Ledger
+from derops_agent.execution.site import LocalLimits
+from derops_agent.link.link import Endpoint, Link
+from derops_agent.telemetry.outbox_store import OutboxStore
 
 NAME = AssetName("pilot", "battery")
 SECOND_US = 1_000_000

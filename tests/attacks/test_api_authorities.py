@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestServer
 from kubernetes.aio import client as kubernetes
 from tests.waiting import until
 
-from derops.observing import Readiness
+from derops.observability import Readiness
 from derops_headend.api import reviews as module
 from derops_headend.api.caller import Caller, CallerKind
 from derops_headend.api.callers.kubernetes import (
@@ -26,7 +26,7 @@ from derops_headend.api.kube import Kube
 from derops_headend.api.problems import ProblemError, Slug
 from derops_headend.api.reviews import ACCESS_REVIEWS, TOKEN_REVIEWS, Reviews
 from derops_headend.api.rights import ReviewedRights
-from derops_operator.facts import CREATOR_LIMIT
+from derops_operator.resources.facts import CREATOR_LIMIT
 
 ANNA = Caller(kind=CallerKind.KUBERNETES, name="anna", groups=("traders",))
 

@@ -10,8 +10,8 @@ from tests.api.auditing.making import ANNA, NOW, make_create
 from tests.stack.postgres import PostgresServer
 from tests.waiting import now, until
 
-from derops_headend.api.auditing.asking import MOST_ANNOUNCEMENTS
-from derops_headend.api.auditing.trail import AuditTrail
+from derops_headend.api.audit.lookup import MOST_ANNOUNCEMENTS
+from derops_headend.api.audit.trail import AuditTrail
 from derops_headend.api.problems import ProblemError, Slug
 
 KEY = "k" * 64

@@ -10,11 +10,11 @@ from aiohttp.test_utils import TestServer
 from kubernetes.aio import client
 from tests.crds.manifests import BATTERY, merged
 
-from derops.observing import Readiness
-from derops_headend.api import watching
+from derops.observability import Readiness
+from derops_headend.api import watch
 from derops_headend.api.assets import Wanted, choose, read_asset
 from derops_headend.api.kube import Kube
-from derops_headend.api.watching import MOST_LISTED, MOST_LISTED_BYTES
+from derops_headend.api.watch import MOST_LISTED, MOST_LISTED_BYTES
 
 USUAL, FAT = 150, 60
 BALLAST = {"example.com/ballast": "x" * 250_000}
@@ -49,7 +49,7 @@ async def test_assets_that_are_as_large_as_they_may_be(monkeypatch: pytest.Monke
     """R140: an API that starts reads them in pages; of a hundred each may have 1.5 MiB."""
     sizes: list[int] = []
     counts: list[int] = []
-    parse = watching.parse
+    parse = watch.parse
 
     def note(body: bytes) -> dict[str, object]:
         page = parse(body)
@@ -57,7 +57,7 @@ async def test_assets_that_are_as_large_as_they_may_be(monkeypatch: pytest.Monke
         counts.append(len(page["items"]))
         return page
 
-    monkeypatch.setattr(watching, "parse", note)
+    monkeypatch.setattr(watch, "parse", note)
     app = web.Application()
     app.router.add_get("/apis/derops.io/v1alpha1/derassets", list_assets)
     async with TestServer(app) as server:

@@ -15,14 +15,14 @@ from tests.api.rig import ApiProcess, Tenant, make_token
 from tests.stack.controlplane import ControlPlane
 from tests.stack.postgres import READER, PostgresServer
 
-from derops.observing import Readiness
+from derops.observability import Readiness
 from derops_headend.api.caller import Caller, CallerKind
 from derops_headend.api.database import CONNECTIONS, ReadingDatabase
 from derops_headend.api.limits import CALLS_AT_ONCE, CALLS_OF_ONE_AT_ONCE, Slots
 from derops_headend.api.problems import ProblemError, Slug
-from derops_headend.api.sharing import SHARE
-from derops_headend.storage.migrating import migrate
+from derops_headend.api.shares import SHARE
 from derops_headend.storage.roles import roles_sql
+from derops_headend.storage.schema import migrate
 
 ACCOUNTS = [
     Caller(kind=CallerKind.KUBERNETES, name=f"system:serviceaccount:tenant-b:account-{number}")

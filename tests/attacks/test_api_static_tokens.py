@@ -14,7 +14,7 @@ from tests.api.fixtures import StartApi
 from tests.api.rig import problem
 from tests.stack.mounts import write_mount
 
-from derops.observing import Readiness
+from derops.observability import Readiness
 from derops_headend.api.callers.static import StaticTokens
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)

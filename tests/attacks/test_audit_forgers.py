@@ -15,13 +15,13 @@ from tests.api.auditing.making import ANNA, NOW, make_call, make_create
 from tests.stack.postgres import PostgresServer
 from tests.waiting import until
 
-from derops_headend.api.auditing import metrics
-from derops_headend.api.auditing.trail import AuditTrail
+from derops_headend.api.audit import metrics
+from derops_headend.api.audit.trail import AuditTrail
 from derops_headend.api.problems import ProblemError, Slug
-from derops_headend.storage.audit_keeping import drop_months, prepare_months
-from derops_headend.storage.auditing import MOST_PAGE_BYTES, Wanted, find_page
+from derops_headend.storage.audit import MOST_PAGE_BYTES, Wanted, find_page
+from derops_headend.storage.audit_retention import drop_months, prepare_months
+from derops_headend.storage.audit_verification import verify
 from derops_headend.storage.chain import Head
-from derops_headend.storage.verifying import verify
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.agent.fakes import Agent, asset, order
 
-from derops_agent.control.site import LocalLimits
+from derops_agent.execution.site import LocalLimits
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from tests.headend.gateway.rig import Operator, Rig, now_us
 from tests.waiting import until
 
 from derops.wire.v1 import agent_pb2, control_pb2
-from derops_agent.controller import Snapshot
+from derops_agent.asset.controller import Snapshot
 from derops_headend.fleet import desired
 from derops_headend.fleet.desired import Revision
 from derops_headend.gateway.desired_store import DesiredStore

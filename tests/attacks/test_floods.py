@@ -17,12 +17,12 @@ from tests.attacks.flooding import FloodedGateway, great_report
 from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import Agent, Rig
 
-from derops import observing
+from derops import observability
 from derops.devices import MAX_BAD_POINTS, MAX_DEVICE_BYTES
 from derops.wire.v1 import agent_pb2, log_pb2
 from derops_headend.gateway.agent_link import MAX_OPENING
 from derops_headend.gateway.exchange import REPORTS_BYTES, REPORTS_SURE
-from derops_headend.gateway.journal import EVENTS_AT_ONCE
+from derops_headend.gateway.log_appender import EVENTS_AT_ONCE
 from derops_headend.gateway.metrics import UNSTORED_CONNECTIONS
 
 REPORTS = 3_000
@@ -31,7 +31,7 @@ REPORTS = 3_000
 UNACKNOWLEDGED = 16
 """More at once would only end the stream."""
 
-LINES_AT_ONCE = int(observing.LINES_AT_ONCE)
+LINES_AT_ONCE = int(observability.LINES_AT_ONCE)
 UNREAD = '{part="unread"}'
 GROWTH_MEBIBYTES = 60.0
 """What a flood may add, with what gRPC and the allocator keep for themselves."""
@@ -360,4 +360,4 @@ async def test_a_refused_peer_fills_no_log(flooded: FloodedGateway) -> None:
     refused = flooded.metrics("derops_gateway_refused_streams_total")
     assert refused['{reason="AssetUnknown"}'] == came
     lines = len(flooded.log_lines("agent.refused"))
-    assert lines <= min(came - 10, LINES_AT_ONCE + observing.LINES_PER_SECOND * seconds + 1)
+    assert lines <= min(came - 10, LINES_AT_ONCE + observability.LINES_PER_SECOND * seconds + 1)

@@ -14,7 +14,7 @@ from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import Operator, Rig
 
 from derops.wire.v1 import control_pb2, log_pb2
-from derops_agent import link as link_module
+from derops_agent.link import link as link_module
 
 __all__ = ["_no_pace", "leaf", "operator", "rig"]
 

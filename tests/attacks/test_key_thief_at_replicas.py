@@ -11,10 +11,10 @@ from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import Agent, Rig, now_ms, refusal_of
 from tests.waiting import until
 
-from derops.observing import Readiness
-from derops_operator.desired import Desired
-from derops_operator.fleet import Fleet
-from derops_operator.headend import Headend
+from derops.observability import Readiness
+from derops_operator.gateways.desired import Desired
+from derops_operator.gateways.replicas import Fleet
+from derops_operator.gateways.sync import Headend
 from derops_operator.settings import OperatorSettings
 
 __all__ = ["_no_pace"]

@@ -2,7 +2,7 @@
 
 They want agents to trust another server, or the gateway another agent. That what is deleted is
 healed, ``tests/e2e/test_authorities.py`` shows; what a running operator believes,
-``tests/operator/test_distributing.py``.
+``tests/operator/test_distribution.py``.
 """
 
 import json
@@ -13,7 +13,7 @@ from tests.attacks.cluster import GITOPS, TENANT, Caller, Cluster, certificate, 
 from tests.stack.identities import AGENT_CA, NAMESPACE, SERVER_CA
 from tests.stack.processes import StackError
 
-from derops_operator.distributing import wanted_config_map
+from derops_operator.trust.distribution import wanted_config_map
 
 __all__ = ["cluster"]
 

@@ -102,7 +102,7 @@ def test_the_operators_rules_have_no_wildcard() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["derops_headend.gateway.server", "derops_headend.writer_program", "derops_agent.main"],
+    ["derops_headend.gateway.server", "derops_headend.programs.writer", "derops_agent.main"],
 )
 def test_no_other_part_can_speak_to_kubernetes(module: str) -> None:
     """S3: a thief takes a token from gateway, writer or agent: they have no use for one."""

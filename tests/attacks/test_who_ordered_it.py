@@ -29,12 +29,12 @@ from tests.stack.identities import install_creator_policies, program_kubeconfig
 from tests.stack.processes import StackError
 from tests.waiting import until
 
-from derops.observing import Readiness
+from derops.observability import Readiness
 from derops.schedules import SECOND_US
-from derops_operator.creators import Creators
-from derops_operator.facts import CREATOR_LIMIT, Dispatch, Kind
-from derops_operator.kube import Kube
-from derops_operator.reading import read_fact
+from derops_operator.cluster.client import Kube
+from derops_operator.cluster.creators import Creators
+from derops_operator.resources.facts import CREATOR_LIMIT, Dispatch, Kind
+from derops_operator.resources.manifests import read_fact
 
 POINTER = f"/metadata/annotations/{ANNOTATION.replace('/', '~1')}"
 FORGED = {"metadata": {"annotations": {ANNOTATION: "cfo"}}}

@@ -18,13 +18,13 @@ from tests.headend.gateway.rig import Agent, Rig, now_us
 from tests.headend.writing.making import sources
 from tests.waiting import until
 
-from derops.observing import Readiness
+from derops.observability import Readiness
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_headend.storage.database import Database
 from derops_operator.controller import Controller
-from derops_operator.facts import FINALIZER, Kind
-from derops_operator.instants import format_second
+from derops_operator.resources.facts import FINALIZER, Kind
+from derops_operator.resources.instants import format_second
 from derops_operator.settings import OperatorSettings
 
 VICTIM, THIEF = ("pilot", "battery"), ("other", "thief")

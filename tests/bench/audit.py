@@ -14,12 +14,12 @@ from tests.bench.results import Result
 from tests.stack.postgres import API, PostgresServer
 from tests.waiting import until
 
-from derops_headend.api.auditing.trail import AuditTrail
-from derops_headend.storage.auditing import row_of
+from derops_headend.api.audit.trail import AuditTrail
+from derops_headend.storage.audit import row_of
+from derops_headend.storage.audit_verification import verify
 from derops_headend.storage.chain import Stored
-from derops_headend.storage.migrating import migrate
 from derops_headend.storage.roles import roles_sql
-from derops_headend.storage.verifying import verify
+from derops_headend.storage.schema import migrate
 
 PROMISED_PER_SECOND = 2000
 _AT_ONCE, _SECONDS, _ROUND_ROWS = 64, 8.0, 700

@@ -7,8 +7,8 @@ import numpy as np
 from tests.bench.results import Result
 
 from derops.wire.v1 import agent_pb2, dispatch_pb2, log_pb2
-from derops_headend.writing.converting import convert
-from derops_headend.writing.encoding import encode_samples
+from derops_headend.writing.binary_copy import encode_samples
+from derops_headend.writing.conversion import convert
 from derops_headend.writing.rows import Source
 
 _SAMPLES, _COLUMNS, _BATCHES = 100, 8, 200

@@ -8,7 +8,7 @@ import numpy as np
 import psycopg
 
 from derops_headend.storage.database import Database
-from derops_headend.writing.encoding import COLUMNS, encode_samples
+from derops_headend.writing.binary_copy import COLUMNS, encode_samples
 from derops_headend.writing.rows import QUANTITIES, Samples
 
 QUANTITIES_SENT = 8

@@ -16,9 +16,9 @@ from tests.stack.nats import NatsServer
 
 from derops.wire.v1 import dispatch_pb2, log_pb2
 from derops_headend.eventlog.jetstream import JetStreamEventLog, JetStreamSettings
-from derops_headend.eventlog.packing import MAX_RECORD_BYTES
+from derops_headend.eventlog.ports import EventLog
+from derops_headend.eventlog.records import MAX_RECORD_BYTES
 from derops_headend.eventlog.sqlite import SqliteEventLog
-from derops_headend.ports import EventLog
 
 _TURNS, _TURN_SECONDS = 8, 0.5
 """Product and limit take turns, as a shared disk is another one a few seconds later."""

@@ -19,7 +19,7 @@ from derops_headend.api.routes import telemetry
 from derops_headend.storage.database import Database
 from derops_headend.storage.newest import Key, find_newest
 from derops_headend.storage.roles import roles_sql
-from derops_headend.storage.rolling_up import roll_up
+from derops_headend.storage.roll_ups import roll_up
 
 _ASSETS, _DAYS = 2_000, 3
 _BATTERY = "battery-0"

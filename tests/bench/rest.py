@@ -23,7 +23,7 @@ from tests.stack.controlplane import ControlPlane
 from tests.stack.identities import program_kubeconfig
 from tests.stack.postgres import PostgresServer
 
-from derops_headend.storage.migrating import migrate
+from derops_headend.storage.schema import migrate
 
 _ASSETS = 10_000
 _REPEATS = 200

@@ -15,8 +15,8 @@ from tests.stack.chart import CHART, documents, rendered
 
 from derops_headend.api.settings import ApiSettings
 from derops_headend.gateway.settings import GatewaySettings
+from derops_headend.programs.writer import WriterSettings
 from derops_headend.storage.roles import roles_sql
-from derops_headend.writer_program import WriterSettings
 from derops_operator.settings import OperatorSettings
 
 PROGRAMS: dict[str, type[BaseSettings]] = {

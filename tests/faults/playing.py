@@ -22,8 +22,8 @@ from tests.field.sender import Sender
 from tests.stack.processes import Process, StackError
 
 from derops_headend.eventlog.jetstream import JetStreamLogReader, JetStreamSettings
+from derops_headend.eventlog.ports import LogReader
 from derops_headend.eventlog.sqlite import SqliteLogReader
-from derops_headend.ports import LogReader
 
 DATABASE = "faults"
 PRODUCE_SECONDS = 0.1

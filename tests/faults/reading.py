@@ -19,7 +19,7 @@ from tests.field.journal import (
 )
 
 from derops.wire.v1 import agent_pb2, log_pb2
-from derops_headend.ports import LogReader
+from derops_headend.eventlog.ports import LogReader
 
 _US = "(extract(epoch from {}) * 1000000)::bigint"
 _TELEMETRY = (

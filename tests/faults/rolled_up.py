@@ -6,7 +6,7 @@ from typing import LiteralString
 import psycopg
 from tests.faults.checker import Violation
 
-from derops_headend.storage.rolling_up import roll_up
+from derops_headend.storage.roll_ups import roll_up
 
 _OF_SAMPLES: LiteralString = """
     with power as (

@@ -4,7 +4,7 @@ import pytest
 from tests.faults.reading import read_log
 
 from derops.wire.v1 import agent_pb2, dispatch_pb2, log_pb2
-from derops_headend.ports import StoredRecord
+from derops_headend.eventlog.ports import StoredRecord
 
 
 def entry(sequence: int, kind: log_pb2.EntryKind = log_pb2.TELEMETRY) -> log_pb2.LogEntry:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from derops.observing import LINES_AT_ONCE, FloodFilter, OpsServer, Readiness
+from derops.observability import LINES_AT_ONCE, FloodFilter, OpsServer, Readiness
 from derops.ops_server import MAX_CONNECTIONS, MAX_REQUEST_BYTES
 from derops.rates import Rates
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from derops.observing import FORGOTTEN_SECONDS, MOST_WORDS, Readiness
+from derops.observability import FORGOTTEN_SECONDS, MOST_WORDS, Readiness
 
 
 class Clock:

@@ -17,7 +17,7 @@ from tests.lifecycle.operating import KEY, SERIAL, Operator
 
 from derops.ids import AssetName
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
-from derops_agent.controller import (
+from derops_agent.asset.controller import (
     Acknowledged,
     Change,
     Controller,
@@ -31,7 +31,7 @@ from derops_headend.fleet.reports import Circumstances, impossibility_of, proble
 from derops_headend.fleet.sessions import Session
 from derops_headend.gateway.desired_store import DesiredStore
 from derops_headend.gateway.exchange import Exchange, without_identity
-from derops_headend.gateway.journal import Journal
+from derops_headend.gateway.log_appender import Journal
 
 _CERTIFICATE = AgentCertificate(
     asset=AssetName("pilot", "battery"),

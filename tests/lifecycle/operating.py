@@ -10,11 +10,10 @@ from tests.operator.making import metadata
 from derops.lifecycle import Phase
 from derops.schedules import SECOND_US
 from derops.wire.v1 import control_pb2
-from derops_operator import convert
-from derops_operator.desired import Desired
-from derops_operator.facts import FINALIZER, Asset, Dispatch, read_asset, read_dispatch
-from derops_operator.fleet import Fleet
-from derops_operator.instants import format_second
+from derops_operator.cluster.status_writer import is_worth_writing
+from derops_operator.gateways import wire
+from derops_operator.gateways.desired import Desired
+from derops_operator.gateways.replicas import Fleet
 from derops_operator.reconciling.actions import (
     AddFinalizer,
     DispatchAction,
@@ -22,9 +21,10 @@ from derops_operator.reconciling.actions import (
     Settle,
     Submit,
 )
-from derops_operator.reconciling.believing import Strange, distrust
+from derops_operator.reconciling.credibility import Strange, distrust
 from derops_operator.reconciling.dispatches import reconcile_dispatch
-from derops_operator.statuses import is_worth_writing
+from derops_operator.resources.facts import FINALIZER, Asset, Dispatch, read_asset, read_dispatch
+from derops_operator.resources.instants import format_second
 
 SERIAL = "5e1a1"
 KEY = "0" * 64
@@ -143,7 +143,7 @@ class Operator:
 
     def give_asset(self) -> None:
         """Give the asset to the gateways as it is now."""
-        self.desired.put_asset(convert.asset_message(self._cluster.asset, _IDENTITY))
+        self.desired.put_asset(wire.asset_message(self._cluster.asset, _IDENTITY))
         for name, dispatch in self._cluster.dispatches.items():
             if not dispatch.phase.terminal:
                 self.concern(name)
@@ -241,7 +241,7 @@ class Operator:
 
     def _submit(self, dispatch: Dispatch, order: Submit) -> None:
         uid = self._cluster.asset.meta.uid
-        self.desired.put_dispatch(convert.dispatch_message(dispatch, uid, order))
+        self.desired.put_dispatch(wire.dispatch_message(dispatch, uid, order))
 
     def _concern_uid(self, uid: str) -> None:
         if uid in self._names:

@@ -14,14 +14,14 @@ from derops.errors import DeviceError, DeviceTimeoutError
 from derops.ids import AssetName
 from derops.schedules import SECOND_US
 from derops.wire.v1 import dispatch_pb2
-from derops_agent.control.awaiting import WORN_RETRY_SECONDS
-from derops_agent.control.execution import Stage
-from derops_agent.control.site import LocalLimits
-from derops_agent.controller import Controller
-from derops_agent.device import GuardedDevice
+from derops_agent.asset.controller import Controller
+from derops_agent.asset.device import GuardedDevice
+from derops_agent.asset.ledger import Ledger
 from derops_agent.drivers.simulated import open_device
 from derops_agent.drivers.simulated.faults import write_faults
-from derops_agent.ledger import Ledger
+from derops_agent.execution.patience import WORN_RETRY_SECONDS
+from derops_agent.execution.site import LocalLimits
+from derops_agent.execution.state import Stage
 from derops_agent.ports import Capability, Reading, Reversion, Setpoints
 
 BATTERY = {

@@ -10,7 +10,7 @@ from tests.lifecycle.world import World
 from derops.lifecycle import Phase, Reason
 from derops.schedules import SECOND_US
 from derops.wire.v1 import dispatch_pb2
-from derops_agent.control.awaiting import WORN_RETRY_SECONDS
+from derops_agent.execution.patience import WORN_RETRY_SECONDS
 from derops_agent.ports import Setpoints
 
 SETPOINT = {"mode": "ActivePower", "activePowerWatts": 1000}

@@ -12,10 +12,10 @@ from tests.lifecycle.site import PowerCutError, Site
 
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
-from derops_agent.control.execution import Stage
-from derops_agent.controller import Snapshot
+from derops_agent.asset.controller import Snapshot
+from derops_agent.execution.state import Stage
 from derops_headend.fleet.sessions import EpochTooHighError, EpochTooLowError, Session
-from derops_operator.instants import format_second
+from derops_operator.resources.instants import format_second
 
 T0 = 1_800_000_000 * SECOND_US
 GATEWAYS = 2

@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 from tests.operator.making import asset, at, metadata
 
-from derops_operator.facts import Certificate, Kind, Request, read_certificate
-from derops_operator.instants import format_second
-from derops_operator.reading import read_fact
-from derops_operator.reconciling.identities import wanted_certificate
+from derops_operator.reconciling.identity import wanted_certificate
+from derops_operator.resources.facts import Certificate, Kind, Request, read_certificate
+from derops_operator.resources.instants import format_second
+from derops_operator.resources.manifests import read_fact
 
 CERT_MANAGER = "system:serviceaccount:cert-manager:cert-manager"
 URI = "spiffe://derops.test/ns/pilot/derasset/battery"

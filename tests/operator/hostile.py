@@ -11,12 +11,12 @@ from kubernetes.aio.client.exceptions import ApiException
 from tests.headend.gateway.pki import write_identity
 from tests.stack.identities import chart_manifests
 
-from derops.observing import Readiness
+from derops.observability import Readiness
+from derops_operator.cluster.client import ChangedMeanwhileError, GoneError, Kube, Manifest
+from derops_operator.cluster.status_writer import merge_patch
 from derops_operator.controller import Controller
-from derops_operator.facts import FINALIZER, Key, Kind, Meta
-from derops_operator.kube import ChangedMeanwhileError, GoneError, Kube, Manifest
+from derops_operator.resources.facts import FINALIZER, Key, Kind, Meta
 from derops_operator.settings import OperatorSettings
-from derops_operator.statuses import merge_patch
 
 __all__ = ["HostileKube", "merge_patch", "operator"]
 

@@ -7,11 +7,11 @@ from derops.lifecycle import Phase
 from derops.schedules import SECOND_US
 from derops.transitions import Actor, may_say
 from derops.wire.v1 import dispatch_pb2
-from derops_operator.facts import FINALIZER, Asset, Dispatch, read_asset, read_dispatch
-from derops_operator.fleet import DispatchView, Holding
-from derops_operator.instants import format_second
+from derops_operator.gateways.replicas import DispatchView, Holding
 from derops_operator.reconciling.actions import RemoveFinalizer, Submit
 from derops_operator.reconciling.dispatches import DispatchDecision, reconcile_dispatch
+from derops_operator.resources.facts import FINALIZER, Asset, Dispatch, read_asset, read_dispatch
+from derops_operator.resources.instants import format_second
 
 T0 = 1_800_000_000 * SECOND_US
 """Creation of everything; starts are T0 too unless said otherwise."""

@@ -20,9 +20,7 @@ from tests.operator.making import asset, at, dispatch
 
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2
-from derops_operator.facts import Asset, Certificate, Dispatch, Request
-from derops_operator.fleet import LOST_AFTER_US, Link, SessionView
-from derops_operator.instants import format_instant
+from derops_operator.gateways.replicas import LOST_AFTER_US, Link, SessionView
 from derops_operator.reconciling.actions import (
     AddFinalizer,
     ApplyCertificate,
@@ -34,11 +32,13 @@ from derops_operator.reconciling.actions import (
     Warn,
 )
 from derops_operator.reconciling.assets import AssetDecision, Realm, reconcile_asset
-from derops_operator.reconciling.identities import (
+from derops_operator.reconciling.identity import (
     certificate_name,
     early_issuance,
     wanted_certificate,
 )
+from derops_operator.resources.facts import Asset, Certificate, Dispatch, Request
+from derops_operator.resources.instants import format_instant
 
 REALM = Realm(trust_domain="derops.test", issuer="derops-agent", requester=CERT_MANAGER)
 CLONE = SessionView(

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from tests.headend.gateway.pki import Authority
 
-from derops_operator.bundles import (
+from derops_operator.trust.bundles import (
     MAX_AUTHORITIES,
     MAX_BUNDLE_BYTES,
     BadAuthorityError,

@@ -12,13 +12,13 @@ from tests.operator.hostile import HostileKube, installed, operator
 from tests.operator.making import T0, Story, asset, at, dispatch, ended, view
 from tests.waiting import until
 
-from derops.observing import Readiness
-from derops_operator.creators import SETTLING_US, Creators, since_us, why_unguarded
-from derops_operator.facts import CREATOR_ANNOTATION, CREATOR_LIMIT, Dispatch, Kind
-from derops_operator.instants import format_second
-from derops_operator.kube import GoneError, Manifest
-from derops_operator.reading import read_fact
+from derops.observability import Readiness
+from derops_operator.cluster.client import GoneError, Manifest
+from derops_operator.cluster.creators import SETTLING_US, Creators, since_us, why_unguarded
 from derops_operator.reconciling.dispatches import reconcile_dispatch
+from derops_operator.resources.facts import CREATOR_ANNOTATION, CREATOR_LIMIT, Dispatch, Kind
+from derops_operator.resources.instants import format_second
+from derops_operator.resources.manifests import read_fact
 
 GUARDED_US = at(-100)
 

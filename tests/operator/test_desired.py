@@ -3,15 +3,15 @@
 from tests.operator.making import asset, dispatch
 
 from derops.wire.v1 import control_pb2, dispatch_pb2
-from derops_operator import convert, desired
-from derops_operator.desired import Awaiting, Desired, Subscription
+from derops_operator.gateways import desired, wire
+from derops_operator.gateways.desired import Awaiting, Desired, Subscription
 from derops_operator.reconciling.actions import Submit
 
-ASSET = convert.asset_message(asset(), {})
+ASSET = wire.asset_message(asset(), {})
 
 
 def order(**fields: object) -> dispatch_pb2.Dispatch:
-    return convert.dispatch_message(dispatch(), "uid-battery", Submit(**fields))  # type: ignore[arg-type]
+    return wire.dispatch_message(dispatch(), "uid-battery", Submit(**fields))  # type: ignore[arg-type]
 
 
 async def read(subscription: Subscription, count: int) -> list[control_pb2.OperatorMessage]:
@@ -45,7 +45,7 @@ async def test_what_is_equal_changes_nothing() -> None:
     subject.put_dispatch(order())
     version = subject.version
 
-    subject.put_asset(convert.asset_message(asset(), {}))
+    subject.put_asset(wire.asset_message(asset(), {}))
     subject.put_dispatch(order())
     subject.remove_asset("uid-of-nothing")
     subject.remove_dispatch("uid-of-nothing")
@@ -244,7 +244,7 @@ def test_an_asset_goes_over_the_wire_whole() -> None:
         "suspectedAt": "2027-01-15T08:00:00.250Z",
     }
 
-    message = convert.asset_message(home, ledger)
+    message = wire.asset_message(home, ledger)
 
     assert message.HasField("fallback_active_power_watts")
     assert message.fallback_active_power_watts == 0
@@ -259,8 +259,8 @@ def test_an_asset_goes_over_the_wire_whole() -> None:
 
 
 def test_an_asset_says_how_its_effect_is_judged_only_if_it_does() -> None:
-    silent = convert.asset_message(asset(), {})
-    told = convert.asset_message(asset(verification={"settleSeconds": 90}), {})
+    silent = wire.asset_message(asset(), {})
+    told = wire.asset_message(asset(verification={"settleSeconds": 90}), {})
 
     assert not silent.HasField("verification_settle_seconds")
     assert told.verification_settle_seconds == 90
@@ -270,7 +270,7 @@ def test_an_asset_says_how_its_effect_is_judged_only_if_it_does() -> None:
 def test_a_dispatch_without_a_start_begins_at_its_creation() -> None:
     subject = dispatch(startTime=None, setpoint={"mode": "LoadLimit", "maxLoadWatts": 700})
 
-    message = convert.dispatch_message(subject, "uid-battery", Submit())
+    message = wire.dispatch_message(subject, "uid-battery", Submit())
     assert message.asset_name == subject.asset_name
 
     assert message.start_us == message.created_us == subject.meta.created_us

@@ -8,16 +8,22 @@ import pytest
 from tests.operator.making import asset, at
 from tests.operator.test_assets import after, conditions, decide
 from tests.operator.test_events import bodies, queued
-from tests.operator.test_fleet import fleet
 from tests.operator.test_kstatus import computed, of
+from tests.operator.test_replicas import fleet
 
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
-from derops_operator.events import EventWriter
-from derops_operator.facts import Asset
-from derops_operator.fleet import DEVICE_EVERY_US, DEVICES_PER_SECOND, Fleet, Link, SessionView
-from derops_operator.instants import format_second
-from derops_operator.kube import Kube
+from derops_operator.cluster.client import Kube
+from derops_operator.cluster.events import EventWriter
+from derops_operator.gateways.replicas import (
+    DEVICE_EVERY_US,
+    DEVICES_PER_SECOND,
+    Fleet,
+    Link,
+    SessionView,
+)
 from derops_operator.reconciling.devices import DEVICE_CONDITIONS
+from derops_operator.resources.facts import Asset
+from derops_operator.resources.instants import format_second
 
 UID = "uid-battery"
 WELL = agent_pb2.DeviceFacts()
@@ -343,7 +349,7 @@ def test_one_event_when_it_begins_and_one_when_it_is_over() -> None:
 
 def test_a_point_that_flaps_is_two_events_and_then_few(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = [0.0]
-    monkeypatch.setattr("derops_operator.events.time.monotonic", lambda: seconds[0])
+    monkeypatch.setattr("derops_operator.cluster.events.time.monotonic", lambda: seconds[0])
     writer = EventWriter(cast("Kube", None))
     subject = asset()
     for number in range(120):  # an hour, as often as it is shown

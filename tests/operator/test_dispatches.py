@@ -18,14 +18,14 @@ from tests.operator.making import (
 )
 
 from derops.wire.v1 import dispatch_pb2
-from derops_operator.facts import Asset, Dispatch
-from derops_operator.fleet import DispatchView
+from derops_operator.gateways.replicas import DispatchView
 from derops_operator.reconciling.actions import (
     AddFinalizer,
     Submit,
 )
 from derops_operator.reconciling.conditions import find
 from derops_operator.reconciling.dispatches import reconcile_dispatch
+from derops_operator.resources.facts import Asset, Dispatch
 
 
 def decide(

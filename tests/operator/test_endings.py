@@ -19,9 +19,7 @@ from tests.operator.making import (
 
 from derops.lifecycle import Phase
 from derops.wire.v1 import dispatch_pb2
-from derops_operator.facts import Asset
-from derops_operator.fleet import DispatchView, Holding
-from derops_operator.instants import format_second
+from derops_operator.gateways.replicas import DispatchView, Holding
 from derops_operator.reconciling.actions import (
     Delete,
     RemoveFinalizer,
@@ -29,6 +27,8 @@ from derops_operator.reconciling.actions import (
     Submit,
 )
 from derops_operator.reconciling.conditions import find
+from derops_operator.resources.facts import Asset
+from derops_operator.resources.instants import format_second
 
 # Proofs
 

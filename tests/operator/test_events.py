@@ -7,10 +7,10 @@ from typing import Any, cast
 from tests.operator.making import Story, active, asset, at, dispatch, ended, view
 from tests.operator.test_assets import after, decide
 
-from derops_operator.events import EventWriter
-from derops_operator.facts import Asset
-from derops_operator.instants import format_second
-from derops_operator.kube import Kube
+from derops_operator.cluster.client import Kube
+from derops_operator.cluster.events import EventWriter
+from derops_operator.resources.facts import Asset
+from derops_operator.resources.instants import format_second
 
 
 def events(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, str]]:

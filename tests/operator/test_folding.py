@@ -6,7 +6,7 @@ from tests.operator.making import Story, acked, active, at, ended, holding, repo
 
 from derops.lifecycle import Phase
 from derops.wire.v1 import control_pb2, dispatch_pb2
-from derops_operator.fleet import Fleet
+from derops_operator.gateways.replicas import Fleet
 
 ENDINGS = [
     ended(),

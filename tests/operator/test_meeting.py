@@ -10,13 +10,13 @@ from tests.headend.gateway.rig import Rig, now_ms
 from tests.operator.making import asset, at
 from tests.waiting import until
 
-from derops.observing import Readiness
+from derops.observability import Readiness
 from derops.wire.v1 import control_pb2, log_pb2
 from derops_headend.fleet.desired import Revision
-from derops_operator import convert
-from derops_operator.desired import Desired
-from derops_operator.fleet import Fleet
-from derops_operator.headend import Headend
+from derops_operator.gateways import wire
+from derops_operator.gateways.desired import Desired
+from derops_operator.gateways.replicas import Fleet
+from derops_operator.gateways.sync import Headend
 from derops_operator.settings import OperatorSettings
 
 HOUR_MS = 3_600_000
@@ -37,9 +37,9 @@ class Meeting:
 
     def __init__(self, rig: Rig, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rig, self.folder, self.ahead_ms = rig, folder, 0
-        monkeypatch.setattr("derops_operator.headend._now_us", lambda: self.now_ms() * 1000)
-        monkeypatch.setattr("derops_operator.headend.IDENTITY_SECONDS", 0.05)
-        monkeypatch.setattr("derops_operator.headend._BACKOFF_SECONDS", (0.05, 0.1))
+        monkeypatch.setattr("derops_operator.gateways.sync._now_us", lambda: self.now_ms() * 1000)
+        monkeypatch.setattr("derops_operator.gateways.sync.IDENTITY_SECONDS", 0.05)
+        monkeypatch.setattr("derops_operator.gateways.sync._BACKOFF_SECONDS", (0.05, 0.1))
         self.readiness, self.fleet = Readiness(), Losses(at(0))
         self.mount(rig.operator_leaf)
         self._running: asyncio.Task[None] | None = None
@@ -58,7 +58,7 @@ class Meeting:
         """Start the operator."""
         assert self.rig.gateway is not None
         self.desired = Desired(self.now_ms(), era)
-        self.desired.put_asset(convert.asset_message(asset(), {}))
+        self.desired.put_asset(wire.asset_message(asset(), {}))
         settings = OperatorSettings(
             gateways=(f"127.0.0.1:{self.rig.gateway.control_port}",),
             control_tls_directory=self.folder,
@@ -139,7 +139,7 @@ async def test_a_renewed_key_is_taken_up_without_a_gap(meeting: Meeting, first: 
     streams = meeting.rig.gateway._control._streams  # type: ignore[union-attr]
     keys = {renewed.known.public_key_sha256}
     await until(lambda: {each.certificate.public_key_sha256 for each in streams} == keys)
-    meeting.desired.put_asset(convert.asset_message(asset(generation=2), {}))
+    meeting.desired.put_asset(wire.asset_message(asset(generation=2), {}))
     await until(lambda: meeting.fleet.accepted_version() == meeting.desired.version)
 
     assert meeting.fleet.losses == 0

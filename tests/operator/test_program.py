@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from tests.headend.gateway.pki import write_identity
 
 import derops_operator
-from derops_operator.handlers import configure, make_registry
+from derops_operator.cluster.watching import configure, make_registry
 from derops_operator.settings import OperatorSettings
 
 ROOT = Path(__file__).parents[2]

@@ -19,14 +19,14 @@ from tests.operator.hostile import HostileKube, key_of, operator
 from tests.operator.making import T0, metadata
 from tests.waiting import until
 
-from derops.observing import Readiness
+from derops.observability import Readiness
 from derops.wire.v1 import control_pb2
+from derops_operator.cluster.resync import Resync
 from derops_operator.controller import Controller
-from derops_operator.facts import FINALIZER, Kind, Request, Unreadable
-from derops_operator.instants import format_second
-from derops_operator.reading import attempt, identify, read_fact
-from derops_operator.reconciling.identities import wanted_certificate
-from derops_operator.resync import Resync
+from derops_operator.reconciling.identity import wanted_certificate
+from derops_operator.resources.facts import FINALIZER, Kind, Request, Unreadable
+from derops_operator.resources.instants import format_second
+from derops_operator.resources.manifests import attempt, identify, read_fact
 
 Manifest = dict[str, Any]
 ACTIVE = {"phase": "Active", "reason": "Applied", "message": "", "observedGeneration": 1}
@@ -384,7 +384,7 @@ class Clock:
 async def test_only_a_list_that_does_not_finish_while_the_api_server_answers_is_fatal(
     failure: Exception, overdue: bool
 ) -> None:
-    from derops_operator.cache import Cache
+    from derops_operator.cluster.cache import Cache
 
     clock, kube = Clock(), HostileKube()
     resync = Resync(kube, Cache(), lambda *_: None, lambda *_: None, clock)  # type: ignore[arg-type]
@@ -403,7 +403,7 @@ async def test_only_a_list_that_does_not_finish_while_the_api_server_answers_is_
 
 
 async def test_time_without_an_api_server_does_not_count() -> None:
-    from derops_operator.cache import Cache
+    from derops_operator.cluster.cache import Cache
 
     clock, kube = Clock(), HostileKube()
     resync = Resync(kube, Cache(), lambda *_: None, lambda *_: None, clock)  # type: ignore[arg-type]

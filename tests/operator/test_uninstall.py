@@ -27,9 +27,9 @@ from tests.stack.uninstalling import (
     uninstall,
 )
 
-from derops_operator.distributing import AGENT_CA, SERVER_CA, wanted_config_map
-from derops_operator.facts import FINALIZER, Kind
-from derops_operator.reconciling.vouching import TRUST_CERTIFICATE
+from derops_operator.reconciling.agent_authority import TRUST_CERTIFICATE
+from derops_operator.resources.facts import FINALIZER, Kind
+from derops_operator.trust.distribution import AGENT_CA, SERVER_CA, wanted_config_map
 from derops_operator.uninstall.cluster import NEEDS, Cluster
 
 TENANT = "tenant"

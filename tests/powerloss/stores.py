@@ -23,12 +23,12 @@ from tests.powerloss.recording import State, Told
 from derops.ids import AssetName
 from derops.lifecycle import Phase
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2, log_pb2
-from derops_agent.control.execution import Execution, Stage
-from derops_agent.control.translating import read_order
-from derops_agent.journal import Journal
-from derops_agent.ledger import Ledger
-from derops_agent.outbox_store import OutboxStore
+from derops_agent.asset.journal import Journal
+from derops_agent.asset.ledger import Ledger
+from derops_agent.execution.state import Execution, Stage
+from derops_agent.execution.wire import read_order
 from derops_agent.ports import Reading
+from derops_agent.telemetry.outbox_store import OutboxStore
 from derops_headend.eventlog.sqlite import SqliteEventLog
 from derops_headend.fleet.desired import Revision, Snapshot, Written
 from derops_headend.gateway.desired_store import DesiredStore

@@ -18,8 +18,8 @@ from tests.stack.places import free_port
 from tests.stack.postgres import READER, WRITER, PostgresServer
 
 from derops_headend.eventlog.sqlite import SqliteEventLog
-from derops_headend.storage.migrating import migrate
 from derops_headend.storage.roles import roles_sql
+from derops_headend.storage.schema import migrate
 
 ROLES_COMMAND = '"derops-headend database roles"'
 TRIES = 4

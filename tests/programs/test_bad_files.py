@@ -11,7 +11,7 @@ from tests.programs import pods
 from tests.programs.pods import BIN, PROGRAMS, Program, started
 from tests.stack import ops
 
-from derops.observing import OpsServer, Readiness
+from derops.observability import OpsServer, Readiness
 
 Make = Callable[[Path], Program]
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 import pytest
 from tests.stack.places import REPOSITORY, free_port
 
-from derops.observing import OpsServer, Readiness
+from derops.observability import OpsServer, Readiness
 
 READY = REPOSITORY / "images" / "ready"
 PATIENCE_SECONDS = 2.0

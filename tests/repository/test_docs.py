@@ -17,18 +17,18 @@ from pydantic_settings import BaseSettings
 from derops.checks import MODES_BY_TYPE
 from derops.lifecycle import Phase, Reason
 from derops.transitions import TRANSITIONS
-from derops_agent.control.needs import NEEDS
 from derops_agent.drivers.modbus import profile
 from derops_agent.drivers.modbus.device import ModbusOptions
 from derops_agent.drivers.modbus.points import Section
 from derops_agent.drivers.simulated.faults import Faults
 from derops_agent.drivers.simulated.options import MODELS, Options
 from derops_agent.drivers.sunspec.device import SunSpecOptions
+from derops_agent.execution.needs import NEEDS
 from derops_agent.settings import AgentSettings
 from derops_headend.api.problems import Slug
 from derops_headend.api.settings import ApiSettings
 from derops_headend.gateway.settings import GatewaySettings
-from derops_headend.writer_program import WriterSettings
+from derops_headend.programs.writer import WriterSettings
 from derops_operator.reconciling.devices import DEVICE_CONDITIONS
 from derops_operator.settings import OperatorSettings
 
@@ -49,48 +49,48 @@ METRIC_MODULES = [
     "derops_operator.metrics",
     "derops_headend.gateway.metrics",
     "derops_headend.api.metrics",
-    "derops_headend.api.auditing.metrics",
+    "derops_headend.api.audit.metrics",
     "derops_headend.storage.metrics",
     "derops_agent.metrics",
 ]
 BOUNDED_MODULES = [
     "derops.devices",
     "derops.holders",
-    "derops.observing",
+    "derops.observability",
     "derops.ops_server",
     "derops.rates",
-    "derops_agent.controller",
+    "derops_agent.asset.controller",
     "derops_agent.drivers.modbus_connection",
     "derops_agent.drivers.modbus_line",
     "derops_agent.drivers.modbus_tcp",
-    "derops_agent.outbox",
-    "derops_agent.session",
+    "derops_agent.telemetry.outbox",
+    "derops_agent.link.stream",
     "derops_headend.api.assets",
-    "derops_headend.api.auditing.record",
+    "derops_headend.api.audit.record",
     "derops_headend.api.callers.kubernetes",
     "derops_headend.api.kube",
     "derops_headend.api.limits",
     "derops_headend.api.outer",
     "derops_headend.api.reviews",
     "derops_headend.api.rights",
-    "derops_headend.api.serving",
+    "derops_headend.api.server",
     "derops_headend.api.sources",
-    "derops_headend.api.watching",
-    "derops_headend.api.auditing.refusals",
+    "derops_headend.api.watch",
+    "derops_headend.api.audit.refusals",
     "derops_headend.eventlog.jetstream",
     "derops_headend.eventlog.sqlite",
     "derops_headend.gateway.agent_link",
     "derops_headend.gateway.control",
     "derops_headend.gateway.exchange",
-    "derops_headend.gateway.journal",
-    "derops_headend.gateway.listening",
+    "derops_headend.gateway.log_appender",
+    "derops_headend.gateway.listener",
     "derops_headend.gateway.operator_queue",
-    "derops_operator.bundles",
-    "derops_operator.desired",
-    "derops_operator.events",
-    "derops_operator.fleet",
-    "derops_operator.headend",
-    "derops_operator.kube",
+    "derops_operator.trust.bundles",
+    "derops_operator.gateways.desired",
+    "derops_operator.cluster.events",
+    "derops_operator.gateways.replicas",
+    "derops_operator.gateways.sync",
+    "derops_operator.cluster.client",
 ]
 UNITS = {"KiB": 1024, "MiB": 1024**2}
 KINDS = {"derasset": "derassets", "dispatch": "dispatches"}

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 from tests.stack import places
 
-from derops_headend.storage.migrating import migrate
+from derops_headend.storage.schema import migrate
 
 DOCS = places.REPOSITORY / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))

@@ -12,9 +12,9 @@ from tests.headend.storage.conftest import Query, database, database_url, query
 
 from derops.ids import AssetName
 from derops.wire.v1 import agent_pb2, dispatch_pb2, log_pb2
-from derops_agent.ledger import Ledger
-from derops_agent.outbox_store import OutboxStore
+from derops_agent.asset.ledger import Ledger
 from derops_agent.ports import Reading, Setpoints
+from derops_agent.telemetry.outbox_store import OutboxStore
 from derops_headend.access.operator_key import OperatorKeys
 from derops_headend.eventlog.sqlite import SqliteEventLog
 from derops_headend.fleet.desired import Revision, Snapshot, Written

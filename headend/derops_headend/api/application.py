@@ -11,10 +11,10 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from derops.command_line import own_version
-from derops_headend.api.answering import INTERNAL, of_http, of_validation, problem_response
-from derops_headend.api.describing import describe, queries_of
+from derops_headend.api.answers import INTERNAL, of_http, of_validation, problem_response
+from derops_headend.api.description import describe, queries_of
 from derops_headend.api.parameters import check_query
-from derops_headend.api.placing import Placing
+from derops_headend.api.placement import Placing
 from derops_headend.api.ports import Parts
 from derops_headend.api.problems import ProblemError, Slug
 from derops_headend.api.routes import assets, audit, dispatches, history, me, openapi, telemetry

@@ -16,7 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from derops.resources.derassets import DERAssetSpec, DERAssetStatus
 from derops_headend.api.models import Model
-from derops_headend.api.paging import page_after, place_of
+from derops_headend.api.pages import page_after, place_of
 
 MOST_BYTES, MOST_LABELS = 16_384, 64
 """Of one asset as it is answered, and kept: whoever writes a DERAsset chooses its size."""

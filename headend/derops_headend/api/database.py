@@ -12,14 +12,14 @@ import psycopg
 import structlog
 from psycopg import errors
 
-from derops.observing import Readiness
+from derops.observability import Readiness
 from derops_headend.api.problems import ProblemError, Slug
-from derops_headend.api.sharing import SHARE, Places
-from derops_headend.storage.cutting import cut
+from derops_headend.api.shares import SHARE, Places
+from derops_headend.storage.disconnect import cut
 from derops_headend.storage.engines import detect
-from derops_headend.storage.explaining import explain
-from derops_headend.storage.migrating import find_version, migrations
+from derops_headend.storage.explanations import explain
 from derops_headend.storage.roles import find_unreadable
+from derops_headend.storage.schema import find_version, migrations
 
 T = TypeVar("T")
 

@@ -11,16 +11,16 @@ from urllib.parse import quote
 import aiohttp
 from kubernetes.aio import client
 
-from derops.observing import Readiness
+from derops.observability import Readiness
 from derops_headend.api.assets import KnownAsset, read_asset
-from derops_headend.api.caching import Expiring
-from derops_headend.api.connecting import JSON, send
+from derops_headend.api.cache import Expiring
+from derops_headend.api.connection import JSON, send
 from derops_headend.api.orders import CREATED_BY, REQUEST_ID
-from derops_headend.api.paging import no_page
+from derops_headend.api.pages import no_page
 from derops_headend.api.ports import DispatchPage, Life, Manifest
 from derops_headend.api.refusals import refused, unanswered
-from derops_headend.api.sharing import SHARE, Places
-from derops_headend.api.watching import Key, Watch, events, hang_up, parse, read_page
+from derops_headend.api.shares import SHARE, Places
+from derops_headend.api.watch import Key, Watch, events, hang_up, parse, read_page
 
 FIELD_MANAGER = "derops-api"
 """Owner of the fields that the API writes."""

@@ -11,7 +11,7 @@ from starlette.types import Scope
 from derops.rates import Rates
 from derops_headend.api import metrics
 from derops_headend.api.problems import Fault, ProblemError, Slug
-from derops_headend.api.sharing import may_take
+from derops_headend.api.shares import may_take
 
 BODY_BYTES = 65_536
 HEADER_BYTES = 16_384

@@ -11,22 +11,22 @@ import structlog
 import uvloop
 
 from derops.errors import SchemaTooNewError, SettingError
-from derops.observing import OpsServer, Readiness, configure_logging
+from derops.observability import OpsServer, Readiness, configure_logging
 from derops.settings import load_settings, refuse_to_start
 from derops_headend.api.application import make_application
-from derops_headend.api.auditing.sink import connect_to
-from derops_headend.api.auditing.trail import AuditTrail
+from derops_headend.api.audit.sink import connect_to
+from derops_headend.api.audit.trail import AuditTrail
 from derops_headend.api.callers import Callers
 from derops_headend.api.callers.kubernetes import KubernetesTokens
 from derops_headend.api.callers.static import StaticTokens
-from derops_headend.api.connecting import read_configuration
+from derops_headend.api.connection import read_configuration
 from derops_headend.api.database import ReadingDatabase
 from derops_headend.api.kube import Kube
 from derops_headend.api.outer import Outer
 from derops_headend.api.ports import Parts
 from derops_headend.api.reviews import Reviews
 from derops_headend.api.rights import ReviewedRights
-from derops_headend.api.serving import Certificate, Server, bind
+from derops_headend.api.server import Certificate, Server, bind
 from derops_headend.api.settings import ApiSettings, check_settings
 
 

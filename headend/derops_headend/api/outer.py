@@ -16,14 +16,14 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from derops_headend.api import limits, metrics
-from derops_headend.api.answering import INTERNAL, problem_response
+from derops_headend.api.answers import INTERNAL, problem_response
 from derops_headend.api.call import Call
 from derops_headend.api.caller import Caller
 from derops_headend.api.callers.bearer import bearer_token, invalid_token, unauthenticated
 from derops_headend.api.ports import Audit
 from derops_headend.api.problems import ProblemError, Slug
 from derops_headend.api.settings import Network
-from derops_headend.api.sharing import SHARE
+from derops_headend.api.shares import SHARE
 from derops_headend.api.sources import source_of
 
 BODY_SECONDS = 10.0

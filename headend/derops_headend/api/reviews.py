@@ -8,13 +8,13 @@ from typing import Any
 import aiohttp
 from kubernetes.aio import client
 
-from derops.observing import Readiness
+from derops.observability import Readiness
 from derops_headend.api import metrics
 from derops_headend.api.caller import Caller
-from derops_headend.api.connecting import send
+from derops_headend.api.connection import send
 from derops_headend.api.ports import Decision
 from derops_headend.api.problems import ProblemError, Slug
-from derops_headend.api.sharing import Places
+from derops_headend.api.shares import Places
 
 TOKEN_REVIEWS, KNOWN_TOKEN_REVIEWS, ACCESS_REVIEWS = 8, 8, 20
 """At a time: of tokens that were never good, which sources share; of those that were, and of

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
-from derops_headend.api.caching import Expiring
+from derops_headend.api.cache import Expiring
 from derops_headend.api.call import Call
 from derops_headend.api.caller import Caller
 from derops_headend.api.ports import Decision

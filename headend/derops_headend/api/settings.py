@@ -9,8 +9,8 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from derops.errors import SettingError
-from derops_headend.api.auditing.file import SEGMENT_BYTES
-from derops_headend.database_url import DatabaseUrl, check_url
+from derops_headend.api.audit.file import SEGMENT_BYTES
+from derops_headend.storage.url import DatabaseUrl, check_url
 
 LEAST_AUDIT_BYTES = 4 * SEGMENT_BYTES
 """The newest segment stays where all is in the database: it must leave room for reads."""

@@ -11,16 +11,9 @@ import psycopg
 from pydantic.alias_generators import to_camel
 
 from derops_headend.api.problems import invalid
-from derops_headend.storage.listing import Gap, dropped_before, list_gaps, list_setpoints
+from derops_headend.storage.asset_events import Gap, dropped_before, list_gaps, list_setpoints
 from derops_headend.storage.newest import Key, Life, find_lives
 from derops_headend.storage.quantities import ROLLED_UP
-from derops_headend.storage.reading import (
-    Series,
-    copy_samples,
-    copy_steps,
-    read_samples,
-    read_steps,
-)
 from derops_headend.storage.resolution import (
     RAW,
     WIDTH_SECONDS,
@@ -29,6 +22,13 @@ from derops_headend.storage.resolution import (
     choose,
     count_points,
     widen,
+)
+from derops_headend.storage.telemetry import (
+    Series,
+    copy_samples,
+    copy_steps,
+    read_samples,
+    read_steps,
 )
 
 MOST_VALUES = 500_000

@@ -1,1 +1,1 @@
-"""Engines of the event log behind ``derops_headend.ports.EventLog``."""
+"""Engines of the event log behind ``derops_headend.eventlog.ports.EventLog``."""

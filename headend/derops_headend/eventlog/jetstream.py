@@ -27,7 +27,14 @@ from nats.js.errors import APIError, NotFoundError
 from derops.errors import LogDamagedError
 from derops.wire.v1 import log_pb2
 from derops_headend.eventlog import metrics
-from derops_headend.eventlog.packing import pack
+from derops_headend.eventlog.ports import (
+    MAX_READ_RECORDS,
+    LogFullError,
+    LogMissingError,
+    LogUnavailableError,
+    StoredRecord,
+)
+from derops_headend.eventlog.records import pack
 from derops_headend.eventlog.streams import (
     TIMEOUT_SECONDS,
     JetStreamSettings,
@@ -35,13 +42,6 @@ from derops_headend.eventlog.streams import (
     make_stream,
     read_facts,
     shard_of,
-)
-from derops_headend.ports import (
-    MAX_READ_RECORDS,
-    LogFullError,
-    LogMissingError,
-    LogUnavailableError,
-    StoredRecord,
 )
 
 __all__ = ["JetStreamEventLog", "JetStreamLogReader", "JetStreamSettings"]

@@ -26,8 +26,13 @@ from derops.errors import LogDamagedError, SchemaTooNewError
 from derops.files import make_private, sync_recovered
 from derops.wire.v1 import log_pb2
 from derops_headend.eventlog import metrics
-from derops_headend.eventlog.packing import pack
-from derops_headend.ports import MAX_READ_RECORDS, LogFullError, LogMissingError, StoredRecord
+from derops_headend.eventlog.ports import (
+    MAX_READ_RECORDS,
+    LogFullError,
+    LogMissingError,
+    StoredRecord,
+)
+from derops_headend.eventlog.records import pack
 
 SCHEMA_VERSION = 1
 MAX_READ_BYTES = 1024 * 1024

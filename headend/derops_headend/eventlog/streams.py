@@ -16,7 +16,7 @@ from nats.js.api import StreamConfig
 from nats.js.errors import BadRequestError, NotFoundError
 
 from derops.errors import SchemaTooNewError
-from derops_headend.ports import LogMismatchError, LogMissingError, LogUnavailableError
+from derops_headend.eventlog.ports import LogMismatchError, LogMissingError, LogUnavailableError
 
 OLDEST_SERVER = (2, 10, 23)
 """Earlier ones could lose a whole stream in a crash."""

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from derops_headend.fleet.pacing import Pace
+from derops_headend.fleet.pace import Pace
 from derops_headend.fleet.telemetry import window_of
 from derops_headend.gateway import metrics
 

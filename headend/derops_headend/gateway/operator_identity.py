@@ -11,7 +11,7 @@ from pathlib import Path
 import structlog
 
 from derops.errors import IdentityRefusedError
-from derops.observing import Readiness
+from derops.observability import Readiness
 from derops.schedules import SECOND_US
 from derops_headend.access.certificates import OperatorCertificate, public_key_sha256
 from derops_headend.gateway.desired_store import DesiredStore

@@ -11,18 +11,18 @@ from pathlib import Path
 import grpc
 import structlog
 
-from derops.observing import Readiness
+from derops.observability import Readiness
 from derops.wire.v1 import agent_pb2_grpc, control_pb2_grpc
+from derops_headend.eventlog.ports import EventLog
 from derops_headend.gateway import metrics
 from derops_headend.gateway.admission_control import AdmissionControl
 from derops_headend.gateway.agent_link import HELLO_SECONDS, AgentLink
 from derops_headend.gateway.control import Control
 from derops_headend.gateway.desired_store import DesiredStore
 from derops_headend.gateway.exchange import Exchange
-from derops_headend.gateway.journal import Journal
-from derops_headend.gateway.listening import CredentialFiles, Port
+from derops_headend.gateway.listener import CredentialFiles, Port
+from derops_headend.gateway.log_appender import Journal
 from derops_headend.gateway.operator_identity import OperatorIdentity
-from derops_headend.ports import EventLog
 
 STOP_SECONDS = 3.0
 _SWEEP_SECONDS = 1.0

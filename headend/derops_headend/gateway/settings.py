@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from derops.ids import is_trust_domain
-from derops_headend.eventlog.choosing import MAX_SHARDS, SQLITE, EventLogUrl
+from derops_headend.eventlog.engines import MAX_SHARDS, SQLITE, EventLogUrl
 
 
 def _trust_domain(text: str) -> str:

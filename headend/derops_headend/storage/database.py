@@ -14,14 +14,14 @@ from psycopg import errors, sql
 from derops.errors import DeropsError
 from derops_headend.storage.dispatches import MOST_STEPS, find_full
 from derops_headend.storage.engines import detect
-from derops_headend.storage.keeping import STATEMENT_MILLISECONDS, Keeper
-from derops_headend.storage.merging import KeyedTable, Merged, merge
-from derops_headend.storage.migrating import migrate
-from derops_headend.storage.recording import instant, note_missing, quarantine, record
-from derops_headend.storage.rolling_up import mark, minutes_of
-from derops_headend.writing.converting import convert
-from derops_headend.writing.encoding import COLUMNS, encode_samples
-from derops_headend.writing.refusing import clean
+from derops_headend.storage.history_rows import instant, note_missing, quarantine, record
+from derops_headend.storage.maintenance import STATEMENT_MILLISECONDS, Keeper
+from derops_headend.storage.merge import KeyedTable, Merged, merge
+from derops_headend.storage.roll_ups import mark, minutes_of
+from derops_headend.storage.schema import migrate
+from derops_headend.writing.binary_copy import COLUMNS, encode_samples
+from derops_headend.writing.conversion import convert
+from derops_headend.writing.refusals import clean
 from derops_headend.writing.rows import (
     QUANTITIES,
     AssetKey,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from derops.wire.v1 import agent_pb2, log_pb2
-from derops_headend.writing.refusing import (
+from derops_headend.writing.refusals import (
     MAX_AHEAD_US,
     MAX_LATE_US,
     MAX_NAME,

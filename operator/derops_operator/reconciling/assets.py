@@ -6,10 +6,8 @@ from typing import Any
 
 from derops.lifecycle import Phase
 from derops.schedules import SECOND_US
-from derops_operator.facts import Asset, Certificate, Dispatch, Request
-from derops_operator.fleet import CLONE_SUSPECTED, LOST_AFTER_US, Link, SessionView
-from derops_operator.instants import format_instant, format_second, parse_instant
-from derops_operator.reconciling import identities
+from derops_operator.gateways.replicas import CLONE_SUSPECTED, LOST_AFTER_US, Link, SessionView
+from derops_operator.reconciling import identity
 from derops_operator.reconciling.actions import (
     REVERT_UNKNOWN,
     AddFinalizer,
@@ -24,6 +22,8 @@ from derops_operator.reconciling.actions import (
 )
 from derops_operator.reconciling.conditions import Wanted, find, fold, status_of, truth
 from derops_operator.reconciling.devices import device_conditions
+from derops_operator.resources.facts import Asset, Certificate, Dispatch, Request
+from derops_operator.resources.instants import format_instant, format_second, parse_instant
 
 RELEASE_GRACE_US = 60 * SECOND_US
 """How long an asset that is taken out waits for its dispatches to be reverted."""
@@ -85,21 +85,21 @@ def reconcile_asset(
         each for each in dispatches if each.is_unreverted and not each.is_of_an_earlier(asset)
     ]
     holding = sorted([each.meta.name for each in in_flight + unreverted] + list(unread))
-    uri = identities.asset_uri(asset, realm.trust_domain)
+    uri = identity.asset_uri(asset, realm.trust_domain)
     stored = asset.status.get("identity", {})
     releasing = holding if _is_taken_out(asset) else []
     quarantine = _quarantine(asset, session, now_us, releasing=bool(releasing))
-    own = identities.own_requests(requests, certificate, realm.requester)
+    own = identity.own_requests(requests, certificate, realm.requester)
     if stored.get("quarantine") and quarantine is None:
         # Who took over before a lift counts no more, whatever the quarantine was for.
         lifted_us = max(now_us, _instant(stored, "suspectedAt"))
         stored = {**stored, "suspectedAt": format_instant(lifted_us)}
         if asset.lift_key == "Revoke":
-            stored = identities.revoke(stored, own)
-    was_revoked = bool(own) and not identities.not_revoked(own[:1], stored)
-    own = identities.not_revoked(own, stored)
-    issued = identities.trusted(own, asset, uri, realm.issuer)
-    ledger = identities.next_ledger(stored, issued, session, uri, now_us)
+            stored = identity.revoke(stored, own)
+    was_revoked = bool(own) and not identity.not_revoked(own[:1], stored)
+    own = identity.not_revoked(own, stored)
+    issued = identity.trusted(own, asset, uri, realm.issuer)
+    ledger = identity.next_ledger(stored, issued, session, uri, now_us)
     ledger.update({name: stored[name] for name in _KEPT if name in stored})
     actions = _finalizing(asset, holding, now_us, for_good=not unread)
     if asset.meta.deleting_us is None:
@@ -189,18 +189,18 @@ def _certifying(
     *,
     was_revoked: bool,
 ) -> list[AssetAction]:
-    wanted = identities.wanted_certificate(asset, realm.trust_domain, realm.issuer)
-    if certificate is None or identities.differs(certificate, wanted):
+    wanted = identity.wanted_certificate(asset, realm.trust_domain, realm.issuer)
+    if certificate is None or identity.differs(certificate, wanted):
         return [ApplyCertificate(manifest=wanted)]
-    uri = identities.asset_uri(asset, realm.trust_domain)
+    uri = identity.asset_uri(asset, realm.trust_domain)
     actions: list[AssetAction] = []
     for request in own:
         if request.condition("Approved") or request.condition("Denied"):
             continue
-        problem = identities.refuse_to_sign(request, uri, realm.issuer)
+        problem = identity.refuse_to_sign(request, uri, realm.issuer)
         if problem:
             actions.append(Deny(request=request.meta.name, message=problem))
-        elif identities.has_duration(request, asset):
+        elif identity.has_duration(request, asset):
             actions.append(Approve(request=request.meta.name))
     if "current" not in ledger and (was_revoked or not own):
         actions += _recover_ledger(certificate, now_us)
@@ -212,8 +212,8 @@ def _refusing(
 ) -> list[AssetAction]:
     """Return the denials of requests that somebody else made for the asset's Certificate."""
     return [
-        Deny(request=each.meta.name, message=identities.refuse_requester(each, realm.requester))
-        for each in identities.foreign_requests(requests, certificate, realm.requester)
+        Deny(request=each.meta.name, message=identity.refuse_requester(each, realm.requester))
+        for each in identity.foreign_requests(requests, certificate, realm.requester)
         if not each.condition("Approved") and not each.condition("Denied")
     ]
 

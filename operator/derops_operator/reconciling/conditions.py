@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from derops.lifecycle import MESSAGE_LIMIT
-from derops_operator.instants import format_second
+from derops_operator.resources.instants import format_second
 
 
 class Wanted(NamedTuple):

@@ -5,9 +5,9 @@ from typing import Any
 
 from derops.lifecycle import MESSAGE_LIMIT
 from derops.wire.v1 import agent_pb2
-from derops_operator.fleet import Link, SessionView
-from derops_operator.instants import format_second
+from derops_operator.gateways.replicas import Link, SessionView
 from derops_operator.reconciling.conditions import Wanted, find
+from derops_operator.resources.instants import format_second
 
 DEVICE_CONDITIONS = ("TelemetryDegraded", "DeviceSilent", "FallbackNotHeld")
 

@@ -12,10 +12,8 @@ from derops.lifecycle import MESSAGE_LIMIT, Phase, Reason
 from derops.schedules import SECOND_US
 from derops.transitions import Actor, fold
 from derops.wire.v1 import dispatch_pb2
-from derops_operator.facts import Asset, Dispatch
-from derops_operator.fleet import DispatchView
-from derops_operator.instants import format_second, parse_instant
-from derops_operator.reconciling import conditions, reporting
+from derops_operator.gateways.replicas import DispatchView
+from derops_operator.reconciling import conditions, dispatch_status
 from derops_operator.reconciling.actions import (
     AddFinalizer,
     Delete,
@@ -24,9 +22,11 @@ from derops_operator.reconciling.actions import (
     Settle,
     Submit,
 )
-from derops_operator.reconciling.admitting import Verdict, admit, refuse_for_asset
+from derops_operator.reconciling.admission import Verdict, admit, refuse_for_asset
 from derops_operator.reconciling.conditions import Wanted, status_of
-from derops_operator.reconciling.judging import Outcome, is_silent, is_unreverted, judge
+from derops_operator.reconciling.dispatch_conditions import Outcome, is_silent, is_unreverted, judge
+from derops_operator.resources.facts import Asset, Dispatch
+from derops_operator.resources.instants import format_second, parse_instant
 
 DELETION_GRACE_US = 60 * SECOND_US
 """How long a deleted object waits for the agent to confirm."""
@@ -165,7 +165,7 @@ def _tidy_up(
         for each in dispatch.status.get("conditions", [])
     ]
     status |= _what_was_missing(dispatch, view, now_us)
-    late = reporting.late_report(dispatch, view)
+    late = dispatch_status.late_report(dispatch, view)
     if late is not None:
         status["lateReport"] = late
     waits = _waits_for_revert(dispatch, asset, view)
@@ -253,8 +253,8 @@ def _what_was_missing(dispatch: Dispatch, view: DispatchView, now_us: int) -> di
     kept = [each for each in wanted if kinds is None or each.type in kinds]
     return {
         "message": message,
-        "timeline": reporting.timeline(dispatch, view, 0),
-        "execution": reporting.execution(dispatch, report),
+        "timeline": dispatch_status.timeline(dispatch, view, 0),
+        "execution": dispatch_status.execution(dispatch, report),
         "conditions": conditions.fold(stored, kept, dispatch.meta.generation, now_us),
     }
 
@@ -443,18 +443,18 @@ def _status(
     known = parse_instant(times["submittedAt"]) if "submittedAt" in times else now_us
     own = []
     if submitted:
-        line = reporting.entry(
+        line = dispatch_status.entry(
             Phase.SUBMITTED, Reason.VALIDATED, _SENTENCES[Reason.VALIDATED], known, _OPERATOR
         )
         own.append(line)
     if view.written_us:
         sentence = _SENTENCES[Reason.DELIVERED]
         own.append(
-            reporting.entry(Phase.SENT, Reason.DELIVERED, sentence, view.written_us, _GATEWAY)
+            dispatch_status.entry(Phase.SENT, Reason.DELIVERED, sentence, view.written_us, _GATEWAY)
         )
     if outcome.phase.terminal and outcome.actor == _OPERATOR:
         own.append(
-            reporting.entry(
+            dispatch_status.entry(
                 outcome.phase, outcome.reason, outcome.message, outcome.at_us, _OPERATOR
             )
         )
@@ -463,16 +463,16 @@ def _status(
         "reason": str(outcome.reason),
         "message": outcome.message[:MESSAGE_LIMIT],
         "observedGeneration": dispatch.meta.generation,
-        "timeline": reporting.timeline(dispatch, view, known if submitted else 0),
-        "execution": reporting.execution(dispatch, report),
-        **reporting.lineage(dispatch, report),
+        "timeline": dispatch_status.timeline(dispatch, view, known if submitted else 0),
+        "execution": dispatch_status.execution(dispatch, report),
+        **dispatch_status.lineage(dispatch, report),
         "conditions": conditions.fold(
             stored.get("conditions", []),
             judge(dispatch, outcome, report, written=bool(view.written_us)),
             dispatch.meta.generation,
             now_us,
         ),
-        "history": reporting.history(stored.get("history", []), own, report),
+        "history": dispatch_status.history(stored.get("history", []), own, report),
     }
     if outcome.phase.terminal:
         status["completionTime"] = format_second(now_us)

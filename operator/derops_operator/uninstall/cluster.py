@@ -12,10 +12,17 @@ import aiohttp
 from kubernetes.aio.client.exceptions import ApiException
 
 from derops.errors import DeropsError
-from derops_operator.distributing import SERVER_CA, read_held
-from derops_operator.facts import Kind
-from derops_operator.kube import CHUNK, ChangedMeanwhileError, GoneError, Kube, Manifest, failure
-from derops_operator.reconciling.vouching import TRUST_CERTIFICATE
+from derops_operator.cluster.client import (
+    CHUNK,
+    ChangedMeanwhileError,
+    GoneError,
+    Kube,
+    Manifest,
+    failure,
+)
+from derops_operator.reconciling.agent_authority import TRUST_CERTIFICATE
+from derops_operator.resources.facts import Kind
+from derops_operator.trust.distribution import SERVER_CA, read_held
 from derops_operator.uninstall.arguments import OPERATOR
 from derops_operator.uninstall.orders import Order, release_patch
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from kubernetes.aio.client.exceptions import ApiException
 
-from derops_operator.distributing import SERVER_CA
-from derops_operator.facts import Kind
-from derops_operator.kube import ChangedMeanwhileError, GoneError, Manifest
-from derops_operator.reconciling.vouching import TRUST_CERTIFICATE
+from derops_operator.cluster.client import ChangedMeanwhileError, GoneError, Manifest
+from derops_operator.reconciling.agent_authority import TRUST_CERTIFICATE
+from derops_operator.resources.facts import Kind
+from derops_operator.trust.distribution import SERVER_CA
 from derops_operator.uninstall.cluster import TRANSIENT, Cluster, ExpiredError, explain
 from derops_operator.uninstall.orders import Order, Standing, is_to_cancel, read_order, standing
 

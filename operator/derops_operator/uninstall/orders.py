@@ -12,9 +12,9 @@ from typing import Any
 
 from derops.lifecycle import TERMINAL, Phase
 from derops.schedules import SECOND_US
-from derops_operator.facts import FINALIZER, Meta
-from derops_operator.instants import format_second, parse_instant
-from derops_operator.reading import attempt
+from derops_operator.resources.facts import FINALIZER, Meta
+from derops_operator.resources.instants import format_second, parse_instant
+from derops_operator.resources.manifests import attempt
 
 FINALIZER_PREFIX = "derops.io/"
 """Of all finalizers that are ours, also of those that another version set."""

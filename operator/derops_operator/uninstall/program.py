@@ -11,11 +11,11 @@ from collections.abc import Iterable, Set
 from kubernetes.aio.client.exceptions import ApiException
 
 from derops.errors import DeropsError
-from derops_operator.distributing import SERVER_CA
-from derops_operator.events import event
-from derops_operator.facts import Kind
-from derops_operator.kube import GoneError
+from derops_operator.cluster.client import GoneError
+from derops_operator.cluster.events import event
 from derops_operator.reconciling.actions import REVERT_UNKNOWN
+from derops_operator.resources.facts import Kind
+from derops_operator.trust.distribution import SERVER_CA
 from derops_operator.uninstall.arguments import ANNOTATION, OPERATOR
 from derops_operator.uninstall.cluster import (
     HEADEND,

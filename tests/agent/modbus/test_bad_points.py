@@ -15,7 +15,7 @@ from tests.agent.modbus.test_device import PROFILES
 
 from derops.errors import DeviceTimeoutError
 from derops.wire.v1 import agent_pb2
-from derops_agent.device import GuardedDevice
+from derops_agent.asset.device import GuardedDevice
 from derops_agent.drivers.modbus import ProfiledDevice, open_modbus
 from derops_agent.drivers.modbus_tcp import Table
 from derops_agent.ports import Reading, Setpoints

@@ -17,7 +17,7 @@ from tests.waiting import now, until
 
 from derops.errors import DeviceError, DeviceTimeoutError, DeviceUnreachableError
 from derops.wire.v1 import agent_pb2
-from derops_agent.device import GuardedDevice
+from derops_agent.asset.device import GuardedDevice
 from derops_agent.drivers.modbus import open_modbus
 from derops_agent.drivers.modbus_tcp import NO_TURN
 from derops_agent.ports import Setpoints

@@ -9,11 +9,11 @@ from tests.agent.simulated.rig import BATTERY
 
 from derops.ids import AssetName
 from derops.wire.v1 import agent_pb2, dispatch_pb2
-from derops_agent.control.site import LocalLimits
-from derops_agent.controller import Controller, Snapshot
-from derops_agent.device import GuardedDevice
+from derops_agent.asset.controller import Controller, Snapshot
+from derops_agent.asset.device import GuardedDevice
+from derops_agent.asset.ledger import Ledger
 from derops_agent.drivers import open_device
-from derops_agent.ledger import Ledger
+from derops_agent.execution.site import LocalLimits
 
 
 async def dispatch(folder: Path, **options: Any) -> dispatch_pb2.DispatchReport:

@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 from tests.api.auditing.making import make_call
 
-from derops_headend.api.auditing.trail import AuditTrail
+from derops_headend.api.audit.trail import AuditTrail
 
 
 def _connect(url: str) -> psycopg.Connection:

@@ -11,9 +11,9 @@ from psycopg.rows import dict_row
 from tests.api.auditing.making import NOW
 from tests.stack.postgres import API, PostgresServer
 
-from derops_headend.api.auditing.trail import AuditTrail
-from derops_headend.storage.migrating import migrate
+from derops_headend.api.audit.trail import AuditTrail
 from derops_headend.storage.roles import roles_sql
+from derops_headend.storage.schema import migrate
 
 _databases = itertools.count(1)
 Rows = list[dict[str, Any]]

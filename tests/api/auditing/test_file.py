@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from tests.api.auditing.making import NOW
 
-from derops_headend.api.auditing import file as file_module
-from derops_headend.api.auditing.file import AuditFile, Place
-from derops_headend.api.auditing.record import instant
+from derops_headend.api.audit import file as file_module
+from derops_headend.api.audit.file import AuditFile, Place
+from derops_headend.api.audit.record import instant
 from derops_headend.storage.chain import NOTHING, Stored, hash_of
 
 Open = Callable[..., AuditFile]

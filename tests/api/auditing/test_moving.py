@@ -18,13 +18,13 @@ from tests.api.auditing.conftest import AuditDatabase, OpenTrail
 from tests.api.auditing.making import NOW, make_call, make_create
 from tests.waiting import until
 
-from derops.observing import Readiness
-from derops_headend.api.auditing import metrics
-from derops_headend.api.auditing.file import AuditFile
-from derops_headend.api.auditing.trail import AuditTrail
-from derops_headend.storage.auditing import store
+from derops.observability import Readiness
+from derops_headend.api.audit import metrics
+from derops_headend.api.audit.file import AuditFile
+from derops_headend.api.audit.trail import AuditTrail
+from derops_headend.storage.audit import store
+from derops_headend.storage.audit_verification import verify
 from derops_headend.storage.chain import Stored
-from derops_headend.storage.verifying import verify
 
 KILLS = int(os.environ.get("DEROPS_KILLS", "4"))
 
@@ -145,7 +145,7 @@ async def test_a_commit_whose_answer_is_lost_is_not_made_twice(
             raise psycopg.OperationalError("the connection ended")
         return conflicts
 
-    monkeypatch.setattr("derops_headend.api.auditing.sink.store", lose_the_answer)
+    monkeypatch.setattr("derops_headend.api.audit.sink.store", lose_the_answer)
     trail = open_trail(postgres_database.connect)
     await trail.start()
     await asyncio.gather(*(trail.complete(make_call(), 200, "OK", 1) for _ in range(100)))

@@ -19,10 +19,10 @@ from tests.api.auditing.disks import small_disk
 from tests.api.auditing.making import ANNA, NOW, make_call, make_create
 from tests.waiting import until
 
-from derops.observing import Readiness
-from derops_headend.api.auditing import metrics
-from derops_headend.api.auditing.record import MAX_RECORD_BYTES
-from derops_headend.api.auditing.trail import AuditTrail
+from derops.observability import Readiness
+from derops_headend.api.audit import metrics
+from derops_headend.api.audit.record import MAX_RECORD_BYTES
+from derops_headend.api.audit.trail import AuditTrail
 from derops_headend.api.problems import ProblemError, Slug
 
 
@@ -340,7 +340,7 @@ async def test_the_delay_is_that_of_what_waits_and_not_of_what_was_written_befor
 async def test_a_change_whose_record_does_not_arrive_in_time_is_withdrawn(
     open_trail: OpenTrail, postgres_database: AuditDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("derops_headend.api.auditing.trail.KEY_SECONDS", 0.2)
+    monkeypatch.setattr("derops_headend.api.audit.trail.KEY_SECONDS", 0.2)
     trail = open_trail(postgres_database.connect)
     await trail.start()
     await until(lambda: trail._sink.connected)
@@ -471,7 +471,7 @@ async def test_a_server_that_hangs_is_not_waited_for(
     os.kill(stopped, signal.SIGSTOP)
     try:
         with monkeypatch.context() as impatient:
-            impatient.setattr("derops_headend.api.auditing.asking._ASK_SECONDS", 0.3)
+            impatient.setattr("derops_headend.api.audit.lookup._ASK_SECONDS", 0.3)
             with pytest.raises(ProblemError) as refused:
                 await trail.find_key(ANNA, "pilot-north", "k" * 64)
         assert refused.value.slug is Slug.DATABASE_UNAVAILABLE

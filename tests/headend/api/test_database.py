@@ -12,11 +12,11 @@ import pytest
 from tests.stack.postgres import READER, PostgresServer
 from tests.waiting import now
 
-from derops.observing import Readiness
+from derops.observability import Readiness
 from derops_headend.api.database import WAIT_SECONDS, ReadingDatabase
 from derops_headend.api.problems import ProblemError, Slug
-from derops_headend.storage.migrating import migrate, migrations
 from derops_headend.storage.roles import roles_sql
+from derops_headend.storage.schema import migrate, migrations
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/none"
 PATIENCE_SECONDS = 60.0

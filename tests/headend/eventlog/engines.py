@@ -13,8 +13,8 @@ from derops_headend.eventlog.jetstream import (
     JetStreamLogReader,
     JetStreamSettings,
 )
+from derops_headend.eventlog.ports import EventLog, LogReader
 from derops_headend.eventlog.sqlite import SqliteEventLog, SqliteLogReader
-from derops_headend.ports import EventLog, LogReader
 
 MAX_BYTES = 256 * 1024**2
 _prefixes = itertools.count(1)

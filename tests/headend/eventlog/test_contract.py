@@ -6,8 +6,8 @@ import pytest
 from tests.headend.eventlog.engines import Opened
 
 from derops.wire.v1 import dispatch_pb2, log_pb2
-from derops_headend.eventlog.packing import MAX_RECORD_BYTES
-from derops_headend.ports import EventLog, LogFullError, LogMissingError, LogReader
+from derops_headend.eventlog.ports import EventLog, LogFullError, LogMissingError, LogReader
+from derops_headend.eventlog.records import MAX_RECORD_BYTES
 
 ASSET = dispatch_pb2.AssetId(uid="one", namespace="ns", name="battery")
 

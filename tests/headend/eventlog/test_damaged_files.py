@@ -18,8 +18,8 @@ from tests.stack import places
 
 from derops.errors import LogDamagedError
 from derops.wire.v1 import log_pb2
+from derops_headend.eventlog.ports import LogReader, StoredRecord
 from derops_headend.eventlog.sqlite import SqliteEventLog, SqliteLogReader
-from derops_headend.ports import LogReader, StoredRecord
 
 SIZES = (100, 900, 5000, 30_000)
 FLIPS = 500

@@ -18,12 +18,12 @@ from tests.headend.eventlog.appender import FAILED
 from derops.errors import LogDamagedError, SchemaTooNewError
 from derops.wire.v1 import log_pb2
 from derops_headend.eventlog import metrics
-from derops_headend.eventlog.packing import MAX_RECORD_BYTES
+from derops_headend.eventlog.ports import LogFullError, LogMissingError, LogReader
+from derops_headend.eventlog.records import MAX_RECORD_BYTES
 from derops_headend.eventlog.sqlite import (
     SqliteEventLog,
     SqliteLogReader,
 )
-from derops_headend.ports import LogFullError, LogMissingError, LogReader
 
 
 def entry(body: bytes) -> log_pb2.LogEntry:

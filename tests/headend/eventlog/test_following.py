@@ -25,18 +25,18 @@ from tests.stack.postgres import PostgresServer
 from tests.stack.processes import http_ok
 
 from derops.errors import SettingError
-from derops.observing import Readiness
+from derops.observability import Readiness
 from derops.wire.v1 import dispatch_pb2, log_pb2
 from derops_headend import writer
-from derops_headend.eventlog.choosing import parse_shards
+from derops_headend.eventlog.engines import parse_shards
 from derops_headend.eventlog.jetstream import JetStreamEventLog
+from derops_headend.eventlog.ports import LogReader
 from derops_headend.eventlog.sqlite import SqliteEventLog, SqliteLogReader
 from derops_headend.eventlog.streams import JetStreamSettings, shard_of
-from derops_headend.ports import LogReader
+from derops_headend.programs.writer import choose_shards
 from derops_headend.storage import metrics
 from derops_headend.storage.database import Database
 from derops_headend.writer import TAKE_OVER_SECONDS, Writer
-from derops_headend.writer_program import choose_shards
 
 PROGRAM = Path(sys.executable).parent / "derops-headend"
 PATIENCE_SECONDS = 60.0

@@ -20,9 +20,9 @@ from derops_headend.eventlog.jetstream import (
     JetStreamLogReader,
     JetStreamSettings,
 )
-from derops_headend.eventlog.packing import MAX_RECORD_BYTES
+from derops_headend.eventlog.ports import LogMismatchError, LogMissingError, LogUnavailableError
+from derops_headend.eventlog.records import MAX_RECORD_BYTES
 from derops_headend.eventlog.streams import count_shards, shard_of
-from derops_headend.ports import LogMismatchError, LogMissingError, LogUnavailableError
 
 
 @pytest.fixture

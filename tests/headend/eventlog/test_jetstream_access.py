@@ -23,7 +23,7 @@ from derops_headend.eventlog.jetstream import (
     JetStreamLogReader,
     JetStreamSettings,
 )
-from derops_headend.ports import LogUnavailableError
+from derops_headend.eventlog.ports import LogUnavailableError
 
 _NO_BOUND = -1
 

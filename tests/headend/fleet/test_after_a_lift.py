@@ -6,7 +6,7 @@ import pytest
 
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_headend.fleet.sessions import CloneSuspectedError, Session, SessionTable
-from derops_operator.fleet import Fleet
+from derops_operator.gateways.replicas import Fleet
 
 S = 1_000_000
 T = 1_700_000_000 * S

@@ -9,7 +9,7 @@ from tests.headend.gateway.rig import Operator, Rig
 @pytest.fixture(autouse=True)
 def _no_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give credit at once, however busy the machine: the pace has tests of its own."""
-    monkeypatch.setattr("derops_headend.fleet.pacing.LATE_SECONDS", 60.0)
+    monkeypatch.setattr("derops_headend.fleet.pace.LATE_SECONDS", 60.0)
 
 
 @pytest.fixture

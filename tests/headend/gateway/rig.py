@@ -11,7 +11,7 @@ from cryptography import x509
 from tests.headend.gateway.pki import SERVER, TRUST_DOMAIN, Authority, Leaf
 from tests.stack.mounts import write_mount
 
-from derops.observing import Readiness
+from derops.observability import Readiness
 from derops.wire.v1 import (
     agent_pb2,
     agent_pb2_grpc,
@@ -21,7 +21,7 @@ from derops.wire.v1 import (
     log_pb2,
 )
 from derops_headend.gateway.desired_store import DesiredStore
-from derops_headend.gateway.listening import CredentialFiles
+from derops_headend.gateway.listener import CredentialFiles
 from derops_headend.gateway.server import Gateway, GatewayOptions
 
 PATIENCE = 20.0

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from derops_headend.fleet.pacing import Pace
+from derops_headend.fleet.pace import Pace
 from derops_headend.fleet.telemetry import CREDIT_BATCHES
 from derops_headend.gateway.admission_control import AdmissionControl
 

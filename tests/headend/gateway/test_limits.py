@@ -19,7 +19,7 @@ from tests.headend.gateway.rig import PATIENCE, Agent, Operator, Rig
 
 from derops.wire.v1 import agent_pb2, agent_pb2_grpc, dispatch_pb2
 from derops_headend.gateway.agent_stream import MAX_REFUSED_REPORTS
-from derops_headend.gateway.listening import EXCHANGE_SECONDS
+from derops_headend.gateway.listener import EXCHANGE_SECONDS
 
 LONGEST_TIMEOUT_SECONDS = 30
 SLACK_SECONDS = 15

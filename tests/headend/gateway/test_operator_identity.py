@@ -7,7 +7,7 @@ import pytest
 from tests.headend.gateway.pki import Authority, Leaf
 
 from derops.errors import IdentityRefusedError
-from derops.observing import Readiness
+from derops.observability import Readiness
 from derops_headend.access.certificates import OperatorCertificate
 from derops_headend.access.operator_key import OperatorKeys
 from derops_headend.gateway.desired_store import DesiredStore

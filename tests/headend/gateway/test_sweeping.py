@@ -13,7 +13,7 @@ from derops_headend.fleet.sessions import Session
 from derops_headend.gateway.admission_control import AdmissionControl
 from derops_headend.gateway.desired_store import DesiredStore
 from derops_headend.gateway.exchange import Exchange
-from derops_headend.gateway.journal import Journal
+from derops_headend.gateway.log_appender import Journal
 
 STREAMS = 1000
 

@@ -10,8 +10,8 @@ from tests.headend.storage.storing import Store
 from tests.stack.postgres import PostgresServer
 
 from derops_headend.storage.database import Database
-from derops_headend.storage.migrating import migrate
 from derops_headend.storage.roles import roles_sql
+from derops_headend.storage.schema import migrate
 
 _databases = itertools.count(1)
 Query = Callable[..., list[tuple[Any, ...]]]

@@ -11,7 +11,7 @@ from tests.headend.writing.making import batch, entry, sources
 
 from derops.wire.v1 import log_pb2
 from derops_headend.storage.database import Database
-from derops_headend.storage.rolling_up import roll_up
+from derops_headend.storage.roll_ups import roll_up
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 MINUTE_US = 60_000_000

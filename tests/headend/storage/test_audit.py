@@ -11,12 +11,12 @@ from psycopg import errors
 from tests.stack.postgres import API, PostgresServer
 
 from derops_headend.storage import metrics
-from derops_headend.storage.audit_keeping import drop_months, prepare_months
-from derops_headend.storage.auditing import Wanted, find_page, store
+from derops_headend.storage.audit import Wanted, find_page, store
+from derops_headend.storage.audit_retention import drop_months, prepare_months
+from derops_headend.storage.audit_verification import Tally, export, verify
 from derops_headend.storage.chain import Head, Stored, begin, link
-from derops_headend.storage.migrating import migrate
 from derops_headend.storage.roles import find_missing, find_superfluous, roles_sql
-from derops_headend.storage.verifying import Tally, export, verify
+from derops_headend.storage.schema import migrate
 
 NAME = "audited"
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)

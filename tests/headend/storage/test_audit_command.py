@@ -15,9 +15,9 @@ import pytest
 from tests.headend.storage.test_audit import make_chain
 from tests.stack.postgres import READER, PostgresServer
 
-from derops_headend.storage.auditing import store
-from derops_headend.storage.migrating import migrate
+from derops_headend.storage.audit import store
 from derops_headend.storage.roles import roles_sql
+from derops_headend.storage.schema import migrate
 
 PROGRAM = Path(sys.executable).parent / "derops-headend"
 NAME = "audit_command"

@@ -20,8 +20,8 @@ from derops_headend.storage.database import Database
 from derops_headend.storage.dispatches import compare, fill, is_filled
 from derops_headend.storage.engines import detect
 from derops_headend.storage.history import Wanted, find, sum_up
-from derops_headend.storage.keeping import Keeper
-from derops_headend.storage.migrating import migrate, migrations
+from derops_headend.storage.maintenance import Keeper
+from derops_headend.storage.schema import migrate, migrations
 
 OWN = dispatch_pb2.AssetId(uid="u", namespace="site", name="battery")
 MADE_ANEW = dispatch_pb2.AssetId(uid="v", namespace="site", name="battery")
@@ -228,7 +228,7 @@ def test_agents_of_two_assets_do_not_wait_for_each_other(database_url: str, quer
 def at_version_7(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     old = {version: text for version, text in migrations().items() if version < 8}
     with monkeypatch.context() as before:
-        before.setattr("derops_headend.storage.migrating.migrations", lambda: old)
+        before.setattr("derops_headend.storage.schema.migrations", lambda: old)
         with psycopg.connect(database_url, autocommit=True) as connection:
             migrate(connection)
 
@@ -304,7 +304,7 @@ def test_the_writer_fills_it_as_upkeep(database_url: str, monkeypatch: pytest.Mo
         for n in range(7):
             insert(run, "Acked", uid=f"d{n}")
         monkeypatch.setattr("derops_headend.storage.dispatches.AT_ONCE", 3)
-        monkeypatch.setattr("derops_headend.storage.keeping._STEP_SECONDS", 0.0)
+        monkeypatch.setattr("derops_headend.storage.maintenance._STEP_SECONDS", 0.0)
         migrate(connection)
         keeper = Keeper(connection, detect(connection))
 

@@ -14,7 +14,6 @@ from tests.headend.storage.storing import NOW, Sample, Store, roll_up_all, us
 from tests.stack.postgres import OWNER, READER, WRITER, PostgresServer
 
 from derops_headend.storage.database import Database
-from derops_headend.storage.migrating import migrate
 from derops_headend.storage.roles import (
     FUNCTIONS,
     TABLES,
@@ -22,6 +21,7 @@ from derops_headend.storage.roles import (
     find_superfluous,
     roles_sql,
 )
+from derops_headend.storage.schema import migrate
 
 PROGRAM = Path(sys.executable).parent / "derops-headend"
 NAME = "roles"
@@ -211,13 +211,13 @@ def test_a_database_of_an_earlier_version_becomes_the_writers(
 def test_an_old_schema_is_upgraded_by_the_writer(
     server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from derops_headend.storage.migrating import migrations
+    from derops_headend.storage.schema import migrations
 
     first = {version: text for version, text in migrations().items() if version < 4}
     url = server.create_database(NAME)
     try:
         with monkeypatch.context() as before:
-            before.setattr("derops_headend.storage.migrating.migrations", lambda: first)
+            before.setattr("derops_headend.storage.schema.migrations", lambda: first)
             with psycopg.connect(url, autocommit=True) as connection:
                 migrate(connection)
         server.apply_roles(NAME, roles_sql())

@@ -11,7 +11,7 @@ from tests.headend.writing.making import sources, telemetry
 
 from derops_headend.storage.database import Database
 from derops_headend.storage.engines import add_timescale
-from derops_headend.storage.migrating import migrate, migrations
+from derops_headend.storage.schema import migrate, migrations
 
 
 def test_the_engine_is_found_and_said(

@@ -17,7 +17,7 @@ from tests.headend.storage.conftest import Query
 from tests.headend.storage.storing import PATIENCE_SECONDS, until
 from tests.headend.writing.making import T0_US, connection, entry, report, telemetry
 
-from derops.observing import Readiness
+from derops.observability import Readiness
 from derops.wire.v1 import log_pb2
 from derops_headend.eventlog.sqlite import SqliteEventLog, SqliteLogReader
 from derops_headend.storage.database import Database, Tally

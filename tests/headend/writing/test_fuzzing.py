@@ -14,7 +14,7 @@ from tests.headend.writing.fuzzing import entry_of, messages
 from tests.headend.writing.making import sources, telemetry
 
 from derops_headend.storage.database import Database
-from derops_headend.storage.rolling_up import roll_up
+from derops_headend.storage.roll_ups import roll_up
 from derops_headend.writing.rows import QUANTITIES, Source
 
 MESSAGES = int(os.environ.get("DEROPS_MESSAGES") or 20_000)

@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from derops.rates import Rates
-from derops_headend.api.caching import Expiring
+from derops_headend.api.cache import Expiring
 from derops_headend.api.caller import Caller, CallerKind
 from derops_headend.api.callers.bearer import unauthenticated
 from derops_headend.api.problems import ProblemError, Slug

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from derops.observing import Readiness
+from derops.observability import Readiness
 from derops_headend.api.caller import Caller, CallerKind
 
 PREFIX = "drp_"

@@ -17,7 +17,7 @@ from derops_headend.api.models import NAME_PATTERN, Model
 from derops_headend.api.parameters import AssetName, Namespace
 from derops_headend.api.ports import Parts
 from derops_headend.api.problems import ProblemError, not_found
-from derops_headend.api.routes.allowing import allow
+from derops_headend.api.routes.permission import allow
 from derops_headend.storage.newest import Key, find_newest
 
 router = APIRouter(tags=["assets"])

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from derops_headend.api.models import Model
-from derops_headend.api.paging import page_after, place_of
+from derops_headend.api.pages import page_after, place_of
 from derops_headend.api.parameters import (
     BigInteger,
     Instant,
@@ -17,8 +17,8 @@ from derops_headend.api.parameters import (
     StoredText,
     WholeNumber,
 )
-from derops_headend.api.routes.allowing import allow, allow_rows, later
-from derops_headend.storage.auditing import MOST_ROWS, Mark, Wanted, find_page
+from derops_headend.api.routes.permission import allow, allow_rows, later
+from derops_headend.storage.audit import MOST_ROWS, Mark, Wanted, find_page
 from derops_headend.storage.chain import Stored
 
 router = APIRouter(tags=["audit"])

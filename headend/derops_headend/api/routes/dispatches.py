@@ -10,7 +10,7 @@ from derops.lifecycle import Phase
 from derops.resources.dispatches import DispatchSpec
 from derops_headend.api.assets import view_of as asset_view_of
 from derops_headend.api.call import Call, CallOf
-from derops_headend.api.foreseeing import Charge, Foresight, Seen, facts_of, judge
+from derops_headend.api.dry_run import Charge, Foresight, Seen, facts_of, judge
 from derops_headend.api.models import NAME_PATTERN, Model
 from derops_headend.api.orders import (
     CREATED_BY,
@@ -23,10 +23,10 @@ from derops_headend.api.orders import (
     view_of,
 )
 from derops_headend.api.parameters import DispatchName, Namespace
-from derops_headend.api.placing import Asked, Placing, format_start
+from derops_headend.api.placement import Asked, Placing, format_start
 from derops_headend.api.ports import Manifest, Parts
 from derops_headend.api.problems import Fault, ProblemError, Slug, not_found
-from derops_headend.api.routes.allowing import allow, note
+from derops_headend.api.routes.permission import allow, note
 from derops_headend.storage.newest import Key, find_newest
 
 router = APIRouter(tags=["dispatches"])

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from derops.lifecycle import Phase
 from derops_headend.api.call import call_of
 from derops_headend.api.models import Model
-from derops_headend.api.paging import page_after, place_of
+from derops_headend.api.pages import page_after, place_of
 from derops_headend.api.parameters import (
     Instant,
     Namespace,
@@ -27,7 +27,7 @@ from derops_headend.api.parameters import (
     choose_media,
 )
 from derops_headend.api.problems import not_found
-from derops_headend.api.routes.allowing import allow_rows, later
+from derops_headend.api.routes.permission import allow_rows, later
 from derops_headend.storage.history import (
     Dispatched,
     Place,

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from derops_headend.api.call import call_of
 from derops_headend.api.exports import Export
 from derops_headend.api.models import Model
-from derops_headend.api.paging import page_after, place_of
+from derops_headend.api.pages import page_after, place_of
 from derops_headend.api.parameters import (
     AssetName,
     BigInteger,
@@ -26,7 +26,7 @@ from derops_headend.api.parameters import (
 )
 from derops_headend.api.ports import Parts
 from derops_headend.api.problems import ProblemError, not_found
-from derops_headend.api.routes.allowing import allow_rows
+from derops_headend.api.routes.permission import allow_rows
 from derops_headend.api.telemetry import INTERVAL_SECONDS, Lives, Wanted, answer, check, choose_life
 from derops_headend.api.telemetry_models import (
     ConnectionEvent,
@@ -40,7 +40,7 @@ from derops_headend.api.telemetry_models import (
     Telemetry,
     TelemetryQuery,
 )
-from derops_headend.storage import listing
+from derops_headend.storage import asset_events
 from derops_headend.storage.resolution import Source
 
 T = TypeVar("T")
@@ -136,7 +136,7 @@ async def list_gaps(
     place = await _place(request, namespace, name, query)
     after = None
     if query.after:
-        after = listing.GapPlace(*place_of(query.after, _GAP_PLACE))
+        after = asset_events.GapPlace(*place_of(query.after, _GAP_PLACE))
     return await _answer(request, _gaps, place, query.limit, after)
 
 
@@ -154,7 +154,7 @@ async def list_connections(
     place = await _place(request, namespace, name, query)
     after = None
     if query.after:
-        after = listing.ConnectedPlace(*place_of(query.after, _CONNECTED_PLACE))
+        after = asset_events.ConnectedPlace(*place_of(query.after, _CONNECTED_PLACE))
     return await _answer(request, _connections, place, query.limit, after)
 
 
@@ -221,10 +221,12 @@ def _measurements(
     if life is None:
         return None
     span = place.first, place.end
-    names = listing.list_measurements(connection, life.asset_id, *span, MOST_NAMES)
-    found = listing.Values((), ())
+    names = asset_events.list_measurements(connection, life.asset_id, *span, MOST_NAMES)
+    found = asset_events.Values((), ())
     if measurement:
-        found = listing.read_measurement(connection, life.asset_id, measurement, *span, limit + 1)
+        found = asset_events.read_measurement(
+            connection, life.asset_id, measurement, *span, limit + 1
+        )
     return Measurements(
         uid=life.uid,
         other_uids=others,
@@ -236,12 +238,14 @@ def _measurements(
 
 
 def _gaps(
-    connection: psycopg.Connection, place: _Place, limit: int, after: listing.GapPlace | None
+    connection: psycopg.Connection, place: _Place, limit: int, after: asset_events.GapPlace | None
 ) -> GapPage | None:
     life, others = choose_life(connection, place.lives)
     if life is None:
         return None
-    rows = listing.list_gaps(connection, life.asset_id, place.first, place.end, limit + 1, after)
+    rows = asset_events.list_gaps(
+        connection, life.asset_id, place.first, place.end, limit + 1, after
+    )
     last = rows[limit - 1] if len(rows) > limit else None
     return GapPage(
         uid=life.uid,
@@ -263,12 +267,15 @@ def _gaps(
 
 
 def _connections(
-    connection: psycopg.Connection, place: _Place, limit: int, after: listing.ConnectedPlace | None
+    connection: psycopg.Connection,
+    place: _Place,
+    limit: int,
+    after: asset_events.ConnectedPlace | None,
 ) -> ConnectionPage | None:
     life, others = choose_life(connection, place.lives)
     if life is None:
         return None
-    rows = listing.list_connections(
+    rows = asset_events.list_connections(
         connection, life.asset_id, place.first, place.end, limit + 1, after
     )
     last = rows[limit - 1] if len(rows) > limit else None

@@ -1,0 +1,1 @@
+"""The loop around one asset: it stores, writes the device and reports."""

@@ -1,0 +1,273 @@
+"""Executions in memory, the same on the disk, and the reports of them.
+
+A change counts only once it is durable, and is reported only then. What ends counts at once where
+the ledger takes nothing, and is still reported only when it does.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import structlog
+
+from derops.schedules import SECOND_US
+from derops.wire.v1 import agent_pb2, dispatch_pb2
+from derops_agent import metrics
+from derops_agent.asset.ledger import Alive, Entry, Ledger
+from derops_agent.clock import Clock
+from derops_agent.execution.state import Execution, Stage
+from derops_agent.execution.wire import write_report
+
+TOMBSTONE_US = 24 * 3600 * SECOND_US
+FORGET_AFTER_US = SECOND_US
+"""For so long what is settled waits for a commit to go with."""
+
+
+class Runner(Protocol):
+    """Runs a blocking call, in a thread or in place."""
+
+    def __call__(self, call: Callable[..., Any], /, *arguments: Any) -> Awaitable[Any]:
+        """Return what ``call`` returns."""
+        ...
+
+
+class Journal(Mapping[str, Execution]):
+    """All executions that are not settled, by uid."""
+
+    def __init__(self, ledger: Ledger, clock: Clock, run: Runner, asset: str) -> None:
+        self.on_report: Callable[[dispatch_pb2.DispatchReport], None] = lambda _: None
+        self.clock_offset_milliseconds: int | None = None
+        self.believes_clock = False
+        """Whether the wall clock may become the last time that is known to be good."""
+        self.alive = Alive(at_us=0, boot_id="")
+        """When the agent last stored anything before this start."""
+        self._ledger, self._clock, self._run = ledger, clock, run
+        self._executions: dict[str, Execution] = {}
+        self._reports: dict[str, dispatch_pb2.DispatchReport] = {}
+        self._sequence = 0
+        self._acknowledged: set[str] = set()
+        self._absent: set[str] = set()
+        self._saved_us = 0
+        self._outliving = False
+        self._unstored: dict[str, Execution] = {}
+        """What the ledger has of those that went on without it."""
+        self._log = structlog.get_logger("journal").bind(asset=asset)
+
+    def __getitem__(self, uid: str) -> Execution:
+        return self._executions[uid]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._executions)
+
+    def __len__(self) -> int:
+        return len(self._executions)
+
+    @property
+    def idle_us(self) -> int:
+        """For how long nothing was stored."""
+        return self._clock.monotonic_us() - self._saved_us
+
+    async def load(self) -> None:
+        """Read the ledger."""
+        stored = await self._run(self._ledger.unsettled)
+        self.alive = await self._run(lambda: self._ledger.alive)
+        self._sequence = await self._run(lambda: self._ledger.report_sequence)
+        for entry in stored:
+            self._executions[entry.execution.order.uid] = entry.execution
+            self._reports[entry.execution.order.uid] = entry.report
+
+    def set_in_memory(self, execution: Execution) -> None:
+        """Take a state that may be lost: progress between two transitions."""
+        self._executions[execution.order.uid] = execution
+
+    def reports(self) -> list[dispatch_pb2.DispatchReport]:
+        """Return the latest report of each, oldest first."""
+        return sorted(self._reports.values(), key=lambda report: report.sequence)
+
+    async def recall(self, uid: str) -> None:
+        """Bring a settled execution back, if its tombstone is there: the headend asks again."""
+        if not self._ledger.may_have_tombstone(uid):
+            return
+        stored = await self._run(self._ledger.tombstone, uid)
+        if stored is not None:
+            self._executions[uid] = stored.execution
+            self._reports[uid] = stored.report
+            self.on_report(stored.report)
+
+    async def commit(
+        self,
+        result: Mapping[str, Execution],
+        *,
+        orders: Mapping[str, dispatch_pb2.Dispatch] | None = None,
+        asset: dispatch_pb2.Asset | None = None,
+        revision: agent_pb2.Revision | None = None,
+        happened: bool = False,
+    ) -> None:
+        """Store what differs, then let it count and report it.
+
+        Args:
+            result: Executions, by uid.
+            orders: Those that came with it.
+            asset: The configuration that came with it.
+            revision: The desired state that it is from.
+            happened: A device did it: it counts also where it cannot be stored, and is told once
+                it can.
+
+        Raises:
+            sqlite3.Error: The ledger takes nothing.
+        """
+        orders = orders or {}
+        entries = [
+            Entry(execution=execution, order=orders.get(uid), report=self._report(execution))
+            for uid, execution in result.items()
+            if uid in orders or execution != self._executions.get(uid)
+        ]
+        if not entries and asset is None and revision is None:
+            return
+        try:
+            await self._save(entries, asset, revision)
+        except sqlite3.Error:
+            if self._outliving or happened:
+                for entry in entries:
+                    self._unstored.setdefault(entry.uid, self._executions[entry.uid])
+                    self._executions[entry.uid] = entry.execution
+            if not self._outliving:
+                raise
+            return
+        await self._tell(entries)
+
+    @contextmanager
+    def outliving(self) -> Iterator[None]:
+        """While the block runs, what cannot be stored counts all the same, and is told later."""
+        self._outliving = True
+        try:
+            yield
+        finally:
+            self._outliving = False
+
+    async def catch_up(self) -> None:
+        """Store and tell what could not be stored.
+
+        Raises:
+            sqlite3.Error: The ledger still takes nothing.
+        """
+        entries = [
+            Entry(execution=self._executions[uid], report=self._report(self._executions[uid]))
+            for uid in self._unstored
+        ]
+        await self._save(entries)
+        await self._tell(entries)
+
+    async def _tell(self, entries: list[Entry]) -> None:
+        before = {
+            entry.uid: self._unstored.pop(entry.uid, None) or self._executions.get(entry.uid)
+            for entry in entries
+        }
+        for entry in entries:
+            self._executions[entry.uid] = entry.execution
+            if entry.report is not None:
+                self._reports[entry.uid] = entry.report
+                self._acknowledged.discard(entry.uid)
+                self.on_report(entry.report)
+        await asyncio.sleep(0)  # the reports leave first: people wait for them
+        for entry in entries:
+            self._note_steps(before[entry.uid], entry.execution)
+
+    async def save_progress(self) -> None:
+        """Store all as they stand, without a report."""
+        await self._save([Entry(execution=execution) for execution in self.values()])
+
+    def acknowledge(self, sequence: int) -> None:
+        """Note that a report is durable at the gateway."""
+        for uid, report in self._reports.items():
+            if report.sequence == sequence:
+                self._acknowledged.add(uid)
+
+    def mark_present(self, uids: set[str]) -> None:
+        """Note that the headend has these, after all."""
+        self._absent -= uids
+
+    def mark_absent(self, uids: set[str]) -> None:
+        """Note that the headend no longer has these."""
+        self._absent |= uids
+
+    @property
+    def forgettable(self) -> set[str]:
+        """What is finished here, absent there, and whose last report has arrived."""
+        told = (self._absent & self._acknowledged) - self._unstored.keys()
+        return {uid for uid in told if self[uid].stage is Stage.DONE and not self[uid].may_land}
+
+    async def forget(self) -> None:
+        """Forget what can be, where no commit came that it could have gone with.
+
+        Whoever waits for an answer is not to wait for this.
+        """
+        if self.forgettable and self.idle_us >= FORGET_AFTER_US:
+            await self._save([])
+
+    async def _save(
+        self,
+        entries: list[Entry],
+        asset: dispatch_pb2.Asset | None = None,
+        revision: agent_pb2.Revision | None = None,
+    ) -> None:
+        alive = self.alive
+        if self.believes_clock:
+            alive = Alive(at_us=self._clock.now_us(), boot_id=self._clock.boot_id())
+        self._saved_us = self._clock.monotonic_us()
+        settled = self._settled_with({entry.uid for entry in entries})
+        await self._run(
+            lambda: self._ledger.save(
+                entries, alive=alive, asset=asset, revision=revision, settled=settled
+            )
+        )
+        for uid in settled:
+            del self._executions[uid], self._reports[uid]
+        self._absent -= settled.keys()
+        self._acknowledged -= settled.keys()
+
+    def _settled_with(self, changed: set[str]) -> dict[str, int]:
+        """Return until when a tombstone is kept of what can be forgotten in the same commit."""
+        if self._outliving:
+            return {}  # what ended meanwhile has yet to be reported
+        now_us = self._clock.now_us()
+        ends_us = {
+            uid: planned.end_us if (planned := self._executions[uid].planned) else now_us
+            for uid in self.forgettable - changed
+        }
+        return {uid: max(end_us, now_us) + TOMBSTONE_US for uid, end_us in ends_us.items()}
+
+    def _report(self, execution: Execution) -> dispatch_pb2.DispatchReport | None:
+        """Return a new report if it says something that the last one did not."""
+        last = self._reports.get(execution.order.uid)
+        offset = self.clock_offset_milliseconds
+        report = write_report(
+            execution,
+            sequence=last.sequence if last else 0,
+            ledger_id=self._ledger.ledger_id,
+            clock_offset_milliseconds=offset,
+        )
+        if last is not None:
+            known = dispatch_pb2.DispatchReport()
+            known.CopyFrom(last)
+            known.ClearField("clock_offset_milliseconds")
+            if offset is not None:
+                known.clock_offset_milliseconds = offset
+            if report == known:
+                return None
+        self._sequence += 1
+        report.sequence = self._sequence
+        return report
+
+    def _note_steps(self, before: Execution | None, execution: Execution) -> None:
+        for step in execution.steps[len(before.steps) if before else 0 :]:
+            metrics.count_transition(step.phase, step.reason)
+            self._log.info(
+                "dispatch.moved",
+                dispatch_uid=execution.order.uid,
+                phase=step.phase,
+                reason=step.reason,
+                message=step.message,
+            )

@@ -1,0 +1,180 @@
+"""Writes that a device does not show yet: what is waited for, for how long, how often. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from derops.lifecycle import Reason
+from derops.schedules import SECOND_US
+from derops_agent.execution import readback, windows
+from derops_agent.execution.readback import WriteFailure
+from derops_agent.execution.resolution import VALUES
+from derops_agent.execution.site import Site
+from derops_agent.execution.state import Moment, Stage
+from derops_agent.execution.windows import Executions
+from derops_agent.ports import ReadBack, Setpoints
+
+WORN_RETRY_SECONDS = 600
+"""How often a device that does not let go is still told to, once it was written often enough."""
+
+LEAST_RETRY_US = 1 * SECOND_US
+"""How soon a start is tried again at the earliest, once it has failed more than once."""
+
+Passed = Mapping[str, frozenset[int]]
+"""Values in watts that a device may show yet although it was told others since, by mode."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Awaited:
+    """A write that the device took, and does not show yet."""
+
+    step: Setpoints
+    target: Setpoints
+    wrote: Moment
+    wanting: frozenset[str]
+    """Whose start, end or loss it was written for and is not shown, by uid."""
+
+    starting: frozenset[str]
+    """Of these, what was to start."""
+
+    modes: frozenset[str] = frozenset()
+    """That are waited for."""
+
+    shown: Mapping[str, str] = field(default_factory=dict)
+    """What the device last said of them, in words; empty = it was not asked yet."""
+
+    behind: Mapping[str, str] = field(default_factory=dict)
+    """The same of those that it may show as they were before."""
+
+    ask_at_us: int
+    failure: WriteFailure | None = None
+    """Of a write that was not answered."""
+
+    timer_ends_us: int | None = None
+    """When the device's own timer runs out if it has not taken this."""
+
+    shows_nothing: bool = False
+    """It is a step of a ramp that a device may hold which does not take the setpoint."""
+
+    is_over: bool = False
+    """It was waited for long enough to be told; it is asked on until it is written again."""
+
+
+@dataclass(slots=True)
+class Tries:
+    """How often one setpoint was written for the same executions."""
+
+    wanting: frozenset[str] = frozenset()
+    writes: int = 0
+    last_us: int = 0
+
+
+def wrong_modes(
+    scope: Executions, wanted: Setpoints, held: Setpoints | None, site: Site
+) -> dict[str, str]:
+    """Return the modes that the device says are not as they were written, with the words for it."""
+    if held is None:
+        return {}
+    modes, wanted = set(site.mismatches(wanted, held)), site.sent(wanted)
+    for execution in scope.values():
+        # A released value is not compared, but one that is to end must not still be there.
+        kept = site.holds(held, execution) and not site.holds(wanted, execution)
+        if execution.stage is Stage.REVERTING and kept:
+            modes.add(execution.order.mode)
+    told = "released it" if wanted == Setpoints() else f"wrote {wanted}"
+    return dict.fromkeys(modes, f"{told}, the device says that it holds {held}")
+
+
+def passed(
+    known: Passed, before: Setpoints | None, held: Setpoints | None, step: Setpoints, site: Site
+) -> dict[str, frozenset[int]]:
+    """Return which values a device may show yet once it is told another one than ``step``, by mode.
+
+    Args:
+        known: Those since it last came to where it was to be.
+        before: What it was told before; None = nobody knows what was there.
+        held: What it then said that it holds.
+        step: What it is told.
+        site: For what it can hold.
+    """
+    wanted, told = site.sent(step), None if before is None else site.sent(before)
+    result = {}
+    for mode, name in VALUES.items():
+        values = {getattr(wanted, name)}
+        if told is not None and getattr(told, name) not in values:
+            values.add(getattr(held, name, None))
+        result[mode] = known.get(mode, frozenset()) | values - {None}
+    return result
+
+
+def behind(known: Passed, step: Setpoints, held: Setpoints, site: Site) -> dict[str, str]:
+    """Return the modes of which a device shows just what it had before, with the words for it.
+
+    However near that is: it does not say that the device took ``step``.
+    """
+    wanted = site.sent(step)
+    return {
+        mode: f"wrote {wanted}, the device says that it holds {held}, as before"
+        for mode, values in known.items()
+        if getattr(held, VALUES[mode]) in values - {getattr(wanted, VALUES[mode])}
+    }
+
+
+def again_after_us(read_back: ReadBack, writes: int) -> int:
+    """Return how long after the last of ``writes`` the same may be written again."""
+    if writes >= read_back.most_writes:
+        return WORN_RETRY_SECONDS * SECOND_US
+    # Longer each time: fewer writes outlast a longer trouble.
+    wait_us = round(read_back.patience_seconds * SECOND_US) << writes - 1
+    return min(max(wait_us, LEAST_RETRY_US), WORN_RETRY_SECONDS * SECOND_US)
+
+
+def explained(failure: WriteFailure | None, otherwise: Reason) -> Reason:
+    """Return as what a start has failed that the device does not show."""
+    if failure is None:
+        return otherwise
+    return Reason.DEVICE_OFFLINE if failure.is_silence else Reason.READ_BACK_MISMATCH
+
+
+def explain_wait(read_back: ReadBack) -> str:
+    """Return for how long a device is asked, in words."""
+    return (
+        f"it is asked again for {read_back.patience_seconds:g} s after the write before it is "
+        f"written again"
+    )
+
+
+def ran_out(awaited: Awaited, writes: int, now: Moment) -> Moment | None:
+    """Return when the device's own timer did what it had not done when it was told before.
+
+    Args:
+        awaited: What it shows now.
+        writes: How often it was told.
+        now: Both clocks.
+    """
+    ends_us = awaited.timer_ends_us
+    if ends_us is None or writes <= 1:
+        return None
+    if not awaited.wrote.monotonic_us < ends_us <= now.monotonic_us:
+        return None
+    return now.back(now.monotonic_us - ends_us)
+
+
+def not_known_by(awaited: Awaited, executions: Executions) -> Executions:
+    """Return the start, or what was dropped, that the step of a ramp shows nothing of."""
+    owner = windows.owners(executions).get("ActivePower")
+    if not awaited.shows_nothing or owner is None or owner.held_since is not None:
+        return {}
+    if owner.last_error == Reason.DEVICE_OFFLINE:
+        owner = replace(owner, last_error="")  # it answers, and shows what was written
+    words = (
+        f"the ramp has come to {awaited.step.active_power_watts} W, by which the device does not "
+        f"show yet whether it takes the setpoint"
+    )
+    waiting = readback.await_read_back(
+        {owner.order.uid: owner},
+        {"ActivePower"},
+        awaited.wrote,
+        Reason.START_DEADLINE_EXCEEDED,
+        words,
+    )
+    return {owner.order.uid: waiting.get(owner.order.uid, owner)}

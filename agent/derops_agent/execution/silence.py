@@ -1,0 +1,99 @@
+"""What it makes of the executions that the device does not answer. Pure."""
+
+from dataclasses import dataclass, replace
+
+from derops.lifecycle import Reason
+from derops.schedules import SECOND_US
+from derops_agent.execution import verification
+from derops_agent.execution.reversion import give_up
+from derops_agent.execution.state import LATE_REVERT_US, Execution, Moment, Stage
+from derops_agent.execution.verification import Rule, Verdict
+from derops_agent.execution.windows import Executions
+
+MOST_SILENCES = 2
+"""How many silences of a window are told; the last of these stands until the end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Silence:
+    """A device does not answer, although it was asked more than once."""
+
+    since_us: int
+    """When it last answered, or was first asked, by the monotonic clock."""
+
+    last_answer: Moment | None
+    """The same; None if it has not answered since the agent started."""
+
+
+def bear(
+    executions: Executions, silence: Silence | None, now: Moment, rule: Rule
+) -> dict[str, Execution]:
+    """Return the executions with what is known of them while the device is silent, or is no more.
+
+    A window goes on: it may have been set for its end, and answer before. What cannot be reverted
+    in time has failed before it is reverted; the revert is tried on.
+    """
+    if silence is None:
+        return {uid: _hear_again(execution) for uid, execution in executions.items()}
+    result = {}
+    for uid, execution in executions.items():
+        result[uid] = execution
+        if execution.stage is Stage.HOLDING:
+            result[uid] = _doubt(execution, silence, now)
+        elif execution.stage is Stage.REVERTING and now.wall_us > _given_up_us(execution):
+            result[uid] = _give_up(execution, silence, now, rule)
+    return result
+
+
+def _doubt(execution: Execution, silence: Silence, now: Moment) -> Execution:
+    if _is_doubted(execution):
+        return execution
+    doubted = replace(
+        claim_no_more(execution, silence),
+        silences=execution.silences + 1,
+        effect=replace(execution.effect, told="Unknown"),
+    )
+    unknown = Verdict(verified="Unknown", reason=Reason.DEVICE_OFFLINE)
+    return verification.conclude(doubted, unknown, now.wall_us)
+
+
+def _hear_again(execution: Execution) -> Execution:
+    """Return it as one whose verdict is open; its next samples decide."""
+    if execution.stage is not Stage.HOLDING or not _is_doubted(execution):
+        return execution
+    if execution.silences >= MOST_SILENCES:
+        return execution
+    effect = replace(execution.effect, told="", in_a_row=0)
+    if execution.effect.last_sample_us:
+        return replace(execution, effect=effect)
+    reason = "ReadBackFailed" if execution.evidence == "Written" else "VerificationPending"
+    return replace(execution, effect=effect, verified_reason=reason)
+
+
+def _is_doubted(execution: Execution) -> bool:
+    return execution.verified_reason == Reason.DEVICE_OFFLINE and bool(execution.effect.told)
+
+
+def claim_no_more(execution: Execution, silence: Silence) -> Execution:
+    """Return it with the time counted for which the device is known to have held it.
+
+    What follows is counted when the device says, once it answers, that it has held it on.
+    """
+    return execution.count_until(execution.confirmed or silence.last_answer)
+
+
+def _given_up_us(execution: Execution) -> int:
+    ends_us = execution.planned.end_us if execution.planned and execution.applied_us else 0
+    return max(execution.ended_us, ends_us) + execution.bridged_us + LATE_REVERT_US
+
+
+def _give_up(execution: Execution, silence: Silence, now: Moment, rule: Rule) -> Execution:
+    silent_seconds = (now.monotonic_us - silence.since_us) / SECOND_US
+    return give_up(
+        claim_no_more(execution, silence),
+        now,
+        rule,
+        Reason.DEVICE_OFFLINE,
+        f"the device has not answered for {silent_seconds:.0f} s, what it holds is not known; "
+        "it is reverted as soon as it answers",
+    )

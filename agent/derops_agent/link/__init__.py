@@ -1,0 +1,1 @@
+"""One connected stream for each asset."""

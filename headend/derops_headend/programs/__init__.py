@@ -1,0 +1,1 @@
+"""The sub-commands of ``derops-headend``, but for gateway and API."""

@@ -1,0 +1,1 @@
+"""The API server: what is heard of it, and what is asked of it."""

@@ -1,0 +1,194 @@
+"""Carrying out what was decided: the calls to Kubernetes that are not status of our own kinds."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import structlog
+from kubernetes.aio.client.exceptions import ApiException
+
+from derops_operator.cluster.cache import Cache
+from derops_operator.cluster.client import ChangedMeanwhileError, GoneError, Kube
+from derops_operator.cluster.events import EventWriter
+from derops_operator.reconciling.actions import (
+    REVERT_UNKNOWN,
+    AddFinalizer,
+    ApplyCertificate,
+    Approve,
+    AssetAction,
+    Delete,
+    Deny,
+    DispatchAction,
+    ReadCertificate,
+    Reissue,
+    RemoveFinalizer,
+    Settle,
+    Warn,
+)
+from derops_operator.resources.facts import Asset, Certificate, Key, Kind, Meta, Request
+from derops_operator.resources.instants import format_second
+
+_log = structlog.get_logger("acting")
+
+Take = Callable[[Kind, Mapping[str, Any]], None]
+
+
+class Actor:
+    """Does one action at a time and takes what the API server answers."""
+
+    def __init__(
+        self,
+        kube: Kube,
+        events: EventWriter,
+        cache: Cache,
+        take: Take,
+        drop: Callable[[Key], None],
+        now_us: Callable[[], int],
+    ) -> None:
+        self._kube = kube
+        self._events = events
+        self._cache = cache
+        self._take = take
+        self._drop = drop
+        self._now_us = now_us
+
+    async def act_on_dispatch(self, key: Key, action: DispatchAction) -> None:
+        """Do one action on a Dispatch; what goes to the gateways is not done here."""
+        dispatch = self._cache.dispatch(key.namespace, key.name)
+        if dispatch is None:
+            return
+        if isinstance(action, AddFinalizer | RemoveFinalizer):
+            await self.finalize(Kind.DISPATCH, dispatch.meta, action)
+        elif isinstance(action, Delete):
+            await self._kube.delete(Kind.DISPATCH, dispatch.meta)
+            _log.info("dispatch.deleted", namespace=key.namespace, name=key.name, why="ttl")
+        elif not isinstance(action, Settle):
+            raise TypeError(f"{type(action).__name__} is not for Kubernetes")
+
+    async def act_on_asset(self, key: Key, action: AssetAction) -> None:
+        """Do one action on a DERAsset or its Certificate."""
+        asset = self._cache.asset(key.namespace, key.name)
+        if asset is None:
+            return
+        if isinstance(action, AddFinalizer | RemoveFinalizer):
+            await self.finalize(Kind.ASSET, asset.meta, action)
+        elif isinstance(action, ApplyCertificate):
+            self._take(Kind.CERTIFICATE, await self._kube.apply(Kind.CERTIFICATE, action.manifest))
+        elif isinstance(action, ReadCertificate):
+            await self._read_anew(Key(Kind.CERTIFICATE, key.namespace, action.name))
+        elif isinstance(action, Reissue):
+            await self.reissue(key.namespace, action.name)
+        elif isinstance(action, Warn):
+            self._events.post(
+                Kind.ASSET, asset.meta, warning=True, reason=REVERT_UNKNOWN, note=action.message
+            )
+        else:
+            await self._answer(key.namespace, asset, action)
+
+    async def finalize(
+        self, kind: Kind, meta: Meta, action: AddFinalizer | RemoveFinalizer
+    ) -> None:
+        """Hold an object or let go of it, unless that is so already."""
+        present = isinstance(action, AddFinalizer)
+        if meta.holds_finalizer == present:
+            return
+        manifest = await self._kube.set_finalizer(kind, meta, present=present)
+        if isinstance(action, RemoveFinalizer) and action.warning:
+            self._events.post(kind, meta, warning=True, reason=REVERT_UNKNOWN, note=action.warning)
+        self._take(kind, manifest)
+
+    async def _read_anew(self, key: Key) -> None:
+        try:
+            self._take(key.kind, await self._kube.read(key.kind, key.namespace, key.name))
+        except GoneError:
+            self._drop(key)
+
+    async def approve(self, request: Request, message: str) -> None:
+        """Let the issuer sign a request that is no asset's."""
+        approval = self._answer_of("Approved", message)
+        if await self._patch_conditions(Kind.REQUEST, request, approval):
+            _log.info(
+                "request.approved",
+                namespace=request.meta.namespace,
+                name=request.meta.name,
+                message=message,
+            )
+
+    async def reissue(
+        self,
+        namespace: str,
+        name: str,
+        reason: str = "LedgerEmpty",
+        message: str = "the identity ledger does not know the certificate in the Secret",
+    ) -> None:
+        """Have cert-manager issue a Certificate again, unless it is at it."""
+        certificate = self._cache.certificate(namespace, name)
+        if certificate is None or certificate.is_true("Issuing"):
+            return
+        issuing = {
+            "type": "Issuing",
+            "status": "True",
+            "reason": reason,
+            "message": message,
+            "lastTransitionTime": format_second(self._now_us()),
+            "observedGeneration": certificate.meta.generation,
+        }
+        if await self._patch_conditions(Kind.CERTIFICATE, certificate, issuing):
+            _log.info("certificate.reissued", namespace=namespace, name=name)
+
+    async def _answer(self, namespace: str, asset: Asset, action: Approve | Deny) -> None:
+        request = self._cache.fact(Key(Kind.REQUEST, namespace, action.request))
+        if not isinstance(request, Request):
+            return
+        denied = isinstance(action, Deny)
+        message = action.message if isinstance(action, Deny) else "the request is for this asset"
+        answer = self._answer_of("Denied" if denied else "Approved", message)
+        try:
+            if not await self._patch_conditions(Kind.REQUEST, request, answer):
+                return
+        except ApiException as refused:
+            if not denied or not 400 <= (refused.status or 0) < 500 or refused.status == 429:
+                raise
+            # Anybody's, and to an issuer of others: we may not answer it, nor wait for that.
+            _log.warning(
+                "request.not_denied",
+                namespace=namespace,
+                name=action.request,
+                why=str(refused.reason)[:300],
+            )
+            return
+        _log.info(
+            "request.denied" if denied else "request.approved",
+            namespace=namespace,
+            name=action.request,
+            message=message,
+        )
+        if denied:
+            self._events.post(
+                Kind.ASSET, asset.meta, warning=True, reason="CertificateDenied", note=message
+            )
+
+    def _answer_of(self, kind: str, message: str) -> dict[str, str]:
+        return {
+            "type": kind,
+            "status": "True",
+            "reason": "derops.io",
+            "message": message,
+            "lastTransitionTime": format_second(self._now_us()),
+        }
+
+    async def _patch_conditions(
+        self, kind: Kind, fact: Certificate | Request, condition: Mapping[str, Any]
+    ) -> bool:
+        """Put a condition on an object; tell whether it still was as it was decided on.
+
+        That another object than the asset is gone or changed is no failure of the asset: whoever
+        owns that one may change it as often as they like.
+        """
+        others = [each for each in fact.conditions if each.get("type") != condition["type"]]
+        patch = {"conditions": [*others, condition]}
+        try:
+            self._take(kind, await self._kube.patch_status(kind, fact.meta, patch))
+        except (GoneError, ChangedMeanwhileError):
+            await self._read_anew(Key(kind, fact.meta.namespace, fact.meta.name))
+            return False
+        return True

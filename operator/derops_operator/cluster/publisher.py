@@ -1,0 +1,144 @@
+"""From a wanted status to a stored one: when to write, what to send before and to say after.
+
+Submission never waits here: status has its own queue and workers.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import structlog
+
+from derops.lifecycle import Phase
+from derops.wire.v1 import control_pb2
+from derops_operator import metrics
+from derops_operator.cluster.cache import Cache
+from derops_operator.cluster.events import EventWriter
+from derops_operator.cluster.status_writer import COALESCE_SECONDS, StatusWriter, is_worth_writing
+from derops_operator.gateways import wire
+from derops_operator.reconciling.identity import early_issuance
+from derops_operator.resources.facts import Asset, Dispatch, Key, Kind
+from derops_operator.workqueue import WorkQueue
+
+_log = structlog.get_logger("publishing")
+
+
+class _Wanted(NamedTuple):
+    uid: str
+    status: Mapping[str, Any]
+    basis: Mapping[str, Any] | None
+    """The last status that is no end: later decisions build on it before it is stored."""
+
+
+class Publisher:
+    """The status of all objects, as wanted and not yet stored."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        writer: StatusWriter,
+        events: EventWriter,
+        send: Callable[[control_pb2.HeadendTransition], None],
+        take: Callable[[Kind, Mapping[str, Any]], None],
+    ) -> None:
+        self.queue: WorkQueue[Key] = WorkQueue()
+        self._cache = cache
+        self._writer = writer
+        self._events = events
+        self._send = send
+        self._take = take
+        self._wanted: dict[Key, _Wanted] = {}
+
+    def forget(self, key: Key) -> None:
+        """Forget an object that is gone."""
+        self._wanted.pop(key, None)
+        self._writer.forget(key)
+
+    def with_basis(self, key: Key, dispatch: Dispatch) -> Dispatch:
+        """Return a dispatch with the status that it is about to have, unless that is an end."""
+        wanted = self._wanted.get(key)
+        if wanted is None or wanted.uid != dispatch.meta.uid or wanted.basis is None:
+            return dispatch
+        return dispatch if dispatch.phase.terminal else replace(dispatch, status=wanted.basis)
+
+    def want(self, key: Key, status: dict[str, Any]) -> None:
+        """Have a status written: an end at once, anything else with what follows it closely."""
+        fact = self._cache.fact(key)
+        if not isinstance(fact, Asset | Dispatch) or not is_worth_writing(fact.status, status):
+            self._wanted.pop(key, None)
+            return
+        ended = "phase" in status and Phase(status["phase"]).terminal
+        earlier = self._wanted.get(key)
+        basis = status if not ended else (earlier.basis if earlier is not None else None)
+        self._wanted[key] = _Wanted(fact.meta.uid, status, basis)
+        if ended:
+            self.queue.add(key)
+        else:
+            self.queue.add_after(key, COALESCE_SECONDS)
+
+    async def publish(self, key: Key) -> None:
+        """Write the wanted status of one object, if that still makes a difference."""
+        wanted, fact = self._wanted.get(key), self._cache.fact(key)
+        if wanted is None or not isinstance(fact, Asset | Dispatch):
+            return
+        if key in self._cache.unreadable:  # it is decided anew once it can be read
+            self._wanted.pop(key, None)
+            return
+        if wanted.uid != fact.meta.uid:
+            self._wanted.pop(key, None)
+            return
+        if isinstance(fact, Dispatch):
+            if fact.phase.terminal and wanted.status["history"] != fact.status.get("history"):
+                # Decided before that end was stored: it ends once, and is told once.
+                self._wanted.pop(key, None)
+                return
+            asset = self._cache.asset(key.namespace, fact.asset_name)
+            self.record(fact, asset, wanted.status, known=fact.status.get("history", []))
+        manifest = await self._writer.write(key.kind, fact, wanted.status)
+        if self._wanted.get(key) is wanted:
+            self._wanted.pop(key, None)
+        if manifest is None:
+            return
+        if isinstance(fact, Dispatch):
+            self._tell_transition(fact, wanted.status)
+        else:
+            self._tell_asset(key, fact, wanted.status)
+        self._take(key.kind, manifest)
+
+    def _tell_asset(self, key: Key, fact: Asset, status: Mapping[str, Any]) -> None:
+        self._events.post_release(fact.meta, fact.status, status)
+        self._events.post_quarantine(fact.meta, fact.status, status)
+        self._events.post_device(fact.meta, fact.status, status)
+        early = early_issuance(
+            fact.status.get("identity", {}),
+            status.get("identity", {}),
+            self._cache.requests_of(key.namespace, key.name),
+        )
+        if early:
+            self._events.post_early_issuance(fact.meta, early)
+
+    def _tell_transition(self, fact: Dispatch, status: Mapping[str, Any]) -> None:
+        self._events.post_transitions(fact.meta, fact.status, status)
+        if Phase(status["phase"]).terminal and not fact.phase.terminal:
+            metrics.count_ending(status["phase"], status["reason"])
+            _log.info(
+                "dispatch.ended",
+                namespace=fact.meta.namespace,
+                name=fact.meta.name,
+                phase=status["phase"],
+                reason=status["reason"],
+            )
+
+    def record(
+        self,
+        dispatch: Dispatch,
+        asset: Asset | None,
+        status: Mapping[str, Any],
+        known: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Send the headend's own transitions to the database's history; agents send theirs."""
+        for line in status.get("history", []):
+            if line["actor"] != "Agent" and line not in known:
+                message = wire.transition_message(dispatch, asset, line)
+                message.created_by = status.get("createdBy", "")
+                self._send(message)

@@ -1,0 +1,1 @@
+"""What the gateways are to hold, and what they say."""

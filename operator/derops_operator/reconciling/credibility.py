@@ -1,0 +1,57 @@
+"""Whose word about a Dispatch counts. Pure."""
+
+from collections.abc import Collection
+from enum import StrEnum
+
+from derops.wire.v1 import control_pb2
+from derops_operator.resources.facts import Asset, Dispatch
+
+
+class Strange(StrEnum):
+    """Why a report counts for no Dispatch."""
+
+    UNKNOWN_DISPATCH = "UnknownDispatch"
+    """There is no Dispatch of its uid: it is deleted, or never was."""
+
+    ANOTHER_ASSET = "AnotherAsset"
+    """The agent of another asset says it."""
+
+    ANOTHER_LEDGER = "AnotherLedger"
+    """The asset was created anew under its name, and this is not the disk that was given it."""
+
+
+def distrust(
+    message: control_pb2.AgentReport,
+    dispatch: Dispatch | None,
+    asset: Asset | None,
+    *,
+    given_to: str | None,
+    ledger_ids: Collection[str],
+) -> Strange | None:
+    """Return why a report does not count, or None.
+
+    Args:
+        message: With whoever says it, as its certificate attests; an older gateway names only the
+            uid of its asset.
+        dispatch: That the report is about; None = there is none.
+        asset: Of the dispatch's asset name, as it is now; None = there is none.
+        given_to: Uid of the asset that the dispatch was given to the gateways for; None = it is
+            not given to them.
+        ledger_ids: That gateways say they wrote it to.
+    """
+    if dispatch is None:
+        return Strange.UNKNOWN_DISPATCH
+    given_uid = given_to
+    if given_uid is None and asset is not None and not dispatch.is_of_an_earlier(asset):
+        given_uid = asset.meta.uid
+    speaker = (message.namespace, message.asset_name)
+    if any(speaker):
+        is_own = speaker == (dispatch.meta.namespace, dispatch.asset_name)
+    else:
+        is_own = message.asset_uid in {given_uid, asset.meta.uid if asset is not None else None}
+    if not is_own:
+        return Strange.ANOTHER_ASSET
+    anew = message.asset_uid != given_uid
+    if anew and ledger_ids and message.report.ledger_id not in ledger_ids:
+        return Strange.ANOTHER_LEDGER
+    return None

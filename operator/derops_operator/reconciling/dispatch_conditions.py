@@ -1,0 +1,204 @@
+"""The conditions of a Dispatch: what people and programs decide by."""
+
+from dataclasses import dataclass
+
+from derops.lifecycle import UNANSWERED, Phase, Reason
+from derops.wire.v1 import dispatch_pb2
+from derops_operator.reconciling.conditions import Wanted, status_of, truth
+from derops_operator.resources.facts import Dispatch
+
+_UNKNOWN = frozenset({Reason.OUTCOME_UNKNOWN, Reason.LEDGER_LOST})
+_STALLED = frozenset({Phase.FAILED, Phase.REJECTED, Phase.EXPIRED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """Where a dispatch stands, why, and who says so."""
+
+    phase: Phase
+    reason: str
+    message: str
+    actor: str
+    at_us: int
+    early: bool = False
+    """It is told as complete before its end, by the clock of the gateway: no success is certain."""
+
+    @property
+    def unknown(self) -> bool:
+        """Whether it ended without anybody knowing how."""
+        return self.reason in _UNKNOWN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Facts:
+    outcome: Outcome
+    report: dispatch_pb2.DispatchReport | None
+    delivered: bool
+    accepted: bool
+    applied: bool
+    reverted: bool
+    silent: bool
+    """The device does not answer: nobody knows what it holds."""
+
+    unreverted: bool
+    """It has ended, and the device may hold it still."""
+
+    @property
+    def overdue(self) -> str:
+        """Why a start or a revert that is due has not happened yet; empty = nothing is overdue."""
+        if self.report is None or self.outcome.phase.terminal:
+            return ""
+        return self.report.pending_error
+
+
+def is_silent(report: dispatch_pb2.DispatchReport) -> bool:
+    """Tell whether an agent says that the device does not answer: what it holds is not known."""
+    if Phase(report.phase or Phase.SUBMITTED).terminal:
+        unreverted = report.ended_us > 0 and not report.reverted_us  # 0: it was never touched
+        return report.reason == Reason.DEVICE_OFFLINE and unreverted
+    return report.verified_reason == Reason.DEVICE_OFFLINE
+
+
+def is_unreverted(report: dispatch_pb2.DispatchReport) -> bool:
+    """Tell whether an agent says that it ended, and has yet to say that the device is reverted.
+
+    Also one that was never applied: a device that takes something else holds what nobody wants.
+    """
+    terminal = Phase(report.phase or Phase.SUBMITTED).terminal
+    return terminal and report.ended_us > 0 and not report.reverted_us  # 0: it was never touched
+
+
+def judge(
+    dispatch: Dispatch,
+    outcome: Outcome,
+    report: dispatch_pb2.DispatchReport | None,
+    *,
+    written: bool,
+) -> list[Wanted]:
+    """Return the conditions that follow; Delivered, Accepted and Applied never go back."""
+    stored = dispatch.status.get("conditions", [])
+    accepted = report is not None and (report.accepted_us > 0 or report.applied_us > 0)
+    facts = _Facts(
+        outcome=outcome,
+        report=report,
+        delivered=written or report is not None or status_of(stored, "Delivered") == "True",
+        accepted=accepted or status_of(stored, "Accepted") == "True",
+        applied=(report is not None and report.applied_us > 0)
+        or status_of(stored, "Applied") == "True",
+        reverted=report is not None and report.reverted_us > 0,
+        silent=report is not None and is_silent(report),
+        unreverted=report is not None and is_unreverted(report),
+    )
+    return [
+        _delivered(facts),
+        _accepted(facts),
+        _applied(facts),
+        _verified(facts),
+        _reverted(facts),
+        _succeeded(facts),
+        *_kstatus(facts),
+        *_degraded(dispatch, report),
+    ]
+
+
+def _delivered(facts: _Facts) -> Wanted:
+    if facts.delivered:
+        return Wanted("Delivered", "True", Reason.DELIVERED, "written to the stream of the agent")
+    if facts.outcome.unknown:
+        return Wanted("Delivered", "Unknown", facts.outcome.reason, facts.outcome.message)
+    if facts.outcome.phase.terminal:
+        return Wanted("Delivered", "False", facts.outcome.reason, facts.outcome.message)
+    return Wanted("Delivered", "False", "WaitingForAgent", facts.outcome.message)
+
+
+def _accepted(facts: _Facts) -> Wanted:
+    if facts.accepted:
+        return Wanted("Accepted", "True", Reason.ACCEPTED, "checked and stored by the agent")
+    return _if_never(facts, "Accepted", "WaitingForAgent")
+
+
+def _applied(facts: _Facts) -> Wanted:
+    if facts.applied:
+        return Wanted("Applied", "True", Reason.APPLIED, _taken(facts.report))
+    if facts.overdue:
+        return Wanted("Applied", "Unknown", "WaitingForDevice", facts.overdue)
+    unanswered = facts.report is not None and facts.report.evidence == UNANSWERED
+    if facts.report is None or not facts.outcome.phase.terminal or facts.outcome.unknown:
+        return _if_never(facts, "Applied", "WaitingForStart")
+    words = "; ".join(filter(None, (facts.outcome.message, facts.report.pending_error)))
+    return Wanted("Applied", "Unknown" if unanswered else "False", facts.outcome.reason, words)
+
+
+def _taken(report: dispatch_pb2.DispatchReport | None) -> str:
+    """Return what the device took, where that is something else than was asked for."""
+    words = "the device took the setpoint"
+    if report is None or not report.rounding:
+        return words
+    return f"{words} as {report.applied_watts} W: {report.rounding}"
+
+
+def _if_never(facts: _Facts, kind: str, pending: str) -> Wanted:
+    outcome = facts.outcome
+    if outcome.phase.terminal and not outcome.unknown:
+        return Wanted(kind, "False", outcome.reason, outcome.message)
+    return Wanted(kind, "Unknown", outcome.reason if outcome.unknown else pending)
+
+
+def _verified(facts: _Facts) -> Wanted:
+    report = facts.report
+    if report is not None and report.verified in {"True", "False"}:
+        within_seconds = report.within_tolerance_milliseconds / 1000
+        words = f"the measured power was within tolerance for {within_seconds:.0f} s"
+        reason = report.verified_reason or "VerificationPending"
+        return Wanted("Verified", report.verified, reason, words)
+    if facts.outcome.phase.terminal and not facts.applied:
+        return Wanted("Verified", "Unknown", "NotApplied")
+    reason = report.verified_reason if report is not None else ""
+    words = "the device does not answer; what it holds is not known" if facts.silent else ""
+    return Wanted("Verified", "Unknown", reason or "VerificationPending", words)
+
+
+def _reverted(facts: _Facts) -> Wanted:
+    outcome = facts.outcome
+    if facts.reverted:
+        words = "the device let go of it, for the asset's fallback or for another dispatch"
+        return Wanted("Reverted", "True", "Reverted", words)
+    if facts.overdue and facts.report is not None and facts.report.ended_us:
+        return Wanted("Reverted", "False", Reason.REVERT_FAILED, facts.overdue)
+    if not outcome.phase.terminal or outcome.unknown:
+        return Wanted("Reverted", "Unknown", outcome.reason if outcome.unknown else "WaitingForEnd")
+    if facts.applied or facts.unreverted:
+        return Wanted("Reverted", "False", outcome.reason, outcome.message)
+    return Wanted("Reverted", "True", "NothingToRevert", "the device was never changed")
+
+
+def _succeeded(facts: _Facts) -> Wanted:
+    outcome = facts.outcome
+    if not outcome.phase.terminal:
+        return Wanted("Succeeded", "Unknown", outcome.reason, outcome.message)
+    done = "Unknown" if outcome.early else truth(outcome.phase is Phase.COMPLETE)
+    return Wanted("Succeeded", done, outcome.reason, outcome.message)
+
+
+def _kstatus(facts: _Facts) -> list[Wanted]:
+    outcome = facts.outcome
+    terminal, stalled = outcome.phase.terminal, outcome.phase in _STALLED
+    ready = not stalled and (facts.accepted or terminal)
+    moving = not terminal and not facts.accepted
+    message = outcome.message
+    return [
+        Wanted("Ready", truth(ready), outcome.reason, message),
+        Wanted("Reconciling", truth(moving), outcome.reason, message if moving else ""),
+        Wanted("Stalled", truth(stalled), outcome.reason, message if stalled else ""),
+    ]
+
+
+def _degraded(dispatch: Dispatch, report: dispatch_pb2.DispatchReport | None) -> list[Wanted]:
+    if report is not None and report.clamped_by:
+        given = f"{report.applied_watts} W instead of" if report.applied_us else "less than"
+        words = f"{given} the {dispatch.watts} W asked for, by {report.clamped_by}"
+        return [Wanted("Degraded", "True", "Clamped", words)]
+    was = status_of(dispatch.status.get("conditions", []), "Degraded")
+    if was == "True" and report is not None and report.accepted_us:
+        return [Wanted("Degraded", "False", "NotClamped", "the limits allow the whole of it now")]
+    return []

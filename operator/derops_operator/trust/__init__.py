@@ -1,0 +1,1 @@
+"""Whose certificates count, and who is told."""
