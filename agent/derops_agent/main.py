@@ -31,7 +31,8 @@ from derops_agent.drivers.options import DriverOptionError
 from derops_agent.execution.site import LocalLimits
 from derops_agent.link.link import Endpoint, Link
 from derops_agent.settings import AgentSettings, AssetSettings, load
-from derops_agent.storage import Flusher, Threads
+from derops_agent.storage import Threads
+from derops_agent.telemetry.flusher import Flusher
 from derops_agent.telemetry.outbox import Outbox
 from derops_agent.telemetry.outbox_store import OutboxStore
 from derops_agent.telemetry.sampler import sample_for_ever

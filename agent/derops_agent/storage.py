@@ -1,20 +1,51 @@
-"""Threads for SQLite, and the loop that makes telemetry durable once a second."""
+"""What lies on the agent's disk: how its files are opened, and where their calls run."""
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-import structlog
+from derops.files import make_directory
+from derops.sqlite import connect, read_version
 
-from derops.observability import Readiness
-from derops_agent.telemetry.outbox_store import OutboxStore, is_damaged
-
-FLUSH_SECONDS = 1.0
-_OUTBOX = "outbox"
+PRAGMAS = (
+    # Alone, SQLite needs no index of the log beside the file: on a full disk that cannot be made,
+    # and a process that maps it is ended by a signal.
+    "locking_mode = EXCLUSIVE",
+    "journal_mode = WAL",
+    "synchronous = FULL",
+)
 _LEDGER_THREADS = 4
+
+
+def open_database(
+    path: Path, schema: str, version: int, upgrades: Sequence[str] = ()
+) -> sqlite3.Connection:
+    """Open a durable SQLite file and make its tables if it is new; no other process may have it.
+
+    The first of ``upgrades`` makes version 2 of a file of version 1, and so on.
+
+    Raises:
+        SchemaTooNewError: A newer program wrote it.
+        sqlite3.Error: It cannot be made or read now, or another process has it.
+        OSError: The same of its directory.
+    """
+    make_directory(path.parent)
+    connection = connect(path, PRAGMAS)
+    try:
+        found = read_version(connection, path, version)
+        if found < version:
+            steps = schema if found == 0 else ";".join(upgrades[found - 1 :])
+            connection.executescript(
+                f"BEGIN IMMEDIATE;{steps};PRAGMA user_version={version};COMMIT;"
+            )
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 class Threads:
@@ -37,64 +68,6 @@ class Threads:
         """Wait for what runs."""
         self._ledgers.shutdown()
         self._outbox.shutdown()
-
-
-class Flusher:
-    """Makes samples durable, at the latest a second after they were taken."""
-
-    def __init__(self, store: OutboxStore, threads: Threads, readiness: Readiness) -> None:
-        self.store = store
-        """Whose samples they are."""
-
-        self._threads, self._readiness = threads, readiness
-        self._full = asyncio.Event()
-        self._work: list[Any] = []
-        self._failing = False
-        self._log = structlog.get_logger("outbox")
-        store.wake = self._full.set
-
-    async def run(self) -> None:
-        """Flush for ever; a disk that fails is tried again, a damaged file is replaced."""
-        while True:
-            try:
-                async with asyncio.timeout(FLUSH_SECONDS):
-                    await self._full.wait()
-            except TimeoutError:
-                pass
-            self._full.clear()
-            try:
-                await self.flush()
-            except sqlite3.Error as error:
-                await self._recover(error)
-            else:
-                if self._failing:
-                    self._failing = False
-                    self._readiness.found(_OUTBOX)
-                    self._log.info("outbox.commit_recovered")
-
-    async def _recover(self, error: sqlite3.Error) -> None:
-        self._readiness.degraded(_OUTBOX, str(error))
-        if not self._failing:
-            self._failing = True
-            self._log.error("outbox.commit_failed", error=str(error))
-        if is_damaged(error):
-            ids = await self._threads.run_outbox(self.store.replace, error)
-            self._work = []
-            self.store.begin_anew(ids)
-
-    async def flush(self) -> None:
-        """Commit what there is.
-
-        Raises:
-            sqlite3.Error: The disk did not take it; it is kept for the next time. What is sampled
-                until then waits at the outboxes, which have a bound.
-        """
-        if not self._work:
-            self._work = self.store.collect()
-        work = self._work
-        shortened = await self._threads.run_outbox(self.store.commit, work)
-        self._work = []
-        self.store.finish(work, shortened)
 
 
 async def _run(

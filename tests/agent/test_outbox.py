@@ -10,7 +10,8 @@ from derops.observability import Readiness
 from derops.wire.v1 import agent_pb2
 from derops_agent import metrics
 from derops_agent.ports import Reading
-from derops_agent.storage import Flusher, Threads
+from derops_agent.storage import Threads
+from derops_agent.telemetry.flusher import Flusher
 from derops_agent.telemetry.outbox import MAX_WAITING, Outbox, split
 from derops_agent.telemetry.outbox_store import OutboxStore
 

@@ -9,8 +9,9 @@ import pytest
 from tests.agent.fakes import T0, Agent, S, asset, order
 
 from derops.errors import SchemaTooNewError
-from derops_agent.asset.ledger import Ledger, open_database
+from derops_agent.asset.ledger import Ledger
 from derops_agent.ports import Setpoints
+from derops_agent.storage import open_database
 
 
 async def test_what_the_timer_of_the_device_ended_meanwhile_counts_until_then(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from derops_agent.asset.ledger import open_database
+from derops_agent.storage import open_database
 from derops_headend.eventlog.sqlite import SqliteEventLog
 from derops_headend.gateway.desired_store import DesiredStore
 

@@ -7,7 +7,7 @@ the headend notices a lost disk.
 import secrets
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from derops.errors import SchemaTooNewError
-from derops.files import make_directory, make_private, sync_recovered
+from derops.sqlite import transaction
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_agent.execution.state import Execution
+from derops_agent.storage import open_database
 
 SCHEMA_VERSION = 2
 _UPGRADES = ("ALTER TABLE meta ADD COLUMN revision_era INTEGER NOT NULL DEFAULT 0",)
@@ -80,42 +80,6 @@ class Stored:
 
     execution: Execution
     report: dispatch_pb2.DispatchReport
-
-
-def open_database(
-    path: Path, schema: str, version: int, upgrades: Sequence[str] = ()
-) -> sqlite3.Connection:
-    """Open a durable SQLite file and make its tables if it is new; no other process may have it.
-
-    The first of ``upgrades`` makes version 2 of a file of version 1, and so on.
-
-    Raises:
-        SchemaTooNewError: A newer program wrote it.
-        sqlite3.Error: It cannot be made or read now, or another process has it.
-        OSError: The same of its directory.
-    """
-    make_directory(path.parent)
-    make_private(path)
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    try:
-        # Alone, SQLite needs no index of the log beside the file: on a full disk that cannot be
-        # made, and a process that maps it is ended by a signal.
-        connection.execute("PRAGMA locking_mode=EXCLUSIVE")
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        (found,) = connection.execute("PRAGMA user_version").fetchone()
-        if found > version:
-            raise SchemaTooNewError(str(path), found, version)
-        if found < version:
-            steps = schema if found == 0 else ";".join(upgrades[found - 1 :])
-            connection.executescript(
-                f"BEGIN IMMEDIATE;{steps};PRAGMA user_version={version};COMMIT;"
-            )
-        sync_recovered(path)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
 class Ledger:
@@ -291,15 +255,8 @@ class Ledger:
         return value
 
     def _transact(self, write: Callable[[], None]) -> None:
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                write()
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+        with self._lock, transaction(self._db):
+            write()
 
 
 def _stored(state: bytes, report: bytes) -> Stored:

@@ -12,9 +12,10 @@ from pathlib import Path
 import structlog
 
 from derops.ids import AssetName
+from derops.sqlite import transaction
 from derops.wire.v1 import agent_pb2
 from derops_agent import metrics
-from derops_agent.asset.ledger import open_database
+from derops_agent.storage import open_database
 from derops_agent.telemetry.outbox import Outbox, Row
 
 SCHEMA_VERSION = 1
@@ -178,20 +179,17 @@ class OutboxStore:
         kept = {key: replace(stored) for key, stored in self._kept.items()}
         now_us = self._now_us()
         oldest_us = now_us - self._max_age_us if now_us is not None else 0
-        self._db.execute("BEGIN IMMEDIATE")
         try:
-            for key, acknowledged, rows in work:
-                stored = self._kept.setdefault(key, _Stored())
-                self._apply(key, stored, acknowledged, rows)
-                if stored.size > self._max_bytes:
-                    shortened[key] = self._shorten(key, stored, "OutboxFull")
-                elif self._oldest_us(key, stored) < oldest_us:
-                    shortened[key] = self._shorten(key, stored, "OutboxTooOld", oldest_us)
-            self._db.execute("COMMIT")
+            with transaction(self._db):
+                for key, acknowledged, rows in work:
+                    stored = self._kept.setdefault(key, _Stored())
+                    self._apply(key, stored, acknowledged, rows)
+                    if stored.size > self._max_bytes:
+                        shortened[key] = self._shorten(key, stored, "OutboxFull")
+                    elif self._oldest_us(key, stored) < oldest_us:
+                        shortened[key] = self._shorten(key, stored, "OutboxTooOld", oldest_us)
         except BaseException:
             self._kept = kept
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
             raise
         return shortened
 

@@ -14,16 +14,16 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import structlog
 from google.protobuf.message import DecodeError
 
-from derops.errors import LogDamagedError, SchemaTooNewError
-from derops.files import make_private, sync_recovered
+from derops.errors import LogDamagedError
+from derops.sqlite import connect, read_version, transaction
 from derops.wire.v1 import log_pb2
 from derops_headend.eventlog import metrics
 from derops_headend.eventlog.ports import (
@@ -41,6 +41,15 @@ DEFAULT_MAX_BYTES = 8 * 1024**3
 _DROPPED_SHARE = 50
 """Of the records, one in so many is dropped at a time."""
 
+PRAGMAS = (
+    "page_size = 16384",
+    "auto_vacuum = INCREMENTAL",  # only a new file takes it
+    "synchronous = FULL",
+    "wal_autocheckpoint = 2000",
+    "journal_size_limit = 67108864",
+    # Debian's SQLite writes zeros over what it deletes: a trim would cost as much as an append.
+    "secure_delete = OFF",
+)
 _BUSY_SECONDS = 30
 _MAKER = "a gateway with the same data directory makes it"
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -89,7 +98,7 @@ class SqliteLogReader:
         self._lock = threading.Lock()
         self._connection = _connect(path, create=False)
         try:
-            if _version(self._connection, path) == 0:
+            if read_version(self._connection, path, SCHEMA_VERSION) == 0:
                 raise LogMissingError(f"{path} is empty; {_MAKER}")
             # What a crash undoes of a trim is trimmed again; the appender's own commits are FULL.
             self._connection.execute("PRAGMA synchronous = NORMAL")
@@ -279,7 +288,7 @@ class SqliteEventLog(SqliteLogReader):
         if not self._drop_oldest:
             raise LogFullError(f"the event log holds its bound of {self._max_bytes} bytes")
         first, last = self.bounds()
-        with _transaction(self._appending):
+        with transaction(self._appending):
             self._appending.execute(_DROP, ((last - first) // _DROPPED_SHARE,))
         dropped = self.bounds()[0] - first
         metrics.LOG_RECORDS_DROPPED.inc(dropped)
@@ -289,7 +298,7 @@ class SqliteEventLog(SqliteLogReader):
         records = pack(entry for serialized, _ in group for entry in serialized)
         try:
             self._make_room()
-            with _transaction(self._appending):
+            with transaction(self._appending):
                 (last,) = self._appending.execute(_LAST).fetchone()
                 self._appending.executemany(
                     _INSERT,
@@ -317,60 +326,20 @@ def _checksum(offset: int, body: bytes) -> int:
 
 
 def _connect(path: Path, *, create: bool) -> sqlite3.Connection:
-    mode = "rwc" if create else "rw"
-    if create:
-        make_private(path)
     try:
-        connection = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode={mode}",
-            uri=True,
-            timeout=_BUSY_SECONDS,
-            isolation_level=None,
-            check_same_thread=False,
-        )
+        return connect(path, PRAGMAS, create=create, busy_seconds=_BUSY_SECONDS)
     except sqlite3.OperationalError as error:
         if create or path.exists():
             raise
         raise LogMissingError(f"{path} does not exist; {_MAKER}") from error
-    for pragma in (
-        "page_size = 16384",
-        "auto_vacuum = INCREMENTAL",  # only a new file takes it
-        "synchronous = FULL",
-        "wal_autocheckpoint = 2000",
-        "journal_size_limit = 67108864",
-    ):
-        connection.execute(f"PRAGMA {pragma}")
-    # Debian's SQLite writes zeros over what it deletes: a trim would cost as much as an append.
-    connection.execute("PRAGMA secure_delete = OFF")
-    sync_recovered(path)
-    return connection
 
 
 def _make(connection: sqlite3.Connection, path: Path) -> None:
-    if _version(connection, path) > 0:
+    if read_version(connection, path, SCHEMA_VERSION) > 0:
         return
     connection.execute("PRAGMA journal_mode = WAL")
-    with _transaction(connection):
+    with transaction(connection):
         for statement in _SCHEMA:
             connection.execute(statement)
         connection.execute("INSERT INTO meta VALUES (?)", (secrets.token_hex(16),))
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-
-
-def _version(connection: sqlite3.Connection, path: Path) -> int:
-    (found,) = connection.execute("PRAGMA user_version").fetchone()
-    if found > SCHEMA_VERSION:
-        raise SchemaTooNewError(str(path), found, SCHEMA_VERSION)
-    return int(found)
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise

@@ -4,20 +4,20 @@ What was written to whom lies here too: "never written" is a proof only as far b
 """
 
 import asyncio
-import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
-from derops.errors import SchemaTooNewError
-from derops.files import make_directory, make_private, sync_recovered
+from derops.files import make_directory
+from derops.sqlite import connect, read_version, transaction
 from derops.wire.v1 import control_pb2, dispatch_pb2
 from derops_headend.access.operator_key import OperatorKeys
 from derops_headend.fleet.desired import Revision, Snapshot, Written
 
 SCHEMA_VERSION = 1
+PRAGMAS = ("journal_mode = WAL", "synchronous = FULL")
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
@@ -61,14 +61,10 @@ class DesiredStore:
             SchemaTooNewError: A newer program wrote it.
         """
         make_directory(path.parent)
-        make_private(path)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="desired-store")
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = FULL")
-        self._migrate(str(path), now_us)
+        self._connection = connect(path, PRAGMAS)
+        self._migrate(path, now_us)
         self._connection.executescript(_LATER_SCHEMA)
-        sync_recovered(path)
         self.state_since_us = self._meta("state_since_us")
 
     def load(self) -> tuple[Snapshot, dict[str, Written]] | None:
@@ -144,14 +140,8 @@ class DesiredStore:
 
     async def _in_transaction(self, work: Callable[[], object]) -> None:
         def run() -> None:
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
+            with transaction(self._connection):
                 work()
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
 
         await asyncio.get_running_loop().run_in_executor(self._thread, run)
 
@@ -215,11 +205,8 @@ class DesiredStore:
                 query("DELETE FROM delivery WHERE dispatch_uid = ?", (delta.dispatch_removed,))
         self._set_meta("version", max(delta.version for delta in deltas))
 
-    def _migrate(self, path: str, now_us: int) -> None:
-        (found,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if found > SCHEMA_VERSION:
-            raise SchemaTooNewError(path, found, SCHEMA_VERSION)
-        if found == 0:
+    def _migrate(self, path: Path, now_us: int) -> None:
+        if read_version(self._connection, path, SCHEMA_VERSION) == 0:
             # One transaction: without this time, the memory of it would go back for ever.
             self._connection.executescript(
                 f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}"
