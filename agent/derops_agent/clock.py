@@ -5,13 +5,28 @@ The second one counts from the machine's boot, also while it sleeps, and cannot 
 
 import ctypes
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from derops_agent.execution.state import Moment
-
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _TIME_ERROR = 5  # what adjtimex(2) returns while the kernel's clock is not synchronised
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """One instant on both clocks."""
+
+    wall_us: int
+    monotonic_us: int
+
+    def back(self, span_us: int) -> "Moment":
+        """Return the instant that was ``span_us`` before."""
+        return Moment(wall_us=self.wall_us - span_us, monotonic_us=self.monotonic_us - span_us)
+
+    def back_to(self, wall_us: int) -> "Moment":
+        """Return the instant of the past at which the wall clock said ``wall_us``."""
+        return self.back(max(0, self.wall_us - wall_us))
 
 
 class Clock(Protocol):

@@ -2,11 +2,11 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from derops.files import make_directory
 from derops.sqlite import connect, read_version
@@ -19,6 +19,14 @@ PRAGMAS = (
     "synchronous = FULL",
 )
 _LEDGER_THREADS = 4
+
+
+class Runner(Protocol):
+    """Runs a blocking call, in a thread or in place."""
+
+    def __call__(self, call: Callable[..., Any], /, *arguments: Any) -> Awaitable[Any]:
+        """Return what ``call`` returns."""
+        ...
 
 
 def open_database(

@@ -16,9 +16,8 @@ from derops.observability import Readiness
 from derops.schedules import SECOND_US
 from derops.wire.v1 import control_pb2
 from derops_operator import metrics
-from derops_operator.cluster.cache import Cache, Fact
+from derops_operator.cluster.cache import Cache
 from derops_operator.cluster.client import ChangedMeanwhileError, GoneError, Kube
-from derops_operator.cluster.creators import TRANSIENT, Creators
 from derops_operator.cluster.events import EventWriter
 from derops_operator.cluster.executor import Actor
 from derops_operator.cluster.publisher import Publisher
@@ -38,9 +37,19 @@ from derops_operator.reconciling.dispatches import (
     reconcile_dispatch,
 )
 from derops_operator.reconciling.identity import certificate_name
-from derops_operator.resources.facts import Asset, Dispatch, Key, Kind, Meta, Request, Unreadable
+from derops_operator.resources.facts import (
+    Asset,
+    Dispatch,
+    Fact,
+    Key,
+    Kind,
+    Meta,
+    Request,
+    Unreadable,
+)
 from derops_operator.resources.manifests import attempt, describe, identify, read_fact
 from derops_operator.settings import OperatorSettings
+from derops_operator.trust.creators import TRANSIENT, Creators
 from derops_operator.trust.distribution import Distributor
 from derops_operator.workqueue import WorkQueue
 

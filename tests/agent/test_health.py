@@ -4,9 +4,9 @@ from tests.agent.fakes import T0, S
 
 from derops.devices import MAX_BAD_POINTS, MAX_DEVICE_BYTES, bounded
 from derops.wire.v1 import agent_pb2
+from derops_agent.clock import Moment
 from derops_agent.execution import health
 from derops_agent.execution.health import Health
-from derops_agent.execution.state import Moment
 from derops_agent.ports import BadPoint, Reading
 
 CHARGE = BadPoint(

@@ -19,7 +19,7 @@ from tests.waiting import now
 from derops.errors import DeviceRefusedError
 from derops_agent import main as main_module
 from derops_agent.clock import SystemClock
-from derops_agent.main import Host
+from derops_agent.host import Host
 from derops_agent.settings import AgentSettings
 from derops_agent.telemetry.outbox_store import OutboxStore
 

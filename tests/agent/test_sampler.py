@@ -7,9 +7,9 @@ import pytest
 from tests.agent.fakes import Agent, FakeDevice
 
 from derops.errors import DeviceError, DeviceRefusedError, DeviceTimeoutError
+from derops_agent.asset import sampler
 from derops_agent.asset.device import GuardedDevice
 from derops_agent.ports import Reading
-from derops_agent.telemetry import sampler
 
 
 class Sampled(FakeDevice):

@@ -18,7 +18,7 @@ from tests.waiting import now, until
 
 from derops.wire.v1 import dispatch_pb2
 from derops_agent.clock import Clock
-from derops_agent.main import Host
+from derops_agent.host import Host
 from derops_agent.settings import AgentSettings
 
 ON, OFF = 2, 0

@@ -32,9 +32,9 @@ from tests.waiting import until
 from derops.observability import Readiness
 from derops.schedules import SECOND_US
 from derops_operator.cluster.client import Kube
-from derops_operator.cluster.creators import Creators
 from derops_operator.resources.facts import CREATOR_LIMIT, Dispatch, Kind
 from derops_operator.resources.manifests import read_fact
+from derops_operator.trust.creators import Creators
 
 POINTER = f"/metadata/annotations/{ANNOTATION.replace('/', '~1')}"
 FORGED = {"metadata": {"annotations": {ANNOTATION: "cfo"}}}

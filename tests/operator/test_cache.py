@@ -5,8 +5,8 @@ from dataclasses import replace
 from tests.operator.certifying import certificate, request
 from tests.operator.making import asset, at, dispatch
 
-from derops_operator.cluster.cache import Cache, Fact
-from derops_operator.resources.facts import Key, Kind, Unreadable
+from derops_operator.cluster.cache import Cache
+from derops_operator.resources.facts import Fact, Key, Kind, Unreadable
 
 PEAK = Key(Kind.DISPATCH, "pilot", "peak")
 

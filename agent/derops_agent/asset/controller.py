@@ -22,10 +22,10 @@ from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_agent import metrics
 from derops_agent.asset.device import GuardedDevice
-from derops_agent.asset.journal import Journal, Runner
+from derops_agent.asset.journal import Journal
 from derops_agent.asset.ledger import Alive, Ledger
 from derops_agent.asset.setpoints.writer import Holder
-from derops_agent.clock import Clock, moment
+from derops_agent.clock import Clock, Moment, moment
 from derops_agent.execution import (
     health,
     interruption,
@@ -37,9 +37,10 @@ from derops_agent.execution import (
 )
 from derops_agent.execution.acceptance import judge, refuse_power
 from derops_agent.execution.site import LocalLimits, Site, whose_values
-from derops_agent.execution.state import Execution, Moment, Stage
+from derops_agent.execution.state import Execution, Stage
 from derops_agent.execution.wire import read_asset, read_order
 from derops_agent.ports import Reading, Setpoints
+from derops_agent.storage import Runner
 
 _LEDGER_RETRY_SECONDS = 1.0
 _STOOD_STILL_US = 5 * SECOND_US

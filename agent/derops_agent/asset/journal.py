@@ -6,9 +6,8 @@ the ledger takes nothing, and is still reported only when it does.
 
 import asyncio
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
 
 import structlog
 
@@ -19,18 +18,11 @@ from derops_agent.asset.ledger import Alive, Entry, Ledger
 from derops_agent.clock import Clock
 from derops_agent.execution.state import Execution, Stage
 from derops_agent.execution.wire import write_report
+from derops_agent.storage import Runner
 
 TOMBSTONE_US = 24 * 3600 * SECOND_US
 FORGET_AFTER_US = SECOND_US
 """For so long what is settled waits for a commit to go with."""
-
-
-class Runner(Protocol):
-    """Runs a blocking call, in a thread or in place."""
-
-    def __call__(self, call: Callable[..., Any], /, *arguments: Any) -> Awaitable[Any]:
-        """Return what ``call`` returns."""
-        ...
 
 
 class Journal(Mapping[str, Execution]):

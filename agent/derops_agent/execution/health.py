@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from derops.devices import MAX_BAD_POINTS, bounded
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2
+from derops_agent.clock import Moment
 from derops_agent.execution.needs import Need
-from derops_agent.execution.state import Moment
 from derops_agent.ports import BadPoint, Reading
 
 SILENT_AFTER_US = 10 * SECOND_US

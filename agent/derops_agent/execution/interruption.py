@@ -5,19 +5,13 @@ from dataclasses import replace
 from derops.lifecycle import Phase, Reason
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2
+from derops_agent.clock import Moment
 from derops_agent.execution import readback
 from derops_agent.execution.acceptance import refuse_power, target
 from derops_agent.execution.resolution import rounded
 from derops_agent.execution.silence import Silence, claim_no_more
 from derops_agent.execution.site import Site
-from derops_agent.execution.state import (
-    LATE_REVERT_US,
-    Effect,
-    Execution,
-    Moment,
-    Order,
-    Stage,
-)
+from derops_agent.execution.state import LATE_REVERT_US, Effect, Execution, Order, Stage
 from derops_agent.execution.windows import Executions, is_over
 from derops_agent.ports import Reading
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field, replace
 
 from derops.lifecycle import Reason
 from derops.schedules import SECOND_US
+from derops_agent.clock import Moment
 from derops_agent.execution import readback, windows
 from derops_agent.execution.readback import WriteFailure
 from derops_agent.execution.resolution import VALUES
 from derops_agent.execution.site import Site
-from derops_agent.execution.state import Moment, Stage
+from derops_agent.execution.state import Stage
 from derops_agent.execution.windows import Executions
 from derops_agent.ports import ReadBack, Setpoints
 

@@ -6,10 +6,11 @@ from types import MappingProxyType
 
 from derops.lifecycle import UNANSWERED, Phase, Reason
 from derops.schedules import SECOND_US, Window
+from derops_agent.clock import Moment
 from derops_agent.execution import verification
 from derops_agent.execution.resolution import rounded, shown
 from derops_agent.execution.site import Site
-from derops_agent.execution.state import LATE_REVERT_US, Execution, Moment, Stage, Step
+from derops_agent.execution.state import LATE_REVERT_US, Execution, Stage, Step
 from derops_agent.execution.verification import Rule
 from derops_agent.execution.windows import Executions, is_due, owners, supersede
 from derops_agent.ports import Setpoints

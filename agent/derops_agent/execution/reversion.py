@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from derops.lifecycle import Phase, Reason
 from derops.schedules import SECOND_US
+from derops_agent.clock import Moment
 from derops_agent.execution import verification
-from derops_agent.execution.state import LATE_REVERT_US, Execution, Moment, Stage
+from derops_agent.execution.state import LATE_REVERT_US, Execution, Stage
 from derops_agent.execution.verification import Rule
 from derops_agent.execution.windows import Executions
 

@@ -4,9 +4,10 @@ from dataclasses import dataclass, replace
 
 from derops.lifecycle import Reason
 from derops.schedules import SECOND_US
+from derops_agent.clock import Moment
 from derops_agent.execution import verification
 from derops_agent.execution.reversion import give_up
-from derops_agent.execution.state import LATE_REVERT_US, Execution, Moment, Stage
+from derops_agent.execution.state import LATE_REVERT_US, Execution, Stage
 from derops_agent.execution.verification import Rule, Verdict
 from derops_agent.execution.windows import Executions
 

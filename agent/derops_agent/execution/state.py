@@ -6,25 +6,10 @@ from enum import StrEnum
 from derops.lifecycle import Phase
 from derops.schedules import Window
 from derops.transitions import fold
+from derops_agent.clock import Moment
 
 LATE_REVERT_US = 10_000_000
 """A device that held its setpoint longer than this past the end has not completed as planned."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moment:
-    """One instant on both clocks."""
-
-    wall_us: int
-    monotonic_us: int
-
-    def back(self, span_us: int) -> "Moment":
-        """Return the instant that was ``span_us`` before."""
-        return Moment(wall_us=self.wall_us - span_us, monotonic_us=self.monotonic_us - span_us)
-
-    def back_to(self, wall_us: int) -> "Moment":
-        """Return the instant of the past at which the wall clock said ``wall_us``."""
-        return self.back(max(0, self.wall_us - wall_us))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

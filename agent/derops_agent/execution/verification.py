@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from derops.wire.v1 import agent_pb2
-from derops_agent.execution.state import Execution, Moment, Stage
+from derops_agent.clock import Moment
+from derops_agent.execution.state import Execution, Stage
 from derops_agent.ports import Reading, Resolution
 
 GOOD_SHARE = 0.8

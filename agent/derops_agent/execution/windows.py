@@ -10,7 +10,8 @@ from dataclasses import replace
 from derops.checks import Refusal
 from derops.lifecycle import Phase, Reason
 from derops.schedules import SECOND_US
-from derops_agent.execution.state import Execution, Moment, Stage
+from derops_agent.clock import Moment
+from derops_agent.execution.state import Execution, Stage
 
 GAP_TOLERANCE_US = 10 * SECOND_US
 """A value stays on the device over a gap up to this long before the next window of its mode."""

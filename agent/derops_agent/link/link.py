@@ -16,11 +16,11 @@ from derops.wire.v1 import agent_pb2
 from derops_agent import metrics
 from derops_agent.asset.controller import Controller
 from derops_agent.asset.device import GuardedDevice
-from derops_agent.asset.journal import Runner
 from derops_agent.asset.ledger import Ledger
 from derops_agent.clock import Clock
 from derops_agent.execution.wire import write_capability
 from derops_agent.link.stream import Session, StreamEndedError
+from derops_agent.storage import Runner
 from derops_agent.telemetry.outbox import Outbox
 
 FIRST_RETRY_SECONDS = 1.0

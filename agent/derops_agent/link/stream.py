@@ -25,8 +25,8 @@ from derops_agent.asset.controller import (
     Snapshot,
     order_of,
 )
-from derops_agent.asset.journal import Runner
 from derops_agent.clock import Clock
+from derops_agent.storage import Runner
 from derops_agent.telemetry.outbox import Outbox
 
 WELCOME_SECONDS = 10.0

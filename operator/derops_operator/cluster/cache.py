@@ -11,14 +11,13 @@ from derops_operator.resources.facts import (
     Asset,
     Certificate,
     Dispatch,
+    Fact,
     Key,
     Kind,
     Meta,
     Request,
     Unreadable,
 )
-
-Fact = Asset | Dispatch | Request | Certificate
 
 
 class Cache:

@@ -297,6 +297,9 @@ class Unreadable:
         return Key(self.kind, self.meta.namespace, self.meta.name)
 
 
+Fact = Asset | Dispatch | Request | Certificate
+
+
 def read_meta(manifest: Mapping[str, Any]) -> Meta:
     """Read the metadata of any object."""
     metadata = manifest["metadata"]

@@ -6,12 +6,12 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from derops.lifecycle import TERMINAL, Phase
-from derops_operator.cluster.cache import Fact
 from derops_operator.resources.certificates import read_csr, read_issued
 from derops_operator.resources.facts import (
     ASSET_LABEL,
     CREATOR_ANNOTATION,
     FINALIZER,
+    Fact,
     Key,
     Kind,
     Meta,

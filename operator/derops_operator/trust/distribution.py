@@ -1,7 +1,7 @@
 """The certificates of the authorities, carried to who must trust them: one ConfigMap each.
 
-What is told is decided in ``bundles`` and ``reconciling.vouching``. This looks, writes, and says
-what it could not do. A namespace that fails makes no other wait.
+What is told is decided in ``bundles`` and ``reconciling.agent_authority``. This looks, writes, and
+says what it could not do. A namespace that fails makes no other wait.
 """
 
 import asyncio

@@ -4,13 +4,13 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from derops.schedules import SECOND_US
-from derops_agent.clock import Clock, moment
+from derops_agent.clock import Clock, Moment, moment
 from derops_agent.execution import claims, patience, windows
 from derops_agent.execution.patience import Awaited, Passed, Tries
 from derops_agent.execution.resolution import VALUES
 from derops_agent.execution.silence import Silence
 from derops_agent.execution.site import Asset
-from derops_agent.execution.state import Moment, Stage
+from derops_agent.execution.state import Stage
 from derops_agent.execution.windows import Executions
 from derops_agent.ports import Setpoints
 

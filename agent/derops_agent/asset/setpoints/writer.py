@@ -24,11 +24,11 @@ from derops_agent.asset.journal import Journal
 from derops_agent.asset.setpoints.evidence import ReadBackJudge
 from derops_agent.asset.setpoints.inquiry import Looker
 from derops_agent.asset.setpoints.state import LOOK_EVERY_US, State
-from derops_agent.clock import Clock, moment
+from derops_agent.clock import Clock, Moment, moment
 from derops_agent.execution import claims, patience, ramp, readback, windows
 from derops_agent.execution.patience import Awaited
 from derops_agent.execution.site import Asset, Site, bounded, wanted_setpoints
-from derops_agent.execution.state import Execution, Moment, Stage
+from derops_agent.execution.state import Execution, Stage
 from derops_agent.execution.windows import Executions
 from derops_agent.ports import Reversion, Setpoints
 
