@@ -15,7 +15,7 @@ from derops.command_line import own_version
 from derops.errors import DeviceError, SettingError
 from derops.ids import AssetName
 from derops.observability import OpsServer, Readiness
-from derops_agent.asset.controller import Controller
+from derops_agent.asset.controller import AssetController
 from derops_agent.asset.device import GuardedDevice
 from derops_agent.asset.ledger import Ledger
 from derops_agent.asset.sampler import sample_for_ever
@@ -106,7 +106,7 @@ class Host:
             part, self._threads.run_ledger, lambda: Ledger(folder / "ledger.db")
         )
         try:
-            controller = Controller(
+            controller = AssetController(
                 name,
                 device,
                 ledger,
@@ -137,7 +137,7 @@ class Host:
     def _link(
         self,
         asset: AssetSettings,
-        controller: Controller,
+        controller: AssetController,
         device: GuardedDevice,
         ledger: Ledger,
         outbox: Outbox,

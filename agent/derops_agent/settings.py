@@ -24,13 +24,13 @@ def _alias(name: str) -> str:
     return to_camel(name).replace("CaFile", "CAFile")
 
 
-class _Section(BaseModel):
+class _SettingsSection(BaseModel):
     model_config = ConfigDict(
         alias_generator=_alias, populate_by_name=False, extra="forbid", frozen=True
     )
 
 
-class LocalLimits(_Section):
+class LocalLimits(_SettingsSection):
     """Hard limits of the site; they bind whoever asks. Absent = the device's own rating."""
 
     max_injection_watts: int | None = Field(default=None, ge=0)
@@ -48,7 +48,7 @@ class DriverSettings(BaseModel):
         return {"kind": self.kind, **(self.model_extra or {})}
 
 
-class AssetSettings(_Section):
+class AssetSettings(_SettingsSection):
     """One asset: its name, where its certificate lies, and its device."""
 
     namespace: str = Field(pattern=_LABEL)
@@ -59,7 +59,7 @@ class AssetSettings(_Section):
     settle_seconds: float = Field(default=5, ge=0)
 
 
-class AgentSettings(_Section):
+class AgentSettings(_SettingsSection):
     """The whole file."""
 
     gateways: list[str] = Field(min_length=1)

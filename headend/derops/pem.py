@@ -20,7 +20,7 @@ _SPKI = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
+class IdentityFiles:
     """Files as they were read; all PEM."""
 
     key: bytes
@@ -34,7 +34,7 @@ class Identity:
         return x509.load_pem_x509_certificates(self.certificate)[0].not_valid_after_utc
 
     @classmethod
-    def read(cls, directory: Path, ca_file: Path) -> "Identity":
+    def read(cls, directory: Path, ca_file: Path) -> "IdentityFiles":
         """Read ``tls.key`` and ``tls.crt`` of a directory, and a file of authorities; blocks.
 
         Raises:

@@ -25,9 +25,9 @@ from derops_headend.eventlog.ports import (
     StoredRecord,
 )
 from derops_headend.storage import metrics
-from derops_headend.storage.database import OffsetMovedError, Tally
+from derops_headend.storage.database import OffsetMovedError, StoredCount
 from derops_headend.storage.explanations import explain
-from derops_headend.writing.rows import Source
+from derops_headend.writing.rows import LogSource
 
 POLL_SECONDS = 0.05
 FULL_ROUND_BYTES = 256 * 1024
@@ -59,12 +59,12 @@ class Store(Protocol):
 
     def store(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[LogSource],
         *,
         after: int,
         through: int,
         missing: Sequence[tuple[int, int]] = (),
-    ) -> Tally:
+    ) -> StoredCount:
         """Store entries and the offset in one transaction."""
 
     def check(self) -> None:
@@ -220,7 +220,7 @@ class Writer:
         for first, last in missing:
             self._log.error("records.missing", first=first, last=last)
         sources = [
-            Source(offset, index, entry)
+            LogSource(offset, index, entry)
             for offset, record in records
             for index, entry in enumerate(record.entries)
         ]
@@ -237,7 +237,7 @@ class Writer:
         self._count(tally)
         return through
 
-    def _count(self, tally: Tally) -> None:
+    def _count(self, tally: StoredCount) -> None:
         metrics.SAMPLES.inc(tally.samples)
         metrics.MEASUREMENTS.inc(tally.measurements)
         metrics.DUPLICATES.inc(tally.duplicates)

@@ -19,7 +19,7 @@ from derops_operator import metrics
 from derops_operator.cluster.cache import Cache
 from derops_operator.cluster.client import ChangedMeanwhileError, GoneError, Kube
 from derops_operator.cluster.events import EventWriter
-from derops_operator.cluster.executor import Actor
+from derops_operator.cluster.executor import Executor
 from derops_operator.cluster.publisher import Publisher
 from derops_operator.cluster.resync import Resync
 from derops_operator.cluster.status_writer import StatusWriter
@@ -41,9 +41,9 @@ from derops_operator.resources.facts import (
     Asset,
     Dispatch,
     Fact,
-    Key,
     Kind,
     Meta,
+    ObjectKey,
     Request,
     Unreadable,
 )
@@ -80,15 +80,15 @@ class Controller:
         self._creators = Creators(kube, readiness)
         self._fleet = Fleet(now_us)
         self._desired = Desired(operator_start_ms=now_us // 1000, era=settings.era)
-        self._queue: WorkQueue[Key] = WorkQueue()
-        self._awaiting = Awaiting[Key]()
+        self._queue: WorkQueue[ObjectKey] = WorkQueue()
+        self._awaiting = Awaiting[ObjectKey]()
         self._beat = time.monotonic()
         self.loaded = asyncio.Event()
         """Set when all resources were listed; what watches tell is worth hearing from then on."""
 
         self._events = EventWriter(kube)
         self._troubles = Troubles(self._events, readiness)
-        self._actor = Actor(kube, self._events, self.cache, self.take, self.drop, _now_us)
+        self._actor = Executor(kube, self._events, self.cache, self.take, self.drop, _now_us)
         self._distributor = Distributor(
             kube,
             self.cache,
@@ -174,7 +174,7 @@ class Controller:
                 self._troubles.tell(kind, found.meta, found.problem)
             self._concern(key, found, ended_too=healed)
 
-    def drop(self, key: Key, uid: str | None = None) -> None:
+    def drop(self, key: ObjectKey, uid: str | None = None) -> None:
         """Forget an object that is gone, and have the gateways forget it."""
         known = self.cache.drop(key, uid)
         if known is None:
@@ -189,7 +189,9 @@ class Controller:
         self._fleet.forget(known.meta.uid)
         self._concern(key, known, ended_too=isinstance(known, Unreadable))
 
-    def _concern(self, key: Key, known: Fact | Unreadable, *, ended_too: bool = False) -> None:
+    def _concern(
+        self, key: ObjectKey, known: Fact | Unreadable, *, ended_too: bool = False
+    ) -> None:
         """Queue all that a change of an object may change."""
         if isinstance(known, Request):
             self._distributor.hear(known)
@@ -198,11 +200,11 @@ class Controller:
             self._queue.add(key)
             for dispatch in self.cache.dispatches_of(key.namespace, key.name):
                 if ended_too or not dispatch.phase.terminal:
-                    self._queue.add(Key(Kind.DISPATCH, key.namespace, dispatch.meta.name))
+                    self._queue.add(ObjectKey(Kind.DISPATCH, key.namespace, dispatch.meta.name))
         elif not isinstance(known, Asset):
             if key.kind is Kind.DISPATCH:
                 self._queue.add(key)
-            self._queue.add(Key(Kind.ASSET, key.namespace, known.asset_name))
+            self._queue.add(ObjectKey(Kind.ASSET, key.namespace, known.asset_name))
         metrics.QUEUE_LENGTH.set(len(self._queue))
 
     def _concerns(self, uid: str) -> None:
@@ -289,7 +291,7 @@ class Controller:
 
     def _waits_for_asset(self, dispatch: Dispatch, asset: Asset | None) -> bool:
         """Tell whether its asset exists and could never be read: nothing can be said of it."""
-        key = Key(Kind.ASSET, dispatch.meta.namespace, dispatch.asset_name)
+        key = ObjectKey(Kind.ASSET, dispatch.meta.namespace, dispatch.asset_name)
         return asset is None and key in self.cache.unreadable
 
     async def _list_until_complete(self) -> None:
@@ -354,7 +356,7 @@ class Controller:
             self._queue.add_after(key, delay_us / SECOND_US + 1)
 
     async def _work(
-        self, queue: WorkQueue[Key], work: Callable[[Key], Coroutine[Any, Any, None]]
+        self, queue: WorkQueue[ObjectKey], work: Callable[[ObjectKey], Coroutine[Any, Any, None]]
     ) -> None:
         while True:
             key = await queue.get()
@@ -393,7 +395,7 @@ class Controller:
                 queue.done(key)
                 metrics.RECONCILES.labels(kind=key.kind.value, result=result).inc()
 
-    async def _refresh(self, key: Key) -> None:
+    async def _refresh(self, key: ObjectKey) -> None:
         """Read an object anew, so that the next decision does not wait for the watch."""
         try:
             self.take(key.kind, await self._kube.read(key.kind, key.namespace, key.name))
@@ -404,7 +406,7 @@ class Controller:
                 "object.not_read", kind=key.kind.value, name=key.name, why=str(error)[:200]
             )
 
-    async def _reconcile(self, key: Key) -> None:
+    async def _reconcile(self, key: ObjectKey) -> None:
         unread = self.cache.unreadable.get(key)
         if unread is not None:
             await self._let_go_deleted(key, unread.meta)
@@ -417,7 +419,7 @@ class Controller:
             if asset is not None:
                 await self._reconcile_asset(key, asset)
 
-    async def _let_go_deleted(self, key: Key, meta: Meta) -> None:
+    async def _let_go_deleted(self, key: ObjectKey, meta: Meta) -> None:
         """Let go of what is being deleted and cannot be read: nobody could ever release it."""
         if meta.deleting_us is None or not meta.holds_finalizer:
             return
@@ -441,7 +443,7 @@ class Controller:
             guarded_since_us=self._creators.guarded_since_us,
         )
 
-    async def _reconcile_dispatch(self, key: Key, stored: Dispatch) -> None:
+    async def _reconcile_dispatch(self, key: ObjectKey, stored: Dispatch) -> None:
         asset = self.cache.asset(key.namespace, stored.asset_name)
         if self._waits_for_asset(stored, asset):
             await self._let_go_deleted(key, stored.meta)
@@ -468,7 +470,7 @@ class Controller:
         self._publisher.want(key, decision.status)
         self._look_again(key, decision.again_us)
 
-    async def _reconcile_asset(self, key: Key, asset: Asset) -> None:
+    async def _reconcile_asset(self, key: ObjectKey, asset: Asset) -> None:
         now_us = _now_us()
         uid, generation = asset.meta.uid, asset.meta.generation
         version = self._desired.asset_version(uid, generation)
@@ -493,7 +495,7 @@ class Controller:
         self._publisher.want(key, decision.status)
         self._look_again(key, decision.again_us)
 
-    def _look_again(self, key: Key, again_us: int | None) -> None:
+    def _look_again(self, key: ObjectKey, again_us: int | None) -> None:
         if again_us is not None:
             self._queue.add_after(key, max(0.01, (again_us - _now_us()) / SECOND_US))
 

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from derops.ids import is_trust_domain
-from derops.pem import Identity
+from derops.pem import IdentityFiles
 
 
 class OperatorSettings(BaseSettings):
@@ -64,7 +64,7 @@ class OperatorSettings(BaseSettings):
     @classmethod
     def _holds_key_and_certificates(cls, directory: Path) -> Path:
         try:
-            Identity.read(directory, directory / "ca.crt")
+            IdentityFiles.read(directory, directory / "ca.crt")
         except OSError as error:
             raise ValueError(f"{error.filename}: {error.strerror}") from error
         return directory

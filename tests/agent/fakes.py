@@ -9,7 +9,7 @@ from typing import Any
 from derops.errors import DeviceRefusedError, DeviceTimeoutError, DeviceUnreachableError
 from derops.ids import AssetName
 from derops.wire.v1 import agent_pb2, dispatch_pb2
-from derops_agent.asset.controller import Acknowledged, Change, Controller, Snapshot
+from derops_agent.asset.controller import Acknowledged, AssetController, Change, Snapshot
 from derops_agent.asset.device import GuardedDevice
 from derops_agent.asset.ledger import Ledger
 from derops_agent.clock import SystemClock
@@ -166,7 +166,7 @@ class Agent:
 
     def _open(self) -> None:
         self.ledger = Ledger(self.folder / "ledger.db")
-        self.controller = Controller(
+        self.controller = AssetController(
             AssetName("ns", "battery"),
             GuardedDevice(self.device),
             self.ledger,

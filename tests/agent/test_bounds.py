@@ -18,7 +18,7 @@ from derops_agent.asset.controller import (
     Snapshot,
 )
 from derops_agent.link import stream as session_module
-from derops_agent.link.stream import Session
+from derops_agent.link.stream import Stream
 
 
 async def hear(agent: Agent, *events: Any) -> None:
@@ -126,14 +126,14 @@ async def test_an_order_that_is_too_great_is_not_taken(agent: Agent) -> None:
 
 
 @pytest.fixture
-def session(agent: Agent) -> Session:
+def session(agent: Agent) -> Stream:
     channel: Any = None
     outbox: Any = None
     hello = agent_pb2.Hello(first_sequence=1)
-    return Session(channel, hello, agent.controller, outbox, FakeClock(), inline)
+    return Stream(channel, hello, agent.controller, outbox, FakeClock(), inline)
 
 
-async def test_a_gateway_that_does_not_read_has_the_newest_of_each_wait(session: Session) -> None:
+async def test_a_gateway_that_does_not_read_has_the_newest_of_each_wait(session: Stream) -> None:
     for sequence in range(1, 1001):
         for uid in ("d1", "hello"):
             session.report(dispatch_pb2.DispatchReport(dispatch_uid=uid, sequence=sequence))
@@ -146,7 +146,7 @@ async def test_a_gateway_that_does_not_read_has_the_newest_of_each_wait(session:
 
 
 async def test_a_snapshot_without_end_is_given_up(
-    session: Session, monkeypatch: pytest.MonkeyPatch
+    session: Stream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session_module, "MAX_SNAPSHOT_BYTES", 100 * EVENT_BYTES)
     session._on_sync_begin(agent_pb2.SyncBegin(revision=agent_pb2.Revision(operator_start_ms=9)))

@@ -18,7 +18,7 @@ from tests.waiting import until
 from derops.ids import AssetName
 from derops.observability import Readiness
 from derops.wire.v1 import agent_pb2, dispatch_pb2
-from derops_agent.asset.controller import Controller
+from derops_agent.asset.controller import AssetController
 from derops_agent.asset.device import GuardedDevice
 from derops_agent.asset.ledger import Ledger
 from derops_agent.execution.site import LocalLimits
@@ -46,7 +46,7 @@ class Site:
         self.ledger = Ledger(folder / "ledger.db")
         self.store = OutboxStore(folder / "outbox.db")
         self.outbox = self.store.open(NAME)
-        self.controller = Controller(
+        self.controller = AssetController(
             NAME, device, self.ledger, self.clock, inline, local=LocalLimits(), draw=lambda: 0.0
         )
         self.endpoint = Endpoint(

@@ -10,9 +10,9 @@ from tests.crds.manifests import BATTERY, merged
 
 from derops_headend.api.assets import (
     MOST_BYTES,
+    AssetFilter,
     KnownAsset,
     Sort,
-    Wanted,
     choose,
     read_asset,
     view_of,
@@ -105,21 +105,21 @@ SOME = [
 @pytest.mark.parametrize(
     ("wanted", "names"),
     [
-        (Wanted(), ["a/one", "b/one", "a/two"]),
-        (Wanted(descending=True), ["a/two", "b/one", "a/one"]),
-        (Wanted(type="Solar"), ["a/one"]),
-        (Wanted(connected="True"), ["a/two"]),
-        (Wanted(ready="False"), ["b/one"]),
-        (Wanted(operating_state="OutOfService"), ["b/one"]),
-        (Wanted(labels=[("site", "north")]), ["a/one"]),
-        (Wanted(labels=[("site", "south")]), []),
-        (Wanted(labels=[("ring", None), ("site", None)]), ["a/one"]),
-        (Wanted(labels=[("ring", ""), ("site", "north")]), ["a/one"]),
-        (Wanted(text="TW"), ["a/two"]),
-        (Wanted(sort=Sort.TYPE), ["a/two", "b/one", "a/one"]),
+        (AssetFilter(), ["a/one", "b/one", "a/two"]),
+        (AssetFilter(descending=True), ["a/two", "b/one", "a/one"]),
+        (AssetFilter(type="Solar"), ["a/one"]),
+        (AssetFilter(connected="True"), ["a/two"]),
+        (AssetFilter(ready="False"), ["b/one"]),
+        (AssetFilter(operating_state="OutOfService"), ["b/one"]),
+        (AssetFilter(labels=[("site", "north")]), ["a/one"]),
+        (AssetFilter(labels=[("site", "south")]), []),
+        (AssetFilter(labels=[("ring", None), ("site", None)]), ["a/one"]),
+        (AssetFilter(labels=[("ring", ""), ("site", "north")]), ["a/one"]),
+        (AssetFilter(text="TW"), ["a/two"]),
+        (AssetFilter(sort=Sort.TYPE), ["a/two", "b/one", "a/one"]),
     ],
 )
-def test_a_list_has_what_is_wanted_in_its_order(wanted: Wanted, names: list[str]) -> None:
+def test_a_list_has_what_is_wanted_in_its_order(wanted: AssetFilter, names: list[str]) -> None:
     page = choose(SOME, wanted, 10, None)
     assert [f"{each.namespace}/{each.name}" for each in page.assets] == names
     assert page.next is None
@@ -139,7 +139,7 @@ def test_pages_have_each_asset_once(
         known(namespace, name, type=types[number % len(types)])
         for number, (namespace, name) in enumerate(sorted(names))
     ]
-    wanted = Wanted(sort=sort, descending=descending)
+    wanted = AssetFilter(sort=sort, descending=descending)
     paged: list[KnownAsset] = []
     after = None
     while True:
@@ -155,6 +155,6 @@ def test_pages_have_each_asset_once(
 @given(after=st.text(max_size=50) | st.sampled_from(["bnVsbA", "WzEsMiwzXQ", "W1td"]))
 def test_a_page_that_is_none_of_ours_is_refused(after: str) -> None:
     with pytest.raises(ProblemError) as refused:
-        choose(SOME, Wanted(), 10, after)
+        choose(SOME, AssetFilter(), 10, after)
     assert refused.value.slug is Slug.INVALID
     assert refused.value.faults[0].parameter == "after"

@@ -10,7 +10,7 @@ from tests.operator.making import T0, view
 from derops.resources.dispatches import DispatchSpec
 from derops.schedules import SECOND_US
 from derops_headend.api.assets import AssetView, read_asset, view_of
-from derops_headend.api.dry_run import Charge, Judgement, Result, Seen, facts_of, judge
+from derops_headend.api.dry_run import Charge, Judgement, KnownFacts, Result, facts_of, judge
 from derops_operator.reconciling.dispatches import reconcile_dispatch
 from derops_operator.resources.facts import read_asset as read_asset_fact
 from derops_operator.resources.facts import read_dispatch
@@ -118,7 +118,7 @@ def foresee(
     order: dict[str, Any], asset: dict[str, Any] | None, charge: Charge | None = None
 ) -> Judgement:
     known = seen_asset(asset) if asset is not None else None
-    return judge(DispatchSpec.model_validate(order), Seen(known, 0.5, charge, NOW))
+    return judge(DispatchSpec.model_validate(order), KnownFacts(known, 0.5, charge, NOW))
 
 
 @settings(max_examples=500)
@@ -210,7 +210,7 @@ def test_of_no_asset_and_of_one_that_cannot_be_read_nothing_is_known() -> None:
 def test_each_fact_says_how_old_it_is() -> None:
     asset = seen_asset(BATTERY)
     charge = Charge(55.5, NOW - timedelta(seconds=12))
-    facts = {each.name: each for each in facts_of(Seen(asset, 0.5, charge, NOW))}
+    facts = {each.name: each for each in facts_of(KnownFacts(asset, 0.5, charge, NOW))}
 
     assert facts["asset.generation"].age_seconds == 0.5
     assert facts["asset.status.observedGeneration"].value == "1"

@@ -12,7 +12,7 @@ from tests.api.reading import Site, reading_site
 from tests.stack.postgres import READER, PostgresServer
 
 from derops_headend.api.routes import history
-from derops_headend.storage.database import Database
+from derops_headend.storage.database import WriterDatabase
 from derops_headend.storage.roles import roles_sql
 
 BEGIN = datetime(2026, 11, 1, tzinfo=UTC)
@@ -30,7 +30,7 @@ def server(request: pytest.FixtureRequest) -> PostgresServer:
 def url(server: PostgresServer) -> Iterator[str]:
     """Return the writer's URL; two tenants have dispatches, each tenth of which failed."""
     url = server.create_for_roles("history_api", roles_sql())
-    Database.connect(url, "log").close()
+    WriterDatabase.connect(url, "log").close()
     with psycopg.connect(url, autocommit=True) as connection:
         for tenant in ("site", "other"):
             connection.execute(

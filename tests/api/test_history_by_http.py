@@ -9,7 +9,7 @@ from tests.headend.writing.making import DISPATCH, report, sources, transition
 from tests.waiting import until
 
 from derops.wire.v1 import dispatch_pb2, log_pb2
-from derops_headend.storage.database import Database
+from derops_headend.storage.database import WriterDatabase
 
 
 def at(at_us: int, told: log_pb2.LogEntry) -> log_pb2.LogEntry:
@@ -24,7 +24,7 @@ def at(at_us: int, told: log_pb2.LogEntry) -> log_pb2.LogEntry:
 @pytest.fixture
 def dispatched(api_database_url: str) -> None:
     """Have one dispatch of tenant-a in the database."""
-    database = Database.connect(api_database_url, "history")
+    database = WriterDatabase.connect(api_database_url, "history")
     after = database.committed()
     now_us = time.time_ns() // 1000
     told = [

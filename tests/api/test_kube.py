@@ -17,7 +17,7 @@ from derops.observability import Readiness
 from derops_headend.api.assets import view_of
 from derops_headend.api.connection import read_configuration
 from derops_headend.api.kube import Kube
-from derops_headend.api.ports import Life
+from derops_headend.api.ports import Existence
 from derops_headend.api.problems import ProblemError, Slug
 from derops_headend.api.refusals import pointer
 
@@ -183,7 +183,7 @@ async def test_nothing_is_made_where_there_is_no_namespace(ours: Kube) -> None:
 async def test_what_never_was_is_known_to_have_never_been(ours: Kube, namespace: str) -> None:
     version = ours.dispatch_version()
     await ours.create_dispatch(namespace, manifest("other"), dry_run=False)
-    assert await ours.life_of(namespace, "peak", version) is Life.NEVER_WAS
+    assert await ours.life_of(namespace, "peak", version) is Existence.NEVER_WAS
 
 
 async def test_what_was_and_is_gone_is_known_to_have_been(
@@ -191,17 +191,17 @@ async def test_what_was_and_is_gone_is_known_to_have_been(
 ) -> None:
     version = ours.dispatch_version()
     await ours.create_dispatch(namespace, manifest(), dry_run=False)
-    assert await ours.life_of(namespace, "peak", version) is Life.WAS_THERE
+    assert await ours.life_of(namespace, "peak", version) is Existence.WAS_THERE
     admin._call(admin._objects.delete_namespaced_custom_object, "Dispatch", name="peak")
     assert await ours.dispatch(namespace, "peak") is None
-    assert await ours.life_of(namespace, "peak", version) is Life.WAS_THERE
+    assert await ours.life_of(namespace, "peak", version) is Existence.WAS_THERE
 
 
 @pytest.mark.parametrize("version", ["", "1", "junk", "-5"])
 async def test_what_the_api_server_forgot_is_not_guessed(
     ours: Kube, namespace: str, version: str
 ) -> None:
-    assert await ours.life_of(namespace, "peak", version) is Life.UNKNOWN
+    assert await ours.life_of(namespace, "peak", version) is Existence.UNKNOWN
 
 
 OF_DISPATCHES = [*dispatch_rules.EXPRESSIONS, *dispatch_rules.BOUNDS]

@@ -20,7 +20,7 @@ from derops_headend.api.call import Call
 from derops_headend.api.caller import Caller, CallerKind
 from derops_headend.api.orders import NewDispatch
 from derops_headend.api.placement import UNDER_WAY_SECONDS, Asked, Placed, Placing
-from derops_headend.api.ports import Life, Manifest, Used
+from derops_headend.api.ports import Existence, Manifest, Used
 from derops_headend.api.problems import ProblemError, Slug
 from derops_headend.api.refusals import unanswered
 
@@ -159,12 +159,12 @@ class World:
             raise KilledError
         return stored
 
-    async def life_of(self, namespace: str, name: str, since: str) -> Life:
+    async def life_of(self, namespace: str, name: str, since: str) -> Existence:
         if not self.remembers:
-            return Life.UNKNOWN
+            return Existence.UNKNOWN
         later = self.made[int(since) :]
         was = any(each["metadata"]["name"] == name for each in later)
-        return Life.WAS_THERE if was else Life.NEVER_WAS
+        return Existence.WAS_THERE if was else Existence.NEVER_WAS
 
     async def appears(self, namespace: str, name: str, within_seconds: float) -> bool:
         self.now += timedelta(seconds=within_seconds)

@@ -24,7 +24,7 @@ from tests.stack.postgres import READER, PostgresServer
 
 from derops.wire.v1 import dispatch_pb2
 from derops_headend.api.routes import telemetry
-from derops_headend.storage.database import Database
+from derops_headend.storage.database import WriterDatabase
 from derops_headend.storage.roles import roles_sql
 
 NAMESPACE, NAME, UID = "site", "battery", "asset-uid"
@@ -47,7 +47,7 @@ def url(server: PostgresServer) -> Iterator[str]:
 
 @pytest.fixture
 def store(url: str) -> Iterator[Store]:
-    database = Database.connect(url, "log")
+    database = WriterDatabase.connect(url, "log")
     yield Store(database)
     database.close()
 

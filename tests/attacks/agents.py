@@ -11,7 +11,7 @@ from tests.headend.gateway.rig import Rig
 
 from derops.ids import AssetName
 from derops.observability import Readiness
-from derops_agent.asset.controller import Controller
+from derops_agent.asset.controller import AssetController
 from derops_agent.asset.device import GuardedDevice
 from derops_agent.asset.ledger import Ledger
 from derops_agent.execution.site import LocalLimits
@@ -33,7 +33,7 @@ class HonestAgent:
         self.clock = FakeClock()
         self.clock.wall_us = time.time_ns() // 1000 + clock_ahead_us
         self.processes = 0
-        self.controller: Controller | None = None
+        self.controller: AssetController | None = None
         self._close: list[Callable[[], None]] = []
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -49,7 +49,7 @@ class HonestAgent:
         ledger = Ledger(self.folder / "ledger.db")
         store = OutboxStore(self.folder / "outbox.db")
         self._close = [ledger.close, store.close]
-        self.controller = Controller(
+        self.controller = AssetController(
             NAME, device, ledger, self.clock, inline, local=LocalLimits(), draw=lambda: 0.0
         )
         link = Link(

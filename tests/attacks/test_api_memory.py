@@ -12,7 +12,7 @@ from tests.crds.manifests import BATTERY, merged
 
 from derops.observability import Readiness
 from derops_headend.api import watch
-from derops_headend.api.assets import Wanted, choose, read_asset
+from derops_headend.api.assets import AssetFilter, choose, read_asset
 from derops_headend.api.kube import Kube
 from derops_headend.api.watch import MOST_LISTED, MOST_LISTED_BYTES
 
@@ -92,7 +92,7 @@ def test_what_is_kept_of_an_asset_and_of_a_page() -> None:
     found: list[str] = []
     after = None
     while True:
-        page = choose(assets, Wanted(), 500, after)
+        page = choose(assets, AssetFilter(), 500, after)
         assert sum(len(each.body) for each in page.assets) <= 2 * 1024**2
         found += [each.name for each in page.assets]
         if page.next is None:

@@ -18,7 +18,7 @@ from tests.waiting import until
 from derops_headend.api.audit import metrics
 from derops_headend.api.audit.trail import AuditTrail
 from derops_headend.api.problems import ProblemError, Slug
-from derops_headend.storage.audit import MOST_PAGE_BYTES, Wanted, find_page
+from derops_headend.storage.audit import MOST_PAGE_BYTES, AuditFilter, find_page
 from derops_headend.storage.audit_retention import drop_months, prepare_months
 from derops_headend.storage.audit_verification import verify
 from derops_headend.storage.chain import Head
@@ -376,13 +376,13 @@ async def test_records_that_are_to_fill_the_memory_of_who_reads_them(
                 (NOW, size),
             )
         found: list[str] = []
-        page = find_page(thief, Wanted(), limit=500)
+        page = find_page(thief, AuditFilter(), limit=500)
         for _ in range(200):
             assert sum(len(each.body) for each in page.records) <= MOST_PAGE_BYTES
             found += [each.chain for each in page.records]
             if page.end is None:
                 break
-            page = find_page(thief, Wanted(), after=page.end, limit=500)
+            page = find_page(thief, AuditFilter(), after=page.end, limit=500)
 
     assert page.end is None
     known = [each for each in found if each.startswith(("large", "huge", "api-0"))]

@@ -11,7 +11,7 @@ from tests.stack.controlplane import ControlPlane
 from tests.waiting import until
 
 from derops.wire.v1 import dispatch_pb2
-from derops_headend.storage.database import Database
+from derops_headend.storage.database import WriterDatabase
 
 NAMESPACE = "let-again"
 ROWS = f"/v1/namespaces/{NAMESPACE}"
@@ -45,7 +45,7 @@ def former(api: ApiProcess, kube: ControlPlane, api_database_url: str) -> Former
 
 def store_rows(url: str, uid: str) -> None:
     """Store a dispatch and a sample, as of now."""
-    database = Database.connect(url, "former")
+    database = WriterDatabase.connect(url, "former")
     after = database.committed()
     told = transition("Submitted", at_us=time.time_ns() // 1000)
     told.asset.CopyFrom(dispatch_pb2.AssetId(namespace=NAMESPACE, name="battery", uid=uid))

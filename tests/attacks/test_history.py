@@ -10,9 +10,9 @@ from tests.headend.writing.making import DISPATCH, report, sources, transition
 
 from derops.wire.v1 import dispatch_pb2, log_pb2
 from derops_headend.api.routes import history
-from derops_headend.storage.database import Database
+from derops_headend.storage.database import WriterDatabase
 from derops_headend.storage.dispatches import MOST_STEPS
-from derops_headend.storage.history import Wanted, find
+from derops_headend.storage.history import DispatchFilter, find
 
 THIEF = dispatch_pb2.AssetId(uid="t", namespace="other", name="thief")
 IN_A_REPORT = 64
@@ -36,7 +36,7 @@ def many_steps(sequence: int) -> log_pb2.LogEntry:
 
 def test_endless_steps_make_no_writer_slow(database_url: str) -> None:
     """R20: an agent tells ever more steps of a dispatch, whose row is derived from all of them."""
-    database = Database.connect(database_url, "log")
+    database = WriterDatabase.connect(database_url, "log")
     rounds = MOST_STEPS // IN_A_REPORT + 5
     for n in range(rounds):
         told = [many_steps(n), by(THIEF, report("Acked", sequence=n + 1))]
@@ -62,7 +62,7 @@ def test_endless_steps_make_no_writer_slow(database_url: str) -> None:
 
 def test_the_word_of_another_tenants_agent_is_on_nobodys_page(database_url: str) -> None:
     """R21: an agent tells of the dispatch of another tenant, before and after it is known."""
-    database = Database.connect(database_url, "log")
+    database = WriterDatabase.connect(database_url, "log")
     rounds = [
         [by(THIEF, report("Acked", "Failed", sequence=1))],
         [transition("Submitted"), report("Acked", sequence=1)],
@@ -72,9 +72,9 @@ def test_the_word_of_another_tenants_agent_is_on_nobodys_page(database_url: str)
         for n, told in enumerate(rounds):
             database.store(sources(*told, offset=n + 1), after=n, through=n + 1)
             if n == 0:  # nobody but that agent spoke of it: it is in its own history
-                assert [each.namespace for each in find(connection, Wanted())] == ["other"]
-        (found,) = find(connection, Wanted())
-        assert find(connection, Wanted(namespace="other")) == []
+                assert [each.namespace for each in find(connection, DispatchFilter())] == ["other"]
+        (found,) = find(connection, DispatchFilter())
+        assert find(connection, DispatchFilter(namespace="other")) == []
     database.close()
 
     assert (found.namespace, found.phase, found.applied_watts) == ("site", "Acked", None)
@@ -83,7 +83,7 @@ def test_the_word_of_another_tenants_agent_is_on_nobodys_page(database_url: str)
 @pytest.mark.parametrize("begins", ["=", "+", "-", "@", "\t", "\r"])
 async def test_a_spreadsheet_is_given_no_formula(database_url: str, begins: str) -> None:
     """R22: an agent gives a reason that a spreadsheet would run, and somebody opens the CSV."""
-    database = Database.connect(database_url, "log")
+    database = WriterDatabase.connect(database_url, "log")
     told = report("Acked", "Failed", sequence=2, reason=f"{begins}cmd|' /C calc'!A0")
     database.store(sources(told, offset=1), after=0, through=1)
     database.close()

@@ -21,8 +21,8 @@ from tests.waiting import now
 
 from derops_headend.api import exports
 from derops_headend.api.routes import telemetry
-from derops_headend.storage.database import Database
-from derops_headend.storage.newest import Key, find_newest
+from derops_headend.storage.database import WriterDatabase
+from derops_headend.storage.newest import AssetKey, find_newest
 from derops_headend.storage.roles import roles_sql
 
 PATH = "/v1/namespaces/site/assets/battery"
@@ -38,7 +38,7 @@ def url(postgres_server: PostgresServer) -> Iterator[str]:
 
 @pytest.fixture
 def store(url: str) -> Iterator[Store]:
-    database = Database.connect(url, "log")
+    database = WriterDatabase.connect(url, "log")
     yield Store(database)
     database.close()
 
@@ -164,7 +164,7 @@ async def test_nobody_stores_samples_into_anothers_line(
 
     body = (await site.client.get(f"{PATH}/telemetry")).json()
     assert body["activePowerWatts"] == [1.0]
-    newest = await site.database.read(find_newest, [Key("site", "battery", "asset-uid")], NOW)
+    newest = await site.database.read(find_newest, [AssetKey("site", "battery", "asset-uid")], NOW)
     assert newest["asset-uid"].values["active_power_watts"] == 1.0
 
 
@@ -331,7 +331,7 @@ async def test_a_sample_from_the_future_hides_no_silence(site: Site, store: Stor
     """R38: an agent dates one sample days ahead, so that its value never looks old."""
     store([Sample(us(NOW + timedelta(days=1)), 7.0)])
 
-    newest = await site.database.read(find_newest, [Key("site", "battery", "asset-uid")], NOW)
+    newest = await site.database.read(find_newest, [AssetKey("site", "battery", "asset-uid")], NOW)
 
     assert newest["asset-uid"].age_seconds == 60
     assert newest["asset-uid"].values["active_power_watts"] == 1.0

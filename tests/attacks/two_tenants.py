@@ -21,7 +21,7 @@ from tests.waiting import until
 from derops.observability import Readiness
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, dispatch_pb2
-from derops_headend.storage.database import Database
+from derops_headend.storage.database import WriterDatabase
 from derops_operator.controller import Controller
 from derops_operator.resources.facts import FINALIZER, Kind
 from derops_operator.resources.instants import format_second
@@ -217,7 +217,7 @@ class Tenants:
         entries = self.rig.log.entries[self._stored :]
         self._stored += len(entries)
         self._offset += 1
-        with_database = Database.connect(self._url, "log")
+        with_database = WriterDatabase.connect(self._url, "log")
         with_database.store(
             sources(*entries, offset=self._offset), after=self._offset - 1, through=self._offset
         )

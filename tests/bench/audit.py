@@ -17,7 +17,7 @@ from tests.waiting import until
 from derops_headend.api.audit.trail import AuditTrail
 from derops_headend.storage.audit import row_of
 from derops_headend.storage.audit_verification import verify
-from derops_headend.storage.chain import Stored
+from derops_headend.storage.chain import ChainedRecord
 from derops_headend.storage.roles import roles_sql
 from derops_headend.storage.schema import migrate
 
@@ -111,7 +111,7 @@ def _bare_rows_per_second(owner: psycopg.Connection) -> float:
     rows = owner.execute(
         "select chain, seq, hash, at, body from audit_event order by seq limit 20000"
     ).fetchall()
-    records = [row_of(Stored(*row)) for row in rows]
+    records = [row_of(ChainedRecord(*row)) for row in rows]
     begun = time.perf_counter()
     for number in range(0, len(records), _ROUND_ROWS):
         _copy(owner, records[number : number + _ROUND_ROWS])

@@ -9,7 +9,7 @@ from tests.bench.results import Result
 from derops.wire.v1 import agent_pb2, dispatch_pb2, log_pb2
 from derops_headend.writing.binary_copy import encode_samples
 from derops_headend.writing.conversion import convert
-from derops_headend.writing.rows import Source
+from derops_headend.writing.rows import LogSource
 
 _SAMPLES, _COLUMNS, _BATCHES = 100, 8, 200
 _BLOCK = 2000
@@ -21,7 +21,7 @@ _SECONDS = 3.0
 def measure() -> Iterator[Result]:
     """Batches of 100 samples by 8 quantities; limit = as many numbers from one buffer by numpy."""
     values = _SAMPLES * _COLUMNS * _BATCHES
-    sources = [Source(1, number, _entry(number)) for number in range(_BATCHES)]
+    sources = [LogSource(1, number, _entry(number)) for number in range(_BATCHES)]
     ids = np.array([1])
 
     def product() -> None:

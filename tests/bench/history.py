@@ -14,10 +14,10 @@ from tests.bench.results import Result
 from tests.stack.postgres import PostgresServer
 
 from derops.wire.v1 import control_pb2, dispatch_pb2, log_pb2
-from derops_headend.storage.database import Database
+from derops_headend.storage.database import WriterDatabase
 from derops_headend.storage.dispatches import fill
-from derops_headend.storage.history import Place, Wanted, find, sum_up
-from derops_headend.writing.rows import Source
+from derops_headend.storage.history import DispatchFilter, DispatchPosition, find, sum_up
+from derops_headend.writing.rows import LogSource
 
 DISPATCHES = 1_000_000
 ASSETS = 500
@@ -63,7 +63,7 @@ def measure() -> Iterator[Result]:
     """P18: a page of history; P19: rows for what was there before; P20: what a row costs a step."""
     with PostgresServer() as server:
         url = server.create_database("bench")
-        database = Database.connect(url, "bench")
+        database = WriterDatabase.connect(url, "bench")
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(
                 "insert into asset (namespace, name, uid) select case when n <= 50 then 'tenant' "
@@ -77,7 +77,7 @@ def measure() -> Iterator[Result]:
         database.close()
 
 
-def _measure_steps(connection: psycopg.Connection, database: Database) -> Iterator[Result]:
+def _measure_steps(connection: psycopg.Connection, database: WriterDatabase) -> Iterator[Result]:
     """P20: dispatches stored a second, five steps each; limit = the same without their rows."""
     rates: dict[str, list[float]] = {"enable": [], "disable": []}
     offset = 0
@@ -87,7 +87,7 @@ def _measure_steps(connection: psycopg.Connection, database: Database) -> Iterat
         begun = time.perf_counter()
         for first in range(0, len(told), _OF_ONE_ROUND):
             entries = [entry for life in told[first : first + _OF_ONE_ROUND] for entry in life]
-            sources = [Source(offset + 1, index, entry) for index, entry in enumerate(entries)]
+            sources = [LogSource(offset + 1, index, entry) for index, entry in enumerate(entries)]
             database.store(sources, after=offset, through=offset + 1)
             offset += 1
         rates[turn].append(len(told) / (time.perf_counter() - begun))
@@ -163,14 +163,16 @@ def _measure_pages(connection: psycopg.Connection) -> Iterator[Result]:
     bare = _times(
         lambda: connection.execute(_BARE, (since(), PAGE), binary=True).fetchall(), _LOOKS
     )
-    pages: dict[str, Callable[[], Wanted]] = {
-        "page": lambda: Wanted(namespace="site", until=since()),
-        "of_asset": lambda: Wanted(
+    pages: dict[str, Callable[[], DispatchFilter]] = {
+        "page": lambda: DispatchFilter(namespace="site", until=since()),
+        "of_asset": lambda: DispatchFilter(
             namespace="site", asset_name=f"a{chance.randrange(51, ASSETS)}", until=since()
         ),
-        "failed": lambda: Wanted(namespace="site", phase="Failed", until=since()),
-        "of_creator": lambda: Wanted(namespace="tenant", created_by="ann", until=since()),
-        "of_name": lambda: Wanted(namespace="site", dispatch=f"evening-{chance.randrange(5000)}"),
+        "failed": lambda: DispatchFilter(namespace="site", phase="Failed", until=since()),
+        "of_creator": lambda: DispatchFilter(namespace="tenant", created_by="ann", until=since()),
+        "of_name": lambda: DispatchFilter(
+            namespace="site", dispatch=f"evening-{chance.randrange(5000)}"
+        ),
     }
     before = _processor_seconds(connection)
     for name, wanted in pages.items():
@@ -194,20 +196,22 @@ def _measure_pages(connection: psycopg.Connection) -> Iterator[Result]:
         name="P18_history_500_processor", value=1000 * seconds / _LOOKS, unit="ms", limit=50
     )
     yield Result(name="P18_history_500_p99", value=large[1], unit="ms", limit=50)
-    following: Place | None = find(connection, Wanted(namespace="site"), limit=PAGE)[-1].place
+    following: DispatchPosition | None = find(
+        connection, DispatchFilter(namespace="site"), limit=PAGE
+    )[-1].place
 
     def turn() -> None:
         nonlocal following
-        found = find(connection, Wanted(namespace="site"), after=following, limit=PAGE)
+        found = find(connection, DispatchFilter(namespace="site"), after=following, limit=PAGE)
         following = found[-1].place if found else None
 
     yield Result(name="P18_history_next_p99", value=_times(turn, _LOOKS)[1], unit="ms", limit=50)
-    month = Wanted(namespace="site", since=BEGIN, until=BEGIN + timedelta(days=30))
+    month = DispatchFilter(namespace="site", since=BEGIN, until=BEGIN + timedelta(days=30))
     summary = _times(lambda: sum_up(connection, month), 20)
     yield Result(name="P18_history_summary_of_a_month", value=summary[0], unit="ms", limit=1000)
 
 
-def _look(connection: psycopg.Connection, wanted: Callable[[], Wanted], limit: int) -> None:
+def _look(connection: psycopg.Connection, wanted: Callable[[], DispatchFilter], limit: int) -> None:
     find(connection, wanted(), limit=limit)
 
 

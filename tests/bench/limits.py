@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import psycopg
 
-from derops_headend.storage.database import Database
+from derops_headend.storage.database import WriterDatabase
 from derops_headend.writing.binary_copy import COLUMNS, encode_samples
 from derops_headend.writing.rows import QUANTITIES, Samples
 
@@ -34,7 +34,7 @@ def copy_values_per_second(url: str, *, assets: int = 200, seconds: float = 5.0)
 
     Encoded before, one transaction for every 20,000 values, synchronous commit, one connection.
     """
-    Database.connect(url, "limit").close()
+    WriterDatabase.connect(url, "limit").close()
     ids = np.arange(1, assets + 1)
     first_us = time.time_ns() // 1000 - 3_600_000_000
     buffers = [

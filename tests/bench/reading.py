@@ -16,8 +16,8 @@ from tests.stack.postgres import READER, PostgresServer
 from tests.stack.timescale import find_timescale
 
 from derops_headend.api.routes import telemetry
-from derops_headend.storage.database import Database
-from derops_headend.storage.newest import Key, find_newest
+from derops_headend.storage.database import WriterDatabase
+from derops_headend.storage.newest import AssetKey, find_newest
 from derops_headend.storage.roles import roles_sql
 from derops_headend.storage.roll_ups import roll_up
 
@@ -39,7 +39,7 @@ def measure() -> Iterator[Result]:
 
 
 def _fill(url: str, now: datetime) -> None:
-    Database.connect(url, "reading").close()
+    WriterDatabase.connect(url, "reading").close()
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
             "insert into asset (namespace, name, uid) "
@@ -87,7 +87,7 @@ async def _measure(engine: str, url: str, now: datetime) -> list[Result]:
     day = {"from": _instant(now - timedelta(days=1)), "to": _instant(now)}
     path = f"/v1/namespaces/north/assets/{_BATTERY}/telemetry"
     spec = json.dumps({"spec": {"telemetry": {"intervalSeconds": _INTERVAL_SECONDS}}}).encode()
-    keys = [Key("north", f"battery-{n}", f"uid-{n}") for n in range(_ASSETS)]
+    keys = [AssetKey("north", f"battery-{n}", f"uid-{n}") for n in range(_ASSETS)]
     found: list[Result] = []
     async with reading_site(url, [telemetry.router], may, now) as site:
         site.assets.known = {("north", _BATTERY): ("uid-0", spec)}

@@ -6,7 +6,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from tests.headend.gateway.pki import Authority
 
-from derops.pem import Identity
+from derops.pem import IdentityFiles
 
 AUTHORITY = Authority("derops")
 LEAF = AUTHORITY.agent("battery")
@@ -24,16 +24,16 @@ def directory(tmp_path: Path) -> Path:
 
 
 def test_what_is_right_is_read(directory: Path) -> None:
-    read = Identity.read(directory, directory / "ca.crt")
+    read = IdentityFiles.read(directory, directory / "ca.crt")
 
-    assert read == Identity(key=LEAF.key, certificate=LEAF.pem, ca=AUTHORITY.pem)
+    assert read == IdentityFiles(key=LEAF.key, certificate=LEAF.pem, ca=AUTHORITY.pem)
 
 
 def test_several_authorities_are_read(directory: Path) -> None:
     both = AUTHORITY.pem + Authority("next").pem
     (directory / "ca.crt").write_bytes(both)
 
-    assert Identity.read(directory, directory / "ca.crt").ca == both
+    assert IdentityFiles.read(directory, directory / "ca.crt").ca == both
 
 
 @pytest.mark.parametrize("name", ["tls.key", "tls.crt", "ca.crt"])
@@ -41,7 +41,7 @@ def test_a_file_that_is_not_there_is_named(directory: Path, name: str) -> None:
     (directory / name).unlink()
 
     with pytest.raises(FileNotFoundError, match=name):
-        Identity.read(directory, directory / "ca.crt")
+        IdentityFiles.read(directory, directory / "ca.crt")
 
 
 @pytest.mark.parametrize("name", ["tls.key", "tls.crt", "ca.crt"])
@@ -61,14 +61,14 @@ def test_a_file_of_something_else_is_named(
     (directory / name).write_bytes(content)
 
     with pytest.raises(ValueError, match=f"{name} {why}"):
-        Identity.read(directory, directory / "ca.crt")
+        IdentityFiles.read(directory, directory / "ca.crt")
 
 
 def test_the_key_of_another_certificate_is_told(directory: Path) -> None:
     (directory / "tls.key").write_bytes(AUTHORITY.agent("other").key)
 
     with pytest.raises(ValueError, match=r"tls\.key is not the key of .*tls\.crt"):
-        Identity.read(directory, directory / "ca.crt")
+        IdentityFiles.read(directory, directory / "ca.crt")
 
 
 def test_a_key_with_a_password_is_told(directory: Path) -> None:
@@ -82,4 +82,4 @@ def test_a_key_with_a_password_is_told(directory: Path) -> None:
     )
 
     with pytest.raises(ValueError, match=r"tls\.key holds no private key without a password"):
-        Identity.read(directory, directory / "ca.crt")
+        IdentityFiles.read(directory, directory / "ca.crt")

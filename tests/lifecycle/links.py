@@ -19,8 +19,8 @@ from derops.ids import AssetName
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
 from derops_agent.asset.controller import (
     Acknowledged,
+    AssetController,
     Change,
-    Controller,
     Settled,
     Snapshot,
     order_of,
@@ -31,7 +31,7 @@ from derops_headend.fleet.reports import Circumstances, impossibility_of, proble
 from derops_headend.fleet.sessions import Session
 from derops_headend.gateway.desired_store import DesiredStore
 from derops_headend.gateway.exchange import Exchange, without_identity
-from derops_headend.gateway.log_appender import Journal
+from derops_headend.gateway.log_appender import LogAppender
 
 _CERTIFICATE = AgentCertificate(
     asset=AssetName("pilot", "battery"),
@@ -62,7 +62,7 @@ class Gateway:
         self.exchange = Exchange(
             replica=self.name,
             store=self._store,
-            journal=Journal(FakeLog(), self.name, self._now_us),
+            journal=LogAppender(FakeLog(), self.name, self._now_us),
             admission=cast("Any", None),
             now_us=self._now_us,
         )
@@ -197,7 +197,7 @@ class Stream:
     device: control_pb2.DeviceState | None = None
 
     def __init__(
-        self, gateway: Gateway, controller: Controller, ledger_id: str, session: Session
+        self, gateway: Gateway, controller: AssetController, ledger_id: str, session: Session
     ) -> None:
         assert gateway.exchange is not None
         self.session, self.gateway = session, gateway

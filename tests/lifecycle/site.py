@@ -14,7 +14,7 @@ from derops.errors import DeviceError, DeviceTimeoutError
 from derops.ids import AssetName
 from derops.schedules import SECOND_US
 from derops.wire.v1 import dispatch_pb2
-from derops_agent.asset.controller import Controller
+from derops_agent.asset.controller import AssetController
 from derops_agent.asset.device import GuardedDevice
 from derops_agent.asset.ledger import Ledger
 from derops_agent.drivers.simulated import open_device
@@ -176,7 +176,7 @@ class Site:
         self.wear = Wear()
         self.processes = self.ledgers = 0
         self.account: list[Entry] = []
-        self.controller: Controller | None = None
+        self.controller: AssetController | None = None
         self._folder, self.now_us, self._on_report = folder, now_us, on_report
         self.step_watts: int = device.get("stepWatts", 1)
         """To what the device rounds what it is told, towards zero."""
@@ -209,7 +209,7 @@ class Site:
         self.wear.forget()
         self._ledger = Ledger(self._folder / f"ledger-{self.ledgers}.db")
         self._guarded = GuardedDevice(Wired(self))
-        self.controller = Controller(
+        self.controller = AssetController(
             AssetName("pilot", "battery"),
             self._guarded,
             self._ledger,

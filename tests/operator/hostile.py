@@ -15,7 +15,7 @@ from derops.observability import Readiness
 from derops_operator.cluster.client import ChangedMeanwhileError, GoneError, Kube, Manifest
 from derops_operator.cluster.status_writer import merge_patch
 from derops_operator.controller import Controller
-from derops_operator.resources.facts import FINALIZER, Key, Kind, Meta
+from derops_operator.resources.facts import FINALIZER, Kind, Meta, ObjectKey
 from derops_operator.settings import OperatorSettings
 
 __all__ = ["HostileKube", "merge_patch", "operator"]
@@ -172,6 +172,6 @@ async def operator(
         await asyncio.gather(running, return_exceptions=True)
 
 
-def key_of(kind: Kind, name: str, namespace: str = "pilot") -> Key:
+def key_of(kind: Kind, name: str, namespace: str = "pilot") -> ObjectKey:
     """Return where an object of these tests is."""
-    return Key(kind, namespace, name)
+    return ObjectKey(kind, namespace, name)

@@ -7,7 +7,7 @@ from derops.lifecycle import Phase
 from derops.schedules import SECOND_US
 from derops.transitions import Actor, may_say
 from derops.wire.v1 import dispatch_pb2
-from derops_operator.gateways.replicas import DispatchView, Holding
+from derops_operator.gateways.replicas import Holding, ReportedDispatch
 from derops_operator.reconciling.actions import RemoveFinalizer, Submit
 from derops_operator.reconciling.dispatches import DispatchDecision, reconcile_dispatch
 from derops_operator.resources.facts import FINALIZER, Asset, Dispatch, read_asset, read_dispatch
@@ -105,9 +105,9 @@ def holding(**others: Any) -> Holding:
     return Holding(**{**fields, **others})
 
 
-def view(*holdings: Holding, **others: Any) -> DispatchView:
+def view(*holdings: Holding, **others: Any) -> ReportedDispatch:
     fields = {"holdings": holdings or (holding(),), "complete": True, "cancelled": True}
-    return DispatchView(**{**fields, **others})
+    return ReportedDispatch(**{**fields, **others})
 
 
 def report(phase: str, reason: str = "", **fields: Any) -> dispatch_pb2.DispatchReport:
@@ -171,7 +171,7 @@ class Story:
         self.asset: Asset | None = home or asset()
         self.decision = DispatchDecision(status={})
 
-    def look(self, seconds: float, seen: DispatchView | None = None) -> "Story":
+    def look(self, seconds: float, seen: ReportedDispatch | None = None) -> "Story":
         """Decide and store what was decided."""
         self.decision = reconcile_dispatch(self.dispatch, self.asset, seen or view(), at(seconds))
         for line in self.decision.status["history"]:

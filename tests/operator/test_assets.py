@@ -20,7 +20,7 @@ from tests.operator.making import asset, at, dispatch
 
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2
-from derops_operator.gateways.replicas import LOST_AFTER_US, Link, SessionView
+from derops_operator.gateways.replicas import LOST_AFTER_US, Connectivity, SessionView
 from derops_operator.reconciling.actions import (
     AddFinalizer,
     ApplyCertificate,
@@ -42,9 +42,12 @@ from derops_operator.resources.instants import format_instant
 
 REALM = Realm(trust_domain="derops.test", issuer="derops-agent", requester=CERT_MANAGER)
 CLONE = SessionView(
-    link=Link.DISCONNECTED, since_us=at(10), end_reason="CloneSuspected", suspected_us=at(10)
+    link=Connectivity.DISCONNECTED,
+    since_us=at(10),
+    end_reason="CloneSuspected",
+    suspected_us=at(10),
 )
-OFFLINE = SessionView(link=Link.DISCONNECTED)
+OFFLINE = SessionView(link=Connectivity.DISCONNECTED)
 
 
 def decide(
@@ -81,7 +84,7 @@ def after(subject: Asset, decision: AssetDecision) -> Asset:
 
 
 def online(serial: str = "", **others: Any) -> SessionView:
-    return SessionView(link=Link.CONNECTED, since_us=at(0), serial_number=serial, **others)
+    return SessionView(link=Connectivity.CONNECTED, since_us=at(0), serial_number=serial, **others)
 
 
 # Certificate and requests
@@ -459,26 +462,26 @@ def test_ready_is_asked_anew_for_each_generation() -> None:
 @pytest.mark.parametrize(
     ("link", "status", "reason"),
     [
-        (Link.CONNECTED, "True", "StreamOpen"),
-        (Link.DISCONNECTED, "False", "NoStream"),
-        (Link.UNKNOWN, "Unknown", "ReplicaLost"),
-        (Link.UNHEARD, "Unknown", "NotAsked"),
+        (Connectivity.CONNECTED, "True", "StreamOpen"),
+        (Connectivity.DISCONNECTED, "False", "NoStream"),
+        (Connectivity.UNKNOWN, "Unknown", "ReplicaLost"),
+        (Connectivity.UNHEARD, "Unknown", "NotAsked"),
     ],
 )
-def test_connected_says_what_is_known(link: Link, status: str, reason: str) -> None:
+def test_connected_says_what_is_known(link: Connectivity, status: str, reason: str) -> None:
     assert conditions(decide(session=SessionView(link=link)))["Connected"] == (status, reason)
 
 
 def test_a_restarted_operator_keeps_what_it_said_until_it_has_asked() -> None:
     subject = after(asset(), decide(session=online()))
 
-    decision = decide(subject, session=SessionView(link=Link.UNHEARD))
+    decision = decide(subject, session=SessionView(link=Connectivity.UNHEARD))
 
     assert conditions(decision)["Connected"] == ("True", "StreamOpen")
 
 
 def test_an_asset_of_which_no_replica_spoke_is_not_looked_at_every_few_seconds() -> None:
-    decision = decide(known=certificate(seen=3600), session=SessionView(link=Link.UNHEARD))
+    decision = decide(known=certificate(seen=3600), session=SessionView(link=Connectivity.UNHEARD))
 
     assert decision.again_us is not None
     assert decision.again_us >= at(LOST_AFTER_US / SECOND_US)
@@ -491,7 +494,7 @@ def test_contact_times_and_capability_change_with_the_stream() -> None:
     assert connected.status["capability"]["modes"] == ["ActivePower", "LoadLimit"]
 
     subject = after(asset(), connected)
-    ended = SessionView(link=Link.DISCONNECTED, since_us=at(60), end_reason="Silent")
+    ended = SessionView(link=Connectivity.DISCONNECTED, since_us=at(60), end_reason="Silent")
     lost = decide(subject, session=ended)
     assert lost.status["lastDisconnectedTime"] > lost.status["lastConnectedTime"]
     assert lost.status["capability"]["driver"] == "simulated"

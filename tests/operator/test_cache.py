@@ -6,9 +6,9 @@ from tests.operator.certifying import certificate, request
 from tests.operator.making import asset, at, dispatch
 
 from derops_operator.cluster.cache import Cache
-from derops_operator.resources.facts import Fact, Key, Kind, Unreadable
+from derops_operator.resources.facts import Fact, Kind, ObjectKey, Unreadable
 
-PEAK = Key(Kind.DISPATCH, "pilot", "peak")
+PEAK = ObjectKey(Kind.DISPATCH, "pilot", "peak")
 
 
 def version(fact: Fact, number: str, uid: str = "") -> Fact:
@@ -54,7 +54,7 @@ def test_a_late_deletion_of_the_former_leaves_the_recreated_object() -> None:
 def test_a_certificate_found_unchanged_was_seen_again() -> None:
     cache = Cache()
     cache.put(Kind.CERTIFICATE, certificate(seen=0))
-    key = Key(Kind.CERTIFICATE, "pilot", "battery-derops-agent")
+    key = ObjectKey(Kind.CERTIFICATE, "pilot", "battery-derops-agent")
 
     cache.see_again(key, at(60))
 
@@ -106,7 +106,7 @@ def test_the_indexes_follow() -> None:
 
     moved = version(dispatch(assetRef={"name": "other"}), "11", uid="uid-2")
     cache.put(Kind.DISPATCH, moved)
-    cache.drop(Key(Kind.REQUEST, "pilot", "battery-derops-agent-1"))
+    cache.drop(ObjectKey(Kind.REQUEST, "pilot", "battery-derops-agent-1"))
     assert list(cache.dispatches_of("pilot", "battery")) == []
     assert cache.requests_of("pilot", "battery") == ()
     assert len(cache) == 2

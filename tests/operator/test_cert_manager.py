@@ -11,7 +11,7 @@ from derops_operator.cluster.client import GoneError, Manifest
 from derops_operator.trust.cert_manager import (
     POLICIES,
     Expected,
-    Seen,
+    Observed,
     TrustCheck,
     behind,
     doubts,
@@ -43,10 +43,10 @@ def request(username: str, second: int, **changes: Any) -> dict[str, Any]:
 
 def seen(
     requester: str = CERT_MANAGER_USER, policies: Mapping[str, dict[str, str]] | None = None
-) -> Seen:
+) -> Observed:
     installed = {name: policy_names(policy) for name, policy in INSTALLED.items()}
     held = installed | dict(policies or {})
-    return Seen(operator_user=OPERATOR_USER, requester=requester, policies=held)
+    return Observed(operator_user=OPERATOR_USER, requester=requester, policies=held)
 
 
 def test_the_newest_request_for_our_own_certificates_tells_who_cert_manager_is() -> None:
@@ -99,7 +99,7 @@ def test_a_policy_with_another_name_is_told(variable: str, source: str) -> None:
 
 
 def test_what_is_not_guarded_or_cannot_be_told_is_said() -> None:
-    found = doubts(EXPECTED, Seen(operator_user=OPERATOR_USER, requester="", policies={}))
+    found = doubts(EXPECTED, Observed(operator_user=OPERATOR_USER, requester="", policies={}))
 
     assert "derops-certificaterequests" in found["admission policies"]
     assert "nobody has checked" in found["requester"]

@@ -17,8 +17,8 @@ from derops_operator.cluster.events import EventWriter
 from derops_operator.gateways.replicas import (
     DEVICE_EVERY_US,
     DEVICES_PER_SECOND,
+    Connectivity,
     Fleet,
-    Link,
     SessionView,
 )
 from derops_operator.reconciling.devices import DEVICE_CONDITIONS
@@ -39,11 +39,11 @@ UNHELD = agent_pb2.DeviceFacts(fallback_problem="5500 W is no whole step of 690 
 KEPT = agent_pb2.DeviceFacts(
     fallback_problem="released it, the device says 4140 W", fallback_not_taken=True
 )
-OFFLINE = SessionView(link=Link.DISCONNECTED, since_us=at(9))
+OFFLINE = SessionView(link=Connectivity.DISCONNECTED, since_us=at(9))
 
 
 def says(facts: agent_pb2.DeviceFacts | None, **others: Any) -> SessionView:
-    return SessionView(link=Link.CONNECTED, since_us=at(0), device=facts, **others)
+    return SessionView(link=Connectivity.CONNECTED, since_us=at(0), device=facts, **others)
 
 
 def condition(subject: Asset, kind: str) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def test_a_device_that_is_well_or_of_which_nobody_speaks_has_no_condition(
     [
         (OFFLINE, "AgentOffline"),
         (says(None), "NotTold"),
-        (SessionView(link=Link.UNKNOWN), "ReplicaLost"),
+        (SessionView(link=Connectivity.UNKNOWN), "ReplicaLost"),
     ],
 )
 def test_what_nobody_says_any_more_is_unknown_with_what_was_said_last(
@@ -126,7 +126,7 @@ def test_what_nobody_says_any_more_is_unknown_with_what_was_said_last(
 def test_a_restarted_operator_keeps_what_was_known_until_it_has_asked() -> None:
     subject = looked(asset(), says(SILENT))
 
-    again = looked(subject, SessionView(link=Link.UNHEARD), seconds=20)
+    again = looked(subject, SessionView(link=Connectivity.UNHEARD), seconds=20)
 
     assert condition(again, "DeviceSilent") == condition(subject, "DeviceSilent")
 

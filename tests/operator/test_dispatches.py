@@ -18,7 +18,7 @@ from tests.operator.making import (
 )
 
 from derops.wire.v1 import dispatch_pb2
-from derops_operator.gateways.replicas import DispatchView
+from derops_operator.gateways.replicas import ReportedDispatch
 from derops_operator.reconciling.actions import (
     AddFinalizer,
     Submit,
@@ -29,9 +29,9 @@ from derops_operator.resources.facts import Asset, Dispatch
 
 
 def decide(
-    subject: Dispatch, home: Asset | None, seconds: float, seen: DispatchView | None = None
+    subject: Dispatch, home: Asset | None, seconds: float, seen: ReportedDispatch | None = None
 ) -> Any:
-    return reconcile_dispatch(subject, home, seen or DispatchView(), at(seconds))
+    return reconcile_dispatch(subject, home, seen or ReportedDispatch(), at(seconds))
 
 
 # Before any gateway holds it

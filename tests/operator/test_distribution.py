@@ -21,10 +21,10 @@ from derops.observability import Readiness
 from derops_operator.cluster.cache import Cache
 from derops_operator.cluster.client import Kube, Manifest
 from derops_operator.cluster.events import EventWriter
-from derops_operator.cluster.executor import Actor
+from derops_operator.cluster.executor import Executor
 from derops_operator.reconciling.agent_authority import TRUST_CERTIFICATE, wanted_trust_certificate
 from derops_operator.reconciling.assets import Realm
-from derops_operator.resources.facts import Key, Kind, Request
+from derops_operator.resources.facts import Kind, ObjectKey, Request
 from derops_operator.resources.instants import format_second
 from derops_operator.resources.manifests import read_fact
 from derops_operator.trust.distribution import (
@@ -52,7 +52,7 @@ class World:
         self.now = datetime.now(UTC)
         kube = cast("Kube", self.kube)
         self.events = EventWriter(kube)
-        actor = Actor(kube, self.events, self.cache, self.take, lambda _: None, lambda: at(0))
+        actor = Executor(kube, self.events, self.cache, self.take, lambda _: None, lambda: at(0))
         self.distributor = Distributor(
             kube,
             self.cache,
@@ -81,7 +81,7 @@ class World:
         self.distributor.concern(namespace)
 
     def drop_asset(self, namespace: str, name: str = "battery") -> None:
-        self.cache.drop(Key(Kind.ASSET, namespace, name))
+        self.cache.drop(ObjectKey(Kind.ASSET, namespace, name))
         self.distributor.concern(namespace)
 
     def sign(self, number: int, authority: Authority, *, signed: float) -> None:
@@ -489,7 +489,7 @@ async def test_a_request_of_that_name_in_a_tenants_namespace_is_nobodys(world: W
     forged = {**own, "metadata": {**own["metadata"], "namespace": "north", "uid": "forged"}}
     world.kube.objects = [(Kind.REQUEST, forged) if each[1] is own else each
                           for each in world.kube.objects]  # fmt: skip
-    world.cache.drop(Key(Kind.REQUEST, OWN, own["metadata"]["name"]))
+    world.cache.drop(ObjectKey(Kind.REQUEST, OWN, own["metadata"]["name"]))
     world.take(Kind.REQUEST, forged)
 
     await world.look()

@@ -19,7 +19,7 @@ from tests.operator.making import (
 
 from derops.lifecycle import Phase
 from derops.wire.v1 import dispatch_pb2
-from derops_operator.gateways.replicas import DispatchView, Holding
+from derops_operator.gateways.replicas import Holding, ReportedDispatch
 from derops_operator.reconciling.actions import (
     Delete,
     RemoveFinalizer,
@@ -68,7 +68,7 @@ def test_before_accept_by_nothing_is_withdrawn() -> None:
 @pytest.mark.parametrize(
     "seen",
     [
-        pytest.param(DispatchView(), id="no gateway was heard"),
+        pytest.param(ReportedDispatch(), id="no gateway was heard"),
         pytest.param(view(holding(), complete=False), id="a configured gateway is not connected"),
         pytest.param(view(holding(connected=False)), id="the gateway that held it is lost"),
         pytest.param(view(holding(generation=None)), id="a gateway has not said where it stands"),
@@ -77,7 +77,7 @@ def test_before_accept_by_nothing_is_withdrawn() -> None:
         pytest.param(view(report=acked()), id="the agent accepted it"),
     ],
 )
-def test_nothing_expires_without_proof(seen: DispatchView) -> None:
+def test_nothing_expires_without_proof(seen: ReportedDispatch) -> None:
     story = Story().look(0.1).look(60, seen)
 
     assert story.status["phase"] != "Expired"
@@ -92,10 +92,10 @@ def test_what_was_shown_as_sent_never_expires_by_the_operator() -> None:
 
 
 def test_without_proof_the_outcome_is_unknown_after_the_report_deadline() -> None:
-    story = Story().look(0.1).look(999, DispatchView())
+    story = Story().look(0.1).look(999, ReportedDispatch())
     assert story.status["phase"] == "Submitted"
 
-    story.look(1001, DispatchView())
+    story.look(1001, ReportedDispatch())
 
     assert story.ending == ("Failed", "OutcomeUnknown")
     assert story.conditions["Reverted"] == "Unknown"
@@ -295,7 +295,7 @@ def test_the_same_ending_again_changes_nothing() -> None:
 
 
 def test_a_word_after_an_unknown_outcome_is_a_late_report() -> None:
-    story = Story().look(0.1).look(1001, DispatchView())
+    story = Story().look(0.1).look(1001, ReportedDispatch())
 
     assert story.look(1100, view(report=active())).status["lateReport"]["phase"] == "Active"
     story.look(1200, view(report=ended()))
@@ -322,7 +322,7 @@ def test_what_was_known_when_the_outcome_became_unknown_is_no_late_report() -> N
 def test_what_the_agent_proves_after_an_unknown_outcome_is_in_the_status_beside_the_phase(
     late: dispatch_pb2.DispatchReport, applied: str, seconds: int | None
 ) -> None:
-    story = Story().look(0.1).look(1001, DispatchView())
+    story = Story().look(0.1).look(1001, ReportedDispatch())
     assert story.conditions["Applied"] == "Unknown"
 
     story.look(1200, view(report=late))
@@ -441,14 +441,14 @@ def test_a_deleted_dispatch_waits_for_its_revert_for_as_long_as_for_its_end() ->
 def test_an_operator_that_starts_anew_has_gateways_keep_what_is_unreverted() -> None:
     story = Story().look(0.1).look(111, view(report=unreverted()))
 
-    story.look(120, DispatchView())
+    story.look(120, ReportedDispatch())
     assert story.submit == Submit(known_phase=Phase.FAILED)
     assert Settle() not in story.decision.actions
 
     story.look(701, view(report=unreverted(sequence=10, reverted_us=at(700))))
     assert story.conditions["Reverted"] == "True"
     assert Settle() in story.decision.actions
-    assert Settle() in story.look(702, DispatchView()).decision.actions
+    assert Settle() in story.look(702, ReportedDispatch()).decision.actions
 
 
 def test_without_its_asset_nobody_is_left_to_revert_a_device() -> None:

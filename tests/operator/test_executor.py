@@ -9,11 +9,11 @@ from tests.operator.certifying import request
 from tests.operator.making import asset
 
 from derops_operator.cluster.cache import Cache
-from derops_operator.cluster.executor import Actor
+from derops_operator.cluster.executor import Executor
 from derops_operator.reconciling.actions import Approve, Deny
-from derops_operator.resources.facts import Key, Kind
+from derops_operator.resources.facts import Kind, ObjectKey
 
-KEY = Key(Kind.ASSET, "pilot", "battery")
+KEY = ObjectKey(Kind.ASSET, "pilot", "battery")
 
 
 class Refusing:
@@ -27,11 +27,11 @@ class Refusing:
         raise ApiException(status=self.status, reason="referenced signer resource does not exist")
 
 
-def actor(kube: Any) -> Actor:
+def actor(kube: Any) -> Executor:
     cache, events, unused = Cache(), None, None
     cache.put(Kind.ASSET, asset())
     cache.put(Kind.REQUEST, request(9, name="stranger"))
-    return Actor(kube, events, cache, lambda *_: unused, lambda *_: unused, lambda: 0)  # type: ignore[arg-type]
+    return Executor(kube, events, cache, lambda *_: unused, lambda *_: unused, lambda: 0)  # type: ignore[arg-type]
 
 
 def test_a_strangers_request_that_may_not_be_denied_holds_nothing_up() -> None:

@@ -14,7 +14,7 @@ from derops_operator.cluster.events import EventWriter
 from derops_operator.cluster.publisher import Publisher
 from derops_operator.cluster.status_writer import StatusWriter
 from derops_operator.reconciling.dispatches import reconcile_dispatch
-from derops_operator.resources.facts import Key, Kind, Meta
+from derops_operator.resources.facts import Kind, Meta, ObjectKey
 
 
 class SlowKube:
@@ -33,7 +33,7 @@ class SlowKube:
 async def test_an_end_that_is_decided_again_while_it_is_stored_is_stored_once() -> None:
     story = Story(dispatch(submitted=True)).look(1)
     submitted, unsent = story.dispatch, view(holding(written_us=0))
-    key, cache, kube = Key(Kind.DISPATCH, "pilot", "peak"), Cache(), SlowKube()
+    key, cache, kube = ObjectKey(Kind.DISPATCH, "pilot", "peak"), Cache(), SlowKube()
     told: list[control_pb2.HeadendTransition] = []
     cache.put(Kind.DISPATCH, submitted)
 
@@ -66,7 +66,7 @@ async def test_an_end_that_is_decided_again_while_it_is_stored_is_stored_once() 
 
 async def test_who_ordered_it_goes_to_the_history_with_its_submission() -> None:
     subject = replace(dispatch(), claimed_creator="alice")
-    key, cache, kube = Key(Kind.DISPATCH, "pilot", "peak"), Cache(), SlowKube()
+    key, cache, kube = ObjectKey(Kind.DISPATCH, "pilot", "peak"), Cache(), SlowKube()
     told: list[control_pb2.HeadendTransition] = []
     cache.put(Kind.DISPATCH, subject)
     publisher = Publisher(
@@ -87,7 +87,7 @@ async def test_who_ordered_it_goes_to_the_history_with_its_submission() -> None:
 async def test_what_is_not_known_of_an_asset_is_told_once_it_is_stored() -> None:
     subject, flying = asset(operatingState="OutOfService"), dispatch(submitted=True)
     subject = after(subject, decide(subject, seconds=1, dispatches=[flying]))
-    key, cache, kube = Key(Kind.ASSET, "pilot", "battery"), Cache(), SlowKube()
+    key, cache, kube = ObjectKey(Kind.ASSET, "pilot", "battery"), Cache(), SlowKube()
     cache.put(Kind.ASSET, subject)
     events = EventWriter(kube)  # type: ignore[arg-type]
     publisher = Publisher(

@@ -4,7 +4,7 @@ import pytest
 from tests.operator.making import acked, active, at, ended
 
 from derops.wire.v1 import control_pb2, dispatch_pb2
-from derops_operator.gateways.replicas import Fleet, Link
+from derops_operator.gateways.replicas import Connectivity, Fleet
 
 
 def fleet(*names: str, expected: int | None = None) -> Fleet:
@@ -50,18 +50,18 @@ def test_a_lost_replicas_sessions_count_for_thirty_seconds() -> None:
     note(subject, "one", session())
     subject.lose_replica("one", at(10))
 
-    assert subject.session("a", at(39)).link is Link.CONNECTED
-    assert subject.session("a", at(41)).link is Link.UNKNOWN
+    assert subject.session("a", at(39)).link is Connectivity.CONNECTED
+    assert subject.session("a", at(41)).link is Connectivity.UNKNOWN
 
 
 def test_silence_means_no_stream_only_after_everybody_could_speak() -> None:
     subject = fleet("one")
-    assert subject.session("a", at(2)).link is Link.UNHEARD
-    assert subject.session("a", at(7)).link is Link.DISCONNECTED
+    assert subject.session("a", at(2)).link is Connectivity.UNHEARD
+    assert subject.session("a", at(7)).link is Connectivity.DISCONNECTED
 
     nobody = fleet()
-    assert nobody.session("a", at(29)).link is Link.UNHEARD
-    assert nobody.session("a", at(31)).link is Link.UNKNOWN
+    assert nobody.session("a", at(29)).link is Connectivity.UNHEARD
+    assert nobody.session("a", at(31)).link is Connectivity.UNKNOWN
 
 
 def test_a_returning_replica_starts_with_a_clean_slate() -> None:
@@ -72,7 +72,7 @@ def test_a_returning_replica_starts_with_a_clean_slate() -> None:
 
     subject.add_replica("one", at(11), 5, at(11))
 
-    assert subject.session("a", at(12)).link is Link.UNHEARD
+    assert subject.session("a", at(12)).link is Connectivity.UNHEARD
     (holding,) = subject.dispatch("d", 1, 1).holdings
     assert holding.generation is None
 

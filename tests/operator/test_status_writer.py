@@ -16,7 +16,7 @@ from derops_operator.cluster.status_writer import (
     is_worth_writing,
     merge_patch,
 )
-from derops_operator.resources.facts import Dispatch, Key, Kind, Meta
+from derops_operator.resources.facts import Dispatch, Kind, Meta, ObjectKey
 
 TREES = st.recursive(
     st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2),
@@ -122,7 +122,7 @@ async def test_a_forgotten_object_starts_anew() -> None:
     kube = FakeKube()
     subject, statuses = dispatch(), writer(kube)
     await statuses.write(Kind.DISPATCH, subject, {"odd": 1})
-    statuses.forget(Key(Kind.DISPATCH, "pilot", "peak"))
+    statuses.forget(ObjectKey(Kind.DISPATCH, "pilot", "peak"))
 
     same = _with_version(subject, str(kube.version))
     assert await statuses.write(Kind.DISPATCH, same, {"odd": 1}) is not None

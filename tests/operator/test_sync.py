@@ -25,7 +25,7 @@ from derops.wire.v1 import agent_pb2, control_pb2, control_pb2_grpc, dispatch_pb
 from derops_operator import metrics
 from derops_operator.gateways import wire
 from derops_operator.gateways.desired import Desired
-from derops_operator.gateways.replicas import Fleet, Link
+from derops_operator.gateways.replicas import Connectivity, Fleet
 from derops_operator.gateways.sync import MAX_SAID_BYTES, Headend
 from derops_operator.reconciling.actions import Submit
 from derops_operator.settings import OperatorSettings
@@ -200,7 +200,7 @@ async def test_a_gateway_gets_the_snapshot_then_changes_and_is_heard(bench: Benc
     view = bench.fleet.dispatch("uid-peak", 1, 1)
     assert view.written_us == at(1)
     assert view.report == acked()
-    assert bench.fleet.session("uid-battery", at(3)).link is Link.UNKNOWN
+    assert bench.fleet.session("uid-battery", at(3)).link is Connectivity.UNKNOWN
     assert not bench.readiness.report()[0]
 
 

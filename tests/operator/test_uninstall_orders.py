@@ -8,7 +8,7 @@ from derops.schedules import SECOND_US
 from derops_operator.resources.facts import FINALIZER
 from derops_operator.resources.instants import format_second, parse_instant
 from derops_operator.uninstall.orders import (
-    Standing,
+    Obstacle,
     describe,
     is_to_cancel,
     read_order,
@@ -48,28 +48,28 @@ WITHDRAWN = {**SPEC, "desiredState": "Cancelled"}
 @pytest.mark.parametrize(
     ("seen", "expected"),
     [
-        (manifest(), Standing.OPEN),
-        (manifest(spec=WITHDRAWN), Standing.OVER),
-        (manifest(FINALIZER, spec=WITHDRAWN), Standing.OPEN),
-        (manifest(spec=WITHDRAWN, phase="Submitted"), Standing.OVER),
-        (manifest(spec=WITHDRAWN, phase="Submitted", timeline={"submittedAt": "x"}), Standing.OPEN),
-        (manifest(spec=WITHDRAWN, phase="Active"), Standing.OPEN),
-        (manifest(phase="Acked"), Standing.OPEN),
-        (ended("Cancelled", "True"), Standing.OVER),
-        (ended("Failed", "False"), Standing.OPEN),
-        (ended("Failed", "False", seconds_ago=10_000_000), Standing.OPEN),
-        (ended("Failed", "Unknown"), Standing.OPEN),
-        (ended("Failed", "Unknown", seconds_ago=2 * 86400), Standing.UNTOLD),
-        (manifest(phase="Failed"), Standing.OPEN),
+        (manifest(), Obstacle.OPEN),
+        (manifest(spec=WITHDRAWN), Obstacle.OVER),
+        (manifest(FINALIZER, spec=WITHDRAWN), Obstacle.OPEN),
+        (manifest(spec=WITHDRAWN, phase="Submitted"), Obstacle.OVER),
+        (manifest(spec=WITHDRAWN, phase="Submitted", timeline={"submittedAt": "x"}), Obstacle.OPEN),
+        (manifest(spec=WITHDRAWN, phase="Active"), Obstacle.OPEN),
+        (manifest(phase="Acked"), Obstacle.OPEN),
+        (ended("Cancelled", "True"), Obstacle.OVER),
+        (ended("Failed", "False"), Obstacle.OPEN),
+        (ended("Failed", "False", seconds_ago=10_000_000), Obstacle.OPEN),
+        (ended("Failed", "Unknown"), Obstacle.OPEN),
+        (ended("Failed", "Unknown", seconds_ago=2 * 86400), Obstacle.UNTOLD),
+        (manifest(phase="Failed"), Obstacle.OPEN),
     ],
 )
-def test_what_a_device_may_hold_stands_in_the_way(seen: dict[str, Any], expected: Standing) -> None:
+def test_what_a_device_may_hold_stands_in_the_way(seen: dict[str, Any], expected: Obstacle) -> None:
     assert standing(read_order(seen), NOW_US) is expected
 
 
 def test_what_no_gateway_was_given_stands_in_nobodys_way_once_no_operator_runs() -> None:
-    assert standing(read_order(manifest()), NOW_US, stopped=True) is Standing.OVER
-    assert standing(read_order(manifest(FINALIZER)), NOW_US, stopped=True) is Standing.OPEN
+    assert standing(read_order(manifest()), NOW_US, stopped=True) is Obstacle.OVER
+    assert standing(read_order(manifest(FINALIZER)), NOW_US, stopped=True) is Obstacle.OPEN
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_an_object_without_sense_stands_in_the_way_if_it_bears_our_finalizer(
 
     order = read_order(strange)
 
-    assert standing(order, NOW_US) is Standing.OPEN
+    assert standing(order, NOW_US) is Obstacle.OPEN
     assert describe(order).startswith("pilot/peak: ")
 
 

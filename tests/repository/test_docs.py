@@ -19,7 +19,7 @@ from derops.lifecycle import Phase, Reason
 from derops.transitions import TRANSITIONS
 from derops_agent.drivers.modbus import profile
 from derops_agent.drivers.modbus.device import ModbusOptions
-from derops_agent.drivers.modbus.points import Section
+from derops_agent.drivers.modbus.points import ProfileSection
 from derops_agent.drivers.simulated.faults import Faults
 from derops_agent.drivers.simulated.options import MODELS, Options
 from derops_agent.drivers.sunspec.device import SunSpecOptions
@@ -162,7 +162,13 @@ def test_every_reason_is_on_the_reasons_page() -> None:
         assert who == {each.actor.lower() for each in saying}, f"{reason} is said by others"
 
 
-CONDITIONS = {"Wanted": 2, "_if_never": 2, "post": None, "Verdict": None, "replace": None}
+CONDITIONS = {
+    "WantedCondition": 2,
+    "_if_never": 2,
+    "post": None,
+    "Admission": None,
+    "replace": None,
+}
 STREAMS = {
     "BadSyncError": 0,
     "IdentityRefusedError": 0,
@@ -362,7 +368,11 @@ def test_every_option_of_a_modbus_device_and_key_of_its_profile_is_on_its_page()
 
 
 def is_section(value: object) -> bool:
-    return isinstance(value, type) and issubclass(value, Section) and value is not Section
+    return (
+        isinstance(value, type)
+        and issubclass(value, ProfileSection)
+        and value is not ProfileSection
+    )
 
 
 def test_every_fault_of_a_simulated_device_is_on_its_page() -> None:

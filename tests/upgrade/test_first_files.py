@@ -19,8 +19,8 @@ from derops_headend.access.operator_key import OperatorKeys
 from derops_headend.eventlog.sqlite import SqliteEventLog
 from derops_headend.fleet.desired import Revision, Snapshot, Written
 from derops_headend.gateway.desired_store import DesiredStore
-from derops_headend.storage.database import Database
-from derops_headend.writing.rows import Source
+from derops_headend.storage.database import WriterDatabase
+from derops_headend.writing.rows import LogSource
 
 __all__ = ["database", "database_url", "query"]
 FIRST = Path(__file__).parent / "first"
@@ -35,7 +35,9 @@ def lay_down(name: str, path: Path) -> None:
     connection.close()
 
 
-async def test_a_log_is_read_and_goes_on(tmp_path: Path, database: Database, query: Query) -> None:
+async def test_a_log_is_read_and_goes_on(
+    tmp_path: Path, database: WriterDatabase, query: Query
+) -> None:
     lay_down("events.sql", tmp_path / "events.db")
     log = SqliteEventLog(tmp_path / "events.db")
     asset = dispatch_pb2.AssetId(uid="u", namespace="pilot-north", name="battery-7")
@@ -43,7 +45,7 @@ async def test_a_log_is_read_and_goes_on(tmp_path: Path, database: Database, que
 
     records = log.read(0)
     assert [record.offset for record in records] == [1, 2, 3, 4]
-    sources = [Source(record.offset, 0, record.record.entries[0]) for record in records]
+    sources = [LogSource(record.offset, 0, record.record.entries[0]) for record in records]
     database.store(sources, after=0, through=4)
     assert query("select active_power_watts from telemetry order by ts") == [(5000.0,), (5001.0,)]
     assert query("select name, value from measurement order by ts") == [("fan", 3), ("fan", 4)]

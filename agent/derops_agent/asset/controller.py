@@ -24,7 +24,7 @@ from derops_agent import metrics
 from derops_agent.asset.device import GuardedDevice
 from derops_agent.asset.journal import Journal
 from derops_agent.asset.ledger import Alive, Ledger
-from derops_agent.asset.setpoints.writer import Holder
+from derops_agent.asset.setpoints.writer import DeviceWriter
 from derops_agent.clock import Clock, Moment, moment
 from derops_agent.execution import (
     health,
@@ -122,7 +122,7 @@ def weigh(event: Event) -> int:
             return EVENT_BYTES
 
 
-class Controller:
+class AssetController:
     """One asset's dispatches. Events come in by ``take``; the journal reports what happened."""
 
     def __init__(
@@ -154,7 +154,7 @@ class Controller:
         self._not_kept = (0, 0)
         self._device, self._ledger, self._clock, self._run = device, ledger, clock, run
         self._draw = draw
-        self._holder = Holder(device, self.journal, clock, str(name))
+        self._holder = DeviceWriter(device, self.journal, clock, str(name))
         self._site = Site(
             capability=device.capability,
             local=local,

@@ -75,7 +75,7 @@ class Alive:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
+class StoredExecution:
     """An execution with the last report that was made of it."""
 
     execution: Execution
@@ -159,7 +159,7 @@ class Ledger:
         wire = self._meta("asset")
         return None if wire is None else dispatch_pb2.Asset.FromString(wire)
 
-    def unsettled(self) -> list[Stored]:
+    def unsettled(self) -> list[StoredExecution]:
         """Return all executions that the headend has not settled."""
         rows = self._db.execute("SELECT state, report FROM execution WHERE settled = 0")
         return [_stored(*row) for row in rows]
@@ -173,7 +173,7 @@ class Ledger:
         """Tell whether ``tombstone`` is worth a look; does not block."""
         return uid in self._tombstones
 
-    def tombstone(self, uid: str) -> Stored | None:
+    def tombstone(self, uid: str) -> StoredExecution | None:
         """Return the settled execution of ``uid``, if it is still remembered."""
         row = self._db.execute(
             "SELECT state, report FROM execution WHERE uid = ? AND settled = 1", [uid]
@@ -259,8 +259,8 @@ class Ledger:
             write()
 
 
-def _stored(state: bytes, report: bytes) -> Stored:
-    return Stored(
+def _stored(state: bytes, report: bytes) -> StoredExecution:
+    return StoredExecution(
         execution=_STATE.validate_json(state),
         report=dispatch_pb2.DispatchReport.FromString(report),
     )

@@ -3,7 +3,7 @@
 import asyncio
 import random
 
-from derops_agent.asset.controller import Controller
+from derops_agent.asset.controller import AssetController
 from derops_agent.asset.device import GuardedDevice
 from derops_agent.clock import Clock
 from derops_agent.telemetry.outbox import Outbox
@@ -12,7 +12,7 @@ PERIOD_SECONDS = 1.0
 
 
 async def sample_for_ever(
-    device: GuardedDevice, controller: Controller, outbox: Outbox, clock: Clock
+    device: GuardedDevice, controller: AssetController, outbox: Outbox, clock: Clock
 ) -> None:
     """Measure once a second while it is needed, else at the telemetry interval."""
     # Assets of one process spread over the second.

@@ -44,7 +44,7 @@ _MISSED_SECONDS = 2 * TRY_SECONDS
 _WANTED_SECONDS = 6  # a device that does not open is tried every 5 s
 
 
-class Rank(NamedTuple):
+class Turn(NamedTuple):
     """Whose turn it is: the least of those that wait."""
 
     is_not_due: bool
@@ -64,7 +64,7 @@ class Rank(NamedTuple):
 
 
 @dataclass(slots=True)
-class Standing:
+class UnitStanding:
     """What is known of one unit."""
 
     timeout_seconds: float
@@ -110,7 +110,7 @@ class Line:
     """All units that were ever asked on one connection, by id: 256 at most."""
 
     def __init__(self) -> None:
-        self.units: dict[int, Standing] = {}
+        self.units: dict[int, UnitStanding] = {}
         self._users: dict[int, int] = {}
         self._missed = 0
         self._missed_at = -inf
@@ -121,7 +121,7 @@ class Line:
         """Note that a unit is opened; how it stood with the line stays."""
         self._users[unit_id] = self._users.get(unit_id, 0) + 1
         unit = self.units.setdefault(
-            unit_id, Standing(timeout_seconds=timeout_seconds, missed_before=self._missed)
+            unit_id, UnitStanding(timeout_seconds=timeout_seconds, missed_before=self._missed)
         )
         unit.timeout_seconds, unit.is_opening = timeout_seconds, True
         if unit.silent_since_seconds is None:
@@ -177,11 +177,11 @@ class Line:
         """Return from when on a unit that is backed off may be asked, if nothing is due."""
         return max(self.units[unit_id].try_at_seconds, self._rest_until)
 
-    def rank(self, unit_id: int, due: Hashable, now: float) -> Rank:
+    def rank(self, unit_id: int, due: Hashable, now: float) -> Turn:
         """Return a place among those that wait."""
         unit = self.units[unit_id]
         counts = now <= self._missed_at + _MISSED_SECONDS
-        return Rank(
+        return Turn(
             due is None or unit.due_until_seconds > now + MOST_DUE_SECONDS,
             self._missed - unit.missed_before if counts else 0,
             max(unit.used_seconds, self._served_seconds),
@@ -270,7 +270,7 @@ class Line:
         """Return after how long a unit may have a first try again, so that all keep to a share."""
         return len(self._users) * TRY_SECONDS / SILENT_SHARE
 
-    def _charge(self, unit: Standing, now: float) -> float:
+    def _charge(self, unit: UnitStanding, now: float) -> float:
         seconds = now - unit.tried_at_seconds
         unit.used_seconds = max(unit.used_seconds, self._served_seconds) + seconds
         if unit.is_asked_for_due:

@@ -23,7 +23,7 @@ from pymodbus.pdu.register_message import (
 from derops.errors import DeviceRefusedError, DeviceTimeoutError, DeviceUnreachableError
 from derops_agent import metrics
 from derops_agent.drivers.modbus_connection import Connection
-from derops_agent.drivers.modbus_line import DUE_PERIOD_SECONDS, TRY_SECONDS, Line, Rank
+from derops_agent.drivers.modbus_line import DUE_PERIOD_SECONDS, TRY_SECONDS, Line, Turn
 from derops_agent.drivers.units import UnitOptions
 from derops_agent.ports import NOT_WRITTEN
 
@@ -106,10 +106,10 @@ class Turns:
 
     def __init__(self) -> None:
         self._is_taken = False
-        self._waiting: dict[asyncio.Future[None], Callable[[], Rank]] = {}
+        self._waiting: dict[asyncio.Future[None], Callable[[], Turn]] = {}
 
     @asynccontextmanager
-    async def turn(self, rank: Callable[[], Rank]) -> AsyncIterator[None]:
+    async def turn(self, rank: Callable[[], Turn]) -> AsyncIterator[None]:
         """Have the lock; who is cancelled while waiting never gets it.
 
         Raises:

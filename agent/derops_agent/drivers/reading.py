@@ -31,7 +31,7 @@ Words: TypeAlias = Mapping[tuple[Table, int], bytes]
 """Two bytes for each register, by its table and number."""
 
 
-class Span(NamedTuple):
+class RegisterSpan(NamedTuple):
     """Registers of one value: they may change together, so they are never read apart."""
 
     table: Table
@@ -40,11 +40,11 @@ class Span(NamedTuple):
     """How many they are."""
 
 
-Run: TypeAlias = tuple[Span, ...]
+Run: TypeAlias = tuple[RegisterSpan, ...]
 """What is read in one request, as long as the device takes that."""
 
 
-def join(spans: Iterable[Span], *, over_gaps: bool = False) -> list[Run]:
+def join(spans: Iterable[RegisterSpan], *, over_gaps: bool = False) -> list[Run]:
     """Return the fewest requests.
 
     Args:
@@ -52,7 +52,7 @@ def join(spans: Iterable[Span], *, over_gaps: bool = False) -> list[Run]:
         over_gaps: Whether registers in between may be read too. Devices refuse to read what they
             do not have, be it in between.
     """
-    runs: list[list[Span]] = []
+    runs: list[list[RegisterSpan]] = []
     for span in sorted(set(spans)):
         if runs and runs[-1][-1].table == span.table:
             _, first, count = extent(runs[-1])
@@ -64,10 +64,10 @@ def join(spans: Iterable[Span], *, over_gaps: bool = False) -> list[Run]:
     return [tuple(run) for run in runs]
 
 
-def extent(run: Sequence[Span]) -> Span:
+def extent(run: Sequence[RegisterSpan]) -> RegisterSpan:
     """Return all registers from the first of a run to its last."""
     first = run[0].start
-    return Span(run[0].table, first, max(each.start + each.length for each in run) - first)
+    return RegisterSpan(run[0].table, first, max(each.start + each.length for each in run) - first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +75,10 @@ class Answers:
     """What a unit answered."""
 
     words: Words
-    problems: Mapping[Span, str]
+    problems: Mapping[RegisterSpan, str]
     """What of that which was asked is not there, and why."""
 
-    silent: frozenset[Span] = frozenset()
+    silent: frozenset[RegisterSpan] = frozenset()
     """What of that was not answered at all, so that it may be there."""
 
 
@@ -137,7 +137,7 @@ class Reader:
     def __init__(self, unit: Unit, runs: Iterable[Run], clock: Clock) -> None:
         self._unit, self._runs, self._clock = unit, list(runs), clock
         self._bad: list[_Bad] = []
-        self._cuts: set[Span] = set()
+        self._cuts: set[RegisterSpan] = set()
         """With what a request begins, since the device refuses it together with what is before."""
 
         self._silent = False
@@ -167,7 +167,7 @@ class Reader:
     def _wanted(self) -> Iterator[Run]:
         bad = {span for each in self._bad for span in each.run}
         for run in self._runs:
-            part: list[Span] = []
+            part: list[RegisterSpan] = []
             for span in run:
                 if part and (span in bad or span in self._cuts):
                     yield tuple(part)

@@ -6,7 +6,7 @@ from derops.checks import MODES_BY_TYPE, Envelope, Refusal, check_dispatch
 from derops.lifecycle import Phase, Reason
 from derops.schedules import SECOND_US, Window, accept_by_us, plan_window
 from derops_agent.execution.resolution import refuse_value, rounded
-from derops_agent.execution.site import Asset, LocalLimits, Site
+from derops_agent.execution.site import AssetSpec, LocalLimits, Site
 from derops_agent.execution.state import Execution, Order, Stage
 
 _MAX_DURATION_SECONDS = 604_800
@@ -76,7 +76,7 @@ def judge(order: Order, site: Site, *, now_us: int, draw: float) -> Execution:
     )
 
 
-def target(order: Order, asset: Asset | None, local: LocalLimits) -> tuple[int, str]:
+def target(order: Order, asset: AssetSpec | None, local: LocalLimits) -> tuple[int, str]:
     """Return the value to write and which limits changed it, if any."""
     watts, clamped_by = order.watts, ""
     if order.mode == "ActivePower" and asset is not None and asset.clamp:
@@ -218,7 +218,7 @@ def _refuse_now(order: Order, site: Site, planned: Window, now_us: int) -> _Answ
     return None if refusal is None else _rejected(refusal.reason, refusal.message)
 
 
-def _check_envelopes(order: Order, asset: Asset, site: Site) -> Refusal | None:
+def _check_envelopes(order: Order, asset: AssetSpec, site: Site) -> Refusal | None:
     modes = MODES_BY_TYPE.get(asset.type, frozenset()) & site.capability.modes
     clamped, _ = target(order, asset, LocalLimits())
     for injection, absorption, owner in (

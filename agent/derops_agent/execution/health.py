@@ -7,7 +7,7 @@ from derops.devices import MAX_BAD_POINTS, bounded
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2
 from derops_agent.clock import Moment
-from derops_agent.execution.needs import Need
+from derops_agent.execution.needs import PointNeed
 from derops_agent.ports import BadPoint, Reading
 
 SILENT_AFTER_US = 10 * SECOND_US
@@ -56,7 +56,7 @@ class Health:
     problem: str = ""
     """Why the first of these had none; later ones say that it was not asked, which is no news."""
 
-    def badness_of(self, need: Need) -> Badness | None:
+    def badness_of(self, need: PointNeed) -> Badness | None:
         """Return why a point that is needed is not known; None = it is not bad."""
         if WHOLE_SAMPLE in self.bad and need.quantity in self.values:
             return self.bad[WHOLE_SAMPLE]

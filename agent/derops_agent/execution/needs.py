@@ -25,7 +25,7 @@ class Use:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Need:
+class PointNeed:
     """A point, and the orders that wait for it."""
 
     orders: str
@@ -47,7 +47,7 @@ class Need:
 
 
 NEEDS = (
-    Need(
+    PointNeed(
         orders="every order",
         point=LOCAL_CONTROL_POINT,
         quantity=0,
@@ -55,7 +55,7 @@ NEEDS = (
         ends=False,
         applies=lambda _: True,
     ),
-    Need(
+    PointNeed(
         orders="`ActivePower`",
         point="activePowerWatts",
         quantity=agent_pb2.ACTIVE_POWER_WATTS,
@@ -63,7 +63,7 @@ NEEDS = (
         ends=False,
         applies=lambda use: use.mode == "ActivePower",
     ),
-    Need(
+    PointNeed(
         orders="any mode with `verify: Required`",
         point="activePowerWatts",
         quantity=agent_pb2.ACTIVE_POWER_WATTS,
@@ -71,7 +71,7 @@ NEEDS = (
         ends=False,
         applies=lambda use: use.verify_required,
     ),
-    Need(
+    PointNeed(
         orders="`ActivePower` above 0 W on an asset with `limits.minReservePercent` above 0",
         point="stateOfChargePercent",
         quantity=agent_pb2.STATE_OF_CHARGE_PERCENT,

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2
-from derops_agent.execution.site import Asset, Site, bounded
+from derops_agent.execution.site import AssetSpec, Site, bounded
 from derops_agent.ports import Setpoints
 
 
-def step_us(asset: Asset) -> int:
+def step_us(asset: AssetSpec) -> int:
     """Return how long a step takes at least."""
     return max(1, asset.min_seconds_between_writes) * SECOND_US
 
@@ -23,7 +23,7 @@ def begins_at(written: Setpoints | None, site: Site) -> int:
 
 
 def next_step(
-    target: Setpoints, asset: Asset, site: Site, *, from_watts: int, passed_us: int | None
+    target: Setpoints, asset: AssetSpec, site: Site, *, from_watts: int, passed_us: int | None
 ) -> Setpoints:
     """Return the part of the way to ``target`` that the ramp allows now.
 

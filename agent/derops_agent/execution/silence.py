@@ -8,7 +8,7 @@ from derops_agent.clock import Moment
 from derops_agent.execution import verification
 from derops_agent.execution.reversion import give_up
 from derops_agent.execution.state import LATE_REVERT_US, Execution, Stage
-from derops_agent.execution.verification import Rule, Verdict
+from derops_agent.execution.verification import Rule, Verification
 from derops_agent.execution.windows import Executions
 
 MOST_SILENCES = 2
@@ -54,7 +54,7 @@ def _doubt(execution: Execution, silence: Silence, now: Moment) -> Execution:
         silences=execution.silences + 1,
         effect=replace(execution.effect, told="Unknown"),
     )
-    unknown = Verdict(verified="Unknown", reason=Reason.DEVICE_OFFLINE)
+    unknown = Verification(verified="Unknown", reason=Reason.DEVICE_OFFLINE)
     return verification.conclude(doubted, unknown, now.wall_us)
 
 

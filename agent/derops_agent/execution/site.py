@@ -8,7 +8,7 @@ from derops.lifecycle import Reason
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2
 from derops_agent.execution.health import Badness, Health
-from derops_agent.execution.needs import NEEDS, Need, Use
+from derops_agent.execution.needs import NEEDS, PointNeed, Use
 from derops_agent.execution.resolution import ANY, VALUES, sent, sent_watts
 from derops_agent.execution.state import Execution
 from derops_agent.execution.verification import Rule
@@ -19,7 +19,7 @@ STALE_AFTER_US = 60 * SECOND_US
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asset:
+class AssetSpec:
     """The parts of a DERAsset that an agent acts on."""
 
     uid: str
@@ -68,7 +68,7 @@ class Site:
     """Everything that an order is judged against, at one moment."""
 
     capability: Capability
-    asset: Asset | None = None
+    asset: AssetSpec | None = None
     local: LocalLimits = field(default_factory=LocalLimits)
     clock_offset_milliseconds: int | None = None
     max_clock_offset_milliseconds: int = 5000
@@ -148,7 +148,7 @@ class Site:
         interval_us = (self.asset.telemetry_interval_seconds if self.asset else 1) * SECOND_US
         return max(STALE_AFTER_US, 3 * interval_us)
 
-    def is_absent(self, need: Need) -> bool:
+    def is_absent(self, need: PointNeed) -> bool:
         """Tell whether a point is bad, and its last good value too old to act on."""
         badness = self.health.badness_of(need)
         if badness is None:
@@ -180,7 +180,7 @@ class Site:
         badness = self.health.badness_of(need)
         return words if badness is None else f"{words}: {_name(badness)}"
 
-    def _explain(self, need: Need, badness: Badness) -> str:
+    def _explain(self, need: PointNeed, badness: Badness) -> str:
         good_us = badness.last_good_us
         since = "since the agent started"
         if good_us is not None:

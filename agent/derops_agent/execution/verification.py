@@ -62,7 +62,7 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Verification:
     """True, False or Unknown, and why."""
 
     verified: str
@@ -110,18 +110,18 @@ def observe(execution: Execution, reading: Reading, rule: Rule, now: Moment) -> 
     )
 
 
-def verdict(execution: Execution, *, until_us: int, rule: Rule) -> Verdict:
+def verdict(execution: Execution, *, until_us: int, rule: Rule) -> Verification:
     """Judge the window up to ``until_us``, a steady instant. What was not sampled is not known."""
     due_us = _due_us(execution, until_us, rule)
     effect = execution.effect
     if due_us <= 0 or not rule.measures:
-        return Verdict(verified="Unknown", reason="NotVerifiable")
+        return Verification(verified="Unknown", reason="NotVerifiable")
     if effect.good_us >= GOOD_SHARE * due_us:
-        return Verdict(verified="True", reason="EffectWithinTolerance")
+        return Verification(verified="True", reason="EffectWithinTolerance")
     missed_us = effect.judged_us - effect.good_us
     if missed_us > (1 - GOOD_SHARE) * due_us:
-        return Verdict(verified="False", reason="EffectNotObserved")
-    return Verdict(verified="Unknown", reason="TooFewSamples")
+        return Verification(verified="False", reason="EffectNotObserved")
+    return Verification(verified="Unknown", reason="TooFewSamples")
 
 
 def conclude_window(execution: Execution, now: Moment, rule: Rule) -> Execution:
@@ -163,16 +163,16 @@ def tell_first_verdict(execution: Execution, *, now_us: int, rule: Rule) -> Exec
     if execution.effect.told or abs(in_a_row) < rule.samples:
         return execution
     found = (
-        Verdict(verified="True", reason="EffectWithinTolerance")
+        Verification(verified="True", reason="EffectWithinTolerance")
         if in_a_row > 0
-        else Verdict(verified="False", reason="EffectNotObserved")
+        else Verification(verified="False", reason="EffectNotObserved")
     )
     return conclude(
         replace(execution, effect=replace(execution.effect, told=found.verified)), found, now_us
     )
 
 
-def conclude(execution: Execution, found: Verdict, now_us: int) -> Execution:
+def conclude(execution: Execution, found: Verification, now_us: int) -> Execution:
     """Return it with ``found`` as its verdict."""
     good = found.verified == "True"
     return replace(

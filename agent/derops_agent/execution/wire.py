@@ -2,7 +2,7 @@
 
 from derops.lifecycle import MESSAGE_LIMIT, UNANSWERED
 from derops.wire.v1 import agent_pb2, dispatch_pb2
-from derops_agent.execution.site import Asset
+from derops_agent.execution.site import AssetSpec
 from derops_agent.execution.state import Execution, Order
 from derops_agent.ports import Capability, Setpoints
 
@@ -35,13 +35,13 @@ def read_order(message: dispatch_pb2.Dispatch) -> Order:
     )
 
 
-def read_asset(message: dispatch_pb2.Asset) -> Asset:
+def read_asset(message: dispatch_pb2.Asset) -> AssetSpec:
     """Return what an agent needs of an asset's configuration."""
 
     def optional(field: str) -> int | None:
         return getattr(message, field) if message.HasField(field) else None
 
-    return Asset(
+    return AssetSpec(
         uid=message.id.uid,
         generation=message.generation,
         type=message.type,

@@ -11,15 +11,15 @@ import structlog
 
 from derops.ids import AssetName
 from derops.observability import Readiness
-from derops.pem import Identity
+from derops.pem import IdentityFiles
 from derops.wire.v1 import agent_pb2
 from derops_agent import metrics
-from derops_agent.asset.controller import Controller
+from derops_agent.asset.controller import AssetController
 from derops_agent.asset.device import GuardedDevice
 from derops_agent.asset.ledger import Ledger
 from derops_agent.clock import Clock
 from derops_agent.execution.wire import write_capability
-from derops_agent.link.stream import Session, StreamEndedError
+from derops_agent.link.stream import Stream, StreamEndedError
 from derops_agent.storage import Runner
 from derops_agent.telemetry.outbox import Outbox
 
@@ -51,21 +51,21 @@ class Endpoint:
     server_ca_file: Path
     certificate_directory: Path
 
-    def read_credentials(self) -> Identity:
+    def read_credentials(self) -> IdentityFiles:
         """Read the files; blocks.
 
         Raises:
             OSError: One is not there (yet).
             ValueError: One is not what it should be (yet).
         """
-        return Identity.read(self.certificate_directory, self.server_ca_file)
+        return IdentityFiles.read(self.certificate_directory, self.server_ca_file)
 
 
 @dataclass(slots=True)
 class _Running:
-    session: Session
+    session: Stream
     task: asyncio.Task[StreamEndedError]
-    credentials: Identity
+    credentials: IdentityFiles
 
 
 class Link:
@@ -76,7 +76,7 @@ class Link:
         name: AssetName,
         endpoint: Endpoint,
         *,
-        controller: Controller,
+        controller: AssetController,
         device: GuardedDevice,
         ledger: Ledger,
         outbox: Outbox,
@@ -132,7 +132,7 @@ class Link:
             if fresh != running.credentials:
                 running = await self._renew(running, fresh)
 
-    async def _renew(self, old: _Running, fresh: Identity) -> _Running:
+    async def _renew(self, old: _Running, fresh: IdentityFiles) -> _Running:
         """Open a stream with the new certificate first, and only then close the old one."""
         old.session.hold_telemetry()  # or the new stream's Hello would not be true for long
         new = await self._start(fresh)
@@ -158,7 +158,7 @@ class Link:
         old.session.report_all()
         return old
 
-    async def _start(self, credentials: Identity) -> _Running:
+    async def _start(self, credentials: IdentityFiles) -> _Running:
         epoch_ms = self._clock.now_us() // 1000 - self._epochs_behind_ms
         epoch = await self._run_ledger(
             lambda: self._ledger.next_epoch(epoch_ms, above=self._above_epoch)
@@ -175,7 +175,7 @@ class Link:
             capability=write_capability(self._device.capability),
             highest_revision=self._controller.revision,
         )
-        session = Session(
+        session = Stream(
             self._open_channel(credentials),
             hello,
             self._controller,
@@ -189,7 +189,7 @@ class Link:
         self._use(session)
         return running
 
-    def _use(self, session: Session) -> None:
+    def _use(self, session: Stream) -> None:
         self._controller.journal.on_report = session.report
         # A stream that was only slow is heard again and brings no snapshot; a new one does.
         self._controller.on_failsafe = lambda: session.close("Failsafe")
@@ -197,7 +197,7 @@ class Link:
         self._outbox.on_stored = session.telemetry_stored
         self._outbox.on_replaced = lambda: session.close("OutboxReplaced")
 
-    def _open_channel(self, credentials: Identity) -> grpc.aio.Channel:
+    def _open_channel(self, credentials: IdentityFiles) -> grpc.aio.Channel:
         target = self._endpoint.gateways[self._gateway % len(self._endpoint.gateways)]
         return grpc.aio.secure_channel(
             target,
@@ -210,7 +210,7 @@ class Link:
             ],
         )
 
-    async def _wait_for_credentials(self) -> Identity:
+    async def _wait_for_credentials(self) -> IdentityFiles:
         while True:
             try:
                 credentials = await asyncio.to_thread(self._endpoint.read_credentials)
@@ -222,7 +222,7 @@ class Link:
             self._note_end(credentials)
             return credentials
 
-    def _note_end(self, credentials: Identity) -> None:
+    def _note_end(self, credentials: IdentityFiles) -> None:
         """Say when the certificate is over, and that it is: no gateway takes it from then on."""
         part, ends = f"certificate's end of {self._name}", credentials.ends
         metrics.note_certificate_end(str(self._name), ends.timestamp())

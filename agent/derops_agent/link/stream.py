@@ -19,8 +19,8 @@ from derops_agent import metrics
 from derops_agent.asset.controller import (
     EVENT_BYTES,
     Acknowledged,
+    AssetController,
     Change,
-    Controller,
     Settled,
     Snapshot,
     order_of,
@@ -49,14 +49,14 @@ class StreamEndedError(Exception):
         self.message = message
 
 
-class Session:
+class Stream:
     """One call of AgentLink.Connect over a channel of its own."""
 
     def __init__(
         self,
         channel: grpc.aio.Channel,
         hello: agent_pb2.Hello,
-        controller: Controller,
+        controller: AssetController,
         outbox: Outbox,
         clock: Clock,
         run: Runner,

@@ -52,7 +52,7 @@ CREATE TABLE batch (
 
 
 @dataclass(slots=True)
-class _Stored:
+class _OutboxSize:
     """What an outbox has on the disk."""
 
     batches: int = 0
@@ -109,7 +109,7 @@ class OutboxStore:
     def _open(self) -> None:
         self._db = open_database(self._path, _SCHEMA, SCHEMA_VERSION)
         self._kept = {
-            key: _Stored(batches, size)
+            key: _OutboxSize(batches, size)
             for key, batches, size in self._db.execute(
                 f"SELECT key, count(*), sum({_SIZE}) FROM batch GROUP BY key"  # noqa: S608
             )
@@ -182,7 +182,7 @@ class OutboxStore:
         try:
             with transaction(self._db):
                 for key, acknowledged, rows in work:
-                    stored = self._kept.setdefault(key, _Stored())
+                    stored = self._kept.setdefault(key, _OutboxSize())
                     self._apply(key, stored, acknowledged, rows)
                     if stored.size > self._max_bytes:
                         shortened[key] = self._shorten(key, stored, "OutboxFull")
@@ -219,7 +219,7 @@ class OutboxStore:
         """Close the file; what was not flushed is lost."""
         self._db.close()
 
-    def _apply(self, key: int, stored: _Stored, acknowledged: int, rows: list[Row]) -> None:
+    def _apply(self, key: int, stored: _OutboxSize, acknowledged: int, rows: list[Row]) -> None:
         if rows:
             # IGNORE: a commit whose outcome nobody heard of is made again.
             for row in rows:
@@ -240,13 +240,13 @@ class OutboxStore:
             ).fetchall()
             self._forget(stored, len(gone), sum(size for (size,) in gone))
 
-    def _forget(self, stored: _Stored, batches: int, size: int) -> None:
+    def _forget(self, stored: _OutboxSize, batches: int, size: int) -> None:
         if batches:
             stored.batches -= batches
             stored.size -= size
             stored.oldest_us = None
 
-    def _oldest_us(self, key: int, stored: _Stored) -> int:
+    def _oldest_us(self, key: int, stored: _OutboxSize) -> int:
         """Return when the newest sample of the oldest batch was taken; 2**63 = there is none.
 
         A gap is never too old: nothing could take its place but itself.
@@ -260,7 +260,7 @@ class OutboxStore:
             stored.oldest_us = row[0] if row else None
         return 2**63 if stored.oldest_us is None else stored.oldest_us
 
-    def _shorten(self, key: int, stored: _Stored, reason: str, oldest_us: int = 0) -> int:
+    def _shorten(self, key: int, stored: _OutboxSize, reason: str, oldest_us: int = 0) -> int:
         """Replace the oldest by one Gap, which takes the last dropped sequence.
 
         Those that are too old, or a tenth of the bound: each step costs as much as it drops.

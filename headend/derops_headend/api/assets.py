@@ -166,7 +166,7 @@ class Sort(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class AssetFilter:
     """Which assets, in which order; None = whatever it is."""
 
     type: str | None = None
@@ -191,7 +191,9 @@ class Page(NamedTuple):
     """Where the next begins; None = this is the last."""
 
 
-def choose(assets: Iterable[KnownAsset], wanted: Wanted, limit: int, after: str | None) -> Page:
+def choose(
+    assets: Iterable[KnownAsset], wanted: AssetFilter, limit: int, after: str | None
+) -> Page:
     """Return the assets that are wanted, from behind ``after`` on.
 
     They are ``limit`` at most, and fewer where those would have more than MOST_PAGE_BYTES.
@@ -229,7 +231,7 @@ _ATTRIBUTES = {
 }
 
 
-def _filter(assets: Iterable[KnownAsset], wanted: Wanted) -> Iterable[KnownAsset]:
+def _filter(assets: Iterable[KnownAsset], wanted: AssetFilter) -> Iterable[KnownAsset]:
     """Yield what is wanted; of thousands, each is looked at for what is asked alone."""
     for attribute in ("type", "operating_state", "ready", "connected"):
         value = getattr(wanted, attribute)

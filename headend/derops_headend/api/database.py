@@ -47,7 +47,7 @@ _BEGIN = "begin isolation level repeatable read, read only"
 _LACKING = (errors.InsufficientPrivilege, errors.UndefinedTable, errors.UndefinedColumn)
 
 
-class State(NamedTuple):
+class DatabaseState(NamedTuple):
     """What a look at the database found."""
 
     missing: str
@@ -232,16 +232,16 @@ class ReadingDatabase:
                 else:
                     await asyncio.wait_for(self._doubted.wait(), LOOK_SECONDS)
 
-    async def _look(self) -> State:
+    async def _look(self) -> DatabaseState:
         seconds = 2 * WAIT_SECONDS
         try:
             return await self._run(look, seconds)
         except TimeoutError:
-            return State(f"it does not answer within {seconds:g} s")
+            return DatabaseState(f"it does not answer within {seconds:g} s")
         except psycopg.Error as error:
-            return State(explain(error))
+            return DatabaseState(explain(error))
 
-    def _tell(self, state: State) -> None:
+    def _tell(self, state: DatabaseState) -> None:
         self._missing = state.missing
         if state.missing or state.worse:
             self._readiness.degraded(PART, state.missing or state.worse)
@@ -275,28 +275,28 @@ class _Lent:
                 cut(self._connection)
 
 
-def look(connection: psycopg.Connection) -> State:
+def look(connection: psycopg.Connection) -> DatabaseState:
     """Return whether this program can read a database."""
     found, needed = find_version(connection), max(migrations())
     if not found:
-        return State(
+        return DatabaseState(
             "no writer of derops has made its tables here: start one, or correct the URL of the API"
         )
     if found < needed:
-        return State(
+        return DatabaseState(
             f"it has schema version {found}, this program needs {needed}: start the writer of this "
             "version, which migrates it; the API never does"
         )
     unreadable = find_unreadable(connection)
     if unreadable:
-        return State(
+        return DatabaseState(
             f"its role may not read {', '.join(unreadable[:5])}: run what "
             '"derops-headend database roles" prints, as a superuser in that database'
         )
     if found > needed:
         worse = f"it has schema version {found}, this program is made for {needed}: upgrade the API"
-        return State("", worse)
-    return State("", detail=detect(connection).description)
+        return DatabaseState("", worse)
+    return DatabaseState("", detail=detect(connection).description)
 
 
 def unavailable(

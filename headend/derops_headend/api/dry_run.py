@@ -59,7 +59,7 @@ class Charge(NamedTuple):
     at: datetime
 
 
-class Seen(NamedTuple):
+class KnownFacts(NamedTuple):
     """What is known when an order is judged."""
 
     asset: AssetView | None
@@ -83,7 +83,7 @@ class Judgement(NamedTuple):
     message: str
 
 
-def judge(spec: DispatchSpec, seen: Seen) -> Judgement:
+def judge(spec: DispatchSpec, seen: KnownFacts) -> Judgement:
     """Judge an order that has a start; see ``Result``."""
     asset = seen.asset
     if asset is None:
@@ -108,7 +108,7 @@ def judge(spec: DispatchSpec, seen: Seen) -> Judgement:
     return _beyond_the_operator(spec, target, asset, seen)
 
 
-def facts_of(seen: Seen) -> list[Fact]:
+def facts_of(seen: KnownFacts) -> list[Fact]:
     """Return what an order was judged by."""
     asset, age = seen.asset, max(0.0, round(seen.heard_seconds_ago, 3))
     if asset is None:
@@ -162,7 +162,7 @@ def connected(asset: AssetView) -> str:
 
 
 def _beyond_the_operator(
-    spec: DispatchSpec, target: Target, asset: AssetView, seen: Seen
+    spec: DispatchSpec, target: Target, asset: AssetView, seen: KnownFacts
 ) -> Judgement:
     """Judge by what the agent decides, which may be otherwise once it is asked."""
     if seen.charge is not None:

@@ -19,7 +19,7 @@ SEND_SECONDS = 60.0
 PART_BYTES = 65_536
 
 
-class Places:
+class ExportPlaces:
     """Who makes or sends a large answer."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Places:
             self._held -= Counter({caller: 1})
 
 
-PLACES = Places()
+PLACES = ExportPlaces()
 """Of this process."""
 
 

@@ -17,7 +17,7 @@ from derops_headend.api.cache import Expiring
 from derops_headend.api.connection import JSON, send
 from derops_headend.api.orders import CREATED_BY, REQUEST_ID
 from derops_headend.api.pages import no_page
-from derops_headend.api.ports import DispatchPage, Life, Manifest
+from derops_headend.api.ports import DispatchPage, Existence, Manifest
 from derops_headend.api.refusals import refused, unanswered
 from derops_headend.api.shares import SHARE, Places
 from derops_headend.api.watch import Key, Watch, events, hang_up, parse, read_page
@@ -51,7 +51,7 @@ _LOOK_BACK = aiohttp.ClientTimeout(total=_LOOK_BACK_SECONDS + 4.0)
 _AWAY = (aiohttp.ClientError, OSError, TimeoutError)
 
 
-class Answer(NamedTuple):
+class KubernetesAnswer(NamedTuple):
     """What the API server answered."""
 
     status: int
@@ -105,7 +105,7 @@ class Kube:
         body: Mapping[str, Any] | None = None,
         content_type: str = JSON,
         limits: aiohttp.ClientTimeout = _READ,
-    ) -> Answer:
+    ) -> KubernetesAnswer:
         """Send one request and return the answer, whatever its status.
 
         Raises:
@@ -121,7 +121,7 @@ class Kube:
                 content_type=content_type,
                 limits=limits,
             )
-            return Answer(stream.status, await stream.read())
+            return KubernetesAnswer(stream.status, await stream.read())
         except _AWAY as error:
             raise unanswered(creating=method == "POST" and path.endswith("/dispatches")) from error
 
@@ -184,12 +184,12 @@ class Kube:
             answer = await self._list(_dispatch_path(namespace), query, limit)
             return _page(answer, after)
 
-    async def _list(self, path: str, query: Mapping[str, str], limit: int) -> Answer:
+    async def _list(self, path: str, query: Mapping[str, str], limit: int) -> KubernetesAnswer:
         try:
             page = await read_page(self._open, path, query, limit, MOST_PAGE_BYTES, _READ)
         except _AWAY as error:
             raise unanswered() from error
-        return Answer(page.status, page.body)
+        return KubernetesAnswer(page.status, page.body)
 
     async def create_dispatch(
         self, namespace: str, manifest: Manifest, *, dry_run: bool
@@ -230,15 +230,15 @@ class Kube:
         )
         return _expect(answer, HTTPStatus.OK)
 
-    async def life_of(self, namespace: str, name: str, since_version: str) -> Life:
+    async def life_of(self, namespace: str, name: str, since_version: str) -> Existence:
         """Tell whether a Dispatch of a name ever was there since; see the port."""
         if not since_version.isdecimal():
-            return Life.UNKNOWN
+            return Existence.UNKNOWN
         selector = {"fieldSelector": f"metadata.name={name}"}
         path = _dispatch_path(namespace)
         now = _expect(await self.call("GET", path, query=selector), HTTPStatus.OK)
         if now["items"]:
-            return Life.WAS_THERE
+            return Existence.WAS_THERE
         query = {
             **selector,
             "watch": "1",
@@ -251,13 +251,13 @@ class Kube:
             stream = await self._open(path, query, _LOOK_BACK)
             try:
                 if stream.status == HTTPStatus.GONE:
-                    return Life.UNKNOWN
+                    return Existence.UNKNOWN
                 if stream.status != HTTPStatus.OK:
                     raise refused(stream.status, await stream.read())
                 life = await _look_back(stream.content, int(now["metadata"]["resourceVersion"]))
                 if life is None and time.monotonic() - begun < _LOOK_BACK_SECONDS:
                     raise unanswered(creating=True)  # it was ended before it had told all
-                return life or Life.NEVER_WAS
+                return life or Existence.NEVER_WAS
             finally:
                 hang_up(stream)
         except (*_AWAY, ValueError, LookupError, TypeError) as error:
@@ -273,22 +273,22 @@ class Kube:
         return await send(self._client, "GET", path, query=query, limits=limits)
 
 
-async def _look_back(content: aiohttp.StreamReader, now: int) -> Life | None:
+async def _look_back(content: aiohttp.StreamReader, now: int) -> Existence | None:
     """Tell whether a watch of one name saw it, once it has told all up to a version.
 
     None = it ended before that.
     """
     async for event in events(content):
         if event["type"] == "ERROR":
-            return Life.UNKNOWN
+            return Existence.UNKNOWN
         if event["type"] != "BOOKMARK":
-            return Life.WAS_THERE
+            return Existence.WAS_THERE
         if int(event["object"]["metadata"]["resourceVersion"]) >= now:
-            return Life.NEVER_WAS
+            return Existence.NEVER_WAS
     return None
 
 
-def _page(answer: Answer, after: str | None) -> DispatchPage:
+def _page(answer: KubernetesAnswer, after: str | None) -> DispatchPage:
     if answer.status == HTTPStatus.BAD_REQUEST and after:
         raise no_page()
     page = _expect(answer, HTTPStatus.OK)
@@ -308,7 +308,7 @@ def _without_ballast(manifest: Manifest) -> Manifest:
     return manifest
 
 
-def _expect(answer: Answer, status: HTTPStatus) -> Manifest:
+def _expect(answer: KubernetesAnswer, status: HTTPStatus) -> Manifest:
     if answer.status != status:
         raise refused(answer.status, answer.body)
     return answer.manifest

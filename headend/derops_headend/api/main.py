@@ -26,7 +26,7 @@ from derops_headend.api.outer import Outer
 from derops_headend.api.ports import Parts
 from derops_headend.api.reviews import Reviews
 from derops_headend.api.rights import ReviewedRights
-from derops_headend.api.server import Certificate, Server, bind
+from derops_headend.api.server import Server, ServerCertificate, bind
 from derops_headend.api.settings import ApiSettings, check_settings
 
 
@@ -50,7 +50,7 @@ async def _serve(settings: ApiSettings) -> None:
     async with AsyncExitStack() as opened:
         certificate = None
         if settings.tls_directory is not None:
-            certificate = Certificate(settings.tls_directory, readiness)
+            certificate = ServerCertificate(settings.tls_directory, readiness)
         static = StaticTokens(settings.static_tokens_directory, readiness, _now)
         await asyncio.to_thread(static.look)
         bound = bind(settings.listen)

@@ -23,7 +23,7 @@ from derops_headend.api.orders import (
     name_of,
     sha256_of,
 )
-from derops_headend.api.ports import Audit, Kubernetes, Life, Manifest, Rights, Used
+from derops_headend.api.ports import Audit, Existence, Kubernetes, Manifest, Rights, Used
 from derops_headend.api.problems import Fault, ProblemError, Slug
 from derops_headend.api.refusals import REPEAT_WITH_THE_SAME_KEY
 
@@ -158,15 +158,15 @@ class Placing:
     async def _make_again(self, asked: Asked, used: Used) -> Placed:
         """Make what was announced and has no answer, if it is certain that it was never made."""
         since, start = used.change.get("sinceVersion"), used.change.get("startTime")
-        life = Life.UNKNOWN
+        life = Existence.UNKNOWN
         if isinstance(since, str) and isinstance(start, str):
             life = await self._kubernetes.life_of(asked.namespace, used.name, since)
-        if life is Life.NEVER_WAS:
+        if life is Existence.NEVER_WAS:
             return await self._make(asked, used.name, str(start), str(since), earlier=used)
         found = await self._look(asked, used)
         if found is not None:
             return found
-        if life is Life.WAS_THERE:
+        if life is Existence.WAS_THERE:
             raise _expired("it made a Dispatch that was deleted since")
         raise _expired("nobody knows any more whether it made a Dispatch")
 

@@ -66,7 +66,7 @@ class Rights(Protocol):
         """
 
 
-class Stage:
+class RecordStage:
     """When a record is of: before anything is done, or after all was."""
 
     RECEIVED = "RequestReceived"
@@ -134,7 +134,7 @@ class DispatchPage(NamedTuple):
     """Where the next begins; None = this is the last."""
 
 
-class Life(Enum):
+class Existence(Enum):
     """Whether an object was there in a stretch of time."""
 
     WAS_THERE = "was there"
@@ -223,7 +223,7 @@ class Kubernetes(Protocol):
                 TOO_MANY_REQUESTS, KUBERNETES_UNAVAILABLE.
         """
 
-    async def life_of(self, namespace: str, name: str, since_version: str) -> Life:
+    async def life_of(self, namespace: str, name: str, since_version: str) -> Existence:
         """Tell whether a Dispatch of a name was there at any time since a resourceVersion.
 
         It takes some seconds.

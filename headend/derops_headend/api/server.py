@@ -203,7 +203,7 @@ def bind(listen: str) -> socket.socket:
     return bound
 
 
-class Certificate:
+class ServerCertificate:
     """What the port shows: tls.crt and tls.key of a directory, as they are now."""
 
     def __init__(self, directory: Path, readiness: Readiness) -> None:

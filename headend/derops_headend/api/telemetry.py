@@ -12,13 +12,13 @@ from pydantic.alias_generators import to_camel
 
 from derops_headend.api.problems import invalid
 from derops_headend.storage.asset_events import Gap, dropped_before, list_gaps, list_setpoints
-from derops_headend.storage.newest import Key, Life, find_lives
+from derops_headend.storage.newest import AssetKey, AssetLife, find_lives
 from derops_headend.storage.quantities import ROLLED_UP
 from derops_headend.storage.resolution import (
     RAW,
     WIDTH_SECONDS,
-    Resolution,
-    Source,
+    TelemetrySource,
+    TimeResolution,
     choose,
     count_points,
     widen,
@@ -45,9 +45,9 @@ INTERVAL_SECONDS = 10
 """Of an asset that Kubernetes does not know any more."""
 
 _TABLES = {
-    Source.RAW: "telemetry",
-    Source.MINUTES: "telemetry_1m",
-    Source.QUARTERS: "telemetry_15m",
+    TelemetrySource.RAW: "telemetry",
+    TelemetrySource.MINUTES: "telemetry_1m",
+    TelemetrySource.QUARTERS: "telemetry_15m",
 }
 _UNITS = {
     "Watts": "W",
@@ -78,7 +78,7 @@ class Lives(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class TelemetrySelection:
     """What is asked for of one asset."""
 
     lives: Lives
@@ -87,7 +87,7 @@ class Wanted:
     quantities: tuple[str, ...]
     """Columns of ``telemetry``."""
 
-    resolution: Source | None
+    resolution: TelemetrySource | None
     """None = whichever fits."""
 
     most_points: int
@@ -111,7 +111,7 @@ def stale_after_seconds(interval_seconds: float) -> float:
     return max(LEAST_STALE_SECONDS, 3 * interval_seconds)
 
 
-def check(wanted: Wanted) -> None:
+def check(wanted: TelemetrySelection) -> None:
     """Check that a resolution that was asked for does not have too many points.
 
     Raises:
@@ -121,7 +121,7 @@ def check(wanted: Wanted) -> None:
         _resolve(wanted, None)
 
 
-def answer(connection: psycopg.Connection, wanted: Wanted) -> bytes | None:
+def answer(connection: psycopg.Connection, wanted: TelemetrySelection) -> bytes | None:
     """Return the body, JSON or CSV; None = there never was such an asset.
 
     Raises:
@@ -152,7 +152,9 @@ def answer(connection: psycopg.Connection, wanted: Wanted) -> bytes | None:
     return orjson.dumps(body)
 
 
-def choose_life(connection: psycopg.Connection, wanted: Lives) -> tuple[Life | None, list[str]]:
+def choose_life(
+    connection: psycopg.Connection, wanted: Lives
+) -> tuple[AssetLife | None, list[str]]:
     """Return which asset of a name is meant, and the uids of the others; None = there is none."""
     lives = find_lives(
         connection,
@@ -164,7 +166,7 @@ def choose_life(connection: psycopg.Connection, wanted: Lives) -> tuple[Life | N
     uid = wanted.uid or wanted.current_uid or (lives[0].uid if lives else "")
     life = next((each for each in lives if each.uid == uid), None)
     if life is None and uid and uid == wanted.current_uid:
-        life = Life(0, uid)  # nothing was heard of it yet
+        life = AssetLife(0, uid)  # nothing was heard of it yet
     return life, [each.uid for each in lives if each.uid != uid]
 
 
@@ -173,7 +175,7 @@ def instant(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _resolve(wanted: Wanted, dropped: datetime | None) -> Resolution:
+def _resolve(wanted: TelemetrySelection, dropped: datetime | None) -> TimeResolution:
     span = (wanted.end - wanted.first).total_seconds()
     most = _most(wanted)
     if wanted.resolution is None:
@@ -182,21 +184,21 @@ def _resolve(wanted: Wanted, dropped: datetime | None) -> Resolution:
         if has_raw and passed / wanted.interval_seconds + 1 <= wanted.most_points:
             return RAW
         return choose(span, wanted.most_points)
-    if wanted.resolution is Source.RAW:
+    if wanted.resolution is TelemetrySource.RAW:
         if span / wanted.interval_seconds > most:
             raise _too_many(most)
         return RAW
     step = WIDTH_SECONDS[wanted.resolution]
     if count_points(span, step) > most:
         raise _too_many(most)
-    return Resolution(wanted.resolution, step)
+    return TimeResolution(wanted.resolution, step)
 
 
-def _most(wanted: Wanted) -> int:
+def _most(wanted: TelemetrySelection) -> int:
     """Return how many points an answer may have."""
     if not wanted.as_csv or wanted.resolution is None:
         return wanted.most_points
-    if wanted.resolution is Source.RAW:
+    if wanted.resolution is TelemetrySource.RAW:
         columns = len(wanted.quantities)
     else:
         columns = sum(len(ROLLED_UP[each]) for each in wanted.rolled_up)
@@ -213,8 +215,11 @@ def _too_many(most: int) -> Exception:
 
 
 def _read(
-    connection: psycopg.Connection, life: Life, wanted: Wanted, resolution: Resolution
-) -> tuple[datetime, datetime, Resolution, Series]:
+    connection: psycopg.Connection,
+    life: AssetLife,
+    wanted: TelemetrySelection,
+    resolution: TimeResolution,
+) -> tuple[datetime, datetime, TimeResolution, Series]:
     if resolution == RAW:
         most = _most(wanted)
         series = read_samples(
@@ -235,7 +240,10 @@ def _read(
 
 
 def _csv(
-    connection: psycopg.Connection, life: Life, wanted: Wanted, resolution: Resolution
+    connection: psycopg.Connection,
+    life: AssetLife,
+    wanted: TelemetrySelection,
+    resolution: TimeResolution,
 ) -> bytes:
     if resolution == RAW:
         most = _most(wanted)
@@ -252,10 +260,10 @@ def _csv(
 
 
 def _head(
-    wanted: Wanted,
-    life: Life,
+    wanted: TelemetrySelection,
+    life: AssetLife,
     others: list[str],
-    resolution: Resolution,
+    resolution: TimeResolution,
     first: datetime,
     end: datetime,
 ) -> dict[str, Any]:
@@ -276,7 +284,9 @@ def _head(
     }
 
 
-def _columns(wanted: Wanted, resolution: Resolution, series: Series) -> dict[str, Any]:
+def _columns(
+    wanted: TelemetrySelection, resolution: TimeResolution, series: Series
+) -> dict[str, Any]:
     if resolution == RAW:
         return {to_camel(each): series.columns[each] for each in wanted.quantities}
     return {
@@ -295,8 +305,8 @@ def _rounded(values: Sequence[float | None]) -> list[float | None]:
 
 
 def _tell_gaps(
-    wanted: Wanted,
-    resolution: Resolution,
+    wanted: TelemetrySelection,
+    resolution: TimeResolution,
     series: Series,
     gaps: Sequence[Gap],
     first: datetime,
@@ -328,9 +338,13 @@ def _from_ms(time_ms: float) -> datetime:
 
 
 def _setpoints(
-    connection: psycopg.Connection, life: Life, wanted: Wanted, first: datetime, end: datetime
+    connection: psycopg.Connection,
+    life: AssetLife,
+    wanted: TelemetrySelection,
+    first: datetime,
+    end: datetime,
 ) -> list[dict[str, Any]]:
-    key = Key(wanted.lives.namespace, wanted.lives.name, life.uid)
+    key = AssetKey(wanted.lives.namespace, wanted.lives.name, life.uid)
     return [
         {
             "from": instant(each.applied_at),

@@ -11,7 +11,7 @@ from derops_headend.api.models import Model
 from derops_headend.api.parameters import Instant, WholeNumber
 from derops_headend.api.problems import invalid
 from derops_headend.storage.quantities import QUANTITIES
-from derops_headend.storage.resolution import LEAST_POINTS, Source
+from derops_headend.storage.resolution import LEAST_POINTS, TelemetrySource
 
 LONGEST = timedelta(days=400)
 MOST_POINTS, POINTS = 5_000, 1_500
@@ -31,7 +31,7 @@ def _check_quantities(text: str) -> str:
     return text
 
 
-class Span(BaseModel):
+class TimeSpan(BaseModel):
     """A time, and of which asset."""
 
     model_config = ConfigDict(alias_generator=to_camel, extra="forbid", frozen=True)
@@ -66,7 +66,7 @@ class Span(BaseModel):
         return first, end
 
 
-class TelemetryQuery(Span):
+class TelemetryQuery(TimeSpan):
     """What is asked for."""
 
     quantities: Annotated[str, AfterValidator(_check_quantities)] = Field(
@@ -85,7 +85,7 @@ class TelemetryQuery(Span):
         return tuple(COLUMNS[each] for each in self.quantities.split(","))
 
 
-class PageQuery(Span):
+class PageQuery(TimeSpan):
     """A page of a list."""
 
     limit: WholeNumber = Field(default=ITEMS, ge=1, le=MOST_ITEMS)
@@ -97,7 +97,7 @@ class PageQuery(Span):
     )
 
 
-class MeasurementQuery(Span):
+class MeasurementQuery(TimeSpan):
     """Which measurement."""
 
     measurement: str = Field(
@@ -157,7 +157,7 @@ class Telemetry(Model):
     other_uids: list[str] = Field(description="Of other assets that had this name.")
     from_: datetime = Field(alias="from", description="With steps: where the first one begins.")
     to: datetime = Field(description="With steps: where the last one ends.")
-    resolution: Source
+    resolution: TelemetrySource
     step_seconds: int | None = Field(description="null = samples as they are")
     source: str
     units: dict[str, str]

@@ -100,7 +100,7 @@ class Session:
 
 
 @dataclass(slots=True)
-class _Known:
+class _AssetStreams:
     """What is known of one asset's streams."""
 
     last: Session | None = None
@@ -114,7 +114,7 @@ class SessionTable:
     """The last session of each asset at this replica, and what is known of all replicas."""
 
     def __init__(self, on_forgotten: Callable[[], object] = lambda: None) -> None:
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, _AssetStreams] = {}
         self._holders = Holders(on_forgotten)
 
     def last(self, asset_uid: str) -> Session | None:
@@ -148,7 +148,7 @@ class SessionTable:
                 over from each other while they lived.
             OutOfOrderError: It may not take over: its epoch or its key.
         """
-        known = self._known.setdefault(session.asset_uid, _Known())
+        known = self._known.setdefault(session.asset_uid, _AssetStreams())
         self._check_return(session, known, ledger, now_us)
         if not is_plausible_epoch(known.newest.epoch, now_us):  # the clock was set back
             known.newest = known.newest._replace(epoch=0)
@@ -179,7 +179,7 @@ class SessionTable:
 
         The instant is behind all that made the suspicion, whatever clocks that was taken from.
         """
-        known = self._known.setdefault(session.asset_uid, _Known())
+        known = self._known.setdefault(session.asset_uid, _AssetStreams())
         holders = self._holders.of(session.asset_uid).values()
         latest = max((max(each.opened_us, each.replaced_us) for each in holders), default=0)
         latest = max(latest, now_us, ledger.suspected_us, known.suspected_us)
@@ -192,7 +192,7 @@ class SessionTable:
     ) -> bool:
         """Take what the operator knows of all replicas; tell whether the session here is over."""
         uid = seen.asset_uid
-        known = self._known.setdefault(uid, _Known())
+        known = self._known.setdefault(uid, _AssetStreams())
         self._holders.merge(uid, seen.instances, now_us)
         rank = Rank(seen.epoch, seen.serial_number, seen.instance_id)
         if not is_plausible_epoch(seen.epoch, now_us):
@@ -268,7 +268,7 @@ class SessionTable:
     def restore(self, memory: control_pb2.Session, now_us: int) -> None:
         """Begin with what was remembered."""
         self._holders.merge(memory.asset_uid, memory.instances, now_us)
-        self._known.setdefault(memory.asset_uid, _Known()).suspected_us = memory.suspected_us
+        self._known.setdefault(memory.asset_uid, _AssetStreams()).suspected_us = memory.suspected_us
 
     def forget(self, asset_uid: str) -> None:
         """Drop an asset that is gone; its uid never comes back."""
@@ -278,7 +278,7 @@ class SessionTable:
     def _check_return(
         self,
         session: Session,
-        known: _Known,
+        known: _AssetStreams,
         ledger: dispatch_pb2.IdentityLedger,
         now_us: int,
     ) -> None:
@@ -295,7 +295,7 @@ class SessionTable:
     def _check_takeovers(
         self,
         session: Session,
-        known: _Known,
+        known: _AssetStreams,
         ledger: dispatch_pb2.IdentityLedger,
         now_us: int,
         *,
@@ -316,7 +316,7 @@ class SessionTable:
     def _hand_over(
         self,
         session: Session,
-        known: _Known,
+        known: _AssetStreams,
         ledger: dispatch_pb2.IdentityLedger,
         now_us: int,
         *,

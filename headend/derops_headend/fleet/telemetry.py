@@ -37,7 +37,7 @@ class Violation:
     message: str
 
 
-class Verdict(Enum):
+class BatchVerdict(Enum):
     """What to do with a message of the outbox."""
 
     STORE = auto()
@@ -103,7 +103,7 @@ class OutboxOrder:
         self._outbox_id = outbox_id
         self._received = self._acknowledged = self._promised = first_sequence - 1
 
-    def take(self, sequence: int, outbox_id: str, *, gap: bool) -> Verdict | Violation:
+    def take(self, sequence: int, outbox_id: str, *, gap: bool) -> BatchVerdict | Violation:
         """Place a message; a gap stands at the last of the sequences it replaces.
 
         What is beyond the credit is dropped, and what follows a hole ends the stream: cumulative
@@ -112,19 +112,19 @@ class OutboxOrder:
         if outbox_id != self._outbox_id or not 0 < sequence < MAX_SEQUENCE:
             return _bad(f"sequence {sequence} of outbox {outbox_id[:64]!r} is not of this outbox")
         if sequence <= self._received:
-            return Verdict.DUPLICATE
+            return BatchVerdict.DUPLICATE
         if gap:  # it stands for what the agent no longer has, so no credit could cover it
             self._received = sequence
-            return Verdict.STORE
+            return BatchVerdict.STORE
         if sequence > max(self._promised, self._received):
-            return Verdict.BEYOND_CREDIT
+            return BatchVerdict.BEYOND_CREDIT
         if sequence != self._received + 1:
             return Violation(
                 reason="TelemetryOutOfOrder",
                 message=f"batch {sequence} after {self._received}",
             )
         self._received = sequence
-        return Verdict.STORE
+        return BatchVerdict.STORE
 
     @property
     def is_calm(self) -> bool:

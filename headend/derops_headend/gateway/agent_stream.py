@@ -28,8 +28,8 @@ from derops_headend.fleet.sessions import Session
 from derops_headend.fleet.shares import OVERHEAD_BYTES
 from derops_headend.fleet.telemetry import (
     MAX_TIME_US,
+    BatchVerdict,
     OutboxOrder,
-    Verdict,
     Violation,
     check_batch,
     check_gap,
@@ -449,7 +449,7 @@ class AgentStream:
     def _take_telemetry(self, batch: agent_pb2.TelemetryBatch) -> Violation | None:
         self._exchange.admission.count()
         verdict = self._place(batch.sequence, batch.outbox_id, gap=False)
-        if verdict is not Verdict.STORE:
+        if verdict is not BatchVerdict.STORE:
             return verdict if isinstance(verdict, Violation) else None
         broken = check_batch(batch)
         body = batch.SerializeToString()
@@ -476,7 +476,7 @@ class AgentStream:
 
     def _take_gap(self, gap: agent_pb2.Gap) -> Violation | None:
         verdict = self._place(gap.sequence, gap.outbox_id, gap=True)
-        if verdict is not Verdict.STORE:
+        if verdict is not BatchVerdict.STORE:
             return verdict if isinstance(verdict, Violation) else None
         broken = check_gap(gap)
         body = gap.SerializeToString()
@@ -486,14 +486,14 @@ class AgentStream:
         self._log().warning("telemetry.lost", samples=gap.samples, reason=gap.reason)
         return self._store(log_pb2.GAP, body, gap.sequence)
 
-    def _place(self, sequence: int, outbox_id: str, *, gap: bool) -> Verdict | Violation:
+    def _place(self, sequence: int, outbox_id: str, *, gap: bool) -> BatchVerdict | Violation:
         verdict = self._order.take(sequence, outbox_id, gap=gap)
-        if verdict is Verdict.BEYOND_CREDIT:
+        if verdict is BatchVerdict.BEYOND_CREDIT:
             metrics.DROPPED_BATCHES.inc()
             self._dropped_batches += 1
             if self._dropped_batches > MAX_DROPPED_BATCHES:
                 return Violation(reason="CreditIgnored", message="telemetry beyond its credit")
-        elif verdict is Verdict.DUPLICATE:
+        elif verdict is BatchVerdict.DUPLICATE:
             self._exchange.admission.request(self)
         return verdict
 

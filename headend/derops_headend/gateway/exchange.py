@@ -25,7 +25,7 @@ from derops_headend.fleet.shares import OVERHEAD_BYTES, Shares
 from derops_headend.gateway import metrics
 from derops_headend.gateway.admission_control import AdmissionControl
 from derops_headend.gateway.desired_store import DesiredStore
-from derops_headend.gateway.log_appender import Journal
+from derops_headend.gateway.log_appender import LogAppender
 from derops_headend.group_commit import GroupCommit
 
 Message = control_pb2.ReplicaMessage
@@ -105,7 +105,7 @@ class Exchange:
         *,
         replica: str,
         store: DesiredStore,
-        journal: Journal,
+        journal: LogAppender,
         admission: AdmissionControl,
         now_us: Callable[[], int],
         on_ready: Callable[[], None] = lambda: None,

@@ -17,7 +17,7 @@ import structlog
 
 from derops.errors import SettingError
 from derops.observability import Readiness
-from derops.pem import Identity
+from derops.pem import IdentityFiles
 from derops_headend.gateway import metrics
 
 DRAIN_SECONDS = 7200.0
@@ -48,19 +48,19 @@ class CredentialFiles:
 
     client_ca: Path
 
-    def read(self) -> Identity:
+    def read(self) -> IdentityFiles:
         """Read and check the files; blocks.
 
         Raises:
             SettingError: One is missing or no PEM, or the key is not the certificate's.
         """
         try:
-            return Identity.read(self.directory, self.client_ca)
+            return IdentityFiles.read(self.directory, self.client_ca)
         except (OSError, ValueError) as error:
             raise SettingError(self.setting, "environment", str(error)) from error
 
 
-def for_server(identity: Identity) -> grpc.ServerCredentials:
+def for_server(identity: IdentityFiles) -> grpc.ServerCredentials:
     """Return what a server shows, and by which authorities it hears clients, as gRPC takes it."""
     return grpc.ssl_server_credentials(
         [(identity.key, identity.certificate)], identity.ca, require_client_auth=True
@@ -144,7 +144,7 @@ class Port:
                 await self.exchange(fresh)
         self._note_expiry()
 
-    async def exchange(self, fresh: Identity) -> None:
+    async def exchange(self, fresh: IdentityFiles) -> None:
         """Have a new server take over the port; streams of the one before go on."""
         old, server = self._server, self._make_server()
         if old is not None:
@@ -162,7 +162,7 @@ class Port:
     def _may_exchange(self) -> bool:
         return time.monotonic() >= self._exchanged + EXCHANGE_SECONDS
 
-    async def _bind(self, server: grpc.aio.Server, credentials: Identity) -> None:
+    async def _bind(self, server: grpc.aio.Server, credentials: IdentityFiles) -> None:
         while True:
             try:
                 server.add_secure_port(self._address, for_server(credentials))

@@ -20,7 +20,7 @@ EVENTS_PER_SECOND, EVENTS_AT_ONCE = 1 / 30, 60.0
 """
 
 
-class Journal:
+class LogAppender:
     """Packs what all streams bring into few appends; nothing is acknowledged before its append."""
 
     def __init__(

@@ -21,7 +21,7 @@ from derops_headend.gateway.control import Control
 from derops_headend.gateway.desired_store import DesiredStore
 from derops_headend.gateway.exchange import Exchange
 from derops_headend.gateway.listener import CredentialFiles, Port
-from derops_headend.gateway.log_appender import Journal
+from derops_headend.gateway.log_appender import LogAppender
 from derops_headend.gateway.operator_identity import OperatorIdentity
 
 STOP_SECONDS = 3.0
@@ -93,7 +93,7 @@ class Gateway:
         self.agent_port = self.control_port = 0
         self._options = options
         self._readiness = readiness
-        self._journal = Journal(log, options.replica, _now_us, self._note_log_failure)
+        self._journal = LogAppender(log, options.replica, _now_us, self._note_log_failure)
         self.exchange = Exchange(
             replica=options.replica,
             store=store,

@@ -12,7 +12,7 @@ from derops.errors import SettingError
 from derops.settings import EXIT_BAD_SETTING, load_settings, refuse_to_start
 from derops_headend.programs.history import parse_instant
 from derops_headend.programs.writer import WriterSettings
-from derops_headend.storage.audit_verification import Tally, export, verify
+from derops_headend.storage.audit_verification import VerificationCount, export, verify
 from derops_headend.storage.chain import Head
 from derops_headend.storage.explanations import explain
 from derops_headend.storage.url import check_url
@@ -68,7 +68,7 @@ def _ask(work: Callable[[psycopg.Connection], int]) -> int:
 
 
 def _verify(connection: psycopg.Connection, heads: list[Head]) -> int:
-    tally, count = Tally(), 0
+    tally, count = VerificationCount(), 0
     for finding in verify(connection, heads, tally):
         count += 1
         if count <= MOST_FINDINGS:

@@ -17,7 +17,7 @@ from derops.settings import load_settings
 from derops_headend.programs.writer import WriterSettings
 from derops_headend.storage.dispatches import compare, is_filled
 from derops_headend.storage.explanations import explain
-from derops_headend.storage.history import Dispatched, Wanted, find, read_story, sum_up
+from derops_headend.storage.history import Dispatched, DispatchFilter, find, read_story, sum_up
 
 _CONNECT_SECONDS = 5
 _NEVER = "-"
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     """Answer from the database that the writer's settings name; exit code 1 where that fails."""
     settings = load_settings(WriterSettings)
-    wanted = Wanted(
+    wanted = DispatchFilter(
         namespace=arguments.namespace,
         asset_name=arguments.asset,
         dispatch=arguments.dispatch,
@@ -71,7 +71,9 @@ def main(arguments: argparse.Namespace) -> None:
         sys.exit(1)
 
 
-def _answer(connection: psycopg.Connection, wanted: Wanted, arguments: argparse.Namespace) -> None:
+def _answer(
+    connection: psycopg.Connection, wanted: DispatchFilter, arguments: argparse.Namespace
+) -> None:
     say = _say_json if arguments.output == "json" else _say_table
     if arguments.summary:
         say([asdict(each) for each in sum_up(connection, wanted)])

@@ -31,7 +31,7 @@ from derops_headend.eventlog.ports import (
 )
 from derops_headend.eventlog.sqlite import SqliteLogReader
 from derops_headend.eventlog.streams import JetStreamSettings, count_shards
-from derops_headend.storage.database import Database
+from derops_headend.storage.database import WriterDatabase
 from derops_headend.storage.url import DatabaseUrl, check_url
 from derops_headend.writer import LOG, Writer
 
@@ -140,7 +140,7 @@ class ShardWriters:
         url = settings.database_url.get_secret_value()
         return Writer(
             open_log=lambda: open_log(settings, shard),
-            connect=lambda log_id: Database.connect(
+            connect=lambda log_id: WriterDatabase.connect(
                 url,
                 log_id,
                 shard,

@@ -13,7 +13,7 @@ import psycopg
 from psycopg.rows import class_row
 
 from derops_headend.storage.history import lines_of
-from derops_headend.storage.newest import Key
+from derops_headend.storage.newest import AssetKey
 
 MOST_SETPOINTS = 500
 LONGEST_AGO = timedelta(days=400)
@@ -73,7 +73,7 @@ class Values(NamedTuple):
     values: Sequence[float]
 
 
-class Held(NamedTuple):
+class HeldSetpoint(NamedTuple):
     """A setpoint that a device was given."""
 
     dispatch_uid: str
@@ -194,8 +194,8 @@ def read_measurement(
 
 
 def list_setpoints(
-    connection: psycopg.Connection, key: Key, first: datetime, end: datetime
-) -> list[Held]:
+    connection: psycopg.Connection, key: AssetKey, first: datetime, end: datetime
+) -> list[HeldSetpoint]:
     """Return the setpoints that a device had in a time, in order; at most the newest of them."""
     text = (
         "select dispatch_uid, dispatch_name, applied_at, "  # noqa: S608  # our own names
@@ -212,7 +212,7 @@ def list_setpoints(
         "end": end,
         "limit": MOST_SETPOINTS,
     }
-    with connection.cursor(row_factory=class_row(Held)) as cursor:
+    with connection.cursor(row_factory=class_row(HeldSetpoint)) as cursor:
         return cursor.execute(text.encode(), facts).fetchall()[::-1]
 
 

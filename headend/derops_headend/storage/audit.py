@@ -9,7 +9,7 @@ from typing import Any, LiteralString, NamedTuple
 import psycopg
 from psycopg.rows import class_row
 
-from derops_headend.storage.chain import Stored
+from derops_headend.storage.chain import ChainedRecord
 from derops_headend.writing.refusals import clean
 
 MOST_ROWS, MOST_PAGE_BYTES = 500, 2 * 1024**2
@@ -47,7 +47,7 @@ _COUNT = (
 )
 
 
-def row_of(record: Stored) -> tuple[Any, ...]:
+def row_of(record: ChainedRecord) -> tuple[Any, ...]:
     """Return the values of a record's row, in the order of COLUMNS."""
     facts = json.loads(record.body)
     principal = facts.get("principal") or {}
@@ -69,7 +69,7 @@ def row_of(record: Stored) -> tuple[Any, ...]:
     )
 
 
-def store(connection: psycopg.Connection, records: Sequence[Stored]) -> int:
+def store(connection: psycopg.Connection, records: Sequence[ChainedRecord]) -> int:
     """Add records that may be there already; return how many others are in their place.
 
     Args:
@@ -152,7 +152,7 @@ def find_announcements(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class AuditFilter:
     """Which records; None does not restrict."""
 
     namespace: str | None = None
@@ -192,7 +192,7 @@ _RESTRICTIONS: dict[str, LiteralString] = {
 class Page(NamedTuple):
     """Some records."""
 
-    records: list[Stored]
+    records: list[ChainedRecord]
     """What is longer than any of ours is cut, so it is no JSON."""
 
     end: Mark | None
@@ -200,7 +200,7 @@ class Page(NamedTuple):
 
 
 def find_page(
-    connection: psycopg.Connection, wanted: Wanted, *, after: Mark | None = None, limit: int
+    connection: psycopg.Connection, wanted: AuditFilter, *, after: Mark | None = None, limit: int
 ) -> Page:
     """Return records, the newest first: up to MOST_PAGE_BYTES, and one at least.
 
@@ -230,12 +230,12 @@ def find_page(
     limit = max(1, min(limit, MOST_ROWS))
     bounds = {"chain": _MOST_CHAIN, "body": MOST_BODY, "bytes": MOST_PAGE_BYTES}
     rows = connection.execute(text.encode(), given | bounds | {"limit": limit + 1}).fetchall()
-    records = [Stored(*row[:5]) for row in rows[:limit]]
+    records = [ChainedRecord(*row[:5]) for row in rows[:limit]]
     has_more = bool(rows) and rows[0][5] > len(records)
     return Page(records, _mark_of(records[-1]) if has_more else None)
 
 
-def _mark_of(record: Stored) -> Mark:
+def _mark_of(record: ChainedRecord) -> Mark:
     """Return where the page after a record begins; what a cut chain may have left is passed."""
     if len(record.chain) > _MOST_CHAIN:
         return Mark(record.at, record.chain[:_MOST_CHAIN], 2**63 - 1)

@@ -11,7 +11,7 @@ from psycopg import sql
 
 from derops_headend.storage import metrics
 from derops_headend.storage.audit import store
-from derops_headend.storage.chain import Head, Stored, begin, link
+from derops_headend.storage.chain import ChainedRecord, Head, begin, link
 
 RETENTION = "retention/"
 """What the name of the chain begins with in which drops are told."""
@@ -122,7 +122,7 @@ def _tell(
         ],
     }
     body, head = link(_head(connection, at), json.dumps(facts, separators=(",", ":")))
-    store(connection, [Stored(head.chain, head.seq, head.hash, at, body)])
+    store(connection, [ChainedRecord(head.chain, head.seq, head.hash, at, body)])
     structlog.get_logger("audit").info("audit.dropped", month=partition, **head._asdict())
 
 

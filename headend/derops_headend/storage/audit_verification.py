@@ -11,7 +11,7 @@ import psycopg
 
 from derops_headend.storage.audit import COLUMNS, MOST_BODY, row_of
 from derops_headend.storage.audit_retention import DROPPED, RETENTION
-from derops_headend.storage.chain import NOTHING, Head, Stored, hash_of
+from derops_headend.storage.chain import NOTHING, ChainedRecord, Head, hash_of
 
 _AT_ONCE = 1000
 # Whoever may add records may add such as end who reads them: no longer than ours, in years that
@@ -48,7 +48,7 @@ class Dropped(NamedTuple):
 
 
 @dataclass(slots=True)
-class Tally:
+class VerificationCount:
     """What was looked at."""
 
     records: int = 0
@@ -71,7 +71,9 @@ class _Chain:
 
 
 def verify(
-    connection: psycopg.Connection, heads: Iterable[Head] = (), tally: Tally | None = None
+    connection: psycopg.Connection,
+    heads: Iterable[Head] = (),
+    tally: VerificationCount | None = None,
 ) -> Iterator[Finding]:
     """Yield what is not as it was written down; nothing = all is.
 
@@ -80,7 +82,7 @@ def verify(
         heads: That were told of chains, and kept where nobody who can write here can.
         tally: Is given what was looked at.
     """
-    tally = tally or Tally()
+    tally = tally or VerificationCount()
     told = _by_chain(heads)
     with connection.transaction():
         connection.execute("set transaction isolation level repeatable read, read only")
@@ -147,7 +149,7 @@ def _by_chain(heads: Iterable[Head]) -> dict[str, dict[int, str]]:
 
 def _check(chain: _Chain, row: tuple[Any, ...]) -> Iterator[Finding]:
     """Look at the next record of a chain."""
-    record = Stored(*row[: len(Stored._fields)])
+    record = ChainedRecord(*row[: len(ChainedRecord._fields)])
     facts = _facts(record.body)
 
     def finding(what: str) -> Finding:
@@ -201,7 +203,7 @@ def _end(chain: _Chain) -> Iterator[Finding]:
                 yield Finding(chain.name, seq, f"was told, and is not there: {where}")
 
 
-def _is_row_of(record: Stored, facts: Mapping[str, Any], row: tuple[Any, ...]) -> bool:
+def _is_row_of(record: ChainedRecord, facts: Mapping[str, Any], row: tuple[Any, ...]) -> bool:
     try:
         at = datetime.fromisoformat(facts["at"])
         place = (facts["chain"], facts["seq"], at)

@@ -23,7 +23,7 @@ class Head(NamedTuple):
     """SHA-256 of the record, hex."""
 
 
-class Stored(NamedTuple):
+class ChainedRecord(NamedTuple):
     """A record as it is kept."""
 
     chain: str
@@ -56,11 +56,11 @@ def link(head: Head, facts: str) -> tuple[str, Head]:
     return body, Head(head.chain, seq, hash_of(body))
 
 
-def read_stored(line: bytes) -> Stored | None:
+def read_stored(line: bytes) -> ChainedRecord | None:
     """Return the record of a line of a file, ``<hash> <record>`` and its end; None = damaged."""
     digest, body = line[:_HASH], line[_HASH + 1 : -1]
     if line[-1:] != b"\n" or hashlib.sha256(body).hexdigest().encode() != digest:
         return None
     facts = json.loads(body)
     at = datetime.fromisoformat(facts["at"])
-    return Stored(facts["chain"], facts["seq"], digest.decode(), at, body.decode())
+    return ChainedRecord(facts["chain"], facts["seq"], digest.decode(), at, body.decode())

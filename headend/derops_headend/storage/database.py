@@ -26,9 +26,9 @@ from derops_headend.writing.rows import (
     QUANTITIES,
     AssetKey,
     Batch,
-    Measurements,
+    LogSource,
+    MeasurementRows,
     Quarantined,
-    Source,
 )
 
 TELEMETRY = KeyedTable(
@@ -57,7 +57,7 @@ class _NoPartitionError(Exception):
 
 
 @dataclass(slots=True, kw_only=True)
-class Tally:
+class StoredCount:
     """What one transaction stored."""
 
     samples: int = 0
@@ -68,8 +68,8 @@ class Tally:
     gaps: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
 
-    def __add__(self, other: "Tally") -> "Tally":
-        return Tally(
+    def __add__(self, other: "StoredCount") -> "StoredCount":
+        return StoredCount(
             samples=self.samples + other.samples,
             measurements=self.measurements + other.measurements,
             duplicates=self.duplicates + other.duplicates,
@@ -80,7 +80,7 @@ class Tally:
         )
 
 
-class Database:
+class WriterDatabase:
     """One connection of one writer, for one shard of one log."""
 
     def __init__(
@@ -185,12 +185,12 @@ class Database:
 
     def store(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[LogSource],
         *,
         after: int,
         through: int,
         missing: Sequence[tuple[int, int]] = (),
-    ) -> Tally:
+    ) -> StoredCount:
         """Store entries and the offset in one transaction: all of it, once, or nothing.
 
         Args:
@@ -212,11 +212,11 @@ class Database:
 
     def _store(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[LogSource],
         after: int,
         through: int,
         missing: Sequence[tuple[int, int]],
-    ) -> Tally:
+    ) -> StoredCount:
         batch = convert(sources)
         self._engine.prepare(self._connection, batch.days())
         try:
@@ -251,7 +251,7 @@ class Database:
         if found != expected:
             raise OffsetMovedError(f"offset {found} is committed, not {expected}")
 
-    def _store_sources(self, sources: Sequence[Source], batch: Batch) -> Tally:
+    def _store_sources(self, sources: Sequence[LogSource], batch: Batch) -> StoredCount:
         """Store entries; where the database refuses a value, only the entry that has it."""
         try:
             with self._connection.transaction():
@@ -262,15 +262,15 @@ class Database:
             self._asset_ids.clear()
             if len(sources) == 1:
                 refused = Quarantined(source=0, reason="DatabaseRefused", detail=clean(str(error)))
-                return Tally(quarantined=self._quarantine(sources, [refused]))
+                return StoredCount(quarantined=self._quarantine(sources, [refused]))
         middle = len(sources) // 2
         left, right = sources[:middle], sources[middle:]
         return self._store_sources(left, convert(left)) + self._store_sources(right, convert(right))
 
-    def _store_batch(self, batch: Batch) -> Tally:
+    def _store_batch(self, batch: Batch) -> StoredCount:
         ids = self._resolve_assets(list(batch.assets))
         endless = self._leave_out_endless(batch)
-        tally = Tally(events=len(batch.events), gaps=len(batch.gaps))
+        tally = StoredCount(events=len(batch.events), gaps=len(batch.gaps))
         tally.connections = len(batch.connections)
         differing = self._store_samples(batch, ids, tally)
         differing += self._store_measurements(batch.measurements, ids, tally)
@@ -326,11 +326,13 @@ class Database:
         return np.array([self._asset_ids[key] for key in keys], "i8")
 
     def _quarantine(
-        self, sources: Sequence[Source], quarantined: Sequence[Quarantined]
+        self, sources: Sequence[LogSource], quarantined: Sequence[Quarantined]
     ) -> Counter[str]:
         return quarantine(self._connection, self._log_id, sources, quarantined)
 
-    def _store_samples(self, batch: Batch, ids: NDArray[np.int64], tally: Tally) -> Counter[int]:
+    def _store_samples(
+        self, batch: Batch, ids: NDArray[np.int64], tally: StoredCount
+    ) -> Counter[int]:
         samples = batch.samples
         if not len(samples):
             return Counter()
@@ -357,7 +359,7 @@ class Database:
         return _differing(merged, samples.source.tolist(), tally)
 
     def _store_measurements(
-        self, measurements: list[Measurements], ids: NDArray[np.int64], tally: Tally
+        self, measurements: list[MeasurementRows], ids: NDArray[np.int64], tally: StoredCount
     ) -> Counter[int]:
         if not measurements:
             return Counter()
@@ -377,7 +379,7 @@ class Database:
         return _differing(merged, [row[0] for row in rows], tally)
 
 
-def _differing(merged: Merged, sources: Sequence[int], tally: Tally) -> Counter[int]:
+def _differing(merged: Merged, sources: Sequence[int], tally: StoredCount) -> Counter[int]:
     tally.duplicates += len(sources) - merged.stored - len(merged.differing)
     return Counter(sources[n] for n in merged.differing)
 

@@ -18,7 +18,7 @@ MOST_ROWS = 1000
 """Of one answer; a longer one is asked for in pages."""
 
 
-class Place(NamedTuple):
+class DispatchPosition(NamedTuple):
     """Where a dispatch stands in the order of ``find``."""
 
     first_at: datetime
@@ -84,9 +84,9 @@ class Dispatched:
     """Who ordered it; None = the operator did not say, unknown = nobody can know."""
 
     @property
-    def place(self) -> Place:
+    def place(self) -> DispatchPosition:
         """Where it stands in the order of ``find``."""
-        return Place(self.first_at, self.dispatch_uid, self.namespace, self.asset_name)
+        return DispatchPosition(self.first_at, self.dispatch_uid, self.namespace, self.asset_name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
+class EndingCount:
     """How many dispatches ended in one way."""
 
     phase: str
@@ -125,7 +125,7 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class DispatchFilter:
     """Which dispatches; None does not restrict."""
 
     namespace: str | None = None
@@ -162,9 +162,9 @@ _RESTRICTIONS: dict[str, LiteralString] = {
 
 def find(
     connection: psycopg.Connection,
-    wanted: Wanted,
+    wanted: DispatchFilter,
     *,
-    after: Place | None = None,
+    after: DispatchPosition | None = None,
     limit: int = MOST_ROWS,
 ) -> list[Dispatched]:
     """Return dispatches, the newest first.
@@ -208,7 +208,7 @@ def read_story(connection: psycopg.Connection, dispatch: Dispatched) -> list[Ste
         ).fetchall()
 
 
-def sum_up(connection: psycopg.Connection, wanted: Wanted) -> list[Ending]:
+def sum_up(connection: psycopg.Connection, wanted: DispatchFilter) -> list[EndingCount]:
     """Return how the dispatches ended, the most frequent first."""
     where, facts = _where(wanted)
     text = (
@@ -222,11 +222,11 @@ def sum_up(connection: psycopg.Connection, wanted: Wanted) -> list[Ending]:
         f"from {lines_of(connection)} where {where} group by phase, reason "
         "order by count(*) desc, phase, reason"
     )
-    with connection.cursor(row_factory=class_row(Ending)) as cursor:
+    with connection.cursor(row_factory=class_row(EndingCount)) as cursor:
         return cursor.execute(text.encode(), facts).fetchall()
 
 
-def _where(wanted: Wanted) -> tuple[str, dict[str, Any]]:
+def _where(wanted: DispatchFilter) -> tuple[str, dict[str, Any]]:
     facts = {name: getattr(wanted, name) for name in _RESTRICTIONS}
     given = {name: value for name, value in facts.items() if value is not None}
     return " and ".join(["true", *(_RESTRICTIONS[name] for name in given)]), given

@@ -11,7 +11,7 @@ import psycopg
 from numpy.typing import NDArray
 
 from derops_headend.writing.refusals import clean
-from derops_headend.writing.rows import Batch, EventRow, Quarantined, Source
+from derops_headend.writing.rows import Batch, EventRow, LogSource, Quarantined
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EVENT = """
@@ -112,7 +112,7 @@ def record(
 def quarantine(
     connection: psycopg.Connection,
     log_id: str,
-    sources: Sequence[Source],
+    sources: Sequence[LogSource],
     quarantined: Sequence[Quarantined],
 ) -> Counter[str]:
     """Keep entries that could not be stored as they should be, and count their reasons."""
@@ -168,7 +168,7 @@ def _one_each(quarantined: Sequence[Quarantined]) -> list[Quarantined]:
     return list(found.values())
 
 
-def _place(log_id: str, source: Source) -> tuple[str, int, int]:
+def _place(log_id: str, source: LogSource) -> tuple[str, int, int]:
     return log_id, source.offset, source.entry_index
 
 

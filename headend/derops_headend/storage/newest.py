@@ -15,7 +15,7 @@ NEWEST_WITHIN = (timedelta(hours=1), timedelta(days=2))
 """How far back the newest samples of many assets are looked for; for most the first is enough."""
 
 
-class Key(NamedTuple):
+class AssetKey(NamedTuple):
     """An asset. Agents of another name may have stored rows under the same uid: all three count."""
 
     namespace: str
@@ -23,7 +23,7 @@ class Key(NamedTuple):
     uid: str
 
 
-class Life(NamedTuple):
+class AssetLife(NamedTuple):
     """An asset of a name; another one may have had the name before."""
 
     asset_id: int
@@ -48,7 +48,7 @@ def find_lives(
     *,
     since: datetime | None = None,
     current_uid: str = "",
-) -> list[Life]:
+) -> list[AssetLife]:
     """Return the assets that had a name, the newest first; at most ``MOST_UIDS``.
 
     Args:
@@ -64,7 +64,7 @@ def find_lives(
         "order by asset_id desc limit %s",
         (namespace, name, since, since, current_uid, MOST_UIDS),
     ).fetchall()
-    return [Life(*row) for row in rows]
+    return [AssetLife(*row) for row in rows]
 
 
 _NEWEST = f"""
@@ -84,7 +84,7 @@ _NEWEST = f"""
 
 def find_newest(
     connection: psycopg.Connection,
-    keys: Sequence[Key],
+    keys: Sequence[AssetKey],
     now: datetime,
 ) -> dict[str, Newest]:
     """Return the newest sample of each asset by uid, of those that have one.

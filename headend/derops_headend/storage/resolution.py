@@ -13,7 +13,7 @@ _STEPS_SECONDS = (
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class Source(StrEnum):
+class TelemetrySource(StrEnum):
     """What an answer is made of."""
 
     RAW = "raw"
@@ -21,21 +21,21 @@ class Source(StrEnum):
     QUARTERS = "15m"
 
 
-WIDTH_SECONDS = {Source.MINUTES: 60, Source.QUARTERS: 900}
+WIDTH_SECONDS = {TelemetrySource.MINUTES: 60, TelemetrySource.QUARTERS: 900}
 
 
-class Resolution(NamedTuple):
+class TimeResolution(NamedTuple):
     """What an answer is made of, and how wide its points are."""
 
-    source: Source
+    source: TelemetrySource
     step_seconds: int
     """A multiple of the source's width; 0 = samples as they are."""
 
 
-RAW = Resolution(Source.RAW, 0)
+RAW = TimeResolution(TelemetrySource.RAW, 0)
 
 
-def choose(span_seconds: float, most_points: int) -> Resolution:
+def choose(span_seconds: float, most_points: int) -> TimeResolution:
     """Return the finest steps of which a time touches few enough.
 
     Args:
@@ -43,8 +43,12 @@ def choose(span_seconds: float, most_points: int) -> Resolution:
         most_points: At least ``LEAST_POINTS``.
     """
     step = next(each for each in _steps() if count_points(span_seconds, each) <= most_points)
-    source = Source.MINUTES if step < WIDTH_SECONDS[Source.QUARTERS] else Source.QUARTERS
-    return Resolution(source, step)
+    source = (
+        TelemetrySource.MINUTES
+        if step < WIDTH_SECONDS[TelemetrySource.QUARTERS]
+        else TelemetrySource.QUARTERS
+    )
+    return TimeResolution(source, step)
 
 
 def count_points(span_seconds: float, step_seconds: int) -> int:

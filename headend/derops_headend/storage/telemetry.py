@@ -13,7 +13,7 @@ from pydantic.alias_generators import to_camel
 
 from derops_headend.storage.minutes import HOLD_SECONDS, MINUTES
 from derops_headend.storage.quantities import QUANTITIES, ROLLED_UP
-from derops_headend.storage.resolution import Resolution, Source
+from derops_headend.storage.resolution import TelemetrySource, TimeResolution
 
 MOST_MADE_MINUTES = 5_000
 """Made for one answer because they are not rolled up yet; older ones are told as they are."""
@@ -85,7 +85,7 @@ def read_steps(
     connection: psycopg.Connection,
     asset_id: int,
     quantities: Sequence[str],
-    resolution: Resolution,
+    resolution: TimeResolution,
     first: datetime,
     end: datetime,
     now: datetime,
@@ -115,7 +115,7 @@ def copy_steps(
     connection: psycopg.Connection,
     asset_id: int,
     quantities: Sequence[str],
-    resolution: Resolution,
+    resolution: TimeResolution,
     first: datetime,
     end: datetime,
     now: datetime,
@@ -181,7 +181,7 @@ _MADE = MINUTES.replace("%(first)s", "%(made_first)s").replace("%(end)s", "%(mad
 _MADE = _MADE.replace("%(buckets)s", "%(minutes)s")
 
 
-class _Stored(NamedTuple):
+class _StoredSelects(NamedTuple):
     """SELECTs of roll-ups, all columns; the second with minutes that are made in their place."""
 
     alone: str
@@ -189,7 +189,7 @@ class _Stored(NamedTuple):
 
 
 _STORED = {
-    Source.MINUTES: _Stored(
+    TelemetrySource.MINUTES: _StoredSelects(
         "select * from telemetry_1m "
         "where asset_id = %(asset)s and bucket >= %(first)s and bucket < %(end)s",
         """
@@ -199,7 +199,7 @@ _STORED = {
         union all {made}
         """,
     ),
-    Source.QUARTERS: _Stored(
+    TelemetrySource.QUARTERS: _StoredSelects(
         "select * from telemetry_15m "
         "where asset_id = %(asset)s and bucket >= %(first)s and bucket < %(end)s",
         """
@@ -232,7 +232,7 @@ _COMBINED = {
 
 def _stored(
     asset_id: int,
-    resolution: Resolution,
+    resolution: TimeResolution,
     first: datetime,
     end: datetime,
     made: Sequence[datetime],

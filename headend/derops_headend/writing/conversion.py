@@ -15,16 +15,16 @@ from derops_headend.writing.rows import (
     ConnectionRow,
     EventRow,
     GapRow,
+    LogSource,
     Quarantined,
     ReportFacts,
-    Source,
 )
 from derops_headend.writing.samples import Checked, check, to_rows
 
 _EVENTS = UUID("6ce77cb8-2f27-5a2b-9a4b-6c0f8ad7c5b1")
 
 
-def convert(sources: Sequence[Source]) -> Batch:
+def convert(sources: Sequence[LogSource]) -> Batch:
     """Return the rows of all entries, and those that have none as quarantined."""
     batch = Batch(sources=list(sources))
     telemetry: list[Checked] = []

@@ -65,7 +65,7 @@ class AssetKey(NamedTuple):
     uid: str
 
 
-class Source(NamedTuple):
+class LogSource(NamedTuple):
     """An entry and where it lies in the log."""
 
     offset: int
@@ -83,7 +83,7 @@ class Quarantined:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measurements:
+class MeasurementRows:
     """Samples of one quantity that has no column of its own."""
 
     source: int
@@ -156,12 +156,12 @@ class ConnectionRow:
 class Batch:
     """The rows of some entries. Assets and sources are told by their index in these lists."""
 
-    sources: list[Source]
+    sources: list[LogSource]
     assets: dict[AssetKey, int] = field(default_factory=dict)
     samples: Samples = field(default_factory=Samples.none)
     """The rows of ``telemetry``."""
 
-    measurements: list[Measurements] = field(default_factory=list)
+    measurements: list[MeasurementRows] = field(default_factory=list)
     gaps: list[GapRow] = field(default_factory=list)
     events: list[EventRow] = field(default_factory=list)
     connections: list[ConnectionRow] = field(default_factory=list)

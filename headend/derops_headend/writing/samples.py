@@ -20,7 +20,7 @@ from derops_headend.writing.refusals import (
     RefusedError,
     clean,
 )
-from derops_headend.writing.rows import CLOCK_OFFSET, QUANTITIES, Measurements, Samples
+from derops_headend.writing.rows import CLOCK_OFFSET, QUANTITIES, MeasurementRows, Samples
 
 _VALUE = np.dtype("<f8")
 _ABSENT = np.array([np.nan], _VALUE).tobytes()
@@ -57,7 +57,7 @@ class Converted(NamedTuple):
     """What batches become; a batch with infinite values keeps the others."""
 
     samples: Samples
-    measurements: list[Measurements]
+    measurements: list[MeasurementRows]
     infinite: dict[int, dict[str, int]]
     """By source and quantity: how many values were infinite."""
 
@@ -180,7 +180,7 @@ def _measurements(
     sources: NDArray[np.int32],
     ts_us: NDArray[np.int64],
     infinite: dict[int, dict[str, int]],
-) -> list[Measurements]:
+) -> list[MeasurementRows]:
     found = []
     end = 0
     for batch in batches:
@@ -189,7 +189,7 @@ def _measurements(
             values, known = _without_infinite(data, name, sources[first:end], infinite)
             if known.any():
                 found.append(
-                    Measurements(
+                    MeasurementRows(
                         source=batch.source,
                         asset=batch.asset,
                         name=name,

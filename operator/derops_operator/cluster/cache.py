@@ -12,9 +12,9 @@ from derops_operator.resources.facts import (
     Certificate,
     Dispatch,
     Fact,
-    Key,
     Kind,
     Meta,
+    ObjectKey,
     Request,
     Unreadable,
 )
@@ -24,13 +24,13 @@ class Cache:
     """All resources by key. Not for several threads."""
 
     def __init__(self) -> None:
-        self._facts: dict[Key, Fact] = {}
-        self._dispatches_of: dict[tuple[str, str], set[Key]] = defaultdict(set)
-        self._requests_of: dict[tuple[str, str], set[Key]] = defaultdict(set)
+        self._facts: dict[ObjectKey, Fact] = {}
+        self._dispatches_of: dict[tuple[str, str], set[ObjectKey]] = defaultdict(set)
+        self._requests_of: dict[tuple[str, str], set[ObjectKey]] = defaultdict(set)
         self._assets_in: dict[str, set[str]] = defaultdict(set)
-        self._by_uid: dict[str, Key] = {}
-        self._unread_of: dict[tuple[str, str], set[Key]] = defaultdict(set)
-        self.unreadable: dict[Key, Unreadable] = {}
+        self._by_uid: dict[str, ObjectKey] = {}
+        self._unread_of: dict[tuple[str, str], set[ObjectKey]] = defaultdict(set)
+        self.unreadable: dict[ObjectKey, Unreadable] = {}
         """Objects that cannot be read as they are now; what could be read of them last stays."""
 
     def __len__(self) -> int:
@@ -38,7 +38,7 @@ class Cache:
 
     def put(self, kind: Kind, fact: Fact) -> bool:
         """Keep ``fact`` unless the known one is newer; tell whether anything is new."""
-        key = Key(kind, fact.meta.namespace, fact.meta.name)
+        key = ObjectKey(kind, fact.meta.namespace, fact.meta.name)
         unread = self.unreadable.get(key)
         if unread is not None and not _may_follow(fact.meta, unread.meta):
             return False
@@ -69,12 +69,12 @@ class Cache:
         self._unread_of[key.namespace, unread.asset_name].add(key)
         return True
 
-    def uid(self, key: Key) -> str | None:
+    def uid(self, key: ObjectKey) -> str | None:
         """Return the uid of the object under a key, whether it can be read or not."""
         known = self.unreadable.get(key) or self._facts.get(key)
         return known.meta.uid if known is not None else None
 
-    def drop(self, key: Key, uid: str | None = None) -> Fact | Unreadable | None:
+    def drop(self, key: ObjectKey, uid: str | None = None) -> Fact | Unreadable | None:
         """Forget an object, where given only if it still is the one with this uid."""
         known: Fact | Unreadable | None = self._facts.get(key) or self.unreadable.get(key)
         if known is None or (uid is not None and known.meta.uid != uid):
@@ -82,13 +82,13 @@ class Cache:
         self._mend(key)
         return self._forget(key) or known
 
-    def _mend(self, key: Key) -> None:
+    def _mend(self, key: ObjectKey) -> None:
         unread = self.unreadable.pop(key, None)
         if unread is not None:
             self._by_uid.pop(unread.meta.uid, None)
             _discard(self._unread_of, (key.namespace, unread.asset_name), key)
 
-    def _forget(self, key: Key) -> Fact | None:
+    def _forget(self, key: ObjectKey) -> Fact | None:
         known = self._facts.pop(key, None)
         if known is None:
             return None
@@ -103,11 +103,11 @@ class Cache:
                 del self._assets_in[key.namespace]
         return known
 
-    def fact(self, key: Key) -> Fact | None:
+    def fact(self, key: ObjectKey) -> Fact | None:
         """Return the object under a key."""
         return self._facts.get(key)
 
-    def has(self, key: Key, uid: str, resource_version: str) -> bool:
+    def has(self, key: ObjectKey, uid: str, resource_version: str) -> bool:
         """Tell whether exactly this state of an object is known."""
         known = self.unreadable.get(key) or self._facts.get(key)
         return (
@@ -116,23 +116,23 @@ class Cache:
             and known.meta.resource_version == resource_version
         )
 
-    def see_again(self, key: Key, now_us: int) -> None:
+    def see_again(self, key: ObjectKey, now_us: int) -> None:
         """Note that an object was found as it is known; only Certificates tell when."""
         known = self._facts.get(key)
         if isinstance(known, Certificate):
             self._facts[key] = replace(known, seen_us=now_us)
 
-    def keys(self, kind: Kind) -> list[Key]:
+    def keys(self, kind: Kind) -> list[ObjectKey]:
         """Return the keys of one kind."""
         return [key for key in self._facts if key.kind is kind]
 
-    def key_of(self, uid: str) -> Key | None:
+    def key_of(self, uid: str) -> ObjectKey | None:
         """Return the key of the object with this uid, whether it can be read or not."""
         return self._by_uid.get(uid)
 
     def asset(self, namespace: str, name: str) -> Asset | None:
         """Return the asset of this name."""
-        fact = self._facts.get(Key(Kind.ASSET, namespace, name))
+        fact = self._facts.get(ObjectKey(Kind.ASSET, namespace, name))
         return fact if isinstance(fact, Asset) else None
 
     def namespaces(self) -> set[str]:
@@ -155,12 +155,12 @@ class Cache:
 
     def dispatch(self, namespace: str, name: str) -> Dispatch | None:
         """Return the dispatch of this name."""
-        fact = self._facts.get(Key(Kind.DISPATCH, namespace, name))
+        fact = self._facts.get(ObjectKey(Kind.DISPATCH, namespace, name))
         return fact if isinstance(fact, Dispatch) else None
 
     def certificate(self, namespace: str, name: str) -> Certificate | None:
         """Return our Certificate of this name."""
-        fact = self._facts.get(Key(Kind.CERTIFICATE, namespace, name))
+        fact = self._facts.get(ObjectKey(Kind.CERTIFICATE, namespace, name))
         return fact if isinstance(fact, Certificate) else None
 
     def dispatches_of(self, namespace: str, asset_name: str) -> Iterator[Dispatch]:
@@ -172,7 +172,7 @@ class Cache:
 
     def unread_dispatches_of(self, namespace: str, asset_name: str) -> list[str]:
         """Return the names of dispatches of this asset of which nothing could ever be read."""
-        keys: Iterable[Key] = self._unread_of.get((namespace, asset_name), ())
+        keys: Iterable[ObjectKey] = self._unread_of.get((namespace, asset_name), ())
         return sorted(
             key.name
             for key in keys
@@ -183,7 +183,7 @@ class Cache:
 
     def requests_of(self, namespace: str, asset_name: str) -> tuple[Request, ...]:
         """Return the requests that say they belong to this asset."""
-        keys: Iterable[Key] = self._requests_of.get((namespace, asset_name), ())
+        keys: Iterable[ObjectKey] = self._requests_of.get((namespace, asset_name), ())
         facts = (self._facts[key] for key in keys)
         return tuple(fact for fact in facts if isinstance(fact, Request))
 
@@ -201,7 +201,9 @@ def _is_newer(left: Meta, right: Meta) -> bool:
         return left.resource_version != right.resource_version
 
 
-def _discard(index: dict[tuple[str, str], set[Key]], group: tuple[str, str], key: Key) -> None:
+def _discard(
+    index: dict[tuple[str, str], set[ObjectKey]], group: tuple[str, str], key: ObjectKey
+) -> None:
     members = index.get(group)
     if members is not None:
         members.discard(key)

@@ -24,7 +24,7 @@ from derops_operator.reconciling.actions import (
     Settle,
     Warn,
 )
-from derops_operator.resources.facts import Asset, Certificate, Key, Kind, Meta, Request
+from derops_operator.resources.facts import Asset, Certificate, Kind, Meta, ObjectKey, Request
 from derops_operator.resources.instants import format_second
 
 _log = structlog.get_logger("acting")
@@ -32,7 +32,7 @@ _log = structlog.get_logger("acting")
 Take = Callable[[Kind, Mapping[str, Any]], None]
 
 
-class Actor:
+class Executor:
     """Does one action at a time and takes what the API server answers."""
 
     def __init__(
@@ -41,7 +41,7 @@ class Actor:
         events: EventWriter,
         cache: Cache,
         take: Take,
-        drop: Callable[[Key], None],
+        drop: Callable[[ObjectKey], None],
         now_us: Callable[[], int],
     ) -> None:
         self._kube = kube
@@ -51,7 +51,7 @@ class Actor:
         self._drop = drop
         self._now_us = now_us
 
-    async def act_on_dispatch(self, key: Key, action: DispatchAction) -> None:
+    async def act_on_dispatch(self, key: ObjectKey, action: DispatchAction) -> None:
         """Do one action on a Dispatch; what goes to the gateways is not done here."""
         dispatch = self._cache.dispatch(key.namespace, key.name)
         if dispatch is None:
@@ -64,7 +64,7 @@ class Actor:
         elif not isinstance(action, Settle):
             raise TypeError(f"{type(action).__name__} is not for Kubernetes")
 
-    async def act_on_asset(self, key: Key, action: AssetAction) -> None:
+    async def act_on_asset(self, key: ObjectKey, action: AssetAction) -> None:
         """Do one action on a DERAsset or its Certificate."""
         asset = self._cache.asset(key.namespace, key.name)
         if asset is None:
@@ -74,7 +74,7 @@ class Actor:
         elif isinstance(action, ApplyCertificate):
             self._take(Kind.CERTIFICATE, await self._kube.apply(Kind.CERTIFICATE, action.manifest))
         elif isinstance(action, ReadCertificate):
-            await self._read_anew(Key(Kind.CERTIFICATE, key.namespace, action.name))
+            await self._read_anew(ObjectKey(Kind.CERTIFICATE, key.namespace, action.name))
         elif isinstance(action, Reissue):
             await self.reissue(key.namespace, action.name)
         elif isinstance(action, Warn):
@@ -96,7 +96,7 @@ class Actor:
             self._events.post(kind, meta, warning=True, reason=REVERT_UNKNOWN, note=action.warning)
         self._take(kind, manifest)
 
-    async def _read_anew(self, key: Key) -> None:
+    async def _read_anew(self, key: ObjectKey) -> None:
         try:
             self._take(key.kind, await self._kube.read(key.kind, key.namespace, key.name))
         except GoneError:
@@ -136,7 +136,7 @@ class Actor:
             _log.info("certificate.reissued", namespace=namespace, name=name)
 
     async def _answer(self, namespace: str, asset: Asset, action: Approve | Deny) -> None:
-        request = self._cache.fact(Key(Kind.REQUEST, namespace, action.request))
+        request = self._cache.fact(ObjectKey(Kind.REQUEST, namespace, action.request))
         if not isinstance(request, Request):
             return
         denied = isinstance(action, Deny)
@@ -189,6 +189,6 @@ class Actor:
         try:
             self._take(kind, await self._kube.patch_status(kind, fact.meta, patch))
         except (GoneError, ChangedMeanwhileError):
-            await self._read_anew(Key(kind, fact.meta.namespace, fact.meta.name))
+            await self._read_anew(ObjectKey(kind, fact.meta.namespace, fact.meta.name))
             return False
         return True

@@ -17,7 +17,7 @@ from derops_operator.cluster.events import EventWriter
 from derops_operator.cluster.status_writer import COALESCE_SECONDS, StatusWriter, is_worth_writing
 from derops_operator.gateways import wire
 from derops_operator.reconciling.identity import early_issuance
-from derops_operator.resources.facts import Asset, Dispatch, Key, Kind
+from derops_operator.resources.facts import Asset, Dispatch, Kind, ObjectKey
 from derops_operator.workqueue import WorkQueue
 
 _log = structlog.get_logger("publishing")
@@ -41,27 +41,27 @@ class Publisher:
         send: Callable[[control_pb2.HeadendTransition], None],
         take: Callable[[Kind, Mapping[str, Any]], None],
     ) -> None:
-        self.queue: WorkQueue[Key] = WorkQueue()
+        self.queue: WorkQueue[ObjectKey] = WorkQueue()
         self._cache = cache
         self._writer = writer
         self._events = events
         self._send = send
         self._take = take
-        self._wanted: dict[Key, _Wanted] = {}
+        self._wanted: dict[ObjectKey, _Wanted] = {}
 
-    def forget(self, key: Key) -> None:
+    def forget(self, key: ObjectKey) -> None:
         """Forget an object that is gone."""
         self._wanted.pop(key, None)
         self._writer.forget(key)
 
-    def with_basis(self, key: Key, dispatch: Dispatch) -> Dispatch:
+    def with_basis(self, key: ObjectKey, dispatch: Dispatch) -> Dispatch:
         """Return a dispatch with the status that it is about to have, unless that is an end."""
         wanted = self._wanted.get(key)
         if wanted is None or wanted.uid != dispatch.meta.uid or wanted.basis is None:
             return dispatch
         return dispatch if dispatch.phase.terminal else replace(dispatch, status=wanted.basis)
 
-    def want(self, key: Key, status: dict[str, Any]) -> None:
+    def want(self, key: ObjectKey, status: dict[str, Any]) -> None:
         """Have a status written: an end at once, anything else with what follows it closely."""
         fact = self._cache.fact(key)
         if not isinstance(fact, Asset | Dispatch) or not is_worth_writing(fact.status, status):
@@ -76,7 +76,7 @@ class Publisher:
         else:
             self.queue.add_after(key, COALESCE_SECONDS)
 
-    async def publish(self, key: Key) -> None:
+    async def publish(self, key: ObjectKey) -> None:
         """Write the wanted status of one object, if that still makes a difference."""
         wanted, fact = self._wanted.get(key), self._cache.fact(key)
         if wanted is None or not isinstance(fact, Asset | Dispatch):
@@ -105,7 +105,7 @@ class Publisher:
             self._tell_asset(key, fact, wanted.status)
         self._take(key.kind, manifest)
 
-    def _tell_asset(self, key: Key, fact: Asset, status: Mapping[str, Any]) -> None:
+    def _tell_asset(self, key: ObjectKey, fact: Asset, status: Mapping[str, Any]) -> None:
         self._events.post_release(fact.meta, fact.status, status)
         self._events.post_quarantine(fact.meta, fact.status, status)
         self._events.post_device(fact.meta, fact.status, status)

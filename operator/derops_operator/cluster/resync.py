@@ -13,7 +13,7 @@ from kubernetes.aio.client.exceptions import ApiException
 from derops_operator import metrics
 from derops_operator.cluster.cache import Cache
 from derops_operator.cluster.client import GoneError, Kube
-from derops_operator.resources.facts import Key, Kind
+from derops_operator.resources.facts import Kind, ObjectKey
 from derops_operator.resources.manifests import identify
 
 _log = structlog.get_logger("resync")
@@ -30,7 +30,7 @@ class Resync:
         kube: Kube,
         cache: Cache,
         take: Callable[[Kind, Mapping[str, Any]], None],
-        drop: Callable[[Key], None],
+        drop: Callable[[ObjectKey], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._kube = kube
@@ -80,7 +80,7 @@ class Resync:
         if self._answering_since is None:
             self._answering_since = self._clock()
 
-    async def _check(self, key: Key) -> None:
+    async def _check(self, key: ObjectKey) -> None:
         try:
             self._take(key.kind, await self._kube.read(key.kind, key.namespace, key.name))
         except GoneError:

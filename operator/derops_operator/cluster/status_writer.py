@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from derops.lifecycle import Phase
 from derops_operator import metrics
 from derops_operator.cluster.client import ChangedMeanwhileError, GoneError, Kube, Manifest
-from derops_operator.resources.facts import Asset, Dispatch, Key, Kind
+from derops_operator.resources.facts import Asset, Dispatch, Kind, ObjectKey
 
 COALESCE_SECONDS = 0.08
 """How long a status that is not an end waits for the next transition."""
@@ -94,7 +94,7 @@ class StatusWriter:
     def __init__(self, kube: Kube, bucket: TokenBucket | None = None) -> None:
         self._kube = kube
         self._bucket = bucket or TokenBucket(WRITES_PER_SECOND, BURST)
-        self._written: dict[Key, _Written] = {}
+        self._written: dict[ObjectKey, _Written] = {}
 
     async def write(
         self, kind: Kind, fact: Asset | Dispatch, wanted: Mapping[str, Any]
@@ -105,7 +105,7 @@ class StatusWriter:
             ChangedMeanwhileError: The object is not the version that was decided on.
             GoneError: It was deleted.
         """
-        key = Key(kind, fact.meta.namespace, fact.meta.name)
+        key = ObjectKey(kind, fact.meta.namespace, fact.meta.name)
         last = self._written.get(key)
         if last == _Written(fact.meta.uid, wanted, fact.meta.resource_version):
             return None
@@ -130,6 +130,6 @@ class StatusWriter:
         self._written[key] = _Written(fact.meta.uid, dict(wanted), version)
         return manifest
 
-    def forget(self, key: Key) -> None:
+    def forget(self, key: ObjectKey) -> None:
         """Forget an object that is gone."""
         self._written.pop(key, None)

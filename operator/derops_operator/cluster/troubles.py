@@ -8,7 +8,7 @@ import structlog
 from derops.observability import Readiness
 from derops_operator import metrics
 from derops_operator.cluster.events import EventWriter
-from derops_operator.resources.facts import Key, Kind, Meta
+from derops_operator.resources.facts import Kind, Meta, ObjectKey
 
 _NAMED = 5
 
@@ -21,7 +21,7 @@ class Troubles:
     def __init__(self, events: EventWriter, readiness: Readiness) -> None:
         self._events = events
         self._readiness = readiness
-        self._told: dict[Key, tuple[str, str]] = {}
+        self._told: dict[ObjectKey, tuple[str, str]] = {}
         self._counts: Counter[Kind] = Counter()
 
     def tell(
@@ -35,7 +35,7 @@ class Troubles:
             problem: What is wrong, in one short line.
             failure: Given where it could be read and the work on it failed.
         """
-        key, version = Key(kind, meta.namespace, meta.name), (meta.uid, meta.resource_version)
+        key, version = ObjectKey(kind, meta.namespace, meta.name), (meta.uid, meta.resource_version)
         if self._told.get(key) == version:
             return
         self._counts[kind] += key not in self._told
@@ -52,7 +52,7 @@ class Troubles:
         self._events.post(kind, meta, warning=True, reason="Unreadable", note=note)
         self._show(kind)
 
-    def forget(self, key: Key) -> None:
+    def forget(self, key: ObjectKey) -> None:
         """Say that nothing is wrong with an object any more, or that it is gone."""
         if self._told.pop(key, None) is not None:
             self._counts[key.kind] -= 1

@@ -7,11 +7,11 @@ from typing import Any
 import kopf
 
 from derops_operator.cluster.client import CHUNK
-from derops_operator.resources.facts import MANAGED_BY, Key, Kind
+from derops_operator.resources.facts import MANAGED_BY, Kind, ObjectKey
 from derops_operator.resources.manifests import identify
 
 Take = Callable[[Kind, Mapping[str, Any]], None]
-Drop = Callable[[Key, str | None], None]
+Drop = Callable[[ObjectKey, str | None], None]
 Step = Callable[[], Awaitable[object]]
 
 _GROUPS = {

@@ -35,7 +35,7 @@ CLONE_SUSPECTED = "CloneSuspected"
 """Why a replica refused or ended a stream of an identity that two processes use."""
 
 
-class Link(StrEnum):
+class Connectivity(StrEnum):
     """Whether an asset's agent has a stream."""
 
     CONNECTED = "Connected"
@@ -51,7 +51,7 @@ class Link(StrEnum):
 class SessionView:
     """The one stream of an asset, over all replicas."""
 
-    link: Link
+    link: Connectivity
     since_us: int = 0
     serial_number: str = ""
     end_reason: str = ""
@@ -86,7 +86,7 @@ class Holding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DispatchView:
+class ReportedDispatch:
     """What is known of one dispatch, over all replicas."""
 
     holdings: tuple[Holding, ...] = ()
@@ -326,7 +326,7 @@ class Fleet:
 
     def dispatch(
         self, uid: str, first_version: int, version: int, *, cancelled: bool = False
-    ) -> DispatchView:
+    ) -> ReportedDispatch:
         """Return what is known of a dispatch.
 
         Args:
@@ -355,7 +355,7 @@ class Fleet:
         connected = sum(each.connected for each in self.replicas.values())
         reports = list(self._reports.get(uid, {}).values())
         best = _fold_reports(reports)
-        return DispatchView(
+        return ReportedDispatch(
             holdings=tuple(holdings),
             complete=self.expected is not None and connected >= self.expected > 0,
             cancelled=cancelled,
@@ -376,11 +376,11 @@ class Fleet:
         if best is None:
             return SessionView(link=self._silence(now_us))
         session, replica = sessions[best[2]], self.replicas[best[2]]
-        link = Link.CONNECTED if session.connected else Link.DISCONNECTED
+        link = Connectivity.CONNECTED if session.connected else Connectivity.DISCONNECTED
         if not replica.connected and now_us >= replica.changed_us + LOST_AFTER_US:
-            link = Link.UNKNOWN
+            link = Connectivity.UNKNOWN
         device, again_us = None, None
-        if link is Link.CONNECTED:
+        if link is Connectivity.CONNECTED:
             device, again_us = self._show_device(asset_uid, best[2], session.since_us, now_us)
         return SessionView(
             link=link,
@@ -426,13 +426,13 @@ class Fleet:
         self._next_turn_us = turn_us + SECOND_US // DEVICES_PER_SECOND
         return turn_us
 
-    def _silence(self, now_us: int) -> Link:
+    def _silence(self, now_us: int) -> Connectivity:
         synced = [each.synced_us for each in self.replicas.values() if each.connected]
         if synced and all(synced) and now_us >= max(synced) + SESSIONS_WITHIN_US:
-            return Link.DISCONNECTED
+            return Connectivity.DISCONNECTED
         if not any(synced) and now_us >= self._start_us + LOST_AFTER_US:
-            return Link.UNKNOWN
-        return Link.UNHEARD
+            return Connectivity.UNKNOWN
+        return Connectivity.UNHEARD
 
 
 def _seen(

@@ -18,7 +18,7 @@ import structlog
 
 from derops.lifecycle import Phase
 from derops.observability import Readiness
-from derops.pem import Identity
+from derops.pem import IdentityFiles
 from derops.rates import Rates
 from derops.wire.v1 import control_pb2, control_pb2_grpc
 from derops_operator import metrics
@@ -221,7 +221,7 @@ class Headend:
             current.cancel()
             await asyncio.gather(current, return_exceptions=True)
 
-    async def _renew(self, address: str, identity: Identity) -> asyncio.Task[None] | None:
+    async def _renew(self, address: str, identity: IdentityFiles) -> asyncio.Task[None] | None:
         """Return a stream that the replica has taken for the one before; None = it did not."""
         taken = asyncio.Event()
         stream = asyncio.create_task(self._sync(address, identity, taken))
@@ -242,13 +242,13 @@ class Headend:
             self._hear_refusal(address, error)
         return None
 
-    async def _read_identity(self) -> Identity:
+    async def _read_identity(self) -> IdentityFiles:
         directory = self._settings.control_tls_directory
-        found = await asyncio.to_thread(Identity.read, directory, directory / "ca.crt")
+        found = await asyncio.to_thread(IdentityFiles.read, directory, directory / "ca.crt")
         self._note_end(found)
         return found
 
-    def _note_end(self, identity: Identity) -> None:
+    def _note_end(self, identity: IdentityFiles) -> None:
         """Say when our certificate is over, and that it is: no gateway takes it from then on."""
         ends = identity.ends
         metrics.CERTIFICATE_EXPIRY.set(ends.timestamp())
@@ -258,7 +258,7 @@ class Headend:
             why = f"over since {ends:%Y-%m-%d %H:%M} UTC: see why cert-manager does not renew it"
             self._readiness.degraded(_CERTIFICATE, why)
 
-    async def _sync(self, address: str, identity: Identity, taken: asyncio.Event) -> None:
+    async def _sync(self, address: str, identity: IdentityFiles, taken: asyncio.Event) -> None:
         credentials = grpc.ssl_channel_credentials(identity.ca, identity.key, identity.certificate)
         options = (
             *_CHANNEL_OPTIONS,

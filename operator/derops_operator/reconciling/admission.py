@@ -11,7 +11,7 @@ from derops_operator.resources.instants import format_second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Admission:
     """Submitted with the reason Validated lets it go; anything else keeps or ends it."""
 
     phase: Phase
@@ -25,10 +25,10 @@ class Verdict:
         return self.phase is Phase.SUBMITTED and self.reason is Reason.VALIDATED
 
 
-def admit(dispatch: Dispatch, asset: Asset | None, now_us: int, asset_grace_us: int) -> Verdict:
+def admit(dispatch: Dispatch, asset: Asset | None, now_us: int, asset_grace_us: int) -> Admission:
     """Judge a dispatch that no gateway holds."""
     if dispatch.desired_state == "Cancelled":
-        return Verdict(
+        return Admission(
             phase=Phase.CANCELLED,
             reason=Reason.CANCELLED_BEFORE_DELIVERY,
             message="cancelled before it was given to any gateway; the device was not touched",
@@ -42,9 +42,9 @@ def admit(dispatch: Dispatch, asset: Asset | None, now_us: int, asset_grace_us: 
         target=_target(asset),
     )
     if refusal is not None:
-        return Verdict(phase=Phase.REJECTED, reason=refusal.reason, message=refusal.message)
+        return Admission(phase=Phase.REJECTED, reason=refusal.reason, message=refusal.message)
     if now_us > dispatch.accept_by_us:
-        return Verdict(
+        return Admission(
             phase=Phase.EXPIRED,
             reason=Reason.START_DEADLINE_EXCEEDED,
             message=(
@@ -53,7 +53,7 @@ def admit(dispatch: Dispatch, asset: Asset | None, now_us: int, asset_grace_us: 
                 f"{dispatch.start_deadline_seconds} s); it was never sent to the agent"
             ),
         )
-    return Verdict(
+    return Admission(
         phase=Phase.SUBMITTED,
         reason=Reason.VALIDATED,
         message=f"within the limits of {asset.meta.name}; waiting for its agent",
@@ -65,16 +65,16 @@ def refuse_for_asset(asset: Asset) -> Refusal | None:
     return refuse_target(_target(asset))
 
 
-def _wait_for_asset(dispatch: Dispatch, now_us: int, asset_grace_us: int) -> Verdict:
+def _wait_for_asset(dispatch: Dispatch, now_us: int, asset_grace_us: int) -> Admission:
     until_us = max(dispatch.meta.created_us + asset_grace_us, dispatch.accept_by_us)
     missing = f"asset {dispatch.asset_name} does not exist in namespace {dispatch.meta.namespace}"
     if now_us > until_us:
-        return Verdict(
+        return Admission(
             phase=Phase.REJECTED,
             reason=Reason.ASSET_NOT_FOUND,
             message=f"{missing}; waited for it until {format_second(until_us)}",
         )
-    return Verdict(
+    return Admission(
         phase=Phase.SUBMITTED,
         reason=Reason.ASSET_NOT_FOUND,
         message=f"{missing}; waiting for it until {format_second(until_us)}",

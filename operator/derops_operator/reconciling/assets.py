@@ -6,7 +6,12 @@ from typing import Any
 
 from derops.lifecycle import Phase
 from derops.schedules import SECOND_US
-from derops_operator.gateways.replicas import CLONE_SUSPECTED, LOST_AFTER_US, Link, SessionView
+from derops_operator.gateways.replicas import (
+    CLONE_SUSPECTED,
+    LOST_AFTER_US,
+    Connectivity,
+    SessionView,
+)
 from derops_operator.reconciling import identity
 from derops_operator.reconciling.actions import (
     REVERT_UNKNOWN,
@@ -20,7 +25,7 @@ from derops_operator.reconciling.actions import (
     RemoveFinalizer,
     Warn,
 )
-from derops_operator.reconciling.conditions import Wanted, find, fold, status_of, truth
+from derops_operator.reconciling.conditions import WantedCondition, find, fold, status_of, truth
 from derops_operator.reconciling.devices import device_conditions
 from derops_operator.resources.facts import Asset, Certificate, Dispatch, Request
 from derops_operator.resources.instants import format_instant, format_second, parse_instant
@@ -279,7 +284,7 @@ def _instant(stored: dict[str, Any], name: str) -> int:
     return parse_instant(stored[name]) if stored.get(name) else 0
 
 
-def _quarantined(asset: Asset, ledger: dict[str, Any]) -> list[Wanted]:
+def _quarantined(asset: Asset, ledger: dict[str, Any]) -> list[WantedCondition]:
     quarantine = ledger.get("quarantine")
     if quarantine:
         at = quarantine["at"]
@@ -289,9 +294,9 @@ def _quarantined(asset: Asset, ledger: dict[str, Any]) -> list[Wanted]:
         )
         if asset.operating_state == "Quarantined":
             words += ", and spec.operatingState to InService"
-        return [Wanted("Quarantined", "True", quarantine["reason"], words)]
+        return [WantedCondition("Quarantined", "True", quarantine["reason"], words)]
     if find(asset.status.get("conditions", []), "Quarantined"):
-        return [Wanted("Quarantined", "False", "Lifted", _LIFTED.get(asset.lift_key, ""))]
+        return [WantedCondition("Quarantined", "False", "Lifted", _LIFTED.get(asset.lift_key, ""))]
     return []
 
 
@@ -306,19 +311,23 @@ def _is_release_overdue(asset: Asset, now_us: int) -> bool:
     return now_us > _since(asset, "Released", now_us) + RELEASE_GRACE_US
 
 
-def _released(asset: Asset, releasing: list[str], now_us: int) -> list[Wanted]:
+def _released(asset: Asset, releasing: list[str], now_us: int) -> list[WantedCondition]:
     if releasing and _is_release_overdue(asset, now_us):
-        return [Wanted("Released", "False", REVERT_UNKNOWN, _unconfirmed(releasing))]
+        return [WantedCondition("Released", "False", REVERT_UNKNOWN, _unconfirmed(releasing))]
     if releasing:
-        return [Wanted("Released", "False", "Releasing", "waiting for the device to be reverted")]
+        return [
+            WantedCondition(
+                "Released", "False", "Releasing", "waiting for the device to be reverted"
+            )
+        ]
     if _is_taken_out(asset):
-        return [Wanted("Released", "True", "NothingInFlight")]
+        return [WantedCondition("Released", "True", "NothingInFlight")]
     if find(asset.status.get("conditions", []), "Released"):
-        return [Wanted("Released", "Unknown", "InService")]
+        return [WantedCondition("Released", "Unknown", "InService")]
     return []
 
 
-def _readiness(asset: Asset, *, accepted: bool, own: list[Request]) -> list[Wanted]:
+def _readiness(asset: Asset, *, accepted: bool, own: list[Request]) -> list[WantedCondition]:
     stored = find(asset.status.get("conditions", []), "Ready")
     latched = (
         stored.get("status") == "True" and stored.get("observedGeneration") == asset.meta.generation
@@ -327,49 +336,59 @@ def _readiness(asset: Asset, *, accepted: bool, own: list[Request]) -> list[Want
     waiting = "no gateway replica has stored this generation yet"
     denied = own[0].condition("Denied") if own else {}
     return [
-        Wanted("Ready", "True", "Stored", "a gateway replica stored this generation")
+        WantedCondition("Ready", "True", "Stored", "a gateway replica stored this generation")
         if ready
-        else Wanted("Ready", "False", "WaitingForGateway", waiting),
-        Wanted("Reconciling", truth(not ready), "Stored" if ready else "WaitingForGateway"),
-        Wanted("Stalled", "True", "CertificateDenied", str(denied.get("message", "")))
+        else WantedCondition("Ready", "False", "WaitingForGateway", waiting),
+        WantedCondition(
+            "Reconciling", truth(not ready), "Stored" if ready else "WaitingForGateway"
+        ),
+        WantedCondition("Stalled", "True", "CertificateDenied", str(denied.get("message", "")))
         if denied
-        else Wanted("Stalled", "False", "Proceeding"),
+        else WantedCondition("Stalled", "False", "Proceeding"),
     ]
 
 
-def _enrolled(ledger: dict[str, Any], own: list[Request], now_us: int) -> Wanted:
+def _enrolled(ledger: dict[str, Any], own: list[Request], now_us: int) -> WantedCondition:
     current = ledger.get("current")
     if current is not None:
         if parse_instant(current["notAfter"]) > now_us:
             words = f"certificate {current['serialNumber']} is good until {current['notAfter']}"
-            return Wanted("Enrolled", "True", "Issued", words)
+            return WantedCondition("Enrolled", "True", "Issued", words)
         words = f"certificate {current['serialNumber']} expired at {current['notAfter']}"
-        return Wanted("Enrolled", "False", "CertificateExpired", words)
+        return WantedCondition("Enrolled", "False", "CertificateExpired", words)
     ready = own[0].condition("Ready") if own else {}
     denied = own[0].condition("Denied") if own else {}
     if denied:
-        return Wanted("Enrolled", "False", "CertificateDenied", str(denied.get("message", "")))
+        return WantedCondition(
+            "Enrolled", "False", "CertificateDenied", str(denied.get("message", ""))
+        )
     if ready.get("reason") == "Failed":
-        return Wanted("Enrolled", "False", "CertificateFailed", str(ready.get("message", "")))
-    return Wanted("Enrolled", "False", "CertificatePending", "cert-manager has not issued it yet")
+        return WantedCondition(
+            "Enrolled", "False", "CertificateFailed", str(ready.get("message", ""))
+        )
+    return WantedCondition(
+        "Enrolled", "False", "CertificatePending", "cert-manager has not issued it yet"
+    )
 
 
-def _connected(asset: Asset, session: SessionView) -> Wanted:
-    if session.link is Link.CONNECTED:
+def _connected(asset: Asset, session: SessionView) -> WantedCondition:
+    if session.link is Connectivity.CONNECTED:
         since = format_second(session.since_us)
-        return Wanted(
+        return WantedCondition(
             "Connected", "True", "StreamOpen", f"the agent's stream is open since {since}"
         )
-    if session.link is Link.UNKNOWN:
+    if session.link is Connectivity.UNKNOWN:
         words = "the gateway replica that knows is not connected to the operator"
-        return Wanted("Connected", "Unknown", "ReplicaLost", words)
-    if session.link is Link.DISCONNECTED:
+        return WantedCondition("Connected", "Unknown", "ReplicaLost", words)
+    if session.link is Connectivity.DISCONNECTED:
         why = f" ({session.end_reason})" if session.end_reason else ""
-        return Wanted("Connected", "False", "NoStream", f"the agent has no stream{why}")
+        return WantedCondition("Connected", "False", "NoStream", f"the agent has no stream{why}")
     stored = find(asset.status.get("conditions", []), "Connected")
     if not stored:
-        return Wanted("Connected", "Unknown", "NotAsked", "no gateway has been asked yet")
-    return Wanted("Connected", stored["status"], stored["reason"], stored.get("message", ""))
+        return WantedCondition("Connected", "Unknown", "NotAsked", "no gateway has been asked yet")
+    return WantedCondition(
+        "Connected", stored["status"], stored["reason"], stored.get("message", "")
+    )
 
 
 def _contact(asset: Asset, session: SessionView) -> dict[str, Any]:
@@ -377,9 +396,9 @@ def _contact(asset: Asset, session: SessionView) -> dict[str, Any]:
     kept = ("lastConnectedTime", "lastDisconnectedTime", "capability")
     fields = {name: status[name] for name in kept if name in status}
     was = status_of(status.get("conditions", []), "Connected")
-    if session.link is Link.CONNECTED and session.since_us:
+    if session.link is Connectivity.CONNECTED and session.since_us:
         fields["lastConnectedTime"] = format_second(session.since_us)
-    if session.link is Link.DISCONNECTED and session.since_us and was != "False":
+    if session.link is Connectivity.DISCONNECTED and session.since_us and was != "False":
         fields["lastDisconnectedTime"] = format_second(session.since_us)
     capability = session.capability
     if capability is not None and capability.modes:
@@ -417,7 +436,7 @@ def _next_look(
         looks.append(parse_instant(ledger["current"]["notAfter"]))
     elif certificate is not None:
         looks.append(_next_certificate_look_us(certificate, now_us))
-    if session.link is Link.UNHEARD:
+    if session.link is Connectivity.UNHEARD:
         looks.append(now_us + LOST_AFTER_US)
     if session.device_again_us is not None:
         looks.append(session.device_again_us)

@@ -7,7 +7,7 @@ from derops.lifecycle import MESSAGE_LIMIT
 from derops_operator.resources.instants import format_second
 
 
-class Wanted(NamedTuple):
+class WantedCondition(NamedTuple):
     """A condition as it should read."""
 
     type: str
@@ -32,7 +32,10 @@ def find(conditions: Iterable[Mapping[str, Any]], kind: str) -> Mapping[str, Any
 
 
 def fold(
-    stored: Iterable[Mapping[str, Any]], wanted: Iterable[Wanted], generation: int, now_us: int
+    stored: Iterable[Mapping[str, Any]],
+    wanted: Iterable[WantedCondition],
+    generation: int,
+    now_us: int,
 ) -> list[dict[str, Any]]:
     """Return the stored conditions with the wanted ones in place.
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from derops.lifecycle import MESSAGE_LIMIT
 from derops.wire.v1 import agent_pb2
-from derops_operator.gateways.replicas import Link, SessionView
-from derops_operator.reconciling.conditions import Wanted, find
+from derops_operator.gateways.replicas import Connectivity, SessionView
+from derops_operator.reconciling.conditions import WantedCondition, find
 from derops_operator.resources.instants import format_second
 
 DEVICE_CONDITIONS = ("TelemetryDegraded", "DeviceSilent", "FallbackNotHeld")
@@ -14,14 +14,16 @@ DEVICE_CONDITIONS = ("TelemetryDegraded", "DeviceSilent", "FallbackNotHeld")
 _BEFORE = "before that it was "
 
 
-def device_conditions(stored: Iterable[Mapping[str, Any]], session: SessionView) -> list[Wanted]:
+def device_conditions(
+    stored: Iterable[Mapping[str, Any]], session: SessionView
+) -> list[WantedCondition]:
     """Return the conditions that tell what is wrong with a device.
 
     One is absent before it is True for the first time, so that a fleet that is well costs no write.
     What nobody says any more is Unknown, with what was said last.
     """
     stored, facts = list(stored), session.device
-    if session.link is Link.UNHEARD:
+    if session.link is Connectivity.UNHEARD:
         return []  # what was known stays
     if facts is None:
         return [
@@ -41,10 +43,10 @@ def last_known(condition: Mapping[str, Any]) -> str:
     return str(condition["message"]).partition(_BEFORE)[2].partition(":")[0]
 
 
-def _degraded(facts: agent_pb2.DeviceFacts) -> Wanted:
+def _degraded(facts: agent_pb2.DeviceFacts) -> WantedCondition:
     if not facts.bad_points and not facts.more_bad_points:
-        return Wanted("TelemetryDegraded", "False", "AllPointsGood", "no point is bad")
-    return Wanted("TelemetryDegraded", "True", "BadPoints", _name_points(facts))
+        return WantedCondition("TelemetryDegraded", "False", "AllPointsGood", "no point is bad")
+    return WantedCondition("TelemetryDegraded", "True", "BadPoints", _name_points(facts))
 
 
 def _name_points(facts: agent_pb2.DeviceFacts) -> str:
@@ -65,26 +67,26 @@ def _and_more(number: int) -> str:
     return f"; and {number} more"
 
 
-def _silent(facts: agent_pb2.DeviceFacts) -> Wanted:
+def _silent(facts: agent_pb2.DeviceFacts) -> WantedCondition:
     if not facts.silent_since_us:
-        return Wanted("DeviceSilent", "False", "Answers", "the device answers its agent")
+        return WantedCondition("DeviceSilent", "False", "Answers", "the device answers its agent")
     since = format_second(facts.silent_since_us)
     words = f"the device has given no sample since {since}: {facts.silence}"
-    return Wanted("DeviceSilent", "True", "NoAnswer", words)
+    return WantedCondition("DeviceSilent", "True", "NoAnswer", words)
 
 
-def _not_held(facts: agent_pb2.DeviceFacts) -> Wanted:
+def _not_held(facts: agent_pb2.DeviceFacts) -> WantedCondition:
     if not facts.fallback_problem:
         words = "the device holds spec.fallback where nothing else is ordered"
-        return Wanted("FallbackNotHeld", "False", "Representable", words)
+        return WantedCondition("FallbackNotHeld", "False", "Representable", words)
     reason = "NotTaken" if facts.fallback_not_taken else "NotRepresentable"
-    return Wanted("FallbackNotHeld", "True", reason, facts.fallback_problem)
+    return WantedCondition("FallbackNotHeld", "True", reason, facts.fallback_problem)
 
 
-def _unknown(known: Mapping[str, Any], link: Link) -> Wanted:
+def _unknown(known: Mapping[str, Any], link: Connectivity) -> WantedCondition:
     reason, why = {
-        Link.CONNECTED: ("NotTold", "nothing that it said on this stream is shown yet"),
-        Link.UNKNOWN: (
+        Connectivity.CONNECTED: ("NotTold", "nothing that it said on this stream is shown yet"),
+        Connectivity.UNKNOWN: (
             "ReplicaLost", "the gateway replica that knows is not connected to the operator",
         ),
     }.get(link, ("AgentOffline", "the agent has no stream"))  # fmt: skip
@@ -93,4 +95,4 @@ def _unknown(known: Mapping[str, Any], link: Link) -> Wanted:
         before = before.partition(_BEFORE)[2]
     else:
         before = f"{known['status']}: {before}"
-    return Wanted(str(known["type"]), "Unknown", reason, f"{why}; {_BEFORE}{before}")
+    return WantedCondition(str(known["type"]), "Unknown", reason, f"{why}; {_BEFORE}{before}")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from derops.lifecycle import UNANSWERED, Phase, Reason
 from derops.wire.v1 import dispatch_pb2
-from derops_operator.reconciling.conditions import Wanted, status_of, truth
+from derops_operator.reconciling.conditions import WantedCondition, status_of, truth
 from derops_operator.resources.facts import Dispatch
 
 _UNKNOWN = frozenset({Reason.OUTCOME_UNKNOWN, Reason.LEDGER_LOST})
@@ -74,7 +74,7 @@ def judge(
     report: dispatch_pb2.DispatchReport | None,
     *,
     written: bool,
-) -> list[Wanted]:
+) -> list[WantedCondition]:
     """Return the conditions that follow; Delivered, Accepted and Applied never go back."""
     stored = dispatch.status.get("conditions", [])
     accepted = report is not None and (report.accepted_us > 0 or report.applied_us > 0)
@@ -101,32 +101,38 @@ def judge(
     ]
 
 
-def _delivered(facts: _Facts) -> Wanted:
+def _delivered(facts: _Facts) -> WantedCondition:
     if facts.delivered:
-        return Wanted("Delivered", "True", Reason.DELIVERED, "written to the stream of the agent")
+        return WantedCondition(
+            "Delivered", "True", Reason.DELIVERED, "written to the stream of the agent"
+        )
     if facts.outcome.unknown:
-        return Wanted("Delivered", "Unknown", facts.outcome.reason, facts.outcome.message)
+        return WantedCondition("Delivered", "Unknown", facts.outcome.reason, facts.outcome.message)
     if facts.outcome.phase.terminal:
-        return Wanted("Delivered", "False", facts.outcome.reason, facts.outcome.message)
-    return Wanted("Delivered", "False", "WaitingForAgent", facts.outcome.message)
+        return WantedCondition("Delivered", "False", facts.outcome.reason, facts.outcome.message)
+    return WantedCondition("Delivered", "False", "WaitingForAgent", facts.outcome.message)
 
 
-def _accepted(facts: _Facts) -> Wanted:
+def _accepted(facts: _Facts) -> WantedCondition:
     if facts.accepted:
-        return Wanted("Accepted", "True", Reason.ACCEPTED, "checked and stored by the agent")
+        return WantedCondition(
+            "Accepted", "True", Reason.ACCEPTED, "checked and stored by the agent"
+        )
     return _if_never(facts, "Accepted", "WaitingForAgent")
 
 
-def _applied(facts: _Facts) -> Wanted:
+def _applied(facts: _Facts) -> WantedCondition:
     if facts.applied:
-        return Wanted("Applied", "True", Reason.APPLIED, _taken(facts.report))
+        return WantedCondition("Applied", "True", Reason.APPLIED, _taken(facts.report))
     if facts.overdue:
-        return Wanted("Applied", "Unknown", "WaitingForDevice", facts.overdue)
+        return WantedCondition("Applied", "Unknown", "WaitingForDevice", facts.overdue)
     unanswered = facts.report is not None and facts.report.evidence == UNANSWERED
     if facts.report is None or not facts.outcome.phase.terminal or facts.outcome.unknown:
         return _if_never(facts, "Applied", "WaitingForStart")
     words = "; ".join(filter(None, (facts.outcome.message, facts.report.pending_error)))
-    return Wanted("Applied", "Unknown" if unanswered else "False", facts.outcome.reason, words)
+    return WantedCondition(
+        "Applied", "Unknown" if unanswered else "False", facts.outcome.reason, words
+    )
 
 
 def _taken(report: dispatch_pb2.DispatchReport | None) -> str:
@@ -137,68 +143,76 @@ def _taken(report: dispatch_pb2.DispatchReport | None) -> str:
     return f"{words} as {report.applied_watts} W: {report.rounding}"
 
 
-def _if_never(facts: _Facts, kind: str, pending: str) -> Wanted:
+def _if_never(facts: _Facts, kind: str, pending: str) -> WantedCondition:
     outcome = facts.outcome
     if outcome.phase.terminal and not outcome.unknown:
-        return Wanted(kind, "False", outcome.reason, outcome.message)
-    return Wanted(kind, "Unknown", outcome.reason if outcome.unknown else pending)
+        return WantedCondition(kind, "False", outcome.reason, outcome.message)
+    return WantedCondition(kind, "Unknown", outcome.reason if outcome.unknown else pending)
 
 
-def _verified(facts: _Facts) -> Wanted:
+def _verified(facts: _Facts) -> WantedCondition:
     report = facts.report
     if report is not None and report.verified in {"True", "False"}:
         within_seconds = report.within_tolerance_milliseconds / 1000
         words = f"the measured power was within tolerance for {within_seconds:.0f} s"
         reason = report.verified_reason or "VerificationPending"
-        return Wanted("Verified", report.verified, reason, words)
+        return WantedCondition("Verified", report.verified, reason, words)
     if facts.outcome.phase.terminal and not facts.applied:
-        return Wanted("Verified", "Unknown", "NotApplied")
+        return WantedCondition("Verified", "Unknown", "NotApplied")
     reason = report.verified_reason if report is not None else ""
     words = "the device does not answer; what it holds is not known" if facts.silent else ""
-    return Wanted("Verified", "Unknown", reason or "VerificationPending", words)
+    return WantedCondition("Verified", "Unknown", reason or "VerificationPending", words)
 
 
-def _reverted(facts: _Facts) -> Wanted:
+def _reverted(facts: _Facts) -> WantedCondition:
     outcome = facts.outcome
     if facts.reverted:
         words = "the device let go of it, for the asset's fallback or for another dispatch"
-        return Wanted("Reverted", "True", "Reverted", words)
+        return WantedCondition("Reverted", "True", "Reverted", words)
     if facts.overdue and facts.report is not None and facts.report.ended_us:
-        return Wanted("Reverted", "False", Reason.REVERT_FAILED, facts.overdue)
+        return WantedCondition("Reverted", "False", Reason.REVERT_FAILED, facts.overdue)
     if not outcome.phase.terminal or outcome.unknown:
-        return Wanted("Reverted", "Unknown", outcome.reason if outcome.unknown else "WaitingForEnd")
+        return WantedCondition(
+            "Reverted", "Unknown", outcome.reason if outcome.unknown else "WaitingForEnd"
+        )
     if facts.applied or facts.unreverted:
-        return Wanted("Reverted", "False", outcome.reason, outcome.message)
-    return Wanted("Reverted", "True", "NothingToRevert", "the device was never changed")
+        return WantedCondition("Reverted", "False", outcome.reason, outcome.message)
+    return WantedCondition("Reverted", "True", "NothingToRevert", "the device was never changed")
 
 
-def _succeeded(facts: _Facts) -> Wanted:
+def _succeeded(facts: _Facts) -> WantedCondition:
     outcome = facts.outcome
     if not outcome.phase.terminal:
-        return Wanted("Succeeded", "Unknown", outcome.reason, outcome.message)
+        return WantedCondition("Succeeded", "Unknown", outcome.reason, outcome.message)
     done = "Unknown" if outcome.early else truth(outcome.phase is Phase.COMPLETE)
-    return Wanted("Succeeded", done, outcome.reason, outcome.message)
+    return WantedCondition("Succeeded", done, outcome.reason, outcome.message)
 
 
-def _kstatus(facts: _Facts) -> list[Wanted]:
+def _kstatus(facts: _Facts) -> list[WantedCondition]:
     outcome = facts.outcome
     terminal, stalled = outcome.phase.terminal, outcome.phase in _STALLED
     ready = not stalled and (facts.accepted or terminal)
     moving = not terminal and not facts.accepted
     message = outcome.message
     return [
-        Wanted("Ready", truth(ready), outcome.reason, message),
-        Wanted("Reconciling", truth(moving), outcome.reason, message if moving else ""),
-        Wanted("Stalled", truth(stalled), outcome.reason, message if stalled else ""),
+        WantedCondition("Ready", truth(ready), outcome.reason, message),
+        WantedCondition("Reconciling", truth(moving), outcome.reason, message if moving else ""),
+        WantedCondition("Stalled", truth(stalled), outcome.reason, message if stalled else ""),
     ]
 
 
-def _degraded(dispatch: Dispatch, report: dispatch_pb2.DispatchReport | None) -> list[Wanted]:
+def _degraded(
+    dispatch: Dispatch, report: dispatch_pb2.DispatchReport | None
+) -> list[WantedCondition]:
     if report is not None and report.clamped_by:
         given = f"{report.applied_watts} W instead of" if report.applied_us else "less than"
         words = f"{given} the {dispatch.watts} W asked for, by {report.clamped_by}"
-        return [Wanted("Degraded", "True", "Clamped", words)]
+        return [WantedCondition("Degraded", "True", "Clamped", words)]
     was = status_of(dispatch.status.get("conditions", []), "Degraded")
     if was == "True" and report is not None and report.accepted_us:
-        return [Wanted("Degraded", "False", "NotClamped", "the limits allow the whole of it now")]
+        return [
+            WantedCondition(
+                "Degraded", "False", "NotClamped", "the limits allow the whole of it now"
+            )
+        ]
     return []

@@ -8,7 +8,7 @@ from typing import Any
 
 from derops.lifecycle import MESSAGE_LIMIT, UNANSWERED, Phase
 from derops.wire.v1 import dispatch_pb2
-from derops_operator.gateways.replicas import DispatchView
+from derops_operator.gateways.replicas import ReportedDispatch
 from derops_operator.resources.facts import Dispatch
 from derops_operator.resources.instants import format_instant
 
@@ -26,7 +26,7 @@ _INSTANTS = {
 }
 
 
-def timeline(dispatch: Dispatch, view: DispatchView, submitted_us: int) -> dict[str, Any]:
+def timeline(dispatch: Dispatch, view: ReportedDispatch, submitted_us: int) -> dict[str, Any]:
     """Return ``status.timeline``; ``submitted_us`` is 0 while the dispatch waits for its asset."""
     times: dict[str, Any] = {
         "plannedStart": format_instant(dispatch.start_us),
@@ -140,7 +140,7 @@ def history(
     return steps[-HISTORY_LIMIT:]
 
 
-def late_report(dispatch: Dispatch, view: DispatchView) -> dict[str, Any] | None:
+def late_report(dispatch: Dispatch, view: ReportedDispatch) -> dict[str, Any] | None:
     """Return what a report says that the frozen status does not, or None.
 
     Where the headend ended the dispatch, any word of the agent that status does not have is news;

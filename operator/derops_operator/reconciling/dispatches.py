@@ -12,7 +12,7 @@ from derops.lifecycle import MESSAGE_LIMIT, Phase, Reason
 from derops.schedules import SECOND_US
 from derops.transitions import Actor, fold
 from derops.wire.v1 import dispatch_pb2
-from derops_operator.gateways.replicas import DispatchView
+from derops_operator.gateways.replicas import ReportedDispatch
 from derops_operator.reconciling import conditions, dispatch_status
 from derops_operator.reconciling.actions import (
     AddFinalizer,
@@ -22,8 +22,8 @@ from derops_operator.reconciling.actions import (
     Settle,
     Submit,
 )
-from derops_operator.reconciling.admission import Verdict, admit, refuse_for_asset
-from derops_operator.reconciling.conditions import Wanted, status_of
+from derops_operator.reconciling.admission import Admission, admit, refuse_for_asset
+from derops_operator.reconciling.conditions import WantedCondition, status_of
 from derops_operator.reconciling.dispatch_conditions import Outcome, is_silent, is_unreverted, judge
 from derops_operator.resources.facts import Asset, Dispatch
 from derops_operator.resources.instants import format_second, parse_instant
@@ -79,7 +79,7 @@ class _Withdrawal:
 def reconcile_dispatch(
     dispatch: Dispatch,
     asset: Asset | None,
-    view: DispatchView,
+    view: ReportedDispatch,
     now_us: int,
     *,
     asset_grace_us: int = ASSET_GRACE_US,
@@ -109,7 +109,11 @@ def reconcile_dispatch(
 
 
 def _begin(
-    dispatch: Dispatch, asset: Asset | None, view: DispatchView, now_us: int, asset_grace_us: int
+    dispatch: Dispatch,
+    asset: Asset | None,
+    view: ReportedDispatch,
+    now_us: int,
+    asset_grace_us: int,
 ) -> DispatchDecision:
     verdict = admit(dispatch, asset, now_us, asset_grace_us)
     outcome = Outcome(
@@ -130,7 +134,7 @@ def _begin(
 
 
 def _follow(
-    dispatch: Dispatch, asset: Asset | None, view: DispatchView, now_us: int
+    dispatch: Dispatch, asset: Asset | None, view: ReportedDispatch, now_us: int
 ) -> DispatchDecision:
     withdrawal = _withdrawal(dispatch, asset, view, now_us)
     outcome = _outcome(dispatch, view, withdrawal, now_us)
@@ -157,7 +161,7 @@ def _follow(
 
 
 def _tidy_up(
-    dispatch: Dispatch, asset: Asset | None, view: DispatchView, now_us: int
+    dispatch: Dispatch, asset: Asset | None, view: ReportedDispatch, now_us: int
 ) -> DispatchDecision:
     status = {**dispatch.status, "observedGeneration": dispatch.meta.generation}
     status["conditions"] = [
@@ -194,7 +198,7 @@ def _tidy_up(
     return DispatchDecision(actions=tuple(actions), status=status, again_us=again_us)
 
 
-def _waits_for_revert(dispatch: Dispatch, asset: Asset | None, view: DispatchView) -> bool:
+def _waits_for_revert(dispatch: Dispatch, asset: Asset | None, view: ReportedDispatch) -> bool:
     """Tell whether its agent has yet to revert its device: gateways keep what it says of it."""
     if asset is None or dispatch.is_of_an_earlier(asset) or view.disk_lost:
         return False
@@ -205,7 +209,7 @@ def _waits_for_revert(dispatch: Dispatch, asset: Asset | None, view: DispatchVie
     return told and is_unreverted(report)
 
 
-def _watched_until_us(dispatch: Dispatch, asset: Asset | None, view: DispatchView) -> int:
+def _watched_until_us(dispatch: Dispatch, asset: Asset | None, view: ReportedDispatch) -> int:
     """Return until when gateways keep it, as its agent says that the device may take it yet.
 
     After that it may be heard all the same: the agent goes on by itself. 0 = it says no such thing.
@@ -217,7 +221,7 @@ def _watched_until_us(dispatch: Dispatch, asset: Asset | None, view: DispatchVie
     return parse_instant(dispatch.status["completionTime"]) + _WATCH_US
 
 
-def _what_was_missing(dispatch: Dispatch, view: DispatchView, now_us: int) -> dict[str, Any]:
+def _what_was_missing(dispatch: Dispatch, view: ReportedDispatch, now_us: int) -> dict[str, Any]:
     """Return what an agent learnt, or could tell, only after the end; the phase stays."""
     report = view.report
     if report is None:
@@ -228,7 +232,7 @@ def _what_was_missing(dispatch: Dispatch, view: DispatchView, now_us: int) -> di
     unreverted = status_of(stored, "Reverted") == "False"
     if view.disk_lost and is_unreverted(report):
         words = "the agent lost its disk, and cannot say whether the device was reverted"
-        wanted = [Wanted("Reverted", "Unknown", Reason.LEDGER_LOST, words)] * unreverted
+        wanted = [WantedCondition("Reverted", "Unknown", Reason.LEDGER_LOST, words)] * unreverted
         return {"conditions": conditions.fold(stored, wanted, dispatch.meta.generation, now_us)}
     applied = status_of(stored, "Applied")
     found = report.applied_us > 0 and applied != "True"
@@ -274,7 +278,7 @@ def _news(
 
 
 def _withdrawal(
-    dispatch: Dispatch, asset: Asset | None, view: DispatchView, now_us: int
+    dispatch: Dispatch, asset: Asset | None, view: ReportedDispatch, now_us: int
 ) -> _Withdrawal | None:
     if dispatch.desired_state == "Cancelled":
         return _Withdrawal(reason="", words="cancelled by its requester")
@@ -296,7 +300,7 @@ def _withdrawal(
     return None
 
 
-def _is_unsent(dispatch: Dispatch, view: DispatchView) -> bool:
+def _is_unsent(dispatch: Dispatch, view: ReportedDispatch) -> bool:
     return (
         dispatch.phase is Phase.SUBMITTED
         and status_of(dispatch.status.get("conditions", []), "Delivered") != "True"
@@ -305,7 +309,7 @@ def _is_unsent(dispatch: Dispatch, view: DispatchView) -> bool:
 
 
 def _outcome(
-    dispatch: Dispatch, view: DispatchView, withdrawal: _Withdrawal | None, now_us: int
+    dispatch: Dispatch, view: ReportedDispatch, withdrawal: _Withdrawal | None, now_us: int
 ) -> Outcome:
     report = view.report
     reported = Phase(report.phase) if report is not None and report.phase else Phase.SUBMITTED
@@ -356,7 +360,7 @@ def _outcome(
 
 
 def _proven(
-    dispatch: Dispatch, view: DispatchView, withdrawal: _Withdrawal | None, now_us: int
+    dispatch: Dispatch, view: ReportedDispatch, withdrawal: _Withdrawal | None, now_us: int
 ) -> Outcome | None:
     """Return the end of a dispatch that provably reached no agent."""
     if withdrawal is None or not _is_unsent(dispatch, view):
@@ -380,7 +384,7 @@ def _proven(
 
 def _on_its_way(
     dispatch: Dispatch,
-    view: DispatchView,
+    view: ReportedDispatch,
     reported: Phase,
     withdrawal: _Withdrawal | None,
     now_us: int,
@@ -436,7 +440,7 @@ def _explain_early(early_us: int) -> str:
 
 
 def _status(
-    dispatch: Dispatch, outcome: Outcome, view: DispatchView, now_us: int, *, submitted: bool
+    dispatch: Dispatch, outcome: Outcome, view: ReportedDispatch, now_us: int, *, submitted: bool
 ) -> dict[str, Any]:
     stored, report = dispatch.status, view.report
     times = stored.get("timeline", {})
@@ -479,12 +483,12 @@ def _status(
     return status
 
 
-def _deadline_us(dispatch: Dispatch, view: DispatchView) -> int:
+def _deadline_us(dispatch: Dispatch, view: ReportedDispatch) -> int:
     """Return until when a final report is waited for."""
     return _latest_end_us(dispatch, view) + dispatch.report_deadline_seconds * SECOND_US
 
 
-def _latest_end_us(dispatch: Dispatch, view: DispatchView) -> int:
+def _latest_end_us(dispatch: Dispatch, view: ReportedDispatch) -> int:
     """Return the end as the agent planned it, else the latest that it may plan."""
     times = dispatch.status.get("timeline", {})
     planned_us = view.report.planned_end_us if view.report is not None else 0
@@ -507,7 +511,7 @@ def _next_look(dispatch: Dispatch, now_us: int) -> int | None:
     return min((look + SECOND_US // 100 for look in looks if look >= now_us), default=None)
 
 
-def _unknown_outcome(dispatch: Dispatch, view: DispatchView, deadline_us: int) -> str:
+def _unknown_outcome(dispatch: Dispatch, view: ReportedDispatch, deadline_us: int) -> str:
     stored = dispatch.phase
     seen = f"its last known phase was {stored}"
     if stored is Phase.SUBMITTED and not view.written_us:
@@ -518,7 +522,7 @@ def _unknown_outcome(dispatch: Dispatch, view: DispatchView, deadline_us: int) -
     )
 
 
-def _unknown_at_deletion(dispatch: Dispatch, phase: Phase, view: DispatchView) -> str:
+def _unknown_at_deletion(dispatch: Dispatch, phase: Phase, view: ReportedDispatch) -> str:
     return (
         f"deleted in phase {phase} and the agent of {dispatch.asset_name} did not confirm "
         f"within {DELETION_GRACE_US // SECOND_US} s: whether the device was reverted is not known; "
@@ -544,4 +548,4 @@ _SENTENCES: dict[str, str] = {
     Reason.CANCELLED_WHILE_ACTIVE: "cancelled while it ran; the device was reverted",
 }
 
-__all__ = ["DispatchDecision", "Verdict", "reconcile_dispatch"]
+__all__ = ["Admission", "DispatchDecision", "reconcile_dispatch"]

@@ -8,7 +8,7 @@ from typing import Any
 from derops.ids import AssetName
 from derops.lifecycle import MESSAGE_LIMIT
 from derops.schedules import SECOND_US
-from derops_operator.gateways.replicas import Link, SessionView
+from derops_operator.gateways.replicas import Connectivity, SessionView
 from derops_operator.resources.certificates import Csr, Issued
 from derops_operator.resources.facts import (
     ASSET_LABEL,
@@ -273,7 +273,7 @@ def next_ledger(
     newest = issued[0] if issued else None
     if newest is not None and newest.serial_number not in _serials(following):
         following["next" if "current" in following else "current"] = _entry(newest)
-    used = session.serial_number if session.link is Link.CONNECTED else ""
+    used = session.serial_number if session.link is Connectivity.CONNECTED else ""
     if used and following.get("next", {}).get("serialNumber") == used:
         until = format_instant(now_us + PREVIOUS_US)
         following["previous"] = {**following["current"], "acceptedUntil": until}

@@ -64,7 +64,7 @@ class Kind(StrEnum):
     CERTIFICATE = "certificates"
 
 
-class Key(NamedTuple):
+class ObjectKey(NamedTuple):
     """One object to reconcile."""
 
     kind: Kind
@@ -292,9 +292,9 @@ class Unreadable:
     problem: str
 
     @property
-    def key(self) -> Key:
+    def key(self) -> ObjectKey:
         """Where it is."""
-        return Key(self.kind, self.meta.namespace, self.meta.name)
+        return ObjectKey(self.kind, self.meta.namespace, self.meta.name)
 
 
 Fact = Asset | Dispatch | Request | Certificate

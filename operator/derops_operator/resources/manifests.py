@@ -12,9 +12,9 @@ from derops_operator.resources.facts import (
     CREATOR_ANNOTATION,
     FINALIZER,
     Fact,
-    Key,
     Kind,
     Meta,
+    ObjectKey,
     Unreadable,
     read_asset,
     read_certificate,
@@ -54,15 +54,15 @@ def read_fact(kind: Kind, manifest: Mapping[str, Any], now_us: int) -> Fact | Un
     return fact if fact is not None else _unreadable(kind, manifest, problem)
 
 
-def identify(kind: Kind, manifest: Mapping[str, Any]) -> tuple[Key, str, str] | None:
+def identify(kind: Kind, manifest: Mapping[str, Any]) -> tuple[ObjectKey, str, str] | None:
     """Return key, uid and version of an object; None where it does not say who it is."""
 
-    def look() -> tuple[Key, str, str]:
+    def look() -> tuple[ObjectKey, str, str]:
         names = [manifest["metadata"][field] for field in ("namespace", "name", "uid")]
         version = manifest["metadata"].get("resourceVersion", "")
         if not all(isinstance(each, str) for each in (*names, version)):
             raise TypeError("a name is no text")
-        return Key(kind, names[0], names[1]), names[2], version
+        return ObjectKey(kind, names[0], names[1]), names[2], version
 
     return attempt(look)[0]
 
@@ -115,7 +115,7 @@ def _read(kind: Kind, manifest: Mapping[str, Any], now_us: int) -> Fact:
 
 def _unreadable(kind: Kind, manifest: Mapping[str, Any], problem: str) -> Unreadable:
     identity = identify(kind, manifest)
-    key, uid, version = identity if identity is not None else (Key(kind, "", ""), "", "")
+    key, uid, version = identity if identity is not None else (ObjectKey(kind, "", ""), "", "")
     metadata = manifest["metadata"] if identity is not None else {}
     deleting_us, _ = attempt(lambda: parse_instant(metadata["deletionTimestamp"]))
     finalizers, _ = attempt(lambda: read_finalizers(metadata))

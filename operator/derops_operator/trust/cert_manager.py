@@ -59,7 +59,7 @@ class Expected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class Observed:
     """Who is who, by what the API server holds."""
 
     operator_user: str
@@ -107,7 +107,7 @@ def policy_names(policy: Mapping[str, Any]) -> dict[str, str]:
     return {name: match[1] for name, match in found.items() if match}
 
 
-def wrong_names(expected: Expected, seen: Seen) -> list[str]:
+def wrong_names(expected: Expected, seen: Observed) -> list[str]:
     """Return what contradicts what, with both names and what to do; empty = nothing does."""
     wrong = []
     if seen.requester and seen.requester != expected.cert_manager_user:
@@ -131,7 +131,7 @@ def wrong_names(expected: Expected, seen: Seen) -> list[str]:
     return wrong
 
 
-def doubts(expected: Expected, seen: Seen) -> dict[str, str]:
+def doubts(expected: Expected, seen: Observed) -> dict[str, str]:
     """Return what cannot be told or is not guarded, by part."""
     found = {}
     missing = [name for name in POLICIES if name not in seen.policies]
@@ -200,7 +200,7 @@ class TrustCheck:
         except Exception as error:  # tried again in a minute
             _log.warning("certificate.not_renewed", name=name, why=str(error)[:_ERROR_LENGTH])
 
-    async def _see(self) -> Seen:
+    async def _see(self) -> Observed:
         policies = {}
         for name in POLICIES:
             try:
@@ -209,7 +209,7 @@ class TrustCheck:
             except GoneError:
                 continue
         requests = await self._port.requests_in(self._expected.namespace)
-        return Seen(
+        return Observed(
             operator_user=await self._port.user_name(),
             requester=newest_requester(requests),
             policies=policies,

@@ -22,7 +22,7 @@ from derops_operator import metrics
 from derops_operator.cluster.cache import Cache
 from derops_operator.cluster.client import ChangedMeanwhileError, GoneError, Kube, Manifest
 from derops_operator.cluster.events import EventWriter
-from derops_operator.cluster.executor import Actor
+from derops_operator.cluster.executor import Executor
 from derops_operator.reconciling import agent_authority
 from derops_operator.reconciling.assets import Realm
 from derops_operator.reconciling.identity import own_requests
@@ -56,7 +56,7 @@ _log = structlog.get_logger("authorities")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
+class HeldConfigMap:
     """A ConfigMap as it was last seen."""
 
     uid: str
@@ -89,12 +89,12 @@ def wanted_config_map(namespace: str, name: str, pem: str) -> dict[str, Any]:
     }
 
 
-def read_held(manifest: Mapping[str, Any]) -> Held:
+def read_held(manifest: Mapping[str, Any]) -> HeldConfigMap:
     """Read a ConfigMap of one of our names; anybody may have written it."""
     metadata, data = manifest["metadata"], manifest.get("data") or {}
     labels = metadata.get("labels") or {}
     alone = set(data) <= {KEY} and not manifest.get("binaryData")
-    return Held(
+    return HeldConfigMap(
         uid=str(metadata["uid"]),
         ours=all(labels.get(name) == value for name, value in MANAGED_BY.items()),
         pem=str(data.get(KEY, "")) if alone else "",
@@ -109,7 +109,7 @@ class Distributor:
         self,
         kube: Kube,
         cache: Cache,
-        actor: Actor,
+        actor: Executor,
         events: EventWriter,
         readiness: Readiness,
         take: Callable[[Kind, Mapping[str, Any]], None],
@@ -148,7 +148,7 @@ class Distributor:
         """Digest and PEM of the newest that cert-manager told."""
 
         self._newest_agent: Request | None = None
-        self._held: dict[str, Held] = {}
+        self._held: dict[str, HeldConfigMap] = {}
         self._failing: dict[str, str] = {}
         self._seen: tuple[bytes, bytes] | None = None
         self._checked = -float("inf")
@@ -355,7 +355,9 @@ class Distributor:
             self._held.pop(namespace, None)
             await self._delete(namespace, SERVER_CA, held)
 
-    async def _write(self, namespace: str, name: str, pem: str, held: Held | None) -> Held:
+    async def _write(
+        self, namespace: str, name: str, pem: str, held: HeldConfigMap | None
+    ) -> HeldConfigMap:
         if held is not None and not held.mendable:
             await self._delete(namespace, name, held)
         wanted = wanted_config_map(namespace, name, pem)
@@ -365,7 +367,7 @@ class Distributor:
             applied = read_held(await self._kube.apply_config_map(wanted))
         return applied
 
-    async def _delete(self, namespace: str, name: str, held: Held) -> None:
+    async def _delete(self, namespace: str, name: str, held: HeldConfigMap) -> None:
         try:
             await self._kube.delete_config_map(namespace, name, held.uid)
         except GoneError:
@@ -383,7 +385,7 @@ class Distributor:
                 self._held[namespace] = held
         self._queue.add_failed(namespace)
 
-    async def _read(self, namespace: str, name: str) -> Held | None:
+    async def _read(self, namespace: str, name: str) -> HeldConfigMap | None:
         try:
             return read_held(await self._kube.read_config_map(namespace, name))
         except GoneError:

@@ -24,7 +24,7 @@ from derops_operator.reconciling.agent_authority import TRUST_CERTIFICATE
 from derops_operator.resources.facts import Kind
 from derops_operator.trust.distribution import SERVER_CA, read_held
 from derops_operator.uninstall.arguments import OPERATOR
-from derops_operator.uninstall.orders import Order, release_patch
+from derops_operator.uninstall.orders import PendingDispatch, release_patch
 
 HEADEND = "derops-headend"
 """The StatefulSet of gateway and writer."""
@@ -56,7 +56,7 @@ class ExpiredError(DeropsError):
     retryable = True
 
 
-class Need(NamedTuple):
+class NeededRight(NamedTuple):
     """A right that is needed."""
 
     verb: str
@@ -75,18 +75,18 @@ class Need(NamedTuple):
 
 
 NEEDS = (
-    *(Need(verb, "derops.io", "dispatches") for verb in ("get", "list", "watch", "patch")),
-    *(Need(verb, "derops.io", "derassets") for verb in ("get", "list", "patch")),
-    Need("create", "events.k8s.io", "events"),
-    Need("get", "apps", "deployments", OPERATOR, in_namespace=True),
-    Need("patch", "apps", "deployments/scale", OPERATOR, in_namespace=True),
-    Need("get", "apps", "statefulsets", HEADEND, in_namespace=True),
-    Need("list", "", "pods", in_namespace=True),
-    Need("watch", "", "pods", in_namespace=True),
-    Need("list", "", "configmaps", SERVER_CA),
-    Need("delete", "", "configmaps", SERVER_CA),
-    Need("delete", "cert-manager.io", "certificates", TRUST_CERTIFICATE, in_namespace=True),
-    Need("delete", "", "secrets", TRUST_CERTIFICATE, in_namespace=True),
+    *(NeededRight(verb, "derops.io", "dispatches") for verb in ("get", "list", "watch", "patch")),
+    *(NeededRight(verb, "derops.io", "derassets") for verb in ("get", "list", "patch")),
+    NeededRight("create", "events.k8s.io", "events"),
+    NeededRight("get", "apps", "deployments", OPERATOR, in_namespace=True),
+    NeededRight("patch", "apps", "deployments/scale", OPERATOR, in_namespace=True),
+    NeededRight("get", "apps", "statefulsets", HEADEND, in_namespace=True),
+    NeededRight("list", "", "pods", in_namespace=True),
+    NeededRight("watch", "", "pods", in_namespace=True),
+    NeededRight("list", "", "configmaps", SERVER_CA),
+    NeededRight("delete", "", "configmaps", SERVER_CA),
+    NeededRight("delete", "cert-manager.io", "certificates", TRUST_CERTIFICATE, in_namespace=True),
+    NeededRight("delete", "", "secrets", TRUST_CERTIFICATE, in_namespace=True),
 )
 """The same as in charts/derops/files/uninstall-rules.yaml and uninstall-namespace-rules.yaml."""
 
@@ -105,13 +105,15 @@ class Workload:
 class Cluster(Kube):
     """The API server. What fails for a moment is tried again, for some seconds."""
 
-    async def missing_rights(self, needs: Iterable[Need], namespace: str) -> list[Need]:
+    async def missing_rights(
+        self, needs: Iterable[NeededRight], namespace: str
+    ) -> list[NeededRight]:
         """Return which of these rights this program does not have."""
         needs = list(needs)
         has = await asyncio.gather(*(self._may(need, namespace) for need in needs))
         return [need for need, granted in zip(needs, has, strict=True) if not granted]
 
-    async def _may(self, need: Need, namespace: str) -> bool:
+    async def _may(self, need: NeededRight, namespace: str) -> bool:
         resource, _, subresource = need.resource.partition("/")
         attributes = {
             "verb": need.verb,
@@ -225,7 +227,7 @@ class Cluster(Kube):
             )
         )
 
-    async def cancel(self, order: Order) -> None:
+    async def cancel(self, order: PendingDispatch) -> None:
         """Withdraw a Dispatch, as a person would.
 
         Raises:

@@ -14,7 +14,13 @@ from derops_operator.reconciling.agent_authority import TRUST_CERTIFICATE
 from derops_operator.resources.facts import Kind
 from derops_operator.trust.distribution import SERVER_CA
 from derops_operator.uninstall.cluster import TRANSIENT, Cluster, ExpiredError, explain
-from derops_operator.uninstall.orders import Order, Standing, is_to_cancel, read_order, standing
+from derops_operator.uninstall.orders import (
+    Obstacle,
+    PendingDispatch,
+    is_to_cancel,
+    read_order,
+    standing,
+)
 
 _PAUSE_SECONDS = 1.0
 
@@ -25,23 +31,23 @@ class Ending:
     def __init__(self, cluster: Cluster, now_us: Callable[[], int]) -> None:
         self._cluster = cluster
         self._now_us = now_us
-        self.open: dict[str, Order] = {}
+        self.open: dict[str, PendingDispatch] = {}
         """What stands in the way, by uid."""
 
-        self.untold: dict[str, Order] = {}
+        self.untold: dict[str, PendingDispatch] = {}
         """What ended long ago and nobody knows how."""
 
-        self.lost: dict[str, Order] = {}
+        self.lost: dict[str, PendingDispatch] = {}
         """What was deleted before it was over: nobody will hear of it any more."""
 
-        self.to_cancel: dict[str, Order] = {}
+        self.to_cancel: dict[str, PendingDispatch] = {}
         self.problems: dict[str, str] = {}
         """Why one could not be cancelled, by uid."""
 
         self._tried: set[str] = set()
 
     @property
-    def in_the_way(self) -> list[Order]:
+    def in_the_way(self) -> list[PendingDispatch]:
         """All that keeps an uninstallation from going on, by name."""
         return sorted({**self.lost, **self.open}.values(), key=lambda order: order.name)
 
@@ -96,7 +102,7 @@ class Ending:
         order = read_order(manifest)
         uid = order.meta.uid
         stands = standing(order, self._now_us(), stopped=stopped)
-        for known, kind in ((self.open, Standing.OPEN), (self.untold, Standing.UNTOLD)):
+        for known, kind in ((self.open, Obstacle.OPEN), (self.untold, Obstacle.UNTOLD)):
             if stands is kind:
                 known[uid] = order
             else:
@@ -105,7 +111,7 @@ class Ending:
             self.to_cancel[uid] = order
         return uid
 
-    def _lose(self, order: Order) -> None:
+    def _lose(self, order: PendingDispatch) -> None:
         del self.open[order.meta.uid]
         if order.given:
             self.lost[order.meta.uid] = order
@@ -116,7 +122,7 @@ class Ending:
             tasks.create_task(self._cancel(order))
         self.to_cancel = {}
 
-    async def _cancel(self, order: Order) -> None:
+    async def _cancel(self, order: PendingDispatch) -> None:
         """Cancel one; the watch tells what became of it, and who failed keeps no other."""
         try:
             await self._cluster.cancel(order)

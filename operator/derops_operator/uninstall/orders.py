@@ -27,7 +27,7 @@ _CANCELLED = "Cancelled"
 _WATTS = ("activePowerWatts", "maxGenerationWatts", "maxLoadWatts")
 
 
-class Standing(StrEnum):
+class Obstacle(StrEnum):
     """Whether a Dispatch stands in the way."""
 
     OVER = "Over"
@@ -41,7 +41,7 @@ class Standing(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class PendingDispatch:
     """A Dispatch, as far as it matters here."""
 
     meta: Meta
@@ -76,14 +76,14 @@ class Order:
         return self.phase in TERMINAL
 
 
-def read_order(manifest: Mapping[str, Any]) -> Order:
+def read_order(manifest: Mapping[str, Any]) -> PendingDispatch:
     """Read a Dispatch; what in it makes no sense is as good as absent."""
     finalizers = _dig(manifest, "metadata", "finalizers")
     phase = _text(manifest, "status", "phase")
     ours = isinstance(finalizers, Sequence) and FINALIZER in finalizers
     submitted = _dig(manifest, "status", "timeline", "submittedAt") is not None
     completed, _ = attempt(lambda: parse_instant(_text(manifest, "status", "completionTime")))
-    return Order(
+    return PendingDispatch(
         meta=Meta(
             namespace=_text(manifest, "metadata", "namespace"),
             name=_text(manifest, "metadata", "name"),
@@ -112,7 +112,7 @@ def is_connected(asset: Mapping[str, Any]) -> bool:
     return _condition(asset, "Connected") == "True"
 
 
-def standing(order: Order, now_us: int, *, stopped: bool = False) -> Standing:
+def standing(order: PendingDispatch, now_us: int, *, stopped: bool = False) -> Obstacle:
     """Tell whether a Dispatch stands in the way.
 
     Args:
@@ -122,19 +122,19 @@ def standing(order: Order, now_us: int, *, stopped: bool = False) -> Standing:
     """
     if not order.ended:
         never = not order.given and (order.withdrawn or stopped)
-        return Standing.OVER if never else Standing.OPEN
+        return Obstacle.OVER if never else Obstacle.OPEN
     if order.reverted == "True":
-        return Standing.OVER
+        return Obstacle.OVER
     long_ago = order.ended_us is not None and now_us > order.ended_us + UNTOLD_COUNTS_US
-    return Standing.UNTOLD if order.reverted != "False" and long_ago else Standing.OPEN
+    return Obstacle.UNTOLD if order.reverted != "False" and long_ago else Obstacle.OPEN
 
 
-def is_to_cancel(order: Order) -> bool:
+def is_to_cancel(order: PendingDispatch) -> bool:
     """Tell whether a Dispatch has yet to be withdrawn."""
     return not order.ended and not order.withdrawn
 
 
-def describe(order: Order, *, why: str = "", connected: bool | None = None) -> str:
+def describe(order: PendingDispatch, *, why: str = "", connected: bool | None = None) -> str:
     """Say in one line why a Dispatch stands in the way, and what its device may hold until when.
 
     Args:
@@ -174,7 +174,7 @@ def release_patch(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     return patch
 
 
-def _may_hold(order: Order) -> str:
+def _may_hold(order: PendingDispatch) -> str:
     if order.ended and order.reverted == "False":
         return (
             f"its device may hold {order.what} still, and until its agent, which tries on, reverts "
@@ -195,7 +195,7 @@ def _may_hold(order: Order) -> str:
     )
 
 
-def _guarded(order: Order) -> str:
+def _guarded(order: PendingDispatch) -> str:
     if order.guard == "DeviceTimer":
         return "or at most a minute longer, if its agent is gone for good: the device has a timer"
     return "and longer if its agent does not run then: nothing else ends it"

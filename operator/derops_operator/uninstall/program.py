@@ -27,7 +27,7 @@ from derops_operator.uninstall.cluster import (
     explain,
 )
 from derops_operator.uninstall.ending import Ending, release_all, remove_written
-from derops_operator.uninstall.orders import Order, describe, is_connected
+from derops_operator.uninstall.orders import PendingDispatch, describe, is_connected
 
 DONE, REFUSED = 0, 1
 
@@ -216,7 +216,7 @@ class Uninstallation:
             except ExpiredError:
                 continue
 
-    async def _tell_on(self, order: Order) -> None:
+    async def _tell_on(self, order: PendingDispatch) -> None:
         """Write an Event on a Dispatch that is given up; a courtesy, and tried once."""
         note = f"derops was uninstalled by force: {describe(order, connected=True)}"
         body = event(

@@ -7,7 +7,7 @@ from typing import Any
 
 from derops.wire.v1 import agent_pb2
 from derops_agent.drivers.simulated import SimulatedDevice, open_device
-from derops_agent.drivers.simulated.stepping import Meter, Model, Plant, advance
+from derops_agent.drivers.simulated.stepping import Meter, Physics, Plant, advance
 from derops_agent.ports import Setpoints
 
 T0 = 1_800_000_000_000_000  # 2027-01-15 08:00 UTC
@@ -65,7 +65,7 @@ class Rig:
 
 
 def run(
-    model: Model[Any],
+    model: Physics[Any],
     orders: Setpoints,
     seconds: float,
     *,
@@ -92,7 +92,7 @@ def run(
 
 
 def powers(
-    model: Model[Any], orders: Setpoints, seconds: float, *, every_seconds: float = 1, **more: Any
+    model: Physics[Any], orders: Setpoints, seconds: float, *, every_seconds: float = 1, **more: Any
 ) -> list[float]:
     """Return the power at the end of each stretch."""
     seen: list[float] = []

@@ -297,7 +297,7 @@ async def test_a_write_reaches_the_disk_before_it_returns(
 
 
 def test_a_state_that_was_overtaken_is_not_stored(tmp_path: Path) -> None:
-    store = storing.Store(tmp_path / "device.json")
+    store = storing.DeviceFiles(tmp_path / "device.json")
     store.load()
 
     store.save(2, {"state": "new"}, durable=False)

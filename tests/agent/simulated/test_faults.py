@@ -18,7 +18,7 @@ from derops.errors import (
 )
 from derops.wire.v1 import agent_pb2
 from derops_agent.drivers.simulated.faults import write_faults
-from derops_agent.drivers.simulated.storing import Store
+from derops_agent.drivers.simulated.storing import DeviceFiles
 from derops_agent.ports import Setpoints
 
 FIVE = Setpoints(active_power_watts=5_000)
@@ -241,7 +241,7 @@ async def test_a_disk_that_fails_is_a_write_without_an_answer(
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Store, "save", fail)
+    monkeypatch.setattr(DeviceFiles, "save", fail)
 
     with pytest.raises(DeviceTimeoutError, match="No space left"):
         await rig.device.write(FIVE)

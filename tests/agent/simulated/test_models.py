@@ -17,7 +17,7 @@ from tests.agent.simulated.rig import (
     run,
 )
 
-from derops_agent.drivers.simulated.charger import Charger, ChargerState, Session
+from derops_agent.drivers.simulated.charger import CarVisit, Charger, ChargerState
 from derops_agent.drivers.simulated.filling import capped, flow, value_at
 from derops_agent.drivers.simulated.noise import draw, smooth
 from derops_agent.drivers.simulated.options import parse_options
@@ -236,7 +236,7 @@ class TestGenerator:
 class TestCharger:
     model: Charger = build(CHARGER, seed=4)
 
-    def first(self, *, left_full: bool) -> Session:
+    def first(self, *, left_full: bool) -> CarVisit:
         """Return a session whose car can, or cannot, get what it wants."""
         for number in itertools.count():
             session = self.model.session_at(T0_SECONDS + number * 6 * 3600)

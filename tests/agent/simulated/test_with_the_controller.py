@@ -9,7 +9,7 @@ from tests.agent.simulated.rig import BATTERY
 
 from derops.ids import AssetName
 from derops.wire.v1 import agent_pb2, dispatch_pb2
-from derops_agent.asset.controller import Controller, Snapshot
+from derops_agent.asset.controller import AssetController, Snapshot
 from derops_agent.asset.device import GuardedDevice
 from derops_agent.asset.ledger import Ledger
 from derops_agent.drivers import open_device
@@ -23,7 +23,7 @@ async def dispatch(folder: Path, **options: Any) -> dispatch_pb2.DispatchReport:
         await open_device({"kind": "simulated", **BATTERY, **options}, folder, clock)
     )
     ledger = Ledger(folder / "ledger.db")
-    controller = Controller(
+    controller = AssetController(
         AssetName("ns", "battery"), device, ledger, clock, inline, local=LocalLimits()
     )
     reports: list[dispatch_pb2.DispatchReport] = []

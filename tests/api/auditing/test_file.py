@@ -11,9 +11,9 @@ import pytest
 from tests.api.auditing.making import NOW
 
 from derops_headend.api.audit import file as file_module
-from derops_headend.api.audit.file import AuditFile, Place
+from derops_headend.api.audit.file import AuditFile, FilePosition
 from derops_headend.api.audit.record import instant
-from derops_headend.storage.chain import NOTHING, Stored, hash_of
+from derops_headend.storage.chain import NOTHING, ChainedRecord, hash_of
 
 Open = Callable[..., AuditFile]
 
@@ -41,7 +41,7 @@ def facts(number: int, days: int = 0) -> str:
     return f'{{"at":"{at}","n":{number}}}'
 
 
-def assert_chained(records: list[Stored]) -> None:
+def assert_chained(records: list[ChainedRecord]) -> None:
     assert all(hash_of(each.body) == each.hash for each in records)
     for before, after in pairwise(records):
         assert after.seq == before.seq + 1
@@ -223,7 +223,7 @@ def test_the_end_is_a_place_that_stays(open_file: Open) -> None:
     found, place = file.read(file.begin())
     assert len(found) == 1
     assert file.read(place) == ([], place)
-    assert isinstance(place, Place)
+    assert isinstance(place, FilePosition)
 
 
 def test_its_size_is_that_of_its_segments(
@@ -232,7 +232,7 @@ def test_its_size_is_that_of_its_segments(
     file = open_file()
     for number in range(50):
         file.append([facts(number)])
-    file.trim(Place(5, 0))
+    file.trim(FilePosition(5, 0))
 
     for opened in (file, open_file()):
         assert opened.size == sum(path.stat().st_size for path in segments(tmp_path))

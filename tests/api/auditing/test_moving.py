@@ -24,7 +24,7 @@ from derops_headend.api.audit.file import AuditFile
 from derops_headend.api.audit.trail import AuditTrail
 from derops_headend.storage.audit import store
 from derops_headend.storage.audit_verification import verify
-from derops_headend.storage.chain import Stored
+from derops_headend.storage.chain import ChainedRecord
 
 KILLS = int(os.environ.get("DEROPS_KILLS", "4"))
 
@@ -138,7 +138,7 @@ async def test_a_commit_whose_answer_is_lost_is_not_made_twice(
 ) -> None:
     lost: list[int] = []
 
-    def lose_the_answer(connection: psycopg.Connection, records: Sequence[Stored]) -> int:
+    def lose_the_answer(connection: psycopg.Connection, records: Sequence[ChainedRecord]) -> int:
         conflicts = store(connection, records)
         if len(lost) < 3:
             lost.append(len(records))

@@ -35,7 +35,7 @@ from derops_headend.eventlog.sqlite import SqliteEventLog, SqliteLogReader
 from derops_headend.eventlog.streams import JetStreamSettings, shard_of
 from derops_headend.programs.writer import choose_shards
 from derops_headend.storage import metrics
-from derops_headend.storage.database import Database
+from derops_headend.storage.database import WriterDatabase
 from derops_headend.writer import TAKE_OVER_SECONDS, Writer
 
 PROGRAM = Path(sys.executable).parent / "derops-headend"
@@ -56,7 +56,7 @@ def database_url(postgres_server: PostgresServer) -> Iterator[str]:
 
 @pytest.fixture
 def query(database_url: str) -> Iterator[Query]:
-    Database.connect(database_url, "none").close()
+    WriterDatabase.connect(database_url, "none").close()
     with psycopg.connect(database_url, autocommit=True) as connection:
         yield lambda text, *values: connection.execute(text.encode(), values or None).fetchall()
 
@@ -242,9 +242,9 @@ class Running:
         self.stopping = threading.Event()
         self.connections = 0
 
-        def connect(log_id: str) -> Database:
+        def connect(log_id: str) -> WriterDatabase:
             self.connections += 1
-            return Database.connect(url, log_id)
+            return WriterDatabase.connect(url, log_id)
 
         self.writer = Writer(
             open_log=open_log or (lambda: SqliteLogReader(path)),

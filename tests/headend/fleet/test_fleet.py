@@ -22,7 +22,7 @@ from derops_headend.fleet.sessions import (
     Session,
     SessionTable,
 )
-from derops_headend.fleet.telemetry import OutboxOrder, Verdict, window_of
+from derops_headend.fleet.telemetry import BatchVerdict, OutboxOrder, window_of
 
 LEDGER = dispatch_pb2.IdentityLedger()
 NOW_US = 1_000_000
@@ -227,7 +227,7 @@ def test_what_is_acknowledged_was_stored_without_a_hole(
     promised = order.credit(16).send_through
     for offset, durable, window in steps:
         verdict = order.take(base + offset, "o", gap=False)
-        if verdict is Verdict.STORE:
+        if verdict is BatchVerdict.STORE:
             assert base + offset <= promised
             stored.append(base + offset)
         if durable and stored:

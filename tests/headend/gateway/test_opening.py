@@ -16,7 +16,7 @@ from derops_headend.fleet.desired import Revision, Snapshot
 from derops_headend.gateway.agent_stream import AgentStream
 from derops_headend.gateway.desired_store import DesiredStore
 from derops_headend.gateway.exchange import Exchange
-from derops_headend.gateway.log_appender import Journal
+from derops_headend.gateway.log_appender import LogAppender
 
 CERTIFICATE = AgentCertificate(
     asset=AssetName("ns", "battery"), serial_number="1", public_key_sha256="2", not_after_us=2**62
@@ -88,7 +88,7 @@ async def _stream(
     exchange = Exchange(
         replica="gateway-0",
         store=store,
-        journal=Journal(FakeLog(), "gateway-0", lambda: 10),
+        journal=LogAppender(FakeLog(), "gateway-0", lambda: 10),
         admission=Credit(),  # type: ignore[arg-type]
         now_us=lambda: 10,
     )

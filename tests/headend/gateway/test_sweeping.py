@@ -13,7 +13,7 @@ from derops_headend.fleet.sessions import Session
 from derops_headend.gateway.admission_control import AdmissionControl
 from derops_headend.gateway.desired_store import DesiredStore
 from derops_headend.gateway.exchange import Exchange
-from derops_headend.gateway.log_appender import Journal
+from derops_headend.gateway.log_appender import LogAppender
 
 STREAMS = 1000
 
@@ -67,7 +67,7 @@ async def test_every_stream_is_looked_at_and_others_have_their_turn_meanwhile(
     exchange = Exchange(
         replica="gateway-0",
         store=store,
-        journal=Journal(FakeLog(), "gateway-0", lambda: 10),
+        journal=LogAppender(FakeLog(), "gateway-0", lambda: 10),
         admission=AdmissionControl(lambda: 0.0),
         now_us=lambda: 10,
     )

@@ -9,7 +9,7 @@ import pytest
 from tests.headend.storage.storing import Store
 from tests.stack.postgres import PostgresServer
 
-from derops_headend.storage.database import Database
+from derops_headend.storage.database import WriterDatabase
 from derops_headend.storage.roles import roles_sql
 from derops_headend.storage.schema import migrate
 
@@ -30,8 +30,8 @@ def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    database = Database.connect(database_url, "log")
+def database(database_url: str) -> Iterator[WriterDatabase]:
+    database = WriterDatabase.connect(database_url, "log")
     yield database
     database.close()
 
@@ -50,5 +50,5 @@ def query(database_url: str) -> Iterator[Query]:
 
 
 @pytest.fixture
-def store(database: Database) -> Store:
+def store(database: WriterDatabase) -> Store:
     return Store(database)

@@ -10,7 +10,7 @@ import psycopg
 from tests.headend.writing.making import batch, entry, sources
 
 from derops.wire.v1 import log_pb2
-from derops_headend.storage.database import Database
+from derops_headend.storage.database import WriterDatabase
 from derops_headend.storage.roll_ups import roll_up
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -27,7 +27,7 @@ class Sample(NamedTuple):
 class Store:
     """Stores batches one by one, as a writer does."""
 
-    def __init__(self, database: Database, offset: int = 0) -> None:
+    def __init__(self, database: WriterDatabase, offset: int = 0) -> None:
         self.database, self.offset = database, offset
 
     def __call__(self, samples: Sequence[Sample], received: datetime = NOW) -> None:

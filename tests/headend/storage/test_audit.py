@@ -11,10 +11,10 @@ from psycopg import errors
 from tests.stack.postgres import API, PostgresServer
 
 from derops_headend.storage import metrics
-from derops_headend.storage.audit import Wanted, find_page, store
+from derops_headend.storage.audit import AuditFilter, find_page, store
 from derops_headend.storage.audit_retention import drop_months, prepare_months
-from derops_headend.storage.audit_verification import Tally, export, verify
-from derops_headend.storage.chain import Head, Stored, begin, link
+from derops_headend.storage.audit_verification import VerificationCount, export, verify
+from derops_headend.storage.chain import ChainedRecord, Head, begin, link
 from derops_headend.storage.roles import find_missing, find_superfluous, roles_sql
 from derops_headend.storage.schema import migrate
 
@@ -47,7 +47,7 @@ def api(server: PostgresServer, writer: psycopg.Connection) -> Iterator[psycopg.
 
 def make_chain(
     chain: str, count: int, *, at: datetime = NOW, after: Head | None = None, **facts: Any
-) -> list[Stored]:
+) -> list[ChainedRecord]:
     """Return records of a chain, a second apart."""
     head, found = after or begin(chain), []
     for number in range(count):
@@ -64,11 +64,11 @@ def make_chain(
             "status": 200,
         }
         body, head = link(head, json.dumps(known | facts))
-        found.append(Stored(head.chain, head.seq, head.hash, when, body))
+        found.append(ChainedRecord(head.chain, head.seq, head.hash, when, body))
     return found
 
 
-def head_of(records: list[Stored]) -> Head:
+def head_of(records: list[ChainedRecord]) -> Head:
     return Head(*records[-1][:3])
 
 
@@ -90,7 +90,7 @@ def test_what_was_stored_is_whole_and_is_there_once(
     records = [*make_chain("a", 20), *make_chain("b", 5)]
     assert store(api, records) == 0
     assert store(api, records[3:9]) == 0
-    tally = Tally()
+    tally = VerificationCount()
 
     assert list(verify(writer, [head_of(records)], tally)) == []
 
@@ -226,9 +226,9 @@ def test_a_chain_that_was_made_anew_is_known_by_its_heads(
     ]
 
 
-def store_months(api: psycopg.Connection, writer: psycopg.Connection) -> list[Stored]:
+def store_months(api: psycopg.Connection, writer: psycopg.Connection) -> list[ChainedRecord]:
     """Store a chain that goes through five months, ten records in each."""
-    records: list[Stored] = []
+    records: list[ChainedRecord] = []
     for month in range(5):
         at = datetime(2026, 1 + month, 15, tzinfo=UTC)
         prepare_months(writer, at)
@@ -353,28 +353,30 @@ def test_the_newest_come_first_in_pages(api: psycopg.Connection) -> None:
     store(api, records)
     newest = sorted(records, key=lambda each: (each.at, each.chain, each.seq), reverse=True)
 
-    found: list[Stored] = []
-    page = find_page(api, Wanted(), limit=7)
+    found: list[ChainedRecord] = []
+    page = find_page(api, AuditFilter(), limit=7)
     found += page.records
     while page.end is not None:
-        page = find_page(api, Wanted(), after=page.end, limit=7)
+        page = find_page(api, AuditFilter(), after=page.end, limit=7)
         assert 0 < len(page.records) <= 7
         found += page.records
     assert found == newest
 
-    def found_of(wanted: Wanted) -> list[Stored]:
+    def found_of(wanted: AuditFilter) -> list[ChainedRecord]:
         page = find_page(api, wanted, limit=500)
         assert page.end is None
         return page.records
 
-    of_south = found_of(Wanted(namespace="south"))
+    of_south = found_of(AuditFilter(namespace="south"))
     assert of_south == [each for each in newest if each.chain == "b"]
-    assert found_of(Wanted(caller="oidc:eve")) == []
+    assert found_of(AuditFilter(caller="oidc:eve")) == []
     since, until = NOW + timedelta(seconds=3), NOW + timedelta(seconds=6)
-    between = found_of(Wanted(since=since, until=until))
+    between = found_of(AuditFilter(since=since, until=until))
     assert between == [each for each in newest if since <= each.at < until]
     (one,) = found_of(
-        Wanted(verb="get", resource="derassets", name="b1", request_id="a-3", caller="oidc:anna")
+        AuditFilter(
+            verb="get", resource="derassets", name="b1", request_id="a-3", caller="oidc:anna"
+        )
     )
     assert (one.chain, one.seq) == ("a", 3)
 

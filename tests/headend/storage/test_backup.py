@@ -10,7 +10,7 @@ import pytest
 from tests.headend.storage.storing import NOW, Sample, Store, us
 from tests.stack.postgres import WRITER, PostgresServer
 
-from derops_headend.storage.database import Database
+from derops_headend.storage.database import WriterDatabase
 from derops_headend.storage.roles import roles_sql
 
 
@@ -43,7 +43,7 @@ def test_a_dump_is_restored_with_rows_and_rights(
 
 
 def store(url: str, log_id: str, sample: Sample) -> None:
-    database = Database.connect(url, log_id)
+    database = WriterDatabase.connect(url, log_id)
     Store(database)([sample])
     database.close()
 

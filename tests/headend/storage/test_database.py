@@ -20,7 +20,7 @@ from tests.headend.writing.making import (
 )
 
 from derops.wire.v1 import agent_pb2, dispatch_pb2, log_pb2
-from derops_headend.storage.database import Database, OffsetMovedError, Tally
+from derops_headend.storage.database import OffsetMovedError, StoredCount, WriterDatabase
 
 T0 = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=T0_US)
 SECOND = timedelta(seconds=1)
@@ -29,11 +29,11 @@ SECOND = timedelta(seconds=1)
 class Rounds:
     """Stores entries, one record after the other."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: WriterDatabase) -> None:
         self.database = database
         self.offset = 0
 
-    def __call__(self, *entries: log_pb2.LogEntry) -> Tally:
+    def __call__(self, *entries: log_pb2.LogEntry) -> StoredCount:
         self.offset += 1
         return self.database.store(
             sources(*entries, offset=self.offset), after=self.offset - 1, through=self.offset
@@ -41,7 +41,7 @@ class Rounds:
 
 
 @pytest.fixture
-def store(database: Database) -> Rounds:
+def store(database: WriterDatabase) -> Rounds:
     return Rounds(database)
 
 
@@ -281,7 +281,7 @@ def test_an_impossible_time_in_a_report_does_not_break_the_view(
 
 
 def test_the_offset_is_part_of_the_transaction(
-    store: Rounds, database: Database, query: Query
+    store: Rounds, database: WriterDatabase, query: Query
 ) -> None:
     store(telemetry({"active_power_watts": [1.0]}))
     assert database.committed() == 1
@@ -296,7 +296,7 @@ def test_the_offset_is_part_of_the_transaction(
 
 
 def test_an_asset_of_an_undone_round_is_known_again(
-    database_url: str, database: Database, query: Query
+    database_url: str, database: WriterDatabase, query: Query
 ) -> None:
     good = telemetry({"active_power_watts": [1.0]})
     with psycopg.connect(database_url, autocommit=True) as other:
@@ -309,7 +309,7 @@ def test_an_asset_of_an_undone_round_is_known_again(
     assert query("select count(*) from telemetry join asset using (asset_id)") == [(1,)]
 
 
-def test_missing_records_are_on_record(database: Database, query: Query) -> None:
+def test_missing_records_are_on_record(database: WriterDatabase, query: Query) -> None:
     tally = database.store([], after=0, through=9, missing=[(1, 9)])
 
     assert tally.quarantined == {"RecordsMissing": 1}

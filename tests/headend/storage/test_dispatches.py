@@ -16,10 +16,10 @@ from tests.headend.writing.making import DISPATCH, T0_US, report, sources, trans
 
 from derops.wire.v1 import dispatch_pb2, log_pb2
 from derops_headend.storage import metrics
-from derops_headend.storage.database import Database
+from derops_headend.storage.database import WriterDatabase
 from derops_headend.storage.dispatches import compare, fill, is_filled
 from derops_headend.storage.engines import detect
-from derops_headend.storage.history import Wanted, find, sum_up
+from derops_headend.storage.history import DispatchFilter, find, sum_up
 from derops_headend.storage.maintenance import Keeper
 from derops_headend.storage.schema import migrate, migrations
 
@@ -77,7 +77,7 @@ def histories(draw: st.DrawFn) -> list[list[log_pb2.LogEntry]]:
 class Rounds:
     """What a writer stores, round by round."""
 
-    database: Database
+    database: WriterDatabase
     offsets: Iterator[int] = field(default_factory=itertools.count)
 
     def store(self, told: Sequence[log_pb2.LogEntry]) -> None:
@@ -86,7 +86,7 @@ class Rounds:
 
 
 @pytest.fixture
-def rounds(database: Database) -> Rounds:
+def rounds(database: WriterDatabase) -> Rounds:
     return Rounds(database)
 
 
@@ -255,15 +255,17 @@ def test_what_was_there_before_gets_its_rows_while_more_comes_in(
         while (done := fill(connection, limit=10)) is not None:
             looked_at.append(done)
             assert not is_filled(connection)
-            assert len(find(connection, Wanted())) == 25  # from the view meanwhile
+            assert len(find(connection, DispatchFilter())) == 25  # from the view meanwhile
             insert(run, "Active", uid="d24", actor="Agent")
 
         assert looked_at == [10, 10, 5]
         assert is_filled(connection)
         assert fill(connection) is None
         assert compare(connection)[0] == []
-        assert [each.dispatch_uid for each in find(connection, Wanted(phase="Complete"))] == ["d03"]
-        counts = {each.phase: each.dispatches for each in sum_up(connection, Wanted())}
+        assert [
+            each.dispatch_uid for each in find(connection, DispatchFilter(phase="Complete"))
+        ] == ["d03"]
+        counts = {each.phase: each.dispatches for each in sum_up(connection, DispatchFilter())}
         assert counts == {"Complete": 1, "Active": 1, "Acked": 23}
 
 

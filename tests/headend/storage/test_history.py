@@ -14,8 +14,8 @@ import pytest
 from tests.headend.storage.conftest import Query
 from tests.headend.writing.making import DISPATCH, T0_US, report, sources, transition
 
-from derops_headend.storage.database import Database
-from derops_headend.storage.history import Wanted, find, read_story, sum_up
+from derops_headend.storage.database import WriterDatabase
+from derops_headend.storage.history import DispatchFilter, find, read_story, sum_up
 
 T0 = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=T0_US)
 MANY = 20_000
@@ -49,7 +49,7 @@ def fill(query: Query, dispatches: int) -> None:
 
 
 def test_one_dispatch_answers_the_four_questions(
-    database: Database, reader: psycopg.Connection
+    database: WriterDatabase, reader: psycopg.Connection
 ) -> None:
     told = report(
         "Acked", "Active", "Complete", sequence=3, applied_us=T0_US + 7, reverted_us=T0_US + 99,
@@ -60,7 +60,7 @@ def test_one_dispatch_answers_the_four_questions(
     )  # fmt: skip
     database.store(sources(transition("Submitted"), told, offset=1), after=0, through=1)
 
-    (found,) = find(reader, Wanted(dispatch=DISPATCH))
+    (found,) = find(reader, DispatchFilter(dispatch=DISPATCH))
     steps = read_story(reader, found)
 
     assert (found.applied, found.applied_at) == (True, T0 + timedelta(microseconds=7))
@@ -78,12 +78,12 @@ def test_one_dispatch_answers_the_four_questions(
 
 
 def test_an_unknown_outcome_is_told_as_unknown(
-    database: Database, reader: psycopg.Connection
+    database: WriterDatabase, reader: psycopg.Connection
 ) -> None:
     entries = (report("Acked", sequence=1), transition("Failed", "OutcomeUnknown"))
     database.store(sources(*entries, offset=1), after=0, through=1)
 
-    (found,) = find(reader, Wanted(phase="Failed"))
+    (found,) = find(reader, DispatchFilter(phase="Failed"))
 
     assert (found.applied, found.reason) == (None, "OutcomeUnknown")
     assert (found.reported_phase, found.active_seconds) == ("Acked", None)
@@ -92,7 +92,7 @@ def test_an_unknown_outcome_is_told_as_unknown(
 
 
 def test_what_the_agent_proves_after_an_unknown_outcome_is_known(
-    database: Database, reader: psycopg.Connection
+    database: WriterDatabase, reader: psycopg.Connection
 ) -> None:
     unknown = (report("Acked", sequence=1), transition("Failed", "OutcomeUnknown"))
     database.store(sources(*unknown, offset=1), after=0, through=1)
@@ -100,27 +100,27 @@ def test_what_the_agent_proves_after_an_unknown_outcome_is_known(
     late.received_us += 10
     database.store(sources(late, offset=2), after=1, through=2)
 
-    (found,) = find(reader, Wanted(phase="Failed"))
+    (found,) = find(reader, DispatchFilter(phase="Failed"))
 
     assert (found.applied, found.reason) == (False, "OutcomeUnknown")
     assert found.reported_phase == "Cancelled"
 
 
 def test_a_write_that_was_never_confirmed_is_told_as_unknown(
-    database: Database, reader: psycopg.Connection
+    database: WriterDatabase, reader: psycopg.Connection
 ) -> None:
     told = report("Acked", "Failed", sequence=2, reverted_us=T0_US + 99, evidence="Unanswered")
     database.store(sources(told, offset=1), after=0, through=1)
 
-    (found,) = find(reader, Wanted(phase="Failed"))
-    (ending,) = sum_up(reader, Wanted())
+    (found,) = find(reader, DispatchFilter(phase="Failed"))
+    (ending,) = sum_up(reader, DispatchFilter())
 
     assert (found.applied, found.evidence) == (None, "Unanswered")
     assert (ending.dispatches, ending.applied, ending.unknown) == (1, 0, 1)
 
 
 def test_a_ledger_that_was_lost_takes_nothing_back(
-    database: Database, reader: psycopg.Connection
+    database: WriterDatabase, reader: psycopg.Connection
 ) -> None:
     known = report(
         "Acked", "Active", sequence=2, applied_us=T0_US + 7, active_milliseconds=5000,
@@ -130,7 +130,7 @@ def test_a_ledger_that_was_lost_takes_nothing_back(
     lost.received_us += 60_000_000
     database.store(sources(known, lost, offset=1), after=0, through=1)
 
-    (found,) = find(reader, Wanted(dispatch=DISPATCH))
+    (found,) = find(reader, DispatchFilter(dispatch=DISPATCH))
 
     assert (found.phase, found.reason) == ("Failed", "LedgerLost")
     assert (found.applied, found.applied_at) == (True, T0 + timedelta(microseconds=7))
@@ -139,26 +139,26 @@ def test_a_ledger_that_was_lost_takes_nothing_back(
 
 
 def test_what_a_new_ledger_ends_that_another_was_given_is_not_known(
-    database: Database, reader: psycopg.Connection
+    database: WriterDatabase, reader: psycopg.Connection
 ) -> None:
     told = report("Cancelled", sequence=1, ledger_id="new")
     judged = transition("Failed", "LedgerLost")
     judged.received_us += 10
     database.store(sources(told, judged, offset=1), after=0, through=1)
 
-    (found,) = find(reader, Wanted(dispatch=DISPATCH))
+    (found,) = find(reader, DispatchFilter(dispatch=DISPATCH))
 
     assert (found.phase, found.reason, found.applied) == ("Failed", "LedgerLost", None)
     assert found.reported_phase == "Cancelled"
 
 
 def test_what_took_the_place_of_a_dispatch_is_named(
-    database: Database, reader: psycopg.Connection
+    database: WriterDatabase, reader: psycopg.Connection
 ) -> None:
     told = report("Acked", "Superseded", sequence=2, superseded_by="uid-winner")
     database.store(sources(told, offset=1), after=0, through=1)
 
-    (found,) = find(reader, Wanted(phase="Superseded"))
+    (found,) = find(reader, DispatchFilter(phase="Superseded"))
 
     assert (found.superseded_by, found.applied) == ("uid-winner", False)
 
@@ -166,7 +166,7 @@ def test_what_took_the_place_of_a_dispatch_is_named(
 def test_a_month_is_summed_up_and_paged_through(reader: psycopg.Connection, query: Query) -> None:
     fill(query, 250)
     begin = datetime(2026, 11, 1, tzinfo=UTC)
-    month = Wanted(namespace="site", since=begin, until=begin + timedelta(days=30))
+    month = DispatchFilter(namespace="site", since=begin, until=begin + timedelta(days=30))
 
     pages = [find(reader, month, limit=100)]
     while pages[-1]:
@@ -178,8 +178,8 @@ def test_a_month_is_summed_up_and_paged_through(reader: psycopg.Connection, quer
         (each.phase, each.dispatches, each.verified, each.refuted) for each in sum_up(reader, month)
     ]
     assert endings == [("Complete", 225, 225, 0), ("Failed", 25, 0, 25)]
-    assert sum_up(reader, Wanted(since=begin + timedelta(days=30))) == []
-    assert len(find(reader, Wanted(asset_name="a7"))) == 3
+    assert sum_up(reader, DispatchFilter(since=begin + timedelta(days=30))) == []
+    assert len(find(reader, DispatchFilter(asset_name="a7"))) == 3
 
 
 def test_one_dispatch_is_found_without_reading_all(
@@ -224,7 +224,9 @@ def ask(database_url: str, *arguments: str) -> str:
     return result.stdout
 
 
-def test_a_person_asks_from_a_shell(database: Database, database_url: str, query: Query) -> None:
+def test_a_person_asks_from_a_shell(
+    database: WriterDatabase, database_url: str, query: Query
+) -> None:
     told = report("Acked", "Active", "Complete", sequence=3, applied_us=T0_US)
     database.store(sources(transition("Submitted"), told, offset=1), after=0, through=1)
 

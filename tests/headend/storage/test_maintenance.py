@@ -11,7 +11,7 @@ from tests.headend.storage.storing import NOW, Sample, Store, roll_up_all, until
 from tests.headend.writing.making import sources, telemetry
 
 from derops_headend.storage import maintenance, metrics
-from derops_headend.storage.database import Database
+from derops_headend.storage.database import WriterDatabase
 from derops_headend.storage.engines import detect
 from derops_headend.storage.maintenance import Keeper
 
@@ -21,7 +21,7 @@ KEPT = (NOW - timedelta(days=3)).date()
 
 
 @pytest.fixture
-def keeper(database: Database, database_url: str) -> Iterator[Keeper]:
+def keeper(database: WriterDatabase, database_url: str) -> Iterator[Keeper]:
     """Return a keeper of another writer, that keeps three days."""
     with psycopg.connect(database_url, autocommit=True) as connection:
         yield Keeper(connection, detect(connection), retention_days=3)
@@ -95,7 +95,7 @@ def test_a_day_that_another_writer_dropped_is_made_again_for_late_samples(
 
 
 def test_measurements_lie_by_day_too(
-    database: Database, keeper: Keeper, database_url: str, query: Query
+    database: WriterDatabase, keeper: Keeper, database_url: str, query: Query
 ) -> None:
     old, new = (telemetry({"fan_speed": [3.0]}, t0_us=us(NOON - timedelta(days=n))) for n in (5, 0))
     old.received_us = new.received_us = us(NOW)
@@ -133,7 +133,7 @@ def test_a_long_reader_puts_retention_off_and_stops_nothing_else(
             return query("select count(*) from telemetry_1m where samples > 0") == [(2,)]
 
         until(rolled_up, "both days to be rolled up")
-        Database.connect(database_url, "other", retention_days=3).close()
+        WriterDatabase.connect(database_url, "other", retention_days=3).close()
         store([Sample(us(NOON) + 1, 1.0)])
     assert query("select count(*) from telemetry") == [(3,)]
 
@@ -184,7 +184,7 @@ def test_maintenance_that_fails_does_not_keep_the_writer_from_storing(
         person.execute("alter table telemetry_1m add check (samples < 0)")
     before = metrics.PUT_OFF._value.get()
 
-    again = Database.connect(database_url, "log")
+    again = WriterDatabase.connect(database_url, "log")
     again.maintain()
     Store(again, 1)([Sample(us(NOW), 2.0)])
     again.close()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from derops_headend.storage.resolution import (
     LEAST_POINTS,
     WIDTH_SECONDS,
-    Source,
+    TelemetrySource,
     choose,
     count_points,
     widen,
@@ -48,8 +48,8 @@ def test_times_that_follow_each_other_leave_nothing_out_between_them(
 
 
 def test_what_people_ask_for() -> None:
-    assert choose(3600, 2000) == (Source.MINUTES, 60)
-    assert choose(86_400, 1500) == (Source.MINUTES, 60)
-    assert choose(7 * 86_400, 1500) == (Source.MINUTES, 600)
-    assert choose(400 * 86_400, 500) == (Source.QUARTERS, 86_400)
-    assert choose(86_400, 100) == (Source.QUARTERS, 900)
+    assert choose(3600, 2000) == (TelemetrySource.MINUTES, 60)
+    assert choose(86_400, 1500) == (TelemetrySource.MINUTES, 60)
+    assert choose(7 * 86_400, 1500) == (TelemetrySource.MINUTES, 600)
+    assert choose(400 * 86_400, 500) == (TelemetrySource.QUARTERS, 86_400)
+    assert choose(86_400, 100) == (TelemetrySource.QUARTERS, 900)

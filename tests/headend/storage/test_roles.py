@@ -13,7 +13,7 @@ from psycopg import errors
 from tests.headend.storage.storing import NOW, Sample, Store, roll_up_all, us
 from tests.stack.postgres import OWNER, READER, WRITER, PostgresServer
 
-from derops_headend.storage.database import Database
+from derops_headend.storage.database import WriterDatabase
 from derops_headend.storage.roles import (
     FUNCTIONS,
     TABLES,
@@ -36,7 +36,7 @@ def server(request: pytest.FixtureRequest) -> PostgresServer:
 @pytest.fixture
 def reader(server: PostgresServer, database_url: str) -> Iterator[psycopg.Connection]:
     """Return a connection of the reader to a database in which the writer has made its tables."""
-    database = Database.connect(database_url, "log")
+    database = WriterDatabase.connect(database_url, "log")
     Store(database)([Sample(us(NOW), 1.0)])
     database.close()
     name = database_url.rpartition("/")[2]
@@ -61,7 +61,7 @@ def roles_known(server: PostgresServer) -> None:
 def old_url(server: PostgresServer) -> Iterator[str]:
     """Return the URL of a database that was filled before there were roles, by its owner."""
     url = server.create_database(NAME)
-    database = Database.connect(url, "log", retention_days=400)
+    database = WriterDatabase.connect(url, "log", retention_days=400)
     Store(database)([Sample(us(NOW - timedelta(days=n)), 1.0) for n in range(5, 0, -1)])
     database.close()
     yield url
@@ -191,7 +191,7 @@ def test_a_database_of_an_earlier_version_becomes_the_writers(
     server.apply_roles(NAME, roles_sql())
 
     assert missing(as_writer) == []
-    database = Database.connect(as_writer, "log", retention_days=3)
+    database = WriterDatabase.connect(as_writer, "log", retention_days=3)
     try:
         store = Store(database, offset=1)
         store([Sample(us(NOW), 2.0), Sample(us(NOW - timedelta(days=9)), 3.0)])

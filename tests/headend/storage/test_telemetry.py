@@ -21,9 +21,9 @@ from tests.headend.storage.storing import (
 from derops_headend.storage import telemetry
 from derops_headend.storage.engines import detect
 from derops_headend.storage.maintenance import Keeper
-from derops_headend.storage.newest import Key, find_lives, find_newest
+from derops_headend.storage.newest import AssetKey, find_lives, find_newest
 from derops_headend.storage.quantities import QUANTITIES, ROLLED_UP
-from derops_headend.storage.resolution import Resolution, Source, widen
+from derops_headend.storage.resolution import TelemetrySource, TimeResolution, widen
 from derops_headend.storage.telemetry import (
     Series,
     copy_samples,
@@ -69,10 +69,10 @@ def steps(
     end: datetime,
     quantities: Sequence[str] = tuple(ROLLED_UP),
 ) -> Series:
-    source = Source.QUARTERS if step_seconds >= 900 else Source.MINUTES
+    source = TelemetrySource.QUARTERS if step_seconds >= 900 else TelemetrySource.MINUTES
     first, end = widen(first, end, step_seconds)
     found = read_steps(
-        connection, asset_id, quantities, Resolution(source, step_seconds), first, end, NOW
+        connection, asset_id, quantities, TimeResolution(source, step_seconds), first, end, NOW
     )
     connection.rollback()
     return found
@@ -138,7 +138,7 @@ def test_csv_says_the_same(
     ]
     roll_up_all(database_url)
     connection.rollback()
-    resolution = Resolution(Source.MINUTES, 60)
+    resolution = TimeResolution(TelemetrySource.MINUTES, 60)
     copied = copy_steps(
         connection, asset_id, ["frequency_hertz", *WATTS], resolution, first, NOW, NOW
     )
@@ -260,7 +260,7 @@ def test_the_newest_sample_is_found_however_old_and_none_of_the_future(
 ) -> None:
     store([Sample(us(NOW - timedelta(hours=30)), 5.0)])
     store([Sample(us(NOW + timedelta(hours=5)), 7.0)])
-    (key,) = [Key(*row) for row in query("select namespace, name, uid from asset")]
+    (key,) = [AssetKey(*row) for row in query("select namespace, name, uid from asset")]
 
     found = find_newest(connection, [key], NOW)[key.uid]
     assert (found.at, found.age_seconds) == (NOW - timedelta(hours=30), 30 * 3600)
@@ -287,7 +287,7 @@ def test_rows_under_anothers_uid_are_not_that_others(
             (NOW,),
         )
 
-    found = find_newest(connection, [Key(namespace, name, uid)], NOW)
+    found = find_newest(connection, [AssetKey(namespace, name, uid)], NOW)
 
     assert found[uid].values["active_power_watts"] == 9.0
 

@@ -9,13 +9,13 @@ from tests.headend.storage.conftest import Query
 from tests.headend.storage.storing import NOW, Sample, Store, us
 from tests.headend.writing.making import sources, telemetry
 
-from derops_headend.storage.database import Database
+from derops_headend.storage.database import WriterDatabase
 from derops_headend.storage.engines import add_timescale
 from derops_headend.storage.schema import migrate, migrations
 
 
 def test_the_engine_is_found_and_said(
-    database: Database, query: Query, request: pytest.FixtureRequest
+    database: WriterDatabase, query: Query, request: pytest.FixtureRequest
 ) -> None:
     (has_timescale,) = query("select count(*) from pg_extension where extname = 'timescaledb'")[0]
 

@@ -20,9 +20,9 @@ from tests.headend.writing.making import T0_US, connection, entry, report, telem
 from derops.observability import Readiness
 from derops.wire.v1 import log_pb2
 from derops_headend.eventlog.sqlite import SqliteEventLog, SqliteLogReader
-from derops_headend.storage.database import Database, Tally
+from derops_headend.storage.database import StoredCount, WriterDatabase
 from derops_headend.writer import Writer, missing_ranges
-from derops_headend.writing.rows import Source
+from derops_headend.writing.rows import LogSource
 
 PROGRAM = Path(sys.executable).parent / "derops-headend"
 WAITING = (
@@ -51,7 +51,7 @@ class Running:
     def __init__(
         self,
         path: Path,
-        connect: Callable[[str], Database],
+        connect: Callable[[str], WriterDatabase],
         stopping: threading.Event | None = None,
     ) -> None:
         self.readiness = Readiness()
@@ -99,8 +99,8 @@ RENEW = "UPDATE meta SET log_id = lower(hex(randomblob(16)))"
 """As docs/operations/event-log.md says it."""
 
 
-def connector(url: str) -> Callable[[str], Database]:
-    return lambda log_id: Database.connect(url, log_id)
+def connector(url: str) -> Callable[[str], WriterDatabase]:
+    return lambda log_id: WriterDatabase.connect(url, log_id)
 
 
 @contextlib.contextmanager
@@ -153,13 +153,13 @@ class Pausing(threading.Event):
         return super().wait(timeout)
 
 
-class Telling(Database):
+class Telling(WriterDatabase):
     """Notes how much the writer stores at once, and does something meanwhile."""
 
     told: list[str]
     meanwhile: Callable[[], object]
 
-    def store(self, sources: Sequence[Source], **how: Any) -> Tally:
+    def store(self, sources: Sequence[LogSource], **how: Any) -> StoredCount:
         tally = super().store(sources, **how)
         self.told.append(f"{len(sources)} stored")
         self.meanwhile()
@@ -254,17 +254,17 @@ async def test_asked_to_stop_while_the_database_hangs_it_ends_in_time(
     assert log.bounds() == (1, 6)
 
 
-class Deaf(Database):
+class Deaf(WriterDatabase):
     """A connection that breaks after each commit, before anybody hears of it."""
 
     def store(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[LogSource],
         *,
         after: int,
         through: int,
         missing: Sequence[tuple[int, int]] = (),
-    ) -> Tally:
+    ) -> StoredCount:
         super().store(sources, after=after, through=through, missing=missing)
         raise psycopg.OperationalError("server closed the connection unexpectedly")
 
@@ -298,10 +298,10 @@ async def test_it_waits_for_log_and_database_and_says_why(
 ) -> None:
     nowhere = [True]
 
-    def connect(log_id: str) -> Database:
+    def connect(log_id: str) -> WriterDatabase:
         if nowhere:
-            return Database.connect("postgresql://127.0.0.1:1/nowhere", log_id)
-        return Database.connect(database_url, log_id)
+            return WriterDatabase.connect("postgresql://127.0.0.1:1/nowhere", log_id)
+        return WriterDatabase.connect(database_url, log_id)
 
     with Running(path, connect) as running:
         until(lambda: "does not exist" in running.readiness.report()[1], "word of the log")
@@ -347,7 +347,7 @@ async def test_a_log_restored_from_a_backup_is_followed_from_its_own_end(
     log: SqliteEventLog, path: Path, database_url: str, query: Query
 ) -> None:
     await fill(log)
-    database = Database.connect(database_url, log.log_id)
+    database = WriterDatabase.connect(database_url, log.log_id)
     database.store([], after=0, through=100)
     database.close()
 

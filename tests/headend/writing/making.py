@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2, log_pb2
-from derops_headend.writing.rows import Source
+from derops_headend.writing.rows import LogSource
 
 T0_US = 1_760_000_000_000_000
 ASSET = dispatch_pb2.AssetId(uid="asset-uid", namespace="site", name="battery")
@@ -131,8 +131,8 @@ def bad_entries() -> dict[str, log_pb2.LogEntry]:
     }
 
 
-def sources(*entries: log_pb2.LogEntry, offset: int = 1) -> list[Source]:
-    return [Source(offset, index, each) for index, each in enumerate(entries)]
+def sources(*entries: log_pb2.LogEntry, offset: int = 1) -> list[LogSource]:
+    return [LogSource(offset, index, each) for index, each in enumerate(entries)]
 
 
 NAN = math.nan

@@ -13,9 +13,9 @@ import psycopg
 from tests.headend.writing.fuzzing import entry_of, messages
 from tests.headend.writing.making import sources, telemetry
 
-from derops_headend.storage.database import Database
+from derops_headend.storage.database import WriterDatabase
 from derops_headend.storage.roll_ups import roll_up
-from derops_headend.writing.rows import QUANTITIES, Source
+from derops_headend.writing.rows import QUANTITIES, LogSource
 
 MESSAGES = int(os.environ.get("DEROPS_MESSAGES") or 20_000)
 SEED = int(os.environ.get("DEROPS_SEED") or 20260104)
@@ -25,7 +25,7 @@ ROUND = 500
 def test_what_nobody_has_changed_is_stored_whole(database_url: str) -> None:
     """If honest messages were not stored either, those below would prove nothing."""
     columns = {"active_power_watts": [1.0, 2.0, 3.0], "fan_speed": [7.0, 8.0, 9.0]}
-    database = Database.connect(database_url, "log")
+    database = WriterDatabase.connect(database_url, "log")
     tally = database.store(sources(telemetry(columns)), after=0, through=1)
     database.close()
 
@@ -38,10 +38,10 @@ def test_nothing_that_a_gateway_lets_through_stops_the_writer(database_url: str)
     made = messages(random.Random(SEED))
     received_us = round(datetime.now(UTC).timestamp() * 1e6)
     entries = stored = kept = 0
-    database = Database.connect(database_url, "log")
+    database = WriterDatabase.connect(database_url, "log")
     for offset in range(1, MESSAGES // ROUND + 1):
         sources = [
-            Source(offset, index, entry)
+            LogSource(offset, index, entry)
             for index, wire in enumerate(islice(made, ROUND))
             if (entry := entry_of(wire, received_us)) is not None
         ]

@@ -11,7 +11,7 @@ from derops_agent import metrics
 from derops_agent.asset.device import GuardedDevice
 from derops_agent.asset.journal import Journal
 from derops_agent.asset.setpoints.inquiry import Looker
-from derops_agent.asset.setpoints.state import LOOK_EVERY_US, SUSPECT_US, State
+from derops_agent.asset.setpoints.state import LOOK_EVERY_US, SUSPECT_US, DeviceState
 from derops_agent.clock import Clock, moment
 from derops_agent.execution import claims, patience, readback, windows
 from derops_agent.execution.patience import Awaited
@@ -29,7 +29,7 @@ class ReadBackJudge:
         device: GuardedDevice,
         journal: Journal,
         clock: Clock,
-        state: State,
+        state: DeviceState,
         looker: Looker,
         asset: str,
     ) -> None:

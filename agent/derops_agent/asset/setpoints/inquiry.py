@@ -7,7 +7,7 @@ import structlog
 
 from derops_agent.asset.device import GuardedDevice
 from derops_agent.asset.journal import Journal
-from derops_agent.asset.setpoints.state import LOOK_EVERY_US, State
+from derops_agent.asset.setpoints.state import LOOK_EVERY_US, DeviceState
 from derops_agent.clock import Clock, moment
 from derops_agent.execution import claims, readback, windows
 from derops_agent.execution.site import Site, wanted_setpoints
@@ -20,7 +20,7 @@ class Looker:
     """Asks one device what it holds."""
 
     def __init__(
-        self, device: GuardedDevice, journal: Journal, clock: Clock, state: State, asset: str
+        self, device: GuardedDevice, journal: Journal, clock: Clock, state: DeviceState, asset: str
     ) -> None:
         self._device, self._journal, self._clock = device, journal, clock
         self._state = state

@@ -9,7 +9,7 @@ from derops_agent.execution import claims, patience, windows
 from derops_agent.execution.patience import Awaited, Passed, Tries
 from derops_agent.execution.resolution import VALUES
 from derops_agent.execution.silence import Silence
-from derops_agent.execution.site import Asset
+from derops_agent.execution.site import AssetSpec
 from derops_agent.execution.state import Stage
 from derops_agent.execution.windows import Executions
 from derops_agent.ports import Setpoints
@@ -26,7 +26,7 @@ _REVERT_RETRY_US = 60 * SECOND_US
 
 
 @dataclass(slots=True, kw_only=True)
-class State:
+class DeviceState:
     """What is known of one device; lost with the process. Times are of the monotonic clock."""
 
     clock: Clock
@@ -140,14 +140,14 @@ class State:
         modes = {scope[uid].order.mode for uid in starting} & awaited.modes
         return frozenset(u for u, e in scope.items() if e.order.mode in modes) - starting
 
-    def held_off_us(self, asset: Asset | None) -> int:
+    def held_off_us(self, asset: AssetSpec | None) -> int:
         """Return for how long the device may not be given a new setpoint."""
         if asset is None or self.wrote_at_us is None:
             return 0
         until_us = self.wrote_at_us + asset.min_seconds_between_writes * SECOND_US
         return max(0, until_us - self.clock.monotonic_us())
 
-    def pauses(self, scope: Executions, asset: Asset) -> bool:
+    def pauses(self, scope: Executions, asset: AssetSpec) -> bool:
         """Tell whether it is too soon for a start; an end is never too soon."""
         starts = claims.starting(windows.owners(scope))
         ends = any(e.stage is Stage.REVERTING for e in scope.values())

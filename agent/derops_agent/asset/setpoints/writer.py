@@ -23,11 +23,11 @@ from derops_agent.asset.device import GuardedDevice
 from derops_agent.asset.journal import Journal
 from derops_agent.asset.setpoints.evidence import ReadBackJudge
 from derops_agent.asset.setpoints.inquiry import Looker
-from derops_agent.asset.setpoints.state import LOOK_EVERY_US, State
+from derops_agent.asset.setpoints.state import LOOK_EVERY_US, DeviceState
 from derops_agent.clock import Clock, Moment, moment
 from derops_agent.execution import claims, patience, ramp, readback, windows
 from derops_agent.execution.patience import Awaited
-from derops_agent.execution.site import Asset, Site, bounded, wanted_setpoints
+from derops_agent.execution.site import AssetSpec, Site, bounded, wanted_setpoints
 from derops_agent.execution.state import Execution, Stage
 from derops_agent.execution.windows import Executions
 from derops_agent.ports import Reversion, Setpoints
@@ -36,18 +36,18 @@ REVERSION_MARGIN_SECONDS = 60
 """By how much a device's own timer outlasts the window, so that the agent ends it first."""
 
 
-class Holder:
+class DeviceWriter:
     """Writes one device, and finds out whether it took it."""
 
     def __init__(self, device: GuardedDevice, journal: Journal, clock: Clock, asset: str) -> None:
-        self.state = State(clock=clock)
+        self.state = DeviceState(clock=clock)
         self._device, self._journal, self._clock = device, journal, clock
         self._looker = Looker(device, journal, clock, self.state, asset)
         self._judge = ReadBackJudge(device, journal, clock, self.state, self._looker, asset)
         self.look = self._looker.look
         self._log = structlog.get_logger("holder").bind(asset=asset)
 
-    def due_in_us(self, scope: Executions, asset: Asset | None) -> int | None:
+    def due_in_us(self, scope: Executions, asset: AssetSpec | None) -> int | None:
         """Return in how many microseconds this wants to act again; None = not by itself."""
         now_us, state = self._clock.monotonic_us(), self.state
         ahead = []
@@ -113,7 +113,7 @@ class Holder:
         awaited = self.state.awaited
         return awaited is not None and awaited.target == target and wanting <= awaited.wanting
 
-    def _keeps_waiting(self, scope: Executions, asset: Asset, *, same: bool) -> bool:
+    def _keeps_waiting(self, scope: Executions, asset: AssetSpec, *, same: bool) -> bool:
         """Tell whether what is waited for is not to be followed by another write yet."""
         if self.state.pauses(scope, asset):
             return True
@@ -129,7 +129,7 @@ class Holder:
             if e.stage is Stage.APPLYING and e.order.uid not in written
         }
 
-    def _step(self, target: Setpoints, asset: Asset, site: Site) -> Setpoints:
+    def _step(self, target: Setpoints, asset: AssetSpec, site: Site) -> Setpoints:
         last_us = self.state.stepped_at_us
         return ramp.next_step(
             target,
@@ -139,7 +139,7 @@ class Holder:
             passed_us=None if last_us is None else self._clock.monotonic_us() - last_us,
         )
 
-    async def _may_write(self, target: Setpoints, scope: Executions, asset: Asset) -> bool:
+    async def _may_write(self, target: Setpoints, scope: Executions, asset: AssetSpec) -> bool:
         """Tell whether the device may be given ``target`` now; end what it dropped too often."""
         now_us, tries = self._clock.monotonic_us(), self.state.tries[target]
         if target == self.state.failed and now_us < self.state.retry_at_us:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from derops_agent.drivers.modbus.points import Register
 from derops_agent.drivers.modbus_tcp import Table, Unit
-from derops_agent.drivers.reading import Span, Whole, Words, join
+from derops_agent.drivers.reading import RegisterSpan, Whole, Words, join
 
 
 def table_of(register: Register) -> Table:
@@ -13,9 +13,9 @@ def table_of(register: Register) -> Table:
     return table
 
 
-def span_of(register: Register) -> Span:
+def span_of(register: Register) -> RegisterSpan:
     """Return which registers hold it."""
-    return Span(table_of(register), register.address, register.registers)
+    return RegisterSpan(table_of(register), register.address, register.registers)
 
 
 class Image:

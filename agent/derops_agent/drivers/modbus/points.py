@@ -24,7 +24,7 @@ _FORMATS = {
 LAST_REGISTER = 65535
 
 
-class Section(BaseModel):
+class ProfileSection(BaseModel):
     """A part of a profile."""
 
     model_config = ConfigDict(
@@ -37,7 +37,7 @@ class Section(BaseModel):
     )
 
 
-class Register(Section):
+class Register(ProfileSection):
     """One register."""
 
     address: int = Field(ge=0, le=LAST_REGISTER)

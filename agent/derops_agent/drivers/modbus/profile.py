@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from derops_agent.drivers.modbus.points import MeasuredPoint, Point, Register, Section
+from derops_agent.drivers.modbus.points import MeasuredPoint, Point, ProfileSection, Register
 from derops_agent.drivers.modbus_tcp import Table
 from derops_agent.drivers.read_back import ReadBackOptions
 
@@ -15,7 +15,7 @@ CONTROL_NAMES: tuple[ControlName, ...] = get_args(ControlName)
 Word = Annotated[int, Field(ge=0, le=65535)]
 
 
-class Rating(Section):
+class Rating(ProfileSection):
     """What a device can do in one direction: a constant, or what a register says."""
 
     watts: int | None = Field(default=None, ge=0)
@@ -28,14 +28,14 @@ class Rating(Section):
         return self
 
 
-class Ratings(Section):
+class Ratings(ProfileSection):
     """What a device can do; a direction that is absent is 0 W."""
 
     max_injection_watts: Rating = Rating(watts=0)
     max_absorption_watts: Rating = Rating(watts=0)
 
 
-class Measurements(Section):
+class Measurements(ProfileSection):
     """What a device measures; scales make the unit that the key names."""
 
     active_power_watts: MeasuredPoint | None = None
@@ -69,7 +69,7 @@ class Switch(Register):
         return self
 
 
-class Control(Section):
+class Control(ProfileSection):
     """A power or a limit that a device can hold, in holding registers that can be read too."""
 
     value: Point
@@ -109,7 +109,7 @@ class Control(Section):
         return self
 
 
-class Controls(Section):
+class Controls(ProfileSection):
     """By which registers a device is controlled; what is absent it does not offer."""
 
     active_power: Control | None = None
@@ -157,7 +157,7 @@ class LocalControl(Register):
     """What it holds then."""
 
 
-class Profile(Section):
+class Profile(ProfileSection):
     """The registers of one type of device."""
 
     name: str = Field(min_length=1, max_length=100)

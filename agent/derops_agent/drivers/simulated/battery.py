@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from derops_agent.drivers.simulated.filling import Knot, capped, flow, value_at
-from derops_agent.drivers.simulated.stepping import HOUR_SECONDS, Flow, Span, least, ramp
+from derops_agent.drivers.simulated.stepping import HOUR_SECONDS, Flow, Stretch, least, ramp
 from derops_agent.ports import Setpoints
 
 _EMPTY_TAPER_SHARE = 0.10  # of the capacity, below which discharging gets weaker
@@ -54,7 +54,7 @@ class Battery:
             return 0.0
         return value_at(self._discharge_curve(), state.stored_watt_hours)
 
-    def step(self, state: BatteryState, span: Span) -> tuple[BatteryState, Flow]:
+    def step(self, state: BatteryState, span: Stretch) -> tuple[BatteryState, Flow]:
         """Ramp towards the order, as far as the charge allows."""
         if not span.orders.energized:
             return self._idle(state, span)
@@ -64,7 +64,7 @@ class Battery:
             return self._discharge(state, wanted, span.seconds)
         return self._charge(state, -wanted, span.seconds)
 
-    def leap(self, state: BatteryState, span: Span) -> tuple[BatteryState, Flow]:
+    def leap(self, state: BatteryState, span: Stretch) -> tuple[BatteryState, Flow]:
         """Hold the order until the battery is empty or full, and stay there."""
         target = self._target_watts(span.orders)
         if target == 0:
@@ -106,7 +106,7 @@ class Battery:
             (capacity, weak),
         ]
 
-    def _idle(self, state: BatteryState, span: Span) -> tuple[BatteryState, Flow]:
+    def _idle(self, state: BatteryState, span: Stretch) -> tuple[BatteryState, Flow]:
         lost = self.idle_watts * span.seconds / HOUR_SECONDS
         stored = max(0.0, state.stored_watt_hours - lost)
         return BatteryState(stored_watt_hours=stored), Flow(power_watts=0.0, watt_hours=0.0)

@@ -11,7 +11,7 @@ from derops_agent.drivers.simulated.stepping import (
     DAY_SECONDS,
     HOUR_SECONDS,
     Flow,
-    Span,
+    Stretch,
     least,
     ramp,
 )
@@ -24,7 +24,7 @@ _TAPER_SHARE = 0.2  # of the wanted energy, the last part, which goes in more sl
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
+class CarVisit:
     """One car: when it is plugged in, and what it wants."""
 
     number: int
@@ -66,7 +66,7 @@ class Charger:
         """Return None: it never injects."""
         return
 
-    def session_at(self, at_seconds: float) -> Session:
+    def session_at(self, at_seconds: float) -> CarVisit:
         """Return the session of this part of the day, plugged in now or not."""
         slot = DAY_SECONDS / self.sessions_per_day
         number = math.floor(at_seconds / slot)
@@ -75,14 +75,14 @@ class Charger:
         # Some want more than fits into their stay.
         share = 0.3 + 0.8 * draw(self.seed, number, 3)
         wanted = share * self.max_absorption_watts * (leaves - arrives) / HOUR_SECONDS
-        return Session(
+        return CarVisit(
             number=number,
             arrives_seconds=arrives,
             leaves_seconds=leaves,
             wanted_watt_hours=wanted,
         )
 
-    def step(self, state: ChargerState, span: Span) -> tuple[ChargerState, Flow]:
+    def step(self, state: ChargerState, span: Stretch) -> tuple[ChargerState, Flow]:
         """Charge the car that is there, if any."""
         session = self.session_at(span.at_seconds)
         state = _meet(state, session)
@@ -105,7 +105,7 @@ class Charger:
             Flow(power_watts=-power, watt_hours=-charged),
         )
 
-    def leap(self, state: ChargerState, span: Span) -> tuple[ChargerState, Flow]:
+    def leap(self, state: ChargerState, span: Stretch) -> tuple[ChargerState, Flow]:
         """Pass session after session."""
         slot = DAY_SECONDS / self.sessions_per_day
         end = span.at_seconds + span.seconds
@@ -132,7 +132,7 @@ class Charger:
         most = least(self.max_absorption_watts, orders.max_load_watts)
         return most if orders.energized and most >= MINIMUM_WATTS else 0.0
 
-    def _curve(self, session: Session, most_watts: float) -> list[Knot]:
+    def _curve(self, session: CarVisit, most_watts: float) -> list[Knot]:
         """Return what the car takes, by what it has got."""
         wanted, full = session.wanted_watt_hours, self.max_absorption_watts
         weak_from = wanted * (1 - _TAPER_SHARE * MINIMUM_WATTS / full)
@@ -142,5 +142,5 @@ class Charger:
         return capped([*knots, (wanted, MINIMUM_WATTS)], most_watts)
 
 
-def _meet(state: ChargerState, session: Session) -> ChargerState:
+def _meet(state: ChargerState, session: CarVisit) -> ChargerState:
     return state if state.session == session.number else ChargerState(session=session.number)

@@ -20,11 +20,11 @@ from derops_agent.drivers.simulated.stepping import (
     DAY_SECONDS,
     HOUR_SECONDS,
     Meter,
-    Model,
+    Physics,
     Plant,
     advance,
 )
-from derops_agent.drivers.simulated.storing import Store
+from derops_agent.drivers.simulated.storing import DeviceFiles
 from derops_agent.ports import (
     BadPoint,
     Capability,
@@ -81,9 +81,9 @@ class SimulatedDevice:
     def __init__(
         self,
         options: Options,
-        model: Model[Any],
+        model: Physics[Any],
         memory: _Memory,
-        store: Store,
+        store: DeviceFiles,
         clock: Callable[[], int],
     ) -> None:
         self._options, self._model, self._memory = options, model, memory
@@ -370,7 +370,7 @@ def open_device(
     """
     parsed = parse_options(options)
     model = parsed.build()
-    store = Store(state_file)
+    store = DeviceFiles(state_file)
     now_us = clock()
     remembered = _remember(store, parsed, model)
     last = store.last_entry()
@@ -392,7 +392,7 @@ def _resolutions(options: Options) -> dict[str, Resolution]:
     return dict.fromkeys(("ActivePower", "GenerationLimit", "LoadLimit"), resolution)
 
 
-def _remember(store: Store, options: Options, model: Model[Any]) -> _Memory | None:
+def _remember(store: DeviceFiles, options: Options, model: Physics[Any]) -> _Memory | None:
     found = store.load()
     if found is None:
         return None

@@ -17,7 +17,7 @@ FILE_NAME = "faults.json"
 _NO_FILE = "options"
 
 
-class _Section(BaseModel):
+class _FaultSection(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, extra="forbid", frozen=True)
 
 
@@ -35,7 +35,7 @@ Measured = Literal[
 ]
 
 
-class WriteTimeout(_Section):
+class WriteTimeout(_FaultSection):
     """Writes that are never answered: some at random, or the next few, whichever applies."""
 
     probability: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -44,7 +44,7 @@ class WriteTimeout(_Section):
     """Whether the device does what it was told before it falls silent."""
 
 
-class LateReadBack(_Section):
+class LateReadBack(_FaultSection):
     """It does what it is told at once, and says so only later."""
 
     seconds: Annotated[float, Field(ge=0, le=3600)] = 0.0
@@ -52,7 +52,7 @@ class LateReadBack(_Section):
     """Whether each write begins the time anew, also of what was written before."""
 
 
-class Faults(_Section):
+class Faults(_FaultSection):
     """Everything that is wrong with a device; the default is a good one."""
 
     write_timeout: WriteTimeout = WriteTimeout()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from derops_agent.drivers.simulated.stepping import HOUR_SECONDS, Flow, Span, least, ramp
+from derops_agent.drivers.simulated.stepping import HOUR_SECONDS, Flow, Stretch, least, ramp
 from derops_agent.ports import Setpoints
 
 MINIMUM_SHARE = 0.3
@@ -47,7 +47,7 @@ class Generator:
         """Return the rating, which it reaches after its start."""
         return self.max_injection_watts
 
-    def step(self, state: GeneratorState, span: Span) -> tuple[GeneratorState, Flow]:
+    def step(self, state: GeneratorState, span: Stretch) -> tuple[GeneratorState, Flow]:
         """Start, run, ramp or cool down."""
         target = self._target_watts(span.orders)
         if not span.orders.energized and state.stage in ("Starting", "Running"):
@@ -63,7 +63,7 @@ class Generator:
             return self._run(state, target, span.power_watts, span.seconds)
         return self._wait(state, target, span.seconds)
 
-    def leap(self, state: GeneratorState, span: Span) -> tuple[GeneratorState, Flow]:
+    def leap(self, state: GeneratorState, span: Stretch) -> tuple[GeneratorState, Flow]:
         """Hold what the orders lead to."""
         target = self._target_watts(span.orders)
         if target == 0:

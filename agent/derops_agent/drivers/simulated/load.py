@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from derops_agent.drivers.simulated.noise import smooth
-from derops_agent.drivers.simulated.stepping import HOUR_SECONDS, Flow, Span, integrate, least
+from derops_agent.drivers.simulated.stepping import HOUR_SECONDS, Flow, Stretch, integrate, least
 from derops_agent.ports import Setpoints
 
 _SLOW_SHARE, _SLOW_SECONDS = 0.25, 1800.0
@@ -41,12 +41,12 @@ class Load:
         """Return None: it never injects."""
         return
 
-    def step(self, state: LoadState, span: Span) -> tuple[LoadState, Flow]:
+    def step(self, state: LoadState, span: Stretch) -> tuple[LoadState, Flow]:
         """Take what is wanted, up to the limit."""
         power = self._power_watts(span.orders, span.at_seconds + span.seconds / 2)
         return state, Flow(power_watts=power, watt_hours=power * span.seconds / HOUR_SECONDS)
 
-    def leap(self, state: LoadState, span: Span) -> tuple[LoadState, Flow]:
+    def leap(self, state: LoadState, span: Stretch) -> tuple[LoadState, Flow]:
         """Add up the curve."""
 
         def power_at(at_seconds: float) -> float:

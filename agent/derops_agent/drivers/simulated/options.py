@@ -13,7 +13,7 @@ from derops_agent.drivers.simulated.faults import Faults
 from derops_agent.drivers.simulated.generator import Generator
 from derops_agent.drivers.simulated.load import Load
 from derops_agent.drivers.simulated.solar import Solar
-from derops_agent.drivers.simulated.stepping import Model
+from derops_agent.drivers.simulated.stepping import Physics
 
 Watts = Annotated[int, Field(ge=0, le=10**12)]
 Ramp = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -45,7 +45,7 @@ class Options(BaseModel):
 
     faults: Faults = Faults()
 
-    def build(self) -> Model[Any]:
+    def build(self) -> Physics[Any]:
         """Return the physics."""
         raise NotImplementedError
 

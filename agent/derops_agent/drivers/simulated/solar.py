@@ -10,7 +10,7 @@ from derops_agent.drivers.simulated.stepping import (
     DAY_SECONDS,
     HOUR_SECONDS,
     Flow,
-    Span,
+    Stretch,
     integrate,
     least,
     ramp,
@@ -61,7 +61,7 @@ class Solar:
         panel = self.panel_watts * math.pow(height, 1.2) * self._clearness(at_seconds)
         return min(panel, self.max_injection_watts)
 
-    def step(self, state: SolarState, span: Span) -> tuple[SolarState, Flow]:
+    def step(self, state: SolarState, span: Stretch) -> tuple[SolarState, Flow]:
         """Follow the sun; a curtailment and its end take the inverter's ramp."""
         if not span.orders.energized:
             return state, Flow(power_watts=0.0, watt_hours=0.0)
@@ -71,7 +71,7 @@ class Solar:
         power = min(moved, available)  # a cloud knows no ramp
         return state, Flow(power_watts=power, watt_hours=power * span.seconds / HOUR_SECONDS)
 
-    def leap(self, state: SolarState, span: Span) -> tuple[SolarState, Flow]:
+    def leap(self, state: SolarState, span: Stretch) -> tuple[SolarState, Flow]:
         """Add up the curve."""
 
         def power_at(at_seconds: float) -> float:

@@ -28,7 +28,7 @@ S = TypeVar("S")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
+class Stretch:
     """A stretch of simulated time under constant orders."""
 
     at_seconds: float
@@ -52,7 +52,7 @@ class Flow:
     """Over the whole span."""
 
 
-class Model(Protocol[S]):
+class Physics(Protocol[S]):
     """The physics of one kind of device; ``S`` is what it remembers."""
 
     def begin(self) -> S:
@@ -67,11 +67,11 @@ class Model(Protocol[S]):
         """
         ...
 
-    def step(self, state: S, span: Span) -> tuple[S, Flow]:
+    def step(self, state: S, span: Stretch) -> tuple[S, Flow]:
         """Pass a span of at most ``STEP_SECONDS``."""
         ...
 
-    def leap(self, state: S, span: Span) -> tuple[S, Flow]:
+    def leap(self, state: S, span: Stretch) -> tuple[S, Flow]:
         """Pass a span of any length whose ramps are over, at bounded cost."""
         ...
 
@@ -103,7 +103,7 @@ class Plant(Generic[S]):
 
 
 def advance(
-    model: Model[S],
+    model: Physics[S],
     plant: Plant[S],
     orders: Setpoints,
     *,
@@ -129,7 +129,7 @@ def advance(
     walked = min(seconds, WALKED_SECONDS)
     count = math.ceil(walked / STEP_SECONDS)
     for number in range(count):
-        span = Span(
+        span = Stretch(
             at_seconds=at + walked * number / count,
             seconds=walked / count,
             power_watts=meter.power_watts,
@@ -138,7 +138,7 @@ def advance(
         state, flow = model.step(state, span)
         meter = _count(meter, flow, span.seconds, rated_watts)
     if seconds > walked:
-        span = Span(
+        span = Stretch(
             at_seconds=at + walked,
             seconds=seconds - walked,
             power_watts=meter.power_watts,

@@ -16,7 +16,7 @@ ROTATE_BYTES = 1024 * 1024
 """Size at which the account moves to ``<name>.writes.jsonl.1``, in place of an older one."""
 
 
-class Store:
+class DeviceFiles:
     """The files of one device; ``save`` may be called from any thread."""
 
     def __init__(self, state_file: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from derops.errors import DeviceRefusedError
 from derops_agent.drivers.rounding import refuse_lost_value
-from derops_agent.drivers.sunspec.models import Block, Blocks, Fallback, Write
+from derops_agent.drivers.sunspec.models import Block, Blocks, FunctionReversion, Write
 from derops_agent.drivers.sunspec.storage import StorageRates
 from derops_agent.ports import Resolution, Setpoints, whole_watts
 
@@ -80,7 +80,7 @@ class Function:
         self,
         block: Block,
         watts: int | None,
-        fallback: Fallback | None,
+        fallback: FunctionReversion | None,
         *,
         most_watts: float,
         resolution: Resolution,
@@ -117,7 +117,7 @@ class Function:
     def _arm(
         self,
         block: Block,
-        fallback: Fallback | None,
+        fallback: FunctionReversion | None,
         most_watts: float,
         resolution: Resolution,
     ) -> tuple[list[Write], int | None]:

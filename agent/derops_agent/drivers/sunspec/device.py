@@ -31,8 +31,8 @@ from derops_agent.drivers.sunspec.models import (
     BASE_REGISTERS,
     Block,
     Blocks,
-    Fallback,
-    Place,
+    FunctionReversion,
+    ModelPlace,
     Write,
     find_models,
     points_of,
@@ -71,7 +71,7 @@ class MovedError(DeviceTimeoutError):
 class _Found:
     """Where a device has its models, and what reads them there."""
 
-    places: Mapping[int, Place]
+    places: Mapping[int, ModelPlace]
     controls: Mapping[int, Whole]
     reader: Reader
 
@@ -88,7 +88,7 @@ class SunSpecDevice:
         options: SunSpecOptions,
         unit: Unit,
         clock: Clock,
-        places: Mapping[int, Place],
+        places: Mapping[int, ModelPlace],
         *,
         controls: Controls,
         missing: Mapping[int, frozenset[str]],
@@ -145,7 +145,9 @@ class SunSpecDevice:
         ):
             if function is None:
                 continue
-            fallback = after_seconds and Fallback(after_seconds=after_seconds, watts=falls_to_watts)
+            fallback = after_seconds and FunctionReversion(
+                after_seconds=after_seconds, watts=falls_to_watts
+            )
             steps.append(
                 function.writes(
                     blocks[function.model_id],
@@ -227,7 +229,7 @@ class SunSpecDevice:
                 has = ", ".join(sorted(self._controls.modes)) or "none"
                 raise DeviceRefusedError(f"the device has no {mode}; it has: {has}")
 
-    def _at(self, places: Mapping[int, Place]) -> _Found:
+    def _at(self, places: Mapping[int, ModelPlace]) -> _Found:
         return _Found(
             places=places,
             controls={
@@ -315,7 +317,7 @@ async def open_sunspec(options: Mapping[str, Any], clock: Clock) -> SunSpecDevic
 
 
 async def read_used_models(
-    unit: Unit, places: Mapping[int, Place], clock: Clock
+    unit: Unit, places: Mapping[int, ModelPlace], clock: Clock
 ) -> tuple[dict[int, Block], Answers]:
     """Read every model of a device that the agent makes use of.
 

@@ -15,7 +15,7 @@ from sunspec2.device import get_model_def
 
 from derops.errors import DeviceError, DeviceRefusedError, DeviceTimeoutError
 from derops_agent.drivers.modbus_tcp import NotAskedError, Unit
-from derops_agent.drivers.reading import Answers, Run, Span, join
+from derops_agent.drivers.reading import Answers, RegisterSpan, Run, join
 from derops_agent.ports import whole_steps
 
 BASE_REGISTERS = (40000, 0, 50000)
@@ -57,7 +57,7 @@ def points_of(model_id: int) -> Mapping[str, Point]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class ModelPlace:
     """Where a device has a model."""
 
     model_id: int
@@ -69,7 +69,7 @@ class Place:
 class Block:
     """A model as it was read."""
 
-    def __init__(self, place: Place, answers: Answers) -> None:
+    def __init__(self, place: ModelPlace, answers: Answers) -> None:
         self.place, self._answers = place, answers
         self._points = points_of(place.model_id)
 
@@ -237,20 +237,20 @@ Write = tuple[int, bytes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fallback:
+class FunctionReversion:
     """What a function does by itself after a while; ``watts`` None = it is off then."""
 
     after_seconds: int
     watts: int | None
 
 
-def span_of(place: Place, name: str) -> Span:
+def span_of(place: ModelPlace, name: str) -> RegisterSpan:
     """Return which registers hold a point."""
     point = points_of(place.model_id)[name]
-    return Span("holding", place.register + point.at, point.registers)
+    return RegisterSpan("holding", place.register + point.at, point.registers)
 
 
-def runs_of(place: Place, names: Iterable[str]) -> list[Run]:
+def runs_of(place: ModelPlace, names: Iterable[str]) -> list[Run]:
     """Return what to ask for to read some points with their scale factors, and what is in between.
 
     A model that is shorter than its definition does not implement what is missing.
@@ -261,7 +261,7 @@ def runs_of(place: Place, names: Iterable[str]) -> list[Run]:
     return join(_spans(place, wanted), over_gaps=True)
 
 
-def runs_to_measure(place: Place, names: Iterable[str]) -> list[Run]:
+def runs_to_measure(place: ModelPlace, names: Iterable[str]) -> list[Run]:
     """Return the same, and what tells that the model is still there.
 
     In one request with the points if they are near enough: they are never read apart for it.
@@ -271,18 +271,18 @@ def runs_to_measure(place: Place, names: Iterable[str]) -> list[Run]:
     return joined if len(joined) <= len(apart) else [*runs_of(place, head), *apart]
 
 
-def runs_without(place: Place, missing: Container[str]) -> list[Run]:
+def runs_without(place: ModelPlace, missing: Container[str]) -> list[Run]:
     """Return what to ask for to read the fixed part of a model, but for the points missing."""
     return join(_spans(place, (each for each in points_of(place.model_id) if each not in missing)))
 
 
-def _spans(place: Place, names: Iterable[str]) -> list[Span]:
+def _spans(place: ModelPlace, names: Iterable[str]) -> list[RegisterSpan]:
     end = place.register + place.length + 2
     spans = (span_of(place, name) for name in names)
     return [each for each in spans if each.start + each.length <= end]
 
 
-async def find_models(unit: Unit, bases: Sequence[int] = BASE_REGISTERS) -> dict[int, Place]:
+async def find_models(unit: Unit, bases: Sequence[int] = BASE_REGISTERS) -> dict[int, ModelPlace]:
     """Return where a device has its models; of several with one number the first.
 
     Args:
@@ -294,14 +294,14 @@ async def find_models(unit: Unit, bases: Sequence[int] = BASE_REGISTERS) -> dict
         DeviceRefusedError: It has no SunSpec map, or one without an end.
     """
     register = await _find_map(unit, bases) + 2
-    found: dict[int, Place] = {}
+    found: dict[int, ModelPlace] = {}
     for _ in range(_MOST_MODELS):
         # Some devices have nothing behind the end mark, so its length is not asked for.
         model_id = await _model_at(unit, register, is_first=not found)
         if model_id == _END:
             return found
         length = int.from_bytes(await unit.read(register + 1, 1))
-        found.setdefault(model_id, Place(model_id=model_id, register=register, length=length))
+        found.setdefault(model_id, ModelPlace(model_id=model_id, register=register, length=length))
         register += length + 2
         if register >= _END:
             break

@@ -27,12 +27,12 @@ from derops_agent.drivers.sunspec.measuring import (
     read_values,
     sources_of,
 )
-from derops_agent.drivers.sunspec.models import Blocks, Place, find_models, points_of, span_of
+from derops_agent.drivers.sunspec.models import Blocks, ModelPlace, find_models, points_of, span_of
 from derops_agent.ports import Resolution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
+class FoundModel:
     """A model of the device."""
 
     id: int
@@ -47,7 +47,7 @@ class Model:
 class Probe(Findings):
     """All that was found."""
 
-    models: list[Model]
+    models: list[FoundModel]
 
     def parts(self) -> list[str]:
         """Return a line for each model."""
@@ -74,7 +74,7 @@ async def probe(options: SunSpecOptions) -> Probe:
 
 
 def _describe(
-    options: SunSpecOptions, places: Mapping[int, Place], blocks: Blocks, answers: Answers
+    options: SunSpecOptions, places: Mapping[int, ModelPlace], blocks: Blocks, answers: Answers
 ) -> Probe:
     problems: list[str] = []
     ratings: dict[str, float] = {}
@@ -101,7 +101,7 @@ def _describe(
     return Probe(
         device=device_name(blocks),
         models=[
-            Model(
+            FoundModel(
                 id=place.model_id,
                 label=_label(place.model_id),
                 register=place.register,
@@ -120,7 +120,7 @@ def _describe(
     )
 
 
-def _not_offered(places: Mapping[int, Place], answers: Answers) -> Iterator[str]:
+def _not_offered(places: Mapping[int, ModelPlace], answers: Answers) -> Iterator[str]:
     """Yield what the device has of the models that control it and does not let be read."""
     for model_id in CONTROL_MODELS:
         if model_id in places:

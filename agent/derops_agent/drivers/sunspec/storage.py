@@ -8,7 +8,7 @@ width is a setpoint. Both refer to ``WChaMax``; the model has no other reference
 from dataclasses import dataclass
 
 from derops_agent.drivers.rounding import refuse_lost_value
-from derops_agent.drivers.sunspec.models import Block, Blocks, Fallback, Write
+from derops_agent.drivers.sunspec.models import Block, Blocks, FunctionReversion, Write
 from derops_agent.ports import Resolution, whole_watts
 
 _OFF = 0
@@ -67,7 +67,7 @@ class StorageRates:
         self,
         block: Block,
         watts: int | None,
-        fallback: Fallback | None,
+        fallback: FunctionReversion | None,
         *,
         most_watts: float,
         resolution: Resolution,

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import structlog
 
 from derops.files import make_directory, sync
-from derops_headend.storage.chain import Head, Stored, begin, link, read_stored
+from derops_headend.storage.chain import ChainedRecord, Head, begin, link, read_stored
 
 CHAIN_IDLE = timedelta(days=30)
 """A chain that rested for longer is not gone on with: what went before may have been dropped."""
@@ -31,7 +31,7 @@ _READ_BYTES = 512 * 1024
 _NAME = re.compile(r"audit-(\d{12})\.log")
 
 
-class Place(NamedTuple):
+class FilePosition(NamedTuple):
     """Between two records of the file."""
 
     segment: int
@@ -90,12 +90,12 @@ class AuditFile:
         with self._lock:
             return self._size
 
-    def begin(self) -> Place:
+    def begin(self) -> FilePosition:
         """Return the place before the first record."""
         with self._lock:
-            return Place(self._segments[0].number, 0)
+            return FilePosition(self._segments[0].number, 0)
 
-    def is_end(self, place: Place) -> bool:
+    def is_end(self, place: FilePosition) -> bool:
         """Tell whether nothing follows a place."""
         return self._following(place) is None
 
@@ -119,16 +119,16 @@ class AuditFile:
                 self._rotate(head)
         return heads
 
-    def read(self, place: Place) -> tuple[list[Stored], Place]:
+    def read(self, place: FilePosition) -> tuple[list[ChainedRecord], FilePosition]:
         """Return some records after a place, and the place after them; the same one = no more."""
         following = self._following(place)
         if following is None:
             return [], place
         segment, offset, size = following
         found, end = _read_lines(segment.path, offset, size)
-        return found, Place(segment.number, end)
+        return found, FilePosition(segment.number, end)
 
-    def scan(self) -> Iterator[Stored]:
+    def scan(self) -> Iterator[ChainedRecord]:
         """Yield all records, in their order."""
         place, after = None, self.begin()
         while after != place:
@@ -136,7 +136,7 @@ class AuditFile:
             found, after = self.read(place)
             yield from found
 
-    def trim(self, place: Place) -> None:
+    def trim(self, place: FilePosition) -> None:
         """Give back the room of what lies before a place: all of it is elsewhere."""
         with self._lock:
             gone = [each for each in self._segments[:-1] if each.number < place.segment]
@@ -150,7 +150,7 @@ class AuditFile:
         self._close_active()
         os.close(self._guard)
 
-    def _following(self, place: Place) -> tuple[_Segment, int, int] | None:
+    def _following(self, place: FilePosition) -> tuple[_Segment, int, int] | None:
         """Return where reading goes on after a place, and up to where; None = at its end."""
         with self._lock:
             for segment in self._segments:
@@ -166,7 +166,7 @@ class AuditFile:
         for rest in self._directory.glob("*.new"):
             rest.unlink()
         self._segments = self._find_segments()
-        last: Stored | None = None
+        last: ChainedRecord | None = None
         for at, segment in enumerate(self._segments):
             after = self._segments[at + 1].before if at + 1 < len(self._segments) else None
             last = _measure(segment, after) or last
@@ -275,7 +275,7 @@ class AuditFile:
             self._descriptor = None
 
 
-def _measure(segment: _Segment, after: Head | None) -> Stored | None:
+def _measure(segment: _Segment, after: Head | None) -> ChainedRecord | None:
     """Find where the good records of a segment end, and return the last of them.
 
     Args:
@@ -296,7 +296,7 @@ def _measure(segment: _Segment, after: Head | None) -> Stored | None:
     return last
 
 
-def _read_lines(path: Path, offset: int, size: int) -> tuple[list[Stored], int]:
+def _read_lines(path: Path, offset: int, size: int) -> tuple[list[ChainedRecord], int]:
     """Return the records of a part of a segment, and where it ends; damaged lines are passed."""
     with path.open("rb") as file:
         file.seek(offset)

@@ -7,14 +7,14 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from derops_headend.api.audit.record import WITHDRAWN
-from derops_headend.api.ports import Stage, Used
-from derops_headend.storage.chain import Stored
+from derops_headend.api.ports import RecordStage, Used
+from derops_headend.storage.chain import ChainedRecord
 
 _HAS_KEY = '"idempotencyKeySha256":'
 _REFUSED = range(400, 500)
 
 
-class Key(NamedTuple):
+class IdempotencyKey(NamedTuple):
     """An Idempotency-Key; it is its caller's alone, in one namespace."""
 
     caller_name: str
@@ -47,8 +47,8 @@ class Memory:
     """
 
     def __init__(self) -> None:
-        self._announced: dict[Key, dict[str, Announced]] = {}
-        self._keys: dict[str, Key] = {}
+        self._announced: dict[IdempotencyKey, dict[str, Announced]] = {}
+        self._keys: dict[str, IdempotencyKey] = {}
         """By request."""
 
     def note(self, record: dict[str, Any], at: datetime) -> None:
@@ -56,8 +56,8 @@ class Memory:
         sha256, request = record.get("idempotencyKeySha256"), record.get("requestId", "")
         if not sha256 or record.get("dryRun"):
             return
-        if record["stage"] == Stage.RECEIVED:
-            key = Key(record["principal"]["name"], record.get("namespace", ""), sha256)
+        if record["stage"] == RecordStage.RECEIVED:
+            key = IdempotencyKey(record["principal"]["name"], record.get("namespace", ""), sha256)
             self._keys[request] = key
             self._announced.setdefault(key, {})[request] = Announced(used_of(record, at))
         elif record["stage"] == WITHDRAWN:
@@ -81,22 +81,22 @@ class Memory:
             if not of_key:
                 del self._announced[key]
 
-    def note_stored(self, records: Iterable[Stored]) -> None:
+    def note_stored(self, records: Iterable[ChainedRecord]) -> None:
         """Take note of records of a file."""
         for each in records:
             if _HAS_KEY in each.body:
                 self.note(json.loads(each.body), each.at)
 
-    def forget(self, records: Iterable[Stored]) -> None:
+    def forget(self, records: Iterable[ChainedRecord]) -> None:
         """Forget what was completed by records that the database has, and all before."""
         for each in records:
             if _HAS_KEY not in each.body:
                 continue
             record = json.loads(each.body)
-            if record["stage"] == Stage.COMPLETE:
+            if record["stage"] == RecordStage.COMPLETE:
                 self.drop(record.get("requestId", ""))
 
-    def find(self, key: Key) -> dict[str, Announced]:
+    def find(self, key: IdempotencyKey) -> dict[str, Announced]:
         """Return what is known of a key, by request."""
         return dict(self._announced.get(key, {}))
 

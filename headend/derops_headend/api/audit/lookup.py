@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 import psycopg
 
-from derops_headend.api.audit.keys import Announced, Key, used_of
+from derops_headend.api.audit.keys import Announced, IdempotencyKey, used_of
 from derops_headend.api.audit.sink import Connect
 from derops_headend.api.problems import ProblemError, Slug
 from derops_headend.storage.audit import (
@@ -33,7 +33,7 @@ class Asking:
         self._executor = ThreadPoolExecutor(1, "audit-ask")
         self._connection: psycopg.Connection | None = None
 
-    async def find(self, key: Key, since: datetime) -> dict[str, Announced]:
+    async def find(self, key: IdempotencyKey, since: datetime) -> dict[str, Announced]:
         """Return what the database knows of a key, by request.
 
         Raises:
@@ -59,7 +59,7 @@ class Asking:
         if self._connection is not None:
             self._connection.close()
 
-    async def _ask_at_most_twice(self, key: Key, since: datetime) -> list[Announcement]:
+    async def _ask_at_most_twice(self, key: IdempotencyKey, since: datetime) -> list[Announcement]:
         """Ask; again where the server has ended the connection since the last question."""
         run = asyncio.get_running_loop().run_in_executor
         try:
@@ -73,7 +73,7 @@ class Asking:
         if self._connection is not None and not self._connection.closed:
             cut(self._connection)
 
-    def _ask(self, key: Key, since: datetime) -> list[Announcement]:
+    def _ask(self, key: IdempotencyKey, since: datetime) -> list[Announcement]:
         if self._connection is None or self._connection.closed:
             self._connection = self._connect()
             self._connection.execute(f"set statement_timeout = {_STATEMENT_MILLISECONDS}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from derops_headend.api.audit.refusals import Sum
 from derops_headend.api.call import Call
-from derops_headend.api.ports import Stage
+from derops_headend.api.ports import RecordStage
 
 OPENED = "Opened"
 """Stage of the record that a process begins with."""
@@ -23,7 +23,7 @@ _MOST_TEXT, _MOST_NAME, _MOST_GROUPS, _MOST_CHANGE = 512, 256, 32, 4096
 
 def announced(call: Call, at: datetime) -> str:
     """Return the record of a change that is about to be made."""
-    return encode({"stage": Stage.RECEIVED, "at": instant(at), **_facts(call)})
+    return encode({"stage": RecordStage.RECEIVED, "at": instant(at), **_facts(call)})
 
 
 def withdrawn(call: Call, at: datetime) -> str:
@@ -36,7 +36,7 @@ def completed(call: Call, at: datetime, status: int, reason: str, sent_bytes: in
     latency = (at - call.received_at).total_seconds() * 1000
     return encode(
         {
-            "stage": Stage.COMPLETE,
+            "stage": RecordStage.COMPLETE,
             "at": instant(at),
             **_facts(call),
             "status": status,
@@ -51,7 +51,7 @@ def refused(at: datetime, source: str, reason: str, method: str, path: str) -> s
     """Return the record of a stranger that was refused."""
     return encode(
         {
-            "stage": Stage.COMPLETE,
+            "stage": RecordStage.COMPLETE,
             "at": instant(at),
             "method": _cut(method),
             "path": _path(path),
@@ -67,7 +67,7 @@ def refused_often(at: datetime, refusals: Sum) -> str:
     who = refusals.who
     return encode(
         {
-            "stage": Stage.COMPLETE,
+            "stage": RecordStage.COMPLETE,
             "at": instant(at),
             "principal": {"kind": who.kind, "name": _cut(who.name)} if who.name else None,
             "namespace": _cut(who.namespace),

@@ -13,7 +13,7 @@ from derops.observability import Readiness
 from derops_headend.api.audit import metrics
 from derops_headend.api.audit.file import AuditFile
 from derops_headend.storage.audit import store
-from derops_headend.storage.chain import Head, Stored
+from derops_headend.storage.chain import ChainedRecord, Head
 from derops_headend.storage.explanations import explain
 
 PART = "audit's database"
@@ -48,7 +48,7 @@ class Sink:
         file: AuditFile,
         connect: Connect,
         readiness: Readiness,
-        on_stored: Callable[[Sequence[Stored]], object],
+        on_stored: Callable[[Sequence[ChainedRecord]], object],
     ) -> None:
         """Prepare.
 
@@ -124,7 +124,7 @@ class Sink:
                     self._tell(records)
                 is_idle = not self._wake.wait(_CHECK_SECONDS)
 
-    def _tell(self, records: Sequence[Stored]) -> None:
+    def _tell(self, records: Sequence[ChainedRecord]) -> None:
         self.connected, self._pause_seconds = True, _FIRST_PAUSE_SECONDS
         self._readiness.found(PART)
         if records:
@@ -133,7 +133,7 @@ class Sink:
             metrics.STORED.inc(len(records))
             self._on_stored(records)
 
-    def _store(self, connection: psycopg.Connection, records: Sequence[Stored]) -> None:
+    def _store(self, connection: psycopg.Connection, records: Sequence[ChainedRecord]) -> None:
         """Store records; one that the database refuses holds up no other."""
         if not records:
             return

@@ -13,7 +13,7 @@ from typing import Self
 from derops.observability import Readiness
 from derops_headend.api.audit import metrics, record
 from derops_headend.api.audit.file import AuditFile
-from derops_headend.api.audit.keys import Key, Memory, choose
+from derops_headend.api.audit.keys import IdempotencyKey, Memory, choose
 from derops_headend.api.audit.lookup import KEY_DAYS, Asking
 from derops_headend.api.audit.refusals import OTHERS, Refusals, Who
 from derops_headend.api.audit.sink import Connect, Sink
@@ -22,7 +22,7 @@ from derops_headend.api.ports import Used
 from derops_headend.api.problems import ProblemError, Slug
 from derops_headend.api.sources import network_of
 from derops_headend.group_commit import GroupCommit
-from derops_headend.storage.chain import Head, Stored
+from derops_headend.storage.chain import ChainedRecord, Head
 
 DEFAULT_MAX_BYTES = 1024**3
 MAX_GROUP_BYTES = 1024 * 1024
@@ -230,7 +230,7 @@ class AuditTrail:
         Raises:
             ProblemError: DATABASE_UNAVAILABLE: it cannot be known.
         """
-        key = Key(caller_name, namespace, idempotency_key_sha256)
+        key = IdempotencyKey(caller_name, namespace, idempotency_key_sha256)
         here = self._memory.find(key)  # first: what goes to the database meanwhile is in both
         if not self._sink.connected:
             raise _database_unavailable()
@@ -247,10 +247,10 @@ class AuditTrail:
         finally:
             self._on_their_way.pop(head[:2], None)
 
-    def _on_stored(self, records: Sequence[Stored]) -> None:
+    def _on_stored(self, records: Sequence[ChainedRecord]) -> None:
         self._loop.call_soon_threadsafe(self._note_stored, records)
 
-    def _note_stored(self, records: Sequence[Stored]) -> None:
+    def _note_stored(self, records: Sequence[ChainedRecord]) -> None:
         self._memory.forget(records)
         self._stored_at = records[-1].at
         if self._on_their_way:

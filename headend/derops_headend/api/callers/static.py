@@ -50,7 +50,7 @@ class _File(BaseModel):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Known:
+class _KnownToken:
     sha256: str
     caller: Caller
     expires_at: datetime
@@ -64,7 +64,7 @@ class StaticTokens:
     ) -> None:
         """Without a directory there are none."""
         self._directory, self._readiness, self._now = directory, readiness, now
-        self._known: Mapping[str, _Known] = {}
+        self._known: Mapping[str, _KnownToken] = {}
 
     def caller_of(self, token: str) -> Caller | None:
         """Return whose token it is; None = nobody's, or it is over."""
@@ -87,7 +87,7 @@ class StaticTokens:
         if self._directory is None:
             return
         wrong: list[str] = []
-        found: dict[str, _Known] = {}
+        found: dict[str, _KnownToken] = {}
         try:
             files = sorted(each for each in self._directory.iterdir() if each.name[:1] != ".")
         except OSError as error:
@@ -105,7 +105,7 @@ class StaticTokens:
         else:
             self._readiness.found(_PART)
 
-    def _read(self, file: Path) -> _Known:
+    def _read(self, file: Path) -> _KnownToken:
         if not _ID.fullmatch(file.name):
             raise ValueError("is no id: lower case letters, digits and hyphens, at most 63")
         with file.open("rb") as opened:
@@ -124,7 +124,7 @@ class StaticTokens:
             token_id=file.name,
             expires_at=read.expires,
         )
-        return _Known(sha256=read.sha256, caller=caller, expires_at=read.expires)
+        return _KnownToken(sha256=read.sha256, caller=caller, expires_at=read.expires)
 
 
 def _why(error: OSError | ValueError) -> str:

@@ -11,14 +11,14 @@ from pydantic.alias_generators import to_camel
 from starlette.requests import Request
 
 from derops.resources.derassets import AssetType, OperatingState
-from derops_headend.api.assets import AssetView, KnownAsset, Sort, Wanted, choose
+from derops_headend.api.assets import AssetFilter, AssetView, KnownAsset, Sort, choose
 from derops_headend.api.call import CallOf
 from derops_headend.api.models import NAME_PATTERN, Model
 from derops_headend.api.parameters import AssetName, Namespace
 from derops_headend.api.ports import Parts
 from derops_headend.api.problems import ProblemError, not_found
 from derops_headend.api.routes.permission import allow
-from derops_headend.storage.newest import Key, find_newest
+from derops_headend.storage.newest import AssetKey, find_newest
 
 router = APIRouter(tags=["assets"])
 
@@ -91,7 +91,7 @@ class Filter:
     ) -> None:
         self.limit, self.after = limit, after
         pairs = [each.partition("=") for each in label or ()]
-        self.wanted = Wanted(
+        self.wanted = AssetFilter(
             type=type,
             ready=ready,
             connected=connected,
@@ -188,7 +188,7 @@ async def get_asset(
 
 
 async def _newest(parts: Parts, asset: KnownAsset) -> Sample | None:
-    key = Key(asset.namespace, asset.name, asset.uid)
+    key = AssetKey(asset.namespace, asset.name, asset.uid)
     found = (await parts.database.read(find_newest, [key], parts.now())).get(asset.uid)
     if found is None:
         return None

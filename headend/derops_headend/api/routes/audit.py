@@ -18,8 +18,8 @@ from derops_headend.api.parameters import (
     WholeNumber,
 )
 from derops_headend.api.routes.permission import allow, allow_rows, later
-from derops_headend.storage.audit import MOST_ROWS, Mark, Wanted, find_page
-from derops_headend.storage.chain import Stored
+from derops_headend.storage.audit import MOST_ROWS, AuditFilter, Mark, find_page
+from derops_headend.storage.chain import ChainedRecord
 
 router = APIRouter(tags=["audit"])
 
@@ -103,7 +103,7 @@ async def _answer(request: Request, namespace: str | None, query: AuditQuery) ->
         parts = await allow(request, "list", "audits")
     else:
         parts, since = await allow_rows(request, "list", "audits", namespace)
-    wanted = Wanted(
+    wanted = AuditFilter(
         namespace=namespace,
         caller=query.caller,
         verb=query.verb,
@@ -124,7 +124,7 @@ async def _answer(request: Request, namespace: str | None, query: AuditQuery) ->
     )
 
 
-def _json(record: Stored) -> str:
+def _json(record: ChainedRecord) -> str:
     """Return a record as it was written; one that somebody made unreadable, as far as it goes."""
     try:
         if isinstance(json.loads(record.body), dict):

@@ -10,7 +10,7 @@ from derops.lifecycle import Phase
 from derops.resources.dispatches import DispatchSpec
 from derops_headend.api.assets import view_of as asset_view_of
 from derops_headend.api.call import Call, CallOf
-from derops_headend.api.dry_run import Charge, Foresight, Seen, facts_of, judge
+from derops_headend.api.dry_run import Charge, Foresight, KnownFacts, facts_of, judge
 from derops_headend.api.models import NAME_PATTERN, Model
 from derops_headend.api.orders import (
     CREATED_BY,
@@ -27,7 +27,7 @@ from derops_headend.api.placement import Asked, Placing, format_start
 from derops_headend.api.ports import Manifest, Parts
 from derops_headend.api.problems import Fault, ProblemError, Slug, not_found
 from derops_headend.api.routes.permission import allow, note
-from derops_headend.storage.newest import Key, find_newest
+from derops_headend.storage.newest import AssetKey, find_newest
 
 router = APIRouter(tags=["dispatches"])
 
@@ -230,8 +230,8 @@ async def _foresee(parts: Parts, call: Call, namespace: str, order: NewDispatch)
     view = asset_view_of(known) if known is not None else None
     charge = None
     if known is not None:
-        charge = await _charge(parts, call, Key(namespace, known.name, known.uid))
-    seen = Seen(view, parts.kubernetes.heard_seconds_ago, charge, parts.now())
+        charge = await _charge(parts, call, AssetKey(namespace, known.name, known.uid))
+    seen = KnownFacts(view, parts.kubernetes.heard_seconds_ago, charge, parts.now())
     judgement = judge(DispatchSpec.model_validate(made["spec"]), seen)
     return Foresight(
         result=judgement.result,
@@ -243,7 +243,7 @@ async def _foresee(parts: Parts, call: Call, namespace: str, order: NewDispatch)
     )
 
 
-async def _charge(parts: Parts, call: Call, key: Key) -> Charge | None:
+async def _charge(parts: Parts, call: Call, key: AssetKey) -> Charge | None:
     """Return the state of charge, where it is known and may be; a dry run does without."""
     try:
         seeing = await parts.rights.decide(

@@ -30,9 +30,9 @@ from derops_headend.api.problems import not_found
 from derops_headend.api.routes.permission import allow_rows, later
 from derops_headend.storage.history import (
     Dispatched,
-    Place,
+    DispatchFilter,
+    DispatchPosition,
     Step,
-    Wanted,
     find,
     read_story,
     sum_up,
@@ -75,9 +75,9 @@ class HistoryQuery(BaseModel):
         description="Uid, or name; a name may be used again, so several can have it.",
     )
 
-    def wanted(self, namespace: str, since: datetime | None) -> Wanted:
+    def wanted(self, namespace: str, since: datetime | None) -> DispatchFilter:
         """Return what is to be looked for of what a caller has since an instant; None = ever."""
-        return Wanted(
+        return DispatchFilter(
             namespace=namespace,
             asset_name=self.asset,
             phase=self.phase and self.phase.value,
@@ -207,7 +207,7 @@ async def list_history(
     parts, since = await allow_rows(request, "list", "dispatches", namespace)
     after = None
     if query.after:
-        after = Place(*place_of(query.after, _PLACE))
+        after = DispatchPosition(*place_of(query.after, _PLACE))
     found = await parts.database.read(
         find, query.wanted(namespace, since), after=after, limit=query.limit + 1
     )
@@ -253,7 +253,7 @@ async def get_history(request: Request, namespace: Namespace, uid: Uid) -> Respo
     call_of(request).subject.object_uid = uid
     parts, since = await allow_rows(request, "list", "dispatches", namespace)
     found = await parts.database.read(
-        _read_one, Wanted(namespace=namespace, dispatch_uid=uid, since=since)
+        _read_one, DispatchFilter(namespace=namespace, dispatch_uid=uid, since=since)
     )
     if found is None:
         raise not_found()
@@ -263,7 +263,7 @@ async def get_history(request: Request, namespace: Namespace, uid: Uid) -> Respo
 
 
 def _read_one(
-    connection: psycopg.Connection, wanted: Wanted
+    connection: psycopg.Connection, wanted: DispatchFilter
 ) -> tuple[Dispatched, list[Step]] | None:
     found = find(connection, wanted, limit=1)
     return (found[0], read_story(connection, found[0])) if found else None

@@ -27,7 +27,14 @@ from derops_headend.api.parameters import (
 from derops_headend.api.ports import Parts
 from derops_headend.api.problems import ProblemError, not_found
 from derops_headend.api.routes.permission import allow_rows
-from derops_headend.api.telemetry import INTERVAL_SECONDS, Lives, Wanted, answer, check, choose_life
+from derops_headend.api.telemetry import (
+    INTERVAL_SECONDS,
+    Lives,
+    TelemetrySelection,
+    answer,
+    check,
+    choose_life,
+)
 from derops_headend.api.telemetry_models import (
     ConnectionEvent,
     ConnectionPage,
@@ -36,12 +43,12 @@ from derops_headend.api.telemetry_models import (
     MeasurementQuery,
     Measurements,
     PageQuery,
-    Span,
     Telemetry,
     TelemetryQuery,
+    TimeSpan,
 )
 from derops_headend.storage import asset_events
-from derops_headend.storage.resolution import Source
+from derops_headend.storage.resolution import TelemetrySource
 
 T = TypeVar("T")
 
@@ -83,12 +90,12 @@ async def get_telemetry(
     parts: Parts = request.app.state.parts
     now = parts.now()
     first, end = query.between(now)
-    wanted = Wanted(
+    wanted = TelemetrySelection(
         lives=Lives(namespace, name, query.uid, asset.uid, asset.since),
         first=first,
         end=end,
         quantities=query.columns,
-        resolution=None if query.resolution == "auto" else Source(query.resolution),
+        resolution=None if query.resolution == "auto" else TelemetrySource(query.resolution),
         most_points=query.max_points,
         as_csv=media == _CSV,
         now=now,
@@ -195,7 +202,7 @@ async def _open(request: Request, namespace: str, name: str) -> _Asset:
     return _Asset(since, known.uid, max(1, interval))
 
 
-async def _place(request: Request, namespace: str, name: str, query: Span) -> _Place:
+async def _place(request: Request, namespace: str, name: str, query: TimeSpan) -> _Place:
     choose_media(request, (_JSON,))
     asset = await _open(request, namespace, name)
     first, end = query.between(request.app.state.parts.now())
