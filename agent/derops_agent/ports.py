@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from math import ceil, floor, inf, isclose
 from typing import Protocol
 
+from derops.modes import Mode
+
 
 def whole_steps(steps: float) -> int:
     """Return ``steps`` rounded towards zero; the rounding of a division is no fraction of one."""
@@ -49,6 +51,10 @@ class Resolution:
 
     none_watts: float | None = None
     """The value by which the device says that it holds nothing; None = it says that otherwise."""
+
+    def of(self, mode: str) -> int | None:
+        """Return the value of a mode, in W; None = it has none, or is released."""
+        return getattr(self, VALUES[mode]) if mode in VALUES else None
 
     def __str__(self) -> str:
         """Return it in words, for people who read a status or a probe."""
@@ -112,6 +118,14 @@ class Capability:
     read_back: ReadBack = ReadBack()
 
 
+VALUES: dict[str, str] = {
+    Mode.ACTIVE_POWER: "active_power_watts",
+    Mode.GENERATION_LIMIT: "max_generation_watts",
+    Mode.LOAD_LIMIT: "max_load_watts",
+}
+"""Which of the setpoints a mode is."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setpoints:
     """Everything that shall hold at a device now; None = released to the device's own control."""
@@ -123,6 +137,10 @@ class Setpoints:
     max_load_watts: int | None = None
     energized: bool = True
     """False = cease to energize; True permits service and overrides no trip of the device."""
+
+    def of(self, mode: str) -> int | None:
+        """Return the value of a mode, in W; None = it has none, or is released."""
+        return getattr(self, VALUES[mode]) if mode in VALUES else None
 
     def __str__(self) -> str:
         """Return it in words, for people who read a status or a log."""

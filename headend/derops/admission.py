@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from derops.checks import MODES_BY_TYPE, Envelope, Refusal, check_dispatch, check_energy
 from derops.lifecycle import Reason
+from derops.modes import Mode, OperatingState
 
 OWNER = "the asset's limits"
 
@@ -50,13 +51,13 @@ def refuse_target(target: Target) -> Refusal | None:
     name = target.name
     if target.deleting:
         return Refusal(reason=Reason.ASSET_DELETED, message=f"asset {name} is being deleted")
-    by_spec = target.operating_state == "Quarantined"
+    by_spec = target.operating_state == OperatingState.QUARANTINED
     if by_spec or target.quarantine_reason:
         why = "spec.operatingState is Quarantined" if by_spec else target.quarantine_reason
         return Refusal(
             reason=Reason.ASSET_QUARANTINED, message=f"asset {name} is quarantined: {why}"
         )
-    if target.operating_state == "OutOfService":
+    if target.operating_state == OperatingState.OUT_OF_SERVICE:
         return Refusal(
             reason=Reason.ASSET_OUT_OF_SERVICE,
             message=f"asset {name} is out of service (spec.operatingState is OutOfService)",
@@ -96,7 +97,7 @@ def refuse_order(
     clamps = target.on_exceed == "Clamp"
     if refusal is not None and refusal.reason is Reason.LIMIT_EXCEEDED and clamps:
         refusal = None
-    if refusal is not None or mode != "ActivePower":
+    if refusal is not None or mode != Mode.ACTIVE_POWER:
         return refusal
     return check_energy(
         watts=max(-target.max_absorption_watts, min(watts, target.max_injection_watts)),

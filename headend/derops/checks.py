@@ -7,13 +7,16 @@ passes the facts in, no clock is read.
 from dataclasses import dataclass
 
 from derops.lifecycle import Reason
+from derops.modes import Mode
 
 MODES_BY_TYPE: dict[str, frozenset[str]] = {
-    "Battery": frozenset({"ActivePower", "GenerationLimit", "LoadLimit", "CeaseToEnergize"}),
-    "Solar": frozenset({"GenerationLimit", "CeaseToEnergize"}),
-    "EVCharger": frozenset({"LoadLimit", "CeaseToEnergize"}),
-    "Generator": frozenset({"ActivePower", "GenerationLimit", "CeaseToEnergize"}),
-    "Load": frozenset({"LoadLimit", "CeaseToEnergize"}),
+    "Battery": frozenset(
+        {Mode.ACTIVE_POWER, Mode.GENERATION_LIMIT, Mode.LOAD_LIMIT, Mode.CEASE_TO_ENERGIZE}
+    ),
+    "Solar": frozenset({Mode.GENERATION_LIMIT, Mode.CEASE_TO_ENERGIZE}),
+    "EVCharger": frozenset({Mode.LOAD_LIMIT, Mode.CEASE_TO_ENERGIZE}),
+    "Generator": frozenset({Mode.ACTIVE_POWER, Mode.GENERATION_LIMIT, Mode.CEASE_TO_ENERGIZE}),
+    "Load": frozenset({Mode.LOAD_LIMIT, Mode.CEASE_TO_ENERGIZE}),
 }
 """What a type of asset can do at best; a device may offer less."""
 
@@ -67,7 +70,7 @@ def check_dispatch(
                 f"(maxDispatchDurationSeconds {envelope.max_dispatch_duration_seconds} s)"
             ),
         )
-    if mode != "ActivePower":
+    if mode != Mode.ACTIVE_POWER:
         return None
     limit, direction, field = (
         (envelope.max_injection_watts, "injection", "maxInjectionWatts")

@@ -9,9 +9,6 @@ from enum import StrEnum
 MESSAGE_LIMIT = 1024
 """Characters of a message in status; the CRDs allow no more."""
 
-UNANSWERED = "Unanswered"
-"""Evidence of a setpoint that its device was sent and never confirmed: it may have been there."""
-
 
 class Phase(StrEnum):
     """Where a dispatch stands; for display, conditions decide."""

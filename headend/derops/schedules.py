@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from derops.modes import LatePolicy
+
 SECOND_US = 1_000_000
 """Microseconds in a second."""
 
@@ -39,5 +41,5 @@ def plan_window(
     planned = start_us + offset_seconds * SECOND_US
     length = duration_seconds * SECOND_US
     start = max(planned, now_us)
-    end = start + length if late_policy == "KeepDuration" else planned + length
+    end = start + length if late_policy == LatePolicy.KEEP_DURATION else planned + length
     return Window(start_us=start, end_us=end)

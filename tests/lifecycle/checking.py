@@ -9,7 +9,8 @@ from typing import Any
 
 from tests.lifecycle.site import BENIGN, FAULTS, SILENT, Entry, Site
 
-from derops.lifecycle import UNANSWERED, Phase, Reason
+from derops.lifecycle import Phase, Reason
+from derops.modes import Evidence
 from derops.schedules import SECOND_US
 from derops.transitions import TRANSITIONS, Actor, may_say
 from derops.wire.v1 import dispatch_pb2
@@ -197,7 +198,7 @@ class Checker:
             return  # as it said before, or at once
         started_us = self._site.seen_us["start"]
         assert started_us >= known.accepted_us, f"it has run ever since it had it: {report}"
-        if report.applied_us or report.evidence == UNANSWERED or report.pending_error:
+        if report.applied_us or report.evidence == Evidence.UNANSWERED or report.pending_error:
             return  # what was begun then may have ended much later
         awake = self._site.awake_us / SECOND_US
         assert awake <= AWAKE_SECONDS, f"it had gone on for {awake} s since: {report}"
@@ -354,14 +355,14 @@ def _holds(setpoints: Setpoints, dispatch: Dispatch, step_watts: int) -> bool:
 
 def _awaits_revert(report: dispatch_pb2.DispatchReport) -> bool:
     """Tell whether the agent says that it failed, and has yet to say that it is reverted."""
-    early = report.applied_us or report.evidence == UNANSWERED
+    early = report.applied_us or report.evidence == Evidence.UNANSWERED
     unreverted = bool(early and report.ended_us) and not report.reverted_us
     return unreverted or bool(report.pending_error)  # or its device may take it yet
 
 
 def _is_unproven(report: dispatch_pb2.DispatchReport) -> bool:
     """Tell whether it says that nobody knows whether the device had it."""
-    return not report.applied_us and report.evidence == UNANSWERED
+    return not report.applied_us and report.evidence == Evidence.UNANSWERED
 
 
 def _strength(dispatch: Dispatch) -> tuple[int, int, str]:

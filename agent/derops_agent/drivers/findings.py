@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
 
+from derops.modes import Mode
 from derops.wire.v1 import agent_pb2
 from derops_agent.ports import BadPoint, Capability, Resolution
 
@@ -14,7 +15,7 @@ COMPLETE, UNUSABLE, LIMITED = 0, 1, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mode:
+class OfferedMode:
     """A setpoint mode, and by what the agent would hold it."""
 
     mode: str
@@ -50,7 +51,7 @@ class Findings:
     """What all drivers can say; each adds what the device consists of."""
 
     device: str
-    modes: list[Mode]
+    modes: list[OfferedMode]
     ratings: dict[str, float]
     measured: dict[str, float]
     held: dict[str, Any]
@@ -130,11 +131,11 @@ def limits_of(
 def _out_of_range(capability: Capability) -> Iterator[str]:
     out_watts, in_watts = capability.max_injection_watts, capability.max_absorption_watts
     for mode, resolution in sorted(capability.resolutions.items()):
-        if mode == "ActivePower":
+        if mode == Mode.ACTIVE_POWER:
             yield from _too_little(mode, "inject", resolution.most_watts, out_watts)
             yield from _too_little(mode, "absorb", -resolution.least_watts, in_watts)
         else:
-            rated_watts = in_watts if mode == "LoadLimit" else out_watts
+            rated_watts = in_watts if mode == Mode.LOAD_LIMIT else out_watts
             yield from _too_little(mode, "be set", resolution.most_watts, rated_watts)
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from derops.checks import MODES_BY_TYPE, Envelope, Refusal, check_dispatch
 from derops.lifecycle import Phase, Reason
+from derops.modes import Mode, OperatingState
 from derops.schedules import SECOND_US, Window, accept_by_us, plan_window
 from derops_agent.execution.resolution import refuse_value, rounded
 from derops_agent.execution.site import AssetSpec, LocalLimits, Site
@@ -79,14 +80,15 @@ def judge(order: Order, site: Site, *, now_us: int, draw: float) -> Execution:
 def target(order: Order, asset: AssetSpec | None, local: LocalLimits) -> tuple[int, str]:
     """Return the value to write and which limits changed it, if any."""
     watts, clamped_by = order.watts, ""
-    if order.mode == "ActivePower" and asset is not None and asset.clamp:
+    if order.mode == Mode.ACTIVE_POWER and asset is not None and asset.clamp:
         watts = max(-asset.max_absorption_watts, min(watts, asset.max_injection_watts))
         clamped_by = "AssetLimits" if watts != order.watts else ""
-    local_bound = {
-        "ActivePower": local.bound(watts),
-        "GenerationLimit": _least(watts, local.max_injection_watts),
-        "LoadLimit": _least(watts, local.max_absorption_watts),
-    }.get(order.mode, watts)
+    bounds: dict[str, int] = {
+        Mode.ACTIVE_POWER: local.bound(watts),
+        Mode.GENERATION_LIMIT: _least(watts, local.max_injection_watts),
+        Mode.LOAD_LIMIT: _least(watts, local.max_absorption_watts),
+    }
+    local_bound = bounds.get(order.mode, watts)
     return (watts, clamped_by) if local_bound == watts else (local_bound, "LocalLimits")
 
 
@@ -167,16 +169,16 @@ def _refuse(order: Order, site: Site) -> _Answer | None:
     asset = site.asset
     if asset is None or order.asset_uid != asset.uid:
         return _rejected(Reason.ASSET_NOT_FOUND, "the order is for an asset this agent is not")
-    if asset.operating_state == "OutOfService":
+    if asset.operating_state == OperatingState.OUT_OF_SERVICE:
         return _rejected(Reason.ASSET_OUT_OF_SERVICE, "the asset is out of service")
-    if asset.operating_state == "Quarantined":
+    if asset.operating_state == OperatingState.QUARANTINED:
         return _rejected(Reason.ASSET_QUARANTINED, "the asset is quarantined")
     if not 1 <= order.duration_seconds <= _MAX_DURATION_SECONDS:
         return _rejected(
             Reason.INVALID_SCHEDULE,
             f"duration {order.duration_seconds} s is not within 1 and {_MAX_DURATION_SECONDS} s",
         )
-    if order.mode != "ActivePower" and order.watts < 0:
+    if order.mode != Mode.ACTIVE_POWER and order.watts < 0:
         return _rejected(
             Reason.LIMIT_EXCEEDED, f"{order.mode} takes no negative value; got {order.watts} W"
         )
@@ -212,7 +214,7 @@ def _refuse_now(order: Order, site: Site, planned: Window, now_us: int) -> _Answ
         site.refuse_start(order.mode, watts, seconds, verify_required=order.verify_required)
         if planned.start_us - now_us <= _SOON_US
         else site.refuse_energy(watts, seconds, None)
-        if order.mode == "ActivePower"
+        if order.mode == Mode.ACTIVE_POWER
         else None
     )
     return None if refusal is None else _rejected(refusal.reason, refusal.message)
@@ -243,7 +245,7 @@ def _check_envelopes(order: Order, asset: AssetSpec, site: Site) -> Refusal | No
         )
         if refusal is not None:
             return refusal
-    if order.mode == "ActivePower" and site.local.bound(clamped) != clamped:
+    if order.mode == Mode.ACTIVE_POWER and site.local.bound(clamped) != clamped:
         return Refusal(
             reason=Reason.LOCAL_LIMIT_EXCEEDED,
             message=(

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from derops.lifecycle import Phase, Reason
+from derops.modes import Evidence, Mode
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2
 from derops_agent.clock import Moment
@@ -112,7 +113,7 @@ def endure(
         result[uid] = execution
         if execution.stage is not Stage.HOLDING:
             continue
-        discharging = execution.order.mode == "ActivePower" and execution.target_watts > 0
+        discharging = execution.order.mode == Mode.ACTIVE_POWER and execution.target_watts > 0
         if reading.local_control:
             result[uid] = execution.begin_ending(
                 Phase.FAILED,
@@ -187,7 +188,7 @@ def resume(
         return execution
     if held and execution.stage is Stage.APPLYING and execution.sent is not None:
         since = execution.sent
-        found = readback.hold(replace(execution, blind=False), since, "ReadBack")
+        found = readback.hold(replace(execution, blind=False), since, Evidence.READ_BACK)
         execution = replace(found, arrived_us=since.wall_us, confirmed=now)
     if another and not held and execution.stage is Stage.APPLYING:
         execution = replace(execution, blind=False)

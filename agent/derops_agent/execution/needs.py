@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from derops.modes import Mode
 from derops.wire.v1 import agent_pb2
 
 LOCAL_CONTROL_POINT = "localControl"
@@ -61,7 +62,7 @@ NEEDS = (
         quantity=agent_pb2.ACTIVE_POWER_WATTS,
         name="the active power",
         ends=False,
-        applies=lambda use: use.mode == "ActivePower",
+        applies=lambda use: use.mode == Mode.ACTIVE_POWER,
     ),
     PointNeed(
         orders="any mode with `verify: Required`",
@@ -77,7 +78,7 @@ NEEDS = (
         quantity=agent_pb2.STATE_OF_CHARGE_PERCENT,
         name="the state of charge",
         ends=True,
-        applies=lambda use: use.mode == "ActivePower" and use.watts > 0 and use.keeps_reserve,
+        applies=lambda use: use.mode == Mode.ACTIVE_POWER and use.watts > 0 and use.keeps_reserve,
     ),
 )
 """A device that does not have a point at all is not held to it: only what is bad is missed."""

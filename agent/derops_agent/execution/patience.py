@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from derops.lifecycle import Reason
+from derops.modes import Mode
 from derops.schedules import SECOND_US
 from derops_agent.clock import Moment
 from derops_agent.execution import readback, windows
 from derops_agent.execution.readback import WriteFailure
-from derops_agent.execution.resolution import VALUES
 from derops_agent.execution.site import Site
 from derops_agent.execution.state import Stage
 from derops_agent.execution.windows import Executions
-from derops_agent.ports import ReadBack, Setpoints
+from derops_agent.ports import VALUES, ReadBack, Setpoints
 
 WORN_RETRY_SECONDS = 600
 """How often a device that does not let go is still told to, once it was written often enough."""
@@ -99,11 +99,11 @@ def passed(
     """
     wanted, told = site.sent(step), None if before is None else site.sent(before)
     result = {}
-    for mode, name in VALUES.items():
-        values = {getattr(wanted, name)}
-        if told is not None and getattr(told, name) not in values:
-            values.add(getattr(held, name, None))
-        result[mode] = known.get(mode, frozenset()) | values - {None}
+    for mode in VALUES:
+        values = {wanted.of(mode)}
+        if told is not None and told.of(mode) not in values and held is not None:
+            values.add(held.of(mode))
+        result[mode] = known.get(mode, frozenset()) | {each for each in values if each is not None}
     return result
 
 
@@ -116,7 +116,7 @@ def behind(known: Passed, step: Setpoints, held: Setpoints, site: Site) -> dict[
     return {
         mode: f"wrote {wanted}, the device says that it holds {held}, as before"
         for mode, values in known.items()
-        if getattr(held, VALUES[mode]) in values - {getattr(wanted, VALUES[mode])}
+        if held.of(mode) in values - {wanted.of(mode)}
     }
 
 
@@ -162,7 +162,7 @@ def ran_out(awaited: Awaited, writes: int, now: Moment) -> Moment | None:
 
 def not_known_by(awaited: Awaited, executions: Executions) -> Executions:
     """Return the start, or what was dropped, that the step of a ramp shows nothing of."""
-    owner = windows.owners(executions).get("ActivePower")
+    owner = windows.owners(executions).get(Mode.ACTIVE_POWER)
     if not awaited.shows_nothing or owner is None or owner.held_since is not None:
         return {}
     if owner.last_error == Reason.DEVICE_OFFLINE:
@@ -173,7 +173,7 @@ def not_known_by(awaited: Awaited, executions: Executions) -> Executions:
     )
     waiting = readback.await_read_back(
         {owner.order.uid: owner},
-        {"ActivePower"},
+        {Mode.ACTIVE_POWER},
         awaited.wrote,
         Reason.START_DEADLINE_EXCEEDED,
         words,

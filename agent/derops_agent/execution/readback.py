@@ -4,7 +4,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from derops.lifecycle import UNANSWERED, Phase, Reason
+from derops.lifecycle import Phase, Reason
+from derops.modes import Evidence, Guard, LatePolicy, Mode
 from derops.schedules import SECOND_US, Window
 from derops_agent.clock import Moment
 from derops_agent.execution import verification
@@ -36,7 +37,7 @@ def written(
     error: Reason = Reason.READ_BACK_MISMATCH,
     ramping: bool = False,
     held: Setpoints | None = None,
-    guard: str = "AgentTimer",
+    guard: str = Guard.AGENT_TIMER,
     timer_ends_us: int = 0,
 ) -> dict[str, Execution]:
     """Return what a successful write makes of the executions.
@@ -73,11 +74,11 @@ def written(
                 else _lose(replace(owner, sent=now), now, wrong[mode])
             )
             continue
-        on_the_way = ramping and mode == "ActivePower"
+        on_the_way = ramping and mode == Mode.ACTIVE_POWER
         known = owner
         if held is not None:
             known = _confirm(owner, held, rule, now, on_the_way=on_the_way)
-        active = hold(known, since, "Written" if held is None else "ReadBack")
+        active = hold(known, since, Evidence.WRITTEN if held is None else Evidence.READ_BACK)
         active = replace(active, guard=guard, timer_ends_us=timer_ends_us)
         if not active.arrived_us and not on_the_way:
             # What was measured before the device showed it may be of its predecessor.
@@ -104,7 +105,7 @@ def written(
         # What follows in its place is on a way of its own, once that is seen.
         followed = mode in owned and owned[mode].order.uid not in unknown
         was_held = execution.applied_us or execution.blind
-        on_the_way = ramping and mode == "ActivePower"
+        on_the_way = ramping and mode == Mode.ACTIVE_POWER
         if on_the_way and not was_held:
             ending = replace(ending, sent=None)  # it shows each step: none of it may land yet
         still = on_the_way and was_held and not followed
@@ -332,7 +333,7 @@ def rule_out(executions: Executions) -> dict[str, Execution]:
         uid: replace(
             execution,
             sent=None,
-            evidence=execution.evidence or (UNANSWERED if execution.blind else ""),
+            evidence=execution.evidence or (Evidence.UNANSWERED if execution.blind else ""),
         )
         for uid, execution in executions.items()
         if execution.sent and (execution.may_land or execution.applied_us)
@@ -356,7 +357,7 @@ def _found(execution: Execution, since: Moment, now: Moment) -> Execution:
         reverted_us=0,
         held_since=since,
         confirmed=now,
-        evidence=execution.evidence or "ReadBack",
+        evidence=execution.evidence or Evidence.READ_BACK,
         ending=replace(ending, message=f"{ending.message}; {words}"),
     )
 
@@ -385,7 +386,7 @@ def look_again(
     for uid, execution in executions.items():
         if execution.held_since is None or execution.let_go_monotonic_us:
             continue
-        on_the_way = ramping and execution.order.mode == "ActivePower"
+        on_the_way = ramping and execution.order.mode == Mode.ACTIVE_POWER
         if on_the_way or not execution.arrived_us or site.holds(held, execution):
             result[uid] = replace(execution, confirmed=now)
             if execution.stage is Stage.HOLDING and execution.arrived_us and not on_the_way:
@@ -414,7 +415,7 @@ def hold(execution: Execution, now: Moment, evidence: str) -> Execution:
         return execution if execution.held_since else replace(execution, held_since=now)
     planned = execution.planned or Window(start_us=now.wall_us, end_us=now.wall_us)
     late = now.wall_us - planned.start_us > _KEEP_END_SLACK_US
-    if execution.order.late_policy == "KeepDuration" and late:
+    if execution.order.late_policy == LatePolicy.KEEP_DURATION and late:
         end_us = now.wall_us + execution.order.duration_seconds * SECOND_US
         planned = Window(start_us=planned.start_us, end_us=end_us)
     message = "written to the device"
@@ -430,7 +431,9 @@ def hold(execution: Execution, now: Moment, evidence: str) -> Execution:
         pending_error="",
         ends_monotonic_us=now.monotonic_us + max(0, planned.end_us - now.wall_us),
         evidence=evidence,
-        verified_reason="VerificationPending" if evidence == "ReadBack" else "ReadBackFailed",
+        verified_reason="VerificationPending"
+        if evidence == Evidence.READ_BACK
+        else "ReadBackFailed",
     )
 
 

@@ -10,18 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from derops.checks import Refusal
 from derops.lifecycle import Reason
+from derops.modes import Mode
 from derops_agent.ports import Capability, Resolution, Setpoints, in_words, whole_watts
 
 if TYPE_CHECKING:
     from derops_agent.execution.site import Site
     from derops_agent.execution.state import Execution
-
-VALUES = {
-    "ActivePower": "active_power_watts",
-    "GenerationLimit": "max_generation_watts",
-    "LoadLimit": "max_load_watts",
-}
-"""Which of the setpoints a mode is."""
 
 ANY = Resolution()
 """Of a mode of which the driver says nothing."""
@@ -40,9 +34,9 @@ def sent(setpoints: Setpoints, resolutions: Mapping[str, Resolution]) -> Setpoin
 
     return replace(
         setpoints,
-        active_power_watts=held("ActivePower", setpoints.active_power_watts),
-        max_generation_watts=held("GenerationLimit", setpoints.max_generation_watts),
-        max_load_watts=held("LoadLimit", setpoints.max_load_watts),
+        active_power_watts=held(Mode.ACTIVE_POWER, setpoints.active_power_watts),
+        max_generation_watts=held(Mode.GENERATION_LIMIT, setpoints.max_generation_watts),
+        max_load_watts=held(Mode.LOAD_LIMIT, setpoints.max_load_watts),
     )
 
 
@@ -86,7 +80,7 @@ def shown(
         resolutions: By mode, see ``Capability``.
     """
     mode, target_watts = execution.order.mode, execution.target_watts
-    watts = getattr(held, VALUES[mode]) if mode in VALUES else None
+    watts = held.of(mode)
     resolution = resolutions.get(mode, ANY)
     sent_ = sent_watts(target_watts, resolution)
     if watts is None or watts == sent_:
@@ -113,7 +107,7 @@ def refuse_value(
     resolution = capability.resolutions.get(mode, ANY)
     held_watts = resolution.nearest(watts)
     problem = ""
-    if mode == "ActivePower":
+    if mode == Mode.ACTIVE_POWER:
         off_watts = abs(watts - held_watts)
         allowed_watts = max(tolerance_watts, resolution.step_watts)
         if watts and not held_watts:
@@ -160,6 +154,6 @@ def explain_fallback(site: "Site") -> str:
 
 
 def _rated_watts(mode: str, capability: Capability) -> int:
-    if mode == "LoadLimit":
+    if mode == Mode.LOAD_LIMIT:
         return capability.max_absorption_watts
     return capability.max_injection_watts

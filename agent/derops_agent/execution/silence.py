@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from derops.lifecycle import Reason
+from derops.modes import Evidence
 from derops.schedules import SECOND_US
 from derops_agent.clock import Moment
 from derops_agent.execution import verification
@@ -67,7 +68,7 @@ def _hear_again(execution: Execution) -> Execution:
     effect = replace(execution.effect, told="", in_a_row=0)
     if execution.effect.last_sample_us:
         return replace(execution, effect=effect)
-    reason = "ReadBackFailed" if execution.evidence == "Written" else "VerificationPending"
+    reason = "ReadBackFailed" if execution.evidence == Evidence.WRITTEN else "VerificationPending"
     return replace(execution, effect=effect, verified_reason=reason)
 
 

@@ -5,14 +5,15 @@ from dataclasses import dataclass, field, replace
 
 from derops.checks import Refusal, check_energy
 from derops.lifecycle import Reason
+from derops.modes import Mode
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2
 from derops_agent.execution.health import Badness, Health
 from derops_agent.execution.needs import NEEDS, PointNeed, Use
-from derops_agent.execution.resolution import ANY, VALUES, sent, sent_watts
+from derops_agent.execution.resolution import ANY, sent, sent_watts
 from derops_agent.execution.state import Execution
 from derops_agent.execution.verification import Rule
-from derops_agent.ports import Capability, Reading, Setpoints
+from derops_agent.ports import VALUES, Capability, Reading, Setpoints
 
 STALE_AFTER_US = 60 * SECOND_US
 """A device that was not measured for longer than this and three intervals takes no setpoint."""
@@ -121,7 +122,7 @@ class Site:
     def fallback_watts(self) -> dict[str, int | None]:
         """What shall hold while nobody orders anything, by mode, as it is asked for."""
         fallback = bounded(self.asset.fallback, self.local) if self.asset else Setpoints()
-        return {mode: getattr(fallback, name) for mode, name in VALUES.items()}
+        return {mode: fallback.of(mode) for mode in VALUES}
 
     @property
     def state_of_charge_percent(self) -> float | None:
@@ -217,7 +218,7 @@ class Site:
         absence = self.explain_absence(self.use_of(mode, watts, verify_required=verify_required))
         if absence:
             return Refusal(reason=Reason.STALE_TELEMETRY, message=absence)
-        if mode != "ActivePower":
+        if mode != Mode.ACTIVE_POWER:
             return None
         if self.capability.can_measure and self.is_silent:
             return Refusal(
@@ -273,13 +274,11 @@ class Site:
         wanted, rest = self.sent(wanted), self.fallback
         wrong = {
             mode
-            for mode, name in VALUES.items()
-            if not self._is_as_sent(
-                mode, getattr(wanted, name), getattr(held, name), getattr(rest, name)
-            )
+            for mode in VALUES
+            if not self._is_as_sent(mode, wanted.of(mode), held.of(mode), rest.of(mode))
         }
         if wanted.energized != held.energized:
-            wrong.add("CeaseToEnergize")
+            wrong.add(Mode.CEASE_TO_ENERGIZE)
         return frozenset(wrong)
 
     def _is_as_sent(
@@ -292,7 +291,7 @@ class Site:
         if sent_ and held * sent_ <= 0:
             return False
         step_watts = self.capability.resolutions.get(mode, ANY).step_watts
-        over_watts = 0 if mode == "ActivePower" else held - sent_
+        over_watts = 0 if mode == Mode.ACTIVE_POWER else held - sent_
         if over_watts > max(1.0, step_watts / 2):
             return False
         if abs(sent_ - held) > max(1.0, self._percent_watts):
@@ -302,7 +301,7 @@ class Site:
     def off_watts(self, held: Setpoints, execution: Execution) -> int:
         """Return how far what a device holds is from what it was sent; 0 where it has no value."""
         mode, resolutions = execution.order.mode, self.capability.resolutions
-        watts = getattr(held, VALUES[mode]) if mode in VALUES else None
+        watts = held.of(mode)
         if watts is None:
             return 0
         off: int = abs(watts - sent_watts(execution.target_watts, resolutions.get(mode, ANY)))
@@ -349,10 +348,10 @@ def wanted_setpoints(
     held = {mode: owner.target_watts for mode, owner in owners.items()}
     wanted = replace(
         fallback,
-        active_power_watts=held.get("ActivePower", fallback.active_power_watts),
-        max_generation_watts=held.get("GenerationLimit", fallback.max_generation_watts),
-        max_load_watts=held.get("LoadLimit", fallback.max_load_watts),
-        energized="CeaseToEnergize" not in held,
+        active_power_watts=held.get(Mode.ACTIVE_POWER, fallback.active_power_watts),
+        max_generation_watts=held.get(Mode.GENERATION_LIMIT, fallback.max_generation_watts),
+        max_load_watts=held.get(Mode.LOAD_LIMIT, fallback.max_load_watts),
+        energized=Mode.CEASE_TO_ENERGIZE not in held,
     )
     return bounded(wanted, local)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from derops.lifecycle import Phase
+from derops.modes import Guard
 from derops.schedules import Window
 from derops.transitions import fold
 from derops_agent.clock import Moment
@@ -144,7 +145,7 @@ class Execution:
     """The first write after its end, while the device does not show yet that it let go; None = no
     such write is waited for."""
 
-    guard: str = "AgentTimer"
+    guard: str = Guard.AGENT_TIMER
     """What ends it if the agent dies: AgentTimer = only a restart of it, or DeviceTimer."""
 
     timer_ends_us: int = 0

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from derops.modes import Evidence, Mode
 from derops.wire.v1 import agent_pb2
 from derops_agent.clock import Moment
 from derops_agent.execution.state import Execution, Stage
@@ -38,7 +39,7 @@ class Rule:
 
     def tolerance_for(self, mode: str, target_watts: int) -> float:
         """Return by how many watts a power may differ from a target."""
-        aimed_watts = 0 if mode == "CeaseToEnergize" else abs(target_watts)
+        aimed_watts = 0 if mode == Mode.CEASE_TO_ENERGIZE else abs(target_watts)
         share = self.tolerance_percent / 100 * aimed_watts if aimed_watts else self.standby_watts
         return max(self.tolerance_watts, share)
 
@@ -49,11 +50,11 @@ class Rule:
         """
         tolerance = self.tolerance_for(mode, target_watts)
         match mode:
-            case "GenerationLimit":
+            case Mode.GENERATION_LIMIT:
                 return power_watts <= target_watts + tolerance
-            case "LoadLimit":
+            case Mode.LOAD_LIMIT:
                 return -power_watts <= target_watts + tolerance
-            case "CeaseToEnergize":
+            case Mode.CEASE_TO_ENERGIZE:
                 return abs(power_watts) <= tolerance
         resolution = self.resolutions.get(mode)
         held_watts = target_watts if resolution is None else resolution.nearest(target_watts)
@@ -87,8 +88,8 @@ def observe(execution: Execution, reading: Reading, rule: Rule, now: Moment) -> 
     good = rule.tolerates(execution.order.mode, execution.target_watts, power)
     if (
         good
-        and execution.order.mode == "ActivePower"
-        and not rule.tolerates("ActivePower", 0, power)
+        and execution.order.mode == Mode.ACTIVE_POWER
+        and not rule.tolerates(Mode.ACTIVE_POWER, 0, power)
     ):
         # A power that only the setpoint explains is evidence that the device still holds it.
         execution = replace(execution, confirmed=now)
@@ -180,5 +181,5 @@ def conclude(execution: Execution, found: Verification, now_us: int) -> Executio
         verified=found.verified,
         verified_reason=found.reason,
         verified_us=(execution.verified_us or now_us) if good else 0,
-        evidence="Effect" if good else execution.evidence,
+        evidence=Evidence.EFFECT if good else execution.evidence,
     )

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from derops.checks import Refusal
 from derops.lifecycle import Phase, Reason
+from derops.modes import LatePolicy
 from derops.schedules import SECOND_US
 from derops_agent.clock import Moment
 from derops_agent.execution.state import Execution, Stage
@@ -200,7 +201,7 @@ def _missed(execution: Execution, now: Moment) -> tuple[bool, bool]:
     # A deadline of 0 asks for a start on time; that takes a device some milliseconds.
     allowed_us = max(1, execution.order.start_deadline_seconds) * SECOND_US
     deadline_us = planned.start_us + allowed_us
-    over = execution.order.late_policy != "KeepDuration" and now.wall_us >= planned.end_us
+    over = execution.order.late_policy != LatePolicy.KEEP_DURATION and now.wall_us >= planned.end_us
     return over, now.wall_us > deadline_us
 
 

@@ -1,6 +1,7 @@
 """Between wire messages and the values of the domain."""
 
-from derops.lifecycle import MESSAGE_LIMIT, UNANSWERED
+from derops.lifecycle import MESSAGE_LIMIT
+from derops.modes import Evidence
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_agent.execution.site import AssetSpec
 from derops_agent.execution.state import Execution, Order
@@ -121,7 +122,8 @@ def write_report(
         active_milliseconds=execution.active_us // 1000,
         within_tolerance_milliseconds=execution.effect.within_us // 1000,
         delivered_watt_hours=execution.effect.delivered_watt_hours,
-        evidence=execution.evidence or UNANSWERED * bool(execution.sent and execution.blind),
+        evidence=execution.evidence
+        or Evidence.UNANSWERED * bool(execution.sent and execution.blind),
         verified=execution.verified,
         verified_reason=execution.verified_reason,
         interruptions=execution.interruptions,

@@ -9,7 +9,7 @@ from derops.lifecycle import Phase
 from derops.resources.base import Condition, Metadata, Section
 from derops.schedules import default_start_deadline_seconds
 
-Mode = Literal["ActivePower", "GenerationLimit", "LoadLimit", "CeaseToEnergize"]
+ModeName = Literal["ActivePower", "GenerationLimit", "LoadLimit", "CeaseToEnergize"]
 
 
 class AssetReference(Section):
@@ -21,7 +21,7 @@ class AssetReference(Section):
 class Setpoint(Section):
     """What the device shall do; exactly the value of the mode is set."""
 
-    mode: Mode
+    mode: ModeName
     active_power_watts: int | None = None
     max_generation_watts: int | None = None
     max_load_watts: int | None = None

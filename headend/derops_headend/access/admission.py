@@ -1,6 +1,7 @@
 """Whether the ledger of an asset admits a certificate, and whether its state admits a stream."""
 
 from derops.errors import IdentityRefusedError
+from derops.modes import OperatingState
 from derops.wire.v1 import dispatch_pb2
 
 
@@ -42,9 +43,9 @@ def check_operating_state(operating_state: str, *, dispatches: int) -> None:
     Raises:
         IdentityRefusedError: It has no business here; being out of service is transient.
     """
-    if operating_state == "Quarantined" and not dispatches:
+    if operating_state == OperatingState.QUARANTINED and not dispatches:
         raise IdentityRefusedError("AssetQuarantined", "operatingState is Quarantined")
-    if operating_state == "OutOfService" and not dispatches:
+    if operating_state == OperatingState.OUT_OF_SERVICE and not dispatches:
         raise IdentityRefusedError(
             "AssetOutOfService", "operatingState is OutOfService", transient=True
         )

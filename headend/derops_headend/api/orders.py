@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from derops.resources.dispatches import DispatchStatus, Mode, Setpoint
+from derops.resources.dispatches import DispatchStatus, ModeName, Setpoint
 from derops_headend.api.caller import Caller
 from derops_headend.api.models import NAME_PATTERN, Model
 
@@ -45,7 +45,7 @@ Watts = Annotated[int, Field(ge=0, le=_MOST_WATTS)]
 class NewSetpoint(Model):
     """What the device shall do. Exactly the value that belongs to the mode is given."""
 
-    mode: Mode
+    mode: ModeName
     active_power_watts: int | None = Field(
         default=None,
         ge=-_MOST_WATTS,

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from derops.lifecycle import MESSAGE_LIMIT, Phase
+from derops.modes import Evidence
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_headend.fleet.telemetry import MAX_TIME_US
@@ -209,7 +210,7 @@ def _may_be_whole(
 
 def _problem_of_verdict(report: dispatch_pb2.DispatchReport) -> str:
     """Return what an agent always tells with a verdict that its samples gave, and is not there."""
-    if report.verified != "True" and report.evidence != "Effect":
+    if report.verified != "True" and report.evidence != Evidence.EFFECT:
         return ""
     told = {
         "applied_us": report.applied_us,
@@ -217,7 +218,10 @@ def _problem_of_verdict(report: dispatch_pb2.DispatchReport) -> str:
         "delivered_watt_hours": report.HasField("delivered_watt_hours"),
     }
     if report.verified == "True":
-        told |= {"verified_us": report.verified_us, "evidence Effect": report.evidence == "Effect"}
+        told |= {
+            "verified_us": report.verified_us,
+            "evidence Effect": report.evidence == Evidence.EFFECT,
+        }
     missing = ", ".join(name for name, there in told.items() if not there)
     return f"verified {report.verified} without samples: no {missing}" if missing else ""
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from derops.lifecycle import Phase
+from derops.modes import OperatingState
 from derops.schedules import SECOND_US
 from derops_operator.gateways.replicas import (
     CLONE_SUSPECTED,
@@ -151,7 +152,7 @@ _LIFTED = {
 
 
 def _is_taken_out(asset: Asset) -> bool:
-    return asset.meta.deleting_us is not None or asset.operating_state != "InService"
+    return asset.meta.deleting_us is not None or asset.operating_state != OperatingState.IN_SERVICE
 
 
 def _finalizing(
@@ -257,7 +258,7 @@ def _quarantine(
     quarantined agent has no stream on which to hear of a cancel.
     """
     stored = asset.status.get("identity", {}).get("quarantine") or None
-    by_spec = asset.operating_state == "Quarantined"
+    by_spec = asset.operating_state == OperatingState.QUARANTINED
     at = format_instant(now_us)
     if _is_suspected(asset, session):
         return {"reason": CLONE_SUSPECTED, "at": at}
@@ -292,7 +293,7 @@ def _quarantined(asset: Asset, ledger: dict[str, Any]) -> list[WantedCondition]:
             f"the agent gets no stream since {at}; to lift it, find out whether its key was copied "
             f"and set spec.identity.lift to quarantinedAt: {at} and key: Keep or Revoke"
         )
-        if asset.operating_state == "Quarantined":
+        if asset.operating_state == OperatingState.QUARANTINED:
             words += ", and spec.operatingState to InService"
         return [WantedCondition("Quarantined", "True", quarantine["reason"], words)]
     if find(asset.status.get("conditions", []), "Quarantined"):

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from derops.lifecycle import UNANSWERED, Phase, Reason
+from derops.lifecycle import Phase, Reason
+from derops.modes import Evidence
 from derops.wire.v1 import dispatch_pb2
 from derops_operator.reconciling.conditions import WantedCondition, status_of, truth
 from derops_operator.resources.facts import Dispatch
@@ -126,7 +127,7 @@ def _applied(facts: _Facts) -> WantedCondition:
         return WantedCondition("Applied", "True", Reason.APPLIED, _taken(facts.report))
     if facts.overdue:
         return WantedCondition("Applied", "Unknown", "WaitingForDevice", facts.overdue)
-    unanswered = facts.report is not None and facts.report.evidence == UNANSWERED
+    unanswered = facts.report is not None and facts.report.evidence == Evidence.UNANSWERED
     if facts.report is None or not facts.outcome.phase.terminal or facts.outcome.unknown:
         return _if_never(facts, "Applied", "WaitingForStart")
     words = "; ".join(filter(None, (facts.outcome.message, facts.report.pending_error)))

@@ -6,7 +6,8 @@ Values are added, never taken away: a report of a lost ledger knows less than th
 from collections.abc import Mapping
 from typing import Any
 
-from derops.lifecycle import MESSAGE_LIMIT, UNANSWERED, Phase
+from derops.lifecycle import MESSAGE_LIMIT, Phase
+from derops.modes import Evidence
 from derops.wire.v1 import dispatch_pb2
 from derops_operator.gateways.replicas import ReportedDispatch
 from derops_operator.resources.facts import Dispatch
@@ -68,7 +69,7 @@ def execution(dispatch: Dispatch, report: dispatch_pb2.DispatchReport | None) ->
         known["activeSeconds"] = round(report.active_milliseconds / 1000)
         known["withinToleranceSeconds"] = round(report.within_tolerance_milliseconds / 1000)
         known["interruptions"] = report.interruptions
-    if known.get("evidence") == UNANSWERED and report.ended_us and not report.evidence:
+    if known.get("evidence") == Evidence.UNANSWERED and report.ended_us and not report.evidence:
         del known["evidence"]  # asked since, the device said that it had not taken it
     if report.accepted_us and not report.clamped_by:
         known.pop("clampedBy", None)  # limits that were raised since

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from derops.admission import modes_of
 from derops.lifecycle import Phase
+from derops.modes import LatePolicy
 from derops.resources.derassets import DERAssetSpec, Verification
 from derops.resources.dispatches import DispatchSpec
 from derops.schedules import SECOND_US, accept_by_us
@@ -181,7 +182,7 @@ class Dispatch:
     @property
     def latest_end_us(self) -> int:
         """The latest end that its policies allow an agent."""
-        late = self.start_deadline_seconds if self.late_policy == "KeepDuration" else 0
+        late = self.start_deadline_seconds if self.late_policy == LatePolicy.KEEP_DURATION else 0
         return self.end_us + (self.randomize_start_seconds + late) * SECOND_US
 
     @property

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from derops.lifecycle import TERMINAL, Phase
+from derops.modes import Guard
 from derops.schedules import SECOND_US
 from derops_operator.resources.facts import FINALIZER, Meta
 from derops_operator.resources.instants import format_second, parse_instant
@@ -196,7 +197,7 @@ def _may_hold(order: PendingDispatch) -> str:
 
 
 def _guarded(order: PendingDispatch) -> str:
-    if order.guard == "DeviceTimer":
+    if order.guard == Guard.DEVICE_TIMER:
         return "or at most a minute longer, if its agent is gone for good: the device has a timer"
     return "and longer if its agent does not run then: nothing else ends it"
 

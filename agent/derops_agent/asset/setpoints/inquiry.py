@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 
 import structlog
 
+from derops.modes import Mode
 from derops_agent.asset.device import GuardedDevice
 from derops_agent.asset.journal import Journal
 from derops_agent.asset.setpoints.state import LOOK_EVERY_US, DeviceState
@@ -90,7 +91,7 @@ class Looker:
         on_the_way = self._state.ramping and held == self._state.held
         if site.asset and site.asset.max_ramp_watts_per_second and self._state.awaited:
             # One that shows things late may show a step that was told before, also after the last.
-            told = self._state.passed.get("ActivePower", frozenset())
+            told = self._state.passed.get(Mode.ACTIVE_POWER, frozenset())
             on_the_way |= held.active_power_watts in told
         if site.asset is None or on_the_way:
             return {}
@@ -108,7 +109,7 @@ class Looker:
         lost = {e.order.mode for u, e in after.items() if before[u].held_since and not e.held_since}
         if lost:
             self._state.try_now()
-        if "ActivePower" in lost:
+        if Mode.ACTIVE_POWER in lost:
             self._state.written = None  # the way back begins where the device is
         for uid, execution in after.items():
             # That all is as it was is no news: it is stored with the progress.

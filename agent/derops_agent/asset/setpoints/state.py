@@ -3,16 +3,16 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
+from derops.modes import Guard
 from derops.schedules import SECOND_US
 from derops_agent.clock import Clock, Moment, moment
 from derops_agent.execution import claims, patience, windows
 from derops_agent.execution.patience import Awaited, Passed, Tries
-from derops_agent.execution.resolution import VALUES
 from derops_agent.execution.silence import Silence
 from derops_agent.execution.site import AssetSpec
 from derops_agent.execution.state import Stage
 from derops_agent.execution.windows import Executions
-from derops_agent.ports import Setpoints
+from derops_agent.ports import VALUES, Setpoints
 
 LOOK_EVERY_US = 5 * SECOND_US
 """How often a device that holds a setpoint is asked whether it still does."""
@@ -52,7 +52,7 @@ class DeviceState:
     ramping: bool = False
     """``written`` is a step on the way."""
 
-    guard: str = "AgentTimer"
+    guard: str = Guard.AGENT_TIMER
     refresh_at_us: int | None = None
     """When the device's own timer is to be set again."""
 
@@ -205,7 +205,7 @@ class DeviceState:
             # What ended may have to stay until the next window.
             if runs_out_us < min(ends_us) + windows.GAP_TOLERANCE_US + SECOND_US:
                 self.refresh_at_us = now_us + armed_seconds * SECOND_US // 2
-        self.guard = "DeviceTimer" if armed_seconds else "AgentTimer"
+        self.guard = Guard.DEVICE_TIMER if armed_seconds else Guard.AGENT_TIMER
 
     def stay(self, told: Setpoints, held: Setpoints, modes: Collection[str]) -> None:
         """Note that the device shows ``modes`` as they were, and not what it was ``told`` last.

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from derops.errors import DeviceRefusedError
+from derops.modes import Mode
 from derops_agent.drivers.modbus.image import Image
 from derops_agent.drivers.modbus.points import Point, Register
 from derops_agent.drivers.modbus.profile import Control, ControlName, Profile, Switch, Timer
@@ -21,10 +22,10 @@ _NO_VALUE = frozenset({0x8000, 0xFFFF})
 """What registers hold of devices that have just begun, or sleep."""
 
 MODES: Mapping[ControlName, str] = {
-    "activePower": "ActivePower",
-    "generationLimit": "GenerationLimit",
-    "loadLimit": "LoadLimit",
-    "energize": "CeaseToEnergize",
+    "activePower": Mode.ACTIVE_POWER,
+    "generationLimit": Mode.GENERATION_LIMIT,
+    "loadLimit": Mode.LOAD_LIMIT,
+    "energize": Mode.CEASE_TO_ENERGIZE,
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from derops.errors import DeviceError, DeviceTimeoutError
 from derops.wire.v1 import agent_pb2
 from derops_agent.clock import SystemClock
-from derops_agent.drivers.findings import Findings, Mode, limits_of, values_of
+from derops_agent.drivers.findings import Findings, OfferedMode, limits_of, values_of
 from derops_agent.drivers.modbus.controls import MODES, Rated, held, registers_of
 from derops_agent.drivers.modbus.device import (
     ModbusOptions,
@@ -189,11 +189,13 @@ def _keys(profile: Profile) -> Iterator[tuple[str, Register]]:
         yield "localControl", profile.local_control
 
 
-def _mode(profile: Profile, name: ControlName, resolutions: Mapping[str, Resolution]) -> Mode:
+def _mode(
+    profile: Profile, name: ControlName, resolutions: Mapping[str, Resolution]
+) -> OfferedMode:
     control = profile.controls.values().get(name)
     register = profile.controls.energize if control is None else control.value
     timer = profile.timer_of(name)
-    return Mode(
+    return OfferedMode(
         mode=MODES[name],
         by=f"holding {register.address}" if register is not None else "",
         timer="" if timer is None else f"holding {timer.address}",

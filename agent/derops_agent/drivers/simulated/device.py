@@ -12,6 +12,7 @@ from pydantic.alias_generators import to_camel
 
 from derops.checks import MODES_BY_TYPE
 from derops.errors import DeviceRefusedError, DeviceTimeoutError, DeviceUnreachableError
+from derops.modes import Mode
 from derops.wire.v1 import agent_pb2
 from derops_agent.drivers.simulated.faults import FILE_NAME, FaultSource
 from derops_agent.drivers.simulated.noise import draw, smooth
@@ -237,9 +238,9 @@ class SimulatedDevice:
 
     def _check(self, setpoints: Setpoints) -> None:
         wanted = {
-            "ActivePower": setpoints.active_power_watts,
-            "GenerationLimit": setpoints.max_generation_watts,
-            "LoadLimit": setpoints.max_load_watts,
+            Mode.ACTIVE_POWER: setpoints.active_power_watts,
+            Mode.GENERATION_LIMIT: setpoints.max_generation_watts,
+            Mode.LOAD_LIMIT: setpoints.max_load_watts,
         }
         for mode, watts in wanted.items():
             if watts is not None and mode not in self._capability.modes:
@@ -247,7 +248,7 @@ class SimulatedDevice:
                 raise DeviceRefusedError(
                     f"a simulated {self._options.model} has no {mode}; it has: {has}"
                 )
-            if watts is not None and watts < 0 and mode != "ActivePower":
+            if watts is not None and watts < 0 and mode != Mode.ACTIVE_POWER:
                 raise DeviceRefusedError(f"{mode} of {watts} W is below 0")
         power = setpoints.active_power_watts or 0
         least, most = -self._options.absorption_watts, self._options.injection_watts
@@ -389,7 +390,7 @@ def open_device(
 
 def _resolutions(options: Options) -> dict[str, Resolution]:
     resolution = Resolution(step_watts=options.step_watts)
-    return dict.fromkeys(("ActivePower", "GenerationLimit", "LoadLimit"), resolution)
+    return dict.fromkeys((Mode.ACTIVE_POWER, Mode.GENERATION_LIMIT, Mode.LOAD_LIMIT), resolution)
 
 
 def _remember(store: DeviceFiles, options: Options, model: Physics[Any]) -> _Memory | None:

@@ -8,6 +8,7 @@ and when, then the value, then the enable.
 from dataclasses import dataclass
 
 from derops.errors import DeviceRefusedError
+from derops.modes import Mode
 from derops_agent.drivers.rounding import refuse_lost_value
 from derops_agent.drivers.sunspec.models import Block, Blocks, FunctionReversion, Write
 from derops_agent.drivers.sunspec.storage import StorageRates
@@ -57,7 +58,7 @@ class Function:
         """Return which values a device can hold, by the scale factor that it says now."""
         unit_watts = most_watts / 100 if self.percent else 1.0
         least, most = block.limits(self.value)
-        if self.percent and self.mode != "ActivePower":
+        if self.percent and self.mode != Mode.ACTIVE_POWER:
             most = min(most, 100.0)  # of the most power; some devices refuse more
         return Resolution(
             step_watts=block.step(self.value) * unit_watts,
@@ -148,7 +149,7 @@ class Function:
     def _encode(
         self, block: Block, name: str, watts: int, most_watts: float, resolution: Resolution
     ) -> Write:
-        asked_watts = watts if self.mode == "ActivePower" else resolution.bounded(watts)
+        asked_watts = watts if self.mode == Mode.ACTIVE_POWER else resolution.bounded(watts)
         number = resolution.rounded(asked_watts)
         if self.percent:
             number = number * 100 / most_watts
@@ -204,7 +205,7 @@ class Switch:
 
 POWER: tuple[Function | StorageRates, ...] = (
     Function(
-        mode="ActivePower",
+        mode=Mode.ACTIVE_POWER,
         model_id=704,
         value="WSet",
         enable="WSetEna",
@@ -214,7 +215,7 @@ POWER: tuple[Function | StorageRates, ...] = (
         fallback_enable="WSetEnaRvrt",
     ),
     Function(
-        mode="ActivePower",
+        mode=Mode.ACTIVE_POWER,
         model_id=704,
         value="WSetPct",
         enable="WSetEna",
@@ -228,7 +229,7 @@ POWER: tuple[Function | StorageRates, ...] = (
 )
 GENERATION_LIMIT = (
     Function(
-        mode="GenerationLimit",
+        mode=Mode.GENERATION_LIMIT,
         model_id=704,
         value="WMaxLimPct",
         enable="WMaxLimPctEna",
@@ -238,7 +239,7 @@ GENERATION_LIMIT = (
         fallback_enable="WMaxLimPctEnaRvrt",
     ),
     Function(
-        mode="GenerationLimit",
+        mode=Mode.GENERATION_LIMIT,
         model_id=123,
         value="WMaxLimPct",
         enable="WMaxLim_Ena",
@@ -264,9 +265,9 @@ class Controls:
     def modes(self) -> frozenset[str]:
         """Setpoint modes that the device offers."""
         offered = {
-            "ActivePower": self.power,
-            "GenerationLimit": self.limit,
-            "CeaseToEnergize": self.switch,
+            Mode.ACTIVE_POWER: self.power,
+            Mode.GENERATION_LIMIT: self.limit,
+            Mode.CEASE_TO_ENERGIZE: self.switch,
         }
         return frozenset(mode for mode, how in offered.items() if how is not None)
 

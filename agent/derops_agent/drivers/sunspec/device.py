@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from derops.errors import DeviceRefusedError, DeviceTimeoutError
+from derops.modes import Mode
 from derops.wire.v1 import agent_pb2
 from derops_agent.clock import Clock
 from derops_agent.drivers.modbus_tcp import Unit, take_unit
@@ -219,10 +220,10 @@ class SunSpecDevice:
 
     def _refuse_modes(self, setpoints: Setpoints) -> None:
         wanted = {
-            "ActivePower": setpoints.active_power_watts is not None,
-            "GenerationLimit": setpoints.max_generation_watts is not None,
-            "LoadLimit": setpoints.max_load_watts is not None,
-            "CeaseToEnergize": not setpoints.energized,
+            Mode.ACTIVE_POWER: setpoints.active_power_watts is not None,
+            Mode.GENERATION_LIMIT: setpoints.max_generation_watts is not None,
+            Mode.LOAD_LIMIT: setpoints.max_load_watts is not None,
+            Mode.CEASE_TO_ENERGIZE: not setpoints.energized,
         }
         for mode, is_wanted in wanted.items():
             if is_wanted and mode not in self._controls.modes:

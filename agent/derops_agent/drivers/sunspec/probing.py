@@ -8,9 +8,10 @@ from sunspec2.device import get_model_def
 from sunspec2.mdef import ModelDefinitionError
 
 from derops.errors import DeviceError
+from derops.modes import Mode
 from derops.wire.v1 import agent_pb2
 from derops_agent.clock import SystemClock
-from derops_agent.drivers.findings import Findings, Mode, limits_of, values_of
+from derops_agent.drivers.findings import Findings, OfferedMode, limits_of, values_of
 from derops_agent.drivers.modbus_tcp import take_unit
 from derops_agent.drivers.reading import Answers
 from derops_agent.drivers.sunspec.controls import Controls, controls_of
@@ -130,9 +131,11 @@ def _not_offered(places: Mapping[int, ModelPlace], answers: Answers) -> Iterator
                     yield f"{model_id} {name}: what needs it is not offered: {problem}"
 
 
-def _modes(controls: Controls, blocks: Blocks, resolutions: Mapping[str, Resolution]) -> list[Mode]:
+def _modes(
+    controls: Controls, blocks: Blocks, resolutions: Mapping[str, Resolution]
+) -> list[OfferedMode]:
     modes = [
-        Mode(
+        OfferedMode(
             mode=function.mode,
             by=f"{function.model_id} {function.value}",
             timer=function.timer if function.has_timer(blocks[function.model_id]) else "",
@@ -145,7 +148,7 @@ def _modes(controls: Controls, blocks: Blocks, resolutions: Mapping[str, Resolut
     if switch is not None:
         timer = switch.timer if switch.has_timer(blocks[switch.model_id]) else None
         by = f"{switch.model_id} {switch.point}"
-        modes.append(Mode(mode="CeaseToEnergize", by=by, timer=timer or ""))
+        modes.append(OfferedMode(mode=Mode.CEASE_TO_ENERGIZE, by=by, timer=timer or ""))
     return modes
 
 

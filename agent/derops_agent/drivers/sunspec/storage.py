@@ -7,6 +7,7 @@ width is a setpoint. Both refer to ``WChaMax``; the model has no other reference
 
 from dataclasses import dataclass
 
+from derops.modes import Mode
 from derops_agent.drivers.rounding import refuse_lost_value
 from derops_agent.drivers.sunspec.models import Block, Blocks, FunctionReversion, Write
 from derops_agent.ports import Resolution, whole_watts
@@ -20,7 +21,7 @@ _NARROW = 1e-6  # percent: widths below come from the scale factor
 class StorageRates:
     """The window of model 124; used as a ``Function`` is."""
 
-    mode: str = "ActivePower"
+    mode: str = Mode.ACTIVE_POWER
     model_id: int = 124
     value: str = "OutWRte and InWRte"
     timer: str = "InOutWRte_RvrtTms"
