@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from derops.errors import SettingError
+from derops.settings import GivenPath, LogLevel, Port
 from derops_agent.drivers import KINDS, check_options
 from derops_agent.drivers.options import DriverOptionError, first_of, line_of
 from derops_agent.drivers.units import UnitOptions, same_device
@@ -53,7 +54,7 @@ class AssetSettings(_SettingsSection):
 
     namespace: str = Field(pattern=_LABEL)
     name: str = Field(pattern=_LABEL)
-    certificate_directory: Path
+    certificate_directory: GivenPath
     limits: LocalLimits = LocalLimits()
     driver: DriverSettings
     settle_seconds: float = Field(default=5, ge=0)
@@ -63,12 +64,12 @@ class AgentSettings(_SettingsSection):
     """The whole file."""
 
     gateways: list[str] = Field(min_length=1)
-    server_name: str = "derops-gateway"
-    server_ca_file: Path
-    data_directory: Path
-    ops_address: str = "0.0.0.0"  # noqa: S104  # probes come from outside the pod
-    ops_port: int = Field(default=0, ge=0, le=65535)
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    server_name: str = Field(default="derops-gateway", min_length=1)
+    server_ca_file: GivenPath
+    data_directory: GivenPath
+    ops_address: str = Field(default="0.0.0.0", min_length=1)  # noqa: S104  # probes come from outside the pod
+    ops_port: Port = 0
+    log_level: LogLevel = "INFO"
     max_clock_offset_milliseconds: int = Field(default=5000, gt=0)
     outbox_max_bytes: int = Field(default=DEFAULT_MAX_BYTES, ge=65536)
     outbox_max_age_seconds: int = Field(default=DEFAULT_MAX_AGE_SECONDS, ge=60)

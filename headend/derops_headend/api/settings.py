@@ -2,13 +2,13 @@
 
 import ipaddress
 import platform
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import BeforeValidator, Field
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from derops.errors import SettingError
+from derops.settings import GivenPath, HostPort, Port, ProgramSettings, split_words
 from derops_headend.api.audit.file import SEGMENT_BYTES
 from derops_headend.storage.url import DatabaseUrl, check_url
 
@@ -18,47 +18,38 @@ LEAST_AUDIT_BYTES = 4 * SEGMENT_BYTES
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-def _listen(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise ValueError("is not host:port")
-    return text
-
-
 def _networks(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    words = [word.strip() for word in value.split(",") if word.strip()]
+    words = split_words(value)
+    if not isinstance(words, tuple):
+        return words
     try:
         return tuple(ipaddress.ip_network(word) for word in words)
     except ValueError as error:
         raise ValueError(f"is no list of CIDRs: {error}") from error
 
 
-class ApiSettings(BaseSettings):
+class ApiSettings(ProgramSettings):
     """``DEROPS_API_*``."""
 
     model_config = SettingsConfigDict(env_prefix="DEROPS_API_")
 
-    listen: Annotated[str, AfterValidator(_listen)] = "0.0.0.0:8443"
-    tls_directory: Path | None = None
+    listen: HostPort = "0.0.0.0:8443"
+    tls_directory: GivenPath | None = None
     """tls.crt and tls.key; read again when they change. None = plaintext."""
     trusted_proxies: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_networks)] = ()
     """Whose X-Forwarded-For counts."""
     database_url: DatabaseUrl
-    data_directory: Path
+    data_directory: GivenPath
     """Of the audit's file."""
     audit_max_bytes: int = Field(default=1024**3, ge=LEAST_AUDIT_BYTES)
     audience: str = Field(default="derops-api", pattern=r"^[\x21-\x7e]{1,256}$")
     """What a Kubernetes token must have been made for."""
-    static_tokens_directory: Path | None = None
+    static_tokens_directory: GivenPath | None = None
     replica: str = Field(
         default_factory=platform.node, pattern=r"^[A-Za-z0-9][-A-Za-z0-9._]{0,252}$"
     )
     """Names the chain of this process's records."""
-    ops_address: str = "0.0.0.0"  # noqa: S104  # a probe comes from the node, not from loopback
-    ops_port: int = Field(default=8083, ge=0, le=65535)
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    ops_port: Port = 8083
 
 
 def check_settings(settings: ApiSettings) -> None:

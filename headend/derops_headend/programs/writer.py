@@ -6,15 +6,15 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import structlog
 from pydantic import AfterValidator, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from derops.errors import SchemaTooNewError, SettingError
 from derops.observability import OpsServer, Readiness, configure_logging
-from derops.settings import load_settings, refuse_to_start
+from derops.settings import GivenPath, Port, ProgramSettings, load_settings, refuse_to_start
 from derops_headend.eventlog.engines import (
     ALL_SHARDS,
     SQLITE,
@@ -50,7 +50,7 @@ def _long_enough(days: int) -> int:
 AuditDays = Annotated[int, Field(ge=0, le=36_500), AfterValidator(_long_enough)]
 
 
-class WriterSettings(BaseSettings):
+class WriterSettings(ProgramSettings):
     """``DEROPS_WRITER_*``."""
 
     model_config = SettingsConfigDict(env_prefix="DEROPS_WRITER_")
@@ -58,19 +58,17 @@ class WriterSettings(BaseSettings):
     database_url: DatabaseUrl
     event_log: EventLogUrl = SQLITE
     """The gateway's."""
-    data_directory: Path | None = None
+    data_directory: GivenPath | None = None
     """The gateway's, where it keeps its event log with SQLite."""
-    nats_credentials_file: Path | None = None
-    nats_ca_file: Path | None = None
+    nats_credentials_file: GivenPath | None = None
+    nats_ca_file: GivenPath | None = None
     shards: ShardNumbers = ALL_SHARDS
     """Which shards of the event log this process follows."""
     retention_days: int = Field(default=0, ge=0, le=36_500)
     """How long telemetry is kept; 0 = for ever."""
     audit_retention_days: AuditDays = 400
     """How long the audit of the API is kept; 0 = for ever."""
-    ops_address: str = "0.0.0.0"  # noqa: S104  # a probe comes from the node, not from loopback
-    ops_port: int = Field(default=8082, ge=0, le=65535)
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    ops_port: Port = 8082
 
 
 class ShardWriters:
