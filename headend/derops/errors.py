@@ -1,23 +1,47 @@
-"""Every error this product raises on purpose.
+"""Every error that this product raises on purpose.
+
+Those that several programs know are here, the others where they are raised.
 
 DeropsError
-|-- SettingError            a setting is missing or wrong; ends the program with exit code 2
-|-- SchemaTooNewError       a database or file was written by a newer program
-|-- LogDamagedError         a record of the event log does not match its checksum
-|-- IdentityRefusedError    a peer may not be what it says it is
-`-- DeviceError             a device did not do what was asked of it
-    |-- DeviceTimeoutError  it did not answer; trying again may help
-    |   `-- DeviceUnreachableError  and nothing was sent that could change it
-    `-- DeviceRefusedError  it said no; trying again will not help
+|-- SettingError                a setting is missing or wrong; ends the program with exit code 2
+|   `-- DriverOptionError       an option of a driver
+|-- SchemaTooNewError           a database or file was written by a newer program
+|-- IdentityRefusedError        a peer may not be what it says it is
+|-- DeviceError                 a device did not do what was asked of it
+|   |-- DeviceTimeoutError      it did not answer; trying again may help
+|   |   |-- DeviceUnreachableError  and nothing was sent that could change it
+|   |   |-- AnsweredError       the unit failed at what it was asked for alone
+|   |   |-- BusyError           the unit did nothing, and is to be asked again
+|   |   |-- AcknowledgedError   the unit needs longer
+|   |   |-- NotAskedError       nothing was sent
+|   |   `-- MovedError          the map of the device is not where it was
+|   `-- DeviceRefusedError      it said no; trying again will not help
+|-- StreamEndedError            the agent's stream is over
+|-- LogDamagedError             a record of the event log does not match its checksum
+|-- LogMissingError             no gateway has made the event log yet
+|-- LogUnavailableError         the event log's engine is away
+|-- LogMismatchError            the event log is not what the settings say
+|-- LogFullError                the event log is at its bound
+|-- SkipRefusedError            a record that is to be skipped stops no writer
+|-- EntryRefusedError           an entry of the event log cannot become rows
+|-- OffsetMovedError            another writer stored the same part of the log
+|-- NotReadyError               a gateway has no complete desired state yet
+|-- BadSyncError                what the operator sent makes no sense
+|-- OutOfOrderError             a stream may not take over; its agent may try again
+|   |-- EpochTooLowError        one with a newer epoch is known
+|   |-- EpochTooHighError       its epoch could not be exceeded
+|   `-- CertificateSupersededError  a newer key had a stream
+|-- CloneSuspectedError         two processes have one identity
+|-- ChangedMeanwhileError       an object is not as it was decided on
+|-- GoneError                   an object does not exist any more
+|-- ListExpiredError            a list of objects is too old to go on with
+|-- BadAuthorityError           a certificate is that of no authority
+`-- ProblemError                the API answers with a problem
 """
-
-from typing import ClassVar
 
 
 class DeropsError(Exception):
     """Root of the tree; catch it only where a program meets the outside."""
-
-    retryable: ClassVar[bool] = False
 
 
 class SettingError(DeropsError):
@@ -71,8 +95,6 @@ class DeviceError(DeropsError):
 
 class DeviceTimeoutError(DeviceError):
     """The device did not answer in time; whether it acted is not known."""
-
-    retryable = True
 
     answered = False
     """Whether it answered after all, that it failed, which does not say whether it acted."""

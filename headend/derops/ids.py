@@ -2,13 +2,6 @@
 
 import re
 from dataclasses import dataclass
-from typing import NewType
-
-AssetUid = NewType("AssetUid", str)
-"""``metadata.uid`` of a DERAsset."""
-
-DispatchUid = NewType("DispatchUid", str)
-"""``metadata.uid`` of a Dispatch: the identity of one execution."""
 
 _LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
 _TRUST_DOMAIN = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,253}[a-z0-9])?")

@@ -57,7 +57,7 @@ class GuardedDevice:
             reading = await self._bounded(self._device.sample, SAMPLE_TIMEOUT_SECONDS)
         except DeviceError as error:
             metrics.SAMPLE_FAILURES.inc()
-            if self.complaint is None or self.complaint.retryable != error.retryable:
+            if _is_silence(self.complaint) is not _is_silence(error):
                 # Once, not once a second: each try may ask for something else.
                 self._log.warning("sample.failed", error=str(error))
             self.complaint = error
@@ -85,3 +85,8 @@ class GuardedDevice:
             # A driver's own mistake must not stop the loop that will revert the device.
             self._log.exception("driver.failed", error=str(error))
             raise DeviceTimeoutError(f"the driver failed: {error}") from error
+
+
+def _is_silence(complaint: DeviceError | None) -> bool | None:
+    """Tell whether a device that gave no sample did not answer; None = it gave one."""
+    return None if complaint is None else isinstance(complaint, DeviceTimeoutError)

@@ -13,6 +13,7 @@ from typing import Any
 import grpc.aio
 import structlog
 
+from derops.errors import DeropsError
 from derops.ids import AssetName
 from derops.wire.v1 import agent_pb2, agent_pb2_grpc, dispatch_pb2
 from derops_agent import metrics
@@ -40,7 +41,7 @@ MAX_SNAPSHOT_BYTES = 32 * 1024**2
 _OFFSETS = 5
 
 
-class StreamEndedError(Exception):
+class StreamEndedError(DeropsError):
     """The stream is over; ``reason`` is a CamelCase word, the gateway's if it said one."""
 
     def __init__(self, reason: str, message: str = "") -> None:

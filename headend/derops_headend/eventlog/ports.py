@@ -13,13 +13,9 @@ MAX_READ_RECORDS = 1000
 class LogMissingError(DeropsError):
     """There is no event log yet: a gateway makes it when it first starts."""
 
-    retryable = True
-
 
 class LogUnavailableError(DeropsError):
     """The engine is away, or did not answer in time."""
-
-    retryable = True
 
 
 class LogMismatchError(DeropsError):
@@ -28,8 +24,6 @@ class LogMismatchError(DeropsError):
 
 class LogFullError(DeropsError):
     """The log is at its bound; nothing of the call is in it. The writer makes room."""
-
-    retryable = True
 
 
 class StoredRecord(NamedTuple):

@@ -52,8 +52,6 @@ history of its own asset."""
 class NotReadyError(DeropsError):
     """There is no complete desired state yet; to serve without one would revert a fleet."""
 
-    retryable = True
-
 
 class AgentOutlet(Protocol):
     """What the exchange needs of an agent's stream. No method waits."""

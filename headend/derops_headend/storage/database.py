@@ -49,8 +49,6 @@ _COPY = sql.SQL("copy telemetry ({}) from stdin (format binary)").format(
 class OffsetMovedError(DeropsError):
     """Another writer of the same log committed in between; nothing of this round is stored."""
 
-    retryable = True
-
 
 class _NoPartitionError(Exception):
     """A day has no partition, though it was made or seen."""

@@ -8,7 +8,13 @@ from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import DecodeError
 
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2, log_pb2
-from derops_headend.writing.refusals import MAX_CREATOR, MAX_NAME, MAX_TIME_US, RefusedError, clean
+from derops_headend.writing.refusals import (
+    MAX_CREATOR,
+    MAX_NAME,
+    MAX_TIME_US,
+    EntryRefusedError,
+    clean,
+)
 from derops_headend.writing.rows import (
     AssetKey,
     Batch,
@@ -33,16 +39,16 @@ def convert(sources: Sequence[LogSource]) -> Batch:
         try:
             add = _KINDS.get(kind)
             if add is None and kind != log_pb2.TELEMETRY:
-                raise RefusedError("UnknownKind", f"kind {kind}")
+                raise EntryRefusedError("UnknownKind", f"kind {kind}")
             _check_time(source.entry.received_us, "received_us")
             if source.entry.refused:
-                raise RefusedError("RefusedByGateway", clean(source.entry.refused))
+                raise EntryRefusedError("RefusedByGateway", clean(source.entry.refused))
             asset = _asset(batch, source.entry.asset)
             if add is None:
                 telemetry.append(check(index, asset, source.entry))
             else:
                 add(batch, index, asset)
-        except RefusedError as refused:
+        except EntryRefusedError as refused:
             batch.quarantined.append(_refused(index, refused))
         except DecodeError as error:
             batch.quarantined.append(
@@ -52,7 +58,7 @@ def convert(sources: Sequence[LogSource]) -> Batch:
     return batch
 
 
-def _refused(source: int, error: RefusedError) -> Quarantined:
+def _refused(source: int, error: EntryRefusedError) -> Quarantined:
     return Quarantined(source=source, reason=error.reason, detail=error.detail)
 
 
@@ -78,7 +84,7 @@ def _add_gap(batch: Batch, index: int, asset: int) -> None:
     gap = agent_pb2.Gap.FromString(entry.body)
     _check_time(gap.to_us, "to_us")
     if not 0 <= gap.from_us <= gap.to_us:
-        raise RefusedError("BadTime", f"from {gap.from_us} to {gap.to_us} us")
+        raise EntryRefusedError("BadTime", f"from {gap.from_us} to {gap.to_us} us")
     batch.gaps.append(
         GapRow(
             asset=asset,
@@ -187,7 +193,7 @@ def _event(
 ) -> EventRow:
     _check_time(step.at_us, "at_us")
     if not step.phase:
-        raise RefusedError("NoPhase", "a transition without a phase")
+        raise EntryRefusedError("NoPhase", "a transition without a phase")
     return EventRow(
         source=source,
         event_id=event_id(uid, actor, identity),
@@ -210,19 +216,21 @@ def _asset(batch: Batch, asset: dispatch_pb2.AssetId) -> int:
         return known
     key = AssetKey(*map(clean, key))
     if not key.namespace or not key.name or max(map(len, key)) > MAX_NAME:
-        raise RefusedError("NoAsset", f"asset {key.namespace[:MAX_NAME]}/{key.name[:MAX_NAME]}")
+        raise EntryRefusedError(
+            "NoAsset", f"asset {key.namespace[:MAX_NAME]}/{key.name[:MAX_NAME]}"
+        )
     return batch.assets.setdefault(key, len(batch.assets))
 
 
 def _dispatch_uid(uid: str) -> str:
     if not 0 < len(uid) <= MAX_NAME:
-        raise RefusedError("NoDispatch", f"a dispatch uid of {len(uid)} characters")
+        raise EntryRefusedError("NoDispatch", f"a dispatch uid of {len(uid)} characters")
     return clean(uid)
 
 
 def _check_time(instant_us: int, what: str) -> None:
     if not 0 < instant_us < MAX_TIME_US:
-        raise RefusedError("BadTime", f"{what} is {instant_us}")
+        raise EntryRefusedError("BadTime", f"{what} is {instant_us}")
 
 
 def _to_json(report: dispatch_pb2.DispatchReport) -> str:

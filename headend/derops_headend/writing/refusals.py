@@ -1,5 +1,7 @@
 """Why an entry of the log cannot become rows, and the bounds of what can."""
 
+from derops.errors import DeropsError
+
 MAX_TIME_US = 4_102_444_800_000_000
 """The year 2100: later times are a broken clock."""
 
@@ -18,7 +20,7 @@ MAX_UNNOTED_US = 5_000_000
 """How far ahead of ours a clock may be before its samples are flagged."""
 
 
-class RefusedError(Exception):
+class EntryRefusedError(DeropsError):
     """An entry that cannot become rows."""
 
     def __init__(self, reason: str, detail: str) -> None:

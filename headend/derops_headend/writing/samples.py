@@ -17,7 +17,7 @@ from derops_headend.writing.refusals import (
     MAX_NAME,
     MAX_TIME_US,
     MAX_UNNOTED_US,
-    RefusedError,
+    EntryRefusedError,
     clean,
 )
 from derops_headend.writing.rows import CLOCK_OFFSET, QUANTITIES, MeasurementRows, Samples
@@ -61,7 +61,7 @@ class Converted(NamedTuple):
     infinite: dict[int, dict[str, int]]
     """By source and quantity: how many values were infinite."""
 
-    refused: dict[int, RefusedError]
+    refused: dict[int, EntryRefusedError]
     """By source: batches whose times are impossible. They have no rows."""
 
 
@@ -70,19 +70,19 @@ class _Times(NamedTuple):
 
     ts_us: NDArray[np.int64]
     last_us: NDArray[np.int64]
-    refused: dict[int, RefusedError]
+    refused: dict[int, EntryRefusedError]
 
 
 def check(source: int, asset: int, entry: log_pb2.LogEntry) -> Checked:
     """Return a batch that fits together.
 
     Raises:
-        RefusedError: It does not.
+        EntryRefusedError: It does not.
         DecodeError: It is no batch.
     """
     try:
         return _check(source, asset, entry, entry.body)
-    except RefusedError:
+    except EntryRefusedError:
         # protobuf allows to send a packed field in pieces or unpacked. What our gateway serialises
         # is in one piece; what another program wrote becomes so.
         whole = agent_pb2.TelemetryBatch.FromString(entry.body).SerializeToString()
@@ -105,11 +105,11 @@ def _dt_us(message: log_pb2.StoredBatch) -> tuple[bytes, int]:
     """Return the times of the samples as varints, and how many there are."""
     pieces = message.dt_us
     if len(pieces) != 1:
-        raise RefusedError("NoSamples", "the batch has no times")
+        raise EntryRefusedError("NoSamples", "the batch has no times")
     (dt_us,) = pieces
     count = len(dt_us.translate(None, _CONTINUED))
     if not count or dt_us[-1] > 127:
-        raise RefusedError("NoSamples", "the batch has no times, or the last one has no end")
+        raise EntryRefusedError("NoSamples", "the batch has no times, or the last one has no end")
     return dt_us, count
 
 
@@ -123,13 +123,15 @@ def _columns(message: log_pb2.StoredBatch, count: int) -> tuple[dict[str, bytes]
         if len(values) != size:
             found = len(values) // _VALUE.itemsize
             name = standard or _name_of(column)
-            raise RefusedError("UnequalColumns", f"{found} values of {name} for {count} samples")
+            raise EntryRefusedError(
+                "UnequalColumns", f"{found} values of {name} for {count} samples"
+            )
         if standard:
             columns[standard] = values
         else:
             points[_name_of(column)] = values
     if len(columns.keys() | points.keys() if points else columns) != len(message.columns):
-        raise RefusedError("DuplicateColumn", "two columns have one name")
+        raise EntryRefusedError("DuplicateColumn", "two columns have one name")
     return columns, points
 
 
@@ -230,7 +232,7 @@ def _times(
         & (received_us - first_us <= MAX_LATE_US) & (last_us - received_us <= MAX_AHEAD_US)
     )  # fmt: skip
     refused = {
-        batches[at].source: RefusedError(
+        batches[at].source: EntryRefusedError(
             "BadTime",
             f"samples from {t0_us[at]} {least[at]:+} to {most[at]:+} us,"
             f" received at {received_us[at]} us",
@@ -261,7 +263,7 @@ def _name_of(column: log_pb2.StoredBatch.StoredColumn) -> str:
     # A quantity of a newer agent keeps its number until this program knows its name.
     name = clean(column.name) or (f"quantity_{column.quantity}" if column.quantity else "")
     if not 0 < len(name) <= MAX_NAME:
-        raise RefusedError("BadColumn", f"a name of {len(name)} characters")
+        raise EntryRefusedError("BadColumn", f"a name of {len(name)} characters")
     return name
 
 

@@ -45,8 +45,6 @@ _SELECTOR = ",".join(f"{key}={value}" for key, value in MANAGED_BY.items())
 class ChangedMeanwhileError(DeropsError):
     """The object is not as it was decided on; hear of it first, then decide again."""
 
-    retryable = True
-
 
 class GoneError(DeropsError):
     """The object does not exist any more."""

@@ -12,6 +12,7 @@ from functools import partial
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from derops.errors import DeropsError
 from derops_operator.resources.manifests import attempt
 
 MAX_AUTHORITIES = 5
@@ -23,7 +24,7 @@ MAX_BUNDLE_BYTES = 32 * 1024
 _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 
 
-class BadAuthorityError(ValueError):
+class BadAuthorityError(DeropsError):
     """What should be the certificate of an authority is none; the message says why."""
 
 

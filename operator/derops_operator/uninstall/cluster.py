@@ -50,10 +50,8 @@ Change = tuple[str, Manifest]
 """ADDED, MODIFIED or DELETED, and the object."""
 
 
-class ExpiredError(DeropsError):
+class ListExpiredError(DeropsError):
     """A list or watch is too old to go on with; begin anew."""
-
-    retryable = True
 
 
 class NeededRight(NamedTuple):
@@ -144,7 +142,7 @@ class Cluster(Kube):
         There are none where the cluster does not know the kind.
 
         Raises:
-            ExpiredError: It took too long.
+            ListExpiredError: It took too long.
         """
         following: str | None = None
         while True:
@@ -335,7 +333,7 @@ class Cluster(Kube):
                 for line in lines:
                     change = json.loads(line)
                     if change["type"] == "ERROR":
-                        raise ExpiredError(str(change["object"].get("message", "")))
+                        raise ListExpiredError(str(change["object"].get("message", "")))
                     yield change["type"], change["object"]
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
@@ -362,7 +360,7 @@ def _is_momentary(refused: ApiException) -> bool:
 
 def _refusal(error: Exception) -> Exception:
     expired = isinstance(error, ApiException) and error.status == _GONE
-    return ExpiredError(str(error)) if expired else error
+    return ListExpiredError(str(error)) if expired else error
 
 
 def explain(error: BaseException) -> str:

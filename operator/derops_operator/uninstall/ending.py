@@ -13,7 +13,7 @@ from derops_operator.cluster.client import ChangedMeanwhileError, GoneError, Man
 from derops_operator.reconciling.agent_authority import TRUST_CERTIFICATE
 from derops_operator.resources.facts import Kind
 from derops_operator.trust.distribution import SERVER_CA
-from derops_operator.uninstall.cluster import TRANSIENT, Cluster, ExpiredError, explain
+from derops_operator.uninstall.cluster import TRANSIENT, Cluster, ListExpiredError, explain
 from derops_operator.uninstall.orders import (
     Obstacle,
     PendingDispatch,
@@ -61,7 +61,7 @@ class Ending:
                     manifests, version = page
                     for manifest in manifests:
                         seen.add(self._take(manifest, stopped=stopped))
-            except ExpiredError:
+            except ListExpiredError:
                 continue
             for uid in self.open.keys() - seen:
                 self._lose(self.open[uid])
@@ -86,7 +86,7 @@ class Ending:
                         self._start_cancelling(tasks)
                         if not self.open:
                             return
-                except (ExpiredError, *TRANSIENT):
+                except (ListExpiredError, *TRANSIENT):
                     await asyncio.sleep(_PAUSE_SECONDS)
 
     def _hear(self, kind: str, manifest: Manifest) -> None:
@@ -153,7 +153,7 @@ async def release_all(cluster: Cluster) -> dict[str, str]:
                         for manifest in manifests:
                             tasks.create_task(release(kind, manifest))
                 complete = True
-            except ExpiredError:
+            except ListExpiredError:
                 continue
     return failed
 

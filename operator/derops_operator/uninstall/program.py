@@ -22,7 +22,7 @@ from derops_operator.uninstall.cluster import (
     NEEDS,
     TRANSIENT,
     Cluster,
-    ExpiredError,
+    ListExpiredError,
     Workload,
     explain,
 )
@@ -213,7 +213,7 @@ class Uninstallation:
                         name = f"{metadata['namespace']}/{metadata['name']}"
                         found[name] = is_connected(asset)
                 return found
-            except ExpiredError:
+            except ListExpiredError:
                 continue
 
     async def _tell_on(self, order: PendingDispatch) -> None:
@@ -279,7 +279,7 @@ class Uninstallation:
                     left.pop(pod["metadata"]["uid"], None)
                 if not left:
                     return True
-        except (ExpiredError, *TRANSIENT):
+        except (ListExpiredError, *TRANSIENT):
             await asyncio.sleep(1.0)
         return False
 
