@@ -8,6 +8,8 @@ from typing import Generic, TypeVar
 
 import structlog
 
+from derops.backoff import back_off_seconds
+
 _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.05, 2.0
 
 Item = TypeVar("Item")
@@ -105,7 +107,7 @@ class GroupCommit(Generic[Item]):
         return group
 
     async def _write_group(self, group: list[tuple[Item, Settle]]) -> None:
-        items, pause_seconds, failed = [item for item, _ in group], _FIRST_PAUSE_SECONDS, False
+        items, failures = [item for item, _ in group], 0
         while True:
             begun = perf_counter()
             try:
@@ -113,16 +115,15 @@ class GroupCommit(Generic[Item]):
                 break
             except Exception as error:
                 why = f"{type(error).__name__}: {error}"
-                if not failed:
+                if not failures:
                     self._log.error("commit.failed", items=len(group), why=why)
-                failed = True
                 self._on_failure(why)
                 if self._closing.is_set():
                     _settle(group, error)
                     return
-            await self._pause(pause_seconds)
-            pause_seconds = min(2 * pause_seconds, _LAST_PAUSE_SECONDS)
-        if failed:
+            await self._pause(back_off_seconds(failures, _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS))
+            failures += 1
+        if failures:
             self._log.info("commit.recovered", items=len(group))
             self._on_failure("")
         self._observe(perf_counter() - begun)

@@ -4,7 +4,6 @@ What is in the database and how far it has come are one transaction, so a writer
 never hears whether its commit counted, goes on where the database says it is.
 """
 
-import random
 import sqlite3
 import threading
 import time
@@ -15,6 +14,7 @@ from typing import Protocol
 import psycopg
 import structlog
 
+from derops.backoff import back_off_seconds, spread_seconds
 from derops.errors import LogDamagedError
 from derops.observability import Readiness
 from derops_headend.eventlog.ports import (
@@ -115,7 +115,7 @@ class Writer:
         readiness.expecting(self._database_part, "asked once the event log is there")
         self._open_log, self._connect = open_log, connect
         self._readiness, self._stopping, self._now_us = readiness, stopping, now_us
-        self._pause_seconds = _FIRST_PAUSE_SECONDS
+        self._failures = 0
         self._trimmed_at = 0.0
         self._shard = str(shard)
         self._log = structlog.get_logger("writer").bind(shard=shard)
@@ -133,8 +133,9 @@ class Writer:
             except _MissingError as missing:
                 self._readiness.waiting(missing.part, str(missing))
                 self._log.debug("writer.failed", part=missing.part, why=str(missing))
-                self._stopping.wait(self._pause_seconds * random.uniform(0.5, 1))
-                self._pause_seconds = min(2 * self._pause_seconds, _LAST_PAUSE_SECONDS)
+                pause = back_off_seconds(self._failures, _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS)
+                self._failures += 1
+                self._stopping.wait(spread_seconds(pause))
 
     def _attempt(self) -> None:
         try:
@@ -181,7 +182,7 @@ class Writer:
             elif time.monotonic() - checked_at >= CHECK_SECONDS:
                 database.check()
                 checked_at = time.monotonic()
-            self._pause_seconds = _FIRST_PAUSE_SECONDS
+            self._failures = 0
             self._trim(log, after)
             if time.monotonic() - maintained_at >= MAINTAIN_SECONDS:
                 database.maintain()

@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from derops.backoff import back_off_seconds
 from derops.observability import Readiness
 from derops.schedules import SECOND_US
 from derops.wire.v1 import control_pb2
@@ -298,7 +299,7 @@ class Controller:
         for failures in itertools.count():
             if await self._list_all():
                 return
-            await asyncio.sleep(min(30.0, 0.5 * 2 ** min(failures, 6)))
+            await asyncio.sleep(back_off_seconds(failures, 0.5, 30.0))
 
     async def _list_all(self) -> bool:
         try:

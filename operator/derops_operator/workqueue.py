@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from derops.backoff import back_off_seconds
+
 Key = TypeVar("Key")
 _STALE_ENTRIES = 1000
 
@@ -75,7 +77,7 @@ class WorkQueue(Generic[Key]):
         """Queue ``key`` again after a back-off that doubles with each failure; return it."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
-        ceiling = min(self._limit_seconds, self._base_seconds * 2.0 ** min(failures, 30))
+        ceiling = back_off_seconds(failures, self._base_seconds, self._limit_seconds)
         seconds = ceiling * (0.5 + self._jitter() / 2)
         self.add_after(key, seconds)
         return seconds

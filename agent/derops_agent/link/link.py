@@ -9,6 +9,7 @@ from pathlib import Path
 import grpc.aio
 import structlog
 
+from derops.backoff import back_off_seconds, spread_seconds
 from derops.ids import AssetName
 from derops.observability import Readiness
 from derops.pem import IdentityFiles
@@ -237,9 +238,9 @@ class Link:
         metrics.count_end(ended.reason)
         await self._learn(ended)
         self._gateway += 1
-        most = min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(self._failures, 10))
+        most = back_off_seconds(self._failures, FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS)
         self._failures += 1
-        delay = random.uniform(0, most)
+        delay = spread_seconds(most, least_share=0)
         self._log.info(
             "stream.ended",
             reason=ended.reason,

@@ -5,7 +5,6 @@ Adapter only: what replicas say goes into the fleet, and the keys it concerns in
 
 import asyncio
 import logging
-import random
 import socket
 import time
 from collections import deque
@@ -16,6 +15,7 @@ from typing import Any
 import grpc
 import structlog
 
+from derops.backoff import back_off_seconds, spread_seconds
 from derops.lifecycle import Phase
 from derops.observability import Readiness
 from derops.pem import IdentityFiles
@@ -184,8 +184,7 @@ class Headend:
                 self._hear_refusal(address, error)
             held = time.monotonic() - started
             failures = 0 if held > 10 else failures + 1
-            low, high = _BACKOFF_SECONDS
-            seconds = min(high, low * 1.6**failures) * random.uniform(0.5, 1.0)
+            seconds = spread_seconds(back_off_seconds(failures, *_BACKOFF_SECONDS))
             is_new = self._note_failure(address, why)
             _log.log(
                 logging.WARNING if is_new else logging.DEBUG,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import aiohttp
 from kubernetes.aio.client.exceptions import ApiException
 
+from derops.backoff import back_off_seconds
 from derops.errors import DeropsError
 from derops_operator.cluster.client import (
     CHUNK,
@@ -33,7 +34,7 @@ TRANSIENT = (aiohttp.ClientError, TimeoutError, OSError)
 
 _FIELD_MANAGER = "derops-uninstall"
 _ATTEMPTS = 6
-_FIRST_PAUSE_SECONDS = 0.25
+_FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.25, 30.0
 _WATCH_SECONDS = 240
 _GONE = 410
 _INVALID = 422
@@ -349,7 +350,9 @@ class Cluster(Kube):
                     raise _refusal(refused) from None
                 if attempt == _ATTEMPTS - 1:
                     raise
-            await asyncio.sleep(_FIRST_PAUSE_SECONDS * 2**attempt)
+            await asyncio.sleep(
+                back_off_seconds(attempt, _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS)
+            )
         raise AssertionError
 
 

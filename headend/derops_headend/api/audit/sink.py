@@ -1,6 +1,5 @@
 """Moves records from the replica's file into the database, in their order, and outlives both."""
 
-import random
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -9,6 +8,7 @@ import psycopg
 import structlog
 from psycopg import errors
 
+from derops.backoff import back_off_seconds, spread_seconds
 from derops.observability import Readiness
 from derops_headend.api.audit import metrics
 from derops_headend.api.audit.file import AuditFile
@@ -62,7 +62,7 @@ class Sink:
         self._on_stored = on_stored
         self._wake, self._stopping = threading.Event(), threading.Event()
         self._place = file.begin()
-        self._pause_seconds = _FIRST_PAUSE_SECONDS
+        self._failures = 0
         self._log = structlog.get_logger("audit")
         self.connected = False
         self.head: Head | None = None
@@ -103,8 +103,9 @@ class Sink:
                 self.connected = False
                 metrics.DATABASE_FAILURES.inc()
                 self._readiness.degraded(PART, f"takes no records: {explain(error)}")
-                self._stopping.wait(self._pause_seconds * random.uniform(0.5, 1))
-                self._pause_seconds = min(2 * self._pause_seconds, _LAST_PAUSE_SECONDS)
+                pause = back_off_seconds(self._failures, _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS)
+                self._failures += 1
+                self._stopping.wait(spread_seconds(pause))
 
     def _move(self, connection: psycopg.Connection) -> None:
         is_idle = True
@@ -125,7 +126,7 @@ class Sink:
                 is_idle = not self._wake.wait(_CHECK_SECONDS)
 
     def _tell(self, records: Sequence[ChainedRecord]) -> None:
-        self.connected, self._pause_seconds = True, _FIRST_PAUSE_SECONDS
+        self.connected, self._failures = True, 0
         self._readiness.found(PART)
         if records:
             last = records[-1]
