@@ -15,6 +15,7 @@ import structlog
 
 from derops.errors import DeropsError
 from derops.ids import AssetName
+from derops.wire.streams import EOF
 from derops.wire.v1 import agent_pb2, agent_pb2_grpc, dispatch_pb2
 from derops_agent import metrics
 from derops_agent.asset.controller import (
@@ -32,7 +33,6 @@ from derops_agent.telemetry.outbox import Outbox
 
 WELCOME_SECONDS = 10.0
 SILENT_HEARTBEATS = 3
-_END: Any = vars(grpc.aio)["EOF"]  # the stubs do not know it
 _BYE_SECONDS = 1.0  # for the gateway to end its half
 _READ_BATCHES = 64
 MAX_SNAPSHOT_BYTES = 32 * 1024**2
@@ -175,7 +175,7 @@ class Stream:
     async def _read(self, call: Any) -> None:
         while True:
             message = await call.read()
-            if message is _END:
+            if message is EOF:
                 raise await self._refusal(call)
             if self._closing:
                 continue

@@ -17,13 +17,14 @@ from google.protobuf.message import DecodeError
 from derops.errors import IdentityRefusedError
 from derops.ids import AssetName
 from derops.schedules import SECOND_US
+from derops.wire.streams import EOF
 from derops.wire.v1 import agent_pb2, agent_pb2_grpc
 from derops_headend.access.certificates import AgentCertificate, authenticate_agent
 from derops_headend.fleet.sessions import MAX_EPOCH, CloneSuspectedError, OutOfOrderError
 from derops_headend.fleet.telemetry import MAX_SEQUENCE
 from derops_headend.gateway import metrics
 from derops_headend.gateway.agent_stream import AgentStream
-from derops_headend.gateway.calls import EOF, Context, peer_certificate
+from derops_headend.gateway.calls import Context, peer_certificate
 from derops_headend.gateway.exchange import Exchange, NotReadyError
 
 HELLO_SECONDS = 10.0

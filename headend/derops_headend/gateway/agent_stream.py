@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from derops.devices import bounded
 from derops.schedules import SECOND_US
+from derops.wire.streams import EOF
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2, log_pb2
 from derops_headend.access.certificates import AgentCertificate
 from derops_headend.fleet.reports import (
@@ -35,7 +36,7 @@ from derops_headend.fleet.telemetry import (
     check_gap,
 )
 from derops_headend.gateway import metrics
-from derops_headend.gateway.calls import EOF, Context
+from derops_headend.gateway.calls import Context
 from derops_headend.gateway.exchange import Exchange, without_identity
 
 MAX_REFUSED_REPORTS = 64

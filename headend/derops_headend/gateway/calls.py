@@ -7,7 +7,6 @@ import grpc
 from derops.errors import IdentityRefusedError
 
 Context = grpc.aio.ServicerContext[Any, Any]
-EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # the stubs do not know it
 
 
 def peer_certificate(context: Context) -> bytes:

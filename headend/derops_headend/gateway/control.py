@@ -9,11 +9,12 @@ import structlog
 
 from derops.errors import IdentityRefusedError
 from derops.schedules import SECOND_US
+from derops.wire.streams import EOF
 from derops.wire.v1 import control_pb2, control_pb2_grpc
 from derops_headend.access.certificates import OperatorCertificate, authenticate_operator
 from derops_headend.fleet.desired import DELTA_KINDS, BadSyncError, SnapshotBuilder
 from derops_headend.gateway import metrics
-from derops_headend.gateway.calls import EOF, Context, peer_certificate
+from derops_headend.gateway.calls import Context, peer_certificate
 from derops_headend.gateway.exchange import Exchange
 from derops_headend.gateway.operator_identity import OperatorIdentity
 from derops_headend.gateway.operator_queue import MAX_WAITING_BYTES, OperatorQueue

@@ -20,6 +20,7 @@ from derops.lifecycle import Phase
 from derops.observability import Readiness
 from derops.pem import IdentityFiles
 from derops.rates import Rates
+from derops.wire.streams import EOF
 from derops.wire.v1 import control_pb2, control_pb2_grpc
 from derops_operator import metrics
 from derops_operator.gateways.desired import BACKLOG_BYTES, Desired, Subscription
@@ -59,8 +60,6 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
     ("grpc.enable_retries", 0),
 )
-
-_EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # the stubs do not know it
 
 _PARTS = {
     "OperatorClockAhead": "operator clock",
@@ -445,12 +444,12 @@ class _Link:
     async def _read(self) -> None:
         async with asyncio.timeout(HELLO_SECONDS):
             first = await self._call.read()
-        if first is _EOF:
+        if first is EOF:
             raise ValueError(f"{await self._call.code()}: {await self._call.details()}")
         if first.WhichOneof("kind") != "hello":
             raise ValueError("the replica did not say hello first")
         self._welcome(first.hello)
-        while (message := await self._call.read()) is not _EOF:
+        while (message := await self._call.read()) is not EOF:
             self._take(message)
         code = await self._call.code()
         if code is not grpc.StatusCode.OK:
