@@ -38,17 +38,12 @@ from derops_operator.reconciling.dispatches import (
     reconcile_dispatch,
 )
 from derops_operator.reconciling.identity import certificate_name
-from derops_operator.resources.facts import (
-    Asset,
-    Dispatch,
-    Fact,
-    Kind,
-    Meta,
-    ObjectKey,
-    Request,
-    Unreadable,
-)
+from derops_operator.resources.assets import Asset
+from derops_operator.resources.certificates import Request
+from derops_operator.resources.dispatches import Dispatch
+from derops_operator.resources.facts import Fact
 from derops_operator.resources.manifests import attempt, describe, identify, read_fact
+from derops_operator.resources.objects import Kind, Meta, ObjectKey, Unreadable
 from derops_operator.settings import OperatorSettings
 from derops_operator.trust.creators import TRANSIENT, Creators
 from derops_operator.trust.distribution import Distributor

@@ -12,8 +12,8 @@ from derops.schedules import SECOND_US
 from derops_headend.api.assets import AssetView, read_asset, view_of
 from derops_headend.api.dry_run import Charge, Judgement, KnownFacts, Result, facts_of, judge
 from derops_operator.reconciling.dispatches import reconcile_dispatch
-from derops_operator.resources.facts import read_asset as read_asset_fact
-from derops_operator.resources.facts import read_dispatch
+from derops_operator.resources.assets import read_asset as read_asset_fact
+from derops_operator.resources.dispatches import read_dispatch
 
 NOW = datetime.fromtimestamp(T0 / SECOND_US, UTC)
 TYPES = ["Battery", "Solar", "EVCharger", "Generator", "Load"]

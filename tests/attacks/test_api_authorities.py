@@ -26,7 +26,7 @@ from derops_headend.api.kube import Kube
 from derops_headend.api.problems import ProblemError, Slug
 from derops_headend.api.reviews import ACCESS_REVIEWS, TOKEN_REVIEWS, Reviews
 from derops_headend.api.rights import ReviewedRights
-from derops_operator.resources.facts import CREATOR_LIMIT
+from derops_operator.resources.dispatches import CREATOR_LIMIT
 
 ANNA = Caller(kind=CallerKind.KUBERNETES, name="anna", groups=("traders",))
 

@@ -32,8 +32,9 @@ from tests.waiting import until
 from derops.observability import Readiness
 from derops.schedules import SECOND_US
 from derops_operator.cluster.client import Kube
-from derops_operator.resources.facts import CREATOR_LIMIT, Dispatch, Kind
+from derops_operator.resources.dispatches import CREATOR_LIMIT, Dispatch
 from derops_operator.resources.manifests import read_fact
+from derops_operator.resources.objects import Kind
 from derops_operator.trust.creators import Creators
 
 POINTER = f"/metadata/annotations/{ANNOTATION.replace('/', '~1')}"

@@ -23,8 +23,8 @@ from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_headend.storage.database import WriterDatabase
 from derops_operator.controller import Controller
-from derops_operator.resources.facts import FINALIZER, Kind
 from derops_operator.resources.instants import format_second
+from derops_operator.resources.objects import FINALIZER, Kind
 from derops_operator.settings import OperatorSettings
 
 VICTIM, THIEF = ("pilot", "battery"), ("other", "thief")

@@ -15,7 +15,7 @@ from derops.schedules import SECOND_US
 from derops.transitions import TRANSITIONS, Actor, may_say
 from derops.wire.v1 import dispatch_pb2
 from derops_agent.ports import Setpoints
-from derops_operator.resources.facts import Dispatch
+from derops_operator.resources.dispatches import Dispatch
 
 SAVED_EVERY_SECONDS = 10.0
 """How old the agent's last word to its disk may be: what came after is not claimed."""

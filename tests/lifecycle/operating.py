@@ -23,8 +23,10 @@ from derops_operator.reconciling.actions import (
 )
 from derops_operator.reconciling.credibility import Strange, distrust
 from derops_operator.reconciling.dispatches import reconcile_dispatch
-from derops_operator.resources.facts import FINALIZER, Asset, Dispatch, read_asset, read_dispatch
+from derops_operator.resources.assets import Asset, read_asset
+from derops_operator.resources.dispatches import Dispatch, read_dispatch
 from derops_operator.resources.instants import format_second
+from derops_operator.resources.objects import FINALIZER
 
 SERIAL = "5e1a1"
 KEY = "0" * 64

@@ -13,9 +13,10 @@ from cryptography.x509.oid import NameOID
 from tests.operator.making import asset, at, metadata
 
 from derops_operator.reconciling.identity import wanted_certificate
-from derops_operator.resources.facts import Certificate, Kind, Request, read_certificate
+from derops_operator.resources.certificates import Certificate, Request, read_certificate
 from derops_operator.resources.instants import format_second
 from derops_operator.resources.manifests import read_fact
+from derops_operator.resources.objects import Kind
 
 CERT_MANAGER = "system:serviceaccount:cert-manager:cert-manager"
 URI = "spiffe://derops.test/ns/pilot/derasset/battery"

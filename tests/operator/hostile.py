@@ -15,7 +15,7 @@ from derops.observability import Readiness
 from derops_operator.cluster.client import ChangedMeanwhileError, GoneError, Kube, Manifest
 from derops_operator.cluster.status_writer import merge_patch
 from derops_operator.controller import Controller
-from derops_operator.resources.facts import FINALIZER, Kind, Meta, ObjectKey
+from derops_operator.resources.objects import FINALIZER, Kind, Meta, ObjectKey
 from derops_operator.settings import OperatorSettings
 
 __all__ = ["HostileKube", "merge_patch", "operator"]

@@ -10,8 +10,10 @@ from derops.wire.v1 import dispatch_pb2
 from derops_operator.gateways.replicas import Holding, ReportedDispatch
 from derops_operator.reconciling.actions import RemoveFinalizer, Submit
 from derops_operator.reconciling.dispatches import DispatchDecision, reconcile_dispatch
-from derops_operator.resources.facts import FINALIZER, Asset, Dispatch, read_asset, read_dispatch
+from derops_operator.resources.assets import Asset, read_asset
+from derops_operator.resources.dispatches import Dispatch, read_dispatch
 from derops_operator.resources.instants import format_second
+from derops_operator.resources.objects import FINALIZER
 
 T0 = 1_800_000_000 * SECOND_US
 """Creation of everything; starts are T0 too unless said otherwise."""

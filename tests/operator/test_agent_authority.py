@@ -19,7 +19,7 @@ from derops_operator.reconciling.agent_authority import (
     to_approve,
     wanted_trust_certificate,
 )
-from derops_operator.resources.facts import Request
+from derops_operator.resources.certificates import Request
 from derops_operator.resources.instants import format_second
 
 ISSUER = "derops-agent"

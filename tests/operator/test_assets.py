@@ -37,7 +37,9 @@ from derops_operator.reconciling.identity import (
     early_issuance,
     wanted_certificate,
 )
-from derops_operator.resources.facts import Asset, Certificate, Dispatch, Request
+from derops_operator.resources.assets import Asset
+from derops_operator.resources.certificates import Certificate, Request
+from derops_operator.resources.dispatches import Dispatch
 from derops_operator.resources.instants import format_instant
 
 REALM = Realm(trust_domain="derops.test", issuer="derops-agent", requester=CERT_MANAGER)

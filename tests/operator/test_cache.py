@@ -6,7 +6,8 @@ from tests.operator.certifying import certificate, request
 from tests.operator.making import asset, at, dispatch
 
 from derops_operator.cluster.cache import Cache
-from derops_operator.resources.facts import Fact, Kind, ObjectKey, Unreadable
+from derops_operator.resources.facts import Fact
+from derops_operator.resources.objects import Kind, ObjectKey, Unreadable
 
 PEAK = ObjectKey(Kind.DISPATCH, "pilot", "peak")
 

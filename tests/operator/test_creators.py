@@ -15,9 +15,10 @@ from tests.waiting import until
 from derops.observability import Readiness
 from derops_operator.cluster.client import GoneError, Manifest
 from derops_operator.reconciling.dispatches import reconcile_dispatch
-from derops_operator.resources.facts import CREATOR_ANNOTATION, CREATOR_LIMIT, Dispatch, Kind
+from derops_operator.resources.dispatches import CREATOR_ANNOTATION, CREATOR_LIMIT, Dispatch
 from derops_operator.resources.instants import format_second
 from derops_operator.resources.manifests import read_fact
+from derops_operator.resources.objects import Kind
 from derops_operator.trust.creators import SETTLING_US, Creators, since_us, why_unguarded
 
 GUARDED_US = at(-100)

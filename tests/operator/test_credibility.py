@@ -8,7 +8,7 @@ from tests.operator.making import acked, asset, at, dispatch
 
 from derops.wire.v1 import control_pb2
 from derops_operator.reconciling.credibility import distrust
-from derops_operator.resources.facts import Asset
+from derops_operator.resources.assets import Asset
 
 ANEW = replace(asset(), meta=replace(asset().meta, uid="uid-anew", created_us=at(50)))
 

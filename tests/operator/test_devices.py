@@ -22,7 +22,7 @@ from derops_operator.gateways.replicas import (
     SessionView,
 )
 from derops_operator.reconciling.devices import DEVICE_CONDITIONS
-from derops_operator.resources.facts import Asset
+from derops_operator.resources.assets import Asset
 from derops_operator.resources.instants import format_second
 
 UID = "uid-battery"

@@ -25,7 +25,8 @@ from derops_operator.reconciling.actions import (
 )
 from derops_operator.reconciling.conditions import find
 from derops_operator.reconciling.dispatches import reconcile_dispatch
-from derops_operator.resources.facts import Asset, Dispatch
+from derops_operator.resources.assets import Asset
+from derops_operator.resources.dispatches import Dispatch
 
 
 def decide(

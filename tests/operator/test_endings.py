@@ -27,7 +27,7 @@ from derops_operator.reconciling.actions import (
     Submit,
 )
 from derops_operator.reconciling.conditions import find
-from derops_operator.resources.facts import Asset
+from derops_operator.resources.assets import Asset
 from derops_operator.resources.instants import format_second
 
 # Proofs

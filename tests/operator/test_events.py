@@ -9,7 +9,7 @@ from tests.operator.test_assets import after, decide
 
 from derops_operator.cluster.client import Kube
 from derops_operator.cluster.events import EventWriter
-from derops_operator.resources.facts import Asset
+from derops_operator.resources.assets import Asset
 from derops_operator.resources.instants import format_second
 
 

@@ -11,7 +11,7 @@ from tests.operator.making import asset
 from derops_operator.cluster.cache import Cache
 from derops_operator.cluster.executor import Executor
 from derops_operator.reconciling.actions import Approve, Deny
-from derops_operator.resources.facts import Kind, ObjectKey
+from derops_operator.resources.objects import Kind, ObjectKey
 
 KEY = ObjectKey(Kind.ASSET, "pilot", "battery")
 

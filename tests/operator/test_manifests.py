@@ -6,8 +6,9 @@ from typing import Any
 
 from tests.operator.making import metadata
 
-from derops_operator.resources.facts import Asset, Kind
+from derops_operator.resources.assets import Asset
 from derops_operator.resources.manifests import read_fact
+from derops_operator.resources.objects import Kind
 
 CONDITION = {"type": "Ready", "status": "True", "reason": "Stored", "observedGeneration": 1}
 

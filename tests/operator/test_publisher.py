@@ -14,7 +14,7 @@ from derops_operator.cluster.events import EventWriter
 from derops_operator.cluster.publisher import Publisher
 from derops_operator.cluster.status_writer import StatusWriter
 from derops_operator.reconciling.dispatches import reconcile_dispatch
-from derops_operator.resources.facts import Kind, Meta, ObjectKey
+from derops_operator.resources.objects import Kind, Meta, ObjectKey
 
 
 class SlowKube:

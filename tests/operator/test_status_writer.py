@@ -16,7 +16,8 @@ from derops_operator.cluster.status_writer import (
     is_worth_writing,
     merge_patch,
 )
-from derops_operator.resources.facts import Dispatch, Kind, Meta, ObjectKey
+from derops_operator.resources.dispatches import Dispatch
+from derops_operator.resources.objects import Kind, Meta, ObjectKey
 
 TREES = st.recursive(
     st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2),

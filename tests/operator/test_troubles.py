@@ -24,9 +24,10 @@ from derops.wire.v1 import control_pb2
 from derops_operator.cluster.resync import Resync
 from derops_operator.controller import Controller
 from derops_operator.reconciling.identity import wanted_certificate
-from derops_operator.resources.facts import FINALIZER, Kind, Request, Unreadable
+from derops_operator.resources.certificates import Request
 from derops_operator.resources.instants import format_second
 from derops_operator.resources.manifests import attempt, identify, read_fact
+from derops_operator.resources.objects import FINALIZER, Kind, Unreadable
 
 Manifest = dict[str, Any]
 ACTIVE = {"phase": "Active", "reason": "Applied", "message": "", "observedGeneration": 1}

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from derops.schedules import SECOND_US
-from derops_operator.resources.facts import FINALIZER
 from derops_operator.resources.instants import format_second, parse_instant
+from derops_operator.resources.objects import FINALIZER
 from derops_operator.uninstall.orders import (
     Obstacle,
     describe,

@@ -7,17 +7,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from derops_operator.resources.facts import (
-    Asset,
-    Certificate,
-    Dispatch,
-    Fact,
-    Kind,
-    Meta,
-    ObjectKey,
-    Request,
-    Unreadable,
-)
+from derops_operator.resources.assets import Asset
+from derops_operator.resources.certificates import Certificate, Request
+from derops_operator.resources.dispatches import Dispatch
+from derops_operator.resources.facts import Fact
+from derops_operator.resources.objects import Kind, Meta, ObjectKey, Unreadable
 
 
 class Cache:

@@ -11,7 +11,7 @@ from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 
 from derops.errors import DeropsError, SettingError
-from derops_operator.resources.facts import FINALIZER, MANAGED_BY, Kind, Meta
+from derops_operator.resources.objects import FINALIZER, MANAGED_BY, Kind, Meta
 
 FIELD_MANAGER = "derops-operator"
 """Owner of the fields that the operator applies."""

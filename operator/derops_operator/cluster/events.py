@@ -19,8 +19,8 @@ from derops_operator.cluster.status_writer import TokenBucket
 from derops_operator.reconciling.actions import REVERT_UNKNOWN
 from derops_operator.reconciling.conditions import find
 from derops_operator.reconciling.devices import DEVICE_CONDITIONS, last_known
-from derops_operator.resources.facts import Kind, Meta
 from derops_operator.resources.instants import format_micro
+from derops_operator.resources.objects import Kind, Meta
 
 QUEUE_LIMIT = 1000
 _NOTE_LIMIT = 1000

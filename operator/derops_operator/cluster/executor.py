@@ -24,8 +24,10 @@ from derops_operator.reconciling.actions import (
     Settle,
     Warn,
 )
-from derops_operator.resources.facts import Asset, Certificate, Kind, Meta, ObjectKey, Request
+from derops_operator.resources.assets import Asset
+from derops_operator.resources.certificates import Certificate, Request
 from derops_operator.resources.instants import format_second
+from derops_operator.resources.objects import Kind, Meta, ObjectKey
 
 _log = structlog.get_logger("acting")
 

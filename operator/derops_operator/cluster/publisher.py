@@ -17,7 +17,9 @@ from derops_operator.cluster.events import EventWriter
 from derops_operator.cluster.status_writer import COALESCE_SECONDS, StatusWriter, is_worth_writing
 from derops_operator.gateways import wire
 from derops_operator.reconciling.identity import early_issuance
-from derops_operator.resources.facts import Asset, Dispatch, Kind, ObjectKey
+from derops_operator.resources.assets import Asset
+from derops_operator.resources.dispatches import Dispatch
+from derops_operator.resources.objects import Kind, ObjectKey
 from derops_operator.workqueue import WorkQueue
 
 _log = structlog.get_logger("publishing")

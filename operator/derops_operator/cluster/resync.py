@@ -13,8 +13,8 @@ from kubernetes.aio.client.exceptions import ApiException
 from derops_operator import metrics
 from derops_operator.cluster.cache import Cache
 from derops_operator.cluster.client import GoneError, Kube
-from derops_operator.resources.facts import Kind, ObjectKey
 from derops_operator.resources.manifests import identify
+from derops_operator.resources.objects import Kind, ObjectKey
 
 _log = structlog.get_logger("resync")
 

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 from derops.lifecycle import Phase
 from derops_operator import metrics
 from derops_operator.cluster.client import ChangedMeanwhileError, GoneError, Kube, Manifest
-from derops_operator.resources.facts import Asset, Dispatch, Kind, ObjectKey
+from derops_operator.resources.assets import Asset
+from derops_operator.resources.dispatches import Dispatch
+from derops_operator.resources.objects import Kind, ObjectKey
 
 COALESCE_SECONDS = 0.08
 """How long a status that is not an end waits for the next transition."""

@@ -8,7 +8,7 @@ import structlog
 from derops.observability import Readiness
 from derops_operator import metrics
 from derops_operator.cluster.events import EventWriter
-from derops_operator.resources.facts import Kind, Meta, ObjectKey
+from derops_operator.resources.objects import Kind, Meta, ObjectKey
 
 _NAMED = 5
 

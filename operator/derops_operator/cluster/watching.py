@@ -7,8 +7,8 @@ from typing import Any
 import kopf
 
 from derops_operator.cluster.client import CHUNK
-from derops_operator.resources.facts import MANAGED_BY, Kind, ObjectKey
 from derops_operator.resources.manifests import identify
+from derops_operator.resources.objects import MANAGED_BY, Kind, ObjectKey
 
 Take = Callable[[Kind, Mapping[str, Any]], None]
 Drop = Callable[[ObjectKey, str | None], None]

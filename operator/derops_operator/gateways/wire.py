@@ -6,7 +6,8 @@ from typing import Any
 from derops.lifecycle import Phase
 from derops.wire.v1 import control_pb2, dispatch_pb2
 from derops_operator.reconciling.actions import Submit
-from derops_operator.resources.facts import Asset, Dispatch
+from derops_operator.resources.assets import Asset
+from derops_operator.resources.dispatches import Dispatch
 from derops_operator.resources.instants import parse_instant
 
 _OPTIONAL = (

@@ -6,7 +6,8 @@ from derops.admission import Target, refuse_order, refuse_target
 from derops.checks import Refusal
 from derops.lifecycle import Phase, Reason
 from derops.schedules import SECOND_US
-from derops_operator.resources.facts import Asset, Dispatch
+from derops_operator.resources.assets import Asset
+from derops_operator.resources.dispatches import Dispatch
 from derops_operator.resources.instants import format_second
 
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from derops_operator.reconciling.identity import find_flaws
-from derops_operator.resources.facts import MANAGED_BY, Certificate, Request
+from derops_operator.resources.certificates import Certificate, Request
 from derops_operator.resources.instants import parse_instant
+from derops_operator.resources.objects import MANAGED_BY
 
 TRUST_CERTIFICATE = "derops-agent-trust"
 """Certificate, Secret and only name in it."""

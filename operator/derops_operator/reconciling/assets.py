@@ -28,7 +28,9 @@ from derops_operator.reconciling.actions import (
 )
 from derops_operator.reconciling.conditions import WantedCondition, find, fold, status_of, truth
 from derops_operator.reconciling.devices import device_conditions
-from derops_operator.resources.facts import Asset, Certificate, Dispatch, Request
+from derops_operator.resources.assets import Asset
+from derops_operator.resources.certificates import Certificate, Request
+from derops_operator.resources.dispatches import Dispatch
 from derops_operator.resources.instants import format_instant, format_second, parse_instant
 
 RELEASE_GRACE_US = 60 * SECOND_US

@@ -4,7 +4,8 @@ from collections.abc import Collection
 from enum import StrEnum
 
 from derops.wire.v1 import control_pb2
-from derops_operator.resources.facts import Asset, Dispatch
+from derops_operator.resources.assets import Asset
+from derops_operator.resources.dispatches import Dispatch
 
 
 class Strange(StrEnum):

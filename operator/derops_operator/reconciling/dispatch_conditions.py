@@ -6,7 +6,7 @@ from derops.lifecycle import Phase, Reason
 from derops.modes import Evidence
 from derops.wire.v1 import dispatch_pb2
 from derops_operator.reconciling.conditions import WantedCondition, status_of, truth
-from derops_operator.resources.facts import Dispatch
+from derops_operator.resources.dispatches import Dispatch
 
 _UNKNOWN = frozenset({Reason.OUTCOME_UNKNOWN, Reason.LEDGER_LOST})
 _STALLED = frozenset({Phase.FAILED, Phase.REJECTED, Phase.EXPIRED})

@@ -10,7 +10,7 @@ from derops.lifecycle import MESSAGE_LIMIT, Phase
 from derops.modes import Evidence
 from derops.wire.v1 import dispatch_pb2
 from derops_operator.gateways.replicas import ReportedDispatch
-from derops_operator.resources.facts import Dispatch
+from derops_operator.resources.dispatches import Dispatch
 from derops_operator.resources.instants import format_instant
 
 HISTORY_LIMIT = 20

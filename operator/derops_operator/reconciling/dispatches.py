@@ -25,7 +25,8 @@ from derops_operator.reconciling.actions import (
 from derops_operator.reconciling.admission import Admission, admit, refuse_for_asset
 from derops_operator.reconciling.conditions import WantedCondition, status_of
 from derops_operator.reconciling.dispatch_conditions import Outcome, is_silent, is_unreverted, judge
-from derops_operator.resources.facts import Asset, Dispatch
+from derops_operator.resources.assets import Asset
+from derops_operator.resources.dispatches import Dispatch
 from derops_operator.resources.instants import format_second, parse_instant
 
 DELETION_GRACE_US = 60 * SECOND_US

@@ -9,16 +9,11 @@ from derops.ids import AssetName
 from derops.lifecycle import MESSAGE_LIMIT
 from derops.schedules import SECOND_US
 from derops_operator.gateways.replicas import Connectivity, SessionView
-from derops_operator.resources.certificates import Csr, Issued
-from derops_operator.resources.facts import (
-    ASSET_LABEL,
-    MANAGED_BY,
-    Asset,
-    Certificate,
-    Request,
-    duration_seconds,
-)
+from derops_operator.resources.assets import Asset
+from derops_operator.resources.certificates import Certificate, Request, duration_seconds
 from derops_operator.resources.instants import format_instant, format_second, parse_instant
+from derops_operator.resources.objects import ASSET_LABEL, MANAGED_BY
+from derops_operator.resources.pem import Csr, Issued
 
 PREVIOUS_US = 600 * SECOND_US
 """How long the certificate before the current one is accepted: a mounted Secret may lag."""

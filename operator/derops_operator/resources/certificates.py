@@ -1,121 +1,155 @@
-"""Certificates and signing requests as facts: parsed once, no decision here.
+"""Certificates and CertificateRequests of cert-manager as the operator keeps them."""
 
-Whatever the parser throws is the reader's to catch, ``reading.py``: what may be in these bytes is
-anybody's choice, and a panic in the parser is not even an ``Exception``.
-"""
-
-import base64
-import hashlib
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509.oid import ExtensionOID
+from derops_operator.resources.objects import (
+    ASSET_LABEL,
+    Meta,
+    digest_of,
+    read_conditions,
+    read_meta,
+    read_text,
+    status_of_manifest,
+)
+from derops_operator.resources.pem import Csr, Issued
 
-from derops_operator.resources.instants import to_us
+_CERT_MANAGER_GROUPS = ("", "cert-manager.io")
+"""An empty group means cert-manager's own."""
 
-_EXPECTED_EXTENSIONS = frozenset(
-    {
-        ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
-        ExtensionOID.KEY_USAGE,
-        ExtensionOID.EXTENDED_KEY_USAGE,
-        ExtensionOID.BASIC_CONSTRAINTS,
-    }
+_CERTIFICATE_FIELDS = (
+    "secretName",
+    "duration",
+    "renewBefore",
+    "uris",
+    "usages",
+    "privateKey",
+    "issuerRef",
+    "revisionHistoryLimit",
 )
 
-_MOST_OF_A_REQUEST = 16 * 1024
-"""Characters of a request that is read. One of ours has 700; a key of a megabyte takes minutes."""
-
-_MOST_OF_A_CHAIN = 128 * 1024
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Csr:
-    """What a signing request asks for."""
+class Request:
+    """A CertificateRequest that says it is for one of our Certificates; anybody may say so."""
 
-    signature_valid: bool
-    """Not looked at where the key is none of ours."""
+    meta: Meta
+    asset_name: str
+    certificate_uid: str
+    """Of the Certificate that owns it."""
 
-    subject_empty: bool
-    is_p256: bool
+    username: str
+    """Who created it, as the API server told cert-manager's webhook; nobody can change it."""
+
+    duration_seconds: float | None
+    issuer_kind: str
+    issuer_name: str
     is_ca: bool
-    uris: tuple[str, ...]
-    other_names: int
-    """Subject alternative names that are not URIs."""
+    usages: frozenset[str]
+    csr: Csr | None
+    issued: Issued | None
+    ca_sha256: str
+    """Of what the issuer said its CA is, as it wrote it; empty = nothing."""
 
-    dns_names: tuple[str, ...]
+    problem: str = ""
+    """Why what is inside could not be read; it counts as absent."""
 
-    unexpected_extensions: tuple[str, ...]
-    public_key_sha256: str
-    """Of the DER of the SubjectPublicKeyInfo, lower-case hexadecimal."""
+    conditions: tuple[Mapping[str, Any], ...]
+
+    def condition(self, kind: str) -> Mapping[str, Any]:
+        """Return the condition of this type, or an empty mapping."""
+        return next((each for each in self.conditions if each.get("type") == kind), {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Issued:
-    """A certificate as the ledger records it."""
+class Certificate:
+    """A cert-manager Certificate of ours."""
 
-    serial_number: str
-    """Lower-case hexadecimal without leading zeros."""
+    meta: Meta
+    asset_name: str
+    spec: Mapping[str, Any]
+    conditions: tuple[Mapping[str, Any], ...]
+    seen_us: int
 
-    public_key_sha256: str
-    uris: tuple[str, ...]
-    not_before_us: int
-    not_after_us: int
+    def is_true(self, kind: str) -> bool:
+        """Tell whether the condition of this type is True."""
+        return any(
+            each.get("type") == kind and each.get("status") == "True" for each in self.conditions
+        )
 
 
-def read_csr(encoded: str) -> Csr:
-    """Read the base64 of a PEM request."""
-    request = x509.load_pem_x509_csr(_decoded(encoded, _MOST_OF_A_REQUEST))
-    key = request.public_key()
-    is_p256 = isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)
-    extensions = {extension.oid: extension.value for extension in request.extensions}
-    names = extensions.get(ExtensionOID.SUBJECT_ALTERNATIVE_NAME)
-    san = list(names) if isinstance(names, x509.SubjectAlternativeName) else []
-    constraints = extensions.get(ExtensionOID.BASIC_CONSTRAINTS)
-    return Csr(
-        signature_valid=not is_p256 or request.is_signature_valid,
-        subject_empty=not list(request.subject),
-        is_p256=is_p256,
-        is_ca=isinstance(constraints, x509.BasicConstraints) and constraints.ca,
-        uris=tuple(name.value for name in san if _is_uri(name)),
-        other_names=sum(not _is_uri(name) for name in san),
-        dns_names=tuple(name.value for name in san if isinstance(name, x509.DNSName)),
-        unexpected_extensions=tuple(
-            oid.dotted_string for oid in extensions if oid not in _EXPECTED_EXTENSIONS
+def read_request(
+    manifest: Mapping[str, Any],
+    csr: Csr | None = None,
+    issued: Issued | None = None,
+    problem: str = "",
+) -> Request:
+    """Read a CertificateRequest, but for what lies in its bytes.
+
+    Nothing here comes from its annotations: whoever may create requests writes what they like.
+
+    Args:
+        manifest: Of the request.
+        csr: What ``spec.request`` says.
+        issued: What ``status.certificate`` says.
+        problem: Why one of them could not be read.
+    """
+    metadata, spec = manifest["metadata"], manifest["spec"]
+    issuer = spec["issuerRef"]
+    authority = status_of_manifest(manifest).get("ca", "")
+    ours = read_text(issuer.get("group", "")) in _CERT_MANAGER_GROUPS
+    owner: Mapping[str, Any] = next(
+        (
+            each
+            for each in metadata.get("ownerReferences", ())
+            if each.get("kind") == "Certificate" and each.get("controller")
         ),
-        public_key_sha256=_fingerprint(key),
+        {},
+    )
+    return Request(
+        meta=read_meta(manifest),
+        asset_name=read_text(metadata.get("labels", {}).get(ASSET_LABEL, "")),
+        certificate_uid=read_text(owner.get("uid", "")),
+        username=read_text(spec.get("username", "")),
+        duration_seconds=duration_seconds(spec.get("duration")),
+        issuer_kind=read_text(issuer.get("kind", "Issuer")) if ours else "",
+        issuer_name=read_text(issuer["name"]),
+        is_ca=bool(spec.get("isCA", False)),
+        usages=frozenset(read_text(each) for each in spec.get("usages", ())),
+        csr=csr,
+        issued=issued,
+        ca_sha256=digest_of(authority) if isinstance(authority, str) and authority else "",
+        problem=problem,
+        conditions=read_conditions(status_of_manifest(manifest)),
     )
 
 
-def read_issued(encoded: str) -> Issued:
-    """Read the first certificate of a base64 PEM chain."""
-    certificate = x509.load_pem_x509_certificates(_decoded(encoded, _MOST_OF_A_CHAIN))[0]
-    names = [
-        extension.value
-        for extension in certificate.extensions
-        if isinstance(extension.value, x509.SubjectAlternativeName)
-    ]
-    return Issued(
-        serial_number=f"{certificate.serial_number:x}",
-        public_key_sha256=_fingerprint(certificate.public_key()),
-        uris=tuple(name.value for san in names for name in san if _is_uri(name)),
-        not_before_us=to_us(certificate.not_valid_before_utc),
-        not_after_us=to_us(certificate.not_valid_after_utc),
+def read_certificate(manifest: Mapping[str, Any], seen_us: int) -> Certificate:
+    """Read a Certificate as it was at ``seen_us``; Certificates are not watched."""
+    spec = manifest["spec"]
+    return Certificate(
+        meta=read_meta(manifest),
+        asset_name=read_text(manifest["metadata"].get("labels", {}).get(ASSET_LABEL, "")),
+        spec={name: spec[name] for name in _CERTIFICATE_FIELDS if name in spec},
+        conditions=read_conditions(status_of_manifest(manifest)),
+        seen_us=seen_us,
     )
 
 
-def _decoded(encoded: str, most: int) -> bytes:
-    if len(encoded) > most:
-        raise ValueError(f"{len(encoded)} characters of base64; at most {most} are read")
-    return base64.b64decode(encoded, validate=True)
+def duration_seconds(value: object) -> float | None:
+    """Return the seconds of a Go duration in hours, minutes and seconds; None = it is none.
+
+    The API server may write 3600s as 1h0m0s.
+    """
+    if not isinstance(value, str) or not _DURATION.fullmatch(value):
+        return None
+    return sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(value))
 
 
-def _is_uri(name: x509.GeneralName) -> bool:
-    return isinstance(name, x509.UniformResourceIdentifier)
+_PART = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)([hms])")
 
+_DURATION = re.compile(f"(?:{_PART.pattern}){{1,3}}")
 
-def _fingerprint(key: CertificatePublicKeyTypes) -> str:
-    der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return hashlib.sha256(der).hexdigest()
+_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0}

@@ -6,23 +6,21 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from derops.lifecycle import TERMINAL, Phase
-from derops_operator.resources.certificates import read_csr, read_issued
-from derops_operator.resources.facts import (
+from derops_operator.resources.assets import read_asset
+from derops_operator.resources.certificates import read_certificate, read_request
+from derops_operator.resources.dispatches import CREATOR_ANNOTATION, read_dispatch
+from derops_operator.resources.facts import Fact
+from derops_operator.resources.instants import parse_instant
+from derops_operator.resources.objects import (
     ASSET_LABEL,
-    CREATOR_ANNOTATION,
     FINALIZER,
-    Fact,
     Kind,
     Meta,
     ObjectKey,
     Unreadable,
-    read_asset,
-    read_certificate,
-    read_dispatch,
     read_finalizers,
-    read_request,
 )
-from derops_operator.resources.instants import parse_instant
+from derops_operator.resources.pem import read_csr, read_issued
 
 _KEPT_METADATA = (
     "namespace",

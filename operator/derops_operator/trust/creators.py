@@ -19,7 +19,7 @@ from kubernetes.aio.client.exceptions import ApiException
 from derops.observability import Readiness
 from derops.schedules import SECOND_US
 from derops_operator.cluster.client import GoneError, Manifest
-from derops_operator.resources.facts import CREATOR_ANNOTATION, UNKNOWN_CREATOR
+from derops_operator.resources.dispatches import CREATOR_ANNOTATION, UNKNOWN_CREATOR
 from derops_operator.resources.instants import parse_instant
 from derops_operator.trust.cert_manager import policy_names
 

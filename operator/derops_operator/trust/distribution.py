@@ -26,8 +26,9 @@ from derops_operator.cluster.executor import Executor
 from derops_operator.reconciling import agent_authority
 from derops_operator.reconciling.assets import Realm
 from derops_operator.reconciling.identity import own_requests
-from derops_operator.resources.facts import MANAGED_BY, Kind, Request, read_certificate
+from derops_operator.resources.certificates import Request, read_certificate
 from derops_operator.resources.manifests import describe
+from derops_operator.resources.objects import MANAGED_BY, Kind
 from derops_operator.trust.bundles import BadAuthorityError, next_bundle, read_authorities
 from derops_operator.workqueue import WorkQueue
 

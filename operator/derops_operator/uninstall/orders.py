@@ -13,9 +13,9 @@ from typing import Any
 from derops.lifecycle import TERMINAL, Phase
 from derops.modes import Guard
 from derops.schedules import SECOND_US
-from derops_operator.resources.facts import FINALIZER, Meta
 from derops_operator.resources.instants import format_second, parse_instant
 from derops_operator.resources.manifests import attempt
+from derops_operator.resources.objects import FINALIZER, Meta
 
 FINALIZER_PREFIX = "derops.io/"
 """Of all finalizers that are ours, also of those that another version set."""

@@ -14,7 +14,7 @@ from derops.errors import DeropsError
 from derops_operator.cluster.client import GoneError
 from derops_operator.cluster.events import event
 from derops_operator.reconciling.actions import REVERT_UNKNOWN
-from derops_operator.resources.facts import Kind
+from derops_operator.resources.objects import Kind
 from derops_operator.trust.distribution import SERVER_CA
 from derops_operator.uninstall.arguments import ANNOTATION, OPERATOR
 from derops_operator.uninstall.cluster import (
