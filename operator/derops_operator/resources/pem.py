@@ -1,6 +1,6 @@
 """Certificates and signing requests as facts: parsed once, no decision here.
 
-Whatever the parser throws is the reader's to catch, ``reading.py``: what may be in these bytes is
+Whatever the parser throws is the reader's to catch, ``manifests.py``: what may be in these bytes is
 anybody's choice, and a panic in the parser is not even an ``Exception``.
 """
 
