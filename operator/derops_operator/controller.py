@@ -28,7 +28,7 @@ from derops_operator.cluster.troubles import Troubles
 from derops_operator.gateways import wire
 from derops_operator.gateways.desired import Awaiting, Desired
 from derops_operator.gateways.replicas import LOST_AFTER_US, SESSIONS_WITHIN_US, Fleet
-from derops_operator.gateways.sync import Headend
+from derops_operator.gateways.sync import GatewaySync
 from derops_operator.reconciling.actions import RemoveFinalizer, Settle, Submit
 from derops_operator.reconciling.assets import Realm, reconcile_asset
 from derops_operator.reconciling.credibility import Strange, distrust
@@ -97,7 +97,7 @@ class Controller:
             realm=self._realm,
         )
         self._resync = Resync(kube, self.cache, self.take, self.drop)
-        self._headend = Headend(
+        self._gateways = GatewaySync(
             settings,
             self._desired,
             self._fleet,
@@ -108,7 +108,7 @@ class Controller:
             knows=self._knows,
         )
         self._publisher = Publisher(
-            self.cache, StatusWriter(kube), self._events, self._headend.record, self.take
+            self.cache, StatusWriter(kube), self._events, self._gateways.record, self.take
         )
         readiness.expecting("kubernetes", "the resources have not been listed yet")
 
@@ -128,7 +128,7 @@ class Controller:
                 tasks.create_task(self._keep_beating())
                 tasks.create_task(self._events.run())
                 await self._load()
-                tasks.create_task(self._headend.run())
+                tasks.create_task(self._gateways.run())
                 tasks.create_task(self._distributor.run())
                 tasks.create_task(self._creators.run())
                 tasks.create_task(self._keep_resyncing())

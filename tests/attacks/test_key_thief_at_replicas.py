@@ -14,7 +14,7 @@ from tests.waiting import until
 from derops.observability import Readiness
 from derops_operator.gateways.desired import Desired
 from derops_operator.gateways.replicas import Fleet
-from derops_operator.gateways.sync import Headend
+from derops_operator.gateways.sync import GatewaySync
 from derops_operator.settings import OperatorSettings
 
 __all__ = ["_no_pace"]
@@ -57,7 +57,7 @@ class Pair:
             server_ca_file=self.folder / "control" / "ca.crt",
             trust_domain="derops.test",
         )
-        headend = Headend(
+        sync = GatewaySync(
             settings,
             self.desired,
             self.fleet,
@@ -66,7 +66,7 @@ class Pair:
             lambda: None,
             lambda _: None,
         )
-        self._task = asyncio.create_task(headend.run())
+        self._task = asyncio.create_task(sync.run())
         replicas = self.fleet.replicas
         await until(
             lambda: len(replicas) == 2 and all(each.synced_us for each in replicas.values())

@@ -95,7 +95,7 @@ class Tenants:
             dispatch = self.controller.cache.dispatch(key.namespace, key.name)
             assert dispatch is not None
             self.controller._load_dispatch(dispatch)
-        self._task = asyncio.create_task(self.controller._headend.run())
+        self._task = asyncio.create_task(self.controller._gateways.run())
         await until(lambda: self.controller._fleet.accepted_version() > 0)
 
     async def stop(self) -> None:

@@ -19,7 +19,7 @@ from tests.stack import places
 from tests.stack.processes import Process, http_ok
 
 from derops.wire.v1 import control_pb2, control_pb2_grpc, dispatch_pb2
-from derops_operator.gateways.sync import MAX_BATCH
+from derops_operator.gateways.link import MAX_BATCH
 
 NAMESPACE = "field"
 BATTERY_FACTS: dict[str, Any] = {

@@ -16,7 +16,7 @@ from derops_headend.fleet.desired import Revision
 from derops_operator.gateways import wire
 from derops_operator.gateways.desired import Desired
 from derops_operator.gateways.replicas import Fleet
-from derops_operator.gateways.sync import Headend
+from derops_operator.gateways.sync import GatewaySync
 from derops_operator.settings import OperatorSettings
 
 HOUR_MS = 3_600_000
@@ -66,7 +66,7 @@ class Meeting:
             trust_domain=TRUST_DOMAIN,
             era=era,
         )
-        self.headend = Headend(
+        self.sync = GatewaySync(
             settings,
             self.desired,
             self.fleet,
@@ -75,7 +75,7 @@ class Meeting:
             lambda: None,
             lambda _: None,
         )
-        self._running = asyncio.create_task(self.headend.run())
+        self._running = asyncio.create_task(self.sync.run())
 
     async def stop(self) -> None:
         if self._running is not None:
@@ -156,7 +156,7 @@ async def test_a_fast_clock_is_told_on_both_sides_and_heals_by_itself(meeting: M
         assert "OperatorClockAhead" in told
     assert "degraded operator clock: 3600 s ahead" in gateway.report()[1]
     assert meeting.served is None
-    meeting.headend.record(transition("d1"))
+    meeting.sync.record(transition("d1"))
 
     meeting.ahead_ms = 0
     await until(lambda: meeting.ready)

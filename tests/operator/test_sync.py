@@ -25,8 +25,9 @@ from derops.wire.v1 import agent_pb2, control_pb2, control_pb2_grpc, dispatch_pb
 from derops_operator import metrics
 from derops_operator.gateways import wire
 from derops_operator.gateways.desired import Desired
+from derops_operator.gateways.intake import MAX_SAID_BYTES
 from derops_operator.gateways.replicas import Connectivity, Fleet
-from derops_operator.gateways.sync import MAX_SAID_BYTES, Headend
+from derops_operator.gateways.sync import GatewaySync
 from derops_operator.reconciling.actions import Submit
 from derops_operator.settings import OperatorSettings
 
@@ -97,7 +98,7 @@ class Gateway(control_pb2_grpc.ControlServicer):
 
 
 class Bench:
-    """A headend and the gateways it is told of."""
+    """A GatewaySync and the gateways it is told of."""
 
     def __init__(self, directory: Path) -> None:
         write_identity(directory)
@@ -134,14 +135,14 @@ class Bench:
         self.gateways.append(gateway)
         return gateway
 
-    def headend(self, knows: Callable[[str], bool] = lambda _: True) -> Headend:
+    def sync(self, knows: Callable[[str], bool] = lambda _: True) -> GatewaySync:
         settings = OperatorSettings(
             gateways=tuple(f"127.0.0.1:{gateway.port}" for gateway in self.gateways),
             control_tls_directory=self.directory,
             server_ca_file=self.directory / "ca.crt",
             trust_domain="derops.test",
         )
-        return Headend(
+        return GatewaySync(
             settings,
             self.desired,
             self.fleet,
@@ -162,14 +163,14 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
 
 class Running:
-    """A headend that runs inside the block."""
+    """A GatewaySync that runs inside the block."""
 
-    def __init__(self, headend: Headend) -> None:
-        self._headend = headend
+    def __init__(self, sync: GatewaySync) -> None:
+        self._sync = sync
 
-    async def __aenter__(self) -> Headend:
-        self._task = asyncio.create_task(self._headend.run())
-        return self._headend
+    async def __aenter__(self) -> GatewaySync:
+        self._task = asyncio.create_task(self._sync.run())
+        return self._sync
 
     async def __aexit__(self, *_: object) -> None:
         self._task.cancel()
@@ -179,13 +180,13 @@ class Running:
 async def test_a_gateway_gets_the_snapshot_then_changes_and_is_heard(bench: Bench) -> None:
     gateway = await bench.add_gateway("one")
 
-    async with Running(bench.headend()) as headend:
+    async with Running(bench.sync()) as sync:
         await until(lambda: bench.readiness.report()[0])
         assert gateway.kinds() == ["snapshot_begin", "asset", "dispatch", "snapshot_end"]
         assert bench.fleet.accepted_version() == bench.desired.version
 
         bench.desired.remove_dispatch("uid-peak")
-        headend.record(control_pb2.HeadendTransition(dispatch_uid="uid-peak"))
+        sync.record(control_pb2.HeadendTransition(dispatch_uid="uid-peak"))
         await until(lambda: len(gateway.heard) == 6)
         assert gateway.kinds()[4:] == ["dispatch_removed", "transition"]
 
@@ -213,13 +214,13 @@ async def test_a_name_that_does_not_resolve_is_told_once_for_each_reason(
         why = reasons.pop(0)
         return set(), dict.fromkeys(targets, why) if why else {}
 
-    monkeypatch.setattr("derops_operator.gateways.sync._resolve", resolve)
+    monkeypatch.setattr("derops_operator.gateways.sync.resolve_addresses", resolve)
     gateway = await bench.add_gateway("one")
-    headend = bench.headend()
+    sync = bench.sync()
 
     with structlog.testing.capture_logs() as lines:
         while reasons:
-            await headend._follow_addresses()
+            await sync._follow_addresses()
 
     told = [line["why"] for line in lines if line["event"] == "gateway.not_resolved"]
     assert told == ["not known", "no address", "no address"]
@@ -229,7 +230,7 @@ async def test_a_name_that_does_not_resolve_is_told_once_for_each_reason(
 async def test_a_batch_is_heard_like_its_messages(bench: Bench) -> None:
     gateway = await bench.add_gateway("one")
 
-    async with Running(bench.headend()):
+    async with Running(bench.sync()):
         await until(lambda: bench.readiness.report()[0])
         delivery = control_pb2.Delivery(dispatch_uid="uid-peak", generation=1, written_us=at(1))
         report = control_pb2.AgentReport(report=acked())
@@ -249,10 +250,10 @@ async def test_what_there_is_to_say_at_once_goes_to_a_gateway_that_takes_it_as_o
     gateway = await bench.add_gateway("one")
     gateway.takes_batches = True
 
-    async with Running(bench.headend()) as headend:
+    async with Running(bench.sync()) as sync:
         await until(lambda: bench.readiness.report()[0])
         bench.desired.remove_dispatch("uid-peak")
-        headend.record(control_pb2.HeadendTransition(dispatch_uid="uid-peak"))
+        sync.record(control_pb2.HeadendTransition(dispatch_uid="uid-peak"))
         await until(lambda: "transition" in gateway.kinds())
 
     assert gateway.kinds()[4:] == ["dispatch_removed", "transition"]
@@ -263,7 +264,7 @@ async def test_what_there_is_to_say_at_once_goes_to_a_gateway_that_takes_it_as_o
 async def test_a_report_that_makes_no_sense_is_left_out(bench: Bench) -> None:
     gateway = await bench.add_gateway("one")
 
-    async with Running(bench.headend()):
+    async with Running(bench.sync()):
         await until(lambda: bench.readiness.report()[0])
         odd = acked()
         odd.phase = "Dancing"
@@ -278,7 +279,7 @@ async def test_a_report_that_does_not_count_is_counted_and_told_to_nobody(bench:
     gateway = await bench.add_gateway("one")
     bench.strange = {"stranger": "AnotherAsset"}
 
-    async with Running(bench.headend()):
+    async with Running(bench.sync()):
         await until(lambda: bench.readiness.report()[0])
         strange = control_pb2.AgentReport(report=ended(), asset_name="stranger")
         await gateway.say(Message(report=strange))
@@ -292,7 +293,7 @@ async def test_a_report_that_does_not_count_is_counted_and_told_to_nobody(bench:
 async def test_a_gateway_that_comes_back_gets_a_new_snapshot(bench: Bench) -> None:
     first = await bench.add_gateway("one")
 
-    async with Running(bench.headend()):
+    async with Running(bench.sync()):
         await until(lambda: bench.readiness.report()[0])
         await bench.servers[0].stop(None)
         await until(lambda: not bench.readiness.report()[0])
@@ -307,7 +308,7 @@ async def test_a_gateway_that_comes_back_gets_a_new_snapshot(bench: Bench) -> No
 async def test_the_highest_epoch_goes_to_every_replica(bench: Bench) -> None:
     one, two = await bench.add_gateway("one"), await bench.add_gateway("two")
 
-    async with Running(bench.headend()):
+    async with Running(bench.sync()):
         await until(lambda: len(bench.fleet.replicas) == 2)
         session = control_pb2.Session(asset_uid="uid-battery", connected=True, epoch=9)
         await one.say(Message(session=session))
@@ -319,10 +320,10 @@ async def test_the_highest_epoch_goes_to_every_replica(bench: Bench) -> None:
 
 async def test_history_waits_for_the_first_gateway(bench: Bench) -> None:
     gateway = await bench.add_gateway("one")
-    headend = bench.headend()
-    headend.record(control_pb2.HeadendTransition(dispatch_uid="uid-early"))
+    sync = bench.sync()
+    sync.record(control_pb2.HeadendTransition(dispatch_uid="uid-early"))
 
-    async with Running(headend):
+    async with Running(sync):
         await until(lambda: "transition" in gateway.kinds())
 
     assert gateway.kinds().index("snapshot_end") < gateway.kinds().index("transition")
@@ -336,7 +337,7 @@ async def test_a_replica_that_reads_nothing_is_given_up_in_mid_write(
     gateway = await bench.add_gateway("gateway-0")
     overruns = metrics.BACKLOG_OVERRUNS._value.get()
 
-    async with Running(bench.headend()):
+    async with Running(bench.sync()):
         await until(lambda: bench.fleet.accepted_version() == bench.desired.version)
         for number in range(200):  # in one step of the loop: nothing is written meanwhile
             bench.desired.put_dispatch(dispatch_pb2.Dispatch(uid=f"d-{number}"))
@@ -351,18 +352,18 @@ async def test_history_that_no_gateway_takes_for_too_long_is_counted(
 ) -> None:
     monkeypatch.setattr("derops_operator.gateways.sync.HISTORY_LIMIT", 3)
     await bench.add_gateway("never asked")
-    headend, dropped = bench.headend(), metrics.HISTORY_DROPPED._value.get()
+    sync, dropped = bench.sync(), metrics.HISTORY_DROPPED._value.get()
     for number in range(5):
-        headend.record(control_pb2.HeadendTransition(dispatch_uid=f"d-{number}"))
+        sync.record(control_pb2.HeadendTransition(dispatch_uid=f"d-{number}"))
 
     assert metrics.HISTORY_DROPPED._value.get() == dropped + 2
-    assert [each.dispatch_uid for each in headend._history] == ["d-2", "d-3", "d-4"]
+    assert [each.dispatch_uid for each in sync._history] == ["d-2", "d-3", "d-4"]
 
 
 async def test_what_a_lying_replica_says_of_nothing_is_not_kept(bench: Bench) -> None:
     gateway = await bench.add_gateway("gateway-0")
 
-    async with Running(bench.headend({"uid-battery", "uid-peak"}.__contains__)):
+    async with Running(bench.sync({"uid-battery", "uid-peak"}.__contains__)):
         await until(lambda: bench.readiness.report()[0])
         for number in range(100):
             uid = f"uid-{number}"
@@ -377,7 +378,7 @@ async def test_what_a_lying_replica_says_of_nothing_is_not_kept(bench: Bench) ->
 async def test_a_replica_that_says_too_much_at_once_is_not_heard_further(bench: Bench) -> None:
     gateway = await bench.add_gateway("gateway-0")
 
-    async with Running(bench.headend()):
+    async with Running(bench.sync()):
         await until(lambda: bench.readiness.report()[0])
         much = control_pb2.Session(asset_uid="uid-battery", end_reason="x" * (MAX_SAID_BYTES + 1))
         await gateway.say(Message(session=much))
@@ -392,7 +393,7 @@ async def test_what_is_said_of_a_device_is_held_to_bounds_and_to_assets_that_the
     gateway = await bench.add_gateway("one")
     long = agent_pb2.DeviceFacts(silent_since_us=5, silence="x" * 100_000)
 
-    async with Running(bench.headend(lambda uid: uid == "uid-battery")):
+    async with Running(bench.sync(lambda uid: uid == "uid-battery")):
         await until(lambda: bench.readiness.report()[0])
         for uid in ("uid-nobody", "uid-battery"):
             state = control_pb2.DeviceState(asset_uid=uid, facts=long, received_us=at(2))
@@ -410,8 +411,8 @@ async def test_what_is_said_of_a_device_is_held_to_bounds_and_to_assets_that_the
 
 async def test_when_our_certificate_is_over_is_told(bench: Bench) -> None:
     await bench.add_gateway("gateway-0")
-    headend = bench.headend()
-    identity = await headend._read_identity()
+    sync = bench.sync()
+    identity = await sync._read_identity()
     ends = x509.load_pem_x509_certificate(identity.certificate).not_valid_after_utc
     name = "derops_operator_certificate_expiry_timestamp_seconds"
     assert REGISTRY.get_sample_value(name) == ends.timestamp()
@@ -420,6 +421,6 @@ async def test_when_our_certificate_is_over_is_told(bench: Bench) -> None:
     over = Authority("x").leaf([], begins=timedelta(-2), ends=timedelta(-1))
     (bench.directory / "tls.crt").write_bytes(over.pem)
     (bench.directory / "tls.key").write_bytes(over.key)
-    await headend._read_identity()
+    await sync._read_identity()
 
     assert "degraded certificate of the operator: over since" in bench.readiness.report()[1]
