@@ -7,8 +7,8 @@ gateways have one socket, and take seconds to free it.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager, suppress
 from math import inf
 from typing import Literal, NamedTuple
 
@@ -20,10 +20,19 @@ from pymodbus.pdu.register_message import (
     WriteMultipleRegistersRequest,
 )
 
-from derops.errors import DeviceRefusedError, DeviceTimeoutError, DeviceUnreachableError
+from derops.errors import DeviceTimeoutError, DeviceUnreachableError
 from derops_agent import metrics
+from derops_agent.drivers.modbus_answers import (
+    AcknowledgedError,
+    AnsweredError,
+    BusyError,
+    NotAskedError,
+    check_answer,
+    is_of_the_gateway,
+)
 from derops_agent.drivers.modbus_connection import Connection
-from derops_agent.drivers.modbus_line import DUE_PERIOD_SECONDS, TRY_SECONDS, Line, Turn
+from derops_agent.drivers.modbus_line import DUE_PERIOD_SECONDS, TRY_SECONDS, Line
+from derops_agent.drivers.modbus_turns import Turns
 from derops_agent.drivers.units import UnitOptions
 from derops_agent.ports import NOT_WRITTEN
 
@@ -47,44 +56,8 @@ _HUNG_UP = (
 
 Table = Literal["holding", "input"]
 
-_EXCEPTIONS = {
-    1: "illegal function",
-    2: "illegal data address",
-    3: "illegal data value",
-    4: "server device failure",
-    5: "acknowledge",
-    6: "server device busy",
-    8: "memory parity error",
-    10: "gateway path unavailable",
-    11: "gateway target device failed to respond",
-}
-_ACKNOWLEDGE, _BUSY = 5, 6
 _BUSY_PAUSES_SECONDS = (0.05, 0.2)
 """Before a device that was busy is asked the same again."""
-
-_FINAL = frozenset({1, 2, 3})  # the others may pass, or do not say whether the device acted
-_OF_REGISTERS = frozenset({4, 8})  # of what was asked for, not of the unit as a whole
-_OF_THE_GATEWAY = frozenset({10, 11})  # the unit itself said nothing
-
-
-class AnsweredError(DeviceTimeoutError):
-    """The unit is there, and failed at what it was asked for alone."""
-
-
-class BusyError(DeviceTimeoutError):
-    """The unit is there, and did nothing: it is to be asked again."""
-
-
-class AcknowledgedError(DeviceTimeoutError):
-    """The unit took the request, and needs longer for it."""
-
-
-class NotAskedError(DeviceTimeoutError):
-    """Nothing was sent: there is no connection, or the unit is backed off."""
-
-
-NO_TURN = "not asked, as others kept its line busy"
-"""What a cancellation says of a request that still waited for its turn."""
 
 
 class Address(NamedTuple):
@@ -95,54 +68,6 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
-
-
-class Turns:
-    """A lock whose next holder is chosen when it is free, from all that wait then.
-
-    Whoever gave it back may ask again before that: what reads a device in several requests is not
-    put behind others after each.
-    """
-
-    def __init__(self) -> None:
-        self._is_taken = False
-        self._waiting: dict[asyncio.Future[None], Callable[[], Turn]] = {}
-
-    @asynccontextmanager
-    async def turn(self, rank: Callable[[], Turn]) -> AsyncIterator[None]:
-        """Have the lock; who is cancelled while waiting never gets it.
-
-        Raises:
-            asyncio.CancelledError: With ``NO_TURN``, so that nobody says it did not answer.
-        """
-        if self._is_taken:
-            given: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting[given] = rank
-            try:
-                await given
-            except asyncio.CancelledError:
-                self._waiting.pop(given, None)
-                if not given.cancelled():
-                    self._give_back()  # it had just got it
-                raise asyncio.CancelledError(NO_TURN) from None
-        self._is_taken = True
-        try:
-            yield
-        finally:
-            self._give_back()
-
-    def _give_back(self) -> None:
-        asyncio.get_running_loop().call_soon(self._choose)
-
-    def _choose(self) -> None:
-        self._is_taken = bool(self._waiting)
-        if self._waiting:
-            chosen = min(self._waiting, key=lambda each: self._waiting[each]())
-            del self._waiting[chosen]
-            if chosen.cancelled():  # and its task did not run yet
-                self._choose()
-            else:
-                chosen.set_result(None)
 
 
 class Bus:
@@ -180,7 +105,7 @@ class Bus:
         async with self._turns.turn(lambda: self.line.rank(unit_id, due, _now())):
             self._refuse_backed_off(unit_id, what, due)  # others may have failed meanwhile
             answer = await self._ask(unit_id, what, request, due)
-        self._check(answer, what)
+        check_answer(answer, f"{what}, {self.address}")
         return answer
 
     def close(self) -> None:
@@ -212,11 +137,7 @@ class Bus:
             kind = NotAskedError if connection is None else DeviceTimeoutError
             raise kind(f"{what}, {self.address}: {missing} within {seconds:g} s") from error
         except ConnectionError as error:
-            if connection is not None and connection.heard_seconds is not None:
-                self._note_unanswered(unit_id, due)  # some gateways hang up for one unit
-            self._drop("Lost")
-            silent = connection is not None and connection.heard_seconds is None
-            why = _HUNG_UP if silent and not (connection and connection.mixes_up) else error
+            why = self._note_lost(connection, unit_id, due) or error
             raise DeviceTimeoutError(f"{what}, {self.address}: {why}") from error
         except BaseException as error:
             self._note_given_up(
@@ -226,14 +147,7 @@ class Bus:
                 said = f"{what}, {self.address}: {missing}"
                 raise asyncio.CancelledError(said) from None
             raise
-        if self._was_away:
-            self._was_away = False
-            self.line.forgive(_now())
-        self._unheard = self._dials_failed = 0
-        if answer.isError() and answer.exception_code in _OF_THE_GATEWAY:
-            self._note_unanswered(unit_id, due)
-        elif self.line.answered(unit_id, _now()):
-            self._log.info("unit.answers_again", unit_id=unit_id)
+        self._note_answer(answer, unit_id, due)
         return answer
 
     async def _connected(self, what: str, due: Hashable) -> Connection:
@@ -281,6 +195,24 @@ class Bus:
         pause_seconds = 2.0 ** (self._dials_failed - 2) if self._dials_failed > 1 else 0.0
         self._dial_at_seconds = _now() + min(pause_seconds, MOST_DIAL_SECONDS)
 
+    def _note_answer(self, answer: ModbusPDU, unit_id: int, due: Hashable) -> None:
+        if self._was_away:
+            self._was_away = False
+            self.line.forgive(_now())
+        self._unheard = self._dials_failed = 0
+        if is_of_the_gateway(answer):
+            self._note_unanswered(unit_id, due)
+        elif self.line.answered(unit_id, _now()):
+            self._log.info("unit.answers_again", unit_id=unit_id)
+
+    def _note_lost(self, connection: Connection | None, unit_id: int, due: Hashable) -> str:
+        """Note that a connection ended under a request; return why, or "" if the error says it."""
+        was_heard = connection is not None and connection.heard_seconds is not None
+        if was_heard:
+            self._note_unanswered(unit_id, due)  # some gateways hang up for one unit
+        self._drop("Lost")
+        return "" if connection is None or was_heard or connection.mixes_up else _HUNG_UP
+
     def _note_silence(self, connection: Connection | None, unit_id: int, due: Hashable) -> None:
         """Note a request without an answer; drop a connection that cannot be relied on any more."""
         if connection is None:
@@ -316,23 +248,6 @@ class Bus:
     def _note_late(self, unit_id: int, seconds: float) -> None:
         self._unheard = 0
         self.line.answered_late(unit_id, seconds, _now())
-
-    def _check(self, answer: ModbusPDU, what: str) -> None:
-        if not answer.isError():
-            return
-        code = answer.exception_code
-        name = _EXCEPTIONS.get(code, "unknown")
-        text = f"{what}, {self.address}: the device answered exception {code} ({name})"
-        if code in _FINAL:
-            raise DeviceRefusedError(text)
-        kinds: dict[int, type[DeviceTimeoutError]] = {
-            _ACKNOWLEDGE: AcknowledgedError,
-            _BUSY: BusyError,
-            **dict.fromkeys(_OF_REGISTERS, AnsweredError),
-        }
-        failed = kinds.get(code, DeviceTimeoutError)(text)
-        failed.answered = code not in _OF_THE_GATEWAY
-        raise failed
 
 
 class Unit:

@@ -12,14 +12,9 @@ from typing import NamedTuple, TypeAlias
 
 from derops.errors import DeviceError, DeviceRefusedError, DeviceTimeoutError
 from derops_agent.clock import Clock
-from derops_agent.drivers.modbus_tcp import (
-    MOST_REGISTERS,
-    NO_TURN,
-    AnsweredError,
-    NotAskedError,
-    Table,
-    Unit,
-)
+from derops_agent.drivers.modbus_answers import AnsweredError, NotAskedError
+from derops_agent.drivers.modbus_tcp import MOST_REGISTERS, Table, Unit
+from derops_agent.drivers.modbus_turns import NO_TURN
 
 _FIRST_WAIT_SECONDS = 1.0
 _MOST_SECONDS_REFUSED = 5.0

@@ -19,7 +19,7 @@ from derops.errors import DeviceError, DeviceTimeoutError, DeviceUnreachableErro
 from derops.wire.v1 import agent_pb2
 from derops_agent.asset.device import GuardedDevice
 from derops_agent.drivers.modbus import open_modbus
-from derops_agent.drivers.modbus_tcp import NO_TURN
+from derops_agent.drivers.modbus_turns import NO_TURN
 from derops_agent.ports import Setpoints
 
 Q = agent_pb2.Quantity

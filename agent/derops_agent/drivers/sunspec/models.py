@@ -14,7 +14,8 @@ from sunspec2 import mb
 from sunspec2.device import get_model_def
 
 from derops.errors import DeviceError, DeviceRefusedError, DeviceTimeoutError
-from derops_agent.drivers.modbus_tcp import NotAskedError, Unit
+from derops_agent.drivers.modbus_answers import NotAskedError
+from derops_agent.drivers.modbus_tcp import Unit
 from derops_agent.drivers.reading import Answers, RegisterSpan, Run, join
 from derops_agent.ports import whole_steps
 
