@@ -3,31 +3,26 @@
 import asyncio
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import structlog
-from pydantic.alias_generators import to_camel
 
 from derops.checks import MODES_BY_TYPE
 from derops.errors import DeviceRefusedError, DeviceTimeoutError, DeviceUnreachableError
 from derops.modes import Mode
-from derops.wire.v1 import agent_pb2
 from derops_agent.drivers.simulated.faults import FILE_NAME, FaultSource
-from derops_agent.drivers.simulated.noise import draw, smooth
+from derops_agent.drivers.simulated.measuring import bad_point, measure
+from derops_agent.drivers.simulated.memory import DeviceMemory, new_memory, recall
+from derops_agent.drivers.simulated.noise import draw
 from derops_agent.drivers.simulated.options import Options, parse_options
 from derops_agent.drivers.simulated.stepping import (
-    DAY_SECONDS,
-    HOUR_SECONDS,
-    Meter,
     Physics,
-    Plant,
     advance,
 )
 from derops_agent.drivers.simulated.storing import DeviceFiles
 from derops_agent.ports import (
-    BadPoint,
     Capability,
     Reading,
     Resolution,
@@ -39,41 +34,8 @@ SAVE_US = 10_000_000
 """How old the stored state may get while nothing is written to the device."""
 
 FIRMWARE = "simulated-1"
-_VERSION = 1
-_QUANTITIES = {to_camel(name.lower()): number for name, number in agent_pb2.Quantity.items()}
 _MOST_UNSHOWN = 100
-_NOMINAL_VOLTS, _NOMINAL_HERTZ = 230.0, 50.0
-_VOLTAGE_SEED, _FREQUENCY_SEED, _METER_SEED, _FAULT_SEED = 101, 102, 103, 104
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Memory:
-    """All that a device keeps over a restart of the agent."""
-
-    wall_us: int
-    simulated_us: int
-    plant: Plant[Any]
-    setpoints: Setpoints
-    shown: Setpoints
-    """What it says that it holds."""
-
-    writes: int = 0
-    """How many writes it has taken; the number of the last one in its account."""
-
-    written_us: int = 0
-    attempts: int = 0
-    """How many writes reached it, taken or not."""
-
-    faults_stamp: str = ""
-    reversion: Setpoints | None = None
-    """What it holds once its own timer runs out; None = no timer runs."""
-
-    reverts_at_us: int = 0
-    unshown: tuple[tuple[int, Setpoints], ...] = ()
-    """What it has held and says later, and since when; the last is what it holds."""
-
-    timeouts: int = 0
-    """How many of the ``nextWrites`` of these faults have timed out."""
+_FAULT_SEED = 104
 
 
 class SimulatedDevice:
@@ -83,7 +45,7 @@ class SimulatedDevice:
         self,
         options: Options,
         model: Physics[Any],
-        memory: _Memory,
+        memory: DeviceMemory,
         store: DeviceFiles,
         clock: Callable[[], int],
     ) -> None:
@@ -173,10 +135,10 @@ class SimulatedDevice:
         if not 0 <= now_us - self._saved_us < SAVE_US:
             await self._save_or_warn()
         self._check_answering(now_us)
-        faults, values = self._faults.faults, self._measure()
+        faults, values = self._faults.faults, measure(self._memory, self._model, self._options)
         if "localControl" not in faults.bad_points:
             self._local_control = faults.local_control
-        bad_points = tuple(map(_bad_point, faults.bad_points))
+        bad_points = tuple(map(bad_point, faults.bad_points))
         for bad in bad_points:
             values.pop(bad.quantity, None)
         return Reading(
@@ -195,7 +157,7 @@ class SimulatedDevice:
         """Make up for the time since the state was stored, and for a lost entry."""
         last = self._store.last_entry()
         if self._memory.writes > (last["number"] if last else 0):
-            self._store.save(-1, {}, self._entry(), durable=False)
+            self._store.save(-1, {}, self._memory.entry(), durable=False)
         self._catch_up()
         self._saves, self._saved_us = 1, now_us
         self._store.save(self._saves, self._document(), durable=True)
@@ -282,7 +244,7 @@ class SimulatedDevice:
             unshown=(*self._memory.unshown[-_MOST_UNSHOWN:], (now_us, setpoints)),
             reversion=None,
         )
-        return self._entry()
+        return self._memory.entry()
 
     def _round(self, setpoints: Setpoints) -> Setpoints:
         step = self._options.step_watts
@@ -305,13 +267,6 @@ class SimulatedDevice:
         )
         return seconds
 
-    def _entry(self) -> dict[str, Any]:
-        return {
-            "number": self._memory.writes,
-            "at_us": self._memory.written_us,
-            **asdict(self._memory.setpoints),
-        }
-
     async def _save(self, entry: dict[str, Any] | None, *, durable: bool) -> None:
         self._saves += 1
         self._saved_us = self._memory.wall_us
@@ -327,33 +282,8 @@ class SimulatedDevice:
         except OSError as error:
             self._log.warning("state.save_failed", error=str(error))
 
-    def _measure(self) -> dict[int, float]:
-        memory, seed = self._memory, self._options.seed
-        at, meter = memory.simulated_us / 1e6, memory.plant.meter
-        share = meter.power_watts / self._options.rated_watts
-        error = 1 + 0.002 * smooth(seed + _METER_SEED, at, 3)
-        volts = _NOMINAL_VOLTS + 2 * share + smooth(seed + _VOLTAGE_SEED, at, 20)
-        values: dict[int, float | None] = {
-            agent_pb2.ACTIVE_POWER_WATTS: meter.power_watts * error,
-            agent_pb2.REACTIVE_POWER_VARS: 0.0,
-            agent_pb2.VOLTAGE_VOLTS: volts,
-            # One grid: all devices see the same frequency.
-            agent_pb2.FREQUENCY_HERTZ: _NOMINAL_HERTZ + 0.03 * smooth(_FREQUENCY_SEED, at, 15),
-            agent_pb2.STATE_OF_CHARGE_PERCENT: self._model.state_of_charge_percent(
-                memory.plant.state
-            ),
-            agent_pb2.ENERGY_INJECTED_WATT_HOURS: meter.injected_watt_hours,
-            agent_pb2.ENERGY_ABSORBED_WATT_HOURS: meter.absorbed_watt_hours,
-            agent_pb2.TEMPERATURE_CELSIUS: meter.temperature_celsius,
-            agent_pb2.SETPOINT_WATTS: memory.setpoints.active_power_watts,
-            agent_pb2.MAX_GENERATION_WATTS: memory.setpoints.max_generation_watts,
-            agent_pb2.MAX_LOAD_WATTS: memory.setpoints.max_load_watts,
-            agent_pb2.AVAILABLE_POWER_WATTS: self._model.available_watts(memory.plant.state, at),
-        }
-        return {quantity: float(value) for quantity, value in values.items() if value is not None}
-
     def _document(self) -> dict[str, Any]:
-        return {"version": _VERSION, "model": self._options.model, **asdict(self._memory)}
+        return self._memory.document(self._options.model)
 
 
 def open_device(
@@ -373,16 +303,7 @@ def open_device(
     model = parsed.build()
     store = DeviceFiles(state_file)
     now_us = clock()
-    remembered = _remember(store, parsed, model)
-    last = store.last_entry()
-    memory = remembered or _Memory(
-        wall_us=now_us,
-        simulated_us=_first_simulated_us(now_us, parsed.start_at_hour),
-        plant=Plant(state=model.begin(), meter=Meter()),
-        setpoints=Setpoints(),
-        shown=Setpoints(),
-        writes=last["number"] if last else 0,  # the account of a device set aside goes on
-    )
+    memory = recall(store, parsed, model) or new_memory(store, parsed, model, now_us)
     device = SimulatedDevice(parsed, model, memory, store, clock)
     device.begin(now_us)
     return device
@@ -391,41 +312,3 @@ def open_device(
 def _resolutions(options: Options) -> dict[str, Resolution]:
     resolution = Resolution(step_watts=options.step_watts)
     return dict.fromkeys((Mode.ACTIVE_POWER, Mode.GENERATION_LIMIT, Mode.LOAD_LIMIT), resolution)
-
-
-def _remember(store: DeviceFiles, options: Options, model: Physics[Any]) -> _Memory | None:
-    found = store.load()
-    if found is None:
-        return None
-    if (found.pop("version", None), found.pop("model", None)) != (_VERSION, options.model):
-        store.set_aside(f"is not a {options.model} of version {_VERSION}")
-        return None
-    try:
-        plant, reversion = found.pop("plant"), found.pop("reversion", None)
-        return _Memory(
-            plant=Plant(state=model.restore(plant["state"]), meter=Meter(**plant["meter"])),
-            shown=Setpoints(**found.pop("shown", found["setpoints"])),
-            setpoints=Setpoints(**found.pop("setpoints")),
-            unshown=tuple((at_us, Setpoints(**each)) for at_us, each in found.pop("unshown", ())),
-            reversion=Setpoints(**reversion) if reversion else None,
-            **found,
-        )
-    except (TypeError, KeyError) as error:
-        store.set_aside(f"has other fields: {error}")
-        return None
-
-
-def _bad_point(name: str) -> BadPoint:
-    return BadPoint(
-        name=name,
-        raw="0x7fc00000",
-        problem="no number (fault badPoints)",
-        quantity=_QUANTITIES.get(name, 0),
-    )
-
-
-def _first_simulated_us(now_us: int, start_at_hour: float | None) -> int:
-    if start_at_hour is None:
-        return now_us
-    day_us = round(DAY_SECONDS * 1e6)
-    return now_us - now_us % day_us + round(start_at_hour * HOUR_SECONDS * 1e6)
