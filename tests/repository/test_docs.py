@@ -22,7 +22,7 @@ from derops_agent.drivers.modbus.device import ModbusOptions
 from derops_agent.drivers.modbus.points import ProfileSection
 from derops_agent.drivers.simulated.faults import Faults
 from derops_agent.drivers.simulated.options import MODELS, Options
-from derops_agent.drivers.sunspec.device import SunSpecOptions
+from derops_agent.drivers.sunspec.options import SunSpecOptions
 from derops_agent.execution.needs import NEEDS
 from derops_agent.settings import AgentSettings
 from derops_headend.api.problems import Slug

@@ -3,25 +3,20 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
-
-from pydantic import Field, ValidationError
+from typing import Any, TypeAlias
 
 from derops.errors import DeviceRefusedError, DeviceTimeoutError
 from derops.modes import Mode
 from derops.wire.v1 import agent_pb2
 from derops_agent.clock import Clock
 from derops_agent.drivers.modbus_tcp import Unit, take_unit
-from derops_agent.drivers.options import DriverOptionError, explain
-from derops_agent.drivers.read_back import ReadBackOptions
 from derops_agent.drivers.reading import Answers, Reader, Whole
+from derops_agent.drivers.sunspec.capability import capability_of, read_used_models
 from derops_agent.drivers.sunspec.controls import Controls, controls_of
 from derops_agent.drivers.sunspec.measuring import (
-    MEASURING_MODELS,
     Ratings,
     Sources,
     most_power_points,
-    rating_models,
     read_local_control,
     read_most_watts,
     read_ratings,
@@ -29,7 +24,6 @@ from derops_agent.drivers.sunspec.measuring import (
     sources_of,
 )
 from derops_agent.drivers.sunspec.models import (
-    BASE_REGISTERS,
     Block,
     Blocks,
     FunctionReversion,
@@ -41,27 +35,11 @@ from derops_agent.drivers.sunspec.models import (
     runs_without,
     span_of,
 )
-from derops_agent.drivers.units import UnitOptions
-from derops_agent.ports import Capability, ReadBack, Reading, Reversion, Setpoints
+from derops_agent.drivers.sunspec.options import SunSpecOptions, parse_options
+from derops_agent.ports import Capability, Reading, Reversion, Setpoints
 
-CONTROL_MODELS = (704, 703, 123, 124)
-
-
-class SunSpecOptions(UnitOptions):
-    """Where a device is, and what is peculiar to it."""
-
-    toggle_enable: bool = False
-    """Switch a function off before its value changes: some devices keep the old value else."""
-
-    base_register: Annotated[int, Field(ge=0, le=65535)] | None = None
-    """Where its map begins; None = it is searched for."""
-
-    @property
-    def base_registers(self) -> tuple[int, ...]:
-        """Where to look for the map."""
-        return BASE_REGISTERS if self.base_register is None else (self.base_register,)
-
-    read_back: ReadBackOptions = ReadBackOptions()
+FunctionWrites: TypeAlias = tuple[list[Write], int | None]
+"""What one function is written, and after how many seconds it falls back; None = it does not."""
 
 
 class MovedError(DeviceTimeoutError):
@@ -133,40 +111,7 @@ class SunSpecDevice:
         patience_us = self._options.read_back.patience_seconds * 1_000_000
         if self._clock.monotonic_us() - self._wrote_us < patience_us:
             blocks = {each: block.after(self._written) for each, block in blocks.items()}
-        after_seconds = reversion.after_seconds if reversion else None
-        falls_to = reversion.setpoints if reversion else Setpoints()
-        steps: list[tuple[list[Write], int | None]] = []
-        for function, watts, falls_to_watts in (
-            (
-                self._controls.limit,
-                setpoints.max_generation_watts,
-                falls_to.max_generation_watts,
-            ),
-            (self._controls.power, setpoints.active_power_watts, falls_to.active_power_watts),
-        ):
-            if function is None:
-                continue
-            fallback = after_seconds and FunctionReversion(
-                after_seconds=after_seconds, watts=falls_to_watts
-            )
-            steps.append(
-                function.writes(
-                    blocks[function.model_id],
-                    watts,
-                    fallback or None,
-                    most_watts=most_watts,
-                    resolution=self._capability.resolutions[function.mode],
-                    toggle=self._options.toggle_enable,
-                )
-            )
-        switch = self._controls.switch
-        if switch is not None:
-            permit = switch.writes(
-                blocks[switch.model_id],
-                energized=setpoints.energized,
-                after_seconds=after_seconds,
-            )
-            steps.insert(len(steps) if setpoints.energized else 0, permit)
+        steps = self._plan(blocks, most_watts, setpoints, reversion)
         holds = setpoints != Setpoints()
         self._written, self._wrote_us = [], self._clock.monotonic_us()
         for writes, _ in steps:
@@ -217,6 +162,46 @@ class SunSpecDevice:
         if self._finding is not None:
             self._finding.cancel()
         await self._unit.close()
+
+    def _plan(
+        self, blocks: Blocks, most_watts: float, setpoints: Setpoints, reversion: Reversion | None
+    ) -> list[FunctionWrites]:
+        """Return what to write, function by function, in the order in which it is safe."""
+        after_seconds = reversion.after_seconds if reversion else None
+        falls_to = reversion.setpoints if reversion else Setpoints()
+        steps: list[FunctionWrites] = []
+        for function, watts, falls_to_watts in (
+            (
+                self._controls.limit,
+                setpoints.max_generation_watts,
+                falls_to.max_generation_watts,
+            ),
+            (self._controls.power, setpoints.active_power_watts, falls_to.active_power_watts),
+        ):
+            if function is None:
+                continue
+            fallback = after_seconds and FunctionReversion(
+                after_seconds=after_seconds, watts=falls_to_watts
+            )
+            steps.append(
+                function.writes(
+                    blocks[function.model_id],
+                    watts,
+                    fallback or None,
+                    most_watts=most_watts,
+                    resolution=self._capability.resolutions[function.mode],
+                    toggle=self._options.toggle_enable,
+                )
+            )
+        switch = self._controls.switch
+        if switch is not None:
+            permit = switch.writes(
+                blocks[switch.model_id],
+                energized=setpoints.energized,
+                after_seconds=after_seconds,
+            )
+            steps.insert(len(steps) if setpoints.energized else 0, permit)
+        return steps
 
     def _refuse_modes(self, setpoints: Setpoints) -> None:
         wanted = {
@@ -317,29 +302,6 @@ async def open_sunspec(options: Mapping[str, Any], clock: Clock) -> SunSpecDevic
         raise
 
 
-async def read_used_models(
-    unit: Unit, places: Mapping[int, ModelPlace], clock: Clock
-) -> tuple[dict[int, Block], Answers]:
-    """Read every model of a device that the agent makes use of.
-
-    What it refuses of them is as if it were not implemented.
-
-    Raises:
-        DeviceTimeoutError: It did not answer, be it what it is controlled by alone: a lost answer
-            must not look like a function that it does not have.
-    """
-    deciding = {*rating_models(places), *CONTROL_MODELS} & set(places)
-    used = [each for each in places if each in {1, *deciding, *MEASURING_MODELS}]
-    runs = [run for each in used for run in runs_without(places[each], ())]
-    answers = await Reader(unit, runs, clock).read(is_there=True)
-    for each in deciding:
-        spans = (span for run in runs_without(places[each], ()) for span in run)
-        silent = next((span for span in spans if span in answers.silent), None)
-        if silent is not None:
-            raise DeviceTimeoutError(answers.problems[silent])
-    return {each: Block(places[each], answers) for each in used}, answers
-
-
 async def _open(options: SunSpecOptions, unit: Unit, clock: Clock) -> SunSpecDevice:
     places = await find_models(unit, options.base_registers)
     blocks, answers = await read_used_models(unit, places, clock)
@@ -367,49 +329,7 @@ async def _open(options: SunSpecOptions, unit: Unit, clock: Clock) -> SunSpecDev
     )
 
 
-def capability_of(
-    blocks: Mapping[int, Block],
-    controls: Controls,
-    ratings: Ratings,
-    values: Mapping[int, float],
-    read_back: ReadBack,
-) -> Capability:
-    """Return what a device can do by its models and its first sample."""
-    functions = [each for each in (controls.power, controls.limit, controls.switch) if each]
-    return Capability(
-        modes=controls.modes,
-        driver="sunspec",
-        firmware=device_name(blocks),
-        max_injection_watts=ratings.max_injection_watts,
-        max_absorption_watts=ratings.max_absorption_watts,
-        can_measure=agent_pb2.ACTIVE_POWER_WATTS in values,
-        reversion=any(each.has_timer(blocks[each.model_id]) for each in functions),
-        resolutions=controls.resolutions(blocks, ratings.max_watts),
-        read_back=read_back,
-    )
-
-
-def parse_options(options: Mapping[str, Any]) -> SunSpecOptions:
-    """Check the options of a SunSpec device.
-
-    Raises:
-        DriverOptionError: It names the option and what is allowed.
-    """
-    try:
-        return SunSpecOptions.model_validate(dict(options))
-    except ValidationError as error:
-        name, problem = explain(error, SunSpecOptions)
-        raise DriverOptionError(name, "sunspec device", problem) from error
-
-
-def device_name(blocks: Mapping[int, Block]) -> str:
-    """Return maker, model and version as model 1 says them; empty without one."""
-    if 1 not in blocks:
-        return ""
-    return " ".join(filter(None, map(blocks[1].text, ("Mn", "Md", "Vr"))))
-
-
-def _least(steps: list[tuple[list[Write], int | None]], setpoints: Setpoints) -> int | None:
+def _least(steps: list[FunctionWrites], setpoints: Setpoints) -> int | None:
     """Return when the first function falls back; None if one that is held has no timer."""
     held = [
         setpoints.active_power_watts is not None,

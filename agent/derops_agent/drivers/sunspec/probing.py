@@ -14,14 +14,13 @@ from derops_agent.clock import SystemClock
 from derops_agent.drivers.findings import Findings, OfferedMode, limits_of, values_of
 from derops_agent.drivers.modbus_tcp import take_unit
 from derops_agent.drivers.reading import Answers
-from derops_agent.drivers.sunspec.controls import Controls, controls_of
-from derops_agent.drivers.sunspec.device import (
+from derops_agent.drivers.sunspec.capability import (
     CONTROL_MODELS,
-    SunSpecOptions,
     capability_of,
     device_name,
     read_used_models,
 )
+from derops_agent.drivers.sunspec.controls import Controls, controls_of
 from derops_agent.drivers.sunspec.measuring import (
     read_local_control,
     read_ratings,
@@ -29,6 +28,7 @@ from derops_agent.drivers.sunspec.measuring import (
     sources_of,
 )
 from derops_agent.drivers.sunspec.models import Blocks, ModelPlace, find_models, points_of, span_of
+from derops_agent.drivers.sunspec.options import SunSpecOptions
 from derops_agent.ports import Resolution
 
 
