@@ -1,0 +1,247 @@
+"""No module and no function of the product is too long to be read at once.
+
+Branches are counted as the tool radon does: a condition of ``and``, ``or`` and a comprehension
+counts as an ``if`` does. Ruff's C901, which ``make lint`` holds, counts statements alone.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGES = (
+    "operator/derops_operator",
+    "headend/derops",
+    "headend/derops_headend",
+    "agent/derops_agent",
+)
+GENERATED = ("_pb2.py", "_pb2_grpc.py")
+MOST_LINES = 400
+MOST_BRANCHES = 10
+REASON = "# Branches: "
+"""How a comment above a function begins that says why it has more."""
+
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+LONG_MODULES = {
+    "agent/derops_agent/asset/controller.py",
+    "agent/derops_agent/execution/readback.py",
+    "headend/derops_headend/gateway/agent_stream.py",
+    "headend/derops_headend/gateway/exchange.py",
+    "operator/derops_operator/controller.py",
+    "operator/derops_operator/gateways/replicas.py",
+    "operator/derops_operator/gateways/sync.py",
+    "operator/derops_operator/reconciling/assets.py",
+    "operator/derops_operator/reconciling/dispatches.py",
+    "operator/derops_operator/trust/distribution.py",
+}
+"""Modules that are still longer; one that no longer is leaves."""
+
+BRANCHED_FUNCTIONS = {
+    "agent/derops_agent/asset/controller.py:AssetController._put_to_fallback",
+    "agent/derops_agent/asset/journal.py:Journal.commit",
+    "agent/derops_agent/asset/setpoints/evidence.py:ReadBackJudge._note_not_taken",
+    "agent/derops_agent/asset/setpoints/evidence.py:ReadBackJudge._note_success",
+    "agent/derops_agent/asset/setpoints/evidence.py:ReadBackJudge.judge",
+    "agent/derops_agent/asset/setpoints/evidence.py:ReadBackJudge.note_failure",
+    "agent/derops_agent/asset/setpoints/inquiry.py:Looker.look",
+    "agent/derops_agent/asset/setpoints/state.py:DeviceState.note_write",
+    "agent/derops_agent/asset/setpoints/writer.py:DeviceWriter._write",
+    "agent/derops_agent/asset/setpoints/writer.py:DeviceWriter.due_in_us",
+    "agent/derops_agent/asset/setpoints/writer.py:DeviceWriter.hold",
+    "agent/derops_agent/drivers/findings.py:Findings.as_text",
+    "agent/derops_agent/drivers/modbus/controls.py:_arm",
+    "agent/derops_agent/drivers/modbus/controls.py:plan",
+    "agent/derops_agent/drivers/modbus/probing.py:_not_controlled",
+    "agent/derops_agent/drivers/modbus_connection.py:Connection._take",
+    "agent/derops_agent/drivers/reading.py:Reader._ask_again",
+    "agent/derops_agent/execution/acceptance.py:_refuse",
+    "agent/derops_agent/execution/health.py:tell",
+    "agent/derops_agent/execution/interruption.py:resume",
+    "agent/derops_agent/execution/readback.py:find_held",
+    "agent/derops_agent/execution/readback.py:look_again",
+    "agent/derops_agent/execution/readback.py:written",
+    "agent/derops_agent/execution/resolution.py:refuse_value",
+    "agent/derops_agent/execution/verification.py:observe",
+    "agent/derops_agent/execution/windows.py:_bridge",
+    "agent/derops_agent/execution/windows.py:_by_time",
+    "agent/derops_agent/execution/windows.py:advance",
+    "agent/derops_agent/execution/windows.py:next_wakeup_us",
+    "agent/derops_agent/execution/wire.py:write_report",
+    "agent/derops_agent/settings.py:_check",
+    "headend/derops_headend/api/assets.py:_filter",
+    "headend/derops_headend/api/audit/file.py:AuditFile._recover",
+    "headend/derops_headend/api/refusals.py:refused",
+    "headend/derops_headend/api/telemetry.py:choose_life",
+    "headend/derops_headend/fleet/desired.py:DesiredState.replace",
+    "headend/derops_headend/fleet/reports.py:problem_of",
+    "headend/derops_headend/fleet/telemetry.py:check_batch",
+    "headend/derops_headend/gateway/agent_stream.py:AgentStream._take",
+    "headend/derops_headend/gateway/control.py:OperatorStream._take_changes",
+    "headend/derops_headend/programs/history.py:_answer",
+    "headend/derops_headend/writing/binary_copy.py:encode_samples",
+    "headend/derops_headend/writing/samples.py:to_rows",
+    "operator/derops_operator/cluster/events.py:_found_out",
+    "operator/derops_operator/cluster/executor.py:Executor._answer",
+    "operator/derops_operator/cluster/publisher.py:Publisher.publish",
+    "operator/derops_operator/gateways/replicas.py:Fleet._show_device",
+    "operator/derops_operator/gateways/replicas.py:Fleet.dispatch",
+    "operator/derops_operator/gateways/replicas.py:Fleet.session",
+    "operator/derops_operator/gateways/sync.py:_Link._take",
+    "operator/derops_operator/reconciling/assets.py:_certifying",
+    "operator/derops_operator/reconciling/assets.py:_next_look",
+    "operator/derops_operator/reconciling/assets.py:reconcile_asset",
+    "operator/derops_operator/reconciling/credibility.py:distrust",
+    "operator/derops_operator/reconciling/dispatch_conditions.py:judge",
+    "operator/derops_operator/reconciling/dispatch_status.py:execution",
+    "operator/derops_operator/reconciling/dispatch_status.py:history",
+    "operator/derops_operator/reconciling/dispatch_status.py:late_report",
+    "operator/derops_operator/reconciling/dispatches.py:_on_its_way",
+    "operator/derops_operator/reconciling/dispatches.py:_outcome",
+    "operator/derops_operator/reconciling/dispatches.py:_tidy_up",
+    "operator/derops_operator/reconciling/dispatches.py:_what_was_missing",
+    "operator/derops_operator/reconciling/dispatches.py:_words",
+    "operator/derops_operator/reconciling/identity.py:early_issuance",
+    "operator/derops_operator/reconciling/identity.py:next_ledger",
+    "operator/derops_operator/reconciling/identity.py:revoke",
+    "operator/derops_operator/resources/manifests.py:_read",
+    "operator/derops_operator/resources/pem.py:read_csr",
+    "operator/derops_operator/trust/creators.py:why_unguarded",
+    "operator/derops_operator/trust/distribution.py:Distributor._ask_agent_ca",
+    "operator/derops_operator/uninstall/program.py:Uninstallation._finish",
+}
+"""Functions that still have more branches without a reason; one that no longer does leaves."""
+
+
+def modules() -> Iterator[Path]:
+    for package in PACKAGES:
+        for file in sorted((REPOSITORY / package).rglob("*.py")):
+            if not file.name.endswith(GENERATED):
+                yield file
+
+
+def name_of(module: Path) -> str:
+    return module.relative_to(REPOSITORY).as_posix()
+
+
+def functions(node: ast.AST, within: str = "") -> Iterator[tuple[str, ast.AST]]:
+    """Yield all functions below a node, those in functions too, by qualified name."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (*FUNCTIONS, ast.ClassDef)):
+            name = f"{within}{child.name}"
+            if isinstance(child, FUNCTIONS):
+                yield name, child
+            yield from functions(child, f"{name}.")
+        else:
+            yield from functions(child, within)
+
+
+def count_branches(function: ast.AST) -> int:
+    """Return the cyclomatic complexity of a function without those in it."""
+    assert isinstance(function, FUNCTIONS)
+    count, nodes = 1, list[ast.AST](function.body)
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
+            continue
+        nodes += ast.iter_child_nodes(node)
+        match node:
+            case ast.If() | ast.IfExp():
+                count += 1
+            case ast.For() | ast.AsyncFor() | ast.While():
+                count += 1 + bool(node.orelse)
+            case ast.Try() | ast.TryStar():
+                count += len(node.handlers) + bool(node.orelse)
+            case ast.BoolOp():
+                count += len(node.values) - 1
+            case ast.comprehension():
+                count += 1 + len(node.ifs)
+            case ast.Match():
+                count += sum(not is_catch_all(each) for each in node.cases)
+    return count
+
+
+def is_catch_all(case: ast.match_case) -> bool:
+    return isinstance(case.pattern, ast.MatchAs) and case.pattern.pattern is None
+
+
+def has_reason(function: ast.AST, lines: list[str]) -> bool:
+    """Tell whether the comment just above a function, and its decorators, gives a reason."""
+    assert isinstance(function, FUNCTIONS)
+    first = min(each.lineno for each in (function, *function.decorator_list))
+    for line in reversed(lines[: first - 1]):
+        if not line.lstrip().startswith("#"):
+            return False
+        if line.lstrip().removeprefix(REASON) != line.lstrip():
+            return True
+    return False
+
+
+def find_branched() -> Iterator[tuple[str, bool]]:
+    """Yield the functions with more branches than most, and whether a comment says why."""
+    for module in modules():
+        text = module.read_text(encoding="utf-8")
+        for name, function in functions(ast.parse(text)):
+            if count_branches(function) > MOST_BRANCHES:
+                yield f"{name_of(module)}:{name}", has_reason(function, text.splitlines())
+
+
+def test_no_module_is_long() -> None:
+    long = {
+        name_of(module)
+        for module in modules()
+        if len(module.read_text(encoding="utf-8").splitlines()) > MOST_LINES
+    }
+
+    assert sorted(long - LONG_MODULES) == [], f"split these: they have over {MOST_LINES} lines"
+    assert sorted(LONG_MODULES - long) == [], "these are short now: take them from LONG_MODULES"
+
+
+def test_no_function_has_many_branches_without_a_reason() -> None:
+    without_reason = {name for name, reason in find_branched() if not reason}
+
+    assert sorted(without_reason - BRANCHED_FUNCTIONS) == [], (
+        f"split these, or say above them why they have over {MOST_BRANCHES}: {REASON}..."
+    )
+    assert sorted(BRANCHED_FUNCTIONS - without_reason) == [], (
+        "these are simple now, or have a reason: take them from BRANCHED_FUNCTIONS"
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        ("pass", 1),
+        ("if a and b or c: pass", 4),
+        ("return 1 if a else 2", 2),
+        ("for a in b: pass\nelse: pass", 3),
+        ("return [a for a in b if a if not a]", 4),
+        ("try: pass\nexcept A: pass\nexcept B: pass\nelse: pass", 4),
+        ("match a:\n case 1: pass\n case 2: pass\n case _: pass", 3),
+        ("def inner():\n if a: pass", 1),
+    ],
+)
+def test_what_counts_as_a_branch(body: str, count: int) -> None:
+    lines = "\n".join(f"  {line}" for line in body.splitlines())
+    ((_, function), *_) = functions(ast.parse(f"def outer():\n{lines}"))
+
+    assert count_branches(function) == count
+
+
+@pytest.mark.parametrize(
+    ("above", "expected"),
+    [
+        ("# Branches: one for each kind.", True),
+        ("# Branches: one for each kind,\n# as the wire has them.\n@cached", True),
+        ("# A comment.", False),
+        ("# Branches: of something else\n", False),
+        ("", False),
+    ],
+)
+def test_a_reason_stands_just_above_its_function(above: str, expected: bool) -> None:
+    text = f"{above}\ndef outer():\n  pass"
+    ((_, function),) = functions(ast.parse(text))
+
+    assert has_reason(function, text.splitlines()) is expected
