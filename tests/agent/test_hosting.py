@@ -17,7 +17,7 @@ from tests.stack import places
 from tests.waiting import now
 
 from derops.errors import DeviceRefusedError
-from derops_agent import main as main_module
+from derops_agent import host as host_module
 from derops_agent.clock import SystemClock
 from derops_agent.host import Host
 from derops_agent.settings import AgentSettings
@@ -50,7 +50,7 @@ async def test_a_signal_ends_all_assets_with_a_bye(
     async def open_device(*_: Any) -> FakeDevice:
         return FakeDevice()
 
-    monkeypatch.setattr(main_module, "open_device", open_device)
+    monkeypatch.setattr(host_module, "open_device", open_device)
     server_ca, agent_ca = Authority("server"), Authority("agent")
     (tmp_path / "ca.crt").write_bytes(server_ca.pem)
     agent_ca.write_leaf(tmp_path / "certificates", "battery")
@@ -88,7 +88,7 @@ async def test_a_device_that_answers_nonsense_does_not_keep_others_away(
             raise failure
         return FakeDevice()
 
-    monkeypatch.setattr(main_module, "open_device", open_device)
+    monkeypatch.setattr(host_module, "open_device", open_device)
     server_ca, agent_ca = Authority("server"), Authority("agent")
     (tmp_path / "ca.crt").write_bytes(server_ca.pem)
     agent_ca.write_leaf(tmp_path / "certificates", "battery")

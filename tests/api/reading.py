@@ -18,7 +18,7 @@ from derops_headend.api.caller import Caller, CallerKind
 from derops_headend.api.database import ReadingDatabase
 from derops_headend.api.outer import Outer
 from derops_headend.api.ports import Audit, Decision, Kubernetes, Parts, Rights
-from derops_headend.api.problems import ProblemError, Slug
+from derops_headend.api.problems import ProblemError, Slug, not_found
 
 
 class ByName:
@@ -39,7 +39,7 @@ class ByName:
             call.caller, subject.verb, subject.resource, subject.namespace, subject.name
         )
         if not found.allowed:
-            raise ProblemError(Slug.NOT_FOUND, "There is no such object, or you may not see it")
+            raise not_found()
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """The audit by HTTP: the running API, RBAC of the real control plane, rows of the database."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
@@ -20,9 +20,12 @@ CHAIN = "seeded"
 
 
 @pytest.fixture(scope="module")
-def seeded(api_database_url: str) -> list[str]:
-    """Have records of two tenants and of none, and return the requests of tenant-a."""
-    at = datetime.now(UTC) - timedelta(hours=1)
+def seeded(api_database_url: str, tenant_a: Tenant, tenant_b: Tenant) -> list[str]:
+    """Have records of two tenants and of none, and return the requests of tenant-a.
+
+    They are younger than the namespaces: what is older is not theirs.
+    """
+    at = datetime.now(UTC)
     with psycopg.connect(api_database_url, autocommit=True) as connection:
         for tenant in ("tenant-a", "tenant-b", ""):
             name = f"{CHAIN}-{tenant}"

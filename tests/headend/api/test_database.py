@@ -1,6 +1,7 @@
 """Reading through the API's connections, on a server that is away, frozen, slow or not ours."""
 
 import asyncio
+import itertools
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -13,14 +14,16 @@ from tests.stack.postgres import READER, PostgresServer
 from tests.waiting import now
 
 from derops.observability import Readiness
-from derops_headend.api.database import WAIT_SECONDS, ReadingDatabase
+from derops_headend.api.database import TURN_SECONDS, ReadingDatabase
 from derops_headend.api.problems import ProblemError, Slug
+from derops_headend.api.shares import SHARE
 from derops_headend.storage.roles import roles_sql
 from derops_headend.storage.schema import migrate, migrations
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/none"
 PATIENCE_SECONDS = 60.0
 READ_SECONDS = 4.0
+_callers = itertools.count(1)
 Open = Callable[..., AbstractAsyncContextManager[ReadingDatabase]]
 
 
@@ -63,6 +66,8 @@ def one(connection: psycopg.Connection, text: str = "select 1") -> object:
 async def refusal_of(
     database: ReadingDatabase, text: str = "select 1"
 ) -> tuple[ProblemError, float]:
+    """Return how a caller of its own is refused, and after how long."""
+    SHARE.set(f"caller-{next(_callers)}")
     begun = now()
     with pytest.raises(ProblemError) as caught:
         await database.read(one, text)
@@ -160,7 +165,7 @@ async def test_a_server_that_froze_holds_no_thread(
         os.kill(pid, signal.SIGSTOP)
     try:
         refused = await asyncio.gather(*(refusal_of(database) for _ in range(4)))
-        assert max(seconds for _, seconds in refused) < WAIT_SECONDS + READ_SECONDS + 2
+        assert max(seconds for _, seconds in refused) < TURN_SECONDS + READ_SECONDS + 2
         await until_told(readiness, "degraded database")
     finally:
         for pid in pids:
@@ -200,11 +205,11 @@ async def test_who_comes_when_all_connections_are_busy_is_told_so(url: str) -> N
     async with ReadingDatabase(
         url, Readiness(), connections=1, statement_milliseconds=20_000, read_seconds=20.0
     ) as database:
-        busy = asyncio.create_task(database.read(one, "select pg_sleep(6) is null"))
+        busy = asyncio.create_task(database.read(one, "select pg_sleep(12) is null"))
         await asyncio.sleep(0)
         problem, seconds = await refusal_of(database)
         assert "busy" in problem.detail
-        assert seconds < WAIT_SECONDS + 2
+        assert seconds < TURN_SECONDS + 2
         assert not busy.done()
         await busy
 
