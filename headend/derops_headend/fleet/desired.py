@@ -195,6 +195,17 @@ class DesiredState:
         old_assets, old_dispatches = self._assets, self._dispatches
         # Agents are to keep a new era at once, not with the next thing that changes.
         begins = self.revision is not None and self.revision.era != snapshot.revision.era
+        self._put_all(snapshot)
+        return Changes(
+            assets={
+                uid for uid, asset in self._assets.items() if begins or old_assets.get(uid) != asset
+            },
+            removed_assets=old_assets.keys() - self._assets.keys(),
+            dispatches=[d for uid, d in self._dispatches.items() if old_dispatches.get(uid) != d],
+            settled=_missing(old_dispatches.values(), self._dispatches),
+        )
+
+    def _put_all(self, snapshot: Snapshot) -> None:
         self.revision = snapshot.revision
         self._assets, self._by_name, self._dispatches, self._of_asset = {}, {}, {}, {}
         for asset in snapshot.assets:
@@ -208,14 +219,6 @@ class DesiredState:
             uid: write for uid, write in self._written.items() if uid in self._dispatches
         }
         self._noted = {uid: write for uid, write in self._noted.items() if uid in self._dispatches}
-        return Changes(
-            assets={
-                uid for uid, asset in self._assets.items() if begins or old_assets.get(uid) != asset
-            },
-            removed_assets=old_assets.keys() - self._assets.keys(),
-            dispatches=[d for uid, d in self._dispatches.items() if old_dispatches.get(uid) != d],
-            settled=_missing(old_dispatches.values(), self._dispatches),
-        )
 
     def apply(self, message: control_pb2.OperatorMessage) -> Changes:
         """Take one change; see ``DELTA_KINDS``."""

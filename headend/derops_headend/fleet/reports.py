@@ -102,6 +102,16 @@ class Circumstances:
 
 def problem_of(report: dispatch_pb2.DispatchReport) -> str:
     """Return what is wrong with a report; empty = nothing."""
+    return (
+        _problem_of_fields(report)
+        or _problem_of_lists(report)
+        or _problem_of_step(report.phase, report.reason, report.message, 0)
+        or _problem_of_transitions(report)
+        or _problem_of_course(report)
+    )
+
+
+def _problem_of_fields(report: dispatch_pb2.DispatchReport) -> str:
     for word in _WORDS:
         if len(getattr(report, word)) > MAX_WORD:
             return f"{word} has more than {MAX_WORD} characters"
@@ -112,24 +122,25 @@ def problem_of(report: dispatch_pb2.DispatchReport) -> str:
     for text in ("pending_error", "rounding"):
         if len(getattr(report, text)) > MESSAGE_LIMIT:
             return f"{text} has more than {MESSAGE_LIMIT} characters"
+    return ""
+
+
+def _problem_of_lists(report: dispatch_pb2.DispatchReport) -> str:
     if len(report.transitions) > MAX_TRANSITIONS:
         return f"{len(report.transitions)} transitions; up to {MAX_TRANSITIONS} are allowed"
     if len(report.supersedes) > MAX_SUPERSEDED or any(
         len(uid) > MAX_WORD for uid in report.supersedes
     ):
         return f"supersedes has more than {MAX_SUPERSEDED} uids of {MAX_WORD} characters"
-    return (
-        _problem_of_step(report.phase, report.reason, report.message, 0)
-        or next(
-            (
-                f"a transition: {problem}"
-                for step in report.transitions
-                if (problem := _problem_of_step(step.phase, step.reason, step.message, step.at_us))
-            ),
-            "",
-        )
-        or _problem_of_course(report)
-    )
+    return ""
+
+
+def _problem_of_transitions(report: dispatch_pb2.DispatchReport) -> str:
+    for step in report.transitions:
+        problem = _problem_of_step(step.phase, step.reason, step.message, step.at_us)
+        if problem:
+            return f"a transition: {problem}"
+    return ""
 
 
 def _problem_of_course(report: dispatch_pb2.DispatchReport) -> str:

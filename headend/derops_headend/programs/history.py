@@ -17,7 +17,14 @@ from derops.settings import load_settings
 from derops_headend.programs.writer import WriterSettings
 from derops_headend.storage.dispatches import compare, is_filled
 from derops_headend.storage.explanations import explain
-from derops_headend.storage.history import Dispatched, DispatchFilter, find, read_story, sum_up
+from derops_headend.storage.history import (
+    Dispatched,
+    DispatchFilter,
+    Step,
+    find,
+    read_story,
+    sum_up,
+)
 
 _CONNECT_SECONDS = 5
 _NEVER = "-"
@@ -82,11 +89,15 @@ def _answer(
     if wanted.dispatch is None or len(found) != 1:
         say([_short(each) if arguments.output == "text" else asdict(each) for each in found])
         return
-    steps = [asdict(each) for each in read_story(connection, found[0])]
-    if arguments.output == "json":
-        _say_json([{**asdict(found[0]), "steps": steps}])
+    _say_story(found[0], read_story(connection, found[0]), arguments.output)
+
+
+def _say_story(found: Dispatched, story: Sequence[Step], output: str) -> None:
+    steps = [asdict(each) for each in story]
+    if output == "json":
+        _say_json([{**asdict(found), "steps": steps}])
         return
-    for name, value in asdict(found[0]).items():
+    for name, value in asdict(found).items():
         sys.stdout.write(f"{name:<26}{_word(value)}\n")
     sys.stdout.write("\n")
     _say_table(steps)

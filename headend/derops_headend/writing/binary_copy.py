@@ -37,9 +37,7 @@ def encode_samples(
         asset_ids: The database's id for each asset index of the samples.
         numbered: Put the index of each row before its columns, for a stage.
     """
-    absent = {column: np.isnan(values) for column, values in samples.values.items()}
-    present = tuple(column for column, where in absent.items() if not where.all())
-    gaps = {column: absent[column] for column in present if absent[column].any()}
+    present, gaps = _present(samples)
     yield _HEADER
     for first in range(0, len(samples), _ROWS):
         part = slice(first, first + _ROWS)
@@ -53,6 +51,13 @@ def encode_samples(
             rows[column] = samples.values[column][part]
         yield _without(rows, {column: gaps[column][part] for column in gaps}) if gaps else data
     yield _TRAILER
+
+
+def _present(samples: Samples) -> tuple[tuple[str, ...], dict[str, NDArray[np.bool_]]]:
+    """Return the columns that have any value, and the rows in which some of them lack it."""
+    absent = {column: np.isnan(values) for column, values in samples.values.items()}
+    present = tuple(column for column, where in absent.items() if not where.all())
+    return present, {column: absent[column] for column in present if absent[column].any()}
 
 
 def _blank_rows(

@@ -145,9 +145,25 @@ def to_rows(batches: Sequence[Checked]) -> Converted:
     if times.refused:
         others = to_rows([each for each in batches if each.source not in times.refused])
         return others._replace(refused=times.refused)
-
-    sources = np.repeat(np.array([each.source for each in batches], "i4"), counts)
     infinite: dict[int, dict[str, int]] = {}
+    samples, present = _samples(batches, counts, received_us, times, infinite)
+    return Converted(
+        samples if present.all() else samples[present],
+        _measurements(batches, samples.source, times.ts_us, infinite),
+        infinite,
+        {},
+    )
+
+
+def _samples(
+    batches: Sequence[Checked],
+    counts: NDArray[np.int64],
+    received_us: NDArray[np.int64],
+    times: _Times,
+    infinite: dict[int, dict[str, int]],
+) -> tuple[Samples, NDArray[np.bool_]]:
+    """Return a row for each time, and which of them have a value at all."""
+    sources = np.repeat(np.array([each.source for each in batches], "i4"), counts)
     values: dict[str, NDArray[np.float64]] = {}
     present = np.zeros(len(sources), bool)
     for name in QUANTITIES.values():
@@ -169,12 +185,7 @@ def to_rows(batches: Sequence[Checked]) -> Converted:
         received_us=np.repeat(received_us, counts),
         values=values,
     )
-    return Converted(
-        samples if present.all() else samples[present],
-        _measurements(batches, sources, times.ts_us, infinite),
-        infinite,
-        {},
-    )
+    return samples, present
 
 
 def _measurements(
