@@ -13,7 +13,7 @@ from tests.attacks.cluster import GITOPS, TENANT, Caller, Cluster, certificate, 
 from tests.stack.identities import AGENT_CA, NAMESPACE, SERVER_CA
 from tests.stack.processes import StackError
 
-from derops_operator.trust.distribution import wanted_config_map
+from derops_operator.trust.config_maps import wanted_config_map
 
 __all__ = ["cluster"]
 

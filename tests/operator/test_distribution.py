@@ -28,14 +28,9 @@ from derops_operator.resources.certificates import Request
 from derops_operator.resources.instants import format_second
 from derops_operator.resources.manifests import read_fact
 from derops_operator.resources.objects import Kind, ObjectKey
-from derops_operator.trust.distribution import (
-    AGENT_CA,
-    KEY,
-    RECHECK_SECONDS,
-    REISSUE_SECONDS,
-    SERVER_CA,
-    Distributor,
-)
+from derops_operator.trust.authorities import REISSUE_SECONDS
+from derops_operator.trust.config_maps import AGENT_CA, KEY, SERVER_CA
+from derops_operator.trust.distribution import RECHECK_SECONDS, Distributor
 
 OWN = "derops-system"
 

@@ -29,7 +29,7 @@ from tests.stack.uninstalling import (
 
 from derops_operator.reconciling.agent_authority import TRUST_CERTIFICATE
 from derops_operator.resources.objects import FINALIZER, Kind
-from derops_operator.trust.distribution import AGENT_CA, SERVER_CA, wanted_config_map
+from derops_operator.trust.config_maps import AGENT_CA, SERVER_CA, wanted_config_map
 from derops_operator.uninstall.cluster import NEEDS, Cluster
 
 TENANT = "tenant"

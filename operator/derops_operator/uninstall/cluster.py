@@ -23,7 +23,7 @@ from derops_operator.cluster.client import (
 )
 from derops_operator.reconciling.agent_authority import TRUST_CERTIFICATE
 from derops_operator.resources.objects import Kind
-from derops_operator.trust.distribution import SERVER_CA, read_held
+from derops_operator.trust.config_maps import SERVER_CA, read_held
 from derops_operator.uninstall.arguments import OPERATOR
 from derops_operator.uninstall.orders import PendingDispatch, release_patch
 

@@ -12,7 +12,7 @@ from kubernetes.aio.client.exceptions import ApiException
 from derops_operator.cluster.client import ChangedMeanwhileError, GoneError, Manifest
 from derops_operator.reconciling.agent_authority import TRUST_CERTIFICATE
 from derops_operator.resources.objects import Kind
-from derops_operator.trust.distribution import SERVER_CA
+from derops_operator.trust.config_maps import SERVER_CA
 from derops_operator.uninstall.cluster import TRANSIENT, Cluster, ListExpiredError, explain
 from derops_operator.uninstall.orders import (
     Obstacle,

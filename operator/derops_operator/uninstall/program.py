@@ -15,7 +15,7 @@ from derops_operator.cluster.client import GoneError
 from derops_operator.cluster.events import event
 from derops_operator.reconciling.actions import REVERT_UNKNOWN
 from derops_operator.resources.objects import Kind
-from derops_operator.trust.distribution import SERVER_CA
+from derops_operator.trust.config_maps import SERVER_CA
 from derops_operator.uninstall.arguments import ANNOTATION, OPERATOR
 from derops_operator.uninstall.cluster import (
     HEADEND,
