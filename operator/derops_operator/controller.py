@@ -29,14 +29,11 @@ from derops_operator.gateways import wire
 from derops_operator.gateways.desired import Awaiting, Desired
 from derops_operator.gateways.replicas import LOST_AFTER_US, SESSIONS_WITHIN_US, Fleet
 from derops_operator.gateways.sync import GatewaySync
-from derops_operator.reconciling.actions import RemoveFinalizer, Settle, Submit
+from derops_operator.reconciling.actions import DispatchDecision, RemoveFinalizer, Settle, Submit
 from derops_operator.reconciling.assets import Realm, reconcile_asset
 from derops_operator.reconciling.credibility import Strange, distrust
-from derops_operator.reconciling.dispatches import (
-    DELETION_GRACE_US,
-    DispatchDecision,
-    reconcile_dispatch,
-)
+from derops_operator.reconciling.deadlines import DELETION_GRACE_US
+from derops_operator.reconciling.dispatches import reconcile_dispatch
 from derops_operator.reconciling.identity import certificate_name
 from derops_operator.resources.assets import Asset
 from derops_operator.resources.certificates import Request

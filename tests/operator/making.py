@@ -8,8 +8,8 @@ from derops.schedules import SECOND_US
 from derops.transitions import Actor, may_say
 from derops.wire.v1 import dispatch_pb2
 from derops_operator.gateways.replicas import Holding, ReportedDispatch
-from derops_operator.reconciling.actions import RemoveFinalizer, Submit
-from derops_operator.reconciling.dispatches import DispatchDecision, reconcile_dispatch
+from derops_operator.reconciling.actions import DispatchDecision, RemoveFinalizer, Submit
+from derops_operator.reconciling.dispatches import reconcile_dispatch
 from derops_operator.resources.assets import Asset, read_asset
 from derops_operator.resources.dispatches import Dispatch, read_dispatch
 from derops_operator.resources.instants import format_second

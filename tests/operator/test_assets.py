@@ -25,13 +25,14 @@ from derops_operator.reconciling.actions import (
     AddFinalizer,
     ApplyCertificate,
     Approve,
+    AssetDecision,
     Deny,
     ReadCertificate,
     Reissue,
     RemoveFinalizer,
     Warn,
 )
-from derops_operator.reconciling.assets import AssetDecision, Realm, reconcile_asset
+from derops_operator.reconciling.assets import Realm, reconcile_asset
 from derops_operator.reconciling.identity import (
     certificate_name,
     early_issuance,

@@ -1,4 +1,7 @@
-"""What a decision may ask for. The caller carries them out in the order given, then the status."""
+"""Decisions, and what they may ask for.
+
+The caller carries the actions out in the order given; then it shows the status.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -97,3 +100,23 @@ AssetAction = (
     | Approve
     | Deny
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DispatchDecision:
+    """What to do, in this order, and then the status to show."""
+
+    actions: tuple[DispatchAction, ...] = ()
+    status: dict[str, Any]
+    again_us: int | None = None
+    """When time alone may change the decision."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssetDecision:
+    """What to do, in this order, and then the status to show."""
+
+    actions: tuple[AssetAction, ...]
+    status: dict[str, Any]
+    again_us: int | None = None
+    """When time alone may change the decision."""

@@ -20,6 +20,7 @@ from derops_operator.reconciling.actions import (
     ApplyCertificate,
     Approve,
     AssetAction,
+    AssetDecision,
     Deny,
     ReadCertificate,
     Reissue,
@@ -49,16 +50,6 @@ class Realm:
     issuer: str
     requester: str
     """Who may ask for certificates: the user that cert-manager is to the API server."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AssetDecision:
-    """What to do, in this order, and then the status to show."""
-
-    actions: tuple[AssetAction, ...]
-    status: dict[str, Any]
-    again_us: int | None = None
-    """When time alone may change the decision."""
 
 
 def reconcile_asset(

@@ -6,28 +6,11 @@ from derops.lifecycle import Phase, Reason
 from derops.modes import Evidence
 from derops.wire.v1 import dispatch_pb2
 from derops_operator.reconciling.conditions import WantedCondition, status_of, truth
+from derops_operator.reconciling.outcomes import Outcome
+from derops_operator.reconciling.reports import is_silent, is_unreverted
 from derops_operator.resources.dispatches import Dispatch
 
-_UNKNOWN = frozenset({Reason.OUTCOME_UNKNOWN, Reason.LEDGER_LOST})
 _STALLED = frozenset({Phase.FAILED, Phase.REJECTED, Phase.EXPIRED})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """Where a dispatch stands, why, and who says so."""
-
-    phase: Phase
-    reason: str
-    message: str
-    actor: str
-    at_us: int
-    early: bool = False
-    """It is told as complete before its end, by the clock of the gateway: no success is certain."""
-
-    @property
-    def unknown(self) -> bool:
-        """Whether it ended without anybody knowing how."""
-        return self.reason in _UNKNOWN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,23 +33,6 @@ class _Facts:
         if self.report is None or self.outcome.phase.terminal:
             return ""
         return self.report.pending_error
-
-
-def is_silent(report: dispatch_pb2.DispatchReport) -> bool:
-    """Tell whether an agent says that the device does not answer: what it holds is not known."""
-    if Phase(report.phase or Phase.SUBMITTED).terminal:
-        unreverted = report.ended_us > 0 and not report.reverted_us  # 0: it was never touched
-        return report.reason == Reason.DEVICE_OFFLINE and unreverted
-    return report.verified_reason == Reason.DEVICE_OFFLINE
-
-
-def is_unreverted(report: dispatch_pb2.DispatchReport) -> bool:
-    """Tell whether an agent says that it ended, and has yet to say that the device is reverted.
-
-    Also one that was never applied: a device that takes something else holds what nobody wants.
-    """
-    terminal = Phase(report.phase or Phase.SUBMITTED).terminal
-    return terminal and report.ended_us > 0 and not report.reverted_us  # 0: it was never touched
 
 
 def judge(

@@ -1,4 +1,4 @@
-"""What an agent's report, and the gateways, add to the status of a Dispatch.
+"""The status of a Dispatch: what is stored, and what report and gateways add to it.
 
 Values are added, never taken away: a report of a lost ledger knows less than the status does.
 """
@@ -6,12 +6,17 @@ Values are added, never taken away: a report of a lost ledger knows less than th
 from collections.abc import Mapping
 from typing import Any
 
-from derops.lifecycle import MESSAGE_LIMIT, Phase
+from derops.lifecycle import MESSAGE_LIMIT, Phase, Reason
 from derops.modes import Evidence
+from derops.transitions import Actor
 from derops.wire.v1 import dispatch_pb2
 from derops_operator.gateways.replicas import ReportedDispatch
+from derops_operator.reconciling import conditions
+from derops_operator.reconciling.dispatch_conditions import judge
+from derops_operator.reconciling.outcomes import Outcome
+from derops_operator.reconciling.wording import SENTENCES
 from derops_operator.resources.dispatches import Dispatch
-from derops_operator.resources.instants import format_instant
+from derops_operator.resources.instants import format_instant, format_second, parse_instant
 
 HISTORY_LIMIT = 20
 """Transitions that status keeps; the database keeps all."""
@@ -141,27 +146,50 @@ def history(
     return steps[-HISTORY_LIMIT:]
 
 
-def late_report(dispatch: Dispatch, view: ReportedDispatch) -> dict[str, Any] | None:
-    """Return what a report says that the frozen status does not, or None.
+def compose(
+    dispatch: Dispatch, outcome: Outcome, view: ReportedDispatch, now_us: int, *, submitted: bool
+) -> dict[str, Any]:
+    """Return the whole status of a Dispatch that goes to ``outcome``.
 
-    Where the headend ended the dispatch, any word of the agent that status does not have is news;
-    where the agent did, only a different ending is.
+    Args:
+        dispatch: With its status as it is stored.
+        outcome: Where it stands now.
+        view: What the gateways know of it.
+        now_us: The time.
+        submitted: Whether gateways may hold it.
     """
-    report = view.report
-    if report is None or not report.phase:
-        return None
-    status, phase = dispatch.status, Phase(report.phase)
-    if (report.phase, report.reason) == (status.get("phase"), status.get("reason")):
-        return None
-    lines = status.get("history", [])
-    ended_by = next((str(e["actor"]) for e in reversed(lines) if Phase(e["phase"]).terminal), "")
-    heard = any((e["phase"], e["reason"]) == (report.phase, report.reason) for e in lines)
-    if not phase.terminal and (ended_by == "Agent" or heard):
-        return None
-    at_us = report.transitions[-1].at_us if report.transitions else view.received_us
-    return {
-        "phase": report.phase,
-        "reason": report.reason,
-        "message": report.message[:MESSAGE_LIMIT],
-        "at": format_instant(at_us),
+    stored, report = dispatch.status, view.report
+    times = stored.get("timeline", {})
+    known = parse_instant(times["submittedAt"]) if "submittedAt" in times else now_us
+    own = []
+    if submitted:
+        line = entry(
+            Phase.SUBMITTED, Reason.VALIDATED, SENTENCES[Reason.VALIDATED], known, Actor.OPERATOR
+        )
+        own.append(line)
+    if view.written_us:
+        sentence = SENTENCES[Reason.DELIVERED]
+        own.append(entry(Phase.SENT, Reason.DELIVERED, sentence, view.written_us, Actor.GATEWAY))
+    if outcome.phase.terminal and outcome.actor == Actor.OPERATOR:
+        own.append(
+            entry(outcome.phase, outcome.reason, outcome.message, outcome.at_us, Actor.OPERATOR)
+        )
+    status: dict[str, Any] = {
+        "phase": str(outcome.phase),
+        "reason": str(outcome.reason),
+        "message": outcome.message[:MESSAGE_LIMIT],
+        "observedGeneration": dispatch.meta.generation,
+        "timeline": timeline(dispatch, view, known if submitted else 0),
+        "execution": execution(dispatch, report),
+        **lineage(dispatch, report),
+        "conditions": conditions.fold(
+            stored.get("conditions", []),
+            judge(dispatch, outcome, report, written=bool(view.written_us)),
+            dispatch.meta.generation,
+            now_us,
+        ),
+        "history": history(stored.get("history", []), own, report),
     }
+    if outcome.phase.terminal:
+        status["completionTime"] = format_second(now_us)
+    return status

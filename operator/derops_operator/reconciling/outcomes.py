@@ -1,0 +1,153 @@
+"""Where a Dispatch that gateways may hold stands: by reports, proofs and deadlines."""
+
+from dataclasses import dataclass, replace
+
+from derops.lifecycle import Phase, Reason
+from derops.schedules import SECOND_US
+from derops.transitions import Actor, fold
+from derops_operator.gateways.replicas import ReportedDispatch
+from derops_operator.reconciling.deadlines import REPORT_GRACE_US, latest_end_us, report_deadline_us
+from derops_operator.reconciling.reports import is_silent
+from derops_operator.reconciling.withdrawal import Withdrawal, is_unsent
+from derops_operator.reconciling.wording import (
+    SENTENCES,
+    STOPPED,
+    describe_early,
+    describe_report,
+    describe_unknown_outcome,
+)
+from derops_operator.resources.dispatches import Dispatch
+from derops_operator.resources.instants import format_second
+
+_EARLY_US = 5 * SECOND_US
+"""By how much the clocks of agent, gateway and API server may differ without a word about it."""
+
+_UNKNOWN = frozenset({Reason.OUTCOME_UNKNOWN, Reason.LEDGER_LOST})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """Where a dispatch stands, why, and who says so."""
+
+    phase: Phase
+    reason: str
+    message: str
+    actor: str
+    at_us: int
+    early: bool = False
+    """It is told as complete before its end, by the clock of the gateway: no success is certain."""
+
+    @property
+    def unknown(self) -> bool:
+        """Whether it ended without anybody knowing how."""
+        return self.reason in _UNKNOWN
+
+
+def find_outcome(
+    dispatch: Dispatch, view: ReportedDispatch, withdrawal: Withdrawal | None, now_us: int
+) -> Outcome:
+    """Return where it stands: by its report, else by a proof, else by a deadline."""
+    report = view.report
+    reported = Phase(report.phase) if report is not None and report.phase else Phase.SUBMITTED
+    if report is not None and reported.terminal:
+        at_us = report.transitions[-1].at_us if report.transitions else view.received_us
+        if view.lost_ledger_id and report.reason != Reason.LEDGER_LOST:
+            return Outcome(
+                phase=Phase.FAILED,
+                reason=Reason.LEDGER_LOST,
+                message=f"it was given to ledger {view.lost_ledger_id} first, which may have run "
+                f"it; the agent has ledger {report.ledger_id} now, and says: "
+                f"{describe_report(report, withdrawal)}",
+                actor=Actor.OPERATOR,
+                at_us=at_us,
+            )
+        early_us = dispatch.end_us - view.received_us if view.received_us else 0
+        early = reported is Phase.COMPLETE and early_us > _EARLY_US
+        return Outcome(
+            phase=reported,
+            reason=report.reason,
+            message=describe_report(report, withdrawal) + describe_early(early_us) * early,
+            actor=Actor.AGENT,
+            at_us=at_us,
+            early=early,
+        )
+    proven = _proven(dispatch, view, withdrawal, now_us)
+    if proven is not None:
+        return proven
+    deadline_us = report_deadline_us(dispatch, view)
+    if now_us > deadline_us:
+        return Outcome(
+            phase=Phase.FAILED,
+            reason=Reason.OUTCOME_UNKNOWN,
+            message=describe_unknown_outcome(dispatch, deadline_us, written=bool(view.written_us)),
+            actor=Actor.OPERATOR,
+            at_us=now_us,
+        )
+    on_its_way = _on_its_way(dispatch, view, reported, withdrawal, now_us)
+    end_us = latest_end_us(dispatch, view)
+    ended = view.report is not None and view.report.ended_us
+    if ended or now_us <= end_us + REPORT_GRACE_US:
+        return on_its_way
+    overdue = (
+        f"{on_its_way.message}; its end {format_second(end_us)} has passed and the agent has not "
+        f"reported it: that is waited for until {format_second(deadline_us)}"
+    )
+    return replace(on_its_way, message=overdue)
+
+
+def _proven(
+    dispatch: Dispatch, view: ReportedDispatch, withdrawal: Withdrawal | None, now_us: int
+) -> Outcome | None:
+    """Return the end of a dispatch that provably reached no agent."""
+    if withdrawal is None or not is_unsent(dispatch, view):
+        return None
+    if not view.is_never_delivered(dispatch.meta.generation, dispatch.meta.created_us):
+        return None
+    if withdrawal.reason == Reason.AGENT_OFFLINE:
+        phase, reason = Phase.EXPIRED, str(Reason.AGENT_OFFLINE)
+        message = (
+            f"the agent of {dispatch.asset_name} was not connected by accept-by "
+            f"{format_second(dispatch.accept_by_us)} (start plus "
+            f"{dispatch.start_deadline_seconds} s); no gateway ever sent it, nothing was applied"
+        )
+    else:
+        stopped = withdrawal.reason in STOPPED
+        phase = Phase.CANCELLED
+        reason = withdrawal.reason if stopped else str(Reason.CANCELLED_BEFORE_DELIVERY)
+        message = f"{withdrawal.words}; no gateway ever sent it, the device was not touched"
+    return Outcome(phase=phase, reason=reason, message=message, actor=Actor.OPERATOR, at_us=now_us)
+
+
+def _on_its_way(
+    dispatch: Dispatch,
+    view: ReportedDispatch,
+    reported: Phase,
+    withdrawal: Withdrawal | None,
+    now_us: int,
+) -> Outcome:
+    stored, status, report = dispatch.phase, dispatch.status, view.report
+    waiting = (
+        f"; {withdrawal.words}: waiting for the agent to confirm" if withdrawal is not None else ""
+    )
+    told = fold(stored, reported) is reported and reported.rank >= Phase.ACKED.rank
+    if report is not None and told:
+        unheard = "; it does not answer, what it holds is not known" if is_silent(report) else ""
+        return Outcome(
+            phase=reported,
+            reason=report.reason,
+            message=(report.pending_error or describe_report(report, None) + unheard) + waiting,
+            actor=Actor.AGENT,
+            at_us=view.received_us,
+        )
+    if stored.rank < Phase.SENT.rank and view.written_us:
+        return Outcome(
+            phase=Phase.SENT,
+            reason=Reason.DELIVERED,
+            message=f"{SENTENCES[Reason.DELIVERED]}{waiting}",
+            actor=Actor.GATEWAY,
+            at_us=view.written_us,
+        )
+    known = str(status.get("reason") or "")
+    reason = known if known and known != Reason.ASSET_NOT_FOUND else str(Reason.VALIDATED)
+    message = SENTENCES.get(reason, reason) + waiting
+    return Outcome(phase=stored, reason=reason, message=message, actor=Actor.OPERATOR, at_us=now_us)

@@ -1,0 +1,97 @@
+"""What status says of a Dispatch in words."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from derops.lifecycle import Phase, Reason
+from derops.schedules import SECOND_US
+from derops.wire.v1 import dispatch_pb2
+from derops_operator.reconciling.conditions import status_of
+from derops_operator.reconciling.deadlines import DELETION_GRACE_US
+from derops_operator.reconciling.reports import is_unreverted
+from derops_operator.reconciling.withdrawal import Withdrawal
+from derops_operator.resources.dispatches import Dispatch
+from derops_operator.resources.instants import format_second
+
+SENTENCES: dict[str, str] = {
+    Reason.VALIDATED: "within the asset's limits; waiting for its agent",
+    Reason.DELIVERED: "written to the stream of the agent; waiting for it to accept",
+    Reason.ACCEPTED: "the agent checked and stored it; it runs at its start, connected or not",
+    Reason.APPLIED: "the device took the setpoint",
+    Reason.CANCELLED_BEFORE_START: "cancelled before its start; the device was not touched",
+    Reason.CANCELLED_WHILE_ACTIVE: "cancelled while it ran; the device was reverted",
+}
+
+STOPPED = {
+    Reason.ASSET_DELETED: "its asset was deleted",
+    Reason.ASSET_OUT_OF_SERVICE: "its asset was taken out of service",
+    Reason.ASSET_QUARANTINED: "its asset was quarantined",
+}
+
+
+def describe_report(report: dispatch_pb2.DispatchReport, withdrawal: Withdrawal | None) -> str:
+    """Return a sentence for people; where reason and phase say all, the agent's is too short."""
+    if report.phase == Phase.CANCELLED and report.reason in STOPPED:
+        # What stopped it may be over, as a quarantine that was lifted.
+        stopped = withdrawal is not None and withdrawal.reason in STOPPED
+        words = withdrawal.words if withdrawal and stopped else STOPPED[Reason(report.reason)]
+        reverted = "reverted" if report.applied_us else "not touched"
+        return f"{words}; the device was {reverted}"
+    if report.ended_us and not Phase(report.phase).terminal:
+        return "it has ended; the device is about to be reverted, or to take the next value"
+    if report.reason == Reason.CANCELLED_BEFORE_START and report.ended_us:
+        return "cancelled at its start; the device was reverted"
+    return SENTENCES.get(report.reason) or report.message or report.reason
+
+
+def describe_early(early_us: int) -> str:
+    """Return what may be wrong where a gateway heard of the end before it was due."""
+    return (
+        f"; but a gateway heard so {early_us / SECOND_US:.0f} s before the end that was ordered: "
+        "the agent's clock was ahead and it ended too early, or it says what is not so"
+    )
+
+
+def describe_news(
+    report: dispatch_pb2.DispatchReport, stored: list[Mapping[str, Any]], *, unreverted: bool
+) -> str:
+    """Return in words what the stored conditions of an ending do not say yet."""
+    news = ""
+    if report.applied_us and status_of(stored, "Applied") != "True":
+        news = f"; the device did take it, at {format_second(report.applied_us)}"
+    elif is_unreverted(report) and not unreverted:
+        news = "; the device took it again after its end"
+    if report.reverted_us and (unreverted or news):
+        news += f"; it was reverted at {format_second(report.reverted_us)}"
+    return news
+
+
+def describe_unknown_outcome(dispatch: Dispatch, deadline_us: int, *, written: bool) -> str:
+    """Return what is known where no final report came; ``written`` says whether it was sent."""
+    stored = dispatch.phase
+    seen = f"its last known phase was {stored}"
+    if stored is Phase.SUBMITTED and not written:
+        seen = "whether it reached the agent could not be established"
+    return (
+        f"no final report by {format_second(deadline_us)} "
+        f"({dispatch.report_deadline_seconds} s after the latest end); {seen}"
+    )
+
+
+def describe_unknown_at_deletion(dispatch: Dispatch, phase: Phase, latest_end_us: int) -> str:
+    """Return what is not known of one that is let go before its agent confirmed."""
+    return (
+        f"deleted in phase {phase} and the agent of {dispatch.asset_name} did not confirm "
+        f"within {DELETION_GRACE_US // SECOND_US} s: whether the device was reverted is not known; "
+        f"an agent that runs reverts it when it hears of this, at the latest at the planned end "
+        f"{format_second(latest_end_us)}"
+    )
+
+
+def describe_unreverted_at_deletion(dispatch: Dispatch) -> str:
+    """Return what is not known of one that is let go before its device was reverted."""
+    return (
+        f"deleted after it had ended ({dispatch.status['reason']}), and the agent of "
+        f"{dispatch.asset_name} did not say within {DELETION_GRACE_US // SECOND_US} s that the "
+        f"device was reverted: whether it was is not known; an agent that runs tries on"
+    )
