@@ -27,8 +27,9 @@ from derops_operator.cluster.status_writer import StatusWriter
 from derops_operator.cluster.troubles import Troubles
 from derops_operator.gateways import wire
 from derops_operator.gateways.desired import Awaiting, Desired
-from derops_operator.gateways.replicas import LOST_AFTER_US, SESSIONS_WITHIN_US, Fleet
+from derops_operator.gateways.replicas import SESSIONS_WITHIN_US, Fleet
 from derops_operator.gateways.sync import GatewaySync
+from derops_operator.gateways.views import LOST_AFTER_US
 from derops_operator.reconciling.actions import DispatchDecision, RemoveFinalizer, Settle, Submit
 from derops_operator.reconciling.assets import Realm, reconcile_asset
 from derops_operator.reconciling.credibility import Strange, distrust

@@ -14,7 +14,7 @@ from tests.headend.gateway.rig import now_us
 from tests.waiting import until
 
 from derops.wire.v1 import agent_pb2, control_pb2
-from derops_operator.gateways.replicas import DEVICE_EVERY_US
+from derops_operator.gateways.devices import DEVICE_EVERY_US
 from derops_operator.reconciling.devices import DEVICE_CONDITIONS, device_conditions
 
 SAYINGS = 2_000

@@ -7,7 +7,7 @@ from derops.lifecycle import Phase
 from derops.schedules import SECOND_US
 from derops.transitions import Actor, may_say
 from derops.wire.v1 import dispatch_pb2
-from derops_operator.gateways.replicas import Holding, ReportedDispatch
+from derops_operator.gateways.views import Holding, ReportedDispatch
 from derops_operator.reconciling.actions import DispatchDecision, RemoveFinalizer, Submit
 from derops_operator.reconciling.dispatches import reconcile_dispatch
 from derops_operator.resources.assets import Asset, read_asset

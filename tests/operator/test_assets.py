@@ -20,7 +20,7 @@ from tests.operator.making import asset, at, dispatch
 
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2
-from derops_operator.gateways.replicas import LOST_AFTER_US, Connectivity, SessionView
+from derops_operator.gateways.views import LOST_AFTER_US, Connectivity, SessionView
 from derops_operator.reconciling.actions import (
     AddFinalizer,
     ApplyCertificate,

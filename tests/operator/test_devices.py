@@ -14,13 +14,9 @@ from tests.operator.test_replicas import fleet
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
 from derops_operator.cluster.client import Kube
 from derops_operator.cluster.events import EventWriter
-from derops_operator.gateways.replicas import (
-    DEVICE_EVERY_US,
-    DEVICES_PER_SECOND,
-    Connectivity,
-    Fleet,
-    SessionView,
-)
+from derops_operator.gateways.devices import DEVICE_EVERY_US, DEVICES_PER_SECOND
+from derops_operator.gateways.replicas import Fleet
+from derops_operator.gateways.views import Connectivity, SessionView
 from derops_operator.reconciling.devices import DEVICE_CONDITIONS
 from derops_operator.resources.assets import Asset
 from derops_operator.resources.instants import format_second
@@ -322,8 +318,6 @@ def test_what_is_gone_is_forgotten() -> None:
     subject.forget(UID)
 
     assert UID not in subject.known_uids()
-    assert not subject._devices
-    assert not subject._shown
 
 
 # Events

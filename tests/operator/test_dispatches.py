@@ -18,7 +18,7 @@ from tests.operator.making import (
 )
 
 from derops.wire.v1 import dispatch_pb2
-from derops_operator.gateways.replicas import ReportedDispatch
+from derops_operator.gateways.views import ReportedDispatch
 from derops_operator.reconciling.actions import (
     AddFinalizer,
     Submit,

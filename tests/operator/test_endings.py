@@ -19,7 +19,7 @@ from tests.operator.making import (
 
 from derops.lifecycle import Phase
 from derops.wire.v1 import dispatch_pb2
-from derops_operator.gateways.replicas import Holding, ReportedDispatch
+from derops_operator.gateways.views import Holding, ReportedDispatch
 from derops_operator.reconciling.actions import (
     Delete,
     RemoveFinalizer,

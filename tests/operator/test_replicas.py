@@ -4,7 +4,8 @@ import pytest
 from tests.operator.making import acked, active, at, ended
 
 from derops.wire.v1 import control_pb2, dispatch_pb2
-from derops_operator.gateways.replicas import Connectivity, Fleet
+from derops_operator.gateways.replicas import Fleet
+from derops_operator.gateways.views import Connectivity
 
 
 def fleet(*names: str, expected: int | None = None) -> Fleet:

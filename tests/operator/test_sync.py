@@ -26,8 +26,9 @@ from derops_operator import metrics
 from derops_operator.gateways import wire
 from derops_operator.gateways.desired import Desired
 from derops_operator.gateways.intake import MAX_SAID_BYTES
-from derops_operator.gateways.replicas import Connectivity, Fleet
+from derops_operator.gateways.replicas import Fleet
 from derops_operator.gateways.sync import GatewaySync
+from derops_operator.gateways.views import Connectivity
 from derops_operator.reconciling.actions import Submit
 from derops_operator.settings import OperatorSettings
 

@@ -89,6 +89,7 @@ BOUNDED_MODULES = [
     "derops_operator.gateways.desired",
     "derops_operator.cluster.events",
     "derops_operator.gateways.intake",
+    "derops_operator.gateways.devices",
     "derops_operator.gateways.replicas",
     "derops_operator.gateways.sync",
     "derops_operator.cluster.client",

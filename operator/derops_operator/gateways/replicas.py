@@ -6,160 +6,27 @@ order in which they speak.
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
-from derops.devices import bounded
 from derops.holders import Holders, Rank, digest_of, is_plausible_epoch, outranks
 from derops.lifecycle import Phase, Reason
 from derops.schedules import SECOND_US
-from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
+from derops.wire.v1 import control_pb2, dispatch_pb2
 from derops_operator import metrics
-
-LOST_AFTER_US = 30 * SECOND_US
-"""How long the sessions of a lost replica still count."""
+from derops_operator.gateways.devices import DeviceDisplay
+from derops_operator.gateways.views import (
+    CLONE_SUSPECTED,
+    LOST_AFTER_US,
+    Connectivity,
+    Holding,
+    ReportedDispatch,
+    SessionView,
+)
 
 MAX_LEDGERS = 8
 """Ledgers whose reports of one dispatch are kept. More than one speak only after a lost disk."""
 
-DEVICE_EVERY_US = 30 * SECOND_US
-"""How often what is wrong with one device is shown anew: each time is a write to the API server."""
-
-DEVICES_PER_SECOND = 20
-"""How many devices are shown anew: the other writes are for what is ordered."""
-
 SESSIONS_WITHIN_US = 5 * SECOND_US
 """How long after its snapshot a replica may take to tell its sessions."""
-
-
-CLONE_SUSPECTED = "CloneSuspected"
-"""Why a replica refused or ended a stream of an identity that two processes use."""
-
-
-class Connectivity(StrEnum):
-    """Whether an asset's agent has a stream."""
-
-    CONNECTED = "Connected"
-    DISCONNECTED = "Disconnected"
-    UNKNOWN = "Unknown"
-    """Its replica is lost, or no replica could tell for too long."""
-
-    UNHEARD = "Unheard"
-    """Nobody was asked yet: what was known stays."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionView:
-    """The one stream of an asset, over all replicas."""
-
-    link: Connectivity
-    since_us: int = 0
-    serial_number: str = ""
-    end_reason: str = ""
-    capability: agent_pb2.Capability | None = None
-    suspected_us: int = 0
-    """When a replica last suspected a clone, by a clock of its own; 0 = never."""
-
-    device: agent_pb2.DeviceFacts | None = None
-    """What the agent says of its device; None = nothing since its stream is open, or there is
-    none."""
-
-    device_again_us: int | None = None
-    """When what it has said since may be shown; None = that is shown."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Holding:
-    """Where one replica stands with one dispatch."""
-
-    replica: str
-    connected: bool
-    state_since_us: int
-    accepted: bool
-    """It stored the order as it is now."""
-
-    generation: int | None
-    """That it holds; None = it has not said."""
-
-    written_us: int
-    ledger_id: str = ""
-    """Of the agent that it first wrote it to."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReportedDispatch:
-    """What is known of one dispatch, over all replicas."""
-
-    holdings: tuple[Holding, ...] = ()
-    complete: bool = False
-    """All configured replicas are connected; without that nothing can be ruled out."""
-
-    cancelled: bool = False
-    """What ``accepted`` in the holdings speaks of is the cancelled order."""
-
-    report: dispatch_pb2.DispatchReport | None = None
-    received_us: int = 0
-    disk_lost: bool = False
-    """A new ledger has said that it does not know it: the one of ``report`` will say no more."""
-
-    @property
-    def written_us(self) -> int:
-        """The first write to a live stream; 0 = none is known of."""
-        return min((each.written_us for each in self.holdings if each.written_us), default=0)
-
-    @property
-    def lost_ledger_id(self) -> str:
-        """The ledger that had it before the one that speaks of it and never applied it."""
-        report = self.report
-        if report is None or report.applied_us:
-            return ""
-        own_us = min(
-            (each.written_us for each in self.holdings if each.ledger_id == report.ledger_id),
-            default=None,
-        )
-        # A ledger that has a follower is gone: what is written to it after that nobody reads.
-        return max(
-            (
-                each.ledger_id
-                for each in self.holdings
-                if each.ledger_id != report.ledger_id
-                and (own_us is None or each.written_us <= own_us)
-            ),
-            default="",
-        )
-
-    def is_unsent(self, created_us: int) -> bool:
-        """Tell whether it is known that no agent got this dispatch so far.
-
-        Each replica that may hold it must be connected, remember back to the dispatch's creation,
-        and have said that it never wrote it: silence proves nothing.
-        """
-        return (
-            self.complete
-            and self.report is None
-            and bool(self.holdings)
-            and all(
-                each.connected
-                and each.generation is not None
-                and each.state_since_us <= created_us
-                and each.written_us == 0
-                for each in self.holdings
-            )
-        )
-
-    def is_never_delivered(self, generation: int, created_us: int) -> bool:
-        """Tell whether it is proven that no agent got this dispatch, and none will.
-
-        A replica that holds it cancelled will not write it any more; one that holds it as it was
-        may do so at any moment.
-        """
-        return (
-            self.cancelled
-            and self.is_unsent(created_us)
-            and all(
-                each.accepted and each.generation is not None and each.generation >= generation
-                for each in self.holdings
-            )
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,12 +57,7 @@ class Fleet:
         self._sessions: dict[str, dict[str, control_pb2.Session]] = defaultdict(dict)
         self._deliveries: dict[str, dict[str, control_pb2.Delivery]] = defaultdict(dict)
         self._reports: dict[str, dict[str, control_pb2.AgentReport]] = defaultdict(dict)
-        self._devices: dict[str, dict[str, control_pb2.DeviceState]] = defaultdict(dict)
-        self._shown: dict[str, tuple[control_pb2.DeviceState, int]] = {}
-        self._turns: dict[str, int] = {}
-        """When newer facts of a device may be shown, where others are shown first."""
-
-        self._next_turn_us = 0
+        self._devices = DeviceDisplay()
         self._newest: dict[str, Rank] = {}
         self._holders = Holders()
 
@@ -205,8 +67,7 @@ class Fleet:
             sessions.pop(name, None)
         for deliveries in self._deliveries.values():
             deliveries.pop(name, None)
-        for devices in self._devices.values():
-            devices.pop(name, None)
+        self._devices.forget_replica(name)
         self.replicas[name] = Replica(
             name=name,
             state_since_us=state_since_us,
@@ -261,11 +122,7 @@ class Fleet:
 
     def note_device(self, name: str, state: control_pb2.DeviceState) -> None:
         """Keep what an agent says of its device, as a replica tells it."""
-        self._devices[state.asset_uid][name] = control_pb2.DeviceState(
-            asset_uid=state.asset_uid,
-            facts=bounded(state.facts),
-            received_us=state.received_us,
-        )
+        self._devices.note(name, state)
 
     def note_delivery(self, name: str, delivery: control_pb2.Delivery) -> None:
         """Keep where a replica stands with a dispatch."""
@@ -303,9 +160,7 @@ class Fleet:
     def forget(self, uid: str) -> None:
         """Forget an asset or a dispatch whose resource is gone."""
         self._sessions.pop(uid, None)
-        self._devices.pop(uid, None)
-        self._shown.pop(uid, None)
-        self._turns.pop(uid, None)
+        self._devices.forget(uid)
         self._newest.pop(uid, None)
         self._holders.forget(uid)
         self._deliveries.pop(uid, None)
@@ -313,10 +168,8 @@ class Fleet:
 
     def known_uids(self) -> set[str]:
         """Return the uids of all assets and dispatches that anything is known of."""
-        known = (
-            self._sessions, self._devices, self._newest, self._deliveries, self._reports,
-        )  # fmt: skip
-        return self._holders.uids().union(*known)
+        known = (self._sessions, self._newest, self._deliveries, self._reports)
+        return self._holders.uids().union(self._devices.uids(), *known)
 
     def accepted_version(self) -> int:
         """Return the highest version that a connected replica has stored."""
@@ -381,7 +234,7 @@ class Fleet:
             link = Connectivity.UNKNOWN
         device, again_us = None, None
         if link is Connectivity.CONNECTED:
-            device, again_us = self._show_device(asset_uid, best[2], session.since_us, now_us)
+            device, again_us = self._devices.show(asset_uid, best[2], session.since_us, now_us)
         return SessionView(
             link=link,
             device=device,
@@ -392,39 +245,6 @@ class Fleet:
             capability=session.capability if session.HasField("capability") else None,
             suspected_us=max(_suspected_us(each) for each in sessions.values()),
         )
-
-    def _show_device(
-        self, asset_uid: str, replica: str, since_us: int, now_us: int
-    ) -> tuple[agent_pb2.DeviceFacts | None, int | None]:
-        """Return what to show of a device, and when there is something newer to show.
-
-        What an earlier stream said is not shown, nor anything new too soon after what was shown, or
-        after that of other devices.
-        """
-        newest = self._devices.get(asset_uid, {}).get(replica)
-        if newest is None or newest.received_us < since_us:
-            return None, None
-        shown, shown_us = self._shown.get(asset_uid, (None, 0))
-        if shown is not None and shown.facts == newest.facts:
-            self._shown[asset_uid] = (newest, shown_us)
-            return newest.facts, None
-        if shown is not None and shown_us <= now_us:  # else a clock was set back
-            again_us = shown_us + DEVICE_EVERY_US
-            if now_us >= again_us:
-                again_us = self._turns.get(asset_uid) or self._give_turn(asset_uid, now_us)
-            if now_us < again_us:
-                return (shown.facts if shown.received_us >= since_us else None), again_us
-        self._turns.pop(asset_uid, None)
-        self._shown[asset_uid] = (newest, now_us)
-        return newest.facts, None
-
-    def _give_turn(self, asset_uid: str, now_us: int) -> int:
-        """Return when a device may be shown anew; all have one turn at most that is to come."""
-        last_us = now_us + len(self._shown) * SECOND_US // DEVICES_PER_SECOND
-        turn_us = max(now_us, min(self._next_turn_us, last_us))
-        self._turns[asset_uid] = turn_us
-        self._next_turn_us = turn_us + SECOND_US // DEVICES_PER_SECOND
-        return turn_us
 
     def _silence(self, now_us: int) -> Connectivity:
         synced = [each.synced_us for each in self.replicas.values() if each.connected]

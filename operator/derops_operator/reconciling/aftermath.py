@@ -5,7 +5,7 @@ from typing import Any
 from derops.lifecycle import MESSAGE_LIMIT, Phase, Reason
 from derops.schedules import SECOND_US
 from derops.transitions import Actor
-from derops_operator.gateways.replicas import ReportedDispatch
+from derops_operator.gateways.views import ReportedDispatch
 from derops_operator.reconciling import conditions, dispatch_status
 from derops_operator.reconciling.actions import (
     Delete,

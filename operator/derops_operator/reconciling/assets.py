@@ -7,12 +7,7 @@ from typing import Any
 from derops.lifecycle import Phase
 from derops.modes import OperatingState
 from derops.schedules import SECOND_US
-from derops_operator.gateways.replicas import (
-    CLONE_SUSPECTED,
-    LOST_AFTER_US,
-    Connectivity,
-    SessionView,
-)
+from derops_operator.gateways.views import CLONE_SUSPECTED, LOST_AFTER_US, Connectivity, SessionView
 from derops_operator.reconciling import identity
 from derops_operator.reconciling.actions import (
     REVERT_UNKNOWN,

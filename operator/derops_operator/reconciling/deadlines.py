@@ -2,7 +2,7 @@
 
 from derops.lifecycle import Phase
 from derops.schedules import SECOND_US
-from derops_operator.gateways.replicas import ReportedDispatch
+from derops_operator.gateways.views import ReportedDispatch
 from derops_operator.resources.dispatches import Dispatch
 from derops_operator.resources.instants import parse_instant
 

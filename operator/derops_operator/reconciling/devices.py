@@ -5,7 +5,7 @@ from typing import Any
 
 from derops.lifecycle import MESSAGE_LIMIT
 from derops.wire.v1 import agent_pb2
-from derops_operator.gateways.replicas import Connectivity, SessionView
+from derops_operator.gateways.views import Connectivity, SessionView
 from derops_operator.reconciling.conditions import WantedCondition, find
 from derops_operator.resources.instants import format_second
 

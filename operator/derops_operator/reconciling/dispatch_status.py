@@ -10,7 +10,7 @@ from derops.lifecycle import MESSAGE_LIMIT, Phase, Reason
 from derops.modes import Evidence
 from derops.transitions import Actor
 from derops.wire.v1 import dispatch_pb2
-from derops_operator.gateways.replicas import ReportedDispatch
+from derops_operator.gateways.views import ReportedDispatch
 from derops_operator.reconciling import conditions
 from derops_operator.reconciling.dispatch_conditions import judge
 from derops_operator.reconciling.outcomes import Outcome

@@ -7,7 +7,7 @@ decide), it ended (frozen; what is left is to tidy up).
 from dataclasses import replace
 
 from derops.transitions import Actor
-from derops_operator.gateways.replicas import ReportedDispatch
+from derops_operator.gateways.views import ReportedDispatch
 from derops_operator.reconciling import dispatch_status
 from derops_operator.reconciling.actions import (
     AddFinalizer,

@@ -8,7 +8,7 @@ from typing import Any
 from derops.ids import AssetName
 from derops.lifecycle import MESSAGE_LIMIT
 from derops.schedules import SECOND_US
-from derops_operator.gateways.replicas import Connectivity, SessionView
+from derops_operator.gateways.views import Connectivity, SessionView
 from derops_operator.resources.assets import Asset
 from derops_operator.resources.certificates import Certificate, Request, duration_seconds
 from derops_operator.resources.instants import format_instant, format_second, parse_instant

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from derops.lifecycle import Phase, Reason
 from derops.schedules import SECOND_US
 from derops.transitions import Actor, fold
-from derops_operator.gateways.replicas import ReportedDispatch
+from derops_operator.gateways.views import ReportedDispatch
 from derops_operator.reconciling.deadlines import REPORT_GRACE_US, latest_end_us, report_deadline_us
 from derops_operator.reconciling.reports import is_silent
 from derops_operator.reconciling.withdrawal import Withdrawal, is_unsent

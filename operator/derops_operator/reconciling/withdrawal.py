@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from derops.lifecycle import Phase, Reason
-from derops_operator.gateways.replicas import ReportedDispatch
+from derops_operator.gateways.views import ReportedDispatch
 from derops_operator.reconciling.admission import refuse_for_asset
 from derops_operator.reconciling.conditions import status_of
 from derops_operator.reconciling.deadlines import WITHDRAW_AFTER_US

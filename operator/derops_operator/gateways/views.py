@@ -1,0 +1,140 @@
+"""What is known of one asset's stream, and of one dispatch, over all gateway replicas."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from derops.schedules import SECOND_US
+from derops.wire.v1 import agent_pb2, dispatch_pb2
+
+LOST_AFTER_US = 30 * SECOND_US
+"""How long the sessions of a lost replica still count."""
+
+CLONE_SUSPECTED = "CloneSuspected"
+"""Why a replica refused or ended a stream of an identity that two processes use."""
+
+
+class Connectivity(StrEnum):
+    """Whether an asset's agent has a stream."""
+
+    CONNECTED = "Connected"
+    DISCONNECTED = "Disconnected"
+    UNKNOWN = "Unknown"
+    """Its replica is lost, or no replica could tell for too long."""
+
+    UNHEARD = "Unheard"
+    """Nobody was asked yet: what was known stays."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionView:
+    """The one stream of an asset, over all replicas."""
+
+    link: Connectivity
+    since_us: int = 0
+    serial_number: str = ""
+    end_reason: str = ""
+    capability: agent_pb2.Capability | None = None
+    suspected_us: int = 0
+    """When a replica last suspected a clone, by a clock of its own; 0 = never."""
+
+    device: agent_pb2.DeviceFacts | None = None
+    """What the agent says of its device; None = nothing since its stream is open, or there is
+    none."""
+
+    device_again_us: int | None = None
+    """When what it has said since may be shown; None = that is shown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """Where one replica stands with one dispatch."""
+
+    replica: str
+    connected: bool
+    state_since_us: int
+    accepted: bool
+    """It stored the order as it is now."""
+
+    generation: int | None
+    """That it holds; None = it has not said."""
+
+    written_us: int
+    ledger_id: str = ""
+    """Of the agent that it first wrote it to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportedDispatch:
+    """What is known of one dispatch, over all replicas."""
+
+    holdings: tuple[Holding, ...] = ()
+    complete: bool = False
+    """All configured replicas are connected; without that nothing can be ruled out."""
+
+    cancelled: bool = False
+    """What ``accepted`` in the holdings speaks of is the cancelled order."""
+
+    report: dispatch_pb2.DispatchReport | None = None
+    received_us: int = 0
+    disk_lost: bool = False
+    """A new ledger has said that it does not know it: the one of ``report`` will say no more."""
+
+    @property
+    def written_us(self) -> int:
+        """The first write to a live stream; 0 = none is known of."""
+        return min((each.written_us for each in self.holdings if each.written_us), default=0)
+
+    @property
+    def lost_ledger_id(self) -> str:
+        """The ledger that had it before the one that speaks of it and never applied it."""
+        report = self.report
+        if report is None or report.applied_us:
+            return ""
+        own_us = min(
+            (each.written_us for each in self.holdings if each.ledger_id == report.ledger_id),
+            default=None,
+        )
+        # A ledger that has a follower is gone: what is written to it after that nobody reads.
+        return max(
+            (
+                each.ledger_id
+                for each in self.holdings
+                if each.ledger_id != report.ledger_id
+                and (own_us is None or each.written_us <= own_us)
+            ),
+            default="",
+        )
+
+    def is_unsent(self, created_us: int) -> bool:
+        """Tell whether it is known that no agent got this dispatch so far.
+
+        Each replica that may hold it must be connected, remember back to the dispatch's creation,
+        and have said that it never wrote it: silence proves nothing.
+        """
+        return (
+            self.complete
+            and self.report is None
+            and bool(self.holdings)
+            and all(
+                each.connected
+                and each.generation is not None
+                and each.state_since_us <= created_us
+                and each.written_us == 0
+                for each in self.holdings
+            )
+        )
+
+    def is_never_delivered(self, generation: int, created_us: int) -> bool:
+        """Tell whether it is proven that no agent got this dispatch, and none will.
+
+        A replica that holds it cancelled will not write it any more; one that holds it as it was
+        may do so at any moment.
+        """
+        return (
+            self.cancelled
+            and self.is_unsent(created_us)
+            and all(
+                each.accepted and each.generation is not None and each.generation >= generation
+                for each in self.holdings
+            )
+        )
