@@ -31,11 +31,11 @@ from derops_operator.gateways.replicas import SESSIONS_WITHIN_US, Fleet
 from derops_operator.gateways.sync import GatewaySync
 from derops_operator.gateways.views import LOST_AFTER_US
 from derops_operator.reconciling.actions import DispatchDecision, RemoveFinalizer, Settle, Submit
-from derops_operator.reconciling.assets import Realm, reconcile_asset
+from derops_operator.reconciling.assets import reconcile_asset
 from derops_operator.reconciling.credibility import Strange, distrust
 from derops_operator.reconciling.deadlines import DELETION_GRACE_US
 from derops_operator.reconciling.dispatches import reconcile_dispatch
-from derops_operator.reconciling.identity import certificate_name
+from derops_operator.reconciling.identity import Realm, certificate_name
 from derops_operator.resources.assets import Asset
 from derops_operator.resources.certificates import Request
 from derops_operator.resources.dispatches import Dispatch

@@ -32,8 +32,9 @@ from derops_operator.reconciling.actions import (
     RemoveFinalizer,
     Warn,
 )
-from derops_operator.reconciling.assets import Realm, reconcile_asset
+from derops_operator.reconciling.assets import reconcile_asset
 from derops_operator.reconciling.identity import (
+    Realm,
     certificate_name,
     early_issuance,
     wanted_certificate,

@@ -23,7 +23,7 @@ from derops_operator.cluster.client import Kube, Manifest
 from derops_operator.cluster.events import EventWriter
 from derops_operator.cluster.executor import Executor
 from derops_operator.reconciling.agent_authority import TRUST_CERTIFICATE, wanted_trust_certificate
-from derops_operator.reconciling.assets import Realm
+from derops_operator.reconciling.identity import Realm
 from derops_operator.resources.certificates import Request
 from derops_operator.resources.instants import format_second
 from derops_operator.resources.manifests import read_fact

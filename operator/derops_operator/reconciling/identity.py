@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from derops.ids import AssetName
@@ -26,6 +27,16 @@ _NUMBER_AT_THE_END = re.compile(r"-([0-9]{1,18})\Z")
 _USAGES = ["client auth", "digital signature"]
 _CERTIFICATES = ("current", "next", "previous")
 _NAME_LIMIT = 63
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Realm:
+    """What identities are made of, the same for all assets."""
+
+    trust_domain: str
+    issuer: str
+    requester: str
+    """Who may ask for certificates: the user that cert-manager is to the API server."""
 
 
 def certificate_name(asset_name: str) -> str:

@@ -22,7 +22,7 @@ from derops_operator.cluster.cache import Cache
 from derops_operator.cluster.client import ChangedMeanwhileError, GoneError, Kube
 from derops_operator.cluster.events import EventWriter
 from derops_operator.cluster.executor import Executor
-from derops_operator.reconciling.assets import Realm
+from derops_operator.reconciling.identity import Realm
 from derops_operator.resources.certificates import Request
 from derops_operator.resources.manifests import describe
 from derops_operator.resources.objects import Kind
