@@ -26,7 +26,7 @@ from derops_operator.reconciling.actions import (
 from derops_operator.reconciling.conditions import find
 from derops_operator.reconciling.dispatches import reconcile_dispatch
 from derops_operator.resources.assets import Asset
-from derops_operator.resources.dispatches import Dispatch
+from derops_operator.resources.dispatches import Dispatch, DispatchCondition
 
 
 def decide(
@@ -536,3 +536,13 @@ def test_what_a_lost_disk_does_not_know_stays_in_status() -> None:
     assert story.ending == ("Failed", "LedgerLost")
     assert story.status["execution"] == known
     assert story.conditions["Applied"] == "True"
+
+
+def test_what_a_decision_asks_of_stored_conditions_is_what_status_shows() -> None:
+    shown = decide(
+        dispatch(submitted=True), asset(), 3, view(report=active(clamped_by="limits"))
+    ).status["conditions"]
+    subject = dispatch(submitted=True, status={"phase": "Active", "conditions": shown})
+
+    for kind in DispatchCondition:
+        assert subject.status_of(kind) == find(shown, kind)["status"]

@@ -73,7 +73,7 @@ class GatewaySync:
             settings: Where the replicas are and how to prove who we are.
             desired: What they are to hold.
             fleet: Where what they say goes.
-            readiness: Told whether any replica holds the desired state.
+            readiness: DispatchCondition whether any replica holds the desired state.
             concerns: Called with the uid of an asset or dispatch there is news of.
             accepted: Called when a replica has stored a version.
             distrust: Returns why a report does not count, of a closed set, or None.

@@ -15,7 +15,7 @@ from derops_operator.reconciling.actions import (
     Settle,
     Submit,
 )
-from derops_operator.reconciling.conditions import WantedCondition, status_of
+from derops_operator.reconciling.conditions import WantedCondition
 from derops_operator.reconciling.deadlines import DELETION_GRACE_US
 from derops_operator.reconciling.dispatch_conditions import judge
 from derops_operator.reconciling.outcomes import Outcome
@@ -26,8 +26,8 @@ from derops_operator.reconciling.wording import (
     describe_unreverted_at_deletion,
 )
 from derops_operator.resources.assets import Asset
-from derops_operator.resources.dispatches import Dispatch
-from derops_operator.resources.instants import format_instant, parse_instant
+from derops_operator.resources.dispatches import Dispatch, DispatchCondition
+from derops_operator.resources.instants import format_instant
 
 _WATCH_US = 180 * SECOND_US
 """For how long what the device may take yet is not settled: two minutes, and for a report."""
@@ -41,8 +41,7 @@ def tidy_up(
     """Decide about a Dispatch that has ended."""
     status = {**dispatch.status, "observedGeneration": dispatch.meta.generation}
     status["conditions"] = [
-        {**each, "observedGeneration": dispatch.meta.generation}
-        for each in dispatch.status.get("conditions", [])
+        {**each, "observedGeneration": dispatch.meta.generation} for each in dispatch.conditions
     ]
     status |= _what_was_missing(dispatch, view, now_us)
     late = _late_report(dispatch, view)
@@ -65,7 +64,7 @@ def tidy_up(
         )
     live_seconds = dispatch.ttl_seconds_after_finished
     if live_seconds is not None and deleting_us is None and not watched:
-        ended_us = parse_instant(dispatch.status["completionTime"])
+        ended_us = dispatch.completed_us
         due_us = ended_us + live_seconds * SECOND_US
         if now_us >= due_us:
             actions.append(Delete())
@@ -81,7 +80,7 @@ def _waits_for_revert(dispatch: Dispatch, asset: Asset | None, view: ReportedDis
     report = view.report
     if report is None:  # as after a start of the operator
         return dispatch.is_unreverted
-    told = dispatch.status.get("reason") in (report.reason, Reason.OUTCOME_UNKNOWN)
+    told = dispatch.reason in (report.reason, Reason.OUTCOME_UNKNOWN)
     return told and is_unreverted(report)
 
 
@@ -94,7 +93,7 @@ def _watched_until_us(dispatch: Dispatch, asset: Asset | None, view: ReportedDis
         return 0
     if not Phase(view.report.phase).terminal or not view.report.pending_error:
         return 0
-    return parse_instant(dispatch.status["completionTime"]) + _WATCH_US
+    return dispatch.completed_us + _WATCH_US
 
 
 def _what_was_missing(dispatch: Dispatch, view: ReportedDispatch, now_us: int) -> dict[str, Any]:
@@ -102,22 +101,21 @@ def _what_was_missing(dispatch: Dispatch, view: ReportedDispatch, now_us: int) -
     report = view.report
     if report is None:
         return {}
-    status, ending = dispatch.status, (report.phase, report.reason)
-    stored = status.get("conditions", [])
-    message = str(status.get("message", ""))
-    unreverted = status_of(stored, "Reverted") == "False"
+    stored, message = dispatch.conditions, dispatch.message
+    unreverted = dispatch.status_of(DispatchCondition.REVERTED) == "False"
     if view.disk_lost and is_unreverted(report):
         words = "the agent lost its disk, and cannot say whether the device was reverted"
         wanted = [WantedCondition("Reverted", "Unknown", Reason.LEDGER_LOST, words)] * unreverted
         return {"conditions": conditions.fold(stored, wanted, dispatch.meta.generation, now_us)}
-    applied = status_of(stored, "Applied")
+    ending = (report.phase, report.reason)
+    applied = dispatch.status_of(DispatchCondition.APPLIED)
     found = report.applied_us > 0 and applied != "True"
     is_open = unreverted or is_unreverted(report) or found or applied == "Unknown"
-    if is_open and ending == (status.get("phase"), status.get("reason")):
+    if is_open and ending == (dispatch.phase, dispatch.reason):
         kinds = None
-        news = describe_news(report, stored, unreverted=unreverted)
+        news = describe_news(dispatch, report, unreverted=unreverted)
         message = message[: MESSAGE_LIMIT - len(news)] + news
-    elif status.get("reason") == Reason.OUTCOME_UNKNOWN and Phase(report.phase).terminal:
+    elif dispatch.reason == Reason.OUTCOME_UNKNOWN and Phase(report.phase).terminal:
         kinds = _PROVEN_LATE
     else:
         return {}
@@ -127,7 +125,7 @@ def _what_was_missing(dispatch: Dispatch, view: ReportedDispatch, now_us: int) -
         message=message if kinds is None else describe_report(report, None),
         actor=Actor.AGENT,
         at_us=view.received_us,
-        early=status_of(stored, "Succeeded") == "Unknown",
+        early=dispatch.status_of(DispatchCondition.SUCCEEDED) == "Unknown",
     )
     wanted = judge(dispatch, outcome, report, written=bool(view.written_us))
     kept = [each for each in wanted if kinds is None or each.type in kinds]
@@ -148,10 +146,10 @@ def _late_report(dispatch: Dispatch, view: ReportedDispatch) -> dict[str, Any] |
     report = view.report
     if report is None or not report.phase:
         return None
-    status, phase = dispatch.status, Phase(report.phase)
-    if (report.phase, report.reason) == (status.get("phase"), status.get("reason")):
+    phase = Phase(report.phase)
+    if (report.phase, report.reason) == (dispatch.phase, dispatch.reason):
         return None
-    lines = status.get("history", [])
+    lines = dispatch.history
     ended_by = next((str(e["actor"]) for e in reversed(lines) if Phase(e["phase"]).terminal), "")
     heard = any((e["phase"], e["reason"]) == (report.phase, report.reason) for e in lines)
     if not phase.terminal and (ended_by == "Agent" or heard):

@@ -11,7 +11,7 @@ from derops_operator.resources.instants import format_second, parse_instant
 
 def readiness(asset: Asset, *, accepted: bool, own: list[Request]) -> list[WantedCondition]:
     """Return Ready, Reconciling and Stalled; ``own`` are the asset's requests, newest first."""
-    stored = find(asset.status.get("conditions", []), "Ready")
+    stored = find(asset.conditions, "Ready")
     latched = (
         stored.get("status") == "True" and stored.get("observedGeneration") == asset.meta.generation
     )
@@ -68,7 +68,7 @@ def connected(asset: Asset, session: SessionView) -> WantedCondition:
     if session.link is Connectivity.DISCONNECTED:
         why = f" ({session.end_reason})" if session.end_reason else ""
         return WantedCondition("Connected", "False", "NoStream", f"the agent has no stream{why}")
-    stored = find(asset.status.get("conditions", []), "Connected")
+    stored = find(asset.conditions, "Connected")
     if not stored:
         return WantedCondition("Connected", "Unknown", "NotAsked", "no gateway has been asked yet")
     return WantedCondition(

@@ -72,7 +72,7 @@ def reconcile_asset(
     ]
     holding = sorted([each.meta.name for each in in_flight + unreverted] + list(unread))
     uri = identity.asset_uri(asset, realm.trust_domain)
-    stored = asset.status.get("identity", {})
+    stored = asset.identity
     releasing = holding if is_taken_out(asset) else []
     quarantine = find_quarantine(asset, session, now_us, releasing=bool(releasing))
     own = identity.own_requests(requests, certificate, realm.requester)
@@ -101,14 +101,14 @@ def reconcile_asset(
         "observedGeneration": asset.meta.generation,
         "identity": ledger,
         "conditions": fold(
-            asset.status.get("conditions", []),
+            asset.conditions,
             [
                 *readiness(asset, accepted=accepted, own=own),
                 *released(asset, releasing, now_us),
                 enrolled(ledger, own, now_us),
                 connected(asset, session),
                 *quarantined(asset, ledger),
-                *device_conditions(asset.status.get("conditions", []), session),
+                *device_conditions(asset.conditions, session),
             ],
             asset.meta.generation,
             now_us,
@@ -127,7 +127,7 @@ def _contact(asset: Asset, session: SessionView) -> dict[str, Any]:
     status = asset.status
     kept = ("lastConnectedTime", "lastDisconnectedTime", "capability")
     fields = {name: status[name] for name in kept if name in status}
-    was = status_of(status.get("conditions", []), "Connected")
+    was = status_of(asset.conditions, "Connected")
     if session.link is Connectivity.CONNECTED and session.since_us:
         fields["lastConnectedTime"] = format_second(session.since_us)
     if session.link is Connectivity.DISCONNECTED and session.since_us and was != "False":

@@ -4,7 +4,6 @@ from derops.lifecycle import Phase
 from derops.schedules import SECOND_US
 from derops_operator.gateways.views import ReportedDispatch
 from derops_operator.resources.dispatches import Dispatch
-from derops_operator.resources.instants import parse_instant
 
 ASSET_GRACE_US = 60 * SECOND_US
 """How long after its creation a dispatch waits for its asset, if its accept-by is not later."""
@@ -29,17 +28,15 @@ def report_deadline_us(dispatch: Dispatch, view: ReportedDispatch) -> int:
 
 def latest_end_us(dispatch: Dispatch, view: ReportedDispatch) -> int:
     """Return the end as the agent planned it, else the latest that it may plan."""
-    times = dispatch.status.get("timeline", {})
     planned_us = view.report.planned_end_us if view.report is not None else 0
-    stored_us = parse_instant(times["plannedEnd"]) if "plannedEnd" in times else 0
-    return max(planned_us or dispatch.latest_end_us, stored_us)
+    return max(planned_us or dispatch.latest_end_us, dispatch.planned_end_us or 0)
 
 
 def next_look_us(dispatch: Dispatch, now_us: int) -> int | None:
     """Return when time alone may change what is decided; None = never."""
     ends = [dispatch.end_us, dispatch.latest_end_us]
-    if "plannedEnd" in dispatch.status.get("timeline", {}):
-        ends.append(parse_instant(dispatch.status["timeline"]["plannedEnd"]))
+    if dispatch.planned_end_us is not None:
+        ends.append(dispatch.planned_end_us)
     looks = [dispatch.accept_by_us + WITHDRAW_AFTER_US]
     looks += [end_us + dispatch.report_deadline_seconds * SECOND_US for end_us in ends]
     looks += [end_us + REPORT_GRACE_US for end_us in ends]

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from derops.lifecycle import Phase, Reason
 from derops.modes import Evidence
 from derops.wire.v1 import dispatch_pb2
-from derops_operator.reconciling.conditions import WantedCondition, status_of, truth
+from derops_operator.reconciling.conditions import WantedCondition, truth
 from derops_operator.reconciling.outcomes import Outcome
 from derops_operator.reconciling.reports import is_silent, is_unreverted
-from derops_operator.resources.dispatches import Dispatch
+from derops_operator.resources.dispatches import Dispatch, DispatchCondition
 
 _STALLED = frozenset({Phase.FAILED, Phase.REJECTED, Phase.EXPIRED})
 
@@ -43,15 +43,16 @@ def judge(
     written: bool,
 ) -> list[WantedCondition]:
     """Return the conditions that follow; Delivered, Accepted and Applied never go back."""
-    stored = dispatch.status.get("conditions", [])
     accepted = report is not None and (report.accepted_us > 0 or report.applied_us > 0)
     facts = _Facts(
         outcome=outcome,
         report=report,
-        delivered=written or report is not None or status_of(stored, "Delivered") == "True",
-        accepted=accepted or status_of(stored, "Accepted") == "True",
+        delivered=written
+        or report is not None
+        or dispatch.status_of(DispatchCondition.DELIVERED) == "True",
+        accepted=accepted or dispatch.status_of(DispatchCondition.ACCEPTED) == "True",
         applied=(report is not None and report.applied_us > 0)
-        or status_of(stored, "Applied") == "True",
+        or dispatch.status_of(DispatchCondition.APPLIED) == "True",
         reverted=report is not None and report.reverted_us > 0,
         silent=report is not None and is_silent(report),
         unreverted=report is not None and is_unreverted(report),
@@ -175,7 +176,7 @@ def _degraded(
         given = f"{report.applied_watts} W instead of" if report.applied_us else "less than"
         words = f"{given} the {dispatch.watts} W asked for, by {report.clamped_by}"
         return [WantedCondition("Degraded", "True", "Clamped", words)]
-    was = status_of(dispatch.status.get("conditions", []), "Degraded")
+    was = dispatch.status_of(DispatchCondition.DEGRADED)
     if was == "True" and report is not None and report.accepted_us:
         return [
             WantedCondition(

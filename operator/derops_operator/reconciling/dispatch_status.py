@@ -3,7 +3,7 @@
 Values are added, never taken away: a report of a lost ledger knows less than the status does.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from derops.lifecycle import MESSAGE_LIMIT, Phase, Reason
@@ -16,7 +16,7 @@ from derops_operator.reconciling.dispatch_conditions import judge
 from derops_operator.reconciling.outcomes import Outcome
 from derops_operator.reconciling.wording import SENTENCES
 from derops_operator.resources.dispatches import Dispatch
-from derops_operator.resources.instants import format_instant, format_second, parse_instant
+from derops_operator.resources.instants import format_instant, format_second
 
 HISTORY_LIMIT = 20
 """Transitions that status keeps; the database keeps all."""
@@ -120,7 +120,7 @@ def entry(phase: Phase, reason: str, message: str, at_us: int, actor: str) -> di
 
 
 def history(
-    stored: list[Mapping[str, Any]],
+    stored: Sequence[Mapping[str, Any]],
     own: list[dict[str, Any]],
     report: dispatch_pb2.DispatchReport | None,
 ) -> list[Mapping[str, Any]]:
@@ -158,9 +158,8 @@ def compose(
         now_us: The time.
         submitted: Whether gateways may hold it.
     """
-    stored, report = dispatch.status, view.report
-    times = stored.get("timeline", {})
-    known = parse_instant(times["submittedAt"]) if "submittedAt" in times else now_us
+    report = view.report
+    known = now_us if dispatch.submitted_us is None else dispatch.submitted_us
     own = []
     if submitted:
         line = entry(
@@ -183,12 +182,12 @@ def compose(
         "execution": execution(dispatch, report),
         **lineage(dispatch, report),
         "conditions": conditions.fold(
-            stored.get("conditions", []),
+            dispatch.conditions,
             judge(dispatch, outcome, report, written=bool(view.written_us)),
             dispatch.meta.generation,
             now_us,
         ),
-        "history": history(stored.get("history", []), own, report),
+        "history": history(dispatch.history, own, report),
     }
     if outcome.phase.terminal:
         status["completionTime"] = format_second(now_us)

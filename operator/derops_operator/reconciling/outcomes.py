@@ -125,7 +125,7 @@ def _on_its_way(
     withdrawal: Withdrawal | None,
     now_us: int,
 ) -> Outcome:
-    stored, status, report = dispatch.phase, dispatch.status, view.report
+    stored, report = dispatch.phase, view.report
     waiting = (
         f"; {withdrawal.words}: waiting for the agent to confirm" if withdrawal is not None else ""
     )
@@ -147,7 +147,7 @@ def _on_its_way(
             actor=Actor.GATEWAY,
             at_us=view.written_us,
         )
-    known = str(status.get("reason") or "")
+    known = dispatch.reason
     reason = known if known and known != Reason.ASSET_NOT_FOUND else str(Reason.VALIDATED)
     message = SENTENCES.get(reason, reason) + waiting
     return Outcome(phase=stored, reason=reason, message=message, actor=Actor.OPERATOR, at_us=now_us)

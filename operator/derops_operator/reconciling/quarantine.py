@@ -25,7 +25,7 @@ def find_quarantine(
     One that the spec asks for begins when the device is released, or cannot be within the grace: a
     quarantined agent has no stream on which to hear of a cancel.
     """
-    stored = asset.status.get("identity", {}).get("quarantine") or None
+    stored = asset.identity.get("quarantine") or None
     by_spec = asset.operating_state == OperatingState.QUARANTINED
     at = format_instant(now_us)
     if is_suspected(asset, session):
@@ -40,7 +40,7 @@ def find_quarantine(
 
 def is_suspected(asset: Asset, session: SessionView) -> bool:
     """Tell whether a gateway suspects a clone, and no quarantine has come of it yet."""
-    stored = asset.status.get("identity", {})
+    stored = asset.identity
     return session.suspected_us > suspected_us(stored)
 
 
@@ -66,7 +66,7 @@ def quarantined(asset: Asset, ledger: Mapping[str, Any]) -> list[WantedCondition
         if asset.operating_state == OperatingState.QUARANTINED:
             words += ", and spec.operatingState to InService"
         return [WantedCondition("Quarantined", "True", quarantine["reason"], words)]
-    if find(asset.status.get("conditions", []), "Quarantined"):
+    if find(asset.conditions, "Quarantined"):
         return [WantedCondition("Quarantined", "False", "Lifted", _LIFTED.get(asset.lift_key, ""))]
     return []
 

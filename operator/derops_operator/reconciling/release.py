@@ -54,7 +54,7 @@ def released(asset: Asset, releasing: list[str], now_us: int) -> list[WantedCond
         ]
     if is_taken_out(asset):
         return [WantedCondition("Released", "True", "NothingInFlight")]
-    if find(asset.status.get("conditions", []), "Released"):
+    if find(asset.conditions, "Released"):
         return [WantedCondition("Released", "Unknown", "InService")]
     return []
 
@@ -74,7 +74,7 @@ def release_looks_us(asset: Asset, now_us: int) -> list[int]:
 
 def _unreleased_since_us(asset: Asset, default_us: int) -> int:
     """Return since when ``Released`` is False, else the default."""
-    known = find(asset.status.get("conditions", []), "Released")
+    known = find(asset.conditions, "Released")
     since = known.get("lastTransitionTime")
     return parse_instant(since) if since and known.get("status") == "False" else default_us
 

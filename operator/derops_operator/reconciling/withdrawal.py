@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from derops.lifecycle import Phase, Reason
 from derops_operator.gateways.views import ReportedDispatch
 from derops_operator.reconciling.admission import refuse_for_asset
-from derops_operator.reconciling.conditions import status_of
 from derops_operator.reconciling.deadlines import WITHDRAW_AFTER_US
 from derops_operator.resources.assets import Asset
-from derops_operator.resources.dispatches import Dispatch
+from derops_operator.resources.dispatches import Dispatch, DispatchCondition
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +46,6 @@ def is_unsent(dispatch: Dispatch, view: ReportedDispatch) -> bool:
     """Tell whether it is known that no agent got it so far, and status never said otherwise."""
     return (
         dispatch.phase is Phase.SUBMITTED
-        and status_of(dispatch.status.get("conditions", []), "Delivered") != "True"
+        and dispatch.status_of(DispatchCondition.DELIVERED) != "True"
         and view.is_unsent(dispatch.meta.created_us)
     )

@@ -1,16 +1,12 @@
 """What status says of a Dispatch in words."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from derops.lifecycle import Phase, Reason
 from derops.schedules import SECOND_US
 from derops.wire.v1 import dispatch_pb2
-from derops_operator.reconciling.conditions import status_of
 from derops_operator.reconciling.deadlines import DELETION_GRACE_US
 from derops_operator.reconciling.reports import is_unreverted
 from derops_operator.reconciling.withdrawal import Withdrawal
-from derops_operator.resources.dispatches import Dispatch
+from derops_operator.resources.dispatches import Dispatch, DispatchCondition
 from derops_operator.resources.instants import format_second
 
 SENTENCES: dict[str, str] = {
@@ -53,11 +49,11 @@ def describe_early(early_us: int) -> str:
 
 
 def describe_news(
-    report: dispatch_pb2.DispatchReport, stored: list[Mapping[str, Any]], *, unreverted: bool
+    dispatch: Dispatch, report: dispatch_pb2.DispatchReport, *, unreverted: bool
 ) -> str:
     """Return in words what the stored conditions of an ending do not say yet."""
     news = ""
-    if report.applied_us and status_of(stored, "Applied") != "True":
+    if report.applied_us and dispatch.status_of(DispatchCondition.APPLIED) != "True":
         news = f"; the device did take it, at {format_second(report.applied_us)}"
     elif is_unreverted(report) and not unreverted:
         news = "; the device took it again after its end"
@@ -91,7 +87,7 @@ def describe_unknown_at_deletion(dispatch: Dispatch, phase: Phase, latest_end_us
 def describe_unreverted_at_deletion(dispatch: Dispatch) -> str:
     """Return what is not known of one that is let go before its device was reverted."""
     return (
-        f"deleted after it had ended ({dispatch.status['reason']}), and the agent of "
+        f"deleted after it had ended ({dispatch.reason}), and the agent of "
         f"{dispatch.asset_name} did not say within {DELETION_GRACE_US // SECOND_US} s that the "
         f"device was reverted: whether it was is not known; an agent that runs tries on"
     )

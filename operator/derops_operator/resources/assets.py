@@ -1,6 +1,6 @@
 """DERAssets as the operator keeps them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,18 @@ class Asset:
     status: Mapping[str, Any]
 
     @property
+    def identity(self) -> Mapping[str, Any]:
+        """What its stored status says of its certificates and its quarantine; empty = nothing."""
+        identity: Mapping[str, Any] = self.status.get("identity", {})
+        return identity
+
+    @property
+    def conditions(self) -> Sequence[Mapping[str, Any]]:
+        """The conditions of its stored status."""
+        conditions: Sequence[Mapping[str, Any]] = self.status.get("conditions", [])
+        return conditions
+
+    @property
     def modes(self) -> frozenset[str]:
         """What may be asked of it: its type's modes, narrowed by what its agent reported."""
         return modes_of(self.type, self.status.get("capability", {}).get("modes"))
@@ -55,7 +67,7 @@ class Asset:
     @property
     def quarantine_reason(self) -> str:
         """Why its identity is quarantined in status; empty = it is not."""
-        quarantine = self.status.get("identity", {}).get("quarantine") or {}
+        quarantine = self.identity.get("quarantine") or {}
         return str(quarantine.get("reason", ""))
 
 

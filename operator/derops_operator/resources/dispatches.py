@@ -1,8 +1,9 @@
 """Dispatches as the operator keeps them."""
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from derops.lifecycle import Phase
@@ -23,9 +24,23 @@ CREATOR_LIMIT = 512
 """Characters of who ordered a Dispatch; the CRD allows no more."""
 
 
+class DispatchCondition(StrEnum):
+    """The conditions of a stored status by which a decision is made."""
+
+    DELIVERED = "Delivered"
+    ACCEPTED = "Accepted"
+    APPLIED = "Applied"
+    REVERTED = "Reverted"
+    SUCCEEDED = "Succeeded"
+    DEGRADED = "Degraded"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dispatch:
-    """A Dispatch. Defaults that depend on other fields are resolved."""
+    """A Dispatch. Defaults that depend on other fields are resolved.
+
+    What decides is asked of fields and properties; ``status`` is for merging.
+    """
 
     meta: Meta
     asset_name: str
@@ -45,11 +60,39 @@ class Dispatch:
     """Who ordered it, as its annotation says; empty = it has none. Anybody may have written it."""
 
     status: Mapping[str, Any]
+    phase: Phase = field(init=False)
+    """The phase its stored status shows."""
+
+    reason: str = field(init=False)
+    """The reason its stored status shows; empty = none."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "phase", Phase(self.status.get("phase") or Phase.SUBMITTED))
+        object.__setattr__(self, "reason", str(self.status.get("reason") or ""))
 
     @property
-    def phase(self) -> Phase:
-        """The phase its stored status shows."""
-        return Phase(self.status.get("phase") or Phase.SUBMITTED)
+    def message(self) -> str:
+        """The message its stored status shows; empty = none."""
+        return str(self.status.get("message", ""))
+
+    @property
+    def conditions(self) -> Sequence[Mapping[str, Any]]:
+        """The conditions of its stored status."""
+        conditions: Sequence[Mapping[str, Any]] = self.status.get("conditions", [])
+        return conditions
+
+    @property
+    def history(self) -> Sequence[Mapping[str, Any]]:
+        """The transitions that its stored status keeps, the oldest first."""
+        history: Sequence[Mapping[str, Any]] = self.status.get("history", [])
+        return history
+
+    def status_of(self, condition: DispatchCondition) -> str:
+        """Return True, False or Unknown, as the stored status has it; Unknown where it has none."""
+        return next(
+            (str(each["status"]) for each in self.conditions if each["type"] == condition),
+            "Unknown",
+        )
 
     @property
     def accept_by_us(self) -> int:
@@ -83,8 +126,8 @@ class Dispatch:
     def is_unreverted(self) -> bool:
         """Whether its end was told before its device was reverted, and that is still to come."""
         return self.phase.terminal and any(
-            (each["type"], each["status"]) == ("Reverted", "False")
-            for each in self.status.get("conditions", [])
+            (each["type"], each["status"]) == (DispatchCondition.REVERTED, "False")
+            for each in self.conditions
         )
 
     @property
@@ -92,6 +135,17 @@ class Dispatch:
         """When it was submitted, where its stored status says so."""
         submitted = self.status.get("timeline", {}).get("submittedAt")
         return None if submitted is None else parse_instant(submitted)
+
+    @property
+    def planned_end_us(self) -> int | None:
+        """The planned end that its stored status shows; None = it shows none."""
+        planned = self.status.get("timeline", {}).get("plannedEnd")
+        return None if planned is None else parse_instant(planned)
+
+    @property
+    def completed_us(self) -> int:
+        """When it ended, by its stored status; KeyError where that does not say so."""
+        return parse_instant(self.status["completionTime"])
 
     def creator(self, guarded_since_us: int | None) -> str:
         """Return who ordered it: as its status says already, else as far as can be believed.

@@ -71,7 +71,7 @@ class Distributor:
             kube: The API server.
             cache: Which namespaces have assets, and the requests of our own certificate.
             actor: Approves and renews.
-            events: Told where a namespace has not what its agents need.
+            events: DispatchCondition where a namespace has not what its agents need.
             readiness: The same, and what is wrong with an authority.
             take: Given each Certificate that the API server answers with.
             namespace: Ours; nobody else may write in it.
