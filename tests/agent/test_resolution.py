@@ -10,10 +10,10 @@ from tests.agent.rounding import RoundingDevice
 
 from derops_agent.clock import Moment
 from derops_agent.execution.acceptance import judge
-from derops_agent.execution.readback import find_held
 from derops_agent.execution.resolution import explain_fallback, explain_rounding, refuse_value, sent
 from derops_agent.execution.site import LocalLimits, Site
 from derops_agent.execution.state import Stage
+from derops_agent.execution.unconfirmed import find_held
 from derops_agent.execution.wire import read_asset, read_order
 from derops_agent.ports import Resolution, Setpoints
 

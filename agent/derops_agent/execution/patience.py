@@ -8,9 +8,9 @@ from derops.modes import Mode
 from derops.schedules import SECOND_US
 from derops_agent.clock import Moment
 from derops_agent.execution import readback, windows
-from derops_agent.execution.readback import WriteFailure
 from derops_agent.execution.site import Site
 from derops_agent.execution.state import Stage
+from derops_agent.execution.unconfirmed import WriteFailure
 from derops_agent.execution.windows import Executions
 from derops_agent.ports import VALUES, ReadBack, Setpoints
 

@@ -1,7 +1,7 @@
 """What a device's answers make of the executions: to a write, and to being asked what it holds."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 
 from derops.lifecycle import Phase, Reason
@@ -11,7 +11,7 @@ from derops_agent.clock import Moment
 from derops_agent.execution import verification
 from derops_agent.execution.resolution import rounded, shown
 from derops_agent.execution.site import Site
-from derops_agent.execution.state import LATE_REVERT_US, Execution, Stage, Step
+from derops_agent.execution.state import LATE_REVERT_US, Execution, Stage
 from derops_agent.execution.verification import Rule
 from derops_agent.execution.windows import Executions, is_due, owners, supersede
 from derops_agent.ports import Setpoints
@@ -69,7 +69,7 @@ def written(
             continue
         if mode in wrong:
             result[owner.order.uid] = (
-                _not_taken(replace(owner, sent=now, pending_error=""), error, wrong[mode])
+                note_not_taken(replace(owner, sent=now, pending_error=""), error, wrong[mode])
                 if owner.stage is Stage.APPLYING
                 else _lose(replace(owner, sent=now), now, wrong[mode])
             )
@@ -123,7 +123,7 @@ def _confirm(
     return shown(confirmed, held, rule.resolutions)
 
 
-def let_go(
+def finish_never_held(
     executions: Executions, gone: Collection[str], now: Moment, rule: Rule
 ) -> dict[str, Execution]:
     """Return those to be reverted that the device never held, and says that it does not hold.
@@ -158,7 +158,7 @@ def await_read_back(
             result[uid] = replace(execution, letting_go=execution.letting_go or wrote)
         elif execution.stage is Stage.APPLYING and execution is owned[execution.order.mode]:
             sent = replace(execution, sent=execution.sent or wrote)
-            result[uid] = _not_taken(sent, execution.last_error or error, words)
+            result[uid] = note_not_taken(sent, execution.last_error or error, words)
     return result
 
 
@@ -220,146 +220,6 @@ def wear_out(
         for owner in owners(executions).values()
         if owner.stage is Stage.HOLDING and owner.held_since is None
     }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WriteFailure:
-    """A write that the device did not confirm."""
-
-    message: str
-    """Of the device, or what was waited for."""
-
-    refused: bool
-    """It said no."""
-
-    sent: bool
-    """It did not answer, and may have acted."""
-
-    answers: bool
-    """It is not silent altogether."""
-
-    is_silence: bool = True
-    """Nothing came back to the write itself."""
-
-
-def write_failed(
-    executions: Executions, now: Moment, failure: WriteFailure
-) -> dict[str, Execution]:
-    """Return what a failed write makes of those that wanted it; a refusal is not tried again.
-
-    Args:
-        executions: All.
-        now: Both clocks.
-        failure: What the device answered, or did not.
-    """
-    result = dict(executions) if failure.answers else {**executions, **miss_answer(executions)}
-    if failure.sent:
-        result |= send_again(result, now)
-    for execution in owners(executions).values():
-        if execution.stage is Stage.APPLYING:
-            uid = execution.order.uid
-            reason = Reason.DEVICE_WRITE_FAILED if failure.refused else Reason.DEVICE_OFFLINE
-            result[uid] = (
-                execution.begin_ending(Phase.FAILED, reason, failure.message, now.wall_us)
-                if failure.refused
-                else _not_taken(
-                    _send(execution, now, failure) if failure.sent else execution,
-                    reason,
-                    failure.message,
-                )
-            )
-    return result
-
-
-def send_again(executions: Executions, now: Moment) -> dict[str, Execution]:
-    """Return those that were held already and of which another write was not answered."""
-    return {
-        execution.order.uid: replace(execution, sent=now)
-        for execution in owners(executions).values()
-        if execution.stage is Stage.HOLDING
-    }
-
-
-def find_held(
-    executions: Executions, held: Setpoints, wanted: Setpoints, site: Site, now: Moment
-) -> dict[str, Execution]:
-    """Return those of which it comes out only now that the device holds them.
-
-    A write that it left unanswered, or did not take at once, has landed after the execution was
-    given up, or after it had ended: that is undone then, whatever was told.
-
-    Args:
-        executions: All.
-        held: By the device.
-        wanted: What it is to hold; who wants the same is not told apart.
-        site: For how much registers may round.
-        now: Both clocks.
-    """
-    known = {e.order.mode for e in executions.values() if e.held_since and site.holds(held, e)}
-    found = {}
-    newest_first = sorted(executions.values(), key=_sent_us, reverse=True)
-    for execution in newest_first:
-        mode, sent = execution.order.mode, execution.sent
-        if sent is None or not (execution.is_doubtful or execution.may_land) or mode in known:
-            continue
-        # Nothing tells a device that rests at its fallback from one that holds the same value.
-        rests = site.holds(site.fallback, execution)
-        late = site.holds(held, execution) and not rests
-        if late and not site.holds(site.sent(wanted), execution):
-            # Where it said that it did not hold it, or was back at its fallback, only now counts.
-            unseen = execution.blind and not execution.may_land
-            since = sent if unseen else now
-            found[execution.order.uid] = _found(execution, since, now)
-            known.add(mode)
-    return found
-
-
-def _sent_us(execution: Execution) -> int:
-    return execution.sent.wall_us if execution.sent else 0
-
-
-def miss_answer(executions: Executions) -> dict[str, Execution]:
-    """Return those of which nobody will know, as the device did not say what it holds."""
-    return {
-        uid: replace(execution, blind=True)
-        for uid, execution in executions.items()
-        if execution.is_doubtful
-    }
-
-
-def rule_out(executions: Executions) -> dict[str, Execution]:
-    """Return those whose writes land no more: what was not found was not taken."""
-    return {
-        uid: replace(
-            execution,
-            sent=None,
-            evidence=execution.evidence or (Evidence.UNANSWERED if execution.blind else ""),
-        )
-        for uid, execution in executions.items()
-        if execution.sent and (execution.may_land or execution.applied_us)
-    }
-
-
-def _found(execution: Execution, since: Moment, now: Moment) -> Execution:
-    ending = execution.ending or Step(
-        phase=execution.phase,
-        reason=execution.reason,
-        message=execution.message,
-        at_us=execution.ended_us,
-    )
-    words = "it did take the setpoint, and held it until it was reverted"
-    return replace(
-        execution,
-        stage=Stage.REVERTING,
-        applied_us=execution.applied_us or since.wall_us,
-        arrived_us=execution.arrived_us or since.wall_us,
-        ended_us=execution.ended_us or now.wall_us,
-        reverted_us=0,
-        held_since=since,
-        confirmed=now,
-        evidence=execution.evidence or Evidence.READ_BACK,
-        ending=replace(ending, message=f"{ending.message}; {words}"),
-    )
 
 
 def look_again(
@@ -460,13 +320,8 @@ def _lose(
     )
 
 
-def _send(execution: Execution, now: Moment, failure: WriteFailure) -> Execution:
-    if failure.answers:
-        return replace(execution, sent=now)  # asked at once, it said that it does not hold it
-    return replace(execution, sent=execution.sent or now, blind=True)
-
-
-def _not_taken(execution: Execution, reason: str, message: str) -> Execution:
+def note_not_taken(execution: Execution, reason: str, message: str) -> Execution:
+    """Return it as a start that the device has not taken so far."""
     overdue = f"its start has come, the device has not taken it: {message}"
     return replace(
         execution,

@@ -13,7 +13,7 @@ from derops_agent.asset.journal import Journal
 from derops_agent.asset.setpoints.inquiry import Looker
 from derops_agent.asset.setpoints.state import LOOK_EVERY_US, SUSPECT_US, DeviceState
 from derops_agent.clock import Clock, moment
-from derops_agent.execution import claims, patience, readback, windows
+from derops_agent.execution import claims, patience, readback, unconfirmed, windows
 from derops_agent.execution.patience import Awaited
 from derops_agent.execution.site import Site
 from derops_agent.execution.state import Stage
@@ -116,7 +116,7 @@ class ReadBackJudge:
         if held is not None:
             seen = self._looker.look_at_others(scope, wrong, held, site)
             gone = {uid for uid, e in scope.items() if not site.holds(held, e)}
-            seen |= readback.let_go({**scope, **seen}, gone, now, site.rule)
+            seen |= readback.finish_never_held({**scope, **seen}, gone, now, site.rule)
             await self._looker.note_looked(scope, seen)
 
     async def _wait_on(
@@ -285,7 +285,7 @@ class ReadBackJudge:
         self,
         scope: Executions,
         wanted: Setpoints,
-        failure: readback.WriteFailure,
+        failure: unconfirmed.WriteFailure,
         held: Setpoints | None,
         site: Site,
     ) -> None:
@@ -326,8 +326,8 @@ class ReadBackJudge:
         if not starting:
             self._state.kept |= reverting
             self._state.unheld = failure.message if failure.answers else self._state.unheld
-        after = readback.write_failed(scope, now, failure)
+        after = unconfirmed.write_failed(scope, now, failure)
         if held is not None:
             gone = {uid for uid in reverting if not site.holds(held, scope[uid])}
-            after |= readback.let_go(after, gone, now, site.rule)
+            after |= readback.finish_never_held(after, gone, now, site.rule)
         await self._journal.commit(after, happened=True)

@@ -10,7 +10,7 @@ from derops_agent.asset.device import GuardedDevice
 from derops_agent.asset.journal import Journal
 from derops_agent.asset.setpoints.state import LOOK_EVERY_US, DeviceState
 from derops_agent.clock import Clock, moment
-from derops_agent.execution import claims, readback, windows
+from derops_agent.execution import claims, readback, unconfirmed, windows
 from derops_agent.execution.site import Site, wanted_setpoints
 from derops_agent.execution.state import Execution
 from derops_agent.execution.windows import Executions
@@ -39,7 +39,7 @@ class Looker:
             return
         held = await self.ask()
         if held is None:
-            await self._journal.commit(readback.miss_answer(scope))
+            await self._journal.commit(unconfirmed.mark_unanswered(scope))
             return
         suspect = now_us < self._state.suspect_until_us
         written, before = self._state.written, self._state.held
@@ -50,7 +50,7 @@ class Looker:
         scope = {**scope, **await self.find_late(scope, held, site)}
         after = {**scope, **self.look_again(self._without_awaited(scope), held, site)}
         if not suspect:
-            after |= readback.rule_out(after)
+            after |= unconfirmed.rule_out(after)
         await self.note_looked(scope, after)
         if self._state.written is None:
             self._state.held = held
@@ -80,7 +80,7 @@ class Looker:
             return scope
         held = await self.ask()
         if held is None:
-            missed = readback.miss_answer(scope)
+            missed = unconfirmed.mark_unanswered(scope)
             await self._journal.commit(missed)
             return {**scope, **missed}
         return {**scope, **await self.find_late(scope, held, site)}
@@ -98,7 +98,7 @@ class Looker:
         now = moment(self._clock)
         keepers = {**windows.staying(scope, now), **windows.owners(scope)}
         wanted = wanted_setpoints(keepers, site.fallback, site.local)
-        found = readback.find_held(scope, held, wanted, site, now)
+        found = unconfirmed.find_held(scope, held, wanted, site, now)
         if found:
             self._state.written = None
         await self._journal.commit(found, happened=True)

@@ -25,7 +25,7 @@ from derops_agent.asset.setpoints.evidence import ReadBackJudge
 from derops_agent.asset.setpoints.inquiry import Looker
 from derops_agent.asset.setpoints.state import LOOK_EVERY_US, DeviceState
 from derops_agent.clock import Clock, Moment, moment
-from derops_agent.execution import claims, patience, ramp, readback, windows
+from derops_agent.execution import claims, patience, ramp, readback, unconfirmed, windows
 from derops_agent.execution.patience import Awaited
 from derops_agent.execution.site import AssetSpec, Site, bounded, wanted_setpoints
 from derops_agent.execution.state import Execution, Stage
@@ -242,7 +242,7 @@ class DeviceWriter:
             held = None if refused and owners else await self._looker.ask()
             if refused:
                 self.state.note_answer()
-            failure = readback.WriteFailure(
+            failure = unconfirmed.WriteFailure(
                 message=str(error),
                 refused=refused,
                 sent=not refused and not isinstance(error, DeviceUnreachableError),
@@ -264,7 +264,7 @@ class DeviceWriter:
         self.state.note_write(step, target, owners, armed_seconds, pending=bool(wanting))
         if answer == "timeout":
             self.state.note_silence(owners, has_timer=self._device.capability.reversion)
-            scope = {**scope, **readback.send_again(scope, wrote)}
+            scope = {**scope, **unconfirmed.send_again(scope, wrote)}
         if counts:
             self.state.tries[target].writes += 1
             self.state.tries[target].last_us = wrote.monotonic_us
