@@ -243,7 +243,7 @@ async def test_a_device_that_answers_that_it_failed_is_not_called_offline(agent:
 
 
 def told(agent: Agent) -> tuple[str, bool]:
-    facts = agent.controller.tell_device()
+    facts = agent.controller.device_facts()
     assert facts is not None
     return facts.fallback_problem, facts.fallback_not_taken
 

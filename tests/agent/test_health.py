@@ -28,70 +28,72 @@ def reading(*bad: BadPoint, **values: float) -> Reading:
 
 
 def told(known: Health, seconds: float) -> agent_pb2.DeviceFacts:
-    facts = health.tell(known, "", at(seconds))
+    facts = health.write_facts(known, "", at(seconds))
     assert facts is not None
     return facts
 
 
 def test_before_the_first_answer_nothing_is_told() -> None:
-    assert health.tell(Health(), "", at(0)) is None
-    assert health.tell(health.miss(Health(), "no answer", at(1)), "", at(30)) is None
+    assert health.write_facts(Health(), "", at(0)) is None
+    assert health.write_facts(health.note_missed(Health(), "no answer", at(1)), "", at(30)) is None
 
 
 def test_a_device_that_is_well_has_nothing_wrong() -> None:
-    assert told(health.hear(Health(), reading(), at(1)), 2) == agent_pb2.DeviceFacts()
+    assert told(health.note_sample(Health(), reading(), at(1)), 2) == agent_pb2.DeviceFacts()
 
 
 def test_a_bad_point_is_told_by_its_first_value_until_a_sample_has_it_good() -> None:
-    known = health.hear(Health(), reading(), at(1))
-    known = health.hear(known, reading(CHARGE), at(2))
+    known = health.note_sample(Health(), reading(), at(1))
+    known = health.note_sample(known, reading(CHARGE), at(2))
     later = BadPoint(name=CHARGE.name, raw="0x0066", problem="102 %", quantity=CHARGE.quantity)
-    known = health.hear(known, reading(VOLTAGE, later), at(3))
+    known = health.note_sample(known, reading(VOLTAGE, later), at(3))
 
     first, second = told(known, 4).bad_points
     assert (first.name, first.raw, first.problem) == (CHARGE.name, "0x0065", CHARGE.problem)
     assert (first.since_us, first.samples) == (at(2).wall_us, 2)
     assert (second.name, second.since_us) == ("voltageVolts", at(3).wall_us)
 
-    known = health.hear(known, reading(later), at(5))
+    known = health.note_sample(known, reading(later), at(5))
     assert [each.name for each in told(known, 5).bad_points] == [CHARGE.name]
-    assert told(health.hear(known, reading(), at(6)), 6).bad_points == []
+    assert told(health.note_sample(known, reading(), at(6)), 6).bad_points == []
 
 
 def test_the_last_good_value_of_a_bad_point_is_kept_and_no_other() -> None:
-    known = health.hear(
+    known = health.note_sample(
         Health(), reading(STATE_OF_CHARGE_PERCENT=40.0, FREQUENCY_HERTZ=50.0), at(1)
     )
-    known = health.hear(known, reading(CHARGE), at(2))
+    known = health.note_sample(known, reading(CHARGE), at(2))
 
     assert known.values == {agent_pb2.STATE_OF_CHARGE_PERCENT: 40.0}
     assert known.bad[CHARGE.name].last_good_us == at(1).monotonic_us
-    again = health.hear(known, reading(STATE_OF_CHARGE_PERCENT=41.0), at(3))
+    again = health.note_sample(known, reading(STATE_OF_CHARGE_PERCENT=41.0), at(3))
     assert again.values == {agent_pb2.STATE_OF_CHARGE_PERCENT: 41.0}
 
 
 def test_a_device_is_silent_after_two_samples_and_ten_seconds_without_an_answer() -> None:
-    known = health.hear(Health(), reading(), at(0))
-    known = health.miss(known, "no answer within 2 s", at(8))
+    known = health.note_sample(Health(), reading(), at(0))
+    known = health.note_missed(known, "no answer within 2 s", at(8))
     assert told(known, 20).silent_since_us == 0, "one sample may get lost"
-    known = health.miss(known, "not asked, next try at 9:00", at(9))
+    known = health.note_missed(known, "not asked, next try at 9:00", at(9))
     assert told(known, 17.9).silent_since_us == 0
 
     facts = told(known, 18)
     assert (facts.silent_since_us, facts.silence) == (at(8).wall_us, "no answer within 2 s")
-    assert told(health.hear(known, reading(), at(19)), 19) == agent_pb2.DeviceFacts()
+    assert told(health.note_sample(known, reading(), at(19)), 19) == agent_pb2.DeviceFacts()
 
 
 def test_a_device_that_never_answered_is_silent_since_it_was_first_asked() -> None:
-    known = health.miss(health.miss(Health(), "no connection", at(3)), "no connection", at(4))
+    known = health.note_missed(
+        health.note_missed(Health(), "no connection", at(3)), "no connection", at(4)
+    )
 
     assert told(known, 13).silent_since_us == at(3).wall_us
 
 
 def test_a_device_that_refuses_the_whole_sample_is_not_silent() -> None:
-    known = health.hear(Health(), reading(CHARGE), at(0))
+    known = health.note_sample(Health(), reading(CHARGE), at(0))
     for second in range(1, 30):
-        known = health.hear_refusal(known, "exception 2", at(second))
+        known = health.note_refusal(known, "exception 2", at(second))
 
     facts = told(known, 30)
     assert facts.silent_since_us == 0
@@ -100,13 +102,13 @@ def test_a_device_that_refuses_the_whole_sample_is_not_silent() -> None:
         ("sample", "exception 2"),
     ]
     assert facts.bad_points[1].since_us == at(1).wall_us
-    assert told(health.hear(known, reading(), at(31)), 31).bad_points == []
+    assert told(health.note_sample(known, reading(), at(31)), 31).bad_points == []
 
 
 def test_of_many_bad_points_those_that_are_bad_the_longest_are_named() -> None:
     many = [BadPoint(name=f"point{number}", raw="", problem="no") for number in range(20)]
-    known = health.hear(Health(), reading(*many[5:]), at(1))
-    known = health.hear(known, reading(*many), at(2))
+    known = health.note_sample(Health(), reading(*many[5:]), at(1))
+    known = health.note_sample(known, reading(*many), at(2))
 
     facts = told(known, 2)
     assert [each.name for each in facts.bad_points] == [f"point{n}" for n in range(5, 13)]

@@ -354,7 +354,7 @@ async def test_a_start_in_a_gap_waits_until_the_device_may_be_written(agent: Age
     await agent.give(config, order("a"), order("b", watts=3000, start_us=T0 + 170 * S), limit)
     await agent.wait(164.5, step=0.5)
     assert agent.outcome("c") == ("Acked", "Accepted")
-    assert agent.controller._delay_seconds() == 0.5
+    assert agent.controller.delay_seconds() == 0.5
     await agent.wait(1, step=0.5)
 
     assert agent.outcome("c") == ("Active", "Applied")
@@ -478,7 +478,7 @@ async def test_a_timer_that_cannot_be_set_again_does_not_keep_the_agent_busy(age
     agent.device.fail = "timeout"
     await agent.wait(25, step=1)
 
-    assert agent.controller._delay_seconds() > 0.01
+    assert agent.controller.delay_seconds() > 0.01
 
 
 async def test_a_retry_that_may_not_be_written_yet_does_not_keep_the_agent_busy(
@@ -490,7 +490,7 @@ async def test_a_retry_that_may_not_be_written_yet_does_not_keep_the_agent_busy(
     await agent.wait(10, step=1)
 
     assert agent.report().phase == "Acked"
-    assert agent.controller._delay_seconds() == 1
+    assert agent.controller.delay_seconds() == 1
 
 
 async def test_a_device_that_takes_no_write_is_still_asked_what_it_holds(agent: Agent) -> None:
@@ -573,7 +573,7 @@ async def test_a_revert_that_failed_before_its_value_may_stay_does_not_keep_the_
     await agent.give(order("d2", start_us=T0 + 166 * S))
     await agent.wait(1)
 
-    assert agent.controller._delay_seconds() == 1
+    assert agent.controller.delay_seconds() == 1
 
 
 async def test_what_another_was_to_replace_is_told_as_long_as_the_device_held_it(

@@ -85,7 +85,7 @@ async def test_what_did_not_land_in_time_is_settled_as_not_applied(agent: Agent)
 async def test_a_device_is_looked_at_though_nothing_else_is_due(agent: Agent) -> None:
     await give_up(agent)
 
-    assert agent.controller._delay_seconds() <= 5
+    assert agent.controller.delay_seconds() <= 5
 
 
 async def test_a_device_that_says_nothing_while_it_may_land_leaves_it_unknown(

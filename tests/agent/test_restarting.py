@@ -334,8 +334,8 @@ async def test_a_stray_setpoint_is_released_however_long_it_takes(
     await agent.wait(100, step=1)
     assert agent.device.held == Setpoints(active_power_watts=5000)
     agent.device.fail = ""
-    agent.clock.pass_seconds(agent.controller._delay_seconds())
-    assert agent.controller._delay_seconds() < 61
+    agent.clock.pass_seconds(agent.controller.delay_seconds())
+    assert agent.controller.delay_seconds() < 61
     await agent.controller.turn()
 
     assert agent.device.held == Setpoints()
@@ -369,7 +369,7 @@ async def test_while_the_clock_is_not_believed_what_it_calls_due_does_not_keep_t
     await agent.restart(down_seconds=200, reboot=True)
 
     assert agent.outcome() == ("Active", "Applied")
-    assert agent.controller._delay_seconds() == 1
+    assert agent.controller.delay_seconds() == 1
 
 
 @pytest.mark.parametrize("apart_watts", [1, 50, 1000])

@@ -175,11 +175,11 @@ async def test_a_start_that_waits_for_the_device_does_not_keep_the_agent_busy(
     await agent.give(order())
     await agent.wait(59)
     await agent.give(reading(agent, local_control=True))
-    assert agent.controller._delay_seconds() == 1
+    assert agent.controller.delay_seconds() == 1
     agent.clock.pass_seconds(0.995)
-    assert agent.controller._delay_seconds() == pytest.approx(0.005)
+    assert agent.controller.delay_seconds() == pytest.approx(0.005)
     agent.clock.pass_seconds(0.005)
     await agent.give(reading(agent, local_control=True))
 
     assert agent.report().phase == "Acked"
-    assert agent.controller._delay_seconds() == 1
+    assert agent.controller.delay_seconds() == 1

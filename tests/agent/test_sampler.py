@@ -46,7 +46,7 @@ async def test_samples_that_do_not_come_are_told_until_one_does(
     def noted(error: DeviceError | None) -> None:
         note(error)
         agent.clock.pass_seconds(10)
-        told.append(agent.controller.tell_device())
+        told.append(agent.controller.device_facts())
 
     monkeypatch.setattr(agent.controller, "note_missed_sample", noted)
 
@@ -66,4 +66,4 @@ async def test_samples_that_do_not_come_are_told_until_one_does(
     assert str(failure) in str(told[-1])
     await agent.controller.turn()
     await agent.give(await device.sample())
-    assert not agent.controller.tell_device().ByteSize()  # type: ignore[union-attr]
+    assert not agent.controller.device_facts().ByteSize()  # type: ignore[union-attr]

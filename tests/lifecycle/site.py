@@ -283,7 +283,7 @@ class Site:
     def due_us(self) -> int:
         """Return in how many microseconds the agent's loop wakes up by itself."""
         assert self.controller is not None
-        return max(1000, round(self.controller._delay_seconds() * SECOND_US))
+        return max(1000, round(self.controller.delay_seconds() * SECOND_US))
 
     def pass_us(self, span_us: int) -> None:
         """Let time pass on the agent's clocks."""

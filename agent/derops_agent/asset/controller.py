@@ -28,12 +28,13 @@ from derops_agent.asset.setpoints.writer import DeviceWriter
 from derops_agent.clock import Clock, Moment, moment
 from derops_agent.execution import (
     health,
-    interruption,
     resolution,
+    restart,
     reversion,
     silence,
     verification,
     windows,
+    withdrawal,
 )
 from derops_agent.execution.acceptance import judge, refuse_power
 from derops_agent.execution.site import LocalLimits, Site, whose_values
@@ -207,15 +208,17 @@ class AssetController:
 
     def note_missed_sample(self, error: DeviceError | None) -> None:
         """Note that the device was asked for a sample and gave none."""
-        fold = health.hear_refusal if isinstance(error, DeviceRefusedError) else health.miss
+        fold = health.note_refusal if isinstance(error, DeviceRefusedError) else health.note_missed
         self._health = fold(self._health, str(error), self._moment())
 
-    def tell_device(self) -> agent_pb2.DeviceFacts | None:
+    def device_facts(self) -> agent_pb2.DeviceFacts | None:
         """Return what is wrong with the device now; None = not everything is known yet."""
         if self._site.asset is None:
             return None
         problem = resolution.explain_fallback(self._site)
-        return health.tell(self._health, problem, self._moment(), unheld=self._holder.state.unheld)
+        return health.write_facts(
+            self._health, problem, self._moment(), unheld=self._holder.state.unheld
+        )
 
     def measure_offset(self, milliseconds: int) -> None:
         """Note by how much the gateway's clock is ahead of this one."""
@@ -230,7 +233,7 @@ class AssetController:
         await self.journal.load()
         self._rebase()
         for execution in list(self.journal.values()):
-            self.journal.set_in_memory(interruption.awake(execution, self._last_stored()))
+            self.journal.set_in_memory(restart.after_restart(execution, self._last_stored()))
         asset = await self._run(self._ledger.asset)
         if asset is not None:
             self._site = replace(self._site, asset=read_asset(asset))
@@ -244,7 +247,7 @@ class AssetController:
             if self._inbox and not self._ledger_failing:
                 continue
             try:
-                async with asyncio.timeout(self._delay_seconds()):
+                async with asyncio.timeout(self.delay_seconds()):
                     await self._wakeup.wait()
             except TimeoutError:
                 continue
@@ -332,7 +335,7 @@ class AssetController:
         orders = [read_order(message) for message in messages if message.uid in self.journal]
         await self.journal.commit(
             {
-                order.uid: interruption.order_again(self.journal[order.uid], order, self._moment())
+                order.uid: withdrawal.order_again(self.journal[order.uid], order, self._moment())
                 for order in orders
             }
         )
@@ -364,10 +367,10 @@ class AssetController:
         await self._holder.hold(self.journal, self._site)
         state = self._holder.state
         await self.journal.commit(
-            silence.bear(self.journal, state.silence, self._moment(), self._site.rule)
+            silence.mark_silent(self.journal, state.silence, self._moment(), self._site.rule)
         )
         await self.journal.commit(
-            reversion.bear(
+            reversion.mark_unreverted(
                 self.journal, state.stuck, state.stuck_us, self._moment(), self._site.rule
             )
         )
@@ -431,7 +434,7 @@ class AssetController:
 
     async def _bind(self) -> None:
         """Hold what was accepted to the asset's limits as they are now."""
-        bound = interruption.bind(
+        bound = withdrawal.bind(
             self.journal, self._site, self._moment(), self._holder.state.silence
         )
         await self.journal.commit(bound)
@@ -444,9 +447,7 @@ class AssetController:
 
     async def _withdraw(self, uids: Set[str]) -> None:
         now = self._moment()
-        await self.journal.commit(
-            {uid: interruption.cancel(self.journal[uid], now) for uid in uids}
-        )
+        await self.journal.commit({uid: withdrawal.cancel(self.journal[uid], now) for uid in uids})
 
     async def _take_orders(
         self,
@@ -465,7 +466,7 @@ class AssetController:
             result[order.uid] = (
                 judge(order, self._look_around(), now_us=now.wall_us, draw=self._draw())
                 if known is None
-                else interruption.order_again(known, order, now)
+                else withdrawal.order_again(known, order, now)
             )
         self.journal.mark_present(set(result))
         await self.journal.commit(
@@ -493,7 +494,7 @@ class AssetController:
                 self._log.warning(
                     "point.bad", point=point.name, raw=point.raw, problem=point.problem
                 )
-        self._health = health.hear(self._health, reading, self._moment())
+        self._health = health.note_sample(self._health, reading, self._moment())
         metrics.BAD_POINTS.inc(len(reading.bad_points))
         self._holder.state.note_answer()
         before = self._site.reading
@@ -513,7 +514,7 @@ class AssetController:
         }
         reserve_percent = asset.min_reserve_percent if asset else None
         await self.journal.commit(
-            interruption.endure(seen, reading, reserve_percent, self._moment())
+            withdrawal.check_running(seen, reading, reserve_percent, self._moment())
         )
 
     def _look_around(self) -> Site:
@@ -596,7 +597,7 @@ class AssetController:
             whose = {} if held is None else whose_values(self.journal, held, self._site)
             await self.journal.commit(
                 {
-                    uid: interruption.resume(
+                    uid: restart.resume(
                         execution,
                         self._moment(),
                         revert=revert,
@@ -662,7 +663,7 @@ class AssetController:
             if not self._clock_is_good(now, alive):
                 now = replace(now, wall_us=alive.at_us)
             for execution in list(self.journal.values()):
-                self.journal.set_in_memory(execution.rebase(now))
+                self.journal.set_in_memory(restart.rebase(execution, now))
 
     def _clock_is_good(self, now: Moment, alive: Alive) -> bool:
         offset = self._site.clock_offset_milliseconds
@@ -679,11 +680,11 @@ class AssetController:
         if not self._failsafe or self._site.asset is None:
             return scope
         seconds = self._site.asset.failsafe_after_seconds
-        return interruption.lose_contact(scope, self._moment(), seconds)
+        return withdrawal.lose_contact(scope, self._moment(), seconds)
 
     def _without_points(self, scope: windows.Executions) -> windows.Executions:
         """Return ``scope`` as it is after a look at which points the device does not tell."""
-        return interruption.miss_points(scope, self._look_around(), self._moment())
+        return withdrawal.check_points(scope, self._look_around(), self._moment())
 
     def _check_contact(self) -> None:
         asset = self._site.asset
@@ -695,7 +696,7 @@ class AssetController:
             self._log.warning("failsafe.entered", silent_seconds=silent_us / SECOND_US)
             self.on_failsafe()
 
-    def _delay_seconds(self) -> float:
+    def delay_seconds(self) -> float:
         """Return how long nothing can be due; short, so that a step of the clock is seen."""
         now = self._moment()
         if self._ledger_failing:

@@ -70,7 +70,7 @@ class Health:
         )
 
 
-def hear(health: Health, reading: Reading, now: Moment) -> Health:
+def note_sample(health: Health, reading: Reading, now: Moment) -> Health:
     """Fold a sample into what is known."""
     points = {point.name: point for point in reading.bad_points}
     lasting = {
@@ -92,7 +92,7 @@ def hear(health: Health, reading: Reading, now: Moment) -> Health:
     )
 
 
-def hear_refusal(health: Health, problem: str, now: Moment) -> Health:
+def note_refusal(health: Health, problem: str, now: Moment) -> Health:
     """Fold a sample that the device refused as a whole into what is known: it is not silent."""
     known = health.bad.get(WHOLE_SAMPLE)
     refused = Badness(
@@ -109,7 +109,7 @@ def hear_refusal(health: Health, problem: str, now: Moment) -> Health:
     )
 
 
-def miss(health: Health, problem: str, now: Moment) -> Health:
+def note_missed(health: Health, problem: str, now: Moment) -> Health:
     """Fold a sample that did not come into what is known."""
     return replace(
         health,
@@ -119,7 +119,7 @@ def miss(health: Health, problem: str, now: Moment) -> Health:
     )
 
 
-def tell(
+def write_facts(
     health: Health, fallback_problem: str, now: Moment, *, unheld: str = ""
 ) -> agent_pb2.DeviceFacts | None:
     """Return what is wrong with a device, as a heartbeat says it; None = nothing is known yet.

@@ -14,7 +14,9 @@ from derops_agent.execution.windows import Executions
 _TOLD_AFTER_US = 2 * SECOND_US  # a revert that succeeds at the second try is no news
 
 
-def give_up(execution: Execution, now: Moment, rule: Rule, reason: str, message: str) -> Execution:
+def fail_unreverted(
+    execution: Execution, now: Moment, rule: Rule, reason: str, message: str
+) -> Execution:
     """Return it as one that has failed before its device is reverted; that is tried on.
 
     One that had failed anyway keeps its reason; else it is ``reason``.
@@ -30,7 +32,7 @@ def give_up(execution: Execution, now: Moment, rule: Rule, reason: str, message:
     return replace(failed, stage=Stage.REVERTING)
 
 
-def bear(
+def mark_unreverted(
     executions: Executions, stuck: Mapping[str, str], stuck_us: int, now: Moment, rule: Rule
 ) -> dict[str, Execution]:
     """Return the executions with what is told of a device that answers and is not reverted.
@@ -46,14 +48,14 @@ def bear(
         rule: For the verdict on their windows.
     """
     return {
-        uid: _not_reverted(execution, stuck_us, now, rule, stuck[execution.order.mode])
+        uid: _mark_unreverted(execution, stuck_us, now, rule, stuck[execution.order.mode])
         if execution.order.mode in stuck
         else execution
         for uid, execution in executions.items()
     }
 
 
-def _not_reverted(
+def _mark_unreverted(
     execution: Execution, stuck_us: int, now: Moment, rule: Rule, message: str
 ) -> Execution:
     ending = execution.ending
@@ -61,7 +63,7 @@ def _not_reverted(
         return execution
     late_us = now.wall_us - max(execution.ended_us + execution.bridged_us, stuck_us)
     if late_us > LATE_REVERT_US:
-        return give_up(
+        return fail_unreverted(
             execution.count_until(execution.confirmed),
             now,
             rule,

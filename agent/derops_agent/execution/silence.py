@@ -7,7 +7,7 @@ from derops.modes import Evidence
 from derops.schedules import SECOND_US
 from derops_agent.clock import Moment
 from derops_agent.execution import verification
-from derops_agent.execution.reversion import give_up
+from derops_agent.execution.reversion import fail_unreverted
 from derops_agent.execution.state import LATE_REVERT_US, Execution, Stage
 from derops_agent.execution.verification import Rule, Verification
 from derops_agent.execution.windows import Executions
@@ -27,7 +27,7 @@ class Silence:
     """The same; None if it has not answered since the agent started."""
 
 
-def bear(
+def mark_silent(
     executions: Executions, silence: Silence | None, now: Moment, rule: Rule
 ) -> dict[str, Execution]:
     """Return the executions with what is known of them while the device is silent, or is no more.
@@ -36,14 +36,14 @@ def bear(
     in time has failed before it is reverted; the revert is tried on.
     """
     if silence is None:
-        return {uid: _hear_again(execution) for uid, execution in executions.items()}
+        return {uid: _reopen_verdict(execution) for uid, execution in executions.items()}
     result = {}
     for uid, execution in executions.items():
         result[uid] = execution
         if execution.stage is Stage.HOLDING:
             result[uid] = _doubt(execution, silence, now)
-        elif execution.stage is Stage.REVERTING and now.wall_us > _given_up_us(execution):
-            result[uid] = _give_up(execution, silence, now, rule)
+        elif execution.stage is Stage.REVERTING and now.wall_us > _failed_after_us(execution):
+            result[uid] = _fail_silent(execution, silence, now, rule)
     return result
 
 
@@ -51,7 +51,7 @@ def _doubt(execution: Execution, silence: Silence, now: Moment) -> Execution:
     if _is_doubted(execution):
         return execution
     doubted = replace(
-        claim_no_more(execution, silence),
+        count_to_last_answer(execution, silence),
         silences=execution.silences + 1,
         effect=replace(execution.effect, told="Unknown"),
     )
@@ -59,7 +59,7 @@ def _doubt(execution: Execution, silence: Silence, now: Moment) -> Execution:
     return verification.conclude(doubted, unknown, now.wall_us)
 
 
-def _hear_again(execution: Execution) -> Execution:
+def _reopen_verdict(execution: Execution) -> Execution:
     """Return it as one whose verdict is open; its next samples decide."""
     if execution.stage is not Stage.HOLDING or not _is_doubted(execution):
         return execution
@@ -76,7 +76,7 @@ def _is_doubted(execution: Execution) -> bool:
     return execution.verified_reason == Reason.DEVICE_OFFLINE and bool(execution.effect.told)
 
 
-def claim_no_more(execution: Execution, silence: Silence) -> Execution:
+def count_to_last_answer(execution: Execution, silence: Silence) -> Execution:
     """Return it with the time counted for which the device is known to have held it.
 
     What follows is counted when the device says, once it answers, that it has held it on.
@@ -84,15 +84,15 @@ def claim_no_more(execution: Execution, silence: Silence) -> Execution:
     return execution.count_until(execution.confirmed or silence.last_answer)
 
 
-def _given_up_us(execution: Execution) -> int:
+def _failed_after_us(execution: Execution) -> int:
     ends_us = execution.planned.end_us if execution.planned and execution.applied_us else 0
     return max(execution.ended_us, ends_us) + execution.bridged_us + LATE_REVERT_US
 
 
-def _give_up(execution: Execution, silence: Silence, now: Moment, rule: Rule) -> Execution:
+def _fail_silent(execution: Execution, silence: Silence, now: Moment, rule: Rule) -> Execution:
     silent_seconds = (now.monotonic_us - silence.since_us) / SECOND_US
-    return give_up(
-        claim_no_more(execution, silence),
+    return fail_unreverted(
+        count_to_last_answer(execution, silence),
         now,
         rule,
         Reason.DEVICE_OFFLINE,

@@ -262,19 +262,3 @@ class Execution:
         if held is None or at is None or at.monotonic_us <= held.monotonic_us:
             return self
         return replace(self.stop_holding(at), held_since=at)
-
-    def rebase(self, now: Moment) -> "Execution":
-        """Return it with its monotonic instants on the clock of a new boot."""
-        ahead_us = now.monotonic_us - now.wall_us
-
-        def moved(at: Moment | None) -> Moment | None:
-            return at and Moment(wall_us=at.wall_us, monotonic_us=at.wall_us + ahead_us)
-
-        return replace(
-            self,
-            held_since=moved(self.held_since),
-            sent=moved(self.sent),
-            confirmed=moved(self.confirmed),
-            letting_go=moved(self.letting_go),
-            ends_monotonic_us=self.planned.end_us + ahead_us if self.planned else 0,
-        )

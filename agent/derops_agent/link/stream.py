@@ -193,7 +193,7 @@ class Stream:
         period = max(1, welcome.heartbeat_seconds)
         while True:
             heartbeat = agent_pb2.Heartbeat(
-                agent_sent_us=self._clock.now_us(), device=self._controller.tell_device()
+                agent_sent_us=self._clock.now_us(), device=self._controller.device_facts()
             )
             self._send(agent_pb2.AgentMessage(heartbeat=heartbeat))
             await self._rest(period)

@@ -53,7 +53,7 @@ async def test_it_is_told_as_silent_and_works_once_it_answers(tmp_path: Path) ->
 
     await agent.give(limit("early", T0 + 5 * S))
     await look(agent, 14)
-    silent = agent.controller.tell_device()
+    silent = agent.controller.device_facts()
     assert agent.outcome("early")[0] == "Acked", "it waits until its deadline"
     await look(agent, 3)
     assert agent.outcome("early") == ("Failed", "DeviceOffline")
@@ -62,7 +62,7 @@ async def test_it_is_told_as_silent_and_works_once_it_answers(tmp_path: Path) ->
 
     await line.start()
     async with asyncio.timeout(20):  # it is backed off, by the clock of the wall
-        while (well := agent.controller.tell_device()) is None or well.ByteSize():
+        while (well := agent.controller.device_facts()) is None or well.ByteSize():
             await asyncio.sleep(0.2)
             await look(agent, 1)
     await agent.give(limit("later", agent.clock.wall_us))

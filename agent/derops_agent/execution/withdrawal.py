@@ -1,19 +1,17 @@
-"""What ends an execution early, or picks it up again: a cancel, silence, the device, a restart."""
+"""What ends an execution early: a cancel, limits, loss of contact, the device itself. Pure."""
 
 from dataclasses import replace
 
 from derops.lifecycle import Phase, Reason
-from derops.modes import Evidence, Mode
-from derops.schedules import SECOND_US
+from derops.modes import Mode
 from derops.wire.v1 import agent_pb2
 from derops_agent.clock import Moment
-from derops_agent.execution import readback
 from derops_agent.execution.acceptance import refuse_power, target
 from derops_agent.execution.resolution import rounded
-from derops_agent.execution.silence import Silence, claim_no_more
+from derops_agent.execution.silence import Silence, count_to_last_answer
 from derops_agent.execution.site import Site
-from derops_agent.execution.state import LATE_REVERT_US, Effect, Execution, Order, Stage
-from derops_agent.execution.windows import Executions, is_over
+from derops_agent.execution.state import Effect, Execution, Order, Stage
+from derops_agent.execution.windows import Executions
 from derops_agent.ports import Reading
 
 
@@ -87,7 +85,7 @@ def _bind(execution: Execution, site: Site, now: Moment, silence: Silence | None
     if watts == execution.target_watts:
         return execution
     if silence is not None:
-        execution = replace(claim_no_more(execution, silence), held_since=None)
+        execution = replace(count_to_last_answer(execution, silence), held_since=None)
     before = execution.effect
     return replace(
         execution,
@@ -103,7 +101,7 @@ def _bind(execution: Execution, site: Site, now: Moment, silence: Silence | None
     )
 
 
-def endure(
+def check_running(
     executions: Executions, reading: Reading, reserve_percent: int | None, now: Moment
 ) -> dict[str, Execution]:
     """End what must not go on: the device is in local control, or the reserve is reached."""
@@ -137,7 +135,7 @@ def endure(
     return result
 
 
-def miss_points(executions: Executions, site: Site, now: Moment) -> dict[str, Execution]:
+def check_points(executions: Executions, site: Site, now: Moment) -> dict[str, Execution]:
     """End what runs and needs a point that is bad for too long: a reserve is not kept blindly."""
     result = dict(executions)
     for uid, execution in executions.items():
@@ -151,80 +149,3 @@ def miss_points(executions: Executions, site: Site, now: Moment) -> dict[str, Ex
                 Phase.FAILED, Reason.STALE_TELEMETRY, absence, now.wall_us
             )
     return result
-
-
-def awake(execution: Execution, stored: Moment) -> Execution:
-    """Return what was stored as what is known of it now: nobody saw what its device did since.
-
-    Args:
-        execution: As it was stored, on this boot's monotonic clock.
-        stored: When the agent last stored anything.
-    """
-    if execution.stage is Stage.APPLYING:  # stored because it was about to be written
-        return replace(execution, sent=execution.sent or stored, blind=True)
-    return replace(execution, blind=True) if execution.is_doubtful else execution
-
-
-def resume(
-    execution: Execution,
-    now: Moment,
-    *,
-    revert: bool,
-    held: bool | None,
-    another: bool = False,
-    last_held_us: int,
-) -> Execution:
-    """Decide what becomes of a stored execution when the agent starts.
-
-    Args:
-        execution: As it was stored, on this boot's monotonic clock.
-        now: Both clocks, confirmed.
-        revert: ``fallback.onRestart`` is Revert.
-        held: Whether the device says that it holds the value, None if it does not say.
-        another: It says that it holds the value of another one, which it cannot have gone back to.
-        last_held_us: The last time that the device is known to have held it, if it does no more.
-    """
-    if execution.stage in (Stage.WAITING, Stage.DONE):
-        return execution
-    if held and execution.stage is Stage.APPLYING and execution.sent is not None:
-        since = execution.sent
-        found = readback.hold(replace(execution, blind=False), since, Evidence.READ_BACK)
-        execution = replace(found, arrived_us=since.wall_us, confirmed=now)
-    if another and not held and execution.stage is Stage.APPLYING:
-        execution = replace(execution, blind=False)
-    if held is False:
-        # Its own timer is the likeliest to have ended it, if it has run out since.
-        if last_held_us < execution.timer_ends_us <= now.wall_us:
-            last_held_us = execution.timer_ends_us
-        execution = _let_go(execution, now.back_to(last_held_us), now)
-    if execution.stage is Stage.REVERTING:
-        return execution
-    if revert and not is_over(execution, now):
-        return execution.begin_ending(
-            Phase.FAILED,
-            Reason.AGENT_RESTARTED,
-            "the agent restarted in the window and fallback.onRestart is Revert",
-            now.wall_us,
-        )
-    if execution.stage is Stage.HOLDING and not is_over(execution, now):
-        return replace(execution, interruptions=execution.interruptions + 1)
-    return replace(execution, last_error="", last_message="")
-
-
-def _let_go(execution: Execution, at: Moment, now: Moment) -> Execution:
-    """Return it as one that the device held until then; that ended it if its window is over."""
-    known = execution.stop_holding(at)
-    over = known.stage is Stage.REVERTING or (known.stage is Stage.HOLDING and is_over(known, now))
-    if not over or known.let_go_monotonic_us:
-        return known
-    known = replace(known, let_go_monotonic_us=at.monotonic_us)
-    short_us = known.ends_monotonic_us - at.monotonic_us
-    if short_us <= LATE_REVERT_US:
-        return known
-    return known.begin_ending(
-        Phase.FAILED,
-        Reason.AGENT_RESTARTED,
-        f"the agent restarted in the window and did not take it up again before its end; the "
-        f"device is known to have held it until {short_us / SECOND_US:.0f} s before",
-        now.wall_us,
-    )
