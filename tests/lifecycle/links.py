@@ -66,7 +66,9 @@ class Gateway:
             admission=cast("Any", None),
             now_us=self._now_us,
         )
-        self._commits = asyncio.gather(self.exchange.writes.run(), self.exchange.memories.run())
+        self._commits = asyncio.gather(
+            self.exchange.deliveries.writes.run(), self.exchange.memories.run()
+        )
 
     async def kill(self, *, lose_disk: bool = False) -> None:
         """End the process."""
@@ -258,24 +260,24 @@ class Stream:
             for each in desired.dispatches_of(self.session.asset_uid)
             if desired.may_be_written(each.uid)
         ]
-        revision = self._exchange.revision()
-        await self._exchange.claim([each.uid for each in dispatches], self.ledger_id)
+        revision = self._exchange.deliveries.revision()
+        await self._exchange.deliveries.claim([each.uid for each in dispatches], self.ledger_id)
         written = [desired.as_written(each, self.ledger_id) for each in dispatches]
         self.wire.append(
             Snapshot(revision=revision, asset=without_identity(asset), dispatches=written)
         )
         for each in dispatches:
-            self._exchange.tell_delivery(each.uid)
+            self._exchange.deliveries.tell(each.uid)
 
     async def _write_dispatch(self, uid: str) -> None:
         if not self._exchange.desired.may_be_written(uid):
             return
-        await self._exchange.claim([uid], self.ledger_id)
+        await self._exchange.deliveries.claim([uid], self.ledger_id)
         dispatch = self._exchange.desired.dispatch(uid)
         if dispatch is not None:
             dispatch = self._exchange.desired.as_written(dispatch, self.ledger_id)
-            self.wire.append(Change(part=dispatch, revision=self._exchange.revision()))
-            self._exchange.tell_delivery(uid)
+            self.wire.append(Change(part=dispatch, revision=self._exchange.deliveries.revision()))
+            self._exchange.deliveries.tell(uid)
 
     def _write_other(self, message: agent_pb2.GatewayMessage) -> None:
         kind = message.WhichOneof("kind")
@@ -316,7 +318,9 @@ class Stream:
         problem = problem_of(report) or impossibility_of(report, around)
         assert not problem, f"the gateway refuses an honest report: {problem}: {report} {around}"
         asset = dispatch_pb2.AssetId(uid=self.session.asset_uid)
-        assert self._exchange.owner(asset, report.ledger_id, report.dispatch_uid) == asset
+        assert (
+            self._exchange.deliveries.owner(asset, report.ledger_id, report.dispatch_uid) == asset
+        )
         received = control_pb2.AgentReport(
             asset_uid=self.session.asset_uid,
             received_us=self._exchange.now_us(),

@@ -256,20 +256,6 @@ class AgentStream:
 
     # Writing
 
-    def _opening(self) -> tuple[agent_pb2.Revision, list[dispatch_pb2.Dispatch]]:
-        """Return the snapshot; changes queue up behind it since the stream is the live one.
-
-        To be claimed in the same step: an order that is withdrawn between would be sent all the
-        same, and the operator told that it never was.
-        """
-        desired = self._exchange.desired
-        dispatches = [
-            dispatch
-            for dispatch in desired.dispatches_of(self.session.asset_uid)
-            if desired.may_be_written(dispatch.uid)
-        ]
-        return self._exchange.revision(), dispatches
-
     async def _write(self, *, opening: bool = False) -> None:
         """Write what waits, then end."""
         try:
@@ -298,9 +284,10 @@ class AgentStream:
         if self._exchange.desired.missing_of(self.certificate.asset):
             self.end("AssetUnread", "the operator cannot read all that is for this asset")
             return
-        revision, dispatches = self._opening()
+        revision = self._exchange.deliveries.revision()
+        dispatches = self._exchange.deliveries.to_write(self.session.asset_uid)
         uids = [dispatch.uid for dispatch in dispatches]
-        await self._exchange.claim(uids, self.ledger_id)
+        await self._exchange.deliveries.claim(uids, self.ledger_id)
         message = agent_pb2.GatewayMessage
         end = agent_pb2.SyncEnd(revision=revision, count=len(dispatches))
         try:
@@ -319,7 +306,7 @@ class AgentStream:
             self._exchange.admission.request(self)
         finally:  # a write that failed may have arrived all the same
             for uid in uids:
-                self._exchange.tell_delivery(uid)
+                self._exchange.deliveries.tell(uid)
 
     async def _write_item(self, item: agent_pb2.GatewayMessage | str) -> None:
         if isinstance(item, str):
@@ -330,19 +317,12 @@ class AgentStream:
         await self._context.write(item)
 
     async def _write_dispatch(self, uid: str) -> None:
-        desired = self._exchange.desired
-        if not desired.may_be_written(uid):
-            return
-        await self._exchange.claim([uid], self.ledger_id)
-        dispatch = desired.dispatch(uid)
-        if dispatch is None:
-            return
-        # Told in the step that writes: it may have arrived also where the write fails.
-        self._exchange.tell_delivery(uid)
-        dispatch = desired.as_written(dispatch, self.ledger_id)
-        await self._context.write(
-            agent_pb2.GatewayMessage(dispatch=dispatch, revision=self._exchange.revision())
-        )
+        deliveries = self._exchange.deliveries
+        dispatch = await deliveries.claim_offered(uid, self.ledger_id)
+        if dispatch is not None:
+            await self._context.write(
+                agent_pb2.GatewayMessage(dispatch=dispatch, revision=deliveries.revision())
+            )
 
     def _put(self, item: agent_pb2.GatewayMessage | str) -> None:
         if self._ending is not None:
@@ -521,7 +501,7 @@ class AgentStream:
             self._exchange.admission.request(self)
 
     def _take_report(self, report: dispatch_pb2.DispatchReport) -> Violation | None:
-        asset = self._exchange.owner(self._asset_id, self.ledger_id, report.dispatch_uid)
+        asset = self._exchange.deliveries.owner(self._asset_id, self.ledger_id, report.dispatch_uid)
         problem = self._problem_of(report)
         if problem:
             return self._refuse_report(report, "Malformed", problem)

@@ -4,11 +4,9 @@ Everything here runs in one event loop; a method without ``await`` is a step tha
 done. What must survive goes to the store or to the log first.
 """
 
-from asyncio import Future, Lock, shield, sleep
+from asyncio import Lock, sleep
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
-from typing import Protocol
 
 import structlog
 
@@ -19,13 +17,16 @@ from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
 from derops_headend.access.admission import admit, check_operating_state
 from derops_headend.access.certificates import AgentCertificate
-from derops_headend.fleet.desired import BadSyncError, Changes, DesiredState, Snapshot, Written
-from derops_headend.fleet.sessions import CloneSuspectedError, Session, SessionTable
+from derops_headend.fleet.desired import BadSyncError, Changes, DesiredState, Snapshot
+from derops_headend.fleet.sessions import CloneSuspectedError, SessionTable
 from derops_headend.fleet.shares import OVERHEAD_BYTES, Shares
 from derops_headend.gateway import metrics
 from derops_headend.gateway.admission_control import AdmissionControl
+from derops_headend.gateway.current_operator import CurrentOperator
+from derops_headend.gateway.deliveries import Deliveries
 from derops_headend.gateway.desired_store import DesiredStore
 from derops_headend.gateway.log_appender import LogAppender
+from derops_headend.gateway.outlets import AgentOutlet, OperatorOutlet
 from derops_headend.group_commit import GroupCommit
 
 Message = control_pb2.ReplicaMessage
@@ -51,48 +52,6 @@ history of its own asset."""
 
 class NotReadyError(DeropsError):
     """There is no complete desired state yet; to serve without one would revert a fleet."""
-
-
-class AgentOutlet(Protocol):
-    """What the exchange needs of an agent's stream. No method waits."""
-
-    certificate: AgentCertificate
-    session: Session
-    ledger_id: str
-    peer: str
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether its agent was heard of lately and neither side has ended it."""
-
-    @property
-    def device(self) -> control_pb2.DeviceState | None:
-        """What its agent last said of the device; None = nothing yet."""
-
-    def send(self, message: agent_pb2.GatewayMessage) -> None:
-        """Queue a message."""
-
-    def offer(self, dispatch_uid: str) -> None:
-        """Queue a dispatch, in the state it has when it is its turn."""
-
-    def end(self, reason: str, message: str) -> None:
-        """Say Bye and end."""
-
-    def end_if_silent(self) -> None:
-        """End where nothing was heard for too long."""
-
-
-class OperatorOutlet(Protocol):
-    """What the exchange needs of the operator's stream. No method waits."""
-
-    def tell(self, message: control_pb2.ReplicaMessage) -> None:
-        """Queue a change; dropped before the stream's snapshot, which is answered with all."""
-
-    def has_room_for_stray(self, report: control_pb2.AgentReport) -> bool:
-        """Tell whether a report about a dispatch that is not held may wait to be read."""
-
-    def end(self, reason: str, message: str) -> None:
-        """End the stream."""
 
 
 class Exchange:
@@ -126,8 +85,9 @@ class Exchange:
         self.journal = journal
         self.admission = admission
         self.now_us = now_us
-        self.writes: GroupCommit[tuple[str, Written]] = GroupCommit(store.record)
         self.desired = DesiredState()
+        self.operator = CurrentOperator()
+        self.deliveries = Deliveries(self.desired, store, self.operator, now_us)
         self.sessions = SessionTable(metrics.INSTANCES_FORGOTTEN.inc)
         self.memories: GroupCommit[str] = GroupCommit(self._remember)
         self.unstored = Shares(total=UNSTORED_BYTES, most=UNSTORED_OF_ONE, sure=UNSTORED_SURE)
@@ -139,9 +99,7 @@ class Exchange:
         self._reports: dict[str, control_pb2.AgentReport] = {}
         self._unstored_reports: Counter[str] = Counter()
         self._unheld = Rates(per_second=UNHELD_REPORTS / 86_400, burst=UNHELD_REPORTS)
-        self._noting: dict[str, Future[None]] = {}
         self._unremembered: set[str] = set()
-        self._operator: OperatorOutlet | None = None
         self._changing = Lock()
         self._log = structlog.get_logger("exchange")
         if (stored := store.load()) is not None:
@@ -221,64 +179,13 @@ class Exchange:
         metrics.CONNECTED_AGENTS.set(len(self._streams))
         ended = self.sessions.close(stream.session, reason, self.now_us())
         if ended is not None:
-            self._tell(Message(session=self.sessions.change(uid, (), self.now_us())))
+            self.operator.tell(Message(session=self.sessions.change(uid, (), self.now_us())))
         self._note_connection(stream, "Disconnected", reason, message)
-
-    def revision(self) -> agent_pb2.Revision:
-        """Return how new the state is that is served; there must be one."""
-        revision = self.desired.revision
-        assert revision is not None  # noqa: S101  # agents are admitted only then
-        return agent_pb2.Revision(
-            era=revision.era,
-            operator_start_ms=revision.operator_start_ms,
-            counter=revision.version,
-        )
-
-    async def claim(self, dispatch_uids: Sequence[str], ledger_id: str) -> None:
-        """Note on disk that dispatches are about to be written to a stream."""
-        for uid in dispatch_uids:
-            first = self.desired.mark_written(uid, self.now_us(), ledger_id)
-            if first is not None:
-                self._noting[uid] = self.writes.put((uid, first))
-                self._noting[uid].add_done_callback(partial(self._forget_noting, uid))
-        # Another stream's notes, too; and this stream may end while others wait for its own.
-        for noting in [self._noting[uid] for uid in dispatch_uids if uid in self._noting]:
-            await shield(noting)
-
-    def _forget_noting(self, dispatch_uid: str, noting: Future[None]) -> None:
-        if self._noting.get(dispatch_uid) is noting:
-            del self._noting[dispatch_uid]
-
-    def tell_delivery(self, dispatch_uid: str) -> None:
-        """Tell the operator where this replica stands with a dispatch."""
-        dispatch = self.desired.dispatch(dispatch_uid)
-        if dispatch is not None:
-            self._tell(Message(delivery=self._delivery(dispatch)))
 
     def tell_device(self, stream: AgentOutlet) -> None:
         """Tell the operator what an agent says of its device."""
         if (device := stream.device) is not None:
-            self._tell(Message(device=device))
-
-    def owner(
-        self, asset: dispatch_pb2.AssetId, ledger_id: str, dispatch_uid: str
-    ) -> dispatch_pb2.AssetId | None:
-        """Return the asset in whose name an agent may speak of a dispatch; None if it may not.
-
-        What is not held here, as it is settled or never was, is its own: it speaks into its own
-        history, and the operator knows of which Dispatch. An asset that was created anew under its
-        name answers for the earlier one, if this replica first wrote the dispatch to the very
-        ledger that speaks now.
-        """
-        dispatch = self.desired.dispatch(dispatch_uid)
-        if dispatch is None or dispatch.asset_uid == asset.uid:
-            return asset
-        same_name = (dispatch.namespace, dispatch.asset_name) == (asset.namespace, asset.name)
-        if not same_name or self.desired.written(dispatch_uid).ledger_id != ledger_id:
-            return None
-        return dispatch_pb2.AssetId(
-            uid=dispatch.asset_uid, namespace=asset.namespace, name=asset.name
-        )
+            self.operator.tell(Message(device=device))
 
     def may_log_report(self, asset_uid: str, dispatch_uid: str) -> bool:
         """Tell whether a report goes into the log: of what nobody here holds, only so many do."""
@@ -304,13 +211,13 @@ class Exchange:
             if old.ledger_id == new.ledger_id and old.sequence > new.sequence:
                 return
             self._keep_report(uid, told.report)  # a part of it: one copy waits and is kept
-        self._tell(told)
+        self.operator.tell(told)
 
     def has_room_for(self, report: control_pb2.AgentReport) -> bool:
         """Tell whether there is room to hear a report; its agent has it until it is heard."""
         uid = report.report.dispatch_uid
         if self.desired.dispatch(uid) is None:
-            return self._operator is None or self._operator.has_room_for_stray(report)
+            return self.operator.has_room_for_stray(report)
         more = _weight(report) - _weight(self._reports.get(uid))
         return self.held_reports.has_room(report.asset_uid, more)
 
@@ -378,8 +285,7 @@ class Exchange:
         """End every stream, of agents and of the operator."""
         for stream in list(self._streams.values()):
             stream.end(reason, message)
-        if self._operator is not None:
-            self._operator.end(reason, message)
+        self.operator.end(reason, message)
 
     # Operator
 
@@ -405,16 +311,11 @@ class Exchange:
 
     def attach(self, operator: OperatorOutlet) -> None:
         """Listen to this operator and to no earlier one."""
-        if self._operator is not None and self._operator is not operator:
-            self._operator.end("Superseded", "a newer operator stream took over")
-        self._operator = operator
-        metrics.OPERATOR_CONNECTED.set(1)
+        self.operator.attach(operator)
 
     def detach(self, operator: OperatorOutlet) -> None:
         """Forget an operator's stream that ended."""
-        if self._operator is operator:
-            self._operator = None
-            metrics.OPERATOR_CONNECTED.set(0)
+        self.operator.detach(operator)
 
     async def replace(self, operator: OperatorOutlet, snapshot: Snapshot) -> None:
         """Store a complete snapshot, then serve it.
@@ -424,7 +325,7 @@ class Exchange:
                 superseded.
         """
         async with self._changing:
-            self._check_current(operator)
+            self.operator.check(operator)
             self.check_start(snapshot.revision.era, snapshot.revision.operator_start_ms)
             if self.desired.revision is not None and snapshot.revision < self.desired.revision:
                 raise BadSyncError(
@@ -446,25 +347,17 @@ class Exchange:
             BadSyncError: The operator was superseded.
         """
         async with self._changing:
-            self._check_current(operator)
-            writes = self._writes_ahead(messages)
+            self.operator.check(operator)
+            writes = self.deliveries.plan_writes(messages, self._ledger_id_of)
             await self.store.apply(messages, writes)
             for uid, write in writes.items():
                 self.desired.note_ahead(uid, write)
             for message in messages:
                 self._route(self.desired.apply(message))
 
-    def _writes_ahead(self, messages: Iterable[control_pb2.OperatorMessage]) -> dict[str, Written]:
-        """Return the first writes that follow where streams stay: one commit serves both."""
-        now_us = self.now_us()
-        writes: dict[str, Written] = {}
-        for message in messages:
-            uid = message.dispatch.uid
-            writes.pop(uid, None)  # its last state in the group decides
-            stream = self._streams.get(message.dispatch.asset_uid)
-            if stream is not None and self.desired.may_be_first_written(message.dispatch):
-                writes[uid] = Written(written_us=now_us, ledger_id=stream.ledger_id)
-        return writes
+    def _ledger_id_of(self, asset_uid: str) -> str | None:
+        stream = self._streams.get(asset_uid)
+        return stream.ledger_id if stream is not None else None
 
     def see_epoch(self, seen: control_pb2.EpochSeen) -> None:
         """Take the newest stream of an asset at any replica, and who held it at any."""
@@ -488,10 +381,7 @@ class Exchange:
                 # First: a session of which nothing is told says that nothing is known.
                 yield Message(device=device)
             yield Message(session=self.sessions.everything(uid))
-        for uid in [each.uid for each in self.desired.dispatches()]:
-            dispatch = self.desired.dispatch(uid)
-            if dispatch is not None:
-                yield Message(delivery=self._delivery(dispatch))
+        yield from self.deliveries.everything()
         for uid in list(self._reports):
             report = self._reports.get(uid)
             if report is not None:
@@ -504,9 +394,9 @@ class Exchange:
         for dispatch in changes.dispatches:
             if dispatch.asset_uid in self._streams:
                 self._streams[dispatch.asset_uid].offer(dispatch.uid)
-            self.tell_delivery(dispatch.uid)
+            self.deliveries.tell(dispatch.uid)
             if dispatch.uid in self._reports:  # the operator may not have known the dispatch
-                self._tell(Message(report=self._reports[dispatch.uid]))
+                self.operator.tell(Message(report=self._reports[dispatch.uid]))
         for dispatch in changes.settled:
             self._keep_report(dispatch.uid, None)
             if dispatch.asset_uid in self._streams:
@@ -531,7 +421,7 @@ class Exchange:
             if asset is not None and stream is not None:
                 stream.send(
                     agent_pb2.GatewayMessage(
-                        asset=without_identity(asset), revision=self.revision()
+                        asset=without_identity(asset), revision=self.deliveries.revision()
                     )
                 )
 
@@ -570,19 +460,6 @@ class Exchange:
     def _seconds_ahead(self, era: int, operator_start_ms: int) -> int:
         return seconds_ahead(era=era, operator_start_ms=operator_start_ms, now_us=self.now_us())
 
-    def _check_current(self, operator: OperatorOutlet) -> None:
-        if self._operator is not operator:
-            raise BadSyncError("Superseded", "a newer operator stream took over")
-
-    def _delivery(self, dispatch: dispatch_pb2.Dispatch) -> control_pb2.Delivery:
-        written = self.desired.written(dispatch.uid)
-        return control_pb2.Delivery(
-            dispatch_uid=dispatch.uid,
-            generation=dispatch.generation,
-            written_us=written.written_us,
-            ledger_id=written.ledger_id,
-        )
-
     def _note_connection(
         self, stream: AgentOutlet, event: str, reason: str = "", message: str = ""
     ) -> None:
@@ -606,7 +483,7 @@ class Exchange:
     def _tell_session(self, asset_uid: str, changed: Iterable[control_pb2.Instance]) -> None:
         """Tell the operator of a session, and have the disk remember who held it."""
         session = self.sessions.change(asset_uid, changed, self.now_us())
-        self._tell(Message(session=session))
+        self.operator.tell(Message(session=session))
         self._keep(asset_uid)
 
     def _keep(self, asset_uid: str) -> None:
@@ -619,10 +496,6 @@ class Exchange:
         await sleep(_REMEMBER_SECONDS)
         self._unremembered.difference_update(asset_uids)
         await self.store.remember([self.sessions.memory(uid) for uid in asset_uids])
-
-    def _tell(self, message: control_pb2.ReplicaMessage) -> None:
-        if self._operator is not None:
-            self._operator.tell(message)
 
 
 def _weight(report: control_pb2.AgentReport | None) -> int:

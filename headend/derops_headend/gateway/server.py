@@ -169,7 +169,7 @@ class Gateway:
         self.ports = (agents, control)
         for work in (
             self._journal.run(),
-            self.exchange.writes.run(),
+            self.exchange.deliveries.writes.run(),
             self.exchange.memories.run(),
             self.exchange.admission.run(),
             self._sweep(),
@@ -193,7 +193,7 @@ class Gateway:
         self.exchange.end_all("GatewayStopping", "the gateway is shutting down")
         await asyncio.gather(*(port.close(STOP_SECONDS) for port in self.ports))
         self._journal.close()
-        self.exchange.writes.close()
+        self.exchange.deliveries.writes.close()
         self.exchange.memories.close()
         for task in (admission, sweep, operator):
             task.cancel()

@@ -119,7 +119,7 @@ async def test_an_order_withdrawn_while_the_agent_is_welcomed_is_not_sent(
     operator, agent = Listener(), SlowAgent()
     order = dispatch_pb2.Dispatch(uid="d1", asset_uid="asset-1", generation=1)
     exchange, stream = await _stream(store, agent, operator, order)
-    commits = asyncio.create_task(exchange.writes.run())
+    commits = asyncio.create_task(exchange.deliveries.writes.run())
     serving = asyncio.create_task(stream.serve())
     await agent.asked.wait()
 
@@ -129,7 +129,7 @@ async def test_an_order_withdrawn_while_the_agent_is_welcomed_is_not_sent(
     await agent.whole.wait()
     stream.end("Done", "")
     await serving
-    exchange.writes.close()
+    exchange.deliveries.writes.close()
     await commits
 
     deliveries = [m.delivery for m in operator.told if m.HasField("delivery")]

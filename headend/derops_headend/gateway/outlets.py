@@ -1,0 +1,49 @@
+"""What the parts of a gateway need of its streams. No method here waits."""
+
+from typing import Protocol
+
+from derops.wire.v1 import agent_pb2, control_pb2
+from derops_headend.access.certificates import AgentCertificate
+from derops_headend.fleet.sessions import Session
+
+
+class AgentOutlet(Protocol):
+    """An agent's stream."""
+
+    certificate: AgentCertificate
+    session: Session
+    ledger_id: str
+    peer: str
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its agent was heard of lately and neither side has ended it."""
+
+    @property
+    def device(self) -> control_pb2.DeviceState | None:
+        """What its agent last said of the device; None = nothing yet."""
+
+    def send(self, message: agent_pb2.GatewayMessage) -> None:
+        """Queue a message."""
+
+    def offer(self, dispatch_uid: str) -> None:
+        """Queue a dispatch, in the state it has when it is its turn."""
+
+    def end(self, reason: str, message: str) -> None:
+        """Say Bye and end."""
+
+    def end_if_silent(self) -> None:
+        """End where nothing was heard for too long."""
+
+
+class OperatorOutlet(Protocol):
+    """The operator's stream."""
+
+    def tell(self, message: control_pb2.ReplicaMessage) -> None:
+        """Queue a change; dropped before the stream's snapshot, which is answered with all."""
+
+    def has_room_for_stray(self, report: control_pb2.AgentReport) -> bool:
+        """Tell whether a report about a dispatch that is not held may wait to be read."""
+
+    def end(self, reason: str, message: str) -> None:
+        """End the stream."""
