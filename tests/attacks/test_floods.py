@@ -21,9 +21,9 @@ from derops import observability
 from derops.devices import MAX_BAD_POINTS, MAX_DEVICE_BYTES
 from derops.wire.v1 import agent_pb2, log_pb2
 from derops_headend.gateway.agent_link import MAX_OPENING
-from derops_headend.gateway.exchange import REPORTS_BYTES, REPORTS_SURE
 from derops_headend.gateway.log_appender import EVENTS_AT_ONCE
 from derops_headend.gateway.metrics import UNSTORED_CONNECTIONS
+from derops_headend.gateway.report_desk import REPORTS_BYTES, REPORTS_SURE
 
 REPORTS = 3_000
 """Of 60 KiB each: 176 MiB."""

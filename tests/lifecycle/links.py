@@ -86,7 +86,7 @@ class Gateway:
         """Have the log take what was heard; tell whether there was anything."""
         some = bool(self.unstored)
         while self.unstored and self.exchange is not None:
-            self.exchange.acknowledge_report(*self.unstored.popleft())
+            self.exchange.reports.acknowledge(*self.unstored.popleft())
         return some
 
 
@@ -328,7 +328,7 @@ class Stream:
             namespace=self.certificate.asset.namespace,
             asset_name=self.certificate.asset.name,
         )
-        self._exchange.hear_report(received)
+        self._exchange.reports.hear(received)
         self.gateway.unstored.append((self, report))
 
     def close(self) -> None:

@@ -85,6 +85,7 @@ BOUNDED_MODULES = [
     "derops_headend.gateway.log_appender",
     "derops_headend.gateway.listener",
     "derops_headend.gateway.operator_queue",
+    "derops_headend.gateway.report_desk",
     "derops_operator.trust.bundles",
     "derops_operator.gateways.desired",
     "derops_operator.cluster.events",

@@ -510,9 +510,9 @@ class AgentStream:
         problem = self._impossibility_of(report)
         if problem:
             return self._refuse_impossible(report, problem)
-        if not self._exchange.may_log_report(asset.uid, report.dispatch_uid):
+        if not self._exchange.reports.may_log(asset.uid, report.dispatch_uid):
             metrics.UNLOGGED_REPORTS.inc()
-            self._exchange.let_go_of_report(self, report)
+            self._exchange.reports.let_go(self, report)
             return None
         received = control_pb2.AgentReport(
             asset_uid=asset.uid,
@@ -521,7 +521,7 @@ class AgentStream:
             namespace=self.certificate.asset.namespace,
             asset_name=self.certificate.asset.name,
         )
-        if not self._exchange.has_room_for(received):
+        if not self._exchange.reports.has_room(received):
             self._put_off_report(report)
             return None
         body = report.SerializeToString()
@@ -536,11 +536,11 @@ class AgentStream:
         def settle(error: BaseException | None) -> None:
             self._exchange.unstored.add(self._asset_id.uid, -size)
             if self._is_durable(error):
-                self._exchange.acknowledge_report(self, known)
+                self._exchange.reports.acknowledge(self, known)
             else:
-                self._exchange.forget_report(known)
+                self._exchange.reports.give_up(known)
 
-        self._exchange.hear_report(received)  # first: the operator waits for it, the log does not
+        self._exchange.reports.hear(received)  # first: the operator waits for it, the log does not
         self._exchange.journal.put(log_pb2.AGENT_REPORT, asset, body, settle)
         return None
 
@@ -569,7 +569,7 @@ class AgentStream:
         if self._exchange.desired.dispatch(report.dispatch_uid) is not None:
             return violation
         # Nobody waits for it any more; an agent that measures wrongly is not to keep it for good.
-        self._exchange.let_go_of_report(self, report)
+        self._exchange.reports.let_go(self, report)
         return None
 
     def _refuse_report(

@@ -5,21 +5,18 @@ done. What must survive goes to the store or to the log first.
 """
 
 from asyncio import Lock, sleep
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import structlog
 
 from derops.errors import DeropsError, IdentityRefusedError
-from derops.rates import Rates
 from derops.revisions import MAX_AHEAD_SECONDS, seconds_ahead
-from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
 from derops_headend.access.admission import admit, check_operating_state
 from derops_headend.access.certificates import AgentCertificate
 from derops_headend.fleet.desired import BadSyncError, Changes, DesiredState, Snapshot
 from derops_headend.fleet.sessions import CloneSuspectedError, SessionTable
-from derops_headend.fleet.shares import OVERHEAD_BYTES, Shares
+from derops_headend.fleet.shares import Shares
 from derops_headend.gateway import metrics
 from derops_headend.gateway.admission_control import AdmissionControl
 from derops_headend.gateway.current_operator import CurrentOperator
@@ -27,6 +24,7 @@ from derops_headend.gateway.deliveries import Deliveries
 from derops_headend.gateway.desired_store import DesiredStore
 from derops_headend.gateway.log_appender import LogAppender
 from derops_headend.gateway.outlets import AgentOutlet, OperatorOutlet
+from derops_headend.gateway.report_desk import ReportDesk
 from derops_headend.group_commit import GroupCommit
 
 Message = control_pb2.ReplicaMessage
@@ -39,15 +37,6 @@ UNSTORED_BYTES, UNSTORED_OF_ONE, UNSTORED_SURE = 128 * _MIB, 2 * _MIB, 64 * _KIB
 
 UNREAD_BYTES, UNREAD_OF_ONE, UNREAD_SURE = 64 * _MIB, 256 * _KIB, 16 * _KIB
 """What agents do not read, likewise."""
-
-REPORTS_BYTES, REPORTS_OF_ONE, REPORTS_SURE = 64 * _MIB, 8 * _MIB, 16 * _KIB
-"""The newest report of each dispatch that is held, likewise: of one asset a month of quarters."""
-
-UNHELD_REPORTS = 1000
-"""Of one asset about dispatches that are not held here: at once, and then as many a day.
-
-Such a one may be the late truth about what is settled, or invented: then it costs a row in the
-history of its own asset."""
 
 
 class NotReadyError(DeropsError):
@@ -88,17 +77,14 @@ class Exchange:
         self.desired = DesiredState()
         self.operator = CurrentOperator()
         self.deliveries = Deliveries(self.desired, store, self.operator, now_us)
+        self.reports = ReportDesk(self.desired, self.operator, now_us)
         self.sessions = SessionTable(metrics.INSTANCES_FORGOTTEN.inc)
         self.memories: GroupCommit[str] = GroupCommit(self._remember)
         self.unstored = Shares(total=UNSTORED_BYTES, most=UNSTORED_OF_ONE, sure=UNSTORED_SURE)
         self.unread = Shares(total=UNREAD_BYTES, most=UNREAD_OF_ONE, sure=UNREAD_SURE)
-        self.held_reports = Shares(total=REPORTS_BYTES, most=REPORTS_OF_ONE, sure=REPORTS_SURE)
         self._on_ready = on_ready
         self._on_clock_ahead = on_clock_ahead
         self._streams: dict[str, AgentOutlet] = {}
-        self._reports: dict[str, control_pb2.AgentReport] = {}
-        self._unstored_reports: Counter[str] = Counter()
-        self._unheld = Rates(per_second=UNHELD_REPORTS / 86_400, burst=UNHELD_REPORTS)
         self._unremembered: set[str] = set()
         self._changing = Lock()
         self._log = structlog.get_logger("exchange")
@@ -187,64 +173,6 @@ class Exchange:
         if (device := stream.device) is not None:
             self.operator.tell(Message(device=device))
 
-    def may_log_report(self, asset_uid: str, dispatch_uid: str) -> bool:
-        """Tell whether a report goes into the log: of what nobody here holds, only so many do."""
-        held = self.desired.dispatch(dispatch_uid) is not None
-        return held or self._unheld.admit(asset_uid, self.now_us() / SECOND_US) is not None
-
-    def let_go_of_report(self, stream: AgentOutlet, report: dispatch_pb2.DispatchReport) -> None:
-        """Have an agent forget a report that is not logged, and what it is about."""
-        ack = agent_pb2.ReportAck(sequence=report.sequence)
-        stream.send(agent_pb2.GatewayMessage(report_ack=ack))
-        self._settle(stream, report.dispatch_uid)
-
-    def hear_report(self, report: control_pb2.AgentReport) -> None:
-        """Take a report that is on its way into the log: keep the newest, tell the operator.
-
-        The agent keeps it and says it again until it is acknowledged, so it cannot get lost.
-        """
-        uid, new = report.report.dispatch_uid, report.report
-        told = Message(report=report)
-        self._unstored_reports[uid] += 1
-        if self.desired.dispatch(uid) is not None:
-            old = self._reports[uid].report if uid in self._reports else new
-            if old.ledger_id == new.ledger_id and old.sequence > new.sequence:
-                return
-            self._keep_report(uid, told.report)  # a part of it: one copy waits and is kept
-        self.operator.tell(told)
-
-    def has_room_for(self, report: control_pb2.AgentReport) -> bool:
-        """Tell whether there is room to hear a report; its agent has it until it is heard."""
-        uid = report.report.dispatch_uid
-        if self.desired.dispatch(uid) is None:
-            return self.operator.has_room_for_stray(report)
-        more = _weight(report) - _weight(self._reports.get(uid))
-        return self.held_reports.has_room(report.asset_uid, more)
-
-    def _keep_report(self, dispatch_uid: str, report: control_pb2.AgentReport | None) -> None:
-        """Keep the newest report of a dispatch that is held; none once it is not."""
-        old = self._reports.pop(dispatch_uid, None)
-        if old is not None:
-            self.held_reports.add(old.asset_uid, -_weight(old))
-        if report is not None:
-            self.held_reports.add(report.asset_uid, _weight(report))
-            self._reports[dispatch_uid] = report
-
-    def acknowledge_report(self, stream: AgentOutlet, report: dispatch_pb2.DispatchReport) -> None:
-        """Acknowledge a report that is durable; of a settled dispatch nothing more is asked."""
-        metrics.REPORTS.inc()
-        self.forget_report(report)
-        ack = agent_pb2.ReportAck(sequence=report.sequence)
-        stream.send(agent_pb2.GatewayMessage(report_ack=ack))
-        if self.desired.dispatch(report.dispatch_uid) is None:
-            self._settle(stream, report.dispatch_uid)
-
-    def forget_report(self, report: dispatch_pb2.DispatchReport) -> None:
-        """Stop waiting for a report to be durable."""
-        self._unstored_reports[report.dispatch_uid] -= 1
-        if not self._unstored_reports[report.dispatch_uid]:
-            del self._unstored_reports[report.dispatch_uid]
-
     def note_refusal(
         self, certificate: AgentCertificate, peer: str, reason: str, message: str
     ) -> None:
@@ -265,7 +193,7 @@ class Exchange:
         for part, shares in (
             ("unstored", self.unstored),
             ("unread", self.unread),
-            ("reports", self.held_reports),
+            ("reports", self.reports.held),
         ):
             metrics.HELD_BYTES.labels(part).set(shares.used)
 
@@ -382,10 +310,7 @@ class Exchange:
                 yield Message(device=device)
             yield Message(session=self.sessions.everything(uid))
         yield from self.deliveries.everything()
-        for uid in list(self._reports):
-            report = self._reports.get(uid)
-            if report is not None:
-                yield Message(report=report)
+        yield from self.reports.everything()
 
     # Between the two
 
@@ -395,21 +320,14 @@ class Exchange:
             if dispatch.asset_uid in self._streams:
                 self._streams[dispatch.asset_uid].offer(dispatch.uid)
             self.deliveries.tell(dispatch.uid)
-            if dispatch.uid in self._reports:  # the operator may not have known the dispatch
-                self.operator.tell(Message(report=self._reports[dispatch.uid]))
+            self.reports.tell(dispatch.uid)  # the operator may not have known the dispatch
         for dispatch in changes.settled:
-            self._keep_report(dispatch.uid, None)
+            self.reports.forget(dispatch.uid)
             if dispatch.asset_uid in self._streams:
-                self._settle(self._streams[dispatch.asset_uid], dispatch.uid)
+                self.reports.settle(self._streams[dispatch.asset_uid], dispatch.uid)
         for uid in changes.assets | {dispatch.asset_uid for dispatch in changes.settled}:
             if uid in self._streams:
                 self._end_if_refused(self._streams[uid])
-
-    def _settle(self, stream: AgentOutlet, dispatch_uid: str) -> None:
-        """Let the agent forget a dispatch, once all that it said of it is durable."""
-        if dispatch_uid not in self._unstored_reports:
-            settled = agent_pb2.Settled(dispatch_uid=dispatch_uid)
-            stream.send(agent_pb2.GatewayMessage(settled=settled))
 
     def _route_assets(self, changes: Changes) -> None:
         for uid in changes.removed_assets:
@@ -496,10 +414,6 @@ class Exchange:
         await sleep(_REMEMBER_SECONDS)
         self._unremembered.difference_update(asset_uids)
         await self.store.remember([self.sessions.memory(uid) for uid in asset_uids])
-
-
-def _weight(report: control_pb2.AgentReport | None) -> int:
-    return report.ByteSize() + OVERHEAD_BYTES if report is not None else 0
 
 
 def without_identity(asset: dispatch_pb2.Asset) -> dispatch_pb2.Asset:

@@ -1,0 +1,132 @@
+"""Reports on their way through the gateway: heard, logged, acknowledged, and the newest kept."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from derops.rates import Rates
+from derops.schedules import SECOND_US
+from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
+from derops_headend.fleet.desired import DesiredState
+from derops_headend.fleet.shares import OVERHEAD_BYTES, Shares
+from derops_headend.gateway import metrics
+from derops_headend.gateway.current_operator import CurrentOperator
+from derops_headend.gateway.outlets import AgentOutlet
+
+_KIB, _MIB = 1024, 1024**2
+
+REPORTS_BYTES, REPORTS_OF_ONE, REPORTS_SURE = 64 * _MIB, 8 * _MIB, 16 * _KIB
+"""The newest report of each dispatch that is held: of all, of one asset a month of quarters, and
+what each may have anyway."""
+
+UNHELD_REPORTS = 1000
+"""Of one asset about dispatches that are not held here: at once, and then as many a day.
+
+Such a one may be the late truth about what is settled, or invented: then it costs a row in the
+history of its own asset."""
+
+
+class ReportDesk:
+    """What agents said of dispatches: what is not durable yet, and the newest of what is held.
+
+    Args:
+        desired: The state that is served, which says what is held.
+        operator: Who is told.
+        now_us: The wall clock.
+    """
+
+    def __init__(
+        self, desired: DesiredState, operator: CurrentOperator, now_us: Callable[[], int]
+    ) -> None:
+        self._desired, self._operator, self._now_us = desired, operator, now_us
+        self.held = Shares(total=REPORTS_BYTES, most=REPORTS_OF_ONE, sure=REPORTS_SURE)
+        self._newest: dict[str, control_pb2.AgentReport] = {}
+        self._undurable: Counter[str] = Counter()
+        """How many reports of a dispatch were heard and are not durable; none = no entry."""
+
+        self._unheld = Rates(per_second=UNHELD_REPORTS / 86_400, burst=UNHELD_REPORTS)
+
+    def may_log(self, asset_uid: str, dispatch_uid: str) -> bool:
+        """Tell whether a report goes into the log: of what nobody here holds, only so many do."""
+        held = self._desired.dispatch(dispatch_uid) is not None
+        return held or self._unheld.admit(asset_uid, self._now_us() / SECOND_US) is not None
+
+    def has_room(self, report: control_pb2.AgentReport) -> bool:
+        """Tell whether there is room to hear a report; its agent has it until it is heard."""
+        uid = report.report.dispatch_uid
+        if self._desired.dispatch(uid) is None:
+            return self._operator.has_room_for_stray(report)
+        more = _weight(report) - _weight(self._newest.get(uid))
+        return self.held.has_room(report.asset_uid, more)
+
+    def hear(self, report: control_pb2.AgentReport) -> None:
+        """Take a report that is on its way into the log: keep the newest, tell the operator.
+
+        The agent keeps it and says it again until it is acknowledged, so it cannot get lost.
+        """
+        uid, new = report.report.dispatch_uid, report.report
+        told = control_pb2.ReplicaMessage(report=report)
+        self._undurable[uid] += 1
+        if self._desired.dispatch(uid) is not None:
+            old = self._newest[uid].report if uid in self._newest else new
+            if old.ledger_id == new.ledger_id and old.sequence > new.sequence:
+                return
+            self._keep(uid, told.report)  # a part of it: one copy waits and is kept
+        self._operator.tell(told)
+
+    def acknowledge(self, stream: AgentOutlet, report: dispatch_pb2.DispatchReport) -> None:
+        """Acknowledge a report that is durable; of a settled dispatch nothing more is asked."""
+        metrics.REPORTS.inc()
+        self.give_up(report)
+        _send_ack(stream, report)
+        if self._desired.dispatch(report.dispatch_uid) is None:
+            self.settle(stream, report.dispatch_uid)
+
+    def give_up(self, report: dispatch_pb2.DispatchReport) -> None:
+        """Stop waiting for a report that was heard to be durable."""
+        self._undurable[report.dispatch_uid] -= 1
+        if not self._undurable[report.dispatch_uid]:
+            del self._undurable[report.dispatch_uid]
+
+    def let_go(self, stream: AgentOutlet, report: dispatch_pb2.DispatchReport) -> None:
+        """Have an agent forget a report that is not logged, and what it is about."""
+        _send_ack(stream, report)
+        self.settle(stream, report.dispatch_uid)
+
+    def settle(self, stream: AgentOutlet, dispatch_uid: str) -> None:
+        """Let the agent forget a dispatch, once all that it said of it is durable."""
+        if dispatch_uid not in self._undurable:
+            settled = agent_pb2.Settled(dispatch_uid=dispatch_uid)
+            stream.send(agent_pb2.GatewayMessage(settled=settled))
+
+    def tell(self, dispatch_uid: str) -> None:
+        """Tell the operator the newest report of a dispatch again, where there is one."""
+        if dispatch_uid in self._newest:
+            self._operator.tell(control_pb2.ReplicaMessage(report=self._newest[dispatch_uid]))
+
+    def forget(self, dispatch_uid: str) -> None:
+        """Keep no report of a dispatch that is no longer held."""
+        self._keep(dispatch_uid, None)
+
+    def everything(self) -> Iterator[control_pb2.ReplicaMessage]:
+        """Yield the newest report of each dispatch, as it is when it is its turn."""
+        for uid in list(self._newest):
+            report = self._newest.get(uid)
+            if report is not None:
+                yield control_pb2.ReplicaMessage(report=report)
+
+    def _keep(self, dispatch_uid: str, report: control_pb2.AgentReport | None) -> None:
+        old = self._newest.pop(dispatch_uid, None)
+        if old is not None:
+            self.held.add(old.asset_uid, -_weight(old))
+        if report is not None:
+            self.held.add(report.asset_uid, _weight(report))
+            self._newest[dispatch_uid] = report
+
+
+def _send_ack(stream: AgentOutlet, report: dispatch_pb2.DispatchReport) -> None:
+    ack = agent_pb2.ReportAck(sequence=report.sequence)
+    stream.send(agent_pb2.GatewayMessage(report_ack=ack))
+
+
+def _weight(report: control_pb2.AgentReport | None) -> int:
+    return report.ByteSize() + OVERHEAD_BYTES if report is not None else 0
