@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
+from derops.instants import format_instant
 from derops_headend.api.call import Call
 from derops_headend.api.orders import (
     CREATED_BY,
@@ -114,7 +115,7 @@ class Placing:
             return await self._find_without_memory(asked, used)
         if used is not None:
             return await self._repeat(asked, used)
-        start = asked.order.start_time or format_start(self._now())
+        start = asked.order.start_time or format_instant(self._now())
         return await self._make(asked, asked.name, start, self._kubernetes.dispatch_version())
 
     async def _look_up(self, asked: Asked) -> Used | ProblemError | None:
@@ -274,11 +275,6 @@ def _is_made_by(existing: Manifest, asked: Asked) -> bool:
             if name != _MAY_DIFFER
         )
     )
-
-
-def format_start(moment: datetime) -> str:
-    """Return an instant in UTC as a Dispatch has its start."""
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _expired(why: str) -> ProblemError:

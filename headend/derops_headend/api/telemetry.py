@@ -3,13 +3,14 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import orjson
 import psycopg
 from pydantic.alias_generators import to_camel
 
+from derops.instants import EPOCH, format_instant
 from derops_headend.api.problems import invalid
 from derops_headend.storage.asset_events import Gap, dropped_before, list_gaps, list_setpoints
 from derops_headend.storage.newest import AssetKey, AssetLife, find_lives
@@ -144,7 +145,8 @@ def answer(connection: psycopg.Connection, wanted: TelemetrySelection) -> bytes 
     body["hasMoreGaps"] = len(told) > MOST_GAPS
     if resolution != RAW:
         body["provisional"] = [
-            {"from": instant(each[0]), "to": instant(each[1])} for each in series.provisional
+            {"from": format_instant(each[0]), "to": format_instant(each[1])}
+            for each in series.provisional
         ]
         body["omitted"] = [to_camel(each) for each in wanted.quantities if each not in ROLLED_UP]
         if "setpoint_watts" in wanted.quantities:
@@ -168,11 +170,6 @@ def choose_life(
     if life is None and uid and uid == wanted.current_uid:
         life = AssetLife(0, uid)  # nothing was heard of it yet
     return life, [each.uid for each in lives if each.uid != uid]
-
-
-def instant(at: datetime) -> str:
-    """Return a time as it is told."""
-    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _resolve(wanted: TelemetrySelection, dropped: datetime | None) -> TimeResolution:
@@ -273,8 +270,8 @@ def _head(
         "name": wanted.lives.name,
         "uid": life.uid,
         "otherUids": others,
-        "from": instant(first),
-        "to": instant(end),
+        "from": format_instant(first),
+        "to": format_instant(end),
         "resolution": resolution.source,
         "stepSeconds": resolution.step_seconds or None,
         "source": _TABLES[resolution.source],
@@ -329,12 +326,16 @@ def _tell_gaps(
 
 
 def _gap(begin: datetime, end: datetime, reason: str, samples: int | None = None) -> dict[str, Any]:
-    told: dict[str, Any] = {"from": instant(begin), "to": instant(end), "reason": reason}
+    told: dict[str, Any] = {
+        "from": format_instant(begin),
+        "to": format_instant(end),
+        "reason": reason,
+    }
     return told if samples is None else {**told, "samples": samples}
 
 
 def _from_ms(time_ms: float) -> datetime:
-    return datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=time_ms)
+    return EPOCH + timedelta(milliseconds=time_ms)
 
 
 def _setpoints(
@@ -347,8 +348,8 @@ def _setpoints(
     key = AssetKey(wanted.lives.namespace, wanted.lives.name, life.uid)
     return [
         {
-            "from": instant(each.applied_at),
-            "to": instant(each.until) if each.until else None,
+            "from": format_instant(each.applied_at),
+            "to": format_instant(each.until) if each.until else None,
             "watts": each.watts,
             "dispatch": each.dispatch_name,
             "dispatchUid": each.dispatch_uid,

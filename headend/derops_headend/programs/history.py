@@ -8,11 +8,12 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import psycopg
 
+from derops.instants import format_instant
 from derops.settings import load_settings
 from derops_headend.programs.writer import WriterSettings
 from derops_headend.storage.dispatches import compare, is_filled
@@ -163,7 +164,7 @@ def _word(value: Any) -> str:
     if value is None or value == "":
         return _NEVER
     if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return format_instant(value)
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 

@@ -9,6 +9,7 @@ import psycopg
 import structlog
 from psycopg import sql
 
+from derops.instants import format_instant
 from derops_headend.storage import metrics
 from derops_headend.storage.audit import store
 from derops_headend.storage.chain import ChainedRecord, Head, begin, link
@@ -112,7 +113,7 @@ def _tell(
     at = now.astimezone(UTC)
     facts = {
         "stage": DROPPED,
-        "at": at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        "at": format_instant(at, "microseconds"),
         "verb": "drop",
         "resource": "audits",
         "name": partition,

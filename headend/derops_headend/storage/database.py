@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from psycopg import errors, sql
 
 from derops.errors import DeropsError
+from derops.instants import moment_of
 from derops_headend.storage.dispatches import MOST_STEPS, find_full
 from derops_headend.storage.engines import detect
-from derops_headend.storage.history_rows import instant, note_missing, quarantine, record
+from derops_headend.storage.history_rows import note_missing, quarantine, record
 from derops_headend.storage.maintenance import STATEMENT_MILLISECONDS, Keeper
 from derops_headend.storage.merge import KeyedTable, Merged, merge
 from derops_headend.storage.roll_ups import mark, minutes_of
@@ -362,7 +363,7 @@ class WriterDatabase:
         if not measurements:
             return Counter()
         rows = [
-            (each.source, int(ids[each.asset]), each.name, instant(ts_us), value)
+            (each.source, int(ids[each.asset]), each.name, moment_of(ts_us), value)
             for each in measurements
             for ts_us, value in zip(each.ts_us.tolist(), each.values.tolist(), strict=True)
         ]

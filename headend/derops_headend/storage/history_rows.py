@@ -3,17 +3,17 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from uuid import UUID
 
 import numpy as np
 import psycopg
 from numpy.typing import NDArray
 
+from derops.instants import moment_of
 from derops_headend.writing.refusals import clean
 from derops_headend.writing.rows import Batch, EventRow, LogSource, Quarantined
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EVENT = """
     insert into dispatch_event as old (
       event_id, asset_id, dispatch_uid, dispatch_name, actor, phase, reason, message, at,
@@ -72,11 +72,11 @@ def record(
             rows = [
                 (
                     row.event_id, int(ids[row.asset]), row.dispatch_uid, row.dispatch_name,
-                    row.actor, row.phase, row.reason, row.message, instant(row.at_us),
-                    instant(row.received_us), subjects[row.asset], row.created_by,
+                    row.actor, row.phase, row.reason, row.message, moment_of(row.at_us),
+                    moment_of(row.received_us), subjects[row.asset], row.created_by,
                     *(
                         (row.report.json, row.report.ledger_id, row.report.sequence,
-                         instant(row.received_us))
+                         moment_of(row.received_us))
                         if row.report
                         else (None, None, None, None)
                     ),
@@ -91,7 +91,7 @@ def record(
                     (
                         *_place(log_id, batch.sources[row.source]), int(ids[row.asset]), row.event,
                         row.reason, row.message, row.epoch, row.peer, row.serial_number,
-                        row.replica, instant(row.at_us),
+                        row.replica, moment_of(row.at_us),
                     )
                     for row in batch.connections
                 ],
@@ -101,8 +101,8 @@ def record(
                 _GAP,
                 [
                     (
-                        int(ids[row.asset]), row.outbox_id, row.sequence, instant(row.from_us),
-                        instant(row.to_us), row.samples, row.reason, instant(row.received_us),
+                        int(ids[row.asset]), row.outbox_id, row.sequence, moment_of(row.from_us),
+                        moment_of(row.to_us), row.samples, row.reason, moment_of(row.received_us),
                     )
                     for row in batch.gaps
                 ],
@@ -172,13 +172,8 @@ def _place(log_id: str, source: LogSource) -> tuple[str, int, int]:
     return log_id, source.offset, source.entry_index
 
 
-def instant(instant_us: int) -> datetime:
-    """Return microseconds since 1970 as a datetime, exactly."""
-    return _EPOCH + timedelta(microseconds=instant_us)
-
-
 def _instant_or_none(instant_us: int) -> datetime | None:
     try:
-        return instant(instant_us)
+        return moment_of(instant_us)
     except OverflowError:
         return None

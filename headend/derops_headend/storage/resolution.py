@@ -1,16 +1,17 @@
 """How finely telemetry is answered: samples as they are, or steps made of its roll-ups."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple
+
+from derops.instants import EPOCH
 
 LEAST_POINTS = 10
 _DAY_SECONDS = 86_400
 _STEPS_SECONDS = (
     60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200, _DAY_SECONDS,
 )  # fmt: skip
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class TelemetrySource(StrEnum):
@@ -63,8 +64,8 @@ def widen(first: datetime, end: datetime, step_seconds: int) -> tuple[datetime, 
     """
     step = timedelta(seconds=step_seconds)
     return (
-        _EPOCH + (first - _EPOCH) // step * step,
-        _EPOCH - (_EPOCH - end) // step * step,
+        EPOCH + (first - EPOCH) // step * step,
+        EPOCH - (EPOCH - end) // step * step,
     )
 
 

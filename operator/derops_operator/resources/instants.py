@@ -2,7 +2,9 @@
 
 from datetime import UTC, datetime, timedelta
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+from derops import instants
+from derops.instants import EPOCH, moment_of
+
 _MICROSECOND = timedelta(microseconds=1)
 
 
@@ -16,20 +18,19 @@ def parse_instant(text: str) -> int:
 
 def to_us(moment: datetime) -> int:
     """Return the microseconds of a moment that has a zone."""
-    return (moment - _EPOCH) // _MICROSECOND
+    return (moment - EPOCH) // _MICROSECOND
 
 
 def format_instant(instant_us: int) -> str:
     """Return an instant in UTC with milliseconds."""
-    moment = _EPOCH + instant_us * _MICROSECOND
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+    return instants.format_instant(moment_of(instant_us))
 
 
 def format_second(instant_us: int) -> str:
     """Return an instant in UTC cut to the second, as conditions carry it."""
-    return (_EPOCH + instant_us * _MICROSECOND).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return instants.format_instant(moment_of(instant_us), "seconds")
 
 
 def format_micro(instant_us: int) -> str:
     """Return an instant in UTC with microseconds, as Events carry it."""
-    return (_EPOCH + instant_us * _MICROSECOND).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return instants.format_instant(moment_of(instant_us), "microseconds")

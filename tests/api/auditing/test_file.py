@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from tests.api.auditing.making import NOW
 
+from derops.instants import format_instant
 from derops_headend.api.audit import file as file_module
 from derops_headend.api.audit.file import AuditFile, FilePosition
-from derops_headend.api.audit.record import instant
 from derops_headend.storage.chain import NOTHING, ChainedRecord, hash_of
 
 Open = Callable[..., AuditFile]
@@ -37,7 +37,7 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def facts(number: int, days: int = 0) -> str:
-    at = instant(NOW + timedelta(days=days))
+    at = format_instant(NOW + timedelta(days=days), "microseconds")
     return f'{{"at":"{at}","n":{number}}}'
 
 

@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
+from derops.instants import format_instant
 from derops_headend.api.audit.refusals import Sum
 from derops_headend.api.call import Call
 from derops_headend.api.ports import RecordStage
@@ -23,12 +24,12 @@ _MOST_TEXT, _MOST_NAME, _MOST_GROUPS, _MOST_CHANGE = 512, 256, 32, 4096
 
 def announced(call: Call, at: datetime) -> str:
     """Return the record of a change that is about to be made."""
-    return encode({"stage": RecordStage.RECEIVED, "at": instant(at), **_facts(call)})
+    return encode({"stage": RecordStage.RECEIVED, "at": _instant(at), **_facts(call)})
 
 
 def withdrawn(call: Call, at: datetime) -> str:
     """Return the record of a change that was announced, and of which nothing was done."""
-    return encode({"stage": WITHDRAWN, "at": instant(at), **_facts(call)})
+    return encode({"stage": WITHDRAWN, "at": _instant(at), **_facts(call)})
 
 
 def completed(call: Call, at: datetime, status: int, reason: str, sent_bytes: int) -> str:
@@ -37,7 +38,7 @@ def completed(call: Call, at: datetime, status: int, reason: str, sent_bytes: in
     return encode(
         {
             "stage": RecordStage.COMPLETE,
-            "at": instant(at),
+            "at": _instant(at),
             **_facts(call),
             "status": status,
             "reason": _cut(reason),
@@ -52,7 +53,7 @@ def refused(at: datetime, source: str, reason: str, method: str, path: str) -> s
     return encode(
         {
             "stage": RecordStage.COMPLETE,
-            "at": instant(at),
+            "at": _instant(at),
             "method": _cut(method),
             "path": _path(path),
             "decision": "forbid",
@@ -68,27 +69,26 @@ def refused_often(at: datetime, refusals: Sum) -> str:
     return encode(
         {
             "stage": RecordStage.COMPLETE,
-            "at": instant(at),
+            "at": _instant(at),
             "principal": {"kind": who.kind, "name": _cut(who.name)} if who.name else None,
             "namespace": _cut(who.namespace),
             "decision": "forbid",
             "reason": "RefusedOften",
             "source": _cut(who.source),
             "count": refusals.count,
-            "firstAt": instant(refusals.first),
-            "lastAt": instant(refusals.last),
+            "firstAt": _instant(refusals.first),
+            "lastAt": _instant(refusals.last),
         }
     )
 
 
 def opened(at: datetime, facts: Mapping[str, Any]) -> str:
     """Return the record of a process that began to write."""
-    return encode({"stage": OPENED, "at": instant(at), **facts})
+    return encode({"stage": OPENED, "at": _instant(at), **facts})
 
 
-def instant(at: datetime) -> str:
-    """Return an instant in RFC 3339, UTC, with microseconds."""
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+def _instant(at: datetime) -> str:
+    return format_instant(at, "microseconds")
 
 
 def encode(facts: Mapping[str, Any]) -> str:

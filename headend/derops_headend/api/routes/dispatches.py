@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Response
 from starlette.requests import Request
 
+from derops.instants import format_instant
 from derops.lifecycle import Phase
 from derops.resources.dispatches import DispatchSpec
 from derops_headend.api.assets import view_of as asset_view_of
@@ -23,7 +24,7 @@ from derops_headend.api.orders import (
     view_of,
 )
 from derops_headend.api.parameters import DispatchName, Namespace
-from derops_headend.api.placement import Asked, Placing, format_start
+from derops_headend.api.placement import Asked, Placing
 from derops_headend.api.ports import Manifest, Parts
 from derops_headend.api.problems import Fault, ProblemError, Slug, not_found
 from derops_headend.api.routes.permission import allow, note
@@ -221,7 +222,7 @@ async def _foresee(parts: Parts, call: Call, namespace: str, order: NewDispatch)
         order,
         namespace,
         subject.name,
-        order.start_time or format_start(parts.now()),
+        order.start_time or format_instant(parts.now()),
         {CREATED_BY: call.caller.name, REQUEST_ID: call.request_id},
     )
     made = await parts.kubernetes.create_dispatch(namespace, manifest, dry_run=True)
