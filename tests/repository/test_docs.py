@@ -191,7 +191,7 @@ STREAMS = {
         pytest.param(
             ("Reasons", "Reasons of conditions", "Reasons of Events"),
             CONDITIONS,
-            ["operator/derops_operator", "agent/derops_agent/control"],
+            ["operator/derops_operator", "agent/derops_agent/execution"],
             id="conditions and Events",
         ),
         pytest.param(
@@ -218,6 +218,7 @@ def test_every_word_that_the_code_says_why_with_is_on_the_reasons_page(
     sections = dict(zip(page[1::2], page[2::2], strict=True))
     rows = re.findall(r"^\| (`[^|]+) \|", "".join(map(sections.__getitem__, headings)), re.M)
     explained = set(re.findall(r"`(\w+)`", "".join(rows)))
+    assert all((REPOSITORY / package).is_dir() for package in packages)
     calls = [
         call
         for package in packages
