@@ -1,4 +1,4 @@
-"""Whether an order may go to an asset: what the operator and a dry run of the API both judge by.
+"""Whether an order may go to an asset; the operator and a dry run of the API judge alike.
 
 Pure functions; nothing here knows where the facts came from.
 """

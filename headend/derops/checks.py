@@ -97,8 +97,8 @@ def check_energy(
 ) -> Refusal | None:
     """Check whether a battery has the energy, or the room, for a setpoint held for its window.
 
-    Losses are not counted: what is refused here is impossible, what is allowed may still fall
-    short, which verification finds.
+    Losses are not counted. What is refused here is impossible; what is allowed may still fall
+    short, and verification finds that.
 
     Args:
         watts: Signed; positive is injection, which empties the battery.

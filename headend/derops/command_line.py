@@ -1,4 +1,4 @@
-"""What all our commands answer alike: ``--help``, ``--version``, and usage where they are wrong."""
+"""What all our commands have: ``--help``, ``--version``, and usage after a wrong argument."""
 
 import argparse
 from importlib.metadata import PackageNotFoundError, version

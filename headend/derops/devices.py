@@ -6,7 +6,7 @@ The agent keeps to them, and nobody behind it relies on that.
 from derops.wire.v1 import agent_pb2
 
 MAX_BAD_POINTS = 8
-"""Points that are named; of more only the number is told."""
+"""The most points that are named; beyond, only their number is told."""
 
 MAX_DEVICE_BYTES = 4 * 1024
 """The most that the facts of one device take, encoded."""

@@ -25,7 +25,7 @@ def make_directory(path: Path) -> None:
 def make_private(database: Path) -> None:
     """Make an SQLite file that is not there; let nobody but its owner read it, new or not.
 
-    What SQLite makes beside it gets the mode that it has.
+    SQLite gives the same mode to the files that it makes beside it.
     """
     try:
         # Only a new one is opened: to close it would give up the locks of its connections.
@@ -36,7 +36,7 @@ def make_private(database: Path) -> None:
 
 
 def _restrict(path: Path, mode: int) -> None:
-    # A file of somebody else is theirs to restrict; one beside a database need not be there.
+    # Only its owner can restrict a file; one beside a database need not be there.
     with suppress(PermissionError, FileNotFoundError):
         if stat.S_IMODE(path.stat().st_mode) & ~mode:
             path.chmod(mode)
@@ -45,8 +45,8 @@ def _restrict(path: Path, mode: int) -> None:
 def sync_recovered(database: Path) -> None:
     """Make durable what opening an SQLite file in WAL mode brought back.
 
-    A process that is killed between writing and syncing leaves what the next one reads, and what
-    loss of power still takes away: nobody may hear of it before this returns.
+    A process that is killed between a write and its sync leaves data that the next process reads
+    and that a loss of power still takes away. Nobody may hear of it before this returns.
     """
     with suppress(FileNotFoundError):
         sync(database.with_name(f"{database.name}-wal"))

@@ -50,7 +50,7 @@ class Holder(NamedTuple):
     """When its last stream began."""
 
     replaced_us: int = 0
-    """When the stream of another instance began that took over; 0 = none did."""
+    """When the stream of the instance that took over began; 0 = none did."""
 
     alive: bool = False
     """Its stream was alive when it was replaced."""
@@ -84,15 +84,15 @@ def outranks(one: Rank, other: Rank, ledger: dispatch_pb2.IdentityLedger) -> boo
 
 
 def digest_of(instance_id: str) -> str:
-    """Return what is remembered of an instance id, which its peer chose: always as short."""
+    """Return the digest of an instance id: of one length, whatever id the peer chose."""
     return hashlib.blake2b(instance_id.encode(), digest_size=_DIGEST_CHARACTERS // 2).hexdigest()
 
 
 class Holders:
     """Who held the streams of all assets in the last 24 h. Not for several threads.
 
-    At a bound those are forgotten that held a stream for the shortest time, and of about equal
-    ones the newest: throw-away ids push out each other and not an agent. Of 1,024 who are
+    At a bound, the instances that held a stream for the shortest time are forgotten, and of about
+    equal ones the newest. So throw-away ids push out each other and not an agent. Of 1,024 who are
     remembered in 24 h, none that held it for three minutes can be lost.
     """
 

@@ -8,10 +8,10 @@ _MAPPED_BYTES = 1024**2
 
 
 def keep_freed_memory() -> None:
-    """Have the allocator keep up to 16 MiB that are free, where it is glibc's.
+    """Let glibc's allocator keep up to 16 MiB of free memory; do nothing to another one.
 
-    By default it gives back a buffer of 256 KiB as soon as it is freed, and the next one costs the
-    clearing of each of its pages: a third of the time to append a record, measured.
+    By default it gives a buffer of 256 KiB back as soon as that is freed. The kernel then clears
+    each page of the next buffer: a third of the time to append a record, as measured.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -23,17 +23,17 @@ class LatePolicy(StrEnum):
     """What gives way where a window begins late."""
 
     KEEP_END = "KeepEnd"
-    """It is shorter."""
+    """The window gets shorter."""
 
     KEEP_DURATION = "KeepDuration"
-    """It ends later."""
+    """The window ends later."""
 
 
 class Evidence(StrEnum):
     """How well it is known that a setpoint was applied, from the weakest."""
 
     UNANSWERED = "Unanswered"
-    """Its device was sent it and never confirmed it: it may have been there."""
+    """The device was sent it and never confirmed it; it may have held it."""
 
     WRITTEN = "Written"
     """The device took the write."""
@@ -53,7 +53,7 @@ class Guard(StrEnum):
 
 
 class OperatingState(StrEnum):
-    """Whether an asset may be dispatched; the first alone says yes."""
+    """Whether an asset may be dispatched: only in the first state."""
 
     IN_SERVICE = "InService"
     OUT_OF_SERVICE = "OutOfService"

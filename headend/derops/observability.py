@@ -21,10 +21,10 @@ from derops.ops_server import READ_SECONDS, BoundedServer, keep_first_bytes
 from derops.rates import Rates
 
 LINES_PER_SECOND, LINES_AT_ONCE = 10.0, 500.0
-"""Lines of one event. Those left out are counted, and the next line of it says how many."""
+"""How often one event is logged. Its next line says how many were left out."""
 
 FORGOTTEN_SECONDS, MOST_WORDS = 600.0, 5
-"""What was not said of a part for so long is new again; and so many words of one part are told."""
+"""Words about a part are new again after so long, and no more of one part are told."""
 
 
 def configure_logging(level: str = "INFO") -> None:
@@ -82,10 +82,10 @@ class FloodFilter(logging.Filter):
 
 
 class Readiness:
-    """What a program waits for, for people; who waits for nothing is ready.
+    """What a program waits for, told to people; a program that waits for nothing is ready.
 
-    What works badly and is still of use is degraded: it is told, and the program stays ready. What
-    is wrong is a line in the log, one for each new word, however often it is tried again.
+    A part that works badly and is still of use is degraded: that is told, and the program stays
+    ready. The log has one line for each new word about a part, however often it is tried again.
     """
 
     def __init__(self, now_seconds: Callable[[], float] = time.monotonic) -> None:
@@ -98,7 +98,7 @@ class Readiness:
         self._log = structlog.get_logger("readiness")
 
     def expecting(self, part: str, why: str) -> None:
-        """Say that ``part`` is not there yet, and nobody knows that anything is wrong with it."""
+        """Say that ``part`` is not there yet; nothing is known to be wrong with it."""
         with self._lock:
             if part not in self._missing:
                 self._expected[part] = why
@@ -149,7 +149,7 @@ class Readiness:
 
 
 class _News:
-    """Which words about a part are new: others were heard not long ago, and may come for ever."""
+    """Which words about a part are new; the same words may come for ever."""
 
     def __init__(self, now_seconds: Callable[[], float]) -> None:
         self._now_seconds = now_seconds
@@ -172,7 +172,7 @@ class _News:
         return not is_known
 
     def is_over(self, part: str) -> bool:
-        """Tell whether it is to be told that all is well with a part."""
+        """Tell whether to say that all is well with a part again."""
         if part not in self._told:
             return False
         self._told.remove(part)

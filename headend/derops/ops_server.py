@@ -68,7 +68,7 @@ class BoundedServer(ThreadingHTTPServer):
 
 
 class _FirstBytes(io.BufferedIOBase):
-    """What a connection says, up to a bound; behind it there is nothing."""
+    """The first bytes of a connection; behind a bound it seems to end."""
 
     def __init__(self, source: io.BufferedIOBase) -> None:
         self._source, self._left = source, MAX_REQUEST_BYTES

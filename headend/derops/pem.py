@@ -1,7 +1,7 @@
-"""What proves who we are, and whom we trust, out of files that somebody else writes.
+"""Certificates and keys, ours and those of whom we trust, from files that others write.
 
-gRPC ends the process over an empty certificate and says nothing of a key that does not fit; so
-what it is given was read here before.
+gRPC ends the process over an empty certificate and says nothing of a key that does not fit. So
+files are read and checked here before gRPC gets them.
 """
 
 from dataclasses import dataclass
@@ -26,11 +26,11 @@ class IdentityFiles:
     key: bytes
     certificate: bytes
     ca: bytes
-    """Certificates of the authorities that the peer's must be of."""
+    """Certificates of the authorities; one of them must have issued the peer's."""
 
     @property
     def ends(self) -> datetime:
-        """When the certificate is over; it may be already."""
+        """When the certificate expires; it may have expired already."""
         return x509.load_pem_x509_certificates(self.certificate)[0].not_valid_after_utc
 
     @classmethod

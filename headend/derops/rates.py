@@ -7,9 +7,9 @@ MOST_KEYS = 20_000
 
 
 class Rates:
-    """Lets each key act ``burst`` times at once and ``per_second`` on the long run.
+    """Lets each key act ``burst`` times at once and ``per_second`` in the long run.
 
-    What is held back is counted, and told with the next time that is let through.
+    How often a key was held back is counted, and told when it may act again.
     """
 
     def __init__(self, *, per_second: float, burst: float) -> None:

@@ -1,7 +1,7 @@
 """How new a desired state is: by era, then by the operator's start, then by its counter.
 
-Era and start are times, so that one from the future can be told from a good one: what is newer than
-all that will come would lock everybody else out.
+Era and start are times, so that one from the future is recognised. It would be newer than all that
+follow, and lock them out.
 """
 
 from derops.schedules import SECOND_US

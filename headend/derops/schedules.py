@@ -22,7 +22,7 @@ def accept_by_us(start_us: int, start_deadline_seconds: int) -> int:
 
 
 def default_start_deadline_seconds(duration_seconds: int) -> int:
-    """Return min(60 s, half the duration), at least 1 s, as in design section 5."""
+    """Return half the duration, at least 1 s and at most 60 s."""
     return max(1, min(60, duration_seconds // 2))
 
 

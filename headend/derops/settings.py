@@ -55,7 +55,7 @@ ResourceName = Annotated[str, Field(pattern=r"^[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9
 
 
 class ProgramSettings(BaseSettings):
-    """What each program of the cluster is told by its environment; a kind adds its prefix."""
+    """Settings that each program in the cluster has; a subclass adds its prefix and more."""
 
     model_config = SettingsConfigDict(frozen=True)
 

@@ -15,7 +15,7 @@ BUSY_SECONDS = 5.0
 def connect(
     path: Path, pragmas: Sequence[str], *, create: bool = True, busy_seconds: float = BUSY_SECONDS
 ) -> sqlite3.Connection:
-    """Open a file that nobody but its owner may read; what a crash left in its log is durable.
+    """Open a file that only its owner may read; make durable what a crash left in its log.
 
     Args:
         path: The file; its directory is there.

@@ -1,8 +1,8 @@
 """How a dispatch moves from phase to phase: who may say so, and why.
 
-Word of a transition may come late, twice, out of order, or without those between. So a dispatch is
-not moved by what is said, but by how far along it is: ``fold``. The table says what may be said at
-all; tests hold operator and agent to it, and docs/concepts/phases.md to this page.
+A report of a transition may come late, twice, out of order, or without those before it. So ``fold``
+keeps the phase that is furthest along. The table says what may be reported at all. Tests hold
+operator and agent to it, and docs/concepts/phases.md to this module.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from derops.lifecycle import Phase, Reason
 
 
 class Actor(StrEnum):
-    """Who says that a dispatch has moved."""
+    """Who reports that a dispatch is in another phase."""
 
     OPERATOR = "Operator"
     GATEWAY = "Gateway"
@@ -21,7 +21,7 @@ class Actor(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transition:
-    """One way from phase to phase. The numbers are those of the lifecycle's design."""
+    """One way from phase to phase; docs/concepts/phases.md has the same numbers."""
 
     number: str
     starts: frozenset[Phase]
@@ -35,9 +35,9 @@ class Transition:
 
 
 def fold(held: Phase, told: Phase) -> Phase:
-    """Return the phase of a dispatch that was in ``held`` after word of ``told``.
+    """Return the phase of a dispatch that was in ``held`` after a report of ``told``.
 
-    Total: word that is late, repeated or behind changes nothing, a terminal phase never changes.
+    A report that is late, repeated or behind changes nothing. A terminal phase never changes.
     """
     return told if not held.terminal and told.rank > held.rank else held
 
