@@ -13,8 +13,7 @@ from derops_operator.cluster.cache import Cache
 from derops_operator.cluster.client import GoneError, Kube, Manifest
 from derops_operator.cluster.executor import Executor
 from derops_operator.reconciling import agent_authority
-from derops_operator.reconciling.assets import Realm
-from derops_operator.reconciling.identity import own_requests
+from derops_operator.reconciling.identity import Realm, own_requests
 from derops_operator.resources.certificates import Request, read_certificate
 from derops_operator.resources.manifests import describe
 from derops_operator.resources.objects import Kind
