@@ -230,7 +230,7 @@ async def test_what_the_log_does_not_take(rig: Rig) -> None:
         [rig.dispatch("d-1"), rig.dispatch("d-2", "other")],
     )
     assert rig.gateway is not None
-    unstored = rig.gateway.exchange.unstored
+    unstored = rig.gateway.exchange.journal.unstored
     rig.log.open.clear()
     for epoch in (1, 2, 3):
         agent = rig.agent(leaf)

@@ -29,8 +29,9 @@ from derops_headend.access.certificates import AgentCertificate
 from derops_headend.fleet.desired import DELTA_KINDS, BadSyncError, SnapshotBuilder
 from derops_headend.fleet.reports import Circumstances, impossibility_of, problem_of
 from derops_headend.fleet.sessions import Session
+from derops_headend.gateway.deliveries import without_identity
 from derops_headend.gateway.desired_store import DesiredStore
-from derops_headend.gateway.exchange import Exchange, without_identity
+from derops_headend.gateway.exchange import Exchange
 from derops_headend.gateway.log_appender import LogAppender
 
 _CERTIFICATE = AgentCertificate(

@@ -26,6 +26,7 @@ from derops_headend.gateway import metrics
 from derops_headend.gateway.agent_stream import AgentStream
 from derops_headend.gateway.calls import Context, peer_certificate
 from derops_headend.gateway.exchange import Exchange, NotReadyError
+from derops_headend.gateway.stream_parts import StreamParts
 
 HELLO_SECONDS = 10.0
 PROTOCOL = 1
@@ -47,7 +48,7 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
         monotonic_us: Callable[[], int],
         hello_seconds: float = HELLO_SECONDS,
     ) -> None:
-        self._exchange = exchange
+        self._exchange, self._parts = exchange, stream_parts_of(exchange)
         self._trust_domain = trust_domain
         self._heartbeat_seconds = heartbeat_seconds
         self._monotonic_us = monotonic_us
@@ -75,7 +76,7 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
             await self._refuse(context, error, certificate)
         stream = AgentStream(
             context=context,
-            exchange=self._exchange,
+            parts=self._parts,
             certificate=certificate,
             asset=asset,
             hello=hello,
@@ -179,6 +180,22 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._exchange.now_us() / SECOND_US, UTC)
+
+
+def stream_parts_of(exchange: Exchange) -> StreamParts:
+    """Return the parts of a gateway that its streams work with."""
+    return StreamParts(
+        replica=exchange.replica,
+        now_us=exchange.now_us,
+        desired=exchange.desired,
+        deliveries=exchange.deliveries,
+        reports=exchange.reports,
+        journal=exchange.journal,
+        admission=exchange.admission,
+        operator=exchange.operator,
+        unread=exchange.unread,
+        on_end=exchange.close,
+    )
 
 
 def _problem_of(hello: agent_pb2.Hello) -> str:

@@ -156,3 +156,11 @@ class Deliveries:
     def _forget_noting(self, dispatch_uid: str, noting: Future[None]) -> None:
         if self._noting.get(dispatch_uid) is noting:
             del self._noting[dispatch_uid]
+
+
+def without_identity(asset: dispatch_pb2.Asset) -> dispatch_pb2.Asset:
+    """Return an asset as its agent may see it: the ledger is the gateway's alone."""
+    visible = dispatch_pb2.Asset()
+    visible.CopyFrom(asset)
+    visible.ClearField("identity")
+    return visible

@@ -20,23 +20,16 @@ from derops_headend.fleet.shares import Shares
 from derops_headend.gateway import metrics
 from derops_headend.gateway.admission_control import AdmissionControl
 from derops_headend.gateway.current_operator import CurrentOperator
-from derops_headend.gateway.deliveries import Deliveries
+from derops_headend.gateway.deliveries import Deliveries, without_identity
 from derops_headend.gateway.desired_store import DesiredStore
 from derops_headend.gateway.log_appender import LogAppender
 from derops_headend.gateway.outlets import AgentOutlet, OperatorOutlet
 from derops_headend.gateway.report_desk import ReportDesk
-from derops_headend.group_commit import GroupCommit
+from derops_headend.gateway.session_memory import SessionMemory
+from derops_headend.gateway.unread_queue import UNREAD_BYTES, UNREAD_OF_ONE, UNREAD_SURE
 
 Message = control_pb2.ReplicaMessage
 _SWEPT_AT_ONCE = 100
-_REMEMBER_SECONDS = 0.2
-_KIB, _MIB = 1024, 1024**2
-
-UNSTORED_BYTES, UNSTORED_OF_ONE, UNSTORED_SURE = 128 * _MIB, 2 * _MIB, 64 * _KIB
-"""What agents brought and the log has not taken: of all, of one, and what each may have anyway."""
-
-UNREAD_BYTES, UNREAD_OF_ONE, UNREAD_SURE = 64 * _MIB, 256 * _KIB, 16 * _KIB
-"""What agents do not read, likewise."""
 
 
 class NotReadyError(DeropsError):
@@ -77,15 +70,13 @@ class Exchange:
         self.desired = DesiredState()
         self.operator = CurrentOperator()
         self.deliveries = Deliveries(self.desired, store, self.operator, now_us)
-        self.reports = ReportDesk(self.desired, self.operator, now_us)
+        self.reports = ReportDesk(self.desired, self.operator, journal, now_us)
         self.sessions = SessionTable(metrics.INSTANCES_FORGOTTEN.inc)
-        self.memories: GroupCommit[str] = GroupCommit(self._remember)
-        self.unstored = Shares(total=UNSTORED_BYTES, most=UNSTORED_OF_ONE, sure=UNSTORED_SURE)
+        self.memories = SessionMemory(self.sessions, store)
         self.unread = Shares(total=UNREAD_BYTES, most=UNREAD_OF_ONE, sure=UNREAD_SURE)
         self._on_ready = on_ready
         self._on_clock_ahead = on_clock_ahead
         self._streams: dict[str, AgentOutlet] = {}
-        self._unremembered: set[str] = set()
         self._changing = Lock()
         self._log = structlog.get_logger("exchange")
         if (stored := store.load()) is not None:
@@ -168,11 +159,6 @@ class Exchange:
             self.operator.tell(Message(session=self.sessions.change(uid, (), self.now_us())))
         self._note_connection(stream, "Disconnected", reason, message)
 
-    def tell_device(self, stream: AgentOutlet) -> None:
-        """Tell the operator what an agent says of its device."""
-        if (device := stream.device) is not None:
-            self.operator.tell(Message(device=device))
-
     def note_refusal(
         self, certificate: AgentCertificate, peer: str, reason: str, message: str
     ) -> None:
@@ -191,7 +177,7 @@ class Exchange:
     def measure(self) -> None:
         """Tell how much memory is held for agents."""
         for part, shares in (
-            ("unstored", self.unstored),
+            ("unstored", self.journal.unstored),
             ("unread", self.unread),
             ("reports", self.reports.held),
         ):
@@ -299,7 +285,7 @@ class Exchange:
             changed = self.sessions.yield_to(seen, ledger, now_us, alive=alive)
             self._tell_session(uid, changed)
         elif seen.instances:
-            self._keep(uid)
+            self.memories.keep(uid)
 
     def everything(self) -> Iterator[control_pb2.ReplicaMessage]:
         """Yield what the operator is told after its snapshot, each as it is when it is its turn."""
@@ -402,23 +388,4 @@ class Exchange:
         """Tell the operator of a session, and have the disk remember who held it."""
         session = self.sessions.change(asset_uid, changed, self.now_us())
         self.operator.tell(Message(session=session))
-        self._keep(asset_uid)
-
-    def _keep(self, asset_uid: str) -> None:
-        if asset_uid not in self._unremembered:
-            self._unremembered.add(asset_uid)
-            self.memories.add(asset_uid, lambda _: None)
-
-    async def _remember(self, asset_uids: Sequence[str]) -> None:
-        """Store what is known of these assets' streams; nobody waits for it, and it may be much."""
-        await sleep(_REMEMBER_SECONDS)
-        self._unremembered.difference_update(asset_uids)
-        await self.store.remember([self.sessions.memory(uid) for uid in asset_uids])
-
-
-def without_identity(asset: dispatch_pb2.Asset) -> dispatch_pb2.Asset:
-    """Return an asset as its agent may see it: the ledger is the gateway's alone."""
-    visible = dispatch_pb2.Asset()
-    visible.CopyFrom(asset)
-    visible.ClearField("identity")
-    return visible
+        self.memories.keep(asset_uid)

@@ -2,16 +2,25 @@
 
 from asyncio import gather
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from derops.rates import Rates
 from derops.schedules import SECOND_US
 from derops.wire.v1 import control_pb2, dispatch_pb2, log_pb2
 from derops_headend.eventlog.ports import EventLog
 from derops_headend.eventlog.records import MAX_RECORD_BYTES
+from derops_headend.fleet.shares import OVERHEAD_BYTES, Shares
+from derops_headend.fleet.telemetry import Violation
 from derops_headend.gateway import metrics
+from derops_headend.gateway.outlets import AgentOutlet
 from derops_headend.group_commit import GroupCommit, Settle
 
 _MAX_MESSAGE = 500
+_KIB, _MIB = 1024, 1024**2
+
+UNSTORED_BYTES, UNSTORED_OF_ONE, UNSTORED_SURE = 128 * _MIB, 2 * _MIB, 64 * _KIB
+"""What agents brought and the log has not taken: of all, of one, and what each may have anyway."""
+
 MAX_WAITING = 20_000
 """Entries beyond which no connection event joins them."""
 
@@ -31,6 +40,7 @@ class LogAppender:
         on_failure: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._replica, self._now_us = replica, now_us
+        self.unstored = Shares(total=UNSTORED_BYTES, most=UNSTORED_OF_ONE, sure=UNSTORED_SURE)
         self._rates = Rates(per_second=EVENTS_PER_SECOND, burst=EVENTS_AT_ONCE)
         self._commit: GroupCommit[log_pb2.LogEntry] = GroupCommit(
             log.append,
@@ -65,6 +75,48 @@ class LogAppender:
         if clock_offset_milliseconds is not None:
             entry.clock_offset_milliseconds = clock_offset_milliseconds
         self._commit.add(entry, settle)
+
+    def check_room(self, stream: AgentOutlet, body: bytes) -> Violation | None:
+        """Return the rule that a stream breaks which brings more than the log has taken."""
+        if self.unstored.has_room(stream.session.asset_uid, len(body) + OVERHEAD_BYTES):
+            return None
+        metrics.BOUND_REACHED.labels("unstored").inc()
+        return Violation(reason="TooMuchUnstored", message="what was brought outruns the event log")
+
+    def bring(
+        self,
+        stream: AgentOutlet,
+        kind: log_pb2.EntryKind,
+        asset: dispatch_pb2.AssetId,
+        body: bytes,
+        settle: Settle,
+        *,
+        refused: str = "",
+        clock_offset_milliseconds: int | None = None,
+    ) -> None:
+        """Queue what a stream brought, for which ``check_room`` found room; see ``put``.
+
+        It counts as its asset's until it is settled. Where it never will be durable, its stream
+        ends before ``settle`` is called.
+        """
+        size = len(body) + OVERHEAD_BYTES
+        self.unstored.add(stream.session.asset_uid, size)
+        self.put(
+            kind,
+            asset,
+            body,
+            partial(self._settle, stream, size, settle),
+            refused=refused,
+            clock_offset_milliseconds=clock_offset_milliseconds,
+        )
+
+    def _settle(
+        self, stream: AgentOutlet, size: int, settle: Settle, error: BaseException | None
+    ) -> None:
+        self.unstored.add(stream.session.asset_uid, -size)
+        if error is not None:
+            stream.end("LogUnavailable", "the event log did not take what arrived")
+        settle(error)
 
     def put_connection(
         self,

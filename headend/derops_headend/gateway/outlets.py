@@ -1,10 +1,14 @@
-"""What the parts of a gateway need of its streams. No method here waits."""
+"""What the parts of a gateway need of its streams. No method of an outlet waits."""
 
 from typing import Protocol
+
+import structlog
 
 from derops.wire.v1 import agent_pb2, control_pb2
 from derops_headend.access.certificates import AgentCertificate
 from derops_headend.fleet.sessions import Session
+
+_log = structlog.get_logger("agent")
 
 
 class AgentOutlet(Protocol):
@@ -47,3 +51,11 @@ class OperatorOutlet(Protocol):
 
     def end(self, reason: str, message: str) -> None:
         """End the stream."""
+
+
+def logger_of(stream: AgentOutlet) -> structlog.stdlib.BoundLogger:
+    """Return a logger that says whose stream it is; made when it is needed, which is seldom."""
+    bound: structlog.stdlib.BoundLogger = _log.bind(
+        asset=str(stream.certificate.asset), epoch=stream.session.epoch
+    )
+    return bound

@@ -2,14 +2,17 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from derops.rates import Rates
 from derops.schedules import SECOND_US
-from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
+from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2, log_pb2
 from derops_headend.fleet.desired import DesiredState
 from derops_headend.fleet.shares import OVERHEAD_BYTES, Shares
+from derops_headend.fleet.telemetry import Violation
 from derops_headend.gateway import metrics
 from derops_headend.gateway.current_operator import CurrentOperator
+from derops_headend.gateway.log_appender import LogAppender
 from derops_headend.gateway.outlets import AgentOutlet
 
 _KIB, _MIB = 1024, 1024**2
@@ -31,13 +34,19 @@ class ReportDesk:
     Args:
         desired: The state that is served, which says what is held.
         operator: Who is told.
+        journal: The way into the event log.
         now_us: The wall clock.
     """
 
     def __init__(
-        self, desired: DesiredState, operator: CurrentOperator, now_us: Callable[[], int]
+        self,
+        desired: DesiredState,
+        operator: CurrentOperator,
+        journal: LogAppender,
+        now_us: Callable[[], int],
     ) -> None:
-        self._desired, self._operator, self._now_us = desired, operator, now_us
+        self._desired, self._operator = desired, operator
+        self._journal, self._now_us = journal, now_us
         self.held = Shares(total=REPORTS_BYTES, most=REPORTS_OF_ONE, sure=REPORTS_SURE)
         self._newest: dict[str, control_pb2.AgentReport] = {}
         self._undurable: Counter[str] = Counter()
@@ -58,6 +67,33 @@ class ReportDesk:
         more = _weight(report) - _weight(self._newest.get(uid))
         return self.held.has_room(report.asset_uid, more)
 
+    def take(
+        self, stream: AgentOutlet, asset: dispatch_pb2.AssetId, report: control_pb2.AgentReport
+    ) -> Violation | None:
+        """Hear a report and put it into the log, which acknowledges it.
+
+        Args:
+            stream: Who says it.
+            asset: In whose history it goes.
+            report: For which there is room here.
+
+        Returns:
+            The rule that ends the stream, where it outruns the log.
+        """
+        body = report.report.SerializeToString()
+        violation = self._journal.check_room(stream, body)
+        if violation is not None:
+            return violation
+        # The report itself would stay in memory beside its bytes until they are durable.
+        known = dispatch_pb2.DispatchReport(
+            dispatch_uid=report.report.dispatch_uid, sequence=report.report.sequence
+        )
+        self.hear(report)  # first: the operator waits for it, the log does not
+        self._journal.bring(
+            stream, log_pb2.AGENT_REPORT, asset, body, partial(self._note_logged, stream, known)
+        )
+        return None
+
     def hear(self, report: control_pb2.AgentReport) -> None:
         """Take a report that is on its way into the log: keep the newest, tell the operator.
 
@@ -76,16 +112,10 @@ class ReportDesk:
     def acknowledge(self, stream: AgentOutlet, report: dispatch_pb2.DispatchReport) -> None:
         """Acknowledge a report that is durable; of a settled dispatch nothing more is asked."""
         metrics.REPORTS.inc()
-        self.give_up(report)
+        self._forget_undurable(report.dispatch_uid)
         _send_ack(stream, report)
         if self._desired.dispatch(report.dispatch_uid) is None:
             self.settle(stream, report.dispatch_uid)
-
-    def give_up(self, report: dispatch_pb2.DispatchReport) -> None:
-        """Stop waiting for a report that was heard to be durable."""
-        self._undurable[report.dispatch_uid] -= 1
-        if not self._undurable[report.dispatch_uid]:
-            del self._undurable[report.dispatch_uid]
 
     def let_go(self, stream: AgentOutlet, report: dispatch_pb2.DispatchReport) -> None:
         """Have an agent forget a report that is not logged, and what it is about."""
@@ -113,6 +143,22 @@ class ReportDesk:
             report = self._newest.get(uid)
             if report is not None:
                 yield control_pb2.ReplicaMessage(report=report)
+
+    def _note_logged(
+        self,
+        stream: AgentOutlet,
+        report: dispatch_pb2.DispatchReport,
+        error: BaseException | None,
+    ) -> None:
+        if error is None:
+            self.acknowledge(stream, report)
+        else:
+            self._forget_undurable(report.dispatch_uid)
+
+    def _forget_undurable(self, dispatch_uid: str) -> None:
+        self._undurable[dispatch_uid] -= 1
+        if not self._undurable[dispatch_uid]:
+            del self._undurable[dispatch_uid]
 
     def _keep(self, dispatch_uid: str, report: control_pb2.AgentReport | None) -> None:
         old = self._newest.pop(dispatch_uid, None)

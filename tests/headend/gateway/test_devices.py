@@ -143,9 +143,10 @@ async def test_a_clock_that_is_set_back_makes_nothing_older_than_its_stream(
     await agent.connect()
     assert rig.gateway is not None
     exchange = rig.gateway.exchange
-    monkeypatch.setattr(exchange, "now_us", lambda: now_us() - 3_600_000_000)
+    live: Any = exchange._streams["uid-battery"]
+    monkeypatch.setattr(live, "_now_us", lambda: now_us() - 3_600_000_000)
     await beat(agent, SILENT)
 
     (state,) = await heard(rig, operator)
 
-    assert state.received_us >= exchange._streams["uid-battery"].session.since_us
+    assert state.received_us >= live.session.since_us

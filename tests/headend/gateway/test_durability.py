@@ -11,10 +11,8 @@ from tests.headend.gateway.rig import Agent, Operator, Rig, now_us
 
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2, log_pb2
 from derops_headend.fleet.shares import OVERHEAD_BYTES
-from derops_headend.gateway.agent_stream import (
-    MAX_REFUSED_BATCHES,
-    MAX_REFUSED_REPORTS,
-)
+from derops_headend.gateway.intake import MAX_REFUSED_BATCHES
+from derops_headend.gateway.stream_reports import MAX_REFUSED_REPORTS
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import PATIENCE, Agent, Operator, Rig
 
 from derops.wire.v1 import agent_pb2, agent_pb2_grpc, dispatch_pb2
-from derops_headend.gateway.agent_stream import MAX_REFUSED_REPORTS
 from derops_headend.gateway.listener import EXCHANGE_SECONDS
+from derops_headend.gateway.stream_reports import MAX_REFUSED_REPORTS
 
 LONGEST_TIMEOUT_SECONDS = 30
 SLACK_SECONDS = 15

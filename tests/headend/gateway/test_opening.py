@@ -13,6 +13,7 @@ from derops.ids import AssetName
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
 from derops_headend.access.certificates import AgentCertificate
 from derops_headend.fleet.desired import Revision, Snapshot
+from derops_headend.gateway.agent_link import stream_parts_of
 from derops_headend.gateway.agent_stream import AgentStream
 from derops_headend.gateway.desired_store import DesiredStore
 from derops_headend.gateway.exchange import Exchange
@@ -99,7 +100,7 @@ async def _stream(
     )
     stream = AgentStream(
         context=agent,
-        exchange=exchange,
+        parts=stream_parts_of(exchange),
         certificate=CERTIFICATE,
         asset=ASSET,
         hello=agent_pb2.Hello(
