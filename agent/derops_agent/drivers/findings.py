@@ -32,6 +32,12 @@ class OfferedMode:
     least_watts: float | None = None
     most_watts: float | None = None
 
+    def means(self) -> str:
+        """Return by what it is held, for people."""
+        timer = f"device timer {self.timer}" if self.timer else "no timer in the device"
+        holds = f", holds {self.holds}" if self.holds else ""
+        return f"by {self.by}, {timer}{holds}"
+
 
 def values_of(resolution: Resolution | None) -> dict[str, Any]:
     """Return the fields of a mode that say which values it can be given."""
@@ -82,12 +88,7 @@ class Findings:
         """Return it for people."""
         lines = [f"device    {self.device or 'does not say what it is'}", ""]
         lines += [*self.parts(), "", "modes"]
-        lines += [
-            f"  {mode.mode:<16} by {mode.by}, "
-            + (f"device timer {mode.timer}" if mode.timer else "no timer in the device")
-            + (f", holds {mode.holds}" if mode.holds else "")
-            for mode in self.modes
-        ] or ["  none"]
+        lines += [f"  {mode.mode:<16} {mode.means()}" for mode in self.modes] or ["  none"]
         for title, facts in (
             ("ratings", self.ratings),
             ("measured", self.measured),

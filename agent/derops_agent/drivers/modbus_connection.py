@@ -134,12 +134,7 @@ class Connection(asyncio.Protocol):
         self.close()
 
     def _take(self, number: int, unit_id: int, message: bytes) -> None:
-        waiting = self._waiting
-        is_strange = number not in self._asked and number not in self._answered
-        if is_strange and waiting is not None and len(self._asked) == 1:
-            # An id of its own. As all else was answered, it can be the answer to nothing else.
-            self.mixes_up = True
-            number = waiting[0]
+        waiting, number = self._waiting, self._recognized(number)
         asked, asked_seconds = self._asked.get(number, (None, 0.0))
         if (
             asked is None
@@ -159,6 +154,15 @@ class Connection(asyncio.Protocol):
         answer = self._decoder.decode(message)
         if not waiting[1].done() and answer is not None:
             waiting[1].set_result(answer)
+
+    def _recognized(self, number: int) -> int:
+        """Return the id that was asked, of one that came."""
+        is_strange = number not in self._asked and number not in self._answered
+        if is_strange and self._waiting is not None and len(self._asked) == 1:
+            # An id of its own. As all else was answered, it can be the answer to nothing else.
+            self.mixes_up = True
+            return self._waiting[0]
+        return number
 
     def _end(self) -> None:
         self._transport = None

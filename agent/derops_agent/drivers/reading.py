@@ -218,35 +218,41 @@ class Reader:
             self._cuts.add(run[middle])
 
     async def _ask_again(self, look: _Look) -> None:
+        for bad in self._due_again(look):
+            self._bad.remove(bad)
+            await self._ask_bad(bad, look)
+
+    def _due_again(self, look: _Look) -> list[_Bad]:
+        """Return what is asked again in this sample."""
         now_us = self._clock.monotonic_us()
         waiting = sorted(self._bad, key=lambda each: each.due_us)
+        if not look.answered:
+            return waiting[:1]  # a sample of nothing would say of a dead unit that it answers
         due = [each for each in waiting if each.due_us <= now_us]
         refused, silent = ([each for each in due if each.silent is how] for how in (False, True))
-        again = refused[:_MOST_AGAIN] + silent[:1]
-        if not look.answered:
-            again = waiting[:1]  # a sample of nothing would say of a dead unit that it answers
-        for bad in again:
-            self._bad.remove(bad)
-            try:
-                async with asyncio.timeout(_AGAIN_SECONDS if look.answered else None):
-                    words = await _read(self._unit, bad.run)
-            except (DeviceRefusedError, AnsweredError) as error:
-                look.answered = True
-                if len(bad.run) > 1:
-                    await self._split(bad.run, error, look)
-                else:
-                    self._wait_longer(bad, str(error), silent=False)
-            except NotAskedError:
-                self._bad.append(bad)
-                raise
-            except (DeviceTimeoutError, TimeoutError) as error:
-                self._bear_silence(bad, error, look)
-            except asyncio.CancelledError as error:
-                self._bear_end(bad, error)
-                raise
+        return refused[:_MOST_AGAIN] + silent[:1]
+
+    async def _ask_bad(self, bad: _Bad, look: _Look) -> None:
+        try:
+            async with asyncio.timeout(_AGAIN_SECONDS if look.answered else None):
+                words = await _read(self._unit, bad.run)
+        except (DeviceRefusedError, AnsweredError) as error:
+            look.answered = True
+            if len(bad.run) > 1:
+                await self._split(bad.run, error, look)
             else:
-                look.answered = True
-                look.words |= words
+                self._wait_longer(bad, str(error), silent=False)
+        except NotAskedError:
+            self._bad.append(bad)
+            raise
+        except (DeviceTimeoutError, TimeoutError) as error:
+            self._bear_silence(bad, error, look)
+        except asyncio.CancelledError as error:
+            self._bear_end(bad, error)
+            raise
+        else:
+            look.answered = True
+            look.words |= words
 
     def _bear_silence(self, bad: _Bad, error: DeviceError | TimeoutError, look: _Look) -> None:
         problem = str(error) or bad.problem

@@ -170,13 +170,25 @@ def plan(
     names = held_controls(setpoints)
     _refuse_others(profile, names)
     writes: list[Write] = []
-    remote, energize = profile.remote_control, profile.controls.energize
+    remote = profile.remote_control
     if remote is not None and image.word(remote) != remote.on_value:
         if not names and not may_lag:
             return [], None  # nothing counts now, and many devices refuse writes then
         writes.append(_switched(remote, on=True))
     armed, armed_seconds = _arm(profile, rated, image, names, reversion, may_lag=may_lag)
     writes += armed
+    writes += _hold_all(profile, rated, image, setpoints, may_lag=may_lag)
+    if remote is not None and not names and (may_lag or image.word(remote) == remote.on_value):
+        writes.append(_switched(remote, on=False))
+    return writes, armed_seconds
+
+
+def _hold_all(
+    profile: Profile, rated: Rated, image: Image, setpoints: Setpoints, *, may_lag: bool
+) -> list[Write]:
+    """Return what to write to the controls: what is switched off first, what is permitted last."""
+    writes: list[Write] = []
+    energize = profile.controls.energize
     if energize is not None and not setpoints.energized:
         writes.append(_switched(energize, on=False))
     for name, control in profile.controls.values().items():
@@ -185,9 +197,7 @@ def plan(
     is_off = energize is not None and (may_lag or image.word(energize) == energize.off_value)
     if energize is not None and setpoints.energized and is_off:
         writes.append(_switched(energize, on=True))
-    if remote is not None and not names and (may_lag or image.word(remote) == remote.on_value):
-        writes.append(_switched(remote, on=False))
-    return writes, armed_seconds
+    return writes
 
 
 def _refuse_others(profile: Profile, names: frozenset[ControlName]) -> None:
@@ -220,8 +230,14 @@ def _arm(
             writes += _fall_back_to(profile, rated, timer, reversion.setpoints)
             armed |= dict.fromkeys(timer.guards, seconds)
         writes.append((timer.address, data))
-    guarded = bool(names) and names <= set(armed)
-    return writes, min(armed[name] for name in names) if guarded else None
+    return writes, _least_seconds(names, armed)
+
+
+def _least_seconds(names: frozenset[ControlName], armed: Mapping[ControlName, int]) -> int | None:
+    """Return after how long the first control falls back; None if one of them does not."""
+    if not names or not names <= armed.keys():
+        return None
+    return min(armed[name] for name in names)
 
 
 def _holds_any(profile: Profile, image: Image, timer: Timer) -> bool:

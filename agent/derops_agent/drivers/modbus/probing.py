@@ -1,6 +1,6 @@
 """What a device offers by a profile, before anybody controls it. Nothing is written to it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -155,20 +155,24 @@ async def _held(unit: Unit, profile: Profile, rated: Rated, problems: list[str])
 def _not_controlled(profile: Profile, registers: list[Found]) -> Iterator[str]:
     """Yield what of the registers that are written cannot be read, and the modes that need it."""
     found = {each.key: each for each in registers}
-    names = profile.controls.names()
     for path, _ in profile.written():
         each = found[_key(path)]
         if not each.problem:
             continue
-        match path[0]:
-            case "controls":
-                needing = [name for name in names if name == path[1]]
-            case "timers":
-                needing = [name for name in names if name in profile.timers[int(path[1])].guards]
-            case _:
-                needing = sorted(names)
-        modes = ", ".join(sorted(MODES[name] for name in needing))
+        modes = ", ".join(sorted(MODES[name] for name in _needing(profile, path)))
         yield f"{modes}: {each.key} cannot be read: {each.problem}"
+
+
+def _needing(profile: Profile, path: tuple[int | str, ...]) -> Iterable[ControlName]:
+    """Return the controls that need a register."""
+    names = profile.controls.names()
+    match path[0]:
+        case "controls":
+            return [name for name in names if name == path[1]]
+        case "timers":
+            return [name for name in names if name in profile.timers[int(path[1])].guards]
+        case _:
+            return names
 
 
 def _key(path: tuple[int | str, ...]) -> str:
