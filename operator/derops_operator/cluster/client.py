@@ -2,15 +2,14 @@
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Self
 
-import yaml
-from kubernetes.aio import client, config
+from kubernetes.aio import client
 from kubernetes.aio.client.exceptions import ApiException
 
-from derops.errors import DeropsError, SettingError
+from derops.errors import DeropsError
+from derops.kubeconfig import read_configuration
 from derops_operator.resources.objects import FINALIZER, MANAGED_BY, Kind, Meta
 
 FIELD_MANAGER = "derops-operator"
@@ -29,16 +28,6 @@ _GROUPS = {
     Kind.REQUEST: ("cert-manager.io", "v1"),
     Kind.CERTIFICATE: ("cert-manager.io", "v1"),
 }
-_UNUSABLE = (
-    config.ConfigException,
-    OSError,
-    yaml.YAMLError,
-    # What the client comes across in a file that is YAML and no kubeconfig.
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
-)
 _SELECTOR = ",".join(f"{key}={value}" for key, value in MANAGED_BY.items())
 
 
@@ -69,23 +58,7 @@ class Kube:
         Raises:
             SettingError: There is neither, or it cannot be read.
         """
-        configuration = client.Configuration()
-        file = os.environ.get("KUBECONFIG")
-        if file and not any(map(os.path.isfile, file.split(os.pathsep))):
-            raise SettingError("KUBECONFIG", "environment", f"there is no file {file}")
-        try:
-            if file:
-                await config.load_kube_config(file, client_configuration=configuration)
-            else:
-                config.load_incluster_config(client_configuration=configuration)
-        except _UNUSABLE as error:
-            why = " ".join(str(error).split())
-            problem = (
-                f"{file} is of no use: {why}"
-                if file
-                else f"is not set, and this is no pod with a service account: {why}"
-            )
-            raise SettingError("KUBECONFIG", "environment", problem) from error
+        configuration = await read_configuration()
         configuration.connection_pool_maxsize = _CONCURRENT_CALLS
         return cls(configuration)
 
