@@ -6,6 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+PATIENCE_SECONDS = 120.0
+"""With what only a busy machine delays: it costs nothing where all is well."""
 
 
 async def until(look: Callable[[], object], patience_seconds: float = 60.0) -> None:
@@ -13,6 +19,26 @@ async def until(look: Callable[[], object], patience_seconds: float = 60.0) -> N
     async with asyncio.timeout(patience_seconds):
         while not look():
             await asyncio.sleep(0.01)
+
+
+def eventually(
+    look: Callable[[], T | None], what: str = "", patience_seconds: float = PATIENCE_SECONDS
+) -> T:
+    """Return the first truthy answer of ``look``, for tests that have no loop.
+
+    It looks often at first, and ten times a second at last: a look may start a program.
+    """
+    deadline = time.monotonic() + patience_seconds
+    pause_seconds = 0.01
+    while True:
+        seen = look()
+        if seen:
+            return seen
+        assert time.monotonic() < deadline, (
+            f"{what or 'what was looked for'}: not within {patience_seconds} s"
+        )
+        time.sleep(pause_seconds)
+        pause_seconds = min(pause_seconds * 1.2, 0.1)
 
 
 class _Selector(selectors.DefaultSelector):

@@ -3,68 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import grpc.aio
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from tests.pki import Authority
 
 from derops.wire.v1 import agent_pb2, agent_pb2_grpc
 
 SERVER_NAME = "derops-gateway"
-
-
-class Authority:
-    """A CA that writes leaf certificates into folders."""
-
-    def __init__(self, name: str) -> None:
-        self.key = ec.generate_private_key(ec.SECP256R1())
-        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self.certificate = self._build(self.name, self.key.public_key(), ca=True)
-
-    def _build(self, subject: x509.Name, key: Any, *, ca: bool, dns: str = "") -> x509.Certificate:
-        now = datetime.now(UTC)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self.name)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(hours=1))
-            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-        )
-        if dns:
-            names = x509.SubjectAlternativeName([x509.DNSName(dns)])
-            builder = builder.add_extension(names, critical=False)
-        return builder.sign(self.key, hashes.SHA256())
-
-    @property
-    def pem(self) -> bytes:
-        return self.certificate.public_bytes(serialization.Encoding.PEM)
-
-    def leaf(self, name: str) -> tuple[bytes, bytes]:
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        leaf = self._build(subject, key.public_key(), ca=False, dns=name)
-        return (
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            ),
-            leaf.public_bytes(serialization.Encoding.PEM),
-        )
-
-    def write_leaf(self, folder: Path, name: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        key, certificate = self.leaf(name)
-        (folder / "tls.key").write_bytes(key)
-        (folder / "tls.crt").write_bytes(certificate)
 
 
 class Stream:
@@ -143,8 +89,9 @@ async def serve(server_ca: Authority, agent_ca: Authority) -> AsyncIterator[Gate
     server = grpc.aio.server()
     register: Any = agent_pb2_grpc.add_AgentLinkServicer_to_server  # generated without types
     register(gateway, server)
+    leaf = server_ca.server([SERVER_NAME])
     credentials = grpc.ssl_server_credentials(
-        [server_ca.leaf(SERVER_NAME)], agent_ca.pem, require_client_auth=True
+        [(leaf.key, leaf.pem)], agent_ca.pem, require_client_auth=True
     )
     gateway.port = server.add_secure_port("127.0.0.1:0", credentials)
     await server.start()

@@ -14,11 +14,12 @@ from urllib.request import urlopen
 
 import pytest
 from tests.agent.fakes import asset, order
-from tests.agent.gateway import SERVER_NAME, Authority, Gateway, Stream, serve
+from tests.agent.gateway import SERVER_NAME, Gateway, Stream, serve
 from tests.agent.lines import GoLine
 from tests.agent.modbus.registers import charger
 from tests.agent.modbus.test_device import PROFILES
 from tests.faults.ground import filled, small_disk
+from tests.pki import Authority
 from tests.stack import places
 from tests.waiting import until
 
@@ -104,7 +105,7 @@ async def test_an_agent_that_starts_on_a_full_disk_looks_after_its_device_and_go
 ) -> None:
     server_ca, agent_ca = Authority("server"), Authority("agent")
     (tmp_path / "ca.crt").write_bytes(server_ca.pem)
-    agent_ca.write_leaf(tmp_path / "certificates", "charger")
+    agent_ca.agent("charger").write(tmp_path / "certificates")
     first, second = charger(), charger()
     now_us = time.time_ns() // 1000
     limit = order(

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from tests.agent.fakes import FakeDevice
-from tests.agent.gateway import SERVER_NAME, Authority, serve
+from tests.agent.gateway import SERVER_NAME, serve
 from tests.field.agents import BATTERY
+from tests.pki import Authority
 from tests.stack import places
 from tests.waiting import now
 
@@ -53,7 +54,7 @@ async def test_a_signal_ends_all_assets_with_a_bye(
     monkeypatch.setattr(host_module, "open_device", open_device)
     server_ca, agent_ca = Authority("server"), Authority("agent")
     (tmp_path / "ca.crt").write_bytes(server_ca.pem)
-    agent_ca.write_leaf(tmp_path / "certificates", "battery")
+    agent_ca.agent("battery").write(tmp_path / "certificates")
     async with serve(server_ca, agent_ca) as gateway:
         running = asyncio.create_task(
             Host(settings(tmp_path, gateway.port, assets=10), SystemClock()).run()
@@ -91,7 +92,7 @@ async def test_a_device_that_answers_nonsense_does_not_keep_others_away(
     monkeypatch.setattr(host_module, "open_device", open_device)
     server_ca, agent_ca = Authority("server"), Authority("agent")
     (tmp_path / "ca.crt").write_bytes(server_ca.pem)
-    agent_ca.write_leaf(tmp_path / "certificates", "battery")
+    agent_ca.agent("battery").write(tmp_path / "certificates")
     async with serve(server_ca, agent_ca) as gateway:
         host = Host(settings(tmp_path, gateway.port, assets=2), SystemClock())
         running = asyncio.create_task(host.run())

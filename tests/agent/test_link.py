@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 from tests.agent.fakes import CAPABILITY, T0, FakeClock, FakeDevice, S, asset, inline, order
-from tests.agent.gateway import SERVER_NAME, Authority, Gateway, Stream, serve
+from tests.agent.gateway import SERVER_NAME, Gateway, Stream, serve
+from tests.pki import Authority
 from tests.waiting import until
 
 from derops.ids import AssetName
@@ -40,7 +41,7 @@ class Site:
         self.folder, self.gateway, self.agent_ca = folder, gateway, agent_ca
         self.certificates = folder / "certificates"
         (folder / "ca.crt").write_bytes(server_ca.pem)
-        agent_ca.write_leaf(self.certificates, "battery")
+        agent_ca.agent("battery").write(self.certificates)
         self.clock, self.readiness = FakeClock(), Readiness()
         device = GuardedDevice(FakeDevice())
         self.ledger = Ledger(folder / "ledger.db")
@@ -340,7 +341,7 @@ async def test_no_telemetry_is_acknowledged_between_the_hellos_of_a_renewal(site
     old = await site.gateway.next_stream()
     await old.welcome(heartbeat_seconds=1)
     await old.snapshot(asset())
-    site.agent_ca.write_leaf(site.certificates, "battery")
+    site.agent_ca.agent("battery").write(site.certificates)
     new = await site.gateway.next_stream()
     await old.send(credit=agent_pb2.TelemetryCredit(acknowledged_through=0, send_through=2))
     await old.until("heartbeat")
@@ -377,7 +378,7 @@ async def test_a_new_certificate_gets_a_stream_before_the_old_one_ends(site: Sit
     old = await site.gateway.next_stream()
     await old.welcome()
     await old.snapshot(asset())
-    site.agent_ca.write_leaf(site.certificates, "battery")
+    site.agent_ca.agent("battery").write(site.certificates)
     new = await site.gateway.next_stream()
     assert not old.ended.is_set()
     await new.welcome()

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 from tests.agent.fakes import LoopClock, S, asset, order
-from tests.agent.gateway import SERVER_NAME, Authority, Gateway, Stream, serve
+from tests.agent.gateway import SERVER_NAME, Gateway, Stream, serve
 from tests.agent.modbus.registers import battery
 from tests.agent.modbus.test_device import PROFILES
 from tests.agent.serial_gateway import SerialGateway
+from tests.pki import Authority
 from tests.waiting import now, until
 
 from derops.wire.v1 import dispatch_pb2
@@ -30,7 +31,7 @@ async def hosted(folder: Path, line: SerialGateway, clock: Clock) -> AsyncIterat
     """Run an agent with an asset for each unit of a line, until the block ends."""
     server_ca, agent_ca = Authority("server"), Authority("agent")
     (folder / "ca.crt").write_bytes(server_ca.pem)
-    agent_ca.write_leaf(folder / "certificates", "battery")
+    agent_ca.agent("battery").write(folder / "certificates")
     host, port = line.address
     async with serve(server_ca, agent_ca) as gateway:
         document = {

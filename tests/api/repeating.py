@@ -1,7 +1,7 @@
 """One client with one order, which it repeats by one key, and what became of it."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +13,7 @@ from tests.api.cutting import CutProxy
 from tests.api.rig import ApiProcess
 from tests.stack.controlplane import ControlPlane
 from tests.stack.processes import http_ok
+from tests.waiting import eventually
 
 from derops_headend.api.caller import Caller as CallerFact
 from derops_headend.api.caller import CallerKind
@@ -126,13 +127,6 @@ def restart(api: ApiProcess) -> None:
     """Start an API that was killed, with the disk that it left."""
     api.process.start()
     api.process.wait_until(http_ok(f"http://127.0.0.1:{api.ops_port}/readyz"))
-
-
-def eventually(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def _until(looking: psycopg.Connection, question: str) -> None:

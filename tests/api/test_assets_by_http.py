@@ -1,9 +1,7 @@
 """DERAssets by REST, on a real API server and database."""
 
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import httpx
 import psycopg
@@ -12,6 +10,7 @@ from tests.api.rig import ApiProcess, Tenant, make_tenant, problem
 from tests.crds.asset_rules import of_type
 from tests.crds.manifests import BATTERY, merged
 from tests.stack.controlplane import ControlPlane
+from tests.waiting import eventually
 
 PATH = "/v1/namespaces/assets-a/assets"
 
@@ -34,15 +33,8 @@ def tenant(kube: ControlPlane, api: ApiProcess) -> Tenant:
 @pytest.fixture(scope="module")
 def client(api: ApiProcess, tenant: Tenant) -> Iterator[httpx.Client]:
     with api.client(tenant.token("viewer")) as opened:
-        until(lambda: len(opened.get(PATH).json()["items"]) == 3)
+        eventually(lambda: len(opened.get(PATH).json()["items"]) == 3)
         yield opened
-
-
-def until(holds: Any) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def names(answer: httpx.Response) -> list[str]:

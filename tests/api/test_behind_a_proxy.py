@@ -6,7 +6,6 @@ All of it is on loopback: proxy and API are at 127.0.0.1, callers at other addre
 import base64
 import json
 import ssl
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -19,10 +18,11 @@ from tests.api.cutting import CutProxy
 from tests.api.fixtures import StartApi
 from tests.api.rig import ApiProcess, Tenant, make_tenant, problem
 from tests.crds.manifests import BATTERY, merged
+from tests.pki import Authority
 from tests.stack.controlplane import ControlPlane
 from tests.stack.mounts import write_mount
 from tests.stack.nginx import NAME, Nginx
-from tests.stack.pki import Authority
+from tests.waiting import eventually
 
 NAMESPACE = "proxied"
 ASSETS, ORDERS = (f"/v1/namespaces/{NAMESPACE}/{each}" for each in ("assets", "dispatches"))
@@ -53,9 +53,8 @@ def authority() -> Authority:
 def settings(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return settings with a certificate like the chart's, by which the proxy is trusted."""
     directory = tmp_path_factory.mktemp("tls")
-    pair = authority.server(["derops-api", "derops-api.derops-system.svc"], [])
-    files = {"tls.crt": pair.certificate.encode(), "tls.key": pair.key.encode()}
-    write_mount(directory, files)
+    leaf = authority.server(["derops-api", "derops-api.derops-system.svc"])
+    write_mount(directory, leaf.files)
     return {"tls_directory": str(directory), "trusted_proxies": f"{PROXY}/32"}
 
 
@@ -79,7 +78,7 @@ def behind(authority: Authority) -> Iterator[Behind]:
     with ExitStack() as opened:
 
         def start(*ports: int, **settings: Any) -> Nginx:
-            given: dict[str, Any] = {"upstream_authority": authority.certificate, **settings}
+            given: dict[str, Any] = {"upstream_authority": authority.pem.decode(), **settings}
             return opened.enter_context(Nginx(ports, **given))
 
         yield start
@@ -113,13 +112,6 @@ def sources(database_url: str, *answers: httpx.Response) -> list[str]:
     return [found[each] for each in wanted]
 
 
-def eventually(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize("said", ["$remote_addr", "$proxy_add_x_forwarded_for"])
 def test_a_callers_address_is_what_the_proxy_saw(
     api: ApiProcess, behind: Behind, tenant: Tenant, api_database_url: str, said: str
@@ -138,7 +130,7 @@ def test_a_callers_address_is_what_the_proxy_saw(
 def test_past_the_proxy_nobody_chooses_an_address(
     api: ApiProcess, authority: Authority, tenant: Tenant, api_database_url: str
 ) -> None:
-    with client_of(api.url, authority.certificate, tenant.token("viewer"), PASSING) as passing:
+    with client_of(api.url, authority.pem.decode(), tenant.token("viewer"), PASSING) as passing:
         answer = passing.get(
             ASSETS,
             headers={"X-Forwarded-For": FORGED},
@@ -313,7 +305,7 @@ def test_the_proxy_takes_no_other_certificate_for_the_apis(
 ) -> None:
     trust = {
         "name": {"upstream_name": NAME},
-        "authority": {"upstream_authority": Authority("server").certificate},
+        "authority": {"upstream_authority": Authority("server").pem.decode()},
     }[wrong]
     proxy = behind(api.port, **trust)
 

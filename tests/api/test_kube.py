@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import kubernetes
@@ -12,6 +12,7 @@ from tests.crds import dispatch_rules
 from tests.crds.api import Api
 from tests.crds.manifests import BATTERY, DISPATCH, merged
 from tests.stack.controlplane import ControlPlane
+from tests.waiting import until
 
 from derops.observability import Readiness
 from derops_headend.api.assets import view_of
@@ -59,12 +60,6 @@ async def ours(kube: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
         loop = asyncio.get_running_loop()
         open_ = loop._transports.values  # type: ignore[attr-defined]
         await until(lambda: all(each._sock is None for each in open_()))
-
-
-async def until(holds: Callable[[], object]) -> None:
-    """Wait for what the watch brings; the test's own time limit ends it."""
-    while not holds():
-        await asyncio.sleep(0.02)
 
 
 def manifest(name: str = "peak", **spec: Any) -> dict[str, Any]:

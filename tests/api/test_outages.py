@@ -4,7 +4,6 @@ What needs what is away is answered 503, says what is missing and when to try ag
 goes on, and all of it comes back without a restart.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from tests.api.rig import ApiProcess, Tenant, make_tenant, problem
 from tests.crds.manifests import BATTERY, DISPATCH, merged
 from tests.stack import ops
 from tests.stack.controlplane import ControlPlane
+from tests.waiting import eventually
 
 from derops_headend.api.audit.file import AuditFile
 from derops_headend.api.audit.record import opened as opening
@@ -196,13 +196,6 @@ def by_port(url: str, port: int) -> str:
     """Return a database's URL by another port."""
     before, _, after = url.rpartition("@")
     return f"{before}@127.0.0.1:{port}/{after.partition('/')[2]}"
-
-
-def eventually(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def refusals(answers: dict[str, httpx.Response]) -> dict[str, str]:

@@ -12,10 +12,11 @@ import httpx
 import pytest
 from tests.api.cutting import CutProxy
 from tests.api.fixtures import StartApi
-from tests.api.repeating import Caller, eventually, restart
+from tests.api.repeating import Caller, restart
 from tests.api.rig import ApiProcess, Tenant, make_tenant, problem
 from tests.crds.manifests import BATTERY, merged
 from tests.stack.controlplane import ControlPlane
+from tests.waiting import eventually
 
 ORDER: dict[str, Any] = {
     "asset": "battery-7",

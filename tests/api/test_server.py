@@ -14,8 +14,8 @@ import httpx
 import pytest
 from tests.api.fixtures import StartApi
 from tests.api.rig import ApiProcess, Tenant
+from tests.pki import Authority
 from tests.stack.mounts import write_mount
-from tests.stack.pki import Authority
 from tests.stack.places import free_port
 from tests.stack.processes import StackError
 
@@ -27,12 +27,11 @@ from derops_headend.api.settings import ApiSettings, check_settings
 
 
 def mount(directory: Path, authority: Authority) -> None:
-    pair = authority.server(["localhost"], ["127.0.0.1"])
-    write_mount(directory, {"tls.crt": pair.certificate.encode(), "tls.key": pair.key.encode()})
+    write_mount(directory, authority.server(["localhost"], ["127.0.0.1"]).files)
 
 
 def trusting(authority: Authority) -> ssl.SSLContext:
-    return ssl.create_default_context(cadata=authority.certificate)
+    return ssl.create_default_context(cadata=authority.pem.decode())
 
 
 def test_a_new_certificate_is_served_and_open_connections_go_on(

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.agent.fakes import FakeClock, FakeDevice, inline
-from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import Rig
+from tests.pki import Leaf
 
 from derops.ids import AssetName
 from derops.observability import Readiness

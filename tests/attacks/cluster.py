@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.stack import identities, kubeconfig, pki
+from tests import pki
+from tests.stack import identities, kubeconfig
 from tests.stack.controlplane import ControlPlane
 from tests.stack.processes import StackError
 

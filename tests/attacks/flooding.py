@@ -11,8 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from cryptography import x509
-from tests.headend.gateway.pki import SERVER, TRUST_DOMAIN, Authority
 from tests.headend.gateway.rig import Rig
+from tests.pki import SERVER, TRUST_DOMAIN, Authority
 from tests.stack.places import free_port
 
 from derops.wire.v1 import agent_pb2, dispatch_pb2

@@ -15,8 +15,8 @@ from structlog.testing import capture_logs
 from tests.agent.fakes import T0, Agent, asset, order
 from tests.headend.gateway.conftest import _no_pace, leaf, operator, rig
 from tests.headend.gateway.counting import counted, refused_streams
-from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import Operator, Rig, now_us
+from tests.pki import Leaf
 from tests.waiting import until
 
 from derops.wire.v1 import agent_pb2, control_pb2

@@ -14,8 +14,8 @@ from pathlib import Path
 import grpc
 import pytest
 from tests.attacks.flooding import FloodedGateway, great_report
-from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import Agent, Rig
+from tests.pki import Leaf
 
 from derops import observability
 from derops.devices import MAX_BAD_POINTS, MAX_DEVICE_BYTES

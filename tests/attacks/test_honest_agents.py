@@ -10,8 +10,8 @@ import pytest
 from tests.attacks.agents import SECOND_US, HonestAgent
 from tests.headend.gateway.conftest import _no_pace, leaf, operator, rig
 from tests.headend.gateway.counting import clones_suspected
-from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import Operator, Rig
+from tests.pki import Leaf
 
 from derops.wire.v1 import control_pb2, log_pb2
 from derops_agent.link import link as link_module

@@ -7,8 +7,8 @@ import grpc
 import pytest
 from tests.headend.gateway.conftest import _no_pace, leaf, operator, rig
 from tests.headend.gateway.counting import clones_suspected, refused_streams
-from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import Agent, Operator, Rig, now_ms, refusal_of
+from tests.pki import Leaf
 
 from derops.wire.v1 import agent_pb2, agent_pb2_grpc, control_pb2, dispatch_pb2
 from derops_headend.gateway.agent_link import MAX_OPENING

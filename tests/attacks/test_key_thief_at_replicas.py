@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from tests.headend.gateway.conftest import _no_pace
-from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import Agent, Rig, now_ms, refusal_of
+from tests.pki import Leaf
 from tests.waiting import until
 
 from derops.observability import Readiness

@@ -11,8 +11,8 @@ from pathlib import Path
 import grpc
 import pytest
 from cryptography import x509
-from tests.headend.gateway.pki import TRUST_DOMAIN, Authority, Leaf, uri_of
 from tests.headend.gateway.rig import Rig
+from tests.pki import TRUST_DOMAIN, Authority, Leaf, uri_of
 
 from derops.wire.v1 import agent_pb2, agent_pb2_grpc, control_pb2, control_pb2_grpc
 

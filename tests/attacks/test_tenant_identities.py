@@ -9,6 +9,7 @@ import base64
 import json
 
 import pytest
+from tests import pki
 from tests.attacks.cluster import (
     FOREIGN_URI,
     OPERATOR_URI,
@@ -25,7 +26,6 @@ from tests.attacks.cluster import (
     kubernetes_request,
     numbers,
 )
-from tests.stack import pki
 from tests.stack.identities import CERT_MANAGER_USER, NAMESPACE
 from tests.stack.processes import StackError
 
@@ -163,7 +163,7 @@ def test_nobody_but_the_operator_answers_a_request(
 def test_nobody_writes_a_certificate_into_a_request(cluster: Cluster, attacker: Caller) -> None:
     """T7: a foreign certificate as the answer of a request of ours; refused and told who may."""
     request = f"{agent_certificate(cluster)}-1"
-    forged = base64.b64encode(pki.Authority("thief").certificate.encode()).decode()
+    forged = base64.b64encode(pki.Authority("thief").pem).decode()
     for status in (
         {"certificate": forged},
         {"ca": forged},

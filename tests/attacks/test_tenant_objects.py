@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 from tests.attacks.tenants import Tenant, certificate_request, signing_request
-from tests.e2e.acting import Pilot, eventually
+from tests.e2e.acting import Pilot
 from tests.stack import ops
 from tests.stack.stack import Stack
+from tests.waiting import eventually
 
 _numbers = itertools.count(1)
 URI = "spiffe://derops.test/ns/x/derasset/battery"

@@ -16,11 +16,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tests.attacks.tenants import Tenant, certificate_request, signing_request
-from tests.e2e.acting import battery_manifest, eventually, instant
+from tests.e2e.acting import battery_manifest, instant
 from tests.stack import identities, places
 from tests.stack.controlplane import AGENT_ISSUER, ControlPlane
 from tests.stack.identities import CERT_MANAGER_USER, secret_data
 from tests.stack.processes import Process
+from tests.waiting import eventually
 
 TRUST_DOMAIN = "derops.test"
 NAMESPACE = "pilot"

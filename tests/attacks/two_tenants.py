@@ -13,9 +13,9 @@ from typing import Any, Self, cast
 
 import psycopg
 from cryptography import x509
-from tests.headend.gateway.pki import Leaf, uri_of
 from tests.headend.gateway.rig import Agent, Rig, now_us
 from tests.headend.writing.making import sources
+from tests.pki import Leaf, uri_of
 from tests.waiting import until
 
 from derops.observability import Readiness

@@ -7,8 +7,9 @@ from typing import Any
 
 import kubernetes
 from tests.bench.results import Result
-from tests.e2e.acting import Pilot, eventually
+from tests.e2e.acting import Pilot
 from tests.stack.stack import Stack
+from tests.waiting import eventually
 
 ROUNDS = 50
 

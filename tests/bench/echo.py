@@ -16,7 +16,7 @@ from typing import Any, Self
 import grpc
 from cryptography import x509
 from tests.field.headend import FieldHeadend
-from tests.headend.gateway.pki import SERVER
+from tests.pki import SERVER
 
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.bench.results import Result
-from tests.e2e.acting import Pilot, battery_manifest, eventually
+from tests.e2e.acting import Pilot, battery_manifest
 from tests.stack.stack import Stack
+from tests.waiting import eventually
 
 AGENTS = 500
 PROMISED_MEBIBYTES = 150.0

@@ -14,9 +14,9 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
+from tests.pki import Authority, Leaf
 from tests.stack import places
 from tests.stack.chart import NAMESPACE, documents
-from tests.stack.pki import Authority, KeyPair
 from tests.stack.postgres import find_installation
 from tests.stack.processes import Process
 from tests.waiting import until
@@ -79,19 +79,19 @@ class PilotDatabase:
 
     def show_certificate(self) -> None:
         """Mount a new certificate for the server, as a kubelet would."""
-        pair = self.authority.server([SERVICE], [])
-        _mount(self.directory / "tls", _files(pair, self.authority), self.installation.user)
+        leaf = self.authority.server([SERVICE], [])
+        _mount(self.directory / "tls", _files(leaf, self.authority), self.installation.user)
 
     def connect(
-        self, client: KeyPair | None, role: str = "derops_writer", **changes: str
+        self, client: Leaf | None, role: str = "derops_writer", **changes: str
     ) -> psycopg.Connection:
         """Connect by the URL of a role, with another certificate or none."""
         parts: dict[str, Any] = dict(conninfo_to_dict(self._urls[role]))
         folder = self.directory / "client"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        pair = client or self.authority.client("nobody")
-        for name, content in _files(pair, self.authority).items():
+        leaf = client or self.authority.client("nobody")
+        for name, content in _files(leaf, self.authority).items():
             (folder / name).write_bytes(content)
             (folder / name).chmod(0o600)
         for name in ("sslrootcert", "sslcert", "sslkey"):
@@ -160,12 +160,8 @@ def _url(manifests: list[dict[str, Any]], name: str, variable: str) -> str:
     return next(str(each["value"]) for each in given if each["name"] == variable)
 
 
-def _files(pair: KeyPair, authority: Authority) -> dict[str, bytes]:
-    return {
-        "tls.crt": pair.certificate.encode(),
-        "tls.key": pair.key.encode(),
-        "ca.crt": authority.certificate.encode(),
-    }
+def _files(leaf: Leaf, authority: Authority) -> dict[str, bytes]:
+    return {**leaf.files, "ca.crt": authority.pem}
 
 
 def _mount(directory: Path, files: Mapping[str, bytes], user: str | None) -> None:
@@ -220,9 +216,9 @@ def test_the_api_gets_in_by_its_certificate_and_may_make_none(database: PilotDat
     ],
 )
 def test_no_other_certificate_gets_in(database: PilotDatabase, user: str | None, said: str) -> None:
-    pair = database.authority.client(user) if user else None
+    leaf = database.authority.client(user) if user else None
     with pytest.raises(psycopg.OperationalError, match=said):
-        database.connect(pair)
+        database.connect(leaf)
 
 
 def test_a_certificate_of_another_authority_does_not_get_in(database: PilotDatabase) -> None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from tests.e2e.acting import eventually
 from tests.stack import kubeconfig, places
 from tests.stack.processes import StackError
+from tests.waiting import eventually
 
 FILE = places.BUILD / "cluster.json"
 NODE_SECONDS = 180

@@ -6,7 +6,7 @@ from tests.cluster import installing
 from tests.cluster.cluster import Cluster
 from tests.cluster.installing import NAMESPACE
 from tests.cluster.site import Site
-from tests.e2e.acting import eventually
+from tests.waiting import eventually
 
 KEPT = ["Secret/derops-agent-ca"]
 """In cert-manager's namespace: the key of the agents' authority, for whoever installs again."""

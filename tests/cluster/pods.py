@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.cluster.cluster import Cluster
-from tests.e2e.acting import eventually, parse
+from tests.e2e.acting import parse
+from tests.waiting import eventually
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

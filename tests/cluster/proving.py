@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from tests.cluster.site import Site
 from tests.cluster.truth import Evidence, untruths
-from tests.e2e.acting import TERMINAL, eventually
+from tests.e2e.acting import TERMINAL
 from tests.kills.judging import Stay
+from tests.waiting import eventually
 
 STORED_SECONDS = 60
 """Within this time after the end all samples and the history must be in the database."""

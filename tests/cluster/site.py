@@ -7,9 +7,10 @@ from typing import Any
 from tests.cluster import database
 from tests.cluster.cluster import Cluster
 from tests.cluster.pods import wait_for_pod
-from tests.e2e.acting import Namespace, battery_manifest, eventually
+from tests.e2e.acting import Namespace, battery_manifest
 from tests.stack.fleet import secret_name
 from tests.stack.simulation import driver
+from tests.waiting import eventually
 
 AGENT_IMAGE = "derops/agent:0.1.0"
 GATEWAY = "derops-gateway.derops-system.svc.cluster.local:8443"

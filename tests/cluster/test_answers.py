@@ -3,7 +3,8 @@
 from tests.cluster.cluster import Cluster
 from tests.cluster.proving import assert_true
 from tests.cluster.site import Site
-from tests.e2e.acting import conditions, eventually
+from tests.e2e.acting import conditions
+from tests.waiting import eventually
 
 
 def test_complete_is_what_the_device_did(site: Site) -> None:

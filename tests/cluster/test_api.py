@@ -20,7 +20,7 @@ from tests.cluster.installing import NAMESPACE
 from tests.cluster.pods import pods_of, wait_for_pod
 from tests.cluster.proving import assert_true
 from tests.cluster.site import TEST_LABEL, Site, namespace_manifest
-from tests.e2e.acting import eventually
+from tests.waiting import eventually
 
 NODE_PORT = 30844
 BY_NODE_PORT = (

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tests import pki
 from tests.cluster import installing
 from tests.cluster.cluster import Cluster
-from tests.e2e.acting import eventually
-from tests.stack import pki
 from tests.stack.processes import StackError
+from tests.waiting import eventually
 
 OPERATOR = f"system:serviceaccount:{installing.NAMESPACE}:derops-operator"
 CERT_MANAGER = "system:serviceaccount:cert-manager:cert-manager"

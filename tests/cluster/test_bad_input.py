@@ -8,7 +8,7 @@ from tests.cluster.cluster import Cluster, HelmError
 from tests.cluster.installing import NAMESPACE
 from tests.cluster.pods import wait_for_pod
 from tests.cluster.site import TEST_LABEL, namespace_manifest
-from tests.e2e.acting import eventually
+from tests.waiting import eventually
 
 POSTGRES_IMAGE = "derops-test/postgres:17"
 _EXTERNAL = "outside-database"

@@ -14,8 +14,9 @@ from tests.cluster.figures import say
 from tests.cluster.pods import delete_pod, wait_for_new_life
 from tests.cluster.proving import assert_true
 from tests.cluster.site import Site, agent_pod
-from tests.e2e.acting import eventually, parse
+from tests.e2e.acting import parse
 from tests.kills.judging import Stay
+from tests.waiting import eventually
 
 from derops.schedules import SECOND_US
 

@@ -18,8 +18,8 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.pods import pod_of
 from tests.cluster.proving import assert_true
 from tests.cluster.site import Site, agent_pod
-from tests.e2e.acting import eventually
 from tests.stack.identities import CERT_MANAGER_USER
+from tests.waiting import eventually
 
 PROPAGATION_SECONDS = 300
 """Kubelets look at mounted Secrets and ConfigMaps once a minute or two."""

@@ -9,8 +9,8 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.figures import say
 from tests.cluster.proving import assert_true
 from tests.cluster.site import TEST_LABEL, Site, namespace_manifest
-from tests.e2e.acting import eventually
 from tests.stack.calling import Caller
+from tests.waiting import eventually
 
 
 def test_from_nothing_to_the_first_complete(bare: Cluster) -> None:

@@ -8,8 +8,8 @@ import pytest
 from tests.cluster import installing
 from tests.cluster.cluster import Cluster
 from tests.cluster.site import Site, agent_pod
-from tests.e2e.acting import eventually
 from tests.stack.processes import StackError
+from tests.waiting import eventually
 
 _CERT_MANAGER = "cert-manager"
 

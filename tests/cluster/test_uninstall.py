@@ -16,7 +16,8 @@ from tests.cluster.leaving import (
 )
 from tests.cluster.proving import assert_true
 from tests.cluster.site import Site
-from tests.e2e.acting import conditions, eventually
+from tests.e2e.acting import conditions
+from tests.waiting import eventually
 
 AUTHORITIES = ("derops-server-ca", "derops-control-ca", "derops-database-ca")
 

@@ -2,38 +2,21 @@
 
 import json
 import subprocess
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import psycopg
 from tests.stack import fleet
 from tests.stack.stack import Stack
-from tests.waiting import Starved
-
-T = TypeVar("T")
+from tests.waiting import PATIENCE_SECONDS, Starved, eventually
 
 TERMINAL = {"Complete", "Expired", "Failed", "Rejected", "Cancelled", "Superseded"}
-PATIENCE_SECONDS = 120
 START_SECONDS = 60
 SHORT_WINDOW_SECONDS = 60
 """A window up to this long has a default start deadline that a busy machine may miss."""
-
-
-def eventually(
-    look: Callable[[], T | None], what: str, patience_seconds: float = PATIENCE_SECONDS
-) -> T:
-    """Return the first truthy answer of ``look``; fail with what was seen last."""
-    deadline = time.monotonic() + patience_seconds
-    while True:
-        seen = look()
-        if seen:
-            return seen
-        assert time.monotonic() < deadline, f"{what}: not within {patience_seconds} s"
-        time.sleep(0.1)
 
 
 def lenient(spec: dict[str, Any]) -> dict[str, Any]:
@@ -136,7 +119,7 @@ class Namespace(ABC):
     def wait_for_condition(self, kind: str, name: str, condition: str, value: str) -> None:
         self.cluster.kubectl(
             "wait", f"--for=condition={condition}={value}", f"{kind}/{name}",
-            "-n", self.namespace, f"--timeout={PATIENCE_SECONDS}s",
+            "-n", self.namespace, f"--timeout={PATIENCE_SECONDS:.0f}s",
         )  # fmt: skip
 
     def powers_written(self, asset: str = "battery") -> list[int]:

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from tests.e2e.acting import Pilot, eventually
+from tests.e2e.acting import Pilot
 from tests.stack import ops
 from tests.stack.fleet import secret_name
 from tests.stack.identities import AGENT_CA, NAMESPACE, OPERATOR_USER, SERVER_CA, secret_data
 from tests.stack.processes import StackError
 from tests.stack.stack import Stack
+from tests.waiting import eventually
 
 HEALED_SECONDS = 60
 

@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.e2e.acting import Pilot, eventually
+from tests.e2e.acting import Pilot
 from tests.stack import ops
 from tests.stack.identities import OPERATOR_SECRET
 from tests.stack.stack import Stack
+from tests.waiting import eventually
 
 TEN_YEARS_MS = 10 * 365 * 86400 * 1000
 RUNNING_SECONDS = 1800

@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from tests.e2e.acting import Pilot, conditions, eventually, parse
+from tests.e2e.acting import Pilot, conditions, parse
 from tests.stack import ops
+from tests.waiting import eventually
 
 
 @pytest.mark.parametrize("part", ["operator", "gateway", "writer"])

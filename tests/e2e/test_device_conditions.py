@@ -5,9 +5,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.acting import Pilot, battery_manifest, conditions, eventually
+from tests.e2e.acting import Pilot, battery_manifest, conditions
 from tests.e2e.modbus import PROFILE, controlled, profiled_bus
 from tests.stack.simulation import DRIVER_ANNOTATION
+from tests.waiting import eventually
 
 CHARGE = 2
 """The register of the state of charge, in tenths of a percent."""

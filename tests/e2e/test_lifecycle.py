@@ -2,7 +2,8 @@
 
 from itertools import pairwise
 
-from tests.e2e.acting import Pilot, conditions, eventually, instant, parse
+from tests.e2e.acting import Pilot, conditions, instant, parse
+from tests.waiting import eventually
 
 
 def test_a_dispatch_completes_and_status_tells_what_the_device_did(pilot: Pilot) -> None:

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
-from tests.e2e.acting import Pilot, conditions, eventually, parse
+from tests.e2e.acting import Pilot, conditions, parse
 from tests.e2e.modbus import Bus, controlled, profiled_bus, sunspec_bus
+from tests.waiting import eventually
 
 
 @pytest.mark.parametrize("bus", [sunspec_bus, profiled_bus])

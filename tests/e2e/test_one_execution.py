@@ -19,12 +19,13 @@ from typing import Any
 import httpx
 import pytest
 from tests.api.cutting import CutProxy
-from tests.api.repeating import Caller, eventually, restart
+from tests.api.repeating import Caller, restart
 from tests.api.rig import ApiProcess, make_tenant, problem
 from tests.e2e.acting import Pilot
 from tests.e2e.modbus import Bus, controlled, profiled_bus, sunspec_bus
 from tests.stack.postgres import API
 from tests.stack.stack import Stack
+from tests.waiting import eventually
 
 EXAMPLES = int(os.environ.get("DEROPS_EXAMPLES") or 3)
 SEED = int(os.environ.get("DEROPS_SEED") or 1)

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import grpc
 import pytest
-from tests.e2e.acting import Pilot, eventually
+from tests.e2e.acting import Pilot
 from tests.headend.gateway.rig import Agent
 from tests.stack.fleet import secret_name
 from tests.stack.stack import Stack
+from tests.waiting import eventually
 
 from derops.wire.v1 import agent_pb2_grpc
 

@@ -4,10 +4,11 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from tests.e2e.acting import Pilot, conditions, eventually, instant
+from tests.e2e.acting import Pilot, conditions, instant
 from tests.stack.identities import NAMESPACE
 from tests.stack.stack import Stack
 from tests.stack.uninstalling import OPERATOR, UNINSTALL, Pods, account, uninstall
+from tests.waiting import eventually
 
 KINDS = ("dispatches", "derassets")
 

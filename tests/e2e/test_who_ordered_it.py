@@ -3,10 +3,11 @@
 import json
 
 import pytest
-from tests.e2e.acting import Pilot, eventually, instant, parse
+from tests.e2e.acting import Pilot, instant, parse
 from tests.stack import ops
 from tests.stack.identities import install_creator_policies
 from tests.stack.processes import StackError
+from tests.waiting import eventually
 
 ANNOTATION = "derops.io/created-by"
 ADMIN, TRADER = "derops-admin", "system:serviceaccount:robots:trader"

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import grpc
 from cryptography import x509
-from tests.headend.gateway.pki import SERVER, TRUST_DOMAIN, Authority, Leaf
+from tests.pki import SERVER, TRUST_DOMAIN, Authority, Leaf
 from tests.stack import places
 from tests.stack.processes import Process, http_ok
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol, Self
 
 import grpc
 from tests.field.headend import FieldAsset
-from tests.headend.gateway.pki import Authority
+from tests.pki import Authority
 from tests.stack import places
 
 from derops.wire.v1 import agent_pb2, dispatch_pb2

@@ -11,7 +11,7 @@ from cryptography import x509
 from tests.field.agents import Agents
 from tests.field.headend import FieldAsset, FieldHeadend
 from tests.field.journal import Journal, sent_batch, sent_gap
-from tests.headend.gateway.pki import SERVER
+from tests.pki import SERVER
 from tests.stack import places
 
 from derops.wire.v1 import agent_pb2

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from tests.headend.gateway.pki import Authority
+from tests.pki import Authority
 
 from derops.pem import IdentityFiles
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.e2e.acting import TERMINAL, Pilot, battery_manifest, eventually, instant
+from tests.e2e.acting import TERMINAL, Pilot, battery_manifest, instant
 from tests.kills.judging import DEFAULT, Violation, judge, watts_of
+from tests.waiting import eventually
 
 PARTS = ("operator", "gateway", "agent")
 ASSETS = ("battery-0", "battery-1", "battery-2")

@@ -140,6 +140,6 @@ def answered(subject: Request, kind: str, message: str = "") -> Request:
     return replace(subject, conditions=(*subject.conditions, condition))
 
 
-def until(days: int = 30) -> str:
+def end_after(days: int = 30) -> str:
     """Return the end of a certificate made here."""
     return format_second(at(days * 86400))

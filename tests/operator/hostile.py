@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from kubernetes.aio.client.exceptions import ApiException
-from tests.headend.gateway.pki import write_identity
+from tests.pki import write_identity
 from tests.stack.identities import chart_manifests
 
 from derops.observability import Readiness

@@ -13,8 +13,8 @@ from tests.operator.certifying import (
     answered,
     certificate,
     csr,
+    end_after,
     request,
-    until,
 )
 from tests.operator.making import asset, at, dispatch
 
@@ -293,7 +293,7 @@ def test_a_certificate_that_comes_long_before_its_time_is_told(day: float, told:
 
 def test_a_certificate_of_a_changed_duration_is_not_called_early() -> None:
     """The first one was for 60 days, when the asset wanted that."""
-    first = {"serialNumber": "1", "publicKeySHA256": "x", "notAfter": until(60)}
+    first = {"serialNumber": "1", "publicKeySHA256": "x", "notAfter": end_after(60)}
     second = request(2, created=60, serial=2, issued=60)
     ledger = {"current": first, "next": {**first, "serialNumber": "2"}}
     stored = {"current": first}
@@ -377,7 +377,7 @@ def test_the_first_certificate_is_current_at_once() -> None:
     current = decision.status["identity"]["current"]
     assert current["serialNumber"] == "abc"
     assert len(current["publicKeySHA256"]) == 64
-    assert current["notAfter"] == until()
+    assert current["notAfter"] == end_after()
     assert conditions(decision)["Enrolled"] == ("True", "Issued")
 
 
@@ -393,7 +393,7 @@ def test_a_renewed_certificate_is_next_until_it_is_used() -> None:
     ledger = used.status["identity"]
     assert ledger["current"]["serialNumber"] == "2"
     assert ledger["previous"]["serialNumber"] == "1"
-    assert ledger["previous"]["acceptedUntil"] > until(0)
+    assert ledger["previous"]["acceptedUntil"] > end_after(0)
     assert "next" not in ledger
 
     subject = after(subject, used)
@@ -494,7 +494,7 @@ def test_an_asset_of_which_no_replica_spoke_is_not_looked_at_every_few_seconds()
 def test_contact_times_and_capability_change_with_the_stream() -> None:
     capability = agent_pb2.Capability(modes=["LoadLimit", "ActivePower"], driver="simulated")
     connected = decide(session=online(capability=capability))
-    assert connected.status["lastConnectedTime"] == until(0)
+    assert connected.status["lastConnectedTime"] == end_after(0)
     assert connected.status["capability"]["modes"] == ["ActivePower", "LoadLimit"]
 
     subject = after(asset(), connected)

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from tests.headend.gateway.pki import Authority
+from tests.pki import LIFETIME, Authority
 
 from derops_operator.trust.bundles import (
     MAX_AUTHORITIES,
@@ -13,7 +13,7 @@ from derops_operator.trust.bundles import (
 )
 
 NOW = datetime.now(UTC)
-OVER = NOW + timedelta(days=2)
+OVER = NOW + LIFETIME + timedelta(days=1)
 """When all authorities of these tests are over."""
 
 

@@ -4,17 +4,17 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from cryptography import x509
 from kubernetes.aio.client.exceptions import ApiException
-from tests.headend.gateway.pki import Authority
 from tests.operator.certifying import CERT_MANAGER, certificate_pem, csr, request
 from tests.operator.hostile import HostileKube
 from tests.operator.making import asset, at, metadata
+from tests.pki import LIFETIME, Authority
 from tests.waiting import until
 
 from derops.observability import Readiness
@@ -325,7 +325,7 @@ async def test_with_nothing_known_nothing_is_written_over(world: World) -> None:
 
 
 async def test_an_expired_authority_is_told_on_readyz(world: World) -> None:
-    world.now += timedelta(days=2)
+    world.now += LIFETIME
 
     await world.look()
 

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.headend.gateway.pki import TRUST_DOMAIN, Leaf
 from tests.headend.gateway.rig import Rig, now_ms
 from tests.operator.making import asset, at
+from tests.pki import TRUST_DOMAIN, Leaf
 from tests.waiting import until
 
 from derops.observability import Readiness

@@ -9,7 +9,7 @@ import kopf
 import pytest
 import yaml
 from pydantic import ValidationError
-from tests.headend.gateway.pki import write_identity
+from tests.pki import write_identity
 
 import derops_operator
 from derops_operator.cluster.watching import configure, make_registry

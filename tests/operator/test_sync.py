@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,9 @@ import grpc
 import pytest
 import structlog
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 from prometheus_client import REGISTRY
-from tests.headend.gateway.pki import Authority
 from tests.operator.making import acked, asset, at, dispatch, ended
+from tests.pki import CLIENT, SERVER, Authority, write_identity
 from tests.waiting import until
 
 from derops.observability import Readiness
@@ -34,30 +30,6 @@ from derops_operator.settings import OperatorSettings
 
 NAME = "derops-gateway-control"
 Message = control_pb2.ReplicaMessage
-
-
-def write_identity(directory: Path) -> None:
-    """Write one self-signed certificate that is server, client and authority."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(NAME)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-        .public_bytes(Encoding.PEM)
-    )
-    for file in ("tls.crt", "ca.crt"):
-        (directory / file).write_bytes(certificate)
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    (directory / "tls.key").write_bytes(pem)
 
 
 @dataclass
@@ -102,7 +74,7 @@ class Bench:
     """A GatewaySync and the gateways it is told of."""
 
     def __init__(self, directory: Path) -> None:
-        write_identity(directory)
+        write_identity(directory, NAME, CLIENT + SERVER)
         self.directory = directory
         self.desired = Desired(operator_start_ms=5)
         self.desired.put_asset(wire.asset_message(asset(), {}))

@@ -9,7 +9,6 @@ from typing import Any
 import kubernetes
 import pytest
 from tests.crds.manifests import BATTERY, DISPATCH, merged
-from tests.e2e.acting import eventually
 from tests.stack.controlplane import ControlPlane
 from tests.stack.identities import NAMESPACE
 from tests.stack.processes import StackError
@@ -26,6 +25,7 @@ from tests.stack.uninstalling import (
     type_commands,
     uninstall,
 )
+from tests.waiting import eventually
 
 from derops_operator.reconciling.agent_authority import TRUST_CERTIFICATE
 from derops_operator.resources.objects import FINALIZER, Kind

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests import waiting
-from tests.headend.gateway.pki import TRUST_DOMAIN, Authority, write_identity
+from tests.pki import TRUST_DOMAIN, Authority, write_identity
 from tests.stack import kubeconfig
 from tests.stack.places import free_port
 
@@ -194,7 +194,7 @@ PROGRAMS = [operator, gateway, writer, api, agent]
 
 def _nowhere(directory: Path) -> str:
     """Return a kubeconfig of a cluster that does not answer."""
-    server, authority = f"https://127.0.0.1:{free_port()}", Authority("cluster").pem.decode()
+    server, authority = f"https://127.0.0.1:{free_port()}", Authority("cluster").pem
     return kubeconfig.write(directory / "kubeconfig", server, authority, {"token": "x"})
 
 

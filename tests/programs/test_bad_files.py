@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.headend.gateway.pki import Authority
+from tests.pki import Authority
 from tests.programs import pods
 from tests.programs.pods import BIN, PROGRAMS, Program, started
 from tests.stack import ops

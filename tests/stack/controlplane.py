@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from tests.stack import build, kubeconfig, pki, places
+from tests import pki
+from tests.stack import build, kubeconfig, places
 from tests.stack.processes import Process, http_ok
 
 AGENT_ISSUER = "derops-agent"
@@ -82,7 +83,7 @@ class ControlPlane:
         return kubeconfig.write(
             self.directory / f"{namespace}_{name}.kubeconfig",
             self.server,
-            self._authority.certificate,
+            self._authority.pem,
             {"token": token},
         )
 
@@ -147,7 +148,7 @@ class ControlPlane:
         ).stdout  # fmt: skip
         documents = [each for each in yaml.safe_load_all(rendered) if each]
         chart = [each for each in documents if each["kind"] in _CHART_KINDS]
-        authority = base64.b64encode(self._authority.certificate.encode()).decode()
+        authority = base64.b64encode(self._authority.pem).decode()
         for document in chart:
             for webhook in document.get("webhooks", []):
                 service = webhook["clientConfig"].pop("service")
@@ -163,22 +164,22 @@ class ControlPlane:
         process.start()
         return process
 
-    def _client(self, name: str, user: str, group: str | None = None) -> str:
+    def _client(self, name: str, user: str, group: str = "") -> str:
         return kubeconfig.write(
             self.directory / f"{name}.kubeconfig",
             self.server,
-            self._authority.certificate,
+            self._authority.pem,
             kubeconfig.certificate_user(self._authority.client(user, group)),
         )
 
-    def _file(self, name: str, text: str) -> str:
+    def _file(self, name: str, content: str | bytes) -> str:
         file = self.directory / name
         file.touch(mode=0o600)
-        file.write_text(text)
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
         return str(file)
 
     def _answers(self) -> Callable[[], bool]:
-        trust = ssl.create_default_context(cadata=self._authority.certificate)
+        trust = ssl.create_default_context(cadata=self._authority.pem.decode())
         trust.load_cert_chain(self._file("admin.pem", self._admin_pem()))
 
         def check() -> bool:
@@ -192,9 +193,9 @@ class ControlPlane:
 
         return check
 
-    def _admin_pem(self) -> str:
+    def _admin_pem(self) -> bytes:
         pair = self._authority.client("derops-admin", "system:masters")
-        return pair.certificate + pair.key
+        return pair.pem + pair.key
 
     def _etcd_command(self, port: int) -> list[str]:
         client, peer = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{places.free_port()}"
@@ -221,7 +222,7 @@ class ControlPlane:
     def _apiserver_command(self, port: int, etcd_port: int) -> list[str]:
         serving = self._authority.server(["localhost", "kubernetes"], ["127.0.0.1", "10.0.0.1"])
         self._token_key = self._file("sa.key", pki.service_account_key())
-        self._authority_file = self._file("ca.crt", self._authority.certificate)
+        self._authority_file = self._file("ca.crt", self._authority.pem)
         prebuilt = self.binaries.envtest("kube-apiserver")
         program = [prebuilt] if prebuilt else [self.binaries.controlplane, "kube-apiserver"]
         return [
@@ -232,7 +233,7 @@ class ControlPlane:
             f"--secure-port={port}",
             f"--cert-dir={self.directory / 'apiserver'}",
             f"--client-ca-file={self._authority_file}",
-            f"--tls-cert-file={self._file('apiserver.crt', serving.certificate)}",
+            f"--tls-cert-file={self._file('apiserver.crt', serving.pem)}",
             f"--tls-private-key-file={self._file('apiserver.key', serving.key)}",
             f"--service-account-key-file={self._token_key}",
             f"--service-account-signing-key-file={self._token_key}",
@@ -269,7 +270,7 @@ class ControlPlane:
             f"--secure-port={port}",
             f"--healthz-port={health_port}",
             "--metrics-listen-address=0",
-            f"--tls-cert-file={self._file('webhook.crt', serving.certificate)}",
+            f"--tls-cert-file={self._file('webhook.crt', serving.pem)}",
             f"--tls-private-key-file={self._file('webhook.key', serving.key)}",
         ]
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.stack import chart, pki
+from tests import pki
+from tests.stack import chart
 from tests.stack.controlplane import CERT_MANAGER, ControlPlane
 from tests.stack.mounts import write_mount
 from tests.stack.processes import StackError

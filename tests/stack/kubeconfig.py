@@ -6,11 +6,11 @@ import os
 import subprocess
 from pathlib import Path
 
-from tests.stack.pki import KeyPair
+from tests.pki import Leaf
 from tests.stack.processes import StackError
 
 
-def write(file: Path, server: str, authority: str, user: dict[str, str]) -> str:
+def write(file: Path, server: str, authority: bytes, user: dict[str, str]) -> str:
     """Write a kubeconfig of one user and return its path. JSON is YAML."""
     document = {
         "apiVersion": "v1",
@@ -30,11 +30,11 @@ def write(file: Path, server: str, authority: str, user: dict[str, str]) -> str:
     return str(file)
 
 
-def certificate_user(pair: KeyPair) -> dict[str, str]:
+def certificate_user(leaf: Leaf) -> dict[str, str]:
     """Return a user who shows a client certificate."""
     return {
-        "client-certificate-data": _base64(pair.certificate),
-        "client-key-data": _base64(pair.key),
+        "client-certificate-data": _base64(leaf.pem),
+        "client-key-data": _base64(leaf.key),
     }
 
 
@@ -57,5 +57,5 @@ def kubectl(program: str, kubeconfig: str, *arguments: str, stdin: str | None = 
     return done.stdout
 
 
-def _base64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
+from tests.pki import Authority
 from tests.stack import debian, places
-from tests.stack.pki import Authority
 from tests.stack.processes import Process
 
 NAME = "derops.example.com"
@@ -73,7 +73,7 @@ class Nginx:
         self.port = places.free_port()
         self.url = f"https://127.0.0.1:{self.port}"
         self._authority = Authority("proxy")
-        self.authority = self._authority.certificate
+        self.authority = self._authority.pem.decode()
         """PEM of whose certificate callers see."""
         self._upstreams, self._upstream_authority = upstreams, upstream_authority
         self._settings = {**_SETTINGS, "proxy_ssl_name": upstream_name, **(settings or {})}
@@ -81,9 +81,7 @@ class Nginx:
 
     def __enter__(self) -> Self:
         directory = self._cleanup.enter_context(places.private_directory("nginx"))
-        pair = self._authority.server([NAME], ["127.0.0.1"])
-        (directory / "tls.crt").write_text(pair.certificate)
-        (directory / "tls.key").write_text(pair.key)
+        self._authority.server([NAME], ["127.0.0.1"]).write(directory)
         (directory / "upstream-ca.crt").write_text(self._upstream_authority)
         (directory / "nginx.conf").write_text(self._configuration(directory))
         self.process = Process(

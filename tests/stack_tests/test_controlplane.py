@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from tests.stack import identities, pki
+from tests import pki
+from tests.stack import identities
 from tests.stack.controlplane import ControlPlane
 from tests.stack.identities import (
     CERT_MANAGER_USER,

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.acting import eventually
 from tests.stack.places import REPOSITORY
+from tests.waiting import eventually
 
 
 def run(command: str, state: Path) -> subprocess.CompletedProcess[str]:

@@ -6,7 +6,7 @@ import pytest
 from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.headend.gateway.pki import TRUST_DOMAIN, Authority, uri_of
+from tests.pki import TRUST_DOMAIN, Authority, uri_of
 
 from derops.errors import IdentityRefusedError
 from derops.ids import AssetName

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 from tests.stack.postgres import READER, PostgresServer
-from tests.waiting import now
+from tests.waiting import now, until
 
 from derops.observability import Readiness
 from derops_headend.api.database import TURN_SECONDS, ReadingDatabase
@@ -76,12 +76,6 @@ async def refusal_of(
     return caught.value, now() - begun
 
 
-async def until_told(readiness: Readiness, words: str) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while words not in readiness.report()[1]:
-            await asyncio.sleep(0.02)
-
-
 async def until_read(database: ReadingDatabase) -> None:
     async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
@@ -103,7 +97,7 @@ async def test_what_is_read_is_one_state_and_nothing_is_written(
     with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
         await database.read(one, "create temporary table t (i int); select 1")
     assert await database.read(one) == 1
-    await until_told(readiness, "database: PostgreSQL")
+    await until(lambda: "database: PostgreSQL" in readiness.report()[1])
 
 
 async def test_a_database_that_is_away_is_told_of_at_once_and_comes_back_by_itself(
@@ -117,7 +111,7 @@ async def test_a_database_that_is_away_is_told_of_at_once_and_comes_back_by_itse
 
     _, seconds = await refusal_of(database)
     assert seconds < READ_SECONDS
-    await until_told(readiness, "degraded database")
+    await until(lambda: "degraded database" in readiness.report()[1])
     connect, tries = psycopg.connect, list[str]()
 
     def counted(url: str, **options: Any) -> psycopg.Connection:
@@ -132,7 +126,7 @@ async def test_a_database_that_is_away_is_told_of_at_once_and_comes_back_by_itse
 
     server.start_again()
     await until_read(database)
-    await until_told(readiness, "database: PostgreSQL")
+    await until(lambda: "database: PostgreSQL" in readiness.report()[1])
     assert "degraded" not in readiness.report()[1]
 
 
@@ -166,7 +160,7 @@ async def test_a_server_that_froze_holds_no_thread(
     try:
         refused = await asyncio.gather(*(refusal_of(database) for _ in range(4)))
         assert max(seconds for _, seconds in refused) < TURN_SECONDS + READ_SECONDS + 2
-        await until_told(readiness, "degraded database")
+        await until(lambda: "degraded database" in readiness.report()[1])
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
@@ -218,7 +212,7 @@ async def test_no_caller_is_told_where_the_database_is(readiness: Readiness) -> 
     async with ReadingDatabase(NOWHERE, readiness) as database:
         problem, _ = await refusal_of(database)
         assert "127.0.0.1" not in f"{problem} {problem.detail}"
-        await until_told(readiness, "degraded database")
+        await until(lambda: "degraded database" in readiness.report()[1])
 
 
 @pytest.mark.parametrize(
@@ -236,7 +230,7 @@ async def test_a_schema_that_cannot_be_read_is_named_with_what_to_do(
     with server.superuser("history") as superuser:
         superuser.execute(statement.encode())
     async with ReadingDatabase(url, readiness) as database:
-        await until_told(readiness, words)
+        await until(lambda: words in readiness.report()[1])
         await refusal_of(database)
 
 
@@ -246,14 +240,14 @@ async def test_a_schema_that_is_newer_is_read_and_told_of(
     with server.superuser("history") as superuser:
         superuser.execute("insert into schema_version (version) values (9999)")
     async with ReadingDatabase(url, readiness) as database:
-        await until_told(readiness, "it has schema version 9999")
+        await until(lambda: "it has schema version 9999" in readiness.report()[1])
         assert await database.read(one) == 1
 
 
 async def test_a_table_that_went_away_fails_its_reader_alone(
     server: PostgresServer, database: ReadingDatabase, readiness: Readiness
 ) -> None:
-    await until_told(readiness, "database: PostgreSQL")
+    await until(lambda: "database: PostgreSQL" in readiness.report()[1])
     problem, _ = await refusal_of(database, "select count(*) from nothing")
     assert "nothing" not in problem.detail
     assert await database.read(one) == 1

@@ -23,6 +23,7 @@ from tests.stack import places
 from tests.stack.nats import NatsServer
 from tests.stack.postgres import PostgresServer
 from tests.stack.processes import http_ok
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 from derops.errors import SettingError
 from derops.observability import Readiness
@@ -39,7 +40,6 @@ from derops_headend.storage.database import WriterDatabase
 from derops_headend.writer import TAKE_OVER_SECONDS, Writer
 
 PROGRAM = Path(sys.executable).parent / "derops-headend"
-PATIENCE_SECONDS = 60.0
 SHARDS = 3
 ASSETS = 14
 
@@ -77,13 +77,6 @@ def log(path: Path) -> Iterator[SqliteEventLog]:
     log = SqliteEventLog(path)
     yield log
     log.close()
-
-
-def until(found: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not found():
-        assert time.monotonic() < deadline, f"no {what} within {PATIENCE_SECONDS} s"
-        time.sleep(0.02)
 
 
 def sample(number: int) -> log_pb2.LogEntry:
@@ -152,8 +145,8 @@ async def test_one_writer_follows_every_shard_that_there_is(
     with program(database_url, EVENT_LOG=server.url, OPS_PORT=port) as running:
         for number in range(70):
             await log.append([sample(number)])
-        until(lambda: stored(query) == (70, sum(range(70)) * 1.0), "sample of each shard")
-        until(http_ok(f"http://127.0.0.1:{port}/readyz"), "readiness")
+        eventually(lambda: stored(query) == (70, sum(range(70)) * 1.0), "sample of each shard")
+        eventually(http_ok(f"http://127.0.0.1:{port}/readyz"), "readiness")
         running.terminate()
         assert running.wait(PATIENCE_SECONDS) == 0
     await log.close()
@@ -169,14 +162,16 @@ async def test_writers_share_the_shards_and_outlive_kills(
         with program(database_url, EVENT_LOG=server.url, SHARDS="0") as victim:
             for number in range(70):
                 await log.append([sample(number)])
-            until(lambda: query("select 1 from log_offset where shard = 0"), "sample of shard 0")
+            eventually(
+                lambda: query("select 1 from log_offset where shard = 0"), "sample of shard 0"
+            )
             victim.send_signal(signal.SIGKILL)
         for number in range(70, 140):
             await log.append([sample(number)])
         mine = [n for n in range(140) if shard_of(f"uid-{n % ASSETS}", SHARDS) != 0]
-        until(lambda: stored(query)[0] >= len(mine), "samples of the other shards")
+        eventually(lambda: stored(query)[0] >= len(mine), "samples of the other shards")
         with program(database_url, EVENT_LOG=server.url, SHARDS="0"):
-            until(lambda: stored(query)[0] == 140, "samples of shard 0")
+            eventually(lambda: stored(query)[0] == 140, "samples of shard 0")
     await log.close()
 
     assert stored(query) == (140, sum(range(140)) * 1.0)
@@ -188,8 +183,8 @@ def test_a_writer_that_is_first_waits_for_server_and_streams(
 ) -> None:
     port = places.free_port()
     with program(database_url, EVENT_LOG=server.url, OPS_PORT=str(port)) as running:
-        until(http_ok(f"http://127.0.0.1:{port}/livez"), "life")
-        until(lambda: "DEROPS_LOG_0 does not exist" in readyz(port), "word of the stream")
+        eventually(http_ok(f"http://127.0.0.1:{port}/livez"), "life")
+        eventually(lambda: "DEROPS_LOG_0 does not exist" in readyz(port), "word of the stream")
         running.terminate()
         assert running.wait(PATIENCE_SECONDS) == 0
 
@@ -291,9 +286,9 @@ async def test_of_two_writers_one_stands_by_and_takes_over(
         stopped = time.monotonic()
         await log.append([sample(next(numbers))])
         last = next(numbers)
-        until(lambda: stored(query)[0] == last, "samples of the successor")
+        eventually(lambda: stored(query)[0] == last, "samples of the successor")
         assert time.monotonic() - stopped < TAKE_OVER_SECONDS + 20
-        until(lambda: not waiting.stands_by, "word of the successor")
+        eventually(lambda: not waiting.stands_by, "word of the successor")
 
     assert stored(query) == (last, sum(range(last)) * 1.0)
     assert query("select count(*) from quarantine") == [(0,)]
@@ -314,7 +309,7 @@ async def test_trimming_goes_on_until_all_that_is_stored_is_trimmed(
     monkeypatch.setattr(writer, "TRIM_SECONDS", time.monotonic() / 2)  # once, as far as we wait
 
     with Running(path, database_url, open_log=lambda: Slow(path)):
-        until(lambda: log.bounds() == (30, 30), "trimmed log")
+        eventually(lambda: log.bounds() == (30, 30), "trimmed log")
 
 
 async def test_a_damaged_record_is_skipped_by_its_number_only_and_its_bytes_are_kept(
@@ -331,13 +326,13 @@ async def test_a_damaged_record_is_skipped_by_its_number_only_and_its_bytes_are_
 
     early = skip(3)
     with Running(path, database_url) as running:
-        until(lambda: "record 3" in running.readiness.report()[1], "word of the damage")
+        eventually(lambda: "record 3" in running.readiness.report()[1], "word of the damage")
         assert metrics.LOG_DAMAGED.labels("0")._value.get() == 1
         wrong = [skip(2), skip(4)]
         assert query("select committed_offset from log_offset") == [(2,)]
         right = skip(3)
-        until(lambda: stored(query) == (3, 0.0 + 1.0 + 3.0), "what comes after")
-        until(lambda: running.readiness.report()[0], "readiness")
+        eventually(lambda: stored(query) == (3, 0.0 + 1.0 + 3.0), "what comes after")
+        eventually(lambda: running.readiness.report()[0], "readiness")
         assert metrics.LOG_DAMAGED.labels("0")._value.get() == 0
 
     assert (early.returncode, [each.returncode for each in wrong]) == (1, [1, 1])

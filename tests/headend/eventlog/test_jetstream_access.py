@@ -15,7 +15,7 @@ import pytest
 from cryptography import x509
 from tests.headend.eventlog.engines import MAX_BYTES
 from tests.headend.eventlog.test_contract import bodies, entry
-from tests.headend.gateway.pki import SERVER, Authority
+from tests.pki import SERVER, Authority
 from tests.stack.nats import NatsServer
 
 from derops_headend.eventlog.jetstream import (

@@ -2,8 +2,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import Operator, Rig
+from tests.pki import Leaf
 
 
 @pytest.fixture(autouse=True)

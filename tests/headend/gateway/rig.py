@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 from cryptography import x509
-from tests.headend.gateway.pki import SERVER, TRUST_DOMAIN, Authority, Leaf
+from tests.pki import SERVER, TRUST_DOMAIN, Authority, Leaf
 from tests.stack.mounts import write_mount
 
 from derops.observability import Readiness

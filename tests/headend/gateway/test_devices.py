@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
-from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import Agent, Operator, Rig, now_us
+from tests.pki import Leaf
 
 from derops.devices import MAX_DEVICE_BYTES
 from derops.wire.v1 import agent_pb2, control_pb2

@@ -5,8 +5,8 @@ from typing import Any
 
 import grpc
 import pytest
-from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import Operator, Rig
+from tests.pki import Leaf
 
 from derops.wire.v1 import control_pb2
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import grpc
 import pytest
-from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import Agent, Operator, Rig, now_us
+from tests.pki import Leaf
 
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2, log_pb2
 from derops_headend.fleet.shares import OVERHEAD_BYTES

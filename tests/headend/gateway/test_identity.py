@@ -8,8 +8,8 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from tests.headend.gateway.counting import refused_streams
-from tests.headend.gateway.pki import CLIENT, SERVER, Authority, Leaf, uri_of
 from tests.headend.gateway.rig import Operator, Rig, now_us
+from tests.pki import CLIENT, SERVER, Authority, Leaf, uri_of
 
 URI = x509.UniformResourceIdentifier(uri_of("battery"))
 REFUSED = grpc.StatusCode.UNAUTHENTICATED

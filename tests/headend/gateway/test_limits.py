@@ -14,8 +14,8 @@ import h2.settings
 import pytest
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
-from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import PATIENCE, Agent, Operator, Rig
+from tests.pki import Leaf
 
 from derops.wire.v1 import agent_pb2, agent_pb2_grpc, dispatch_pb2
 from derops_headend.gateway.listener import EXCHANGE_SECONDS

@@ -9,8 +9,8 @@ import grpc
 import pytest
 from cryptography import x509
 from prometheus_client import REGISTRY
-from tests.headend.gateway.pki import SERVER, Authority
 from tests.headend.gateway.rig import Agent, Rig
+from tests.pki import SERVER, Authority
 from tests.stack.mounts import write_mount
 
 from derops_headend.gateway.listener import MAX_DRAINING, Port

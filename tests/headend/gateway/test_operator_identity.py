@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.headend.gateway.pki import Authority, Leaf
+from tests.pki import Authority, Leaf
 
 from derops.errors import IdentityRefusedError
 from derops.observability import Readiness

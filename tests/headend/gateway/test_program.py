@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 
 from cryptography import x509
-from tests.headend.gateway.pki import SERVER, TRUST_DOMAIN, Authority
+from tests.pki import SERVER, TRUST_DOMAIN, Authority
 
 PROGRAM = Path(sys.executable).parent / "derops-headend"
 

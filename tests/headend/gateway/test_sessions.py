@@ -7,8 +7,8 @@ from contextlib import suppress
 import grpc
 import pytest
 from tests.headend.gateway.counting import clones_suspected
-from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import Agent, Operator, Rig
+from tests.pki import Leaf
 
 from derops.errors import SettingError
 from derops.wire.v1 import agent_pb2, agent_pb2_grpc, control_pb2

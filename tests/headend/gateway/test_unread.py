@@ -2,8 +2,8 @@
 
 import grpc
 import pytest
-from tests.headend.gateway.pki import Leaf
 from tests.headend.gateway.rig import Operator, Rig
+from tests.pki import Leaf
 
 from derops.wire.v1 import agent_pb2, control_pb2
 

@@ -1,8 +1,7 @@
 """Samples on their way into a database, and the roll-ups that they should have."""
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -15,7 +14,6 @@ from derops_headend.storage.roll_ups import roll_up
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 MINUTE_US = 60_000_000
-PATIENCE_SECONDS = 60.0
 
 
 class Sample(NamedTuple):
@@ -66,10 +64,3 @@ def roll_up_all(database_url: str, now: datetime = NOW + timedelta(days=1)) -> N
     with psycopg.connect(database_url, autocommit=True) as connection:
         while roll_up(connection, now, 7):
             pass
-
-
-def until(found: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not found():
-        assert time.monotonic() < deadline, f"no {what} within {PATIENCE_SECONDS} s"
-        time.sleep(0.02)

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.headend.storage.conftest import Query
-from tests.headend.storage.storing import NOW, until
+from tests.headend.storage.storing import NOW
 from tests.headend.writing.making import DISPATCH, T0_US, report, sources, transition
+from tests.waiting import eventually
 
 from derops.wire.v1 import dispatch_pb2, log_pb2
 from derops_headend.storage import metrics
@@ -199,7 +200,7 @@ def test_of_two_writers_at_once_no_word_is_lost(
         second = pool.submit(
             insert, lambda text, *facts: other.execute(text.encode(), facts), "Acked"
         )
-        until(lambda: waits(query, other.info.backend_pid), "wait for the row")
+        eventually(lambda: waits(query, other.info.backend_pid), "wait for the row")
         one.commit()
         second.result()
         other.commit()

@@ -7,8 +7,9 @@ from datetime import datetime, timedelta
 import psycopg
 import pytest
 from tests.headend.storage.conftest import Query
-from tests.headend.storage.storing import NOW, Sample, Store, roll_up_all, until, us
+from tests.headend.storage.storing import NOW, Sample, Store, roll_up_all, us
 from tests.headend.writing.making import sources, telemetry
+from tests.waiting import eventually
 
 from derops_headend.storage import maintenance, metrics
 from derops_headend.storage.database import WriterDatabase
@@ -132,7 +133,7 @@ def test_a_long_reader_puts_retention_off_and_stops_nothing_else(
             keeper.step(later)  # on a busy machine one step has no time for all that is due
             return query("select count(*) from telemetry_1m where samples > 0") == [(2,)]
 
-        until(rolled_up, "both days to be rolled up")
+        eventually(rolled_up, "both days to be rolled up")
         WriterDatabase.connect(database_url, "other", retention_days=3).close()
         store([Sample(us(NOON) + 1, 1.0)])
     assert query("select count(*) from telemetry") == [(3,)]
@@ -152,7 +153,7 @@ def test_samples_of_a_transaction_in_flight_are_not_dropped_unseen(
     def drop_meanwhile(*arguments):  # type: ignore[no-untyped-def]
         differing = store_samples(*arguments)
         dropping.start()
-        until(lambda: query("select 1 from pg_locks where not granted"), "drop that waits")
+        eventually(lambda: query("select 1 from pg_locks where not granted"), "drop that waits")
         return differing
 
     store.database._store_samples = drop_meanwhile  # type: ignore[method-assign]

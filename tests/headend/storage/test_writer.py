@@ -14,8 +14,8 @@ from typing import Any
 import psycopg
 import pytest
 from tests.headend.storage.conftest import Query
-from tests.headend.storage.storing import PATIENCE_SECONDS, until
 from tests.headend.writing.making import T0_US, connection, entry, report, telemetry
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 from derops.observability import Readiness
 from derops.wire.v1 import log_pb2
@@ -129,11 +129,11 @@ async def test_it_follows_the_log_and_trims_it(
     log: SqliteEventLog, path: Path, database_url: str, query: Query
 ) -> None:
     with Running(path, connector(database_url)) as running:
-        until(lambda: running.readiness.report()[0], "readiness")
+        eventually(lambda: running.readiness.report()[0], "readiness")
         await fill(log)
-        until(lambda: log.bounds() == (6, 6), "trimmed log")
+        eventually(lambda: log.bounds() == (6, 6), "trimmed log")
         await log.append([samples(5)])
-        until(lambda: stored(query)[0] == 60, "later sample")
+        eventually(lambda: stored(query)[0] == 60, "later sample")
 
     assert query("select committed_offset from log_offset") == [(7,)]
     assert query("select count(*) from connection_event") == [(5,)]
@@ -187,7 +187,7 @@ def test_what_comes_while_it_stores_little_waits_for_more(
 
     connect = telling(database_url, told, append_another)
     with Running(path, connect, Pausing(told, append_another)):
-        until(lambda: stored(query)[0] == 120, "all samples")
+        eventually(lambda: stored(query)[0] == 120, "all samples")
 
     first = told.index("1 stored")
     assert told[first : first + 5] == ["1 stored", "pause", "2 stored", "pause", "2 stored"]
@@ -202,7 +202,7 @@ async def test_a_backlog_is_stored_without_a_pause(
 
     connect = telling(database_url, told, lambda: None)
     with Running(path, connect, Pausing(told, lambda: None)):
-        until(lambda: query("select count(*) from quarantine") == [(12,)], "all entries")
+        eventually(lambda: query("select count(*) from quarantine") == [(12,)], "all entries")
 
     assert told[:3] == ["4 stored", "4 stored", "4 stored"]
 
@@ -212,12 +212,12 @@ async def test_killed_between_copy_and_commit_it_stores_each_sample_once(
 ) -> None:
     await fill(log)
     with events_locked(database_url), program(path, database_url) as victim:
-        until(lambda: query(WAITING), "writer in the middle")
+        eventually(lambda: query(WAITING), "writer in the middle")
         victim.send_signal(signal.SIGKILL)
         victim.wait()
         assert stored(query)[0] == 0
     with program(path, database_url) as successor:
-        until(lambda: query("select 1 from log_offset where committed_offset = 6"), "commit")
+        eventually(lambda: query("select 1 from log_offset where committed_offset = 6"), "commit")
         successor.terminate()
         assert successor.wait(PATIENCE_SECONDS) == 0
 
@@ -232,11 +232,13 @@ async def test_cut_off_between_copy_and_commit_it_reconnects_and_stores_once(
     await fill(log)
     with Running(path, connector(database_url)) as running:
         with events_locked(database_url):
-            until(lambda: query(WAITING), "writer in the middle")
+            eventually(lambda: query(WAITING), "writer in the middle")
             query(WAITING.replace("select pid", "select pg_terminate_backend(pid)"))
-            until(lambda: "database" in running.readiness.report()[1], "word of what is missing")
-        until(lambda: stored(query)[0] == 50, "samples")
-        until(lambda: running.readiness.report()[0], "readiness")
+            eventually(
+                lambda: "database" in running.readiness.report()[1], "word of what is missing"
+            )
+        eventually(lambda: stored(query)[0] == 50, "samples")
+        eventually(lambda: running.readiness.report()[0], "readiness")
 
     assert stored(query) == EXPECTED
 
@@ -246,7 +248,7 @@ async def test_asked_to_stop_while_the_database_hangs_it_ends_in_time(
 ) -> None:
     await fill(log)
     with events_locked(database_url), program(path, database_url) as stuck:
-        until(lambda: query(WAITING), "writer in the middle")
+        eventually(lambda: query(WAITING), "writer in the middle")
         stuck.terminate()
         assert stuck.wait(PATIENCE_SECONDS) == 0
 
@@ -274,7 +276,7 @@ async def test_a_commit_whose_outcome_nobody_heard_of_is_not_made_twice(
 ) -> None:
     await fill(log)
     with Running(path, lambda log_id: Deaf.connect(database_url, log_id)):
-        until(lambda: log.bounds() == (6, 6), "trimmed log")
+        eventually(lambda: log.bounds() == (6, 6), "trimmed log")
 
     assert stored(query) == EXPECTED
     assert query("select count(*) from connection_event") == [(5,)]
@@ -286,7 +288,7 @@ async def test_two_writers_of_one_log_store_each_record_once(
     with Running(path, connector(database_url)), Running(path, connector(database_url)):
         for number in range(100):
             await log.append([samples(number, 1), connection()])
-        until(lambda: query("select 1 from log_offset where committed_offset = 100"), "commit")
+        eventually(lambda: query("select 1 from log_offset where committed_offset = 100"), "commit")
 
     assert stored(query) == (100, sum(range(100)) * 1.0)
     assert query("select count(*) from connection_event") == [(100,)]
@@ -304,13 +306,15 @@ async def test_it_waits_for_log_and_database_and_says_why(
         return WriterDatabase.connect(database_url, log_id)
 
     with Running(path, connect) as running:
-        until(lambda: "does not exist" in running.readiness.report()[1], "word of the log")
+        eventually(lambda: "does not exist" in running.readiness.report()[1], "word of the log")
         log = SqliteEventLog(path)
         await fill(log)
-        until(lambda: "Connection refused" in running.readiness.report()[1], "word of the server")
+        eventually(
+            lambda: "Connection refused" in running.readiness.report()[1], "word of the server"
+        )
         nowhere.clear()
-        until(lambda: running.readiness.report()[0], "readiness")
-        until(lambda: stored(query)[0] == 50, "samples")
+        eventually(lambda: running.readiness.report()[0], "readiness")
+        eventually(lambda: stored(query)[0] == 50, "samples")
     log.close()
 
 
@@ -321,7 +325,7 @@ async def test_a_damaged_record_stops_it_there_and_loses_nothing_before(
     log._appending.execute("UPDATE record SET checksum = 0 WHERE log_offset = 3")
 
     with Running(path, connector(database_url)) as running:
-        until(lambda: "record 3" in running.readiness.report()[1], "word of the damage")
+        eventually(lambda: "record 3" in running.readiness.report()[1], "word of the damage")
 
     assert stored(query)[0] == 20
     assert query("select committed_offset from log_offset") == [(2,)]
@@ -334,7 +338,9 @@ async def test_records_that_are_gone_are_an_alarm_and_on_record(
     log._appending.execute("DELETE FROM record WHERE log_offset IN (1, 2, 4)")
 
     with Running(path, connector(database_url)):
-        until(lambda: query("select 1 from quarantine having count(*) = 2"), "record of the gap")
+        eventually(
+            lambda: query("select 1 from quarantine having count(*) = 2"), "record of the gap"
+        )
 
     assert stored(query)[0] == 20
     assert query("select reason, detail from quarantine order by log_offset") == [
@@ -352,9 +358,9 @@ async def test_a_log_restored_from_a_backup_is_followed_from_its_own_end(
     database.close()
 
     with Running(path, connector(database_url)):
-        until(lambda: query("select 1 from log_offset where committed_offset = 6"), "return")
+        eventually(lambda: query("select 1 from log_offset where committed_offset = 6"), "return")
         await log.append([samples(9)])
-        until(lambda: stored(query)[0] == 10, "what came after")
+        eventually(lambda: stored(query)[0] == 10, "what came after")
 
     assert query("select detail from quarantine") == [("records 7 to 100 were not in the log",)]
 
@@ -364,7 +370,7 @@ async def test_a_restored_log_with_a_new_id_is_stored_whole_whatever_numbers_it_
 ) -> None:
     await fill(log)
     with Running(path, connector(database_url)):
-        until(lambda: stored(query)[0] == 50, "first samples")
+        eventually(lambda: stored(query)[0] == 50, "first samples")
     restored = path.with_name("restored.db")
     older = SqliteEventLog(restored)
     older._appending.execute("UPDATE meta SET log_id = ?", (log.log_id,))
@@ -374,7 +380,7 @@ async def test_a_restored_log_with_a_new_id_is_stored_whole_whatever_numbers_it_
         await older.append([samples(number)])
 
     with Running(restored, connector(database_url)):
-        until(lambda: stored(query)[0] == 130, "all that the restored log has")
+        eventually(lambda: stored(query)[0] == 130, "all that the restored log has")
     older.close()
 
     assert query("select count(*) from quarantine") == [(0,)]
