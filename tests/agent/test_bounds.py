@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from tests.agent.fakes import T0, Agent, FakeClock, S, asset, inline, order
+from tests.counters import value_of
 
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_agent import metrics
@@ -104,11 +105,11 @@ async def test_orders_without_end_are_not_taken_and_those_that_run_go_on(
     agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(controller_module, "MAX_ORDERS", 10)
-    before = metrics.ORDERS_NOT_TAKEN._value.get()
+    before = value_of(metrics.ORDERS_NOT_TAKEN)
     await agent.give(*(order(f"d{number}", start_us=T0 + 900 * S) for number in range(100)))
 
     assert len(agent.controller.journal) == 10
-    assert metrics.ORDERS_NOT_TAKEN._value.get() == before + 90
+    assert value_of(metrics.ORDERS_NOT_TAKEN) == before + 90
     await agent.give(order("d1", cancelled=True, cancel_reason="CancelledBeforeStart"))
     assert agent.outcome("d1")[0] == "Cancelled"
     await agent.give(*(Settled(uid=f"d{number}") for number in range(10)))

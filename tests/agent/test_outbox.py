@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from tests.counters import value_of
 
 from derops.ids import AssetName
 from derops.observability import Readiness
@@ -130,7 +131,7 @@ def test_a_gap_that_is_old_takes_no_fresh_sample_with_it_and_is_counted_once(
     outbox = store.open(NAME)
     fill(store, outbox, 5)
     counted = metrics.SAMPLES_DROPPED.labels("OutboxTooOld")
-    before = counted._value.get()
+    before = value_of(counted)
 
     clock[0] = 200_000_000
     store.flush()
@@ -145,7 +146,7 @@ def test_a_gap_that_is_old_takes_no_fresh_sample_with_it_and_is_counted_once(
     clock[0] = 300_000_000
     store.flush()
     assert [m.gap.samples for m in messages(outbox)] == [6]
-    assert counted._value.get() == before + 6
+    assert value_of(counted) == before + 6
     store.close()
 
 

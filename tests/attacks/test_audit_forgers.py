@@ -12,6 +12,7 @@ import pytest
 from psycopg import errors
 from tests.api.auditing.conftest import AuditDatabase, make_database
 from tests.api.auditing.making import ANNA, NOW, make_call, make_create
+from tests.counters import value_of
 from tests.stack.postgres import PostgresServer
 from tests.waiting import until
 
@@ -101,7 +102,7 @@ async def test_a_forged_record_of_another_is_found(
 ) -> None:
     """R2: add a record to a chain that is another's, with the API's own role."""
     head = await record_calls(trail, 5)
-    before = metrics.CONFLICTS._value.get()
+    before = value_of(metrics.CONFLICTS)
     with audited.connect() as thief:
         thief.execute(
             "insert into audit_event select chain, seq + 1, at, hash, body, stage, request_id, "
@@ -112,7 +113,7 @@ async def test_a_forged_record_of_another_is_found(
 
     assert f"chain {head.chain} seq {head.seq + 1}: was edited" in findings(audited)[0]
     await record_calls(trail, 1)
-    assert metrics.CONFLICTS._value.get() - before == 1
+    assert value_of(metrics.CONFLICTS) - before == 1
 
 
 @pytest.mark.parametrize(

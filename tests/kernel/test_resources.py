@@ -1,9 +1,11 @@
 """Resources as typed values: what follows from what is written in a manifest."""
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from tests.crds.manifests import BATTERY, DISPATCH
 
 from derops.lifecycle import Phase
 from derops.resources import DERAsset, Dispatch, parse_asset, parse_dispatch
@@ -21,9 +23,8 @@ def dispatch(status: dict[str, Any] | None = None, **spec: Any) -> Dispatch:
     manifest: dict[str, Any] = {
         "metadata": METADATA,
         "spec": {
-            "assetRef": {"name": "battery-7"},
+            **deepcopy(DISPATCH["spec"]),
             "setpoint": {"mode": "ActivePower", "activePowerWatts": -5000},
-            "durationSeconds": 1800,
             **spec,
         },
     }
@@ -31,14 +32,7 @@ def dispatch(status: dict[str, Any] | None = None, **spec: Any) -> Dispatch:
 
 
 def asset(**spec: Any) -> DERAsset:
-    ratings = {
-        "maxInjectionWatts": 10000,
-        "maxAbsorptionWatts": 8000,
-        "energyCapacityWattHours": 20000,
-    }
-    return parse_asset(
-        {"metadata": METADATA, "spec": {"type": "Battery", "ratings": ratings, **spec}}
-    )
+    return parse_asset({"metadata": METADATA, "spec": {**deepcopy(BATTERY["spec"]), **spec}})
 
 
 @pytest.mark.parametrize(

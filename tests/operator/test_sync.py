@@ -12,6 +12,7 @@ import pytest
 import structlog
 from cryptography import x509
 from prometheus_client import REGISTRY
+from tests.counters import value_of
 from tests.operator.making import acked, asset, at, dispatch, ended
 from tests.pki import CLIENT, SERVER, Authority, write_identity
 from tests.waiting import until
@@ -308,7 +309,7 @@ async def test_a_replica_that_reads_nothing_is_given_up_in_mid_write(
     """What waits for it is bounded, and the writer, which is stuck, does not have to notice."""
     monkeypatch.setattr("derops_operator.gateways.desired.BACKLOG_BYTES", 100_000)
     gateway = await bench.add_gateway("gateway-0")
-    overruns = metrics.BACKLOG_OVERRUNS._value.get()
+    overruns = value_of(metrics.BACKLOG_OVERRUNS)
 
     async with Running(bench.sync()):
         await until(lambda: bench.fleet.accepted_version() == bench.desired.version)
@@ -317,7 +318,7 @@ async def test_a_replica_that_reads_nothing_is_given_up_in_mid_write(
         await until(lambda: gateway.streams == 2)
         await until(lambda: bench.fleet.accepted_version() == bench.desired.version)
 
-    assert metrics.BACKLOG_OVERRUNS._value.get() == overruns + 1
+    assert value_of(metrics.BACKLOG_OVERRUNS) == overruns + 1
 
 
 async def test_history_that_no_gateway_takes_for_too_long_is_counted(
@@ -325,11 +326,11 @@ async def test_history_that_no_gateway_takes_for_too_long_is_counted(
 ) -> None:
     monkeypatch.setattr("derops_operator.gateways.sync.HISTORY_LIMIT", 3)
     await bench.add_gateway("never asked")
-    sync, dropped = bench.sync(), metrics.HISTORY_DROPPED._value.get()
+    sync, dropped = bench.sync(), value_of(metrics.HISTORY_DROPPED)
     for number in range(5):
         sync.record(control_pb2.HeadendTransition(dispatch_uid=f"d-{number}"))
 
-    assert metrics.HISTORY_DROPPED._value.get() == dropped + 2
+    assert value_of(metrics.HISTORY_DROPPED) == dropped + 2
     assert [each.dispatch_uid for each in sync._history] == ["d-2", "d-3", "d-4"]
 
 

@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from tests.api.auditing.conftest import AuditDatabase, OpenTrail
 from tests.api.auditing.making import NOW, make_call, make_create
+from tests.counters import value_of
 from tests.waiting import until
 
 from derops.observability import Readiness
@@ -205,7 +206,7 @@ async def test_a_record_that_the_database_refuses_holds_up_no_other(
 ) -> None:
     with psycopg.connect(postgres_database.writer, autocommit=True) as person:
         person.execute("alter table audit_event add check (name <> 'poison')")
-    before = metrics.CONFLICTS._value.get()
+    before = value_of(metrics.CONFLICTS)
     trail = open_trail(postgres_database.connect)
     await trail.start()
     names = [f"b{n}" for n in range(20)]
@@ -215,14 +216,14 @@ async def test_a_record_that_the_database_refuses_holds_up_no_other(
     await trail.close()
 
     assert {row["name"] for row in postgres_database.rows()} - {""} == set(names) - {"poison"}
-    assert metrics.CONFLICTS._value.get() - before == 1
+    assert value_of(metrics.CONFLICTS) - before == 1
     assert "it is not there" in findings(postgres_database)[0]
 
 
 async def test_somebody_elses_record_in_our_place_is_told(
     open_trail: OpenTrail, postgres_database: AuditDatabase
 ) -> None:
-    before = metrics.CONFLICTS._value.get()
+    before = value_of(metrics.CONFLICTS)
     trail = open_trail(postgres_database.connect)
     head = trail._file.head
     with psycopg.connect(postgres_database.api, autocommit=True) as thief:
@@ -236,7 +237,7 @@ async def test_somebody_elses_record_in_our_place_is_told(
     await moved(trail)
     await trail.close()
 
-    assert metrics.CONFLICTS._value.get() - before == 1
+    assert value_of(metrics.CONFLICTS) - before == 1
     assert f"chain {head.chain} seq 2: was edited" in findings(postgres_database)[0]
 
 

@@ -17,6 +17,7 @@ import pytest
 from tests.api.auditing.conftest import AuditDatabase, OpenTrail
 from tests.api.auditing.disks import small_disk
 from tests.api.auditing.making import ANNA, NOW, make_call, make_create
+from tests.counters import value_of
 from tests.waiting import until
 
 from derops.observability import Readiness
@@ -296,10 +297,10 @@ async def test_a_key_is_found_at_once_after_the_server_ended_the_connection(
 ) -> None:
     """As a restart does: whoever asks first is not told that the database is away."""
     assert await trail.find_key(ANNA, "pilot-north", "k" * 64) is None
-    failures = metrics.DATABASE_FAILURES._value.get()
+    failures = value_of(metrics.DATABASE_FAILURES)
     end_connections(postgres_database)
     trail._sink.wake()
-    await until(lambda: metrics.DATABASE_FAILURES._value.get() > failures and trail._sink.connected)
+    await until(lambda: value_of(metrics.DATABASE_FAILURES) > failures and trail._sink.connected)
 
     assert await trail.find_key(ANNA, "pilot-north", "k" * 64) is None
 
@@ -316,7 +317,7 @@ async def test_the_delay_is_that_of_what_waits_and_not_of_what_was_written_befor
 
     def measured() -> float:
         trail._measure()
-        return float(metrics.DELAY_SECONDS._value.get())
+        return value_of(metrics.DELAY_SECONDS)
 
     await trail.start()
     await until(lambda: not trail._sink.behind)

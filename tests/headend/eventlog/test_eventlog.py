@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from tests.counters import value_of
 from tests.headend.eventlog.appender import FAILED
 
 from derops.errors import LogDamagedError, SchemaTooNewError
@@ -204,7 +205,7 @@ async def test_a_log_at_its_bound_refuses_and_takes_more_once_it_was_trimmed(pat
 
 async def test_the_oldest_are_dropped_and_counted_only_where_that_was_chosen(path: Path) -> None:
     log = SqliteEventLog(path, max_bytes=4 * 1024 * 1024, drop_oldest=True)
-    before = metrics.LOG_RECORDS_DROPPED._value.get()
+    before = value_of(metrics.LOG_RECORDS_DROPPED)
     for number in range(60):
         await log.append([entry(b"%04d" % number + bytes(MAX_RECORD_BYTES // 2))])
 
@@ -213,7 +214,7 @@ async def test_the_oldest_are_dropped_and_counted_only_where_that_was_chosen(pat
 
     assert held == list(range(held[0], 60))
     assert (last, held[0] > 20, log.fill()) == (60, True, 0.0)
-    assert metrics.LOG_RECORDS_DROPPED._value.get() - before == first - 1
+    assert value_of(metrics.LOG_RECORDS_DROPPED) - before == first - 1
     log.close()
 
 

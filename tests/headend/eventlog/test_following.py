@@ -17,6 +17,7 @@ from typing import Any
 import nats
 import psycopg
 import pytest
+from tests.counters import value_of
 from tests.headend.eventlog.engines import MAX_BYTES
 from tests.headend.writing.making import T0_US, telemetry
 from tests.stack import places
@@ -327,13 +328,13 @@ async def test_a_damaged_record_is_skipped_by_its_number_only_and_its_bytes_are_
     early = skip(3)
     with Running(path, database_url) as running:
         eventually(lambda: "record 3" in running.readiness.report()[1], "word of the damage")
-        assert metrics.LOG_DAMAGED.labels("0")._value.get() == 1
+        assert value_of(metrics.LOG_DAMAGED.labels("0")) == 1
         wrong = [skip(2), skip(4)]
         assert query("select committed_offset from log_offset") == [(2,)]
         right = skip(3)
         eventually(lambda: stored(query) == (3, 0.0 + 1.0 + 3.0), "what comes after")
         eventually(lambda: running.readiness.report()[0], "readiness")
-        assert metrics.LOG_DAMAGED.labels("0")._value.get() == 0
+        assert value_of(metrics.LOG_DAMAGED.labels("0")) == 0
 
     assert (early.returncode, [each.returncode for each in wrong]) == (1, [1, 1])
     assert "the writer has come to record 0, it does not stand at 3" in early.stderr

@@ -8,6 +8,7 @@ import nats
 import nats.errors
 import pytest
 from structlog.testing import capture_logs
+from tests.counters import value_of
 from tests.headend.eventlog.engines import MAX_BYTES
 from tests.headend.eventlog.test_contract import bodies, entry
 from tests.stack.nats import NatsServer
@@ -249,7 +250,7 @@ async def test_numbers_that_the_server_gives_again_are_an_alarm(own_server: Nats
     log = await JetStreamEventLog.open(where, shards=1, max_bytes=MAX_BYTES)
     for number in range(20):
         await log.append([entry(b"%02d-" % number * 100)])
-    before = metrics.LOG_WENT_BACK._value.get()
+    before = value_of(metrics.LOG_WENT_BACK)
     await asyncio.to_thread(own_server.process.kill)
     overwrite(own_server, "1.blk", b"07-" * 100)
     await asyncio.to_thread(own_server.start)  # it cuts its file where the damage begins
@@ -258,7 +259,7 @@ async def test_numbers_that_the_server_gives_again_are_an_alarm(own_server: Nats
         await append_patiently(log, b"next")
         await append_patiently(log, b"after")
 
-    assert metrics.LOG_WENT_BACK._value.get() == before + 1
+    assert value_of(metrics.LOG_WENT_BACK) == before + 1
     (alarm,) = [event for event in events if event["event"] == "log.went_back"]
     assert (alarm["acknowledged"], alarm["last"]) == (20, 7)
     await log.close()

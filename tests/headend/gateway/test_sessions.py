@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import grpc
 import pytest
+from tests.counters import value_of
 from tests.headend.gateway.counting import clones_suspected
 from tests.headend.gateway.rig import Agent, Operator, Rig
 from tests.pki import Leaf
@@ -195,11 +196,11 @@ async def test_what_an_agent_says_at_its_end_makes_no_metric_of_its_own(
     agent = rig.agent(leaf)
     await agent.connect()
     await rig.log.connection("Connected")
-    before = metrics.ENDED_STREAMS.labels(counted)._value.get()
+    before = value_of(metrics.ENDED_STREAMS.labels(counted))
     await agent.send(agent_pb2.AgentMessage(bye=agent_pb2.Bye(reason=said)))
 
     assert (await rig.log.connection("Disconnected")).reason == said
-    assert metrics.ENDED_STREAMS.labels(counted)._value.get() == before + 1
+    assert value_of(metrics.ENDED_STREAMS.labels(counted)) == before + 1
 
 
 async def beat_without_reading(deaf: Agent) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import errors
+from tests.counters import value_of
 from tests.stack.postgres import API, PostgresServer
 
 from derops_headend.storage import metrics
@@ -242,13 +243,13 @@ def test_after_a_drop_the_chain_goes_on(
     api: psycopg.Connection, writer: psycopg.Connection
 ) -> None:
     records = store_months(api, writer)
-    before = metrics.AUDIT_PARTITIONS_DROPPED._value.get()
+    before = value_of(metrics.AUDIT_PARTITIONS_DROPPED)
 
     drop_months(writer, datetime(2026, 3, 31, tzinfo=UTC).date(), NOW)
 
     rows = api.execute("select min(seq) from audit_event where chain = 'a'").fetchone()
     assert rows == (21,)
-    assert metrics.AUDIT_PARTITIONS_DROPPED._value.get() - before == 2
+    assert value_of(metrics.AUDIT_PARTITIONS_DROPPED) - before == 2
     heads = [head_of(records[:n]) for n in (5, 10, 20, 35, 50)]
     assert findings(api, *heads) == []
     (told, again) = api.execute(

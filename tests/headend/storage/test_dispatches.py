@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.counters import value_of
 from tests.headend.storage.conftest import Query
 from tests.headend.storage.storing import NOW
 from tests.headend.writing.making import DISPATCH, T0_US, report, sources, transition
@@ -314,7 +315,7 @@ def test_the_writer_fills_it_as_upkeep(database_url: str, monkeypatch: pytest.Mo
         told = []
         for _ in range(4):
             keeper.step(NOW)
-            told.append(metrics.HISTORY_FILLING._value.get())
+            told.append(value_of(metrics.HISTORY_FILLING))
 
         assert told == [1, 1, 1, 0]
         assert is_filled(connection)

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 import psycopg
 import pytest
+from tests.counters import value_of
 from tests.headend.storage.conftest import Query
 from tests.headend.storage.storing import NOW, Sample, Store, roll_up_all, us
 from tests.headend.writing.making import sources, telemetry
@@ -33,7 +34,7 @@ def test_retention_drops_whole_days_and_nothing_that_is_to_be_rolled_up(
 ) -> None:
     for n in range(10):
         store([Sample(us(NOON - timedelta(days=n)), 1.0)])
-    before = metrics.PARTITIONS_DROPPED._value.get()
+    before = value_of(metrics.PARTITIONS_DROPPED)
 
     keeper.drop_before(KEPT)
     assert query("select count(*) from telemetry") == [(10,)]
@@ -41,7 +42,7 @@ def test_retention_drops_whole_days_and_nothing_that_is_to_be_rolled_up(
     keeper.drop_before(KEPT)
 
     assert query("select min(ts at time zone 'UTC')::date, count(*) from telemetry") == [(KEPT, 4)]
-    assert metrics.PARTITIONS_DROPPED._value.get() - before == 6
+    assert value_of(metrics.PARTITIONS_DROPPED) - before == 6
     assert query("select count(*) from telemetry_1m where samples > 0") == [(10,)]
 
 
@@ -123,11 +124,11 @@ def test_a_long_reader_puts_retention_off_and_stops_nothing_else(
     for n in (0, 5):
         store([Sample(us(NOON - timedelta(days=n)), 1.0)])
     later = NOW + timedelta(days=1, hours=12)
-    before = metrics.PUT_OFF._value.get()
+    before = value_of(metrics.PUT_OFF)
     with psycopg.connect(database_url) as backup:
         backup.execute("select from telemetry")
         keeper.step(later)
-        assert metrics.PUT_OFF._value.get() > before
+        assert value_of(metrics.PUT_OFF) > before
 
         def rolled_up() -> bool:
             keeper.step(later)  # on a busy machine one step has no time for all that is due
@@ -183,14 +184,14 @@ def test_maintenance_that_fails_does_not_keep_the_writer_from_storing(
     store([Sample(us(NOW - timedelta(hours=1)), 1.0)])
     with psycopg.connect(database_url, autocommit=True) as person:
         person.execute("alter table telemetry_1m add check (samples < 0)")
-    before = metrics.PUT_OFF._value.get()
+    before = value_of(metrics.PUT_OFF)
 
     again = WriterDatabase.connect(database_url, "log")
     again.maintain()
     Store(again, 1)([Sample(us(NOW), 2.0)])
     again.close()
 
-    assert metrics.PUT_OFF._value.get() - before == 2
+    assert value_of(metrics.PUT_OFF) - before == 2
     assert query("select count(*) from telemetry where ts >= %s", NOW) == [(1,)]
 
 
@@ -207,9 +208,9 @@ def test_the_age_of_the_oldest_due_minute_is_told(store: Store, keeper: Keeper) 
     store([Sample(us(minute), 1.0)])
 
     keeper.step(minute + timedelta(seconds=200))
-    assert metrics.ROLL_UP_DELAY_SECONDS._value.get() == 200
+    assert value_of(metrics.ROLL_UP_DELAY_SECONDS) == 200
     keeper.step(minute + timedelta(seconds=300))
-    assert metrics.ROLL_UP_DELAY_SECONDS._value.get() == 0
+    assert value_of(metrics.ROLL_UP_DELAY_SECONDS) == 0
 
 
 def test_rows_that_an_agent_can_multiply_are_deleted_with_age_in_bounded_steps(
