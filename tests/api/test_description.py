@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from tests.api.rig import ApiProcess, Tenant
+from tests.crds.manifests import asset_manifest
 from tests.stack.places import REPOSITORY
 
 DESCRIPTION = REPOSITORY / "docs" / "reference" / "openapi.json"
@@ -20,19 +21,7 @@ PROGRAM = Path(sys.executable).parent / "schemathesis"
 EXAMPLES = int(os.environ.get("DEROPS_EXAMPLES", "0"))
 PHASES = "examples,coverage,fuzzing,stateful" if EXAMPLES else "fuzzing"
 
-ASSET = {
-    "apiVersion": "derops.io/v1alpha1",
-    "kind": "DERAsset",
-    "metadata": {"name": "battery-7", "namespace": "tenant-a"},
-    "spec": {
-        "type": "Battery",
-        "ratings": {
-            "maxInjectionWatts": 10_000,
-            "maxAbsorptionWatts": 8_000,
-            "energyCapacityWattHours": 20_000,
-        },
-    },
-}
+ASSET = asset_manifest("battery-7", metadata={"namespace": "tenant-a"})
 
 CONFIG = """\
 [parameters]

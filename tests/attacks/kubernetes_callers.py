@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from tests.crds.manifests import dispatch_manifest
 from tests.stack import identities, kubeconfig
 from tests.stack.controlplane import ControlPlane
 
@@ -90,20 +91,11 @@ def created_by(manifest: Manifest) -> str:
 
 def dispatch(name: str, said: str | None = None, **spec: Any) -> Manifest:
     """Return a Dispatch, whose author claims that somebody ordered it."""
-    metadata: Manifest = {"name": name, "namespace": TENANT}
+    metadata: Manifest = {"namespace": TENANT}
     if said is not None:
         metadata["annotations"] = {ANNOTATION: said}
-    return {
-        "apiVersion": "derops.io/v1alpha1",
-        "kind": "Dispatch",
-        "metadata": metadata,
-        "spec": {
-            "assetRef": {"name": "battery"},
-            "setpoint": {"mode": "CeaseToEnergize"},
-            "durationSeconds": 5,
-            **spec,
-        },
-    }
+    given = {"setpoint": {"mode": "CeaseToEnergize"}, "durationSeconds": 5, **spec}
+    return dispatch_manifest(name, metadata=metadata, **given)
 
 
 @contextmanager

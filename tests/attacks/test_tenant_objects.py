@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tests.attacks.tenants import Tenant, certificate_request, signing_request
+from tests.crds.manifests import asset_manifest, dispatch_manifest
 from tests.e2e.acting import Pilot
 from tests.stack import ops
 from tests.stack.stack import Stack
@@ -37,29 +38,15 @@ def neighbour(stack: Stack) -> Iterator[Pilot]:
 
 
 def dispatch(name: str, **spec: Any) -> dict[str, Any]:
-    return {
-        "apiVersion": "derops.io/v1alpha1",
-        "kind": "Dispatch",
-        "metadata": {"name": name},
-        "spec": {
-            "assetRef": {"name": "battery"},
-            "setpoint": {"mode": "ActivePower", "activePowerWatts": 5000},
-            "durationSeconds": 600,
-            **spec,
-        },
-    }
+    return dispatch_manifest(name, **{"durationSeconds": 600, **spec})
 
 
 def asset(name: str, **metadata: Any) -> dict[str, Any]:
-    return {
-        "apiVersion": "derops.io/v1alpha1",
-        "kind": "DERAsset",
-        "metadata": {"name": name, "annotations": {"sim.derops.io/agent": "none"}, **metadata},
-        "spec": {
-            "type": "Load",
-            "ratings": {"maxInjectionWatts": 0, "maxAbsorptionWatts": 8000},
-        },
-    }
+    annotations = {"sim.derops.io/agent": "none"}
+    ratings = {"maxInjectionWatts": 0, "maxAbsorptionWatts": 8000}
+    return asset_manifest(
+        name, metadata={"annotations": annotations, **metadata}, type="Load", ratings=ratings
+    )
 
 
 UNTOLD = {

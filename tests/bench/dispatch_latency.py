@@ -7,6 +7,7 @@ from typing import Any
 
 import kubernetes
 from tests.bench.results import Result
+from tests.crds.manifests import dispatch_manifest
 from tests.e2e.acting import Pilot
 from tests.stack.stack import Stack
 from tests.waiting import eventually
@@ -40,18 +41,14 @@ def measure(stack: Stack) -> Iterator[Result]:
 
 
 def _dispatch(pilot: Pilot, name: str, watts: int) -> dict[str, Any]:
-    return {
-        "apiVersion": "derops.io/v1alpha1",
-        "kind": "Dispatch",
-        "metadata": {"name": name, "namespace": pilot.namespace},
-        "spec": {
-            "assetRef": {"name": "battery"},
-            "setpoint": {"mode": "ActivePower", "activePowerWatts": watts},
-            "durationSeconds": 2,
-            "startDeadlineSeconds": 60,
-            "latePolicy": "KeepDuration",
-        },
-    }
+    return dispatch_manifest(
+        name,
+        metadata={"namespace": pilot.namespace},
+        setpoint={"mode": "ActivePower", "activePowerWatts": watts},
+        durationSeconds=2,
+        startDeadlineSeconds=60,
+        latePolicy="KeepDuration",
+    )
 
 
 def _apply_and_see(api: kubernetes.client.CustomObjectsApi, pilot: Pilot, number: int) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import kubernetes
 from tests.bench.limits import resident_kibibytes
 from tests.bench.results import Result
+from tests.crds.manifests import dispatch_manifest
 from tests.e2e.acting import Pilot, battery_manifest
 from tests.stack.processes import http_ok
 from tests.stack.stack import Stack
@@ -87,20 +88,14 @@ def _create(stack: Stack, pilot: Pilot, plural: str, manifests: Sequence[dict[st
 def _dispatch(number: int) -> dict[str, Any]:
     """Return a dispatch of tomorrow; every second is beyond what its asset can do."""
     start = datetime.now(UTC) + timedelta(days=1, minutes=number % 600)
-    return {
-        "apiVersion": "derops.io/v1alpha1",
-        "kind": "Dispatch",
-        "metadata": {"name": f"dispatch-{number}"},
-        "spec": {
-            "assetRef": {"name": f"battery-{number}"},
-            "setpoint": {
-                "mode": "ActivePower",
-                "activePowerWatts": 5000 if number % 2 else 1_000_000,
-            },
-            "startTime": start.strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "durationSeconds": 600,
-        },
-    }
+    watts = 5000 if number % 2 else 1_000_000
+    return dispatch_manifest(
+        f"dispatch-{number}",
+        f"battery-{number}",
+        setpoint={"mode": "ActivePower", "activePowerWatts": watts},
+        startTime=start.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        durationSeconds=600,
+    )
 
 
 def _settle(look: Callable[[], float], *, more_than: float) -> None:

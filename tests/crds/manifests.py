@@ -37,6 +37,26 @@ DISPATCH: Manifest = {
 }
 
 
+def asset_manifest(
+    name: str, *, metadata: Mapping[str, Any] | None = None, **spec: Any
+) -> Manifest:
+    """Return a battery of 10 kW, with fields of its spec and of its metadata set otherwise."""
+    return BATTERY | {
+        "metadata": {"name": name, **(metadata or {})},
+        "spec": deepcopy(BATTERY["spec"]) | spec,
+    }
+
+
+def dispatch_manifest(
+    name: str, asset: str = "battery", *, metadata: Mapping[str, Any] | None = None, **spec: Any
+) -> Manifest:
+    """Return a dispatch of 5 kW for half an hour, with fields set otherwise."""
+    return DISPATCH | {
+        "metadata": {"name": name, **(metadata or {})},
+        "spec": deepcopy(DISPATCH["spec"]) | {"assetRef": {"name": asset}} | spec,
+    }
+
+
 def merged(base: Mapping[str, Any], patch: Mapping[str, Any]) -> Manifest:
     """Return a copy of ``base`` with a JSON merge patch applied; None takes a field away."""
     result = deepcopy(dict(base))

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 import psycopg
+from tests.crds.manifests import asset_manifest, dispatch_manifest
 from tests.stack import fleet
 from tests.stack.stack import Stack
 from tests.waiting import PATIENCE_SECONDS, Starved, eventually
@@ -75,21 +76,7 @@ class Namespace(ABC):
 
     def dispatch(self, name: str, asset: str = "battery", **spec: Any) -> None:
         """Apply a dispatch of 5 kW for 5 s, or of what ``spec`` says; see ``lenient``."""
-        self.apply(
-            {
-                "apiVersion": "derops.io/v1alpha1",
-                "kind": "Dispatch",
-                "metadata": {"name": name},
-                "spec": lenient(
-                    {
-                        "assetRef": {"name": asset},
-                        "setpoint": {"mode": "ActivePower", "activePowerWatts": 5000},
-                        "durationSeconds": 5,
-                        **spec,
-                    }
-                ),
-            }
-        )
+        self.apply(dispatch_manifest(name, asset, **lenient({"durationSeconds": 5, **spec})))
 
     def cancel(self, name: str) -> None:
         self.cluster.kubectl(
@@ -188,23 +175,13 @@ class Pilot(Namespace):
 def battery_manifest(name: str, *, with_agent: bool = True, **spec: Any) -> dict[str, Any]:
     """Return a 10 kW battery; without an agent where it is to stay offline."""
     annotations = {} if with_agent else {fleet.ANNOTATION: "none"}
-    return {
-        "apiVersion": "derops.io/v1alpha1",
-        "kind": "DERAsset",
-        "metadata": {"name": name, "annotations": annotations},
-        "spec": {
-            "type": "Battery",
-            "ratings": {
-                "maxInjectionWatts": 10000,
-                "maxAbsorptionWatts": 8000,
-                "energyCapacityWattHours": 20000,
-            },
-            "limits": {"maxInjectionWatts": 8000, "maxDispatchDurationSeconds": 3600},
-            "fallback": {"activePowerWatts": 0},
-            "telemetry": {"intervalSeconds": 1},
-            **spec,
-        },
+    given = {
+        "limits": {"maxInjectionWatts": 8000, "maxDispatchDurationSeconds": 3600},
+        "fallback": {"activePowerWatts": 0},
+        "telemetry": {"intervalSeconds": 1},
+        **spec,
     }
+    return asset_manifest(name, metadata={"annotations": annotations}, **given)
 
 
 def instant(offset_seconds: float) -> str:

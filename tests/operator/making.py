@@ -1,7 +1,10 @@
 """Resources, reports and views as tests want them: a plain default, and what is different."""
 
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
+
+from tests.crds.manifests import BATTERY, DISPATCH
 
 from derops.lifecycle import Phase
 from derops.schedules import SECOND_US
@@ -50,12 +53,7 @@ def asset(
         {
             "metadata": metadata(name, **fields),
             "spec": {
-                "type": "Battery",
-                "ratings": {
-                    "maxInjectionWatts": 10000,
-                    "maxAbsorptionWatts": 8000,
-                    "energyCapacityWattHours": 20000,
-                },
+                **deepcopy(BATTERY["spec"]),
                 "limits": {"maxInjectionWatts": 8000, "maxDispatchDurationSeconds": 3600},
                 **spec,
             },
@@ -84,8 +82,8 @@ def dispatch(
         {
             "metadata": metadata(name, **fields),
             "spec": {
+                **deepcopy(DISPATCH["spec"]),
                 "assetRef": {"name": "battery"},
-                "setpoint": {"mode": "ActivePower", "activePowerWatts": 5000},
                 "startTime": format_second(T0),
                 "durationSeconds": 100,
                 **spec,

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import copy
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kubernetes.aio.client.exceptions import ApiException
 from prometheus_client import REGISTRY
+from tests.crds.manifests import BATTERY, DISPATCH
 from tests.operator.certifying import CERT_MANAGER, URI, certificate_pem, csr
 from tests.operator.hostile import HostileKube, key_of, operator
 from tests.operator.making import T0, metadata
@@ -36,14 +38,7 @@ ACTIVE = {"phase": "Active", "reason": "Applied", "message": "", "observedGenera
 def asset(name: str = "battery", **status: Any) -> Manifest:
     return {
         "metadata": metadata(name, finalizers=[FINALIZER], labels={"a": "b"}),
-        "spec": {
-            "type": "Battery",
-            "ratings": {
-                "maxInjectionWatts": 10000,
-                "maxAbsorptionWatts": 8000,
-                "energyCapacityWattHours": 20000,
-            },
-        },
+        "spec": deepcopy(BATTERY["spec"]),
         "status": {
             "observedGeneration": 1,
             "identity": {
@@ -78,8 +73,8 @@ def dispatch(name: str = "peak", asset_name: str = "battery", **status: Any) -> 
     return {
         "metadata": metadata(name, finalizers=[FINALIZER]),
         "spec": {
+            **deepcopy(DISPATCH["spec"]),
             "assetRef": {"name": asset_name},
-            "setpoint": {"mode": "ActivePower", "activePowerWatts": 5000},
             "startTime": "2036-01-01T00:00:00Z",
             "durationSeconds": 600,
         },
