@@ -1,6 +1,6 @@
 # Every target does all its own set-up; a second run starts from caches.
 .DEFAULT_GOAL := help
-.PHONY: help setup parts lint generate install-yaml test e2e cluster-smoke cluster-test soak faults powerloss kills histories fuzz bench images images-test test-images demo up down status cluster clean
+.PHONY: help setup parts format lint check generate install-yaml test e2e cluster-smoke cluster-test soak faults powerloss kills histories fuzz bench images images-test test-images demo up down status cluster clean
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/derops
 TOOLS := $(CACHE)/tools
@@ -19,11 +19,18 @@ setup: .venv/.complete  ## Install what the other targets need, into .venv
 parts: setup  ## Have the real parts that tests use: found, or made once
 	@$(PYTHON) -m tests.stack.parts
 
+format: setup  ## Mend style where that can be done by itself
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
 lint: setup  ## Check style, types and the direction of imports
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+check: lint  ## Check style, and run the tests that need no real part: no API server, no database, nothing built
+	DEROPS_WITHOUT_PARTS=1 .venv/bin/pytest -n 2 --dist loadfile -rfE
 
 generate: setup  ## Generate the wire format's Python code, the schema of profiles, the API's description and page, and what the chart copies
 	$(PYTHON) -m grpc_tools.protoc -I headend --python_out=headend --pyi_out=headend \

@@ -116,6 +116,7 @@ def test_of_a_daemons_log_the_reason_is_told() -> None:
 
 
 def test_where_the_docker_that_was_named_does_not_answer_the_exit_code_is_3(tmp_path: Path) -> None:
+    places.skip_without_parts()
     environment = os.environ | {"DOCKER_HOST": f"unix://{tmp_path}/none.sock"}
     environment.pop("KUBECONFIG", None)
 

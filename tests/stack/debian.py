@@ -23,6 +23,7 @@ def find_program(name: str, package: str, path: str) -> Path:
     Raises:
         StackError: It is not there, and cannot be had; the message has what was said.
     """
+    places.skip_without_parts()
     if on_path := shutil.which(name):
         return Path(on_path)
     folder = places.cache() / package

@@ -73,6 +73,7 @@ def _fetch(scratch: Path) -> None:
 
 
 def _module(module: str) -> Path:
+    places.skip_without_parts()
     answer = json.loads(_go("mod", "download", "-json", module, cwd=Path("/")))
     return Path(answer["Dir"])
 

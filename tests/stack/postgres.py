@@ -211,6 +211,7 @@ class PostgresServer:
 
 def find_installation() -> Installation:
     """Return the PostgreSQL of this machine: on PATH, in Debian's place, or installed now."""
+    places.skip_without_parts()
     return Installation(programs=_find_programs(), user=_unprivileged_user())
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.stack.places import REPOSITORY
+from tests.stack.places import REPOSITORY, skip_without_parts
 from tests.waiting import eventually
 
 
 def run(command: str, state: Path) -> subprocess.CompletedProcess[str]:
+    skip_without_parts()
     return subprocess.run(
         [sys.executable, "-m", "tests.stack", command, "--state", str(state)],
         cwd=REPOSITORY,
