@@ -1,1 +1,1 @@
-"""The headend: gateway and writer, two processes of one package."""
+"""The headend: gateway, writer and API, three programs of one package."""

@@ -19,15 +19,15 @@ Settle = Callable[[BaseException | None], object]
 class GroupCommit(Generic[Item]):
     """Writes items in the order they came, in groups of bounded size.
 
-    A write that fails is made again until it succeeds: a full disk is waited for, and what waits
-    keeps its order.
+    A write that fails is tried again until it succeeds. So it waits for a full disk, and items keep
+    their order.
 
     Args:
         write: Returns when a group is durable.
         size: Weight of one item.
         most: Bound on the weight of a group.
         observe: Is given the seconds of each write.
-        on_failure: Is told why writes fail now, and an empty text when they do no more.
+        on_failure: Gets why writes fail now, and an empty text once they succeed again.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class GroupCommit(Generic[Item]):
                 raise
 
     def close(self) -> None:
-        """Let run return once all is written; what fails from now on is not tried again."""
+        """Let ``run`` return once all is written; a write that fails then is not tried again."""
         self._closing.set()
         self._work.set()
 

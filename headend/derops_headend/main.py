@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def make_parser() -> Parser:
-    """Return what knows the programs; each sets ``do``, which is given the arguments."""
+    """Return the parser of all programs; each sets ``do``, which gets the arguments."""
     parser = Parser(
         prog="derops-headend",
         description="What lies between the operator, the agents and the database.",

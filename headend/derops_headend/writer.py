@@ -1,7 +1,7 @@
 """The writer: follows the event log into the database, exactly once, and outlives both.
 
-What is in the database and how far it has come are one transaction, so a writer that dies, or
-never hears whether its commit counted, goes on where the database says it is.
+Rows and the offset that is reached are one transaction. So a writer that dies, or never hears
+whether its commit counted, goes on where the database says.
 """
 
 import sqlite3
@@ -38,7 +38,7 @@ TRIM_SECONDS = 1.0
 MAINTAIN_SECONDS = 1.0
 STAND_BY_POLL_SECONDS = 0.5
 TAKE_OVER_SECONDS = 5.0
-"""The other writer has stored nothing for so long, though there is something to store."""
+"""How long another writer may store nothing, though there is something to store."""
 
 LOG, DATABASE = "event log", "database"
 _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.1, 5.0
@@ -75,7 +75,7 @@ class Store(Protocol):
 
 
 class _MissingError(Exception):
-    """What the writer needs is not there now."""
+    """Something that the writer needs is not there now."""
 
     def __init__(self, part: str, error: Exception) -> None:
         first = str(error).strip().partition("\n")[0] or type(error).__name__

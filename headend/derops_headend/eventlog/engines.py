@@ -1,4 +1,4 @@
-"""Which engine keeps the event log, and who follows which part: settings of gateway and writer."""
+"""Settings of gateway and writer: the engine of the event log, and the shards to follow."""
 
 from typing import Annotated
 

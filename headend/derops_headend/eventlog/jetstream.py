@@ -1,8 +1,8 @@
 """The event log in NATS JetStream: several gateways append, one writer a shard reads.
 
 Each shard is a stream of its own, and each record one message. An asset stays in its shard, so its
-entries keep their order. What makes an acknowledgement durable is the server's setting
-``sync_interval: always``, which no client can see: it is in the documentation.
+entries keep their order. The server's setting ``sync_interval: always`` makes an acknowledgement
+durable. No client can see it, so the documentation asks for it.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ Answer = TypeVar("Answer")
 
 
 class _IdTakenError(LogUnavailableError):
-    """A message with the id of this one is in the stream already, and it is another one."""
+    """Another message with the same id is in the stream already."""
 
 
 class _Message(NamedTuple):
@@ -76,7 +76,7 @@ _Place = tuple[int, int, bytes]
 
 
 def _place(message: _Message) -> _Place:
-    """Return what a message is known by when its append is tried again."""
+    """Return what identifies a message when its append is tried again."""
     return message.shard, message.number, hashlib.sha256(message.body).digest()
 
 
@@ -143,8 +143,8 @@ class JetStreamEventLog:
     async def append(self, entries: Sequence[log_pb2.LogEntry]) -> None:
         """Append; return once all of it is acknowledged by the server.
 
-        What failed may be in the log all the same. Appending the same again within ten minutes
-        does not store it twice.
+        An append that failed may have stored its entries all the same. The same append within ten
+        minutes does not store them twice.
 
         Raises:
             LogFullError: A stream is at its bound.
@@ -152,7 +152,7 @@ class JetStreamEventLog:
         """
         if not entries:
             raise ValueError("nothing to append")
-        async with self._appending:  # what comes later must not overtake what is tried again
+        async with self._appending:  # later records must not overtake those that are tried again
             messages: list[_Message] = []
             try:
                 async with asyncio.TaskGroup() as tasks:
@@ -237,7 +237,7 @@ class JetStreamEventLog:
             self._note_place(name, answer.seq)
 
     def _note_place(self, name: str, sequence: int) -> None:
-        """Alarm where a number that was acknowledged is given again: its record is gone."""
+        """Alarm where the server gives an acknowledged offset again: the record there is lost."""
         highest = self._highest.get(name, 0)
         if sequence <= highest:
             metrics.LOG_WENT_BACK.inc()
@@ -343,7 +343,7 @@ class JetStreamLogReader:
         return self._run(self._guard(self._stream.stream_info(self._name)))
 
     async def _fetch(self, offsets: Sequence[int]) -> list[tuple[int, RawStreamMsg | None]]:
-        """Return the messages that are, or should be, there: None is one that cannot be read."""
+        """Return the messages that should be there; None stands for one that cannot be read."""
         messages = await asyncio.gather(*map(self._fetch_one, offsets))
         found = list(zip(offsets, messages, strict=True))
         if None in messages:

@@ -7,7 +7,7 @@ from derops.errors import DeropsError
 from derops.wire.v1 import log_pb2
 
 MAX_READ_RECORDS = 1000
-"""A writer that is behind reads so many at once: their bytes are bounded too."""
+"""The most records of one read; their bytes are bounded too."""
 
 
 class LogMissingError(DeropsError):
@@ -19,7 +19,7 @@ class LogUnavailableError(DeropsError):
 
 
 class LogMismatchError(DeropsError):
-    """The log is not what the settings say, or its engine is too old: to wait is no use."""
+    """The log is not what the settings say, or its engine is too old; waiting does not help."""
 
 
 class LogFullError(DeropsError):
@@ -34,7 +34,7 @@ class StoredRecord(NamedTuple):
 
 
 class LogReader(Protocol):
-    """What a writer needs of the log: it reads, and says what nobody needs any more."""
+    """What a writer needs of the log: it reads records, and trims those that nobody needs."""
 
     @property
     def log_id(self) -> str:
@@ -46,7 +46,7 @@ class LogReader(Protocol):
     def read(self, after: int, limit: int = MAX_READ_RECORDS) -> list[StoredRecord]:
         """Return up to ``limit`` records after an offset, in order, about 1 MiB at most. Blocks.
 
-        Nothing comes back only where the log has nothing after the offset.
+        The list is empty only if the log has nothing after the offset.
 
         Raises:
             LogDamagedError: The next record cannot be read, or does not match its checksum.
@@ -67,13 +67,13 @@ class LogReader(Protocol):
         """
 
     def close(self) -> None:
-        """Give the log back; what was accepted is durable then."""
+        """Close the log; make durable what was accepted."""
 
 
 class EventLog(Protocol):
-    """Where a gateway puts what arrived. Offsets begin at 1 and rise by 1; none is used twice.
+    """Where a gateway stores what arrives. Offsets begin at 1 and rise by 1; none is used twice.
 
-    What an append returned for is durable: it outlives ``kill -9`` and loss of power.
+    Entries are durable once their append returns: they outlive ``kill -9`` and loss of power.
     """
 
     async def append(self, entries: Sequence[log_pb2.LogEntry]) -> None:

@@ -1,10 +1,10 @@
 """The event log in one SQLite file: the gateway appends, the writer beside it reads and trims.
 
-WAL, synchronous=FULL and pages of 16 KiB: measured, larger pages write more beside a record, and
-smaller ones cost more processor time.
+The file has a WAL, synchronous=FULL and pages of 16 KiB. As measured, larger pages write more
+beside a record, and smaller ones cost more processor time.
 
-The bound is on what the records take. The file gives its space back once most of it is free; until
-then it keeps it for the next outage, since to move records costs as much as to write them.
+The bound is on the bytes of the records. Moving records costs as much as writing them, so the file
+gives space back only once most of it is free, and keeps it for the next outage until then.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ MAX_READ_BYTES = 1024 * 1024
 MAX_COMMIT_BYTES = 4 * 1024 * 1024
 DEFAULT_MAX_BYTES = 8 * 1024**3
 _DROPPED_SHARE = 50
-"""Of the records, one in so many is dropped at a time."""
+"""The part of the records that is dropped at a time, as one in so many."""
 
 PRAGMAS = (
     "page_size = 16384",
@@ -100,7 +100,7 @@ class SqliteLogReader:
         try:
             if read_version(self._connection, path, SCHEMA_VERSION) == 0:
                 raise LogMissingError(f"{path} is empty; {_MAKER}")
-            # What a crash undoes of a trim is trimmed again; the appender's own commits are FULL.
+            # A trim that a crash undoes is made again; the appender's own commits are FULL.
             self._connection.execute("PRAGMA synchronous = NORMAL")
             (self._log_id,) = self._connection.execute("SELECT log_id FROM meta").fetchone()
         except BaseException:
@@ -160,7 +160,7 @@ class SqliteLogReader:
     def trim(self, through: int) -> None:
         """Forget the oldest records up to an offset, a bounded step of them; the last of all stays.
 
-        What the file has too much of goes back to the disk.
+        Space that the file no longer needs goes back to the disk.
         """
         with self._lock:
             self._connection.execute(_TRIM, (through,))
@@ -182,7 +182,8 @@ class SqliteLogReader:
         return pages - free, free, size
 
     def _decode(self, last: int, offset: int, checksum: object, body: object) -> StoredRecord:
-        # In a damaged file rows lead back, and columns are of any type, whatever the schema says.
+        # In a damaged file offsets may run backwards, and columns have any type, whatever the
+        # schema.
         if offset > last and isinstance(body, bytes) and checksum == _checksum(offset, body):
             try:
                 return StoredRecord(offset, log_pb2.LogRecord.FromString(body))
@@ -240,7 +241,7 @@ class SqliteEventLog(SqliteLogReader):
     def fill(self) -> float:
         """Return the share of the bound that records take; 0 where the oldest are dropped."""
         if not self._drop_oldest and time.monotonic() - self._measured_at > _MEASURE_SECONDS:
-            with suppress(sqlite3.Error):  # a disk that fails: what is known is as good
+            with suppress(sqlite3.Error):  # a disk that fails: the last known value is as good
                 self._fill = self._measure()
             self._measured_at = time.monotonic()
         return self._fill

@@ -1,4 +1,4 @@
-"""``derops-headend audit``: whether the audit is what was written down, and all of it as a file."""
+"""``derops-headend audit``: verify that the audit is as it was recorded, and export all of it."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ from derops_headend.storage.url import check_url
 
 _CONNECT_SECONDS = 5
 MOST_FINDINGS = 1000
-"""That are printed; the others are counted."""
+"""The most findings that are printed; the others are counted."""
 
 
 def add_arguments(verifying: argparse.ArgumentParser, exporting: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def add_arguments(verifying: argparse.ArgumentParser, exporting: argparse.Argume
 
 
 def verify_all(arguments: argparse.Namespace) -> None:
-    """Say what is not as it was written down; exit code 1 = something, 2 = it cannot be known."""
+    """Print what differs from what was recorded; exit code 1 = something does, 2 = not known."""
     heads = _read_heads(arguments.heads) if arguments.heads else []
     sys.exit(_ask(lambda connection: _verify(connection, heads)))
 

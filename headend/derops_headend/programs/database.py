@@ -1,4 +1,4 @@
-"""``derops-headend database``: what an administrator of the database is asked for."""
+"""``derops-headend database``: what an administrator of the database has to provide."""
 
 import sys
 

@@ -61,7 +61,7 @@ async def _serve() -> None:
         max_agent_connections=settings.max_agent_connections,
     )
     for files in (options.agent_files, options.control_files):
-        files.read()  # what is wrong with them is said before anything else begins
+        files.read()  # a wrong one is reported before anything else begins
     readiness = Readiness()
     gateway: Gateway | None = None
     async with AsyncExitStack() as opened:
@@ -93,7 +93,7 @@ async def _serve() -> None:
             return
         gateway = Gateway(options, store=store, log=log, readiness=readiness)
         await gateway.start()
-        # What is here now stays: to look through it for garbage would make turns of the loop late.
+        # Objects of the start stay: looking through them for garbage would delay the event loop.
         gc.freeze()
         await stopping.wait()
         await gateway.stop()

@@ -1,6 +1,6 @@
 """``derops-headend history``: what became of dispatches, for people and programs.
 
-With ``check`` whether its rows are what the events say.
+With ``check``, it tells whether the rows are what the events say.
 """
 
 import argparse

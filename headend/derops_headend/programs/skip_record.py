@@ -1,4 +1,4 @@
-"""``derops-headend skip-record``: the repair after a damaged record, asked for by its number."""
+"""``derops-headend skip-record``: moves a writer past the damaged record that stops it."""
 
 import sqlite3
 import sys

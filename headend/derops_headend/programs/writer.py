@@ -37,11 +37,11 @@ from derops_headend.writer import LOG, Writer
 
 STOP_SECONDS = 3.0
 FEWEST_AUDIT_DAYS = 92
-"""A chain that rests for 30 days ends, so that the drop of its beginning is told for longer."""
+"""A chain that rests for 30 days ends; the record of its dropped beginning is kept for longer."""
 
 
 def _long_enough(days: int) -> int:
-    """Return days for which drops of the audit are told until no chain needs it any more."""
+    """Return days that keep records of a drop until no chain needs them any more."""
     if 0 < days < FEWEST_AUDIT_DAYS:
         raise ValueError(f"is shorter than {FEWEST_AUDIT_DAYS} days; 0 = for ever")
     return days
@@ -82,13 +82,13 @@ class ShardWriters:
         self.refusal: SchemaTooNewError | SettingError | None = None
         """Why the program cannot run as it was started."""
         self.crashed = False
-        # Not waited for longer than a clean end may take: what is not committed is undone.
+        # A clean end takes no longer than this; what is not committed is undone.
         self.thread = threading.Thread(
             target=self._guard, args=(self._run,), name="writer", daemon=True
         )
 
     def _guard(self, work: Callable[[], None]) -> None:
-        """Do ``work``; the end of it is the end of the program."""
+        """Do ``work``; when it ends, the program ends."""
         try:
             work()
         except LogMismatchError as error:

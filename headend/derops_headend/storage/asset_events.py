@@ -1,7 +1,7 @@
 """What is told of one asset beside its samples: gaps, connections, measurements, setpoints.
 
-Each function takes a connection with a transaction. A page begins after the last row of the one
-before, which is told by that row's place: what comes in between shifts nothing.
+Each function takes a connection with a transaction. A page begins after the place of the last row
+of the page before, so that rows which come in meanwhile shift nothing.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from derops_headend.storage.newest import AssetKey
 
 MOST_SETPOINTS = 500
 LONGEST_AGO = timedelta(days=400)
-"""A setpoint that was ordered longer before a time than this is not looked for in it."""
+"""How long before a time a setpoint may have been ordered to be looked for in it."""
 
 
 class Gap(NamedTuple):
@@ -217,7 +217,7 @@ def list_setpoints(
 
 
 def dropped_before(connection: psycopg.Connection) -> datetime | None:
-    """Return when the samples begin that retention left; None = it never was."""
+    """Return when the samples that retention left begin; None = there was no retention yet."""
     row = connection.execute(
         "select dropped_before from retention where dropped_before > '-infinity'"
     ).fetchone()

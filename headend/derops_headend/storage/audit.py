@@ -16,7 +16,7 @@ MOST_ROWS, MOST_PAGE_BYTES = 500, 2 * 1024**2
 """Of one page."""
 
 MOST_BODY, _MOST_CHAIN = 65_536, 200
-"""Bytes and characters: whoever may add records may add such of any size. Ours are shorter."""
+"""Bytes and characters. Whoever may add records may add longer ones; ours are shorter."""
 
 COLUMNS: dict[str, LiteralString] = {
     "chain": "text",
@@ -70,7 +70,7 @@ def row_of(record: ChainedRecord) -> tuple[Any, ...]:
 
 
 def store(connection: psycopg.Connection, records: Sequence[ChainedRecord]) -> int:
-    """Add records that may be there already; return how many others are in their place.
+    """Add records that may be there already; return how many places another record has.
 
     Args:
         connection: Of a role that may insert and select, in autocommit mode.
@@ -117,7 +117,7 @@ def is_announced_often(
     since: datetime,
     most: int,
 ) -> bool:
-    """Tell whether an Idempotency-Key was announced so often, whatever became of it."""
+    """Tell whether an Idempotency-Key was announced at least so often, whatever became of it."""
     text = f"select from audit_event announced where {_OF_A_KEY} offset %s limit 1"
     row = connection.execute(
         text.encode(),
@@ -175,7 +175,7 @@ class Mark(NamedTuple):
 
 
 _IS_TIME: LiteralString = "at between '0001-01-02Z' and '9999-12-30Z'"
-"""Other rows are none of ours, and say when in a way that no client can read."""
+"""Other rows are not ours: no client could read their instant."""
 
 _RESTRICTIONS: dict[str, LiteralString] = {
     "namespace": "namespace = %(namespace)s",

@@ -1,4 +1,4 @@
-"""Months of the audit: made ahead, and dropped at the end of their retention, which is told."""
+"""Months of the audit: partitions are made ahead, and dropped with a record at their end."""
 
 import json
 import secrets
@@ -15,10 +15,10 @@ from derops_headend.storage.audit import store
 from derops_headend.storage.chain import ChainedRecord, Head, begin, link
 
 RETENTION = "retention/"
-"""What the name of the chain begins with in which drops are told."""
+"""Prefix of the name of the chain that records drops."""
 
 DROPPED = "Dropped"
-"""Stage of a record that tells one."""
+"""Stage of a record of a drop."""
 
 AHEAD_MONTHS = 2
 _LAST_SEQ = 2**62
@@ -42,7 +42,7 @@ _RANGES = """
 
 
 def prepare_months(connection: psycopg.Connection, now: datetime) -> None:
-    """Make the partitions of this month and of those to come that are not there."""
+    """Make the missing partitions of this month and of those to come."""
     month = now.astimezone(UTC).date().replace(day=1)
     for _ in range(AHEAD_MONTHS + 1):
         connection.execute("select ensure_audit_month(%s)", (month,))
@@ -50,7 +50,7 @@ def prepare_months(connection: psycopg.Connection, now: datetime) -> None:
 
 
 def drop_months(connection: psycopg.Connection, before: date, now: datetime) -> None:
-    """Drop the months of which all is older than a day (UTC), and tell it in the audit.
+    """Drop the months that are wholly older than a day (UTC), and record it in the audit.
 
     Args:
         connection: Of the role that owns the audit, in autocommit mode.
@@ -81,7 +81,7 @@ def _is_over(connection: psycopg.Connection, partition: str, before: date) -> bo
     if partition != _OTHERS:
         month = datetime.strptime(partition[-6:], "%Y%m").replace(tzinfo=UTC).date()
         return (month + timedelta(days=32)).replace(day=1) <= before
-    # Compared there: whoever may add a record may say a year that Python does not know.
+    # Compared in the database: a record may have a year that Python does not know.
     row = connection.execute(
         "select max(at) < %s from audit_event_other",
         (datetime(*before.timetuple()[:3], tzinfo=UTC),),
@@ -128,13 +128,13 @@ def _tell(
 
 
 def _head(connection: psycopg.Connection, at: datetime) -> Head:
-    """Return the end of the chain in which drops are told."""
+    """Return the head of the chain that records drops."""
     row = connection.execute(
         "select chain, seq, hash from audit_event where starts_with(chain, %s) "
         "and chain >= %s order by chain desc, seq desc limit 1",
         (RETENTION, RETENTION),
     ).fetchone()
-    # Who may add records could add one behind which there is no number left.
+    # Whoever may add records could add one with the last number that there is.
     if row and row[1] < _LAST_SEQ:
         return Head(*row)
     return begin(f"{RETENTION}{at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}")

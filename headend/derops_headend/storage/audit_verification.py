@@ -1,4 +1,4 @@
-"""Whether the audit in the database is what was written down: every record, in its place."""
+"""Verifies that the audit in the database is as it was recorded: every record, in its place."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,7 +28,7 @@ _ALL = (
 
 
 class Finding(NamedTuple):
-    """What is not as it was written down."""
+    """A place in a chain where the audit is not as it was written down."""
 
     chain: str
     seq: int
@@ -39,7 +39,7 @@ class Finding(NamedTuple):
 
 
 class Dropped(NamedTuple):
-    """Records of a chain that went at the end of their retention, as the writer told."""
+    """Records of a chain that the writer dropped at the end of their retention, as it recorded."""
 
     first: int
     last: int
@@ -75,11 +75,11 @@ def verify(
     heads: Iterable[Head] = (),
     tally: VerificationCount | None = None,
 ) -> Iterator[Finding]:
-    """Yield what is not as it was written down; nothing = all is.
+    """Yield what is not as it was written down; nothing = all is well.
 
     Args:
         connection: In autocommit mode; one moment of the database is looked at.
-        heads: That were told of chains, and kept where nobody who can write here can.
+        heads: Of chains, kept where nobody who can write to the database can write.
         tally: Is given what was looked at.
     """
     tally = tally or VerificationCount()

@@ -1,6 +1,6 @@
 """How records of the audit hang together: each holds the hash of the one before it.
 
-What is hashed is the text of a record, byte for byte; so it is kept as it is, and never made anew.
+The hash is of a record's text, byte for byte. So the text is kept as it is, and never made anew.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 NOTHING = "0" * 64
-"""What the first record of a chain has as the hash of the one before."""
+"""The hash before the first record of a chain."""
 
 _HASH = 64
 
@@ -31,7 +31,7 @@ class ChainedRecord(NamedTuple):
     hash: str
     at: datetime
     body: str
-    """JSON; exactly what the hash is of."""
+    """JSON; exactly the text that was hashed."""
 
 
 def begin(chain: str) -> Head:

@@ -1,4 +1,4 @@
-"""What the log holds goes into the database, together with how far that is."""
+"""Stores what the log holds, in one transaction with the offset that is reached."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -145,7 +145,7 @@ class WriterDatabase:
             tcp_user_timeout=30_000,
         )
         try:
-            # A writer that vanished must not hold its offset's lock for long.
+            # A writer that vanished must not hold the lock of its offset for long.
             connection.execute("set idle_in_transaction_session_timeout = '60s'")
             migrate(connection)
             connection.execute(f"set statement_timeout = {STATEMENT_MILLISECONDS}")

@@ -1,6 +1,6 @@
-"""The table ``dispatch``: filled with what was there before it, and compared with the events.
+"""The table ``dispatch``: filled for dispatches from before it, and compared with the events.
 
-Its rows follow the events by triggers (migration 8), whoever writes these; nothing else writes it.
+Triggers (migration 8) derive its rows from the events; nothing else writes it.
 """
 
 from collections.abc import Iterable
@@ -13,8 +13,8 @@ AT_ONCE = 500
 """Dispatches of one step: some 50 ms."""
 
 MOST_STEPS = 1000
-"""Of one dispatch, from when on an agent's word on it is not stored: some ten are usual. Its row is
-derived from all of them, each time that one comes."""
+"""Of one dispatch; beyond, no report of an agent about it is stored. Some ten are usual. Its row is
+derived from all of them each time that one comes."""
 
 _LOCK_MILLISECONDS = 100
 """A step that meets a writer gives way, long before the server looks for a deadlock (1 s)."""
@@ -82,7 +82,7 @@ def is_filled(connection: psycopg.Connection) -> bool:
 def find_full(
     connection: psycopg.Connection, keys: Iterable[tuple[str, str]]
 ) -> set[tuple[str, str]]:
-    """Return those, by uid and subject, that have as many steps as an agent may tell of."""
+    """Return the dispatches, by uid and subject, that have as many steps as an agent may report."""
     uids, subjects = zip(*keys, strict=True)
     rows = connection.execute(
         "select dispatch_uid, subject from dispatch "

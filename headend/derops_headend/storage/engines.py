@@ -39,7 +39,7 @@ class Engine(Protocol):
         """Look anew what there is: somebody else changed it."""
 
     def drop_before(self, connection: psycopg.Connection, day: date) -> int:
-        """Drop what is all older than ``day``; return how many days of telemetry went."""
+        """Drop chunks or partitions older than ``day``; return how many days of telemetry went."""
 
 
 def add_timescale(connection: psycopg.Connection) -> None:

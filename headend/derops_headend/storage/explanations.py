@@ -1,4 +1,4 @@
-"""What to do about it when PostgreSQL does not do what it was asked: for people, in one line."""
+"""What people can do when PostgreSQL refuses or fails, in one line."""
 
 import re
 

@@ -1,8 +1,8 @@
 """What became of dispatches: was it applied, when, for how long, and why did it end as it did.
 
 Reads ``dispatch_summary``, which is the table ``dispatch``, and the steps in ``dispatch_event``;
-another asset's word about a dispatch is no part of them. While the dispatches from before that
-table have no rows yet, it reads the view ``dispatch_history``: as true, and slower.
+what another asset's agent says about a dispatch is left out. While the dispatches from before that
+table have no rows yet, it reads the view ``dispatch_history``: the same answers, slower.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class DispatchPosition(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dispatched:
-    """One dispatch. Times of the device's doings are by the agent's clock."""
+    """One dispatch. Times of what the device did are by the agent's clock."""
 
     dispatch_uid: str
     namespace: str
@@ -61,7 +61,7 @@ class Dispatched:
     planned_start_at: datetime | None
     planned_end_at: datetime | None
     interruptions: int
-    """Times that holding it was cut short and taken up again."""
+    """How often the setpoint was interrupted and taken up again."""
 
     clamped_by: str
     """The limit that ``applied_watts`` was cut to; empty = none."""
@@ -233,5 +233,5 @@ def _where(wanted: DispatchFilter) -> tuple[str, dict[str, Any]]:
 
 
 def lines_of(connection: psycopg.Connection) -> LiteralString:
-    """Return the view that has a line for each dispatch, and has it soonest."""
+    """Return the view with a line for each dispatch; of two, the faster one."""
     return "dispatch_summary" if is_filled(connection) else "dispatch_history"

@@ -142,7 +142,7 @@ def note_missing(connection: psycopg.Connection, log_id: str, first: int, last: 
 
 
 def _turns(events: Sequence[EventRow], subjects: Sequence[str]) -> list[list[EventRow]]:
-    """Return the steps in as few parts as can be, none of which has one step twice.
+    """Return the steps in as few parts as possible; no part has one step twice.
 
     A part is one statement, and a dispatch's row is derived once for each statement.
     """

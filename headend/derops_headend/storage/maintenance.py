@@ -1,7 +1,7 @@
 """What keeps the database in order while the writer runs: partitions, roll-ups, retention, history.
 
-None of it may hold up what comes in: where it fails, because somebody holds a lock (a backup, a
-long query) or for any other reason, it is put off and tried again.
+No work of it may hold up the writer. Work that fails, because a backup or a long query holds a lock
+or for any other reason, is put off and tried again.
 """
 
 import time
@@ -20,13 +20,13 @@ from derops_headend.storage.minutes import HOLD_SECONDS
 from derops_headend.storage.roll_ups import oldest_due, roll_up
 
 STATEMENT_MILLISECONDS = 60_000
-"""What takes longer waits for a lock that somebody forgot, or for a sick disk."""
+"""A statement that takes longer waits for a forgotten lock, or for a sick disk."""
 
 ROLL_UP_MINUTES = 500
 _FEWEST_MINUTES = 20
 
 _LIMITS = {"lock_timeout": (1000, 0), "statement_timeout": (10_000, STATEMENT_MILLISECONDS)}
-"""Milliseconds in maintenance and outside: who waits for a table's lock makes others wait too."""
+"""How long to wait for a lock, in ms, in maintenance and outside: whoever waits blocks others."""
 
 DELETED_AT_ONCE = 5000
 _AGED = {"connection_event": "at", "telemetry_gap": "received_at", "quarantine": "at"}
@@ -66,7 +66,7 @@ class Keeper:
         self._log = structlog.get_logger("storage")
 
     def step(self, now: datetime) -> None:
-        """Roll up what is due, a part of it, and so with history from before there were its rows.
+        """Roll up a part of what is due, and give rows to a part of the dispatches without one.
 
         Now and then make partitions and drop what is too old.
 
@@ -92,8 +92,8 @@ class Keeper:
     def drop_before(self, day: date) -> None:
         """Drop telemetry and measurements that are all older than ``day`` (UTC).
 
-        What is to be rolled up, and what that needs, stays. Nothing can be stored meanwhile, or it
-        might be dropped before it is rolled up.
+        Samples that a roll-up still needs stay. Nothing can be stored meanwhile, or it might be
+        dropped before it is rolled up.
         """
         with self._connection.transaction():
             self._connection.execute("lock table roll_up_due in share row exclusive mode")

@@ -1,4 +1,4 @@
-"""Rows into a table with a key, some of which may be there already."""
+"""Adds rows to a table with a key; some of them may be there already."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Merged:
 def merge(
     connection: psycopg.Connection, table: KeyedTable, load: Callable[[psycopg.Copy], None]
 ) -> Merged:
-    """Add the rows whose keys are free; of two new ones with one key the first.
+    """Add the rows whose keys are free; of two new rows with one key, the first.
 
     Args:
         connection: In a transaction.

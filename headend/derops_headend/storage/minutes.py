@@ -1,4 +1,4 @@
-"""What a minute's samples say of it, for whoever stores it and whoever cannot wait for that."""
+"""How a minute is made of its samples, for the roll-ups and for answers that come before them."""
 
 HOLD_SECONDS = 120
 """A sample's power counts until the next sample, at most this long: beyond, nothing is known."""
@@ -12,7 +12,7 @@ _ROLLED_UP = (
     "temperature_celsius",
 )
 _SANE = "case when abs(t.{it}) < 1e-30 then 0 when abs(t.{it}) <= 1e30 then t.{it} end"
-"""A value as it can be summed and divided: PostgreSQL refuses what overflows, or underflows."""
+"""A value that can be summed and divided: PostgreSQL refuses an overflow or underflow."""
 
 MINUTES = """
     select asset_id, bucket,

@@ -1,4 +1,4 @@
-"""How finely telemetry is answered: samples as they are, or steps made of its roll-ups."""
+"""How fine an answer with telemetry is: samples as they are, or steps made of roll-ups."""
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -37,7 +37,7 @@ RAW = TimeResolution(TelemetrySource.RAW, 0)
 
 
 def choose(span_seconds: float, most_points: int) -> TimeResolution:
-    """Return the finest steps of which a time touches few enough.
+    """Return the finest resolution of which a span touches at most ``most_points`` steps.
 
     Args:
         span_seconds: Of the time that is asked for.

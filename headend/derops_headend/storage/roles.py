@@ -113,7 +113,7 @@ def find_unreadable(connection: psycopg.Connection, reader: str | None = None) -
 
 
 def find_superfluous(connection: psycopg.Connection) -> list[str]:
-    """Return what is not as it should be, and does no harm to what derops does; a line each."""
+    """Return what is not as it should be and hinders nothing; a line each."""
     found = []
     user, database, *_, is_super, makes_roles, makes_databases = _rights(connection)
     for has, right in (

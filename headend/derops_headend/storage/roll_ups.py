@@ -1,7 +1,7 @@
 """Roll-ups of one and fifteen minutes, made again wherever samples came late.
 
-The transaction that stores samples notes the minutes they lie in; here those minutes are made from
-all their samples, so that the order in which samples arrive does not matter.
+The transaction that stores samples notes their minutes. This module makes those minutes from all
+their samples, so that samples may arrive in any order.
 """
 
 from dataclasses import dataclass
@@ -30,8 +30,8 @@ _MARK = """
     order by asset_id, bucket_us
     on conflict (asset_id, bucket) do update set bucket = due.bucket
 """
-# Updating, though nothing changes, holds the row: a roll-up that cannot see our samples yet must
-# not take the note away.
+# The update changes nothing and locks the row: a roll-up that cannot see our samples yet must not
+# take the note away.
 
 _TAKE = """
     with due as (
@@ -140,8 +140,8 @@ def roll_up(connection: psycopg.Connection, now: datetime, limit: int) -> int:
     The oldest first, of one day at a time: with the limits of a day, all other partitions are out
     of the plan, which makes it twenty times faster where there are ninety.
 
-    All of it in one transaction: what dies in between is made again. One connection at a time:
-    the others return 0, since two would make one quarter from halves.
+    All is one transaction, so that a crash in between loses nothing. One connection works at a time
+    and the others return 0: two would each make a quarter of an hour from half of its minutes.
     """
     facts = {
         "now": now,

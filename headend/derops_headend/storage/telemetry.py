@@ -1,7 +1,7 @@
 """What was measured of one asset between two times.
 
 Each function takes a connection with a transaction that sees one state. Times are aware. ``None``
-is what was not measured. Statements name asset and time, which keeps them to few days and one key.
+is what was not measured. Statements name asset and time, so that they read few days and one key.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from derops_headend.storage.quantities import QUANTITIES, ROLLED_UP
 from derops_headend.storage.resolution import TelemetrySource, TimeResolution
 
 MOST_MADE_MINUTES = 5_000
-"""Made for one answer because they are not rolled up yet; older ones are told as they are."""
+"""Not rolled up yet and made for one answer, at most; older minutes are answered as they are."""
 
 _Statement = tuple[str, dict[str, Any]]
 _MILLISECONDS = "(date_part('epoch', {it}) * 1000000)::bigint / 1000"
@@ -34,7 +34,7 @@ class Series(NamedTuple):
     samples: Sequence[int]
     """In each point; 0 = the power of an earlier one was still held."""
     provisional: list[tuple[datetime, datetime]]
-    """Times whose roll-ups are made of what has come so far, and will be made again."""
+    """Times whose roll-ups are provisional: made of what has come so far."""
 
 
 def read_samples(
@@ -135,7 +135,7 @@ class _Due(NamedTuple):
 def _find_due(
     connection: psycopg.Connection, asset_id: int, first: datetime, end: datetime, now: datetime
 ) -> _Due:
-    """Return the minutes between two times whose roll-ups are not what their samples say."""
+    """Return the minutes between two times whose roll-ups are missing or out of date."""
     minute = timedelta(minutes=1)
     following = -(-HOLD_SECONDS // 60)
     rows = connection.execute(
@@ -283,7 +283,7 @@ def _columns(
 
 
 def _known(name: str, among: Any) -> str:
-    """Return a name that becomes part of a statement: one of ours, whoever asked."""
+    """Return a name for use in a statement; only our own names pass."""
     if name not in among:
         raise ValueError("no column of ours")
     return name

@@ -1,4 +1,4 @@
-"""The setting that says where the database is, of all programs that ask it."""
+"""The setting of all programs that says where the database is."""
 
 from typing import Annotated
 
@@ -10,7 +10,7 @@ from derops.errors import SettingError
 
 
 def _without_line_end(text: object) -> object:
-    """Return what is meant where a Secret was made from a file: its last line ends."""
+    """Return a URL without the line end that a Secret made from a file has."""
     return text.strip() if isinstance(text, str) else text
 
 
@@ -32,5 +32,5 @@ def check_url(url: SecretStr, setting: str) -> None:
     except psycopg.Error:
         has_any = {}
     if not has_any:
-        problem = "is not a connection URL of PostgreSQL"  # and what it is may hold a password
+        problem = "is not a connection URL of PostgreSQL"  # the text may hold a password
         raise SettingError(setting, "environment", problem)

@@ -20,7 +20,7 @@ COLUMNS: tuple[str, ...] = ("asset_id", "ts", *NUMBERS, "received_at")
 """The columns of ``telemetry`` in the order in which they are written."""
 
 _ROWS = 900
-"""Made at once, so that the passes over them find them in the processor's cache."""
+"""Rows made at once: few enough to stay in the processor's cache."""
 
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER = b"\xff\xff"

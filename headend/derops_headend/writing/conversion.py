@@ -63,7 +63,7 @@ def _refused(source: int, error: EntryRefusedError) -> Quarantined:
 
 
 def event_id(dispatch_uid: str, actor: str, transition: str) -> UUID:
-    """Return the identity of a step: whoever tells it again names the same."""
+    """Return the identity of a step: the same for each report of it."""
     return uuid5(_EVENTS, f"{dispatch_uid}\n{actor}\n{transition}")
 
 
@@ -137,7 +137,7 @@ def _add_headend_transition(batch: Batch, index: int, asset: int) -> None:
     entry = batch.sources[index].entry
     said = control_pb2.HeadendTransition.FromString(entry.body)
     step = said.transition
-    # An operator that died before its status write says it again with a later time.
+    # An operator that died before it wrote the status reports the step again with a later time.
     event = _event(
         index,
         asset,

@@ -6,10 +6,10 @@ MAX_TIME_US = 4_102_444_800_000_000
 """The year 2100: later times are a broken clock."""
 
 MAX_AHEAD_US = 2 * 86_400_000_000
-"""A clock that is further ahead of ours is not one: its samples would need days of their own."""
+"""Samples further ahead of our clock are refused: they would need partitions of their own."""
 
 MAX_LATE_US = 400 * 86_400_000_000
-"""Older than any outbox keeps."""
+"""Samples that are older than this are refused: no outbox keeps any so long."""
 
 MAX_NAME = 256
 

@@ -34,7 +34,7 @@ class Samples:
     ts_us: NDArray[np.int64]
     received_us: NDArray[np.int64]
     values: Mapping[str, NDArray[np.float64]]
-    """Of those of ``NUMBERS`` that occur; NaN is absent."""
+    """By column, of the ``NUMBERS`` that occur; NaN = absent."""
 
     @classmethod
     def none(cls) -> Self:
@@ -58,7 +58,7 @@ class Samples:
 
 
 class AssetKey(NamedTuple):
-    """What an asset is known by; its uid tells re-created ones of one name apart."""
+    """The key of an asset; its uid tells re-created assets of one name apart."""
 
     namespace: str
     name: str

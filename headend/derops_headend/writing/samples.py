@@ -1,7 +1,7 @@
 """Telemetry to rows: each batch is checked by itself, then all of a round become rows at once.
 
-numpy takes about a microsecond for a call whatever the array: called for each batch, that is what
-the writer would spend its time on.
+A call of numpy takes about a microsecond, whatever the array. Called for each batch, numpy would
+take most of the writer's time.
 """
 
 from collections.abc import Sequence
@@ -281,7 +281,7 @@ def _name_of(column: log_pb2.StoredBatch.StoredColumn) -> str:
 def _clock_offset_seconds(
     batches: Sequence[Checked], ahead_us: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Return what the gateway said; else what is certain: no sample is from the future."""
+    """Return the offset that the gateway told; else what keeps samples out of the future."""
     said_ms = np.array([each.clock_offset_milliseconds for each in batches], "f8")
     certain_seconds = np.where(ahead_us > MAX_UNNOTED_US, -ahead_us / 1e6, np.nan)
     return np.where(np.isnan(said_ms), certain_seconds, said_ms / 1000)
