@@ -1,4 +1,4 @@
-"""How what went wrong becomes an answer: application/problem+json, and nothing of the input."""
+"""Answers to calls that failed: application/problem+json, with nothing of the input."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from starlette.responses import Response
 from derops_headend.api.problems import MEDIA_TYPE, TYPE_PREFIX, Fault, ProblemError, Slug
 
 MOST_FAULTS = 20
-"""Told of one request."""
+"""The most faults that are told of one request."""
 
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _OF_STATUS = {each.status: each for each in reversed(Slug)}
@@ -49,13 +49,13 @@ def problem_response(
 
 
 def of_validation(errors: Sequence[Any]) -> ProblemError:
-    """Return the problem of what pydantic found; each error has type, loc and msg."""
+    """Return the problem for the errors of pydantic; each has type, loc and msg."""
     faults = list(dict.fromkeys(_of_error(each) for each in errors[:MOST_FAULTS]))
     return ProblemError(Slug.INVALID, "The request is not as it must be: see errors", faults=faults)
 
 
 def of_http(error: HTTPException) -> ProblemError:
-    """Return the problem of what the framework refused."""
+    """Return the problem for a request that the framework refused."""
     slug = _OF_STATUS.get(error.status_code, Slug.BAD_REQUEST)
     details = {
         Slug.NOT_FOUND: "There is no such path",
@@ -89,7 +89,7 @@ def _of_error(error: Any) -> Fault:
 
 
 def _pointer(path: Sequence[object]) -> str:
-    """Return where in the body something is, up to a key that only the client would know."""
+    """Return a pointer into the body, up to a key that only the client knows."""
     found = ""
     for part in path:
         if isinstance(part, str) and not _PLAIN_KEY.fullmatch(part):

@@ -1,4 +1,4 @@
-"""The routes as one application, and what it says where none of them answers."""
+"""The routes as one application, and its answer where no route has one."""
 
 from collections.abc import Sequence
 
@@ -85,7 +85,7 @@ def _answer(
 ) -> Response:
     request.state.answer.reason = problem.slug.slug
     subject = request.state.call.subject
-    # What was refused before its route began is its tenant's as well.
+    # A call that is refused before its route begins is its tenant's as well.
     subject.namespace = subject.namespace or request.path_params.get("namespace", "")
     return problem_response(problem, request.state.call.request_id, headers)
 

@@ -1,7 +1,7 @@
-"""DERAssets as callers see them, and how a list is chosen from them. Pure.
+"""DERAssets as callers see them, and lists of them. Pure.
 
-Thousands are kept, so each is kept as the bytes that are answered, beside the few values that a
-list is filtered and sorted by.
+Thousands are kept. So each is kept as the bytes of its answer, beside the few values by which a
+list is filtered and sorted.
 """
 
 from bisect import bisect_left, bisect_right
@@ -19,10 +19,11 @@ from derops_headend.api.models import Model
 from derops_headend.api.pages import page_after, place_of
 
 MOST_BYTES, MOST_LABELS = 16_384, 64
-"""Of one asset as it is answered, and kept: whoever writes a DERAsset chooses its size."""
+"""The most bytes of one asset as it is answered and kept. Whoever writes a DERAsset chooses its
+size."""
 
 MOST_PAGE_BYTES = 2 * 1024**2
-"""Of one page of them."""
+"""The most bytes of one page of assets."""
 
 _LONGEST_PROBLEM = 200
 _PLACE = TypeAdapter(tuple[str, str, str])
@@ -73,7 +74,7 @@ def read_asset(manifest: Mapping[str, Any]) -> KnownAsset:
     """Read a DERAsset; what is not as its kind promises is told in its ``problem``.
 
     Raises:
-        Exception: It does not even say which it is.
+        Exception: It does not even identify itself.
     """
     view = _identify(manifest)
     try:
@@ -156,7 +157,7 @@ def _describe(error: Exception) -> str:
 
 
 class Sort(StrEnum):
-    """By what a list is sorted; of equals by namespace and name."""
+    """How a list is sorted; equals are in the order of namespace and name."""
 
     NAME = "name"
     TYPE = "type"
@@ -196,7 +197,7 @@ def choose(
 ) -> Page:
     """Return the assets that are wanted, from behind ``after`` on.
 
-    They are ``limit`` at most, and fewer where those would have more than MOST_PAGE_BYTES.
+    They are ``limit`` at most, and fewer if those would have more than MOST_PAGE_BYTES.
 
     Raises:
         ProblemError: INVALID: ``after`` is none of ours.
@@ -232,7 +233,7 @@ _ATTRIBUTES = {
 
 
 def _filter(assets: Iterable[KnownAsset], wanted: AssetFilter) -> Iterable[KnownAsset]:
-    """Yield what is wanted; of thousands, each is looked at for what is asked alone."""
+    """Yield the assets that are wanted; look only at the values that are asked for."""
     for attribute in ("type", "operating_state", "ready", "connected"):
         value = getattr(wanted, attribute)
         if value is not None:

@@ -1,4 +1,4 @@
-"""What was found out and may be believed for a while. Pure."""
+"""Values that may be believed for a while. Pure."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -9,7 +9,7 @@ Value = TypeVar("Value")
 
 
 class Expiring(Generic[Key, Value]):
-    """Values that are forgotten after their time, and before it where there are too many."""
+    """Values that are forgotten after their time, and earlier if there are too many."""
 
     def __init__(self, most: int, now_seconds: Callable[[], float]) -> None:
         self._most, self._now_seconds = most, now_seconds
@@ -24,7 +24,7 @@ class Expiring(Generic[Key, Value]):
         return found[0]
 
     def put(self, key: Key, value: Value, seconds: float) -> None:
-        """Keep a value; the one that was used longest ago may have to go for it."""
+        """Keep a value; forget the one that was used longest ago if there are too many."""
         self._kept[key] = (value, self._now_seconds() + seconds)
         self._kept.move_to_end(key)
         if len(self._kept) > self._most:

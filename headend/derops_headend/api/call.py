@@ -60,7 +60,7 @@ class Call:
 
     subject: Subject = field(default_factory=Subject)
     is_announced: bool = False
-    """Whether the audit has it that something is about to be changed: it says so itself."""
+    """Whether the audit has an announcement of its change; the audit sets it."""
 
 
 def call_of(request: Request) -> Call:
@@ -74,4 +74,4 @@ async def _call_of(request: Request) -> Call:
 
 
 CallOf = Annotated[Call, Depends(_call_of)]
-"""The call that a request is. What is not async would be a thread's work, for each request."""
+"""The call of a request. It is async, as FastAPI runs other dependencies in threads."""

@@ -24,19 +24,19 @@ class Caller:
     uid: str = ""
     groups: tuple[str, ...] = ()
     extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """What else the authenticator said, for the authoriser alone."""
+    """Further facts of the authenticator, for the authoriser alone."""
 
     token_id: str = ""
     """Names the credential in the audit, and is no secret; empty = it has no id."""
 
     expires_at: datetime | None = None
-    """When the credential is over; None = not told."""
+    """When the credential expires; None = not told."""
 
     @property
     def share(self) -> str:
-        """Whose share of what is scarce it takes.
+        """The share of scarce resources that it uses.
 
-        Of ServiceAccounts it is their namespace's: whoever may make one there may make a thousand.
+        ServiceAccounts use the share of their namespace: whoever may make one may make a thousand.
         """
         namespace, _, account = self.name.rpartition(":")
         return namespace if namespace.startswith(_SERVICE_ACCOUNTS) and account else self.name

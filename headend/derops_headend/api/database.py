@@ -24,24 +24,24 @@ from derops_headend.storage.schema import find_version, migrations
 T = TypeVar("T")
 
 PART = "database"
-"""As the readiness of this program names it."""
+"""Its name in the readiness of this program."""
 
 CONNECTIONS = 10
-"""That all callers share: see ``sharing``."""
+"""The connections that all callers share; see ``shares``."""
 
 STATEMENT_MILLISECONDS = 5_000
 READ_SECONDS = 8.0
-"""A read may have several statements; and a server that froze keeps to no limit of its own."""
+"""A read may have several statements, and a server that froze keeps no limit of its own."""
 
 WAIT_SECONDS = 2.0
-"""For a new connection to be made."""
+"""How long a new connection may take."""
 
 TURN_SECONDS = 6.0
-"""For a connection that is free: who has none is next as soon as a statement ends."""
+"""How long a caller waits for a connection; one without any is next when a statement ends."""
 
 LOOK_SECONDS = 5.0
 LOOK_AGAIN_SECONDS = 1.0
-"""While something is wrong: callers are told to wait as long."""
+"""How often to look while something is wrong; callers are told to wait as long."""
 
 _BEGIN = "begin isolation level repeatable read, read only"
 _LACKING = (errors.InsufficientPrivilege, errors.UndefinedTable, errors.UndefinedColumn)
@@ -54,7 +54,7 @@ class DatabaseState(NamedTuple):
     """Why nothing can be read, and what to do; empty = all can."""
 
     worse: str = ""
-    """What is not as it should be, and hinders nothing yet."""
+    """What is not as it should be and hinders nothing yet."""
 
     detail: str = ""
     """What it is."""
@@ -63,8 +63,8 @@ class DatabaseState(NamedTuple):
 class ReadingDatabase:
     """The port ``Database``. It never migrates: a writer of the same version does.
 
-    Connections are made by the thread that needs one. psycopg_pool makes them in the background,
-    where it keeps to itself why there is none, and comes back up to two minutes after the server.
+    Connections are made by the thread that needs one. psycopg_pool would make them in the
+    background: it does not tell why there is none, and returns up to two minutes after the server.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class ReadingDatabase:
         self._url, self._readiness = url, readiness
         self._statement_milliseconds, self._read_seconds = statement_milliseconds, read_seconds
         self._places = Places(connections)
-        # One more: to look after the database, nobody has to wait for those who read.
+        # One more: looking after the database must not wait for readers.
         self._threads = ThreadPoolExecutor(connections + 1, thread_name_prefix="database")
         self._idle: deque[psycopg.Connection] = deque()
         self._missing = ""
@@ -180,7 +180,7 @@ class ReadingDatabase:
             self._give_back(lent, connection)
 
     def _begin(self, lent: "_Lent") -> psycopg.Connection:
-        """Return a connection with a transaction, whatever became of those that lay idle."""
+        """Return a connection with a transaction, even if the idle ones are dead."""
         while True:
             try:
                 connection, is_new = self._idle.pop(), False
@@ -250,7 +250,7 @@ class ReadingDatabase:
 
 
 class _Lent:
-    """The connection of one read; another thread can end what it waits for."""
+    """The connection of one read; another thread can cut it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -268,7 +268,7 @@ class _Lent:
             self._connection = None
 
     def cut(self) -> None:
-        """End the connection, if there is one yet, and let there be none."""
+        """End the connection, if there is one yet, and let no other be made."""
         with self._lock:
             self._is_cut = True
             if self._connection is not None:
@@ -304,5 +304,5 @@ def unavailable(
     *,
     retry_after_seconds: int = round(LOOK_AGAIN_SECONDS),
 ) -> ProblemError:
-    """Return what a caller is told; why it is so concerns whoever runs this, and is in the log."""
+    """Return the problem that callers get; the log has the cause, for whoever runs this."""
     return ProblemError(Slug.DATABASE_UNAVAILABLE, detail, retry_after_seconds=retry_after_seconds)

@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from derops_headend.api.problems import MEDIA_TYPE, Slug
 
 ALWAYS = (400, 401, 404, 405, 413, 415, 422, 429, 500, 503)
-"""What each call may be answered with, beside what its route says."""
+"""Answers that each call may have beside those of its route."""
 
 Queries = Mapping[tuple[str, str], Mapping[str, bool]]
 """By method and path: names of parameters, and whether each may be given several times."""
@@ -123,7 +123,7 @@ def _complete(operation: dict[str, Any]) -> set[int]:
 
 
 def _without_null(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a parameter may be where it is given: no text of a query or header is a null."""
+    """Return the schema of a parameter without null: no text of a query or header is one."""
     kinds = [each for each in schema.get("anyOf", ()) if each != {"type": "null"}]
     if len(kinds) != 1:
         return dict(schema)

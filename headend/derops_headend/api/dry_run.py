@@ -1,4 +1,4 @@
-"""What would become of an order now, by the rules that the operator refuses by. Pure."""
+"""What would become of an order now, by the rules of the operator. Pure."""
 
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -75,7 +75,7 @@ class KnownFacts(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """Result, with phase and reason as a Dispatch would have them."""
+    """The result, with phase and reason as a Dispatch would have them."""
 
     result: Result
     phase: Phase | None
@@ -109,7 +109,7 @@ def judge(spec: DispatchSpec, seen: KnownFacts) -> Judgement:
 
 
 def facts_of(seen: KnownFacts) -> list[Fact]:
-    """Return what an order was judged by."""
+    """Return the facts by which an order was judged."""
     asset, age = seen.asset, max(0.0, round(seen.heard_seconds_ago, 3))
     if asset is None:
         return [Fact(name="asset", value="none", age_seconds=age)]
@@ -164,7 +164,7 @@ def connected(asset: AssetView) -> str:
 def _beyond_the_operator(
     spec: DispatchSpec, target: Target, asset: AssetView, seen: KnownFacts
 ) -> Judgement:
-    """Judge by what the agent decides, which may be otherwise once it is asked."""
+    """Judge by rules of the agent, which may decide otherwise once it has the order."""
     if seen.charge is not None:
         refusal = _refuse(spec, target, seen.charge.percent)
         if refusal is not None:

@@ -1,4 +1,4 @@
-"""Answers of megabytes: few at once, each in parts that its client has to take in time."""
+"""Answers of megabytes: few at once, each in parts that its client must read in time."""
 
 import asyncio
 from collections import Counter
@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 from derops_headend.api.problems import ProblemError, Slug
 
 AT_ONCE, OF_ONE_AT_ONCE = 4, 1
-"""That are made or sent, of all callers and of one."""
+"""How many are made or sent at once: of all callers, and of one."""
 
 SEND_SECONDS = 60.0
 """How long a client may take to read all of it."""
@@ -20,7 +20,7 @@ PART_BYTES = 65_536
 
 
 class ExportPlaces:
-    """Who makes or sends a large answer."""
+    """The places of callers whose large answer is made or sent."""
 
     def __init__(self) -> None:
         self._held: Counter[str] = Counter()
@@ -62,7 +62,7 @@ class Export(Response):
         self._make, self._caller = make, caller
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Make and send it; whoever reads too slowly gets the beginning alone."""
+        """Make and send it; a client that reads too slowly gets only the beginning."""
         with PLACES.hold(self._caller), suppress(TimeoutError):
             body = await self._make()
             self.headers["content-length"] = str(len(body))

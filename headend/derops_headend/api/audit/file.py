@@ -1,8 +1,8 @@
-"""The records that the database does not have yet, in files of this replica, durable and in order.
+"""Files of this replica with the records that the database does not have yet, in order.
 
 A segment begins with a line that says where the chain stands; each further line is a hash, a space
-and the record that it is of. Segments are only appended to, and go as a whole once all that is in
-them is in the database.
+and its record. Segments are only appended to. A segment is deleted once all its records are in the
+database.
 """
 
 import fcntl
@@ -24,7 +24,7 @@ from derops.files import make_directory, sync
 from derops_headend.storage.chain import ChainedRecord, Head, begin, link, read_stored
 
 CHAIN_IDLE = timedelta(days=30)
-"""A chain that rested for longer is not gone on with: what went before may have been dropped."""
+"""A chain that rested for longer ends: its records may have been dropped since."""
 
 SEGMENT_BYTES = 1024 * 1024
 _READ_BYTES = 512 * 1024
@@ -53,7 +53,7 @@ class _Segment:
 
 
 class AuditFile:
-    """Is appended to by one thread; read and trimmed by another one."""
+    """The file: one thread appends, another one reads and trims."""
 
     def __init__(self, directory: Path, *, replica: str, now: datetime) -> None:
         """Open the files of a directory, or begin them; a torn end is cut off.
@@ -68,9 +68,9 @@ class AuditFile:
         self._segments: list[_Segment] = []
         self._size = 0
         self.cut_bytes = 0
-        """What was cut off the end when it was opened."""
+        """Bytes that opening cut off the end."""
         self.previous: Head | None = None
-        """The chain before this one, where one was begun though there was one."""
+        """The chain before this one, if opening began another."""
         make_directory(directory)
         self._guard = os.open(directory / "lock", os.O_CREAT | os.O_RDWR, 0o600)
         try:
@@ -100,7 +100,7 @@ class AuditFile:
         return self._following(place) is None
 
     def append(self, facts: Sequence[str]) -> list[Head]:
-        """Write records; return what they became once they are durable.
+        """Write records; return the head that each made of the chain, once all are durable.
 
         Raises:
             OSError: None of them is: the disk is full, read only, or broken.
@@ -115,7 +115,7 @@ class AuditFile:
         self._write("".join(lines).encode("ascii"))
         self.head = head
         if self._segments[-1].size >= SEGMENT_BYTES:
-            with suppress(OSError):  # then the old one grows for longer
+            with suppress(OSError):  # then the old segment grows for longer
                 self._rotate(head)
         return heads
 
@@ -137,7 +137,7 @@ class AuditFile:
             yield from found
 
     def trim(self, place: FilePosition) -> None:
-        """Give back the room of what lies before a place: all of it is elsewhere."""
+        """Delete segments before a place; all their records are in the database."""
         with self._lock:
             gone = [each for each in self._segments[:-1] if each.number < place.segment]
             self._segments = self._segments[len(gone) :]
@@ -151,7 +151,7 @@ class AuditFile:
         os.close(self._guard)
 
     def _following(self, place: FilePosition) -> tuple[_Segment, int, int] | None:
-        """Return where reading goes on after a place, and up to where; None = at its end."""
+        """Return from where to where reading goes on after a place; None = at the end."""
         with self._lock:
             for segment in self._segments:
                 if segment.number < place.segment:
@@ -206,7 +206,7 @@ class AuditFile:
         return head
 
     def _open_last(self) -> None:
-        """Go on with the last segment, without what a crash left of a write behind its end."""
+        """Go on with the last segment, without the rest of a write that a crash left at its end."""
         last = self._segments[-1]
         self._descriptor = os.open(last.path, os.O_RDWR)
         self.cut_bytes = os.fstat(self._descriptor).st_size - last.size
@@ -231,7 +231,7 @@ class AuditFile:
         try:
             os.fdatasync(descriptor)
         except OSError:
-            # What it leaves of the bytes is not known, nor told a second time: a new file is.
+            # Nobody knows which bytes it left, and it tells that once only: begin a new file.
             with suppress(OSError):
                 os.ftruncate(descriptor, segment.size)
             self._close_active()
@@ -241,7 +241,7 @@ class AuditFile:
             self._size += len(data)
 
     def _rotate(self, head: Head) -> None:
-        """Begin a segment; one that has no record goes."""
+        """Begin a segment; delete the last one if it has no record."""
         last = self._segments[-1] if self._segments else None
         number = last.number + 1 if last else 1
         path = self._directory / f"audit-{number:012}.log"

@@ -1,4 +1,4 @@
-"""What Idempotency-Keys were used for, of records that the database may not have yet."""
+"""What Idempotency-Keys were used for, by records that the database may not have yet."""
 
 import json
 from collections.abc import Iterable
@@ -32,18 +32,18 @@ class Announced:
 
 
 def choose(announced: Iterable[Announced]) -> Used | None:
-    """Return what a key was used for: what was made, else the first that may have been made.
+    """Return the change that a key made, else the first that it may have made.
 
-    What was refused (4xx) made nothing, and leaves its key unused.
+    A change that was refused (4xx) made nothing, and leaves its key unused.
     """
     left = [each.used for each in announced if each.status not in _REFUSED]
     return min(left, key=lambda used: (not used.object_uid, used.at), default=None)
 
 
 class Memory:
-    """Holds what was announced with a key, from its record until the database has that.
+    """Holds changes that were announced with a key, until the database has their records.
 
-    What was completed is held as well where it was announced here.
+    It holds the completion of a change as well, if the change was announced here.
     """
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class Memory:
                 self.note(json.loads(each.body), each.at)
 
     def forget(self, records: Iterable[ChainedRecord]) -> None:
-        """Forget what was completed by records that the database has, and all before."""
+        """Forget changes that are completed by records which the database has."""
         for each in records:
             if _HAS_KEY not in each.body:
                 continue

@@ -19,7 +19,7 @@ from derops_headend.storage.disconnect import cut
 
 KEY_DAYS = timedelta(days=30)
 MOST_ANNOUNCEMENTS = 100
-"""Of one key: each costs whoever asks for it, and all others wait for that answer."""
+"""The most announcements of one key: reading each takes time, and all other callers wait."""
 
 _STATEMENT_MILLISECONDS, _ASK_SECONDS = 3000, 5.0
 _AGAIN_SECONDS = 10
@@ -60,7 +60,7 @@ class Asking:
             self._connection.close()
 
     async def _ask_at_most_twice(self, key: IdempotencyKey, since: datetime) -> list[Announcement]:
-        """Ask; again where the server has ended the connection since the last question."""
+        """Ask; ask again if the server has ended the connection since the last question."""
         run = asyncio.get_running_loop().run_in_executor
         try:
             return await run(self._executor, self._ask, key, since)
@@ -87,7 +87,7 @@ class Asking:
 
 
 def _announced(row: Announcement) -> tuple[str, Announced]:
-    """Return what a row of the database says, by request; whoever owns it may write anything."""
+    """Return what a row says, by request; the owner of the table may write anything."""
     try:
         used = used_of(json.loads(row.body), row.at)
     except (ValueError, LookupError, TypeError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""What a record of the audit says of a call: pure, and bounded in bytes whatever was sent."""
+"""Records of the audit, bounded in bytes whatever was sent. Pure."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ WITHDRAWN = "Withdrawn"
 """Stage of the record that takes an announcement back."""
 
 MAX_RECORD_BYTES = 32 * 1024
-"""Of one record, with what the chain adds to it."""
+"""The most bytes of one record, with those that the chain adds."""
 
 _MOST_TEXT, _MOST_NAME, _MOST_GROUPS, _MOST_CHANGE = 512, 256, 32, 4096
 
@@ -92,7 +92,7 @@ def _instant(at: datetime) -> str:
 
 
 def encode(facts: Mapping[str, Any]) -> str:
-    """Return facts as JSON in ASCII, on one line; what says nothing is left out."""
+    """Return facts as JSON in ASCII, on one line; empty ones are left out."""
     return json.dumps(
         {name: value for name, value in facts.items() if _says_something(value)},
         separators=(",", ":"),

@@ -1,7 +1,7 @@
-"""Calls that are refused before they are looked at: each is told, until they are summed up. Pure.
+"""Calls that are refused before they are looked at: one by one, then as a sum. Pure.
 
-Who has no credential, or calls too often, must not be able to fill a disk, from however many
-addresses and with however many accounts.
+Callers without a credential, or with too many calls, must not be able to fill a disk, whatever
+number of addresses and accounts they have.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from derops.rates import Rates
 
 OF_SOURCE_PER_SECOND, OF_ALL_PER_SECOND = 20.0, 100.0
-"""Refusals with a record of their own; of callers the first is that of one share."""
+"""Refusals with a record of their own: of one source, or one caller's share, and of all."""
 
 MOST_SOURCES = 200
 """Sources, and callers with a namespace, that are told apart in one turn of summing up."""
@@ -51,7 +51,7 @@ class Refusals:
         self._sums: dict[Who, Sum] = {}
 
     def admit(self, one: str, now: datetime) -> bool:
-        """Tell whether a refusal gets a record of its own; else it is to be counted.
+        """Tell whether a refusal gets a record of its own; otherwise ``count`` it.
 
         Args:
             one: Network of the source, or share of the caller.
@@ -77,7 +77,7 @@ class Refusals:
         known.last = now
 
     def give_back(self, untold: Sum) -> None:
-        """Count again what could not be told."""
+        """Count again sums that could not be recorded."""
         known = self._sums.setdefault(untold.who, untold)
         if known is not untold:
             known.count += untold.count

@@ -26,7 +26,7 @@ Connect = Callable[[], psycopg.Connection]
 
 
 def connect_to(url: str) -> psycopg.Connection:
-    """Return a connection for the audit, which notices within 30 s that nobody is there."""
+    """Return a connection for the audit that notices within 30 s that its server is gone."""
     return psycopg.connect(
         url,
         autocommit=True,
@@ -41,7 +41,7 @@ def connect_to(url: str) -> psycopg.Connection:
 
 
 class Sink:
-    """Runs in a thread of its own."""
+    """Moves the records, in a thread of its own."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Sink:
 
     @property
     def behind(self) -> bool:
-        """Tell whether the file has what the database does not have."""
+        """Tell whether the file has records that the database does not have."""
         return not self._file.is_end(self._place)
 
     def has_stored(self, head: Head) -> bool:
@@ -84,11 +84,11 @@ class Sink:
         self._thread.start()
 
     def wake(self) -> None:
-        """Say that there is something to move."""
+        """Wake the thread: there are records to move."""
         self._wake.set()
 
     def stop(self, seconds: float) -> None:
-        """Move what is there, if that takes no longer, and end."""
+        """Move the records that are there, if there is time, and end."""
         self._stopping.set()
         self._wake.set()
         self._thread.join(seconds)
@@ -135,7 +135,7 @@ class Sink:
             self._on_stored(records)
 
     def _store(self, connection: psycopg.Connection, records: Sequence[ChainedRecord]) -> None:
-        """Store records; one that the database refuses holds up no other."""
+        """Store records; one that the database refuses does not hold up the others."""
         if not records:
             return
         try:

@@ -31,13 +31,13 @@ READS_SHARE, STRANGERS_SHARE = 0.9, 0.5
 are told in one sum."""
 
 KEY_SECONDS = 5.0
-"""How long a change with an Idempotency-Key waits for the database, where all replicas find it."""
+"""How long a change with an Idempotency-Key waits until the database shows it to all replicas."""
 
 SUM_SECONDS, HEAD_SECONDS, STOP_SECONDS = 10, 60, 3.0
 FILE = "audit's file"
 _AGAIN_SECONDS = 10
 _ADDED_BYTES = 512
-"""What chain and file add to a record, at most."""
+"""The most bytes that chain and file add to a record."""
 
 
 @dataclass(slots=True)
@@ -119,7 +119,7 @@ class AuditTrail:
         )
 
     async def start(self) -> None:
-        """Begin: what an earlier process left is gone on with."""
+        """Begin; go on with the records that an earlier process left."""
         self._loop = asyncio.get_running_loop()
         self._memory.note_stored(self._file.scan())
         self._writing = asyncio.create_task(self._commit.run())
@@ -135,7 +135,7 @@ class AuditTrail:
         await self._try_put(record.opened(self._now(), facts))
 
     async def close(self) -> None:
-        """Write what waits, move what can be moved, and end."""
+        """Write the records that wait, move those that can be moved, and end."""
         self._ticking.cancel()
         await self._sum_up()
         self._commit.close()
@@ -149,7 +149,8 @@ class AuditTrail:
     async def announce(self, call: Call) -> None:
         """Write down that a change is about to be made; return once that is durable.
 
-        One with an Idempotency-Key is in the database by then: another replica may be asked next.
+        A change with an Idempotency-Key is in the database by then: the next call may reach another
+        replica.
 
         Raises:
             ProblemError: AUDIT_UNAVAILABLE, or DATABASE_UNAVAILABLE for one with a key: then
@@ -194,7 +195,7 @@ class AuditTrail:
         self._memory.note(json.loads(facts), at)
 
     async def refused(self, source: str, reason: str, method: str, path: str) -> None:
-        """Write down that a stranger was refused; many of one source may become one record."""
+        """Record that a stranger was refused; many refusals of one source may become one record."""
         now, network = self._now(), network_of(source)
         has_room = self._has_room(STRANGERS_SHARE * self._max_bytes)
         if has_room and self._strangers.admit(network, now):
@@ -231,7 +232,10 @@ class AuditTrail:
             ProblemError: DATABASE_UNAVAILABLE: it cannot be known.
         """
         key = IdempotencyKey(caller_name, namespace, idempotency_key_sha256)
-        here = self._memory.find(key)  # first: what goes to the database meanwhile is in both
+        here = self._memory.find(
+            key
+        )  # first: a record that goes to the database meanwhile is found
+        # in both
         if not self._sink.connected:
             raise _database_unavailable()
         found = await self._asking.find(key, self._now() - KEY_DAYS)
@@ -328,7 +332,7 @@ class AuditTrail:
     def _measure(self) -> None:
         now = self._now()
         self._behind_since = (self._behind_since or now) if self._sink.behind else None
-        # The last that was stored may be old.
+        # The record that was stored last may be old.
         since = max(self._behind_since or now, self._stored_at)
         metrics.DELAY_SECONDS.set(max(0.0, (now - since).total_seconds()))
         metrics.WAITING_BYTES.set(self._file.size)
@@ -341,7 +345,7 @@ class AuditTrail:
                     refusals.give_back(each)
 
     def _say_head(self) -> None:
-        """Tell how far the chain in the database is, for whoever keeps what is printed."""
+        """Log the head of the chain in the database, for whoever keeps logs elsewhere."""
         if self._sink.head is not None:
             line = json.dumps({"event": "audit.head", **self._sink.head._asdict()})
             sys.stdout.write(f"{line}\n")

@@ -6,7 +6,7 @@ from derops_headend.api.callers.static import PREFIX, StaticTokens
 
 
 class Callers:
-    """Knows whose a token is, of whichever kind."""
+    """Finds the caller of a token, of any kind."""
 
     def __init__(self, kubernetes: KubernetesTokens, static: StaticTokens) -> None:
         self._kubernetes, self._static = kubernetes, static

@@ -35,11 +35,11 @@ def bearer_token(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
 def unauthenticated(
     code: str = "missing", detail: str = "is required once, as: Bearer TOKEN"
 ) -> ProblemError:
-    """Return what every stranger is told, whatever was asked for.
+    """Return the problem that every stranger is answered with, whatever they asked for.
 
     Args:
         code: What is wrong with the credential, for programs and for counting.
-        detail: The same for people: by nothing but what the token itself shows to who has it.
+        detail: The same for people, by nothing but what the token itself shows to its holder.
     """
     return ProblemError(
         Slug.UNAUTHENTICATED,
@@ -49,5 +49,5 @@ def unauthenticated(
 
 
 def invalid_token() -> ProblemError:
-    """Return what is told where nothing more can be: also of all tokens that are no JWT."""
+    """Return the problem for a token of which no more can be told, such as one that is no JWT."""
     return unauthenticated("invalid", "is nobody's here: not issued for this, or withdrawn")

@@ -22,7 +22,7 @@ from derops_headend.api.reviews import Reviews
 from derops_headend.api.sources import network_of
 
 VALID_SECONDS, INVALID_SECONDS = 30.0, 5.0
-"""How long the API server's word on a token is believed."""
+"""How long a review of the API server is believed."""
 
 MOST_TOKENS = 10_000
 MOST_GROUPS = 200
@@ -33,8 +33,8 @@ REVIEWS_PER_SECOND, REVIEWS_AT_ONCE = 20.0, 100.0
 _KNOWN_SECONDS = 3600.0
 _CREDENTIAL_ID = "authentication.kubernetes.io/credential-id"
 MOST_NAME_CHARACTERS = 256
-"""Of a user and of a group. Longer names than this, a Dispatch could not say who ordered it by: of
-its status 512 are kept, and its policy takes no more."""
+"""The most characters of the name of a user and of a group. The status of a Dispatch keeps 512 of
+its creator, and its policy takes no more."""
 
 _NAME = re.compile(rf"[\x21-\x7e]{{1,{MOST_NAME_CHARACTERS}}}")
 
@@ -42,7 +42,7 @@ Claims = Mapping[str, Any]
 
 
 class KubernetesTokens:
-    """Knows callers by TokenReview, after a look that costs nothing."""
+    """Finds callers by TokenReview, after checks that cost nothing."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class KubernetesTokens:
         return not issuer or claims.get("iss") == issuer
 
     def _check_rate(self, key: bytes, network: str) -> None:
-        """Let a source have only so many new tokens reviewed; one that was good is none."""
+        """Bound how many new tokens of a source are reviewed; a token that was good is not new."""
         if self._good_before.get(key) is not None:
             return
         if self._rates.admit(network, self._now_seconds()) is None:
@@ -154,7 +154,7 @@ def _is_for(audience: str, claims: Claims) -> bool:
 
 
 def caller_of_review(status: Claims, audience: str, claims: Claims) -> Caller | None:
-    """Return whom a TokenReview's status names; None = nobody whom we let in.
+    """Return the caller that a TokenReview's status names; None = nobody who is let in.
 
     Args:
         status: Of the TokenReview.
@@ -180,7 +180,7 @@ def caller_of_review(status: Claims, audience: str, claims: Claims) -> Caller | 
 
 
 def _why_refused(status: Claims, audience: str) -> str:
-    """Return why somebody whom the cluster knows is not let in."""
+    """Return why a user whom the cluster knows is not let in."""
     if audience not in (status.get("audiences") or []):
         return f"the API server does not say that the token is for the audience {audience}"
     user = status.get("user") or {}
@@ -188,7 +188,7 @@ def _why_refused(status: Claims, audience: str) -> str:
 
 
 def _why_unusable(name: str, groups: Sequence[object]) -> str:
-    """Return why names cannot be told in audit and annotations; empty = they can."""
+    """Return why audit and annotations cannot have a name; empty = they can."""
     if len(groups) > MOST_GROUPS:
         return f"its user has {len(groups)} groups, of {MOST_GROUPS} at most"
     odd = next((each for each in (name, *groups) if not _is_name(each)), None)

@@ -1,4 +1,4 @@
-"""Callers with a token out of a mounted Secret: for where there is no login of a cluster."""
+"""Callers with a token of a mounted Secret: for callers without an account of the cluster."""
 
 import asyncio
 import hashlib
@@ -57,7 +57,7 @@ class _KnownToken:
 
 
 class StaticTokens:
-    """Knows callers by ``drp_<id>.<43 characters>``; what is kept are hashes."""
+    """Finds callers by ``drp_<id>.<43 characters>``; it keeps hashes only."""
 
     def __init__(
         self, directory: Path | None, readiness: Readiness, now: Callable[[], datetime]
@@ -77,7 +77,7 @@ class StaticTokens:
         return known.caller
 
     async def follow(self) -> None:
-        """Take up files that change, until cancelled."""
+        """Read files again that change, until cancelled."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             await asyncio.to_thread(self.look)
