@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import psycopg
 import pytest
 from tests.api.rig import ApiProcess, Tenant, make_tenant, make_token, problem
-from tests.headend.writing.making import DISPATCH, sources, transition
+from tests.headend.writing.making import sources, transition
 from tests.stack.controlplane import ControlPlane
 from tests.waiting import until
 
@@ -19,6 +19,10 @@ ASSET = f"{ROWS}/assets/battery"
 OF_ASSET = [f"{ASSET}/{each}" for each in ("telemetry", "gaps", "connections", "measurements")]
 
 pytestmark = pytest.mark.timeout(300)
+
+
+DISPATCH = "5d1e2b7c-0000-4a54-b7c3-0d3a5d0d8a11"
+"""Of the first tenant; the database is that of other tests as well."""
 
 
 class Former(NamedTuple):
@@ -47,7 +51,7 @@ def store_rows(url: str, uid: str) -> None:
     """Store a dispatch and a sample, as of now."""
     database = WriterDatabase.connect(url, "former")
     after = database.committed()
-    told = transition("Submitted", at_us=time.time_ns() // 1000)
+    told = transition("Submitted", at_us=time.time_ns() // 1000, dispatch_uid=DISPATCH)
     told.asset.CopyFrom(dispatch_pb2.AssetId(namespace=NAMESPACE, name="battery", uid=uid))
     database.store(sources(told, offset=after + 1), after=after, through=after + 1)
     database.close()

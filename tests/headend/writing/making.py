@@ -74,10 +74,11 @@ def transition(
     at_us: int = T0_US,
     asset: dispatch_pb2.AssetId = ASSET,
     created_by: str = "",
+    dispatch_uid: str = DISPATCH,
 ) -> log_pb2.LogEntry:
     said = control_pb2.HeadendTransition(
         asset=asset,
-        dispatch_uid=DISPATCH,
+        dispatch_uid=dispatch_uid,
         dispatch_name="peak",
         transition=dispatch_pb2.Transition(phase=phase, reason=reason, at_us=at_us),
         created_by=created_by,
