@@ -218,6 +218,21 @@ async def test_each_rule_of_a_dispatch_is_told_by_a_pointer_and_without_what_was
             assert not any(sent in detail for detail in told.values()), (rule, told)
 
 
+async def test_an_api_without_a_right_does_not_blame_its_caller(
+    kube: ControlPlane, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", kube.service_account_kubeconfig(namespace, "default"))
+    opened = Kube(await read_configuration(), Readiness())
+    try:
+        with pytest.raises(ProblemError) as refused:
+            await opened.namespace_made_at(namespace)
+    finally:
+        await opened.close()
+
+    assert refused.value.slug is Slug.KUBERNETES_UNAVAILABLE
+    assert "get namespaces" in refused.value.detail
+
+
 async def test_a_field_that_this_crd_does_not_have_is_told(ours: Kube, namespace: str) -> None:
     with pytest.raises(ProblemError) as refused:
         await ours.create_dispatch(namespace, manifest(colour="red"), dry_run=True)

@@ -18,6 +18,7 @@ from derops_headend.api.connection import JSON, send
 from derops_headend.api.orders import CREATED_BY, REQUEST_ID
 from derops_headend.api.pages import no_page
 from derops_headend.api.ports import DispatchPage, Existence, Manifest
+from derops_headend.api.problems import ProblemError, Slug
 from derops_headend.api.refusals import refused, unanswered
 from derops_headend.api.shares import SHARE, Places
 from derops_headend.api.watch import Key, Watch, events, hang_up, parse, read_page
@@ -146,7 +147,14 @@ class Kube:
         known = self._namespaces.get(namespace)
         if known is None:
             path = f"/api/v1/namespaces/{quote(namespace, safe='')}"
-            found = _expect(await self.call("GET", path), HTTPStatus.OK)
+            answer = await self.call("GET", path)
+            if answer.status == HTTPStatus.FORBIDDEN:  # it is the API that may not, not its caller
+                raise ProblemError(
+                    Slug.KUBERNETES_UNAVAILABLE,
+                    "The API lacks the right to get namespaces: give it the rights of its chart",
+                    retry_after_seconds=round(NAMESPACE_SECONDS),
+                )
+            found = _expect(answer, HTTPStatus.OK)
             known = datetime.fromisoformat(found["metadata"]["creationTimestamp"])
             self._namespaces.put(namespace, known, NAMESPACE_SECONDS)
         return known

@@ -232,10 +232,8 @@ class AuditTrail:
             ProblemError: DATABASE_UNAVAILABLE: it cannot be known.
         """
         key = IdempotencyKey(caller_name, namespace, idempotency_key_sha256)
-        here = self._memory.find(
-            key
-        )  # first: a record that goes to the database meanwhile is found
-        # in both
+        # First the memory: a record that goes to the database meanwhile is found in both.
+        here = self._memory.find(key)
         if not self._sink.connected:
             raise _database_unavailable()
         found = await self._asking.find(key, self._now() - KEY_DAYS)
