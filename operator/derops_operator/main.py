@@ -91,6 +91,7 @@ async def run(settings: OperatorSettings) -> None:
     readiness = Readiness()
     kube = await Kube.connect()
     controller = Controller(settings, kube, readiness)
+    core = controller.core
     try:
         ops = OpsServer(
             settings.ops_address, settings.ops_port, readiness, alive=lambda: controller.alive
@@ -112,7 +113,7 @@ async def run(settings: OperatorSettings) -> None:
 
     watching = asyncio.create_task(
         kopf.operator(
-            registry=make_registry(controller.take, controller.drop, controller.loaded.wait, stop),
+            registry=make_registry(core.take, core.drop, controller.loaded.wait, stop),
             clusterwide=True,
             standalone=True,
             # Of its own, or kopf looks for the account that we run as: a pod has none.

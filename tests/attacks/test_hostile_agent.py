@@ -128,11 +128,7 @@ async def test_what_a_stranger_said_before_the_dispatch_was_known_is_in_nobodys_
     assert both.history("namespace, asset_name", "dispatch_uid = 'peak'") == [THIEF]
 
     both.dispatch("peak")
-    dispatch = both.controller.cache.dispatch(VICTIM[0], "peak")
-    asset = both.controller.cache.asset(*VICTIM)
-    assert dispatch is not None
-    both.controller._publisher.record(dispatch, asset, dispatch.status)
-    both.controller._load_dispatch(dispatch)
+    both.controller.core.load()
     await both.operator_heard_all()
 
     assert told(both, "peak") == [("Submitted", "Validated", "Unknown")]
@@ -156,7 +152,7 @@ async def test_invented_dispatches_are_in_the_speakers_own_history_alone(both: T
     await both.operator_heard_all()
     assert both.history("namespace, asset_name, phase") == [(*THIEF, "Complete")]
     assert counted(STRANGE, reason="UnknownDispatch") == before + 1
-    assert both.controller._fleet.known_uids() & {"invented"} == set()
+    assert both.controller.core.fleet.known_uids() & {"invented"} == set()
 
 
 async def test_a_flood_of_invented_dispatches_costs_so_many_rows_and_no_more(
@@ -185,7 +181,7 @@ async def test_a_flood_of_invented_dispatches_costs_so_many_rows_and_no_more(
     assert owners.count("battery") == 1
     assert counted(UNLOGGED) == before + 500
     assert told(both, "peak") == [("Active", "Applied", "True")]
-    assert all(not uid.startswith("invented") for uid in both.controller._fleet.known_uids())
+    assert all(not uid.startswith("invented") for uid in both.controller.core.fleet.known_uids())
 
 
 async def test_many_ledgers_of_one_agent_take_no_more_memory_than_a_few(both: Tenants) -> None:
@@ -203,7 +199,7 @@ async def test_many_ledgers_of_one_agent_take_no_more_memory_than_a_few(both: Te
         await thief.close()
     await both.operator_heard_all()
 
-    assert len(both.controller._fleet._reports["own"]) == 8
+    assert len(both.controller.core.fleet._reports["own"]) == 8
     assert counted("derops_operator_forgotten_ledgers_total") == before + 12
 
 

@@ -39,7 +39,7 @@ async def beat(agent: Speaker, facts: agent_pb2.DeviceFacts) -> None:
 
 def told(both: Tenants, name: Name) -> dict[str, str]:
     """Return what the status of an asset says of its device."""
-    session = both.controller._fleet.session(uid_of(name), now_us())
+    session = both.controller.core.fleet.session(uid_of(name), now_us())
     return {each.type: each.message for each in device_conditions([], session)}
 
 
@@ -62,7 +62,7 @@ async def test_a_device_that_flaps_as_fast_as_it_can_is_heard_seldom(
     The operator hears it once in five seconds and shows it once in thirty; others are heard.
     """
     heard: list[str] = []
-    fleet = both.controller._fleet
+    fleet = both.controller.core.fleet
     note = fleet.note_device
 
     def count(name: str, state: control_pb2.DeviceState) -> None:

@@ -584,7 +584,7 @@ async def test_what_is_made_once_the_policies_are_gone_is_not_believed(
     async with operator(reader.kube, tmp_path) as controller:
 
         async def told(which: str) -> str:
-            controller.take(Kind.DISPATCH, stamped.gitops.get(which))
+            controller.core.take(Kind.DISPATCH, stamped.gitops.get(which))
             await until(lambda: "createdBy" in stamped.gitops.get(which).get("status", {}))
             return str(stamped.gitops.get(which)["status"]["createdBy"])
 

@@ -23,6 +23,7 @@ from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_headend.storage.database import WriterDatabase
 from derops_operator.controller import Controller
+from derops_operator.gateways.assignment import give_asset
 from derops_operator.resources.instants import format_second
 from derops_operator.resources.objects import FINALIZER, Kind
 from derops_operator.settings import OperatorSettings
@@ -91,12 +92,9 @@ class Tenants:
 
     async def run(self) -> None:
         """Connect the operator to the gateway; what it knows by now is its first list."""
-        for key in self.controller.cache.keys(Kind.DISPATCH):
-            dispatch = self.controller.cache.dispatch(key.namespace, key.name)
-            assert dispatch is not None
-            self.controller._load_dispatch(dispatch)
+        self.controller.core.load()
         self._task = asyncio.create_task(self.controller._gateways.run())
-        await until(lambda: self.controller._fleet.accepted_version() > 0)
+        await until(lambda: self.controller.core.fleet.accepted_version() > 0)
 
     async def stop(self) -> None:
         self._task.cancel()
@@ -125,10 +123,10 @@ class Tenants:
             "spec": {"type": "Battery", "ratings": {**ratings, "energyCapacityWattHours": 20_000}},
             "status": {"identity": {"current": known}},
         }
-        self.controller.take(Kind.ASSET, manifest)
-        asset = self.controller.cache.asset(*name)
+        self.controller.core.take(Kind.ASSET, manifest)
+        asset = self.controller.core.cache.asset(*name)
         assert asset is not None
-        self.controller._give_asset(asset, asset.status["identity"])
+        give_asset(self.controller.core.desired, asset)
 
     def dispatch(
         self,
@@ -155,15 +153,15 @@ class Tenants:
             },
             "status": {},
         }
-        self.controller.take(Kind.DISPATCH, manifest)
+        self.controller.core.take(Kind.DISPATCH, manifest)
         self.look(asset[0], uid)
 
     def look(self, namespace: str, name: str) -> dict[str, Any]:
         """Have the operator decide, and its status stored; return that."""
-        dispatch = self.controller.cache.dispatch(namespace, name)
+        dispatch = self.controller.core.cache.dispatch(namespace, name)
         assert dispatch is not None
-        asset = self.controller.cache.asset(namespace, dispatch.asset_name)
-        decided = self.controller._decide(dispatch, asset).status
+        asset = self.controller.core.cache.asset(namespace, dispatch.asset_name)
+        decided = self.controller.core.decide(dispatch, asset).status
         status: dict[str, Any] = json.loads(json.dumps(decided))  # as the API server gives it back
         manifest = {
             "metadata": self._metadata((namespace, name), name, dispatch.meta.created_us)
@@ -176,7 +174,7 @@ class Tenants:
             },
             "status": status,
         }
-        self.controller.take(Kind.DISPATCH, manifest)
+        self.controller.core.take(Kind.DISPATCH, manifest)
         return status
 
     def _metadata(self, name: Name, uid: str, created_us: int = 0) -> dict[str, Any]:
@@ -202,13 +200,13 @@ class Tenants:
 
     async def operator_heard_all(self) -> None:
         """Wait until the operator has heard what the gateway had to say so far."""
-        version = self.controller._desired.version + 1
-        asset = self.controller.cache.asset(*VICTIM)
+        version = self.controller.core.desired.version + 1
+        asset = self.controller.core.cache.asset(*VICTIM)
         assert asset is not None
         identity = dict(asset.status["identity"])
         mark = {"serialNumber": f"{time.time_ns():x}", "publicKeySHA256": "0" * 64}
-        self.controller._give_asset(asset, identity | {"next": mark})
-        await until(lambda: self.controller._fleet.accepted_version() >= version)
+        give_asset(self.controller.core.desired, asset, identity | {"next": mark})
+        await until(lambda: self.controller.core.fleet.accepted_version() >= version)
 
     # What became of it
 

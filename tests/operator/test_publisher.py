@@ -15,6 +15,7 @@ from derops_operator.cluster.publisher import Publisher
 from derops_operator.cluster.status_writer import StatusWriter
 from derops_operator.reconciling.dispatches import reconcile_dispatch
 from derops_operator.resources.objects import Kind, Meta, ObjectKey
+from derops_operator.workqueue import WorkQueue
 
 
 class SlowKube:
@@ -48,6 +49,7 @@ async def test_an_end_that_is_decided_again_while_it_is_stored_is_stored_once() 
         EventWriter(kube),  # type: ignore[arg-type]
         told.append,
         take,
+        WorkQueue(),
     )
 
     def decide(seconds: int) -> None:
@@ -75,6 +77,7 @@ async def test_who_ordered_it_goes_to_the_history_with_its_submission() -> None:
         EventWriter(kube),  # type: ignore[arg-type]
         told.append,
         lambda kind, manifest: None,
+        WorkQueue(),
     )
     decision = reconcile_dispatch(subject, asset(), view(), at(1), guarded_since_us=at(-1))
 
@@ -96,6 +99,7 @@ async def test_what_is_not_known_of_an_asset_is_told_once_it_is_stored() -> None
         events,
         lambda _: None,
         lambda kind, manifest: None,
+        WorkQueue(),
     )
 
     publisher.want(key, decide(subject, seconds=70, dispatches=[flying]).status)

@@ -149,7 +149,7 @@ def neighbour() -> list[tuple[Kind, Manifest]]:
 
 def told(controller: Controller) -> list[control_pb2.OperatorMessage]:
     """Return the snapshot that a gateway would get."""
-    subscription = controller._desired.subscribe()
+    subscription = controller.core.desired.subscribe()
     subscription.most = 1000
     return subscription.take()
 
@@ -191,7 +191,7 @@ async def test_the_start_goes_on_and_gateways_keep_what_could_not_be_read(tmp_pa
         assert "degraded objects: cannot read dispatches pilot/bad" in readiness.report()[1]
 
         kube.remove(Kind.DISPATCH, "pilot", "bad")
-        await controller._resync.run()
+        await controller.resync.run()
 
         assert unread(controller) == {}
         assert counted(Kind.DISPATCH) == 0
@@ -217,13 +217,13 @@ async def test_an_asset_that_cannot_be_read_takes_its_dispatches_along(tmp_path:
         assert unread(controller).keys() == {"uid-battery", "uid-peak", "uid-ended"}
         await until(lambda: ("DERAsset", "battery", "Unreadable") in kube.events)
         for name in ("peak", "new", "ended"):
-            await controller._reconcile(key_of(Kind.DISPATCH, name))
-        await controller._reconcile(key_of(Kind.ASSET, "battery"))
+            await controller.core.reconcile(key_of(Kind.DISPATCH, name))
+        await controller.core.reconcile(key_of(Kind.ASSET, "battery"))
         assert [manifest for _, manifest in kube.objects] == before, "something was decided"
 
         bad["spec"]["type"] = "Battery"
         bad["metadata"]["resourceVersion"] = "11"
-        controller.take(Kind.ASSET, bad)
+        controller.core.take(Kind.ASSET, bad)
 
         await until(lambda: not unread(controller))
         await until(lambda: {"uid-battery", "uid-peak", "uid-new"} <= held(controller))
@@ -235,11 +235,11 @@ async def test_an_asset_is_held_while_a_dispatch_of_it_cannot_be_read(tmp_path: 
     kube = HostileKube([(Kind.ASSET, going), (Kind.DISPATCH, bad)])
 
     async with operator(kube, tmp_path) as controller:
-        await controller._reconcile(key_of(Kind.ASSET, "battery"))
+        await controller.core.reconcile(key_of(Kind.ASSET, "battery"))
         assert going["metadata"]["finalizers"] == [FINALIZER]
 
         kube.remove(Kind.DISPATCH, "pilot", "peak")
-        controller.drop(key_of(Kind.DISPATCH, "peak"), "uid-peak")
+        controller.core.drop(key_of(Kind.DISPATCH, "peak"), "uid-peak")
 
         await until(lambda: going["metadata"]["finalizers"] == [])
 
@@ -271,7 +271,7 @@ async def test_what_can_be_read_and_not_worked_on_is_kept_too(tmp_path: Path) ->
 
         odd["status"]["timeline"] = {}
         odd["metadata"]["resourceVersion"] = "11"
-        controller.take(Kind.DISPATCH, odd)
+        controller.core.take(Kind.DISPATCH, odd)
 
         await until(lambda: "uid-odd" in held(controller))
         assert counted(Kind.DISPATCH) == 0
@@ -283,14 +283,14 @@ async def test_what_replicas_say_of_what_cannot_be_read_is_kept_for_when_it_can(
     kube = HostileKube([(Kind.ASSET, asset()), (Kind.DISPATCH, dispatch(phase="Levitating"))])
 
     async with operator(kube, tmp_path) as controller:
-        controller._fleet.add_replica("gateway-0", 0, 9, T0)
+        controller.core.fleet.add_replica("gateway-0", 0, 9, T0)
         for uid in ("uid-peak", "uid-of-nobody"):
             delivery = control_pb2.Delivery(dispatch_uid=uid, written_us=T0)
-            controller._fleet.note_delivery("gateway-0", delivery)
+            controller.core.fleet.note_delivery("gateway-0", delivery)
 
-        controller._forget_strangers()
+        controller.core.forget_strangers()
 
-        assert controller._fleet.known_uids() == {"uid-peak"}
+        assert controller.core.fleet.known_uids() == {"uid-peak"}
 
 
 # While running
@@ -304,18 +304,18 @@ async def test_what_was_read_before_stands_while_it_cannot_be_read(tmp_path: Pat
         for kind, name in ((Kind.ASSET, "battery"), (Kind.DISPATCH, "peak")):
             bad = kube.find(kind, "pilot", name)
             bad["metadata"]["resourceVersion"], bad["spec"] = "900", None
-            controller.take(kind, bad)
+            controller.core.take(kind, bad)
         await until(lambda: {e[1] for e in kube.events} >= {"battery", "peak"})
 
         assert held(controller) == before
         assert unread(controller) == {}
         assert counted(Kind.DISPATCH) == 1
 
-        controller.take(Kind.DISPATCH, {**bad, "spec": dispatch()["spec"]})
+        controller.core.take(Kind.DISPATCH, {**bad, "spec": dispatch()["spec"]})
         assert counted(Kind.DISPATCH) == 1, "an older word healed it"
 
         newer = {**bad["metadata"], "resourceVersion": "901"}
-        controller.take(Kind.DISPATCH, {**bad, "metadata": newer, "spec": dispatch()["spec"]})
+        controller.core.take(Kind.DISPATCH, {**bad, "metadata": newer, "spec": dispatch()["spec"]})
         assert counted(Kind.DISPATCH) == 0
 
 
@@ -325,10 +325,10 @@ async def test_it_is_told_once_for_each_version(tmp_path: Path) -> None:
 
     async with operator(kube, tmp_path) as controller:
         for version in ("11", "11", "12"):
-            controller.take(Kind.DISPATCH, {**bad, "metadata": bad["metadata"] | {
+            controller.core.take(Kind.DISPATCH, {**bad, "metadata": bad["metadata"] | {
                 "resourceVersion": version}})  # fmt: skip
         await until(lambda: len(kube.events) == 2)
-        assert controller._events._queue.empty()
+        assert controller.events._queue.empty()
 
 
 async def test_what_cannot_be_read_and_is_deleted_is_let_go_of(tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ async def test_what_cannot_be_read_and_is_deleted_is_let_go_of(tmp_path: Path) -
 
     async with operator(kube, tmp_path) as controller:
         assert unread(controller) == {"uid-peak": "battery"}
-        await controller._reconcile(key_of(Kind.DISPATCH, "peak"))
+        await controller.core.reconcile(key_of(Kind.DISPATCH, "peak"))
 
         assert going["metadata"]["finalizers"] == []
         await until(lambda: ("Dispatch", "peak", "RevertUnknown") in kube.events)
@@ -352,11 +352,11 @@ async def test_a_request_that_vanishes_before_its_answer_takes_no_asset_along(
     async with operator(kube, tmp_path) as controller:
         forged = request("made-by-hand", username="jane")
         forged["status"] = {}
-        controller.take(Kind.REQUEST, forged)  # there is none in the API server any more
-        await controller._reconcile(key_of(Kind.ASSET, "battery"))
+        controller.core.take(Kind.REQUEST, forged)  # there is none in the API server any more
+        await controller.core.reconcile(key_of(Kind.ASSET, "battery"))
 
-        assert controller.cache.asset("pilot", "battery") is not None
-        assert controller.cache.fact(key_of(Kind.REQUEST, "made-by-hand")) is None
+        assert controller.core.cache.asset("pilot", "battery") is not None
+        assert controller.core.cache.fact(key_of(Kind.REQUEST, "made-by-hand")) is None
 
 
 # Whether it lives
@@ -514,7 +514,7 @@ async def test_no_object_of_one_tenant_touches_another_at_the_start(
         if known is not None and known[0] == key_of(kind, _NAMES[kind]):
             spared = {"uid-peak", "uid-battery"} - {f"uid-{_NAMES[kind]}"}
             assert spared <= held(controller) | unread(controller).keys()
-        await until(lambda: len(controller._queue) == 0)
+        await until(lambda: len(controller.queue) == 0)
         assert controller.alive
 
 
@@ -530,9 +530,9 @@ async def test_no_object_of_one_tenant_touches_another_while_running(
             manifest = deepened(drawn)
             if isinstance(manifest.get("metadata"), dict):
                 manifest["metadata"]["resourceVersion"] = str(1000 + number)
-            controller.take(kind, manifest)
+            controller.core.take(kind, manifest)
         theirs = {"uid-other-elsewhere", "uid-theirs-elsewhere"}
-        await until(lambda: len(controller._queue) == 0)
+        await until(lambda: len(controller.queue) == 0)
         await asyncio.sleep(0)
 
         assert theirs <= held(controller)

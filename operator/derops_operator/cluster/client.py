@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Self
 
+import aiohttp
 from kubernetes.aio import client
 from kubernetes.aio.client.exceptions import ApiException
 
@@ -38,6 +39,9 @@ class ChangedMeanwhileError(DeropsError):
 class GoneError(DeropsError):
     """The object does not exist any more."""
 
+
+TRANSIENT = (ApiException, aiohttp.ClientError, OSError)
+"""What a call to the API server fails with where the next one may not."""
 
 Manifest = dict[str, Any]
 

@@ -7,8 +7,9 @@ import structlog
 from kubernetes.aio.client.exceptions import ApiException
 
 from derops_operator.cluster.cache import Cache
-from derops_operator.cluster.client import ChangedMeanwhileError, GoneError, Kube
+from derops_operator.cluster.client import ChangedMeanwhileError, GoneError
 from derops_operator.cluster.events import EventWriter
+from derops_operator.cluster.ports import Api
 from derops_operator.reconciling.actions import (
     REVERT_UNKNOWN,
     AddFinalizer,
@@ -39,14 +40,14 @@ class Executor:
 
     def __init__(
         self,
-        kube: Kube,
+        api: Api,
         events: EventWriter,
         cache: Cache,
         take: Take,
         drop: Callable[[ObjectKey], None],
         now_us: Callable[[], int],
     ) -> None:
-        self._kube = kube
+        self._api = api
         self._events = events
         self._cache = cache
         self._take = take
@@ -61,7 +62,7 @@ class Executor:
         if isinstance(action, AddFinalizer | RemoveFinalizer):
             await self.finalize(Kind.DISPATCH, dispatch.meta, action)
         elif isinstance(action, Delete):
-            await self._kube.delete(Kind.DISPATCH, dispatch.meta)
+            await self._api.delete(Kind.DISPATCH, dispatch.meta)
             _log.info("dispatch.deleted", namespace=key.namespace, name=key.name, why="ttl")
         elif not isinstance(action, Settle):
             raise TypeError(f"{type(action).__name__} is not for Kubernetes")
@@ -74,7 +75,7 @@ class Executor:
         if isinstance(action, AddFinalizer | RemoveFinalizer):
             await self.finalize(Kind.ASSET, asset.meta, action)
         elif isinstance(action, ApplyCertificate):
-            self._take(Kind.CERTIFICATE, await self._kube.apply(Kind.CERTIFICATE, action.manifest))
+            self._take(Kind.CERTIFICATE, await self._api.apply(Kind.CERTIFICATE, action.manifest))
         elif isinstance(action, ReadCertificate):
             await self._read_anew(ObjectKey(Kind.CERTIFICATE, key.namespace, action.name))
         elif isinstance(action, Reissue):
@@ -93,14 +94,14 @@ class Executor:
         present = isinstance(action, AddFinalizer)
         if meta.holds_finalizer == present:
             return
-        manifest = await self._kube.set_finalizer(kind, meta, present=present)
+        manifest = await self._api.set_finalizer(kind, meta, present=present)
         if isinstance(action, RemoveFinalizer) and action.warning:
             self._events.post(kind, meta, warning=True, reason=REVERT_UNKNOWN, note=action.warning)
         self._take(kind, manifest)
 
     async def _read_anew(self, key: ObjectKey) -> None:
         try:
-            self._take(key.kind, await self._kube.read(key.kind, key.namespace, key.name))
+            self._take(key.kind, await self._api.read(key.kind, key.namespace, key.name))
         except GoneError:
             self._drop(key)
 
@@ -189,7 +190,7 @@ class Executor:
         others = [each for each in fact.conditions if each.get("type") != condition["type"]]
         patch = {"conditions": [*others, condition]}
         try:
-            self._take(kind, await self._kube.patch_status(kind, fact.meta, patch))
+            self._take(kind, await self._api.patch_status(kind, fact.meta, patch))
         except (GoneError, ChangedMeanwhileError):
             await self._read_anew(ObjectKey(kind, fact.meta.namespace, fact.meta.name))
             return False

@@ -14,13 +14,13 @@ from derops.wire.v1 import control_pb2
 from derops_operator import metrics
 from derops_operator.cluster.cache import Cache
 from derops_operator.cluster.events import EventWriter
+from derops_operator.cluster.ports import Queue
 from derops_operator.cluster.status_writer import COALESCE_SECONDS, StatusWriter, is_worth_writing
 from derops_operator.gateways import wire
 from derops_operator.reconciling.identity import early_issuance
 from derops_operator.resources.assets import Asset
 from derops_operator.resources.dispatches import Dispatch
 from derops_operator.resources.objects import Kind, ObjectKey
-from derops_operator.workqueue import WorkQueue
 
 _log = structlog.get_logger("publishing")
 
@@ -42,8 +42,9 @@ class Publisher:
         events: EventWriter,
         send: Callable[[control_pb2.HeadendTransition], None],
         take: Callable[[Kind, Mapping[str, Any]], None],
+        queue: Queue,
     ) -> None:
-        self.queue: WorkQueue[ObjectKey] = WorkQueue()
+        self._queue = queue
         self._cache = cache
         self._writer = writer
         self._events = events
@@ -74,9 +75,9 @@ class Publisher:
         basis = status if not ended else (earlier.basis if earlier is not None else None)
         self._wanted[key] = _Wanted(fact.meta.uid, status, basis)
         if ended:
-            self.queue.add(key)
+            self._queue.add(key)
         else:
-            self.queue.add_after(key, COALESCE_SECONDS)
+            self._queue.add_after(key, COALESCE_SECONDS)
 
     async def publish(self, key: ObjectKey) -> None:
         """Write the wanted status of one object, if that still makes a difference."""

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from derops.lifecycle import Phase
 from derops_operator import metrics
-from derops_operator.cluster.client import ChangedMeanwhileError, GoneError, Kube, Manifest
+from derops_operator.cluster.client import ChangedMeanwhileError, GoneError, Manifest
+from derops_operator.cluster.ports import Api
 from derops_operator.resources.assets import Asset
 from derops_operator.resources.dispatches import Dispatch
 from derops_operator.resources.objects import Kind, ObjectKey
@@ -93,8 +94,8 @@ class _Written(NamedTuple):
 class StatusWriter:
     """Writes the status of one object at a time; the caller decides when."""
 
-    def __init__(self, kube: Kube, bucket: TokenBucket | None = None) -> None:
-        self._kube = kube
+    def __init__(self, api: Api, bucket: TokenBucket | None = None) -> None:
+        self._api = api
         self._bucket = bucket or TokenBucket(WRITES_PER_SECOND, BURST)
         self._written: dict[ObjectKey, _Written] = {}
 
@@ -117,7 +118,7 @@ class StatusWriter:
         await self._bucket.take()
         result = "failed"
         try:
-            manifest = await self._kube.patch_status(kind, fact.meta, patch)
+            manifest = await self._api.patch_status(kind, fact.meta, patch)
             result = "written"
         except ChangedMeanwhileError:
             result = "conflict"

@@ -13,12 +13,11 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Protocol
 
-import aiohttp
 from kubernetes.aio.client.exceptions import ApiException
 
 from derops.observability import Readiness
 from derops.schedules import SECOND_US
-from derops_operator.cluster.client import GoneError, Manifest
+from derops_operator.cluster.client import TRANSIENT, GoneError, Manifest
 from derops_operator.resources.dispatches import CREATOR_ANNOTATION, UNKNOWN_CREATOR
 from derops_operator.resources.instants import parse_instant
 from derops_operator.trust.cert_manager import policy_names
@@ -31,9 +30,6 @@ SETTLING_US = 10 * SECOND_US
 
 RULES_SHA256 = "b53ed3ab51055dfaf35de1c39cf85a689154d919ffab8c1a3f51827c87be2172"
 """Of what the policy evaluates, but for the name of the API's ServiceAccount; see ``rules_of``."""
-
-TRANSIENT = (ApiException, aiohttp.ClientError, OSError)
-"""What a call to the API server fails with where the next one may not."""
 
 _PART = "who ordered a dispatch"
 _SECONDS, _UNGUARDED_SECONDS = 60.0, 5.0

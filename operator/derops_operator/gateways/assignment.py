@@ -1,0 +1,37 @@
+"""What gateways are to hold of an object, put into the desired state."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from derops.wire.v1 import control_pb2
+from derops_operator.gateways import wire
+from derops_operator.gateways.desired import Desired
+from derops_operator.reconciling.actions import Submit
+from derops_operator.resources.assets import Asset
+from derops_operator.resources.dispatches import Dispatch
+from derops_operator.resources.objects import Meta
+
+
+def give_asset(desired: Desired, asset: Asset, identity: Mapping[str, Any] | None = None) -> None:
+    """Have gateways hold an asset; without an identity with the one that its status has."""
+    known = asset.status.get("identity", {}) if identity is None else identity
+    desired.put_asset(wire.asset_message(asset, known))
+
+
+def submit(desired: Desired, dispatch: Dispatch, asset: Asset | None, order: Submit) -> None:
+    """Give a dispatch to the gateways, after its asset; it stays with the asset it began on."""
+    asset_uid = desired.asset_uid_of(dispatch.meta.uid)
+    if asset_uid is None:
+        if asset is None:
+            return
+        asset_uid = asset.meta.uid
+        if not desired.has_asset(asset_uid):
+            give_asset(desired, asset)
+    desired.put_dispatch(wire.dispatch_message(dispatch, asset_uid, order))
+
+
+def keep_held(desired: Desired, meta: Meta, asset_name: str) -> None:
+    """Have gateways go on with what they hold: a snapshot without it would revert a device."""
+    desired.put_unread(
+        control_pb2.Unread(uid=meta.uid, namespace=meta.namespace, asset_name=asset_name)
+    )
