@@ -73,6 +73,9 @@ class Known:
     given_up: bool = False
     """Its status has an end: agents are told to forget it."""
 
+    phase: Phase = Phase.SUBMITTED
+    """As it was stored last."""
+
     reports: dict[str, dispatch_pb2.DispatchReport] = field(default_factory=dict)
     """The last of each ledger."""
 
@@ -225,7 +228,9 @@ class Checker:
         old, new = Phase(before.status.get("phase") or Phase.SUBMITTED), Phase(status["phase"])
         assert new.rank >= old.rank, f"{old} went back to {new}"
         known.given_up = known.given_up or new.terminal
+        known.phase = new
         if old.terminal:
+            assert before.status["history"] == status["history"], f"ended again: {status}"
             said = (old, before.status["reason"])
             assert said == (new, status["reason"]), f"the end {said} became {status}"
         lines = status["history"]

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from tests.headend.gateway.rig import FakeLog
-from tests.lifecycle.operating import KEY, SERIAL, Operator
+from tests.lifecycle.cluster import KEY, SERIAL
+from tests.lifecycle.operating import Operator
 
 from derops.ids import AssetName
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2

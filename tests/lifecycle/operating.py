@@ -1,255 +1,282 @@
-"""The operator's decisions on resources in memory, in the order in which its controller acts."""
+"""One life of the operator's process: its core, run in the time of the histories."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
+from tests.lifecycle.cluster import Cluster
 from tests.lifecycle.site import Fuse
-from tests.operator.making import metadata
 
 from derops.lifecycle import Phase
+from derops.observability import Readiness
 from derops.schedules import SECOND_US
 from derops.wire.v1 import control_pb2
-from derops_operator.cluster.status_writer import is_worth_writing
-from derops_operator.gateways import wire
-from derops_operator.gateways.desired import Desired
-from derops_operator.gateways.replicas import Fleet
-from derops_operator.reconciling.actions import (
-    AddFinalizer,
-    DispatchAction,
-    RemoveFinalizer,
-    Settle,
-    Submit,
-)
-from derops_operator.reconciling.credibility import Strange, distrust
-from derops_operator.reconciling.dispatches import reconcile_dispatch
-from derops_operator.resources.assets import Asset, read_asset
-from derops_operator.resources.dispatches import Dispatch, read_dispatch
-from derops_operator.resources.instants import format_second
-from derops_operator.resources.objects import FINALIZER
+from derops_operator.cluster.client import ChangedMeanwhileError, Manifest
+from derops_operator.cluster.events import EventWriter
+from derops_operator.cluster.status_writer import StatusWriter, TokenBucket
+from derops_operator.cluster.troubles import Troubles
+from derops_operator.core import Core, Ports
+from derops_operator.reconciling.assets import Realm
+from derops_operator.reconciling.credibility import Strange
+from derops_operator.resources.certificates import Request
+from derops_operator.resources.dispatches import Dispatch
+from derops_operator.resources.objects import Kind, Meta, ObjectKey
 
-SERIAL = "5e1a1"
-KEY = "0" * 64
-_IDENTITY = {"current": {"serialNumber": SERIAL, "publicKeySHA256": KEY}}
+_REALM = Realm(trust_domain="derops.test", issuer="agents", requester="cert-manager")
+_RETRY_SECONDS = 0.05
+Answer = TypeVar("Answer")
 
 
-class Cluster:
-    """What the API server stores: one asset and its dispatches, by name."""
+class Way:
+    """How the API server answers: at once, or not before it is let go on."""
+
+    def __init__(self) -> None:
+        self.holds = False
+        self.waiting = 0
+        """Calls that have no answer yet."""
+
+    async def pass_by(self) -> None:
+        """Wait for a turn of the loop, and until nothing holds the call."""
+        await asyncio.sleep(0)
+        self.waiting += 1
+        try:
+            while self.holds:
+                await asyncio.sleep(0)
+        finally:
+            self.waiting -= 1
+
+
+class Api:
+    """The API server as one process reaches it: that may end before or after each change."""
 
     def __init__(
         self,
-        now_us: Callable[[], int],
-        on_status: Callable[[Dispatch, Mapping[str, Any]], None],
+        cluster: Cluster,
+        fuse: Fuse,
+        way: Way,
+        check: Callable[[], None],
+        on_refused: Callable[[str], None],
     ) -> None:
-        self._now_us, self._on_status = now_us, on_status
-        self.spec: dict[str, Any] = {
-            "type": "Battery",
-            "ratings": {
-                "maxInjectionWatts": 10_000,
-                "maxAbsorptionWatts": 10_000,
-                "energyCapacityWattHours": 20_000,
-            },
-            "limits": {"maxDispatchDurationSeconds": 3600},
-            "fallback": {"activePowerWatts": 0},
-            "telemetry": {"intervalSeconds": 1},
-        }
-        self._born = format_second(now_us())
-        self._generation = 0
-        self.dispatches: dict[str, Dispatch] = {}
-        self.change_asset()
+        self._cluster, self._fuse, self._way = cluster, fuse, way
+        self._check, self._on_refused = check, on_refused
 
-    def change_asset(self, **fields: Any) -> None:
-        """Change fields of the asset's spec."""
-        self._generation += 1
-        self.spec |= fields
-        born = {"creationTimestamp": self._born, "generation": self._generation}
-        self.asset: Asset = read_asset(
-            {
-                "metadata": metadata("battery", **born),
-                "spec": self.spec,
-                "status": {"identity": _IDENTITY},
-            }
-        )
+    async def read(self, kind: Kind, namespace: str, name: str) -> Manifest:
+        return self._cluster.read(ObjectKey(kind, namespace, name))
 
-    def create(self, name: str, **spec: Any) -> Dispatch:
-        """Create a Dispatch now."""
-        born = {"creationTimestamp": format_second(self._now_us())}
-        manifest = {
-            "metadata": metadata(name, **born),
-            "spec": {"assetRef": {"name": "battery"}, **spec},
-            "status": {},
-        }
-        self.dispatches[name] = read_dispatch(manifest)
-        return self.dispatches[name]
+    async def set_finalizer(self, kind: Kind, meta: Meta, *, present: bool) -> Manifest:
+        return await self._do(lambda: self._cluster.set_finalizer(kind, meta, present=present))
 
-    def change(self, name: str, **fields: Any) -> None:
-        """Change the spec of a Dispatch."""
-        known = self.dispatches[name]
-        meta = replace(known.meta, generation=known.meta.generation + 1)
-        self.dispatches[name] = replace(known, meta=meta, **fields)
+    async def patch_status(self, kind: Kind, meta: Meta, patch: Mapping[str, Any]) -> Manifest:
+        try:
+            return await self._do(lambda: self._cluster.patch_status(kind, meta, patch))
+        except ChangedMeanwhileError:
+            self._on_refused(meta.uid)
+            raise
 
-    def delete(self, name: str) -> None:
-        """Delete a Dispatch; a finalizer keeps it."""
-        known = self.dispatches[name]
-        if not known.meta.finalizers:
-            del self.dispatches[name]
-        elif known.meta.deleting_us is None:
-            now_us = self._now_us()
-            meta = replace(
-                known.meta,
-                generation=known.meta.generation + 1,
-                deleting_us=now_us - now_us % SECOND_US,
-            )
-            self.dispatches[name] = replace(known, meta=meta)
+    async def delete(self, kind: Kind, meta: Meta) -> None:
+        await self._do(lambda: self._cluster.delete_finished(kind, meta))
 
-    def set_finalizers(self, name: str, *finalizers: str) -> None:
-        """Put finalizers on an object; one that is being deleted goes with its last."""
-        known = self.dispatches[name]
-        if known.meta.deleting_us is not None and not finalizers:
-            del self.dispatches[name]
-            return
-        meta = replace(known.meta, finalizers=finalizers)
-        self.dispatches[name] = replace(known, meta=meta)
+    async def apply(self, kind: Kind, manifest: Mapping[str, Any]) -> Manifest:
+        return await self._do(lambda: self._cluster.apply(kind, manifest))
 
-    def write_status(self, name: str, status: Mapping[str, Any]) -> bool:
-        """Store a status; return whether that was worth a write."""
-        known = self.dispatches[name]
-        if not is_worth_writing(known.status, status):
-            return False
-        self._on_status(known, status)
-        self.dispatches[name] = replace(known, status=status)
-        return True
+    async def _do(self, call: Callable[[], Answer]) -> Answer:
+        self._check()
+        await self._way.pass_by()
+        self._fuse.burn()
+        answer = call()
+        self._fuse.burn()
+        return answer
+
+
+class Agenda:
+    """A queue with the contract of ``WorkQueue``, in the time of the histories."""
+
+    def __init__(self, now_us: Callable[[], int]) -> None:
+        self._now_us = now_us
+        self._due_us: dict[ObjectKey, int] = {}
+        self._working: set[ObjectKey] = set()
+
+    def __len__(self) -> int:
+        return len(self._due_us)
+
+    def add(self, key: ObjectKey) -> None:
+        self._due_us[key] = 0
+
+    def add_after(self, key: ObjectKey, seconds: float) -> None:
+        due_us = self._now_us() + round(seconds * SECOND_US)
+        self._due_us[key] = min(due_us, self._due_us.get(key, due_us))
+
+    def add_failed(self, key: ObjectKey) -> float:
+        self.add_after(key, _RETRY_SECONDS)
+        return _RETRY_SECONDS
+
+    def forget(self, key: ObjectKey) -> None:
+        pass
+
+    def done(self, key: ObjectKey) -> None:
+        self._working.discard(key)
+
+    def take_due(self) -> list[ObjectKey]:
+        """Return the keys that are due, none of which is worked on; each is to be ``done``."""
+        now_us = self._now_us()
+        due = [
+            key
+            for key, due_us in self._due_us.items()
+            if due_us <= now_us and key not in self._working
+        ]
+        for key in due:
+            del self._due_us[key]
+        self._working.update(due)
+        return due
+
+
+class Loud(Troubles):
+    """Whatever the work on an object stumbles over ends the history."""
+
+    def tell(
+        self, kind: Kind, meta: Meta, problem: str, failure: BaseException | None = None
+    ) -> None:
+        raise failure or AssertionError(f"{kind} {meta.name}: {problem}")
+
+
+class Guard:
+    """Nobody forges who ordered a dispatch."""
+
+    guarded_since_us: int | None = 0
+
+    async def look(self) -> None:
+        pass
 
 
 class Operator:
-    """One life of the operator's process: all it knows is what it lists and what gateways say."""
+    """All it knows is what it lists and what gateways say."""
 
     def __init__(
         self, cluster: Cluster, gateways: int, now_us: Callable[[], int], era: int = 0
     ) -> None:
-        self.fleet = Fleet(now_us())
-        self.fleet.expected = gateways
-        self.desired = Desired(now_us() // 1000, era)
         self.fuse = Fuse()
+        self.way = Way()
         self._cluster, self._now_us = cluster, now_us
-        self._due_us: dict[str, int] = {}
-        self._awaiting: set[str] = set()
-        self._names = {each.meta.uid: name for name, each in cluster.dispatches.items()}
-        self.give_asset()
-        for name, dispatch in cluster.dispatches.items():
-            self.concern(name)
-            if dispatch.in_flight or dispatch.is_unreverted:
-                for action in self._decide(dispatch).actions:
-                    if isinstance(action, Submit):
-                        self._submit(dispatch, action)
+        self._work, self._publishing = Agenda(now_us), Agenda(now_us)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._given: set[str] = set()
+        self._ends: dict[str, control_pb2.HeadendTransition] = {}
+        api: Any = Api(cluster, self.fuse, self.way, self.check, self._note_refused)
+        events = EventWriter(api)
+        ports = Ports(
+            api=api,
+            statuses=StatusWriter(api, TokenBucket(1e9, 1e9)),
+            events=events,
+            troubles=Loud(events, Readiness()),
+            guard=Guard(),
+            listener=self,
+            work=self._work,
+            publishing=self._publishing,
+            now_us=now_us,
+        )
+        self.core = Core(ports, _REALM, asset_grace_us=60 * SECOND_US, era=era)
+        self.fleet, self.desired = self.core.fleet, self.core.desired
+        self.fleet.expected = gateways
+        cluster.changes.clear()
+        for kind, manifest in cluster.list_all():
+            self.core.take(kind, manifest)
+        self.core.load()
+        self._ends.clear()  # what was stored is told again at each start
 
-    def give_asset(self) -> None:
-        """Give the asset to the gateways as it is now."""
-        self.desired.put_asset(wire.asset_message(self._cluster.asset, _IDENTITY))
-        for name, dispatch in self._cluster.dispatches.items():
-            if not dispatch.phase.terminal:
-                self.concern(name)
+    # What the core has to tell others
 
-    def concern(self, name: str) -> None:
-        """Look at a dispatch again."""
-        self._due_us[name] = 0
+    def record(self, transition: control_pb2.HeadendTransition) -> None:
+        """Hold that a dispatch ends once, as far as the headend tells it."""
+        phase, uid = Phase(transition.transition.phase), transition.dispatch_uid
+        if phase.terminal:
+            known = self._ends.setdefault(uid, transition)
+            assert known == transition, f"ended twice: {known} and {transition}"
+
+    def _note_refused(self, uid: str) -> None:
+        """Note that a status was not stored: an end in it was told, and is decided anew."""
+        self._ends.pop(uid, None)
+
+    def note_request(self, request: Request) -> None:
+        pass
+
+    def note_namespace(self, namespace: str) -> None:
+        pass
 
     def hear(self, replica: str, message: control_pb2.ReplicaMessage) -> None:
         """Take what a replica says after its hello."""
         kind = message.WhichOneof("kind")
         if kind == "accepted_version":
             self.fleet.note_accepted(replica, message.accepted_version, self._now_us())
-            for name in self._awaiting:
-                self.concern(name)
-            self._awaiting.clear()
+            self.core.note_accepted()
         elif kind == "session":
             ledger = self.desired.ledger_of(message.session.asset_uid)
             seen = self.fleet.note_session(replica, message.session, ledger, self._now_us())
             if seen is not None:
                 self.desired.tell(control_pb2.OperatorMessage(epoch_seen=seen))
+            self.core.note_news(message.session.asset_uid)
         elif kind == "delivery":
             self.fleet.note_delivery(replica, message.delivery)
-            self._concern_uid(message.delivery.dispatch_uid)
+            self.core.note_news(message.delivery.dispatch_uid)
         elif kind == "report":
             self._hear_report(message.report)
 
     def _hear_report(self, message: control_pb2.AgentReport) -> None:
-        uid = message.report.dispatch_uid
-        dispatches = {each.meta.uid: each for each in self._cluster.dispatches.values()}
-        strange = distrust(
-            message,
-            dispatches.get(uid),
-            self._cluster.asset,
-            given_to=self.desired.asset_uid_of(uid),
-            ledger_ids=self.fleet.ledger_ids(uid),
-        )
+        strange = self.core.distrust(message)
         assert strange in {None, Strange.UNKNOWN_DISPATCH}, f"{strange}: {message}"
         if strange is None and self.fleet.note_report(message):
-            self._concern_uid(uid)
+            self.core.note_news(message.report.dispatch_uid)
 
-    def reconcile(self) -> bool:
-        """Work off what is due; return whether anything was."""
-        now_us = self._now_us()
-        due = [name for name, due_us in self._due_us.items() if due_us <= now_us]
-        for name in due:
-            del self._due_us[name]
-            self._reconcile(name)
+    # Its work
+
+    async def run(self) -> bool:
+        """Hear of changes and work off what is due; return whether there was anything."""
+        some = bool(self._cluster.changes)
+        while self._cluster.changes:
+            key, uid, manifest = self._cluster.changes.popleft()
+            if manifest is None:
+                self.core.drop(key, uid)
+            else:
+                self.core.take(key.kind, manifest)
+        # What is to be stored may have been decided before what was heard since: that comes first.
+        some = self._begin(self._publishing, self.core.publish) or some
+        some = self._begin(self._work, self.core.reconcile) or some
+        await self._rest()
+        self.check()
+        return some
+
+    def _begin(self, queue: Agenda, step: Callable[[ObjectKey], Awaitable[None]]) -> bool:
+        due = queue.take_due()
+        self._tasks |= {asyncio.create_task(self.core.work(queue, key, step)) for key in due}
         return bool(due)
 
-    def _decide(self, dispatch: Dispatch) -> Any:
-        uid = dispatch.meta.uid
-        first_version, version = self.desired.dispatch_versions(uid)
-        cancelled = self.desired.is_cancelled(uid)
-        view = self.fleet.dispatch(uid, first_version, version, cancelled=cancelled)
-        return reconcile_dispatch(dispatch, self._cluster.asset, view, self._now_us())
+    async def _rest(self) -> None:
+        """Let the tasks go on until each has ended or waits for the API server."""
+        while True:
+            for task in [each for each in self._tasks if each.done()]:
+                self._tasks.discard(task)
+                task.result()
+            if not self._tasks or (self.way.holds and self.way.waiting == len(self._tasks)):
+                return
+            await asyncio.sleep(0)
 
-    def _reconcile(self, name: str) -> None:
-        stored = self._cluster.dispatches.get(name)
-        if stored is None:
-            self._drop(name)
-            return
-        self._names[stored.meta.uid] = name
-        decision = self._decide(stored)
-        for action in decision.actions:
-            self.fuse.burn()
-            self._carry_out(name, stored, action)
-        if name not in self._cluster.dispatches:
-            self._drop(name)
-            return
-        self.fuse.burn()
-        if self._cluster.write_status(name, decision.status):
-            self.concern(name)
-        elif decision.again_us is not None:
-            self._due_us[name] = decision.again_us
-        self.fuse.burn()
+    async def kill(self) -> None:
+        """End the process; what the API server was not told is not done."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
 
-    def _carry_out(self, name: str, stored: Dispatch, action: DispatchAction) -> None:
-        if isinstance(action, Submit):
-            self._submit(stored, action)
-            if action.cancelled:
-                self._awaiting.add(name)
-        elif isinstance(action, Settle):
-            self.desired.remove_dispatch(stored.meta.uid)
-        elif isinstance(action, AddFinalizer):
-            self._cluster.set_finalizers(name, FINALIZER)
-        elif isinstance(action, RemoveFinalizer):
-            self._cluster.set_finalizers(name)
-
-    def _drop(self, name: str) -> None:
-        for uid in [uid for uid, known in self._names.items() if known == name]:
-            del self._names[uid]
-            self.desired.remove_dispatch(uid)
-            self.fleet.forget(uid)
-
-    def _submit(self, dispatch: Dispatch, order: Submit) -> None:
-        uid = self._cluster.asset.meta.uid
-        self.desired.put_dispatch(wire.dispatch_message(dispatch, uid, order))
-
-    def _concern_uid(self, uid: str) -> None:
-        if uid in self._names:
-            self.concern(self._names[uid])
+    def check(self) -> None:
+        """Hold what gateways are given against what is stored: the order of actions."""
+        for each in self._cluster.dispatches.values():
+            uid, ended = each.meta.uid, each.phase.terminal
+            held = self.desired.asset_uid_of(uid) is not None
+            assert ended or not held or each.meta.holds_finalizer, f"given, and not held: {each}"
+            assert ended or held or uid not in self._given, f"settled before its end: {each}"
+            if held:
+                self._given.add(uid)
 
 
-def ended(dispatch: Dispatch) -> bool:
+def has_ended(dispatch: Dispatch) -> bool:
     """Tell whether a dispatch has a terminal phase in its status."""
     return Phase(dispatch.status.get("phase") or Phase.SUBMITTED).terminal

@@ -117,3 +117,28 @@ def test_writes_of_one_value_are_counted_for_the_same_dispatches_only() -> None:
     wear.forget()
     wear.note(value, frozenset({"c"}), (5 + WORN_RETRY_SECONDS) * SECOND_US)
     assert wear.most_writes == 3
+
+
+async def test_an_end_that_is_decided_again_while_it_is_stored_is_told_once(world: World) -> None:
+    world.change_asset(operatingState="OutOfService")
+    await world.flow()
+    world.apply("peak", 60, setpoint=SETPOINT, durationSeconds=30)
+    world.hold_api_server(True)
+    await world.advance(2)
+    world.change_asset(telemetry={"intervalSeconds": 2})
+    await world.advance(2)
+    world.hold_api_server(False)
+    await world.advance(2)
+
+    assert world.cluster.dispatches["peak"].status["phase"] == "Rejected"
+    await _conclude(world)
+
+
+async def test_a_dispatch_that_is_to_live_so_long_is_deleted_then(world: World) -> None:
+    world.apply("peak", 1, setpoint=SETPOINT, durationSeconds=10, ttlSecondsAfterFinished=20)
+    await world.advance(25)
+    assert world.cluster.dispatches["peak"].phase is Phase.COMPLETE
+
+    await world.advance(20)
+    assert not world.cluster.dispatches
+    assert world.cluster.deleted_when_due == 1

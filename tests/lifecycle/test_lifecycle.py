@@ -20,6 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from tests.lifecycle.site import BENIGN, FAULTS
 from tests.lifecycle.world import GATEWAYS, World
 
+from derops.lifecycle import Phase
+
 EXAMPLES = int(os.environ.get("DEROPS_EXAMPLES") or 120)
 STEPS = 40
 
@@ -139,6 +141,7 @@ class Lifecycle(RuleBasedStateMachine):
         spread=st.sampled_from([0, 0, 10]),
         deadline=st.integers(1, 30),
         patience=st.sampled_from([10, 60, 300]),
+        live=st.sampled_from([None, None, 0, 20]),
     )
     def apply(
         self,
@@ -151,6 +154,7 @@ class Lifecycle(RuleBasedStateMachine):
         spread: int,
         deadline: int,
         patience: int,
+        live: int | None,
     ) -> None:
         # Further apart than the 1 % of its rating by which a device's registers may round.
         watts = 1000 + 150 * len(self._names)
@@ -168,6 +172,7 @@ class Lifecycle(RuleBasedStateMachine):
             latePolicy=late,
             primacy=primacy,
             verify=verify,
+            ttlSecondsAfterFinished=live,
         )
 
     @rule(
@@ -181,7 +186,7 @@ class Lifecycle(RuleBasedStateMachine):
     def apply_soon(
         self, mode: str, start: int, duration: int, primacy: int, late: str, wait: int
     ) -> None:
-        self.apply(mode, start, duration, primacy, late, "Report", 0, 30, 300)
+        self.apply(mode, start, duration, primacy, late, "Report", 0, 30, 300, None)
         self._do(self.world.advance, wait)
 
     @rule(
@@ -252,6 +257,10 @@ class Lifecycle(RuleBasedStateMachine):
             self._do(self.world.kill_operator)
         elif self.world.operator is not None:
             self.world.operator.fuse.left = after
+
+    @rule(holds=st.booleans())
+    def hold_api_server(self, holds: bool) -> None:
+        self._do(self.world.hold_api_server, holds)
 
     @rule()
     def begin_era(self) -> None:
@@ -337,12 +346,12 @@ class Lifecycle(RuleBasedStateMachine):
 
     def _count(self) -> None:
         known = self.world.checker.known.values()
-        ends = [each.status.get("phase") for each in self.world.cluster.dispatches.values()]
         DONE["histories"] += 1
         DONE["dispatches"] += len(known)
         DONE["reports"] += sum(len(each.reports) for each in known)
         DONE["on the device"] += sum(each.stays > 0 for each in known)
-        DONE["completed"] += ends.count("Complete")
+        DONE["completed"] += sum(each.phase is Phase.COMPLETE for each in known)
+        DONE["deleted when due"] += self.world.cluster.deleted_when_due
         DONE["withdrawn"] += sum(each.withdrawn for each in known)
 
     def teardown(self) -> None:
@@ -385,7 +394,7 @@ class Healthy(Lifecycle):
     ) -> None:
         self.mend_and_wait(1)
         self._do(self.world.site.break_device, fault)
-        self.apply(mode, 1, duration, 100, "KeepEnd", "Report", 0, deadline, 300)
+        self.apply(mode, 1, duration, 100, "KeepEnd", "Report", 0, deadline, 300, None)
         self._do(self.world.advance, wait)
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.lifecycle.checking import SAVED_EVERY_SECONDS, Checker
+from tests.lifecycle.cluster import SERIAL, Cluster
 from tests.lifecycle.links import ControlLink, Gateway, Stream
-from tests.lifecycle.operating import SERIAL, Cluster, Operator, ended
+from tests.lifecycle.operating import Operator, has_ended
 from tests.lifecycle.site import PowerCutError, Site
 
 from derops.schedules import SECOND_US
@@ -72,6 +73,7 @@ class World:
 
     async def end(self) -> None:
         """Stop what runs."""
+        await self.kill_operator()
         for gateway in self.gateways:
             await gateway.kill()
         self.site.close()
@@ -83,15 +85,13 @@ class World:
         start = format_second(self.now_us + start_seconds * SECOND_US)
         dispatch = self.cluster.create(name, startTime=start, **spec)
         self.checker.expect(dispatch)
-        self._concern(name)
 
     def cancel(self, name: str) -> None:
         """Withdraw a Dispatch."""
         dispatch = self.cluster.dispatches.get(name)
         if dispatch is not None:
             self.checker.withdraw(dispatch.meta.uid)
-            self.cluster.change(name, desired_state="Cancelled")
-            self._concern(name)
+            self.cluster.change(name, desiredState="Cancelled")
 
     def delete(self, name: str) -> None:
         """Delete a Dispatch."""
@@ -99,7 +99,6 @@ class World:
         if dispatch is not None:
             self.checker.withdraw(dispatch.meta.uid)
             self.cluster.delete(name)
-            self._concern(name)
 
     def change_asset(self, **spec: Any) -> None:
         """Change fields of the asset's spec."""
@@ -108,18 +107,12 @@ class World:
                 self.checker.withdraw(dispatch.meta.uid)
         self.cluster.change_asset(**spec)
         self.site.seen_us["policy"] = self.now_us
-        if self.operator is not None:
-            self.operator.give_asset()
-
-    def _concern(self, name: str) -> None:
-        if self.operator is not None:
-            self.operator.concern(name)
 
     # What befalls the programs
 
     async def start_operator(self) -> None:
         """Start the operator, in the place of one that runs."""
-        self._cut_controls()
+        await self.kill_operator()
         self.now_us += 10_000  # a process does not start twice in one moment
         self.site.pass_us(10_000)
         self.operator = Operator(self.cluster, GATEWAYS, self._now, self.era)
@@ -129,9 +122,11 @@ class World:
         self.era = self.now_us // SECOND_US
         await self.start_operator()
 
-    def kill_operator(self) -> None:
+    async def kill_operator(self) -> None:
         """End the operator."""
         self._cut_controls()
+        if self.operator is not None:
+            await self.operator.kill()
         self.operator = None
 
     async def kill_gateway(self, number: int, *, lose_disk: bool = False) -> None:
@@ -179,6 +174,12 @@ class World:
     def mend_links(self) -> None:
         """Let all links be made again and hold nothing back."""
         self.ways = Ways()
+        self.hold_api_server(False)
+
+    def hold_api_server(self, holds: bool) -> None:
+        """Have the API server keep the operator waiting, or answer again."""
+        if self.operator is not None:
+            self.operator.way.holds = holds
 
     def cut_control(self, number: int) -> None:
         """Cut the operator off from a gateway."""
@@ -278,9 +279,8 @@ class World:
                 self.checker.give(stream.ledger_id)
         if self.operator is not None:
             try:
-                some = self.operator.reconcile()
+                some = await self.operator.run()
             except PowerCutError:
-                self.kill_operator()
                 await self.start_operator()
                 some = True
         await self._run_agent()
@@ -424,8 +424,7 @@ class World:
         self.site.clock.ntp = True
         await self.start_what_is_down()
         assert self.operator is not None
-        self.operator.fuse.left = None
-        self.operator.give_asset()
+        self.operator.fuse.left, self.operator.way.holds = None, False
         self._cut_controls()
         for stream in self.forgotten:
             stream.close()
@@ -446,7 +445,7 @@ class World:
         return (
             controller is not None
             and all(each.stage is Stage.DONE for each in controller.journal.values())
-            and all(ended(each) for each in self.cluster.dispatches.values())
+            and all(has_ended(each) for each in self.cluster.dispatches.values())
             and not any(each.meta.finalizers for each in self.cluster.dispatches.values())
             and len(controller.journal) == 0
             and self.site.at_fallback
