@@ -9,8 +9,9 @@ from typing import Any
 from derops.errors import DeviceRefusedError, DeviceTimeoutError, DeviceUnreachableError
 from derops.ids import AssetName
 from derops.wire.v1 import agent_pb2, dispatch_pb2
-from derops_agent.asset.controller import Acknowledged, AssetController, Change, Snapshot
+from derops_agent.asset.controller import AssetController
 from derops_agent.asset.device import GuardedDevice
+from derops_agent.asset.inbox import Acknowledged, Change, Snapshot
 from derops_agent.asset.ledger import Ledger
 from derops_agent.clock import SystemClock
 from derops_agent.execution.site import LocalLimits

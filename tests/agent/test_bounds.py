@@ -8,16 +8,16 @@ from tests.counters import value_of
 
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_agent import metrics
-from derops_agent.asset import controller as controller_module
-from derops_agent.asset.controller import (
+from derops_agent.asset import orders as orders_module
+from derops_agent.asset.inbox import (
     EVENT_BYTES,
     MAX_HEARD_BYTES,
-    MAX_ORDER_BYTES,
     Acknowledged,
     Change,
     Settled,
     Snapshot,
 )
+from derops_agent.asset.orders import MAX_ORDER_BYTES
 from derops_agent.link import stream as session_module
 from derops_agent.link.stream import Stream
 
@@ -40,7 +40,7 @@ async def test_of_many_snapshots_only_the_newest_is_kept_for_a_full_disk(agent: 
         await hear(agent, snapshot(counter, order("d-old")), Change(part=order("d-change")))
     await hear(agent, snapshot(200, order("d-new")))
 
-    assert len(agent.controller._unstored) == 1
+    assert len(agent.controller.inbox.unstored) == 1
     agent.refuse_writes(refused=False)
     await agent.controller.step()
     assert {report.dispatch_uid for report in agent.reports} == {"d-new"}
@@ -59,7 +59,7 @@ async def test_of_many_changes_only_the_newest_of_each_is_kept(agent: Agent) -> 
             Acknowledged(sequence=number),
         )
 
-    assert len(agent.controller._unstored) == 3
+    assert len(agent.controller.inbox.unstored) == 3
     agent.refuse_writes(refused=False)
     await agent.controller.step()
     assert agent.report("d1").planned_start_us == T0 + 100 * S
@@ -104,7 +104,7 @@ async def test_what_has_no_room_ends_the_stream_and_a_snapshot_makes_up_for_it(
 async def test_orders_without_end_are_not_taken_and_those_that_run_go_on(
     agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(controller_module, "MAX_ORDERS", 10)
+    monkeypatch.setattr(orders_module, "MAX_ORDERS", 10)
     before = value_of(metrics.ORDERS_NOT_TAKEN)
     await agent.give(*(order(f"d{number}", start_us=T0 + 900 * S) for number in range(100)))
 

@@ -6,7 +6,7 @@ import pytest
 from tests.agent.fakes import T0, Agent, S, asset, order
 
 from derops.wire.v1 import agent_pb2
-from derops_agent.asset.controller import Change, Settled, Snapshot
+from derops_agent.asset.inbox import Change, Settled, Snapshot
 from derops_agent.ports import Reading, Reversion, Setpoints
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.agent.fakes import Agent, S, order
 
 from derops.lifecycle import Phase
-from derops_agent.asset.controller import Settled
+from derops_agent.asset.inbox import Settled
 from derops_agent.ports import Setpoints
 
 NUMBERS = st.integers(0, 3)

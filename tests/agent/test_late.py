@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from tests.agent.fakes import T0, Agent, S, asset, order
 
-from derops_agent.asset.controller import Change, Settled
+from derops_agent.asset.inbox import Change, Settled
 from derops_agent.ports import Setpoints
 
 LANDED = Setpoints(active_power_watts=5000)

@@ -149,7 +149,7 @@ async def test_a_partial_snapshot_changes_nothing(site: Site) -> None:
     await again.send(asset=asset(generation=2))
     await again.send(sync_end=agent_pb2.SyncEnd(revision=revision, count=1))
     assert (await again.until("bye")).reason == "BadSnapshot"
-    assert site.controller.revision.counter == 1
+    assert site.controller.revisions.heard.counter == 1
     assert site.controller.journal["d1"].phase == "Acked"
 
 
@@ -183,7 +183,7 @@ async def test_an_older_desired_state_is_refused(site: Site) -> None:
     await other.snapshot(asset(), counter=6)
 
     assert (await other.until("bye")).reason == "StaleReplica"
-    assert site.controller.revision.counter == 7
+    assert site.controller.revisions.heard.counter == 7
 
 
 async def test_a_snapshot_older_than_what_could_not_be_stored_yet_is_refused_too(
@@ -256,7 +256,7 @@ async def test_an_agent_whose_clock_is_fifty_years_slow_works(site: Site) -> Non
         await stream.welcome(now_us=site.clock.wall_us)
         await stream.snapshot(asset(), operator_start_ms=start_ms)
         taken = agent_pb2.Revision(operator_start_ms=start_ms, counter=1)
-        await until(partial(lambda taken: site.controller._handled == taken, taken))
+        await until(partial(lambda taken: site.controller.revisions.handled == taken, taken))
         await stream.send(bye=agent_pb2.Bye(reason="Rebalance"))
 
     assert site.ledger.revision == agent_pb2.Revision()
@@ -265,7 +265,7 @@ async def test_an_agent_whose_clock_is_fifty_years_slow_works(site: Site) -> Non
 async def test_an_agent_that_kept_a_start_from_the_future_takes_a_higher_era(site: Site) -> None:
     poison = agent_pb2.Revision(operator_start_ms=T0 // 1000 + 10**11, counter=7)
     site.ledger.save([], alive=site.ledger.alive, revision=poison)
-    site.controller.revision = poison
+    site.controller.revisions.heard = poison
     await site.start()
     stale = await site.gateway.next_stream()
     await stale.welcome()
@@ -528,7 +528,7 @@ async def test_a_clock_that_was_set_is_off_from_the_next_heartbeat_on(site: Site
     for _ in range(3):
         await stream.send(heartbeat_reply=reply())
     await stream.snapshot(asset())  # it is handled after the replies
-    await until(lambda: site.controller.revision.counter == 1)
+    await until(lambda: site.controller.revisions.heard.counter == 1)
     site.clock.wall_us += 3600 * S
     await stream.send(heartbeat_reply=reply())
     await stream.snapshot(asset(), order(), counter=2)

@@ -8,7 +8,7 @@ import pytest
 from tests.agent.fakes import T0, Agent, S, asset, order
 
 from derops.lifecycle import MESSAGE_LIMIT
-from derops_agent.asset.controller import Settled
+from derops_agent.asset.inbox import Settled
 from derops_agent.asset.ledger import Alive
 from derops_agent.ports import Reading, Setpoints
 

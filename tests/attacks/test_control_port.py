@@ -20,7 +20,7 @@ from tests.pki import Leaf
 from tests.waiting import until
 
 from derops.wire.v1 import agent_pb2, control_pb2
-from derops_agent.asset.controller import Snapshot
+from derops_agent.asset.inbox import Snapshot
 from derops_headend.fleet import desired
 from derops_headend.fleet.desired import Revision
 from derops_headend.gateway.desired_store import DesiredStore
@@ -358,10 +358,10 @@ async def test_no_agent_keeps_what_a_wrong_clock_or_a_hostile_gateway_hands_on(
         await agent.controller.turn()
 
     assert agent.controller.journal["d1"].phase == "Acked"
-    assert agent.controller.revision == agent.ledger.revision == genuine
+    assert agent.controller.revisions.heard == agent.ledger.revision == genuine
     assert counted("derops_agent_revisions_ahead_total") == before + 1
     await agent.restart()
-    assert agent.controller.revision == genuine
+    assert agent.controller.revisions.heard == genuine
     agent.ledger.close()
 
 

@@ -18,14 +18,9 @@ from tests.lifecycle.operating import Operator
 
 from derops.ids import AssetName
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
-from derops_agent.asset.controller import (
-    Acknowledged,
-    AssetController,
-    Change,
-    Settled,
-    Snapshot,
-    order_of,
-)
+from derops_agent.asset.controller import AssetController
+from derops_agent.asset.inbox import Acknowledged, Change, Settled, Snapshot
+from derops_agent.asset.revisions import order_of
 from derops_headend.access.certificates import AgentCertificate
 from derops_headend.fleet.desired import DELTA_KINDS, BadSyncError, SnapshotBuilder
 from derops_headend.fleet.reports import Circumstances, impossibility_of, problem_of
@@ -294,7 +289,7 @@ class Stream:
         """Have the agent take the next message, as its session does."""
         message = self.wire.popleft()
         if isinstance(message, Snapshot):
-            if order_of(message.revision) < order_of(self._controller.revision):
+            if order_of(message.revision) < order_of(self._controller.revisions.heard):
                 self.left = True
                 return
             self.synchronised = True

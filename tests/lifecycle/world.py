@@ -13,7 +13,7 @@ from tests.lifecycle.site import PowerCutError, Site
 
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
-from derops_agent.asset.controller import Snapshot
+from derops_agent.asset.inbox import Snapshot
 from derops_agent.execution.state import Stage
 from derops_headend.fleet.sessions import EpochTooHighError, EpochTooLowError, Session
 from derops_operator.resources.instants import format_second

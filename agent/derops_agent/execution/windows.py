@@ -23,6 +23,7 @@ NOT_STARTED = Refusal(
 """Why a start was missed of which nothing else is known."""
 
 Executions = Mapping[str, Execution]
+_STOOD_STILL_US = 5 * SECOND_US
 _MAY_PASS = frozenset(
     {Reason.STALE_TELEMETRY, Reason.LOCAL_CONTROL_ACTIVE, Reason.COMMS_LOSS_FAILSAFE}
 )
@@ -102,6 +103,32 @@ def staying(executions: Executions, now: Moment) -> dict[str, Execution]:
         and e.order.mode not in modes_owned
         and _waits_for_next(e, now)
     }
+
+
+def explain_missed(before: Moment | None, now: Moment, *, failing: bool) -> Refusal:
+    """Return why a start that has been missed since the last look was missed.
+
+    Args:
+        before: When starts were last looked at; None = not since the agent began.
+        now: Both clocks.
+        failing: The ledger took nothing meanwhile.
+    """
+    if before is None:
+        return Refusal(
+            reason=Reason.AGENT_RESTARTED,
+            message="the agent restarted, and did not take it up until then",
+        )
+    stood_us = now.monotonic_us - before.monotonic_us
+    set_us = now.wall_us - before.wall_us - stood_us
+    if failing:
+        words = f"for {stood_us / SECOND_US:.0f} s the agent could not store anything"
+    elif set_us > SECOND_US:
+        words = f"the agent's clock was set forward by {set_us / SECOND_US:.0f} s"
+    elif stood_us > _STOOD_STILL_US:
+        words = f"the agent stood still for {stood_us / SECOND_US:.0f} s"
+    else:
+        return NOT_STARTED
+    return replace(NOT_STARTED, message=words)
 
 
 def next_wakeup_us(executions: Iterable[Execution], decided: Moment, now: Moment) -> int | None:

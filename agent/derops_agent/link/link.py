@@ -174,7 +174,7 @@ class Link:
             first_sequence=self._outbox.first_sequence,
             software_version=self._software_version,
             capability=write_capability(self._device.capability),
-            highest_revision=self._controller.revision,
+            highest_revision=self._controller.revisions.heard,
         )
         session = Stream(
             self._open_channel(credentials),

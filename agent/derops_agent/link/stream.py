@@ -18,15 +18,9 @@ from derops.ids import AssetName
 from derops.wire.streams import EOF
 from derops.wire.v1 import agent_pb2, agent_pb2_grpc, dispatch_pb2
 from derops_agent import metrics
-from derops_agent.asset.controller import (
-    EVENT_BYTES,
-    Acknowledged,
-    AssetController,
-    Change,
-    Settled,
-    Snapshot,
-    order_of,
-)
+from derops_agent.asset.controller import AssetController
+from derops_agent.asset.inbox import EVENT_BYTES, Acknowledged, Change, Settled, Snapshot
+from derops_agent.asset.revisions import order_of
 from derops_agent.clock import Clock
 from derops_agent.storage import Runner
 from derops_agent.telemetry.outbox import Outbox
@@ -233,7 +227,7 @@ class Stream:
             self._log.info("stream.opened", replica=welcome.replica, epoch=self._hello.epoch)
 
     def _on_sync_begin(self, begin: agent_pb2.SyncBegin) -> None:
-        if order_of(begin.revision) < order_of(self._controller.revision):
+        if order_of(begin.revision) < order_of(self._controller.revisions.heard):
             self.close("StaleReplica", "your desired state is older than one I have taken")
         self._snapshot, self._snapshot_bytes = (begin.revision, []), 0
 

@@ -9,8 +9,9 @@ from tests.agent.simulated.rig import BATTERY
 
 from derops.ids import AssetName
 from derops.wire.v1 import agent_pb2, dispatch_pb2
-from derops_agent.asset.controller import AssetController, Snapshot
+from derops_agent.asset.controller import AssetController
 from derops_agent.asset.device import GuardedDevice
+from derops_agent.asset.inbox import Snapshot
 from derops_agent.asset.ledger import Ledger
 from derops_agent.drivers import open_device
 from derops_agent.execution.site import LocalLimits
