@@ -5,7 +5,6 @@ import secrets
 import signal
 import sqlite3
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +23,7 @@ from derops_agent.drivers import open_device
 from derops_agent.drivers.options import DriverOptionError
 from derops_agent.execution.site import LocalLimits
 from derops_agent.link.link import Endpoint, Link
+from derops_agent.link.outlet import StreamOutlet
 from derops_agent.settings import AgentSettings, AssetSettings
 from derops_agent.storage import Runner, Threads
 from derops_agent.telemetry.flusher import Flusher
@@ -106,12 +106,14 @@ class Host:
             part, self._threads.run_ledger, lambda: Ledger(folder / "ledger.db")
         )
         try:
+            outlet = StreamOutlet(name, self._readiness)
             controller = AssetController(
                 name,
                 device,
                 ledger,
                 self._clock,
                 self._threads.run_ledger,
+                outlet=outlet,
                 local=LocalLimits(
                     max_injection_watts=asset.limits.max_injection_watts,
                     max_absorption_watts=asset.limits.max_absorption_watts,
@@ -119,7 +121,6 @@ class Host:
                 max_clock_offset_milliseconds=self._settings.max_clock_offset_milliseconds,
                 settle_us=round(asset.settle_seconds * 1e6),
             )
-            controller.on_ledger = partial(self._note_ledger, part)
             await controller.boot()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(controller.run())
@@ -128,7 +129,7 @@ class Host:
                     f"outbox of {name}", self._threads.run_outbox, lambda: store.open(name)
                 )
                 tasks.create_task(sample_for_ever(device, controller, outbox, self._clock))
-                link = self._link(asset, controller, device, ledger, outbox)
+                link = self._link(asset, controller, device, ledger, outbox, outlet)
                 tasks.create_task(link.run())
         finally:
             await device.close()
@@ -141,6 +142,7 @@ class Host:
         device: GuardedDevice,
         ledger: Ledger,
         outbox: Outbox,
+        outlet: StreamOutlet,
     ) -> Link:
         return Link(
             AssetName(asset.namespace, asset.name),
@@ -154,6 +156,7 @@ class Host:
             device=device,
             ledger=ledger,
             outbox=outbox,
+            outlet=outlet,
             clock=self._clock,
             run_ledger=self._threads.run_ledger,
             run_outbox=self._threads.run_outbox,
@@ -161,12 +164,6 @@ class Host:
             software_version=self._version,
             readiness=self._readiness,
         )
-
-    def _note_ledger(self, part: str, problem: str) -> None:
-        if problem:
-            self._readiness.degraded(part, f"{problem}; nothing is accepted and nothing starts")
-        else:
-            self._readiness.found(part)
 
     async def _when_there_is_room(self, part: str, run: Runner, call: Callable[[], _T]) -> _T:
         """Return what a call that needs the disk returns; wait while that takes nothing."""

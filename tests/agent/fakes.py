@@ -153,6 +153,16 @@ def order(uid: str = "d1", *, mode: str = "ActivePower", watts: int = 5000, **ch
     return dispatch_pb2.Dispatch(**{**facts, **changes})
 
 
+@dataclass
+class FakeOutlet:
+    """What a test has done with what a controller tells."""
+
+    report: Callable[[dispatch_pb2.DispatchReport], None] = lambda _: None
+    note_ledger: Callable[[str], None] = lambda _: None
+    note_failsafe: Callable[[], None] = lambda: None
+    note_overrun: Callable[[], None] = lambda: None
+
+
 class Agent:
     """One asset's controller over a real ledger; ``restart`` is what kill -9 leaves."""
 
@@ -161,6 +171,9 @@ class Agent:
         self.clock, self.device = FakeClock(), FakeDevice()
         self.reports: list[dispatch_pb2.DispatchReport] = []
         self.ledger_complaints: list[str] = []
+        self.outlet = FakeOutlet(
+            report=self.reports.append, note_ledger=self.ledger_complaints.append
+        )
         self.counter = 0
         self.local: LocalLimits = options.pop("local", LocalLimits())
         self._open()
@@ -173,12 +186,11 @@ class Agent:
             self.ledger,
             self.clock,
             inline,
+            outlet=self.outlet,
             local=self.local,
             draw=lambda: 0.0,
             **self.options,
         )
-        self.controller.journal.on_report = self.reports.append
-        self.controller.on_ledger = self.ledger_complaints.append
 
     async def use(self, device: Any) -> None:
         """Control another device than the one in memory, from the next start on."""
@@ -251,7 +263,7 @@ class Agent:
     @property
     def has_settled(self) -> bool:
         """Whether nothing is under way: all has ended, and the device is where it is to be."""
-        state = self.controller._holder.state
+        state = self.controller._writer.state
         told = all(each.stage is Stage.DONE for each in self.controller.journal.values())
         return told and not state.ramping and state.awaited is None and state.failed is None
 

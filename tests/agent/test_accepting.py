@@ -114,7 +114,7 @@ def test_the_randomised_start_is_drawn_within_its_bounds_and_kept() -> None:
 
 async def test_an_acceptance_is_on_the_disk_before_it_is_reported(agent: Agent) -> None:
     seen: list[bool] = []
-    agent.controller.journal.on_report = lambda _: seen.append(bool(agent.ledger.unsettled()))
+    agent.outlet.report = lambda _: seen.append(bool(agent.ledger.unsettled()))
 
     await agent.give(order())
 
@@ -147,7 +147,7 @@ async def test_a_report_leaves_before_the_agent_goes_on(
 
     writer = asyncio.create_task(write())
     await asyncio.sleep(0)
-    agent.controller.journal.on_report = lambda _: leaves.set()
+    agent.outlet.report = lambda _: leaves.set()
     monkeypatch.setattr(
         agent.controller.journal, "_note_steps", lambda *_: happened.append("logged")
     )

@@ -86,7 +86,7 @@ async def test_what_has_no_room_ends_the_stream_and_a_snapshot_makes_up_for_it(
     agent: Agent,
 ) -> None:
     overruns: list[None] = []
-    agent.controller.on_overrun = lambda: overruns.append(None)
+    agent.outlet.note_overrun = lambda: overruns.append(None)
     agent.refuse_writes(refused=True)
     count = MAX_HEARD_BYTES // EVENT_BYTES
     for number in range(count):

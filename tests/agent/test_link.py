@@ -25,6 +25,7 @@ from derops_agent.asset.ledger import Ledger
 from derops_agent.execution.site import LocalLimits
 from derops_agent.link import link as link_module
 from derops_agent.link.link import Endpoint, Link
+from derops_agent.link.outlet import StreamOutlet
 from derops_agent.ports import BadPoint, Reading, Resolution, Setpoints
 from derops_agent.telemetry.outbox_store import OutboxStore
 from derops_headend.gateway.agent_stream import AGENT_REASONS
@@ -47,8 +48,16 @@ class Site:
         self.ledger = Ledger(folder / "ledger.db")
         self.store = OutboxStore(folder / "outbox.db")
         self.outbox = self.store.open(NAME)
+        self.outlet = StreamOutlet(NAME, self.readiness)
         self.controller = AssetController(
-            NAME, device, self.ledger, self.clock, inline, local=LocalLimits(), draw=lambda: 0.0
+            NAME,
+            device,
+            self.ledger,
+            self.clock,
+            inline,
+            outlet=self.outlet,
+            local=LocalLimits(),
+            draw=lambda: 0.0,
         )
         self.endpoint = Endpoint(
             gateways=(f"127.0.0.1:{gateway.port}",),
@@ -67,6 +76,7 @@ class Site:
             device=self.device,
             ledger=self.ledger,
             outbox=self.outbox,
+            outlet=self.outlet,
             clock=self.clock,
             run_ledger=inline,
             run_outbox=inline,

@@ -16,6 +16,7 @@ from derops_agent.asset.device import GuardedDevice
 from derops_agent.asset.ledger import Ledger
 from derops_agent.execution.site import LocalLimits
 from derops_agent.link.link import Endpoint, Link
+from derops_agent.link.outlet import StreamOutlet
 from derops_agent.telemetry.outbox_store import OutboxStore
 
 NAME = AssetName("pilot", "battery")
@@ -49,8 +50,16 @@ class HonestAgent:
         ledger = Ledger(self.folder / "ledger.db")
         store = OutboxStore(self.folder / "outbox.db")
         self._close = [ledger.close, store.close]
+        outlet = StreamOutlet(NAME, Readiness())
         self.controller = AssetController(
-            NAME, device, ledger, self.clock, inline, local=LocalLimits(), draw=lambda: 0.0
+            NAME,
+            device,
+            ledger,
+            self.clock,
+            inline,
+            outlet=outlet,
+            local=LocalLimits(),
+            draw=lambda: 0.0,
         )
         link = Link(
             NAME,
@@ -64,6 +73,7 @@ class HonestAgent:
             device=device,
             ledger=ledger,
             outbox=store.open(NAME),
+            outlet=outlet,
             clock=self.clock,
             run_ledger=inline,
             run_outbox=inline,

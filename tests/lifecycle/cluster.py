@@ -10,7 +10,7 @@ from tests.operator.making import metadata
 from derops.lifecycle import Phase
 from derops.schedules import SECOND_US
 from derops_operator.cluster.client import ChangedMeanwhileError, GoneError, Manifest
-from derops_operator.reconciling.dispatches import DELETION_GRACE_US
+from derops_operator.reconciling.deadlines import DELETION_GRACE_US
 from derops_operator.resources.assets import Asset, read_asset
 from derops_operator.resources.dispatches import Dispatch, read_dispatch
 from derops_operator.resources.instants import format_second, parse_instant

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tests.agent.fakes import FakeClock
+from tests.agent.fakes import FakeClock, FakeOutlet
 
 from derops.errors import DeviceError, DeviceTimeoutError
 from derops.ids import AssetName
@@ -215,10 +215,10 @@ class Site:
             self._ledger,
             self.clock,
             self._run,
+            outlet=FakeOutlet(report=self._on_report),
             local=LocalLimits(),
             draw=lambda: 0.5,
         )
-        self.controller.journal.on_report = self._on_report
         await self.controller.boot()
 
     def wanting(self) -> frozenset[str]:

@@ -22,6 +22,7 @@ from derops_agent.asset.inbox import Acknowledged, Change, Event, Inbox, Settled
 from derops_agent.asset.journal import Journal
 from derops_agent.asset.ledger import Ledger
 from derops_agent.asset.orders import Orders
+from derops_agent.asset.outlet import Outlet
 from derops_agent.asset.revisions import Revisions
 from derops_agent.asset.setpoints.writer import DeviceWriter
 from derops_agent.asset.site_state import SiteState
@@ -45,7 +46,7 @@ _ALIVE_EVERY_US = 10 * SECOND_US
 
 
 class AssetController:
-    """One asset's dispatches. Events come in by ``take``; the journal reports what happened."""
+    """One asset's dispatches. Events come in by ``take``; the outlet is told what happened."""
 
     def __init__(
         self,
@@ -55,26 +56,19 @@ class AssetController:
         clock: Clock,
         run: Runner,
         *,
+        outlet: Outlet,
         local: LocalLimits,
         max_clock_offset_milliseconds: int = 5000,
         settle_us: int = 5 * SECOND_US,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self.name = name
-        self.on_failsafe: Callable[[], None] = lambda: None
-        """Told when failsafe is entered: only a new snapshot ends it."""
-
-        self.on_overrun: Callable[[], None] = lambda: None
-        """Told when what came has no room any more: only a new snapshot makes up for it."""
-
-        self.on_ledger: Callable[[str], None] = lambda _: None
-        """Told why the ledger takes nothing; empty = it does again."""
-
-        self.journal = Journal(ledger, clock, run, str(name))
+        self.journal = Journal(ledger, clock, run, outlet, str(name))
         self.revisions = Revisions(ledger.revision, clock, str(name))
         self.inbox = Inbox()
         self._device, self._ledger, self._clock, self._run = device, ledger, clock, run
-        self._holder = DeviceWriter(device, self.journal, clock, str(name))
+        self._outlet = outlet
+        self._writer = DeviceWriter(device, self.journal, clock, str(name))
         site = Site(
             capability=device.capability,
             local=local,
@@ -83,9 +77,9 @@ class AssetController:
         )
         self._known = SiteState(site, clock, str(name))
         self._orders = Orders(
-            self.journal, ledger, self._known, self._holder.state, clock, draw, str(name)
+            self.journal, ledger, self._known, self._writer.state, clock, draw, str(name)
         )
-        self._startup = Startup(self.journal, device, self._holder, clock)
+        self._startup = Startup(self.journal, device, self._writer, clock)
         self._contact = Contact(clock, str(name))
         self._wakeup = asyncio.Event()
         self._ledger_failing = False
@@ -108,7 +102,7 @@ class AssetController:
     def take(self, event: Event) -> None:
         """Have an event handled in its turn."""
         if not self.inbox.put(event):
-            self.on_overrun()
+            self._outlet.note_overrun()
             return
         if isinstance(event, Snapshot | Change):
             self.revisions.note_heard(event.revision)
@@ -124,7 +118,7 @@ class AssetController:
 
     def device_facts(self) -> agent_pb2.DeviceFacts | None:
         """Return what is wrong with the device now; None = not everything is known yet."""
-        return self._known.device_facts(self._holder.state.unheld)
+        return self._known.device_facts(self._writer.state.unheld)
 
     def measure_offset(self, milliseconds: int) -> None:
         """Note by how much the gateway's clock is ahead of this one."""
@@ -172,7 +166,7 @@ class AssetController:
         if bool(problem) == self._ledger_failing:
             return
         self._ledger_failing = bool(problem)
-        self.on_ledger(problem)
+        self._outlet.note_ledger(problem)
         if problem:
             self._log.error("ledger.failed", error=problem)
         else:
@@ -191,10 +185,10 @@ class AssetController:
         if not held:
             return
         after = self._without_points(self._without_contact(held))
-        awaited = self._holder.state.starts_awaited
+        awaited = self._writer.state.starts_awaited
         await self.journal.commit(windows.advance(after, self._moment(), awaited=awaited))
-        await self._holder.look({uid: self.journal[uid] for uid in held}, self._site)
-        await self._holder.hold({uid: self.journal[uid] for uid in held}, self._site)
+        await self._writer.look({uid: self.journal[uid] for uid in held}, self._site)
+        await self._writer.hold({uid: self.journal[uid] for uid in held}, self._site)
 
     async def _end_by(self, event: Event) -> None:
         """Have an event that cannot be stored end what it ends; the rest of it waits."""
@@ -237,16 +231,16 @@ class AssetController:
                 self._decided,
                 refuse=self._refuse_start,
                 held_off=self._site_now().explain_hold_off(self._decided.wall_us),
-                awaited=self._holder.state.starts_awaited,
+                awaited=self._writer.state.starts_awaited,
                 idle=windows.explain_missed(
                     self._advanced, self._decided, failing=self._ledger_failing
                 ),
             )
         )
         self._advanced = self._decided
-        await self._holder.look(self.journal, self._site)
-        await self._holder.hold(self.journal, self._site)
-        state = self._holder.state
+        await self._writer.look(self.journal, self._site)
+        await self._writer.hold(self.journal, self._site)
+        state = self._writer.state
         await self.journal.commit(
             silence.mark_silent(self.journal, state.silence, self._moment(), self._site.rule)
         )
@@ -299,11 +293,11 @@ class AssetController:
 
     async def _observe(self, reading: Reading) -> None:
         left_local_control = self._known.note_sample(reading, self._device.capability)
-        self._holder.state.note_answer()
+        self._writer.state.note_answer()
         if left_local_control:
-            self._holder.state.try_now()
+            self._writer.state.try_now()
         rule, asset = self._site.rule, self._site.asset
-        displaced = self._holder.state.displaced(self.journal)
+        displaced = self._writer.state.displaced(self.journal)
         for execution in list(self.journal.values()):
             if execution.order.uid in displaced:
                 continue  # it is not known whose power this is
@@ -323,7 +317,7 @@ class AssetController:
         return self._known.site
 
     def _site_now(self) -> Site:
-        return self._known.now(self._holder.state)
+        return self._known.now(self._writer.state)
 
     def _refuse_start(self, execution: Execution) -> Refusal | None:
         planned = execution.planned
@@ -343,7 +337,7 @@ class AssetController:
     def _without_contact(self, scope: windows.Executions) -> windows.Executions:
         """Return ``scope`` as it is after a look at for how long no gateway was heard."""
         if self._contact.enters_failsafe(self._site.asset):
-            self.on_failsafe()
+            self._outlet.note_failsafe()
         if not self._contact.failsafe or self._site.asset is None:
             return scope
         seconds = self._site.asset.failsafe_after_seconds
@@ -362,7 +356,7 @@ class AssetController:
         wait_us = (1 if unfinished or self.journal.forgettable else 30) * SECOND_US
         for due_us in (
             windows.next_wakeup_us(unfinished, self._decided, now),
-            self._holder.due_in_us(self.journal, self._site.asset),
+            self._writer.due_in_us(self.journal, self._site.asset),
         ):
             if due_us is not None:
                 wait_us = min(wait_us, due_us)

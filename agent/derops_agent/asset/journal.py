@@ -6,7 +6,7 @@ the ledger takes nothing, and is still reported only when it does.
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import structlog
@@ -15,6 +15,7 @@ from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_agent import metrics
 from derops_agent.asset.ledger import Alive, Entry, Ledger
+from derops_agent.asset.outlet import Outlet
 from derops_agent.clock import Clock
 from derops_agent.execution.state import Execution, Stage
 from derops_agent.execution.wire import write_report
@@ -28,14 +29,16 @@ FORGET_AFTER_US = SECOND_US
 class Journal(Mapping[str, Execution]):
     """All executions that are not settled, by uid."""
 
-    def __init__(self, ledger: Ledger, clock: Clock, run: Runner, asset: str) -> None:
-        self.on_report: Callable[[dispatch_pb2.DispatchReport], None] = lambda _: None
+    def __init__(
+        self, ledger: Ledger, clock: Clock, run: Runner, outlet: Outlet, asset: str
+    ) -> None:
         self.clock_offset_milliseconds: int | None = None
         self.believes_clock = False
         """Whether the wall clock may become the last time that is known to be good."""
         self.alive = Alive(at_us=0, boot_id="")
         """When the agent last stored anything before this start."""
         self._ledger, self._clock, self._run = ledger, clock, run
+        self._outlet = outlet
         self._executions: dict[str, Execution] = {}
         self._reports: dict[str, dispatch_pb2.DispatchReport] = {}
         self._sequence = 0
@@ -86,7 +89,7 @@ class Journal(Mapping[str, Execution]):
         if stored is not None:
             self._executions[uid] = stored.execution
             self._reports[uid] = stored.report
-            self.on_report(stored.report)
+            self._outlet.report(stored.report)
 
     async def commit(
         self,
@@ -162,7 +165,7 @@ class Journal(Mapping[str, Execution]):
             if entry.report is not None:
                 self._reports[entry.uid] = entry.report
                 self._acknowledged.discard(entry.uid)
-                self.on_report(entry.report)
+                self._outlet.report(entry.report)
         await asyncio.sleep(0)  # the reports leave first: people wait for them
         for entry in entries:
             self._note_steps(before[entry.uid], entry.execution)

@@ -20,6 +20,7 @@ from derops_agent.asset.device import GuardedDevice
 from derops_agent.asset.ledger import Ledger
 from derops_agent.clock import Clock
 from derops_agent.execution.wire import write_capability
+from derops_agent.link.outlet import StreamOutlet
 from derops_agent.link.stream import Stream, StreamEndedError
 from derops_agent.storage import Runner
 from derops_agent.telemetry.outbox import Outbox
@@ -81,6 +82,7 @@ class Link:
         device: GuardedDevice,
         ledger: Ledger,
         outbox: Outbox,
+        outlet: StreamOutlet,
         clock: Clock,
         run_ledger: Runner,
         run_outbox: Runner,
@@ -91,7 +93,7 @@ class Link:
         self._name, self._endpoint, self._readiness = name, endpoint, readiness
         self._part = f"certificate of {name}"
         self._controller, self._device, self._ledger = controller, device, ledger
-        self._outbox, self._clock = outbox, clock
+        self._outbox, self._outlet, self._clock = outbox, outlet, clock
         self._run_ledger, self._run_outbox = run_ledger, run_outbox
         self._instance_id, self._software_version = instance_id, software_version
         self._gateway = random.randrange(len(endpoint.gateways))
@@ -191,10 +193,7 @@ class Link:
         return running
 
     def _use(self, session: Stream) -> None:
-        self._controller.journal.on_report = session.report
-        # A stream that was only slow is heard again and brings no snapshot; a new one does.
-        self._controller.on_failsafe = lambda: session.close("Failsafe")
-        self._controller.on_overrun = lambda: session.close("Overrun", "more than can be handled")
+        self._outlet.use(session)
         self._outbox.on_stored = session.telemetry_stored
         self._outbox.on_replaced = lambda: session.close("OutboxReplaced")
 

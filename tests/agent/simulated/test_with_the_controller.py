@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.agent.fakes import FakeClock, asset, inline, order
+from tests.agent.fakes import FakeClock, FakeOutlet, asset, inline, order
 from tests.agent.simulated.rig import BATTERY
 
 from derops.ids import AssetName
@@ -24,11 +24,16 @@ async def dispatch(folder: Path, **options: Any) -> dispatch_pb2.DispatchReport:
         await open_device({"kind": "simulated", **BATTERY, **options}, folder, clock)
     )
     ledger = Ledger(folder / "ledger.db")
-    controller = AssetController(
-        AssetName("ns", "battery"), device, ledger, clock, inline, local=LocalLimits()
-    )
     reports: list[dispatch_pb2.DispatchReport] = []
-    controller.journal.on_report = reports.append
+    controller = AssetController(
+        AssetName("ns", "battery"),
+        device,
+        ledger,
+        clock,
+        inline,
+        outlet=FakeOutlet(report=reports.append),
+        local=LocalLimits(),
+    )
     await controller.boot()
     revision = agent_pb2.Revision(operator_start_ms=1, counter=1)
     controller.take(Snapshot(revision=revision, asset=asset(), dispatches=[order()]))
