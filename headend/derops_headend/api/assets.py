@@ -184,7 +184,7 @@ class AssetFilter:
     descending: bool = False
 
 
-class Page(NamedTuple):
+class AssetChoice(NamedTuple):
     """A part of a list."""
 
     assets: list[KnownAsset]
@@ -194,7 +194,7 @@ class Page(NamedTuple):
 
 def choose(
     assets: Iterable[KnownAsset], wanted: AssetFilter, limit: int, after: str | None
-) -> Page:
+) -> AssetChoice:
     """Return the assets that are wanted, from behind ``after`` on.
 
     They are ``limit`` at most, and fewer if those would have more than MOST_PAGE_BYTES.
@@ -211,7 +211,7 @@ def choose(
     elif after is not None:
         del chosen[: bisect_right(chosen, place_of(after, _PLACE), key=key)]
     page = list(_first_bytes(chosen[:limit]))
-    return Page(page, page_after(*key(page[-1])) if len(chosen) > len(page) else None)
+    return AssetChoice(page, page_after(*key(page[-1])) if len(chosen) > len(page) else None)
 
 
 def _first_bytes(assets: Iterable[KnownAsset]) -> Iterator[KnownAsset]:

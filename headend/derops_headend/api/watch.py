@@ -255,7 +255,7 @@ def hang_up(answer: aiohttp.ClientResponse) -> None:
     answer.close()
 
 
-class Page(NamedTuple):
+class ListedPage(NamedTuple):
     """An answer to the question for some objects."""
 
     status: int
@@ -271,7 +271,7 @@ async def read_page(
     limit: int,
     most_bytes: int,
     limits: aiohttp.ClientTimeout,
-) -> Page:
+) -> ListedPage:
     """Read a page of at most so many objects: fewer where they are large, but one at least.
 
     Raises:
@@ -287,7 +287,7 @@ async def read_page(
                 if len(body) > (most_bytes if limit > 1 else LONGEST_LINE):
                     break
             else:
-                return Page(answer.status, bytes(body), limit)
+                return ListedPage(answer.status, bytes(body), limit)
         finally:
             if not answer.content.at_eof():
                 hang_up(answer)

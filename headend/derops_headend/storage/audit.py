@@ -189,7 +189,7 @@ _RESTRICTIONS: dict[str, LiteralString] = {
 }
 
 
-class Page(NamedTuple):
+class RecordPage(NamedTuple):
     """Some records."""
 
     records: list[ChainedRecord]
@@ -201,7 +201,7 @@ class Page(NamedTuple):
 
 def find_page(
     connection: psycopg.Connection, wanted: AuditFilter, *, after: Mark | None = None, limit: int
-) -> Page:
+) -> RecordPage:
     """Return records, the newest first: up to MOST_PAGE_BYTES, and one at least.
 
     Args:
@@ -232,7 +232,7 @@ def find_page(
     rows = connection.execute(text.encode(), given | bounds | {"limit": limit + 1}).fetchall()
     records = [ChainedRecord(*row[:5]) for row in rows[:limit]]
     has_more = bool(rows) and rows[0][5] > len(records)
-    return Page(records, _mark_of(records[-1]) if has_more else None)
+    return RecordPage(records, _mark_of(records[-1]) if has_more else None)
 
 
 def _mark_of(record: ChainedRecord) -> Mark:

@@ -40,7 +40,7 @@ def choose(announced: Iterable[Announced]) -> Used | None:
     return min(left, key=lambda used: (not used.object_uid, used.at), default=None)
 
 
-class Memory:
+class AnnouncedKeys:
     """Holds changes that were announced with a key, until the database has their records.
 
     It holds the completion of a change as well, if the change was announced here.

@@ -25,7 +25,7 @@ _STATEMENT_MILLISECONDS, _ASK_SECONDS = 3000, 5.0
 _AGAIN_SECONDS = 10
 
 
-class Asking:
+class KeyLookup:
     """One question at a time; each takes about a millisecond."""
 
     def __init__(self, connect: Connect) -> None:

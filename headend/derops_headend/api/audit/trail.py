@@ -13,8 +13,8 @@ from typing import Self
 from derops.observability import Readiness
 from derops_headend.api.audit import metrics, record
 from derops_headend.api.audit.file import AuditFile
-from derops_headend.api.audit.keys import IdempotencyKey, Memory, choose
-from derops_headend.api.audit.lookup import KEY_DAYS, Asking
+from derops_headend.api.audit.keys import AnnouncedKeys, IdempotencyKey, choose
+from derops_headend.api.audit.lookup import KEY_DAYS, KeyLookup
 from derops_headend.api.audit.refusals import OTHERS, Refusals, Who
 from derops_headend.api.audit.sink import Connect, Sink
 from derops_headend.api.call import Call
@@ -66,10 +66,10 @@ class AuditTrail:
         """Take a file; use ``open``."""
         self._file, self._max_bytes, self._now = file, max_bytes, now
         self._readiness = readiness
-        self._memory = Memory()
+        self._memory = AnnouncedKeys()
         self._strangers, self._callers = Refusals(), Refusals()
         self._executor = ThreadPoolExecutor(1, "audit-file")
-        self._asking = Asking(connect)
+        self._asking = KeyLookup(connect)
         self._sink = Sink(file, connect, readiness, self._on_stored)
         self._commit: GroupCommit[_Waiting] = GroupCommit(
             self._write,

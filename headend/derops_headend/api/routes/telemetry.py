@@ -165,7 +165,7 @@ async def list_connections(
     return await _answer(request, _connections, place, query.limit, after)
 
 
-class _Asset(NamedTuple):
+class _AssetFacts(NamedTuple):
     """What Kubernetes says of an asset; of one that is gone, or while it is away, nothing."""
 
     since: datetime | None
@@ -175,7 +175,7 @@ class _Asset(NamedTuple):
     interval_seconds: int = INTERVAL_SECONDS
 
 
-class _Place(NamedTuple):
+class _RowsOfTime(NamedTuple):
     """Whose rows, and of which time."""
 
     lives: Lives
@@ -183,7 +183,7 @@ class _Place(NamedTuple):
     end: datetime
 
 
-async def _open(request: Request, namespace: str, name: str) -> _Asset:
+async def _open(request: Request, namespace: str, name: str) -> _AssetFacts:
     """Check the right to an asset's telemetry.
 
     Raises:
@@ -193,20 +193,20 @@ async def _open(request: Request, namespace: str, name: str) -> _Asset:
     try:
         known = parts.kubernetes.asset(namespace, name)
     except ProblemError:
-        return _Asset(since)  # what is in the database goes on
+        return _AssetFacts(since)  # what is in the database goes on
     if known is None:
-        return _Asset(since)
+        return _AssetFacts(since)
     call_of(request).subject.object_uid = known.uid
     spec = json.loads(known.body).get("spec") or {}
     interval = spec.get("telemetry", {}).get("intervalSeconds", INTERVAL_SECONDS)
-    return _Asset(since, known.uid, max(1, interval))
+    return _AssetFacts(since, known.uid, max(1, interval))
 
 
-async def _place(request: Request, namespace: str, name: str, query: TimeSpan) -> _Place:
+async def _place(request: Request, namespace: str, name: str, query: TimeSpan) -> _RowsOfTime:
     choose_media(request, (_JSON,))
     asset = await _open(request, namespace, name)
     first, end = query.between(request.app.state.parts.now())
-    return _Place(Lives(namespace, name, query.uid, asset.uid, asset.since), first, end)
+    return _RowsOfTime(Lives(namespace, name, query.uid, asset.uid, asset.since), first, end)
 
 
 async def _answer(request: Request, ask: Callable[..., Model | None], *arguments: Any) -> Response:
@@ -222,7 +222,7 @@ def _found(body: T | None) -> T:
 
 
 def _measurements(
-    connection: psycopg.Connection, place: _Place, measurement: str, limit: int
+    connection: psycopg.Connection, place: _RowsOfTime, measurement: str, limit: int
 ) -> Measurements | None:
     life, others = choose_life(connection, place.lives)
     if life is None:
@@ -245,7 +245,10 @@ def _measurements(
 
 
 def _gaps(
-    connection: psycopg.Connection, place: _Place, limit: int, after: asset_events.GapPlace | None
+    connection: psycopg.Connection,
+    place: _RowsOfTime,
+    limit: int,
+    after: asset_events.GapPlace | None,
 ) -> GapPage | None:
     life, others = choose_life(connection, place.lives)
     if life is None:
@@ -275,7 +278,7 @@ def _gaps(
 
 def _connections(
     connection: psycopg.Connection,
-    place: _Place,
+    place: _RowsOfTime,
     limit: int,
     after: asset_events.ConnectedPlace | None,
 ) -> ConnectionPage | None:
