@@ -16,8 +16,8 @@ from derops_operator.cluster.events import EventWriter
 from derops_operator.cluster.status_writer import StatusWriter, TokenBucket
 from derops_operator.cluster.troubles import Troubles
 from derops_operator.core import Core, Ports
-from derops_operator.reconciling.identity import Realm
 from derops_operator.reconciling.credibility import Strange
+from derops_operator.reconciling.identity import Realm
 from derops_operator.resources.certificates import Request
 from derops_operator.resources.dispatches import Dispatch
 from derops_operator.resources.objects import Kind, Meta, ObjectKey

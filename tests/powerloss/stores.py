@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from google.protobuf.message import Message
-from tests.agent.fakes import FakeClock, asset, inline, order
+from tests.agent.fakes import FakeClock, FakeOutlet, asset, inline, order
 from tests.powerloss.recording import State, Told
 
 from derops.ids import AssetName
@@ -127,7 +127,7 @@ class AgentLedger:
         self._ledger = Ledger(folder / "agent" / "ns_battery" / "ledger.db")
         self._ledger._db.execute(_CHECKPOINT_OFTEN)
         self._clock = FakeClock(wall_us=time.time_ns() // 1000)
-        self._journal = Journal(self._ledger, self._clock, inline, "ns/battery")
+        self._journal = Journal(self._ledger, self._clock, inline, FakeOutlet(), "ns/battery")
         self._journal.believes_clock = True
         asyncio.run(self._journal.load())
 
