@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,6 +26,10 @@ from tests.waiting import PatientLoop
 if TYPE_CHECKING:
     from tests.stack.stack import Stack
 
+TESTS = Path(__file__).parent
+WAITING = {"chart", "e2e", "faults", "kills", "stack_tests", "upgrade"}
+"""Folders whose tests wait for programs and for time to pass, and compute little."""
+
 _databases = itertools.count(1)
 
 # How long an example takes is a question of what else the machine does.
@@ -35,6 +40,11 @@ settings.load_profile("derops")
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Let no test fail for what else the machine does."""
     return {"patient": PatientLoop}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what waits most, so that the rest computes beside it."""
+    items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] not in WAITING)
 
 
 @pytest.fixture(scope="session")
