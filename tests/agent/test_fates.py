@@ -209,7 +209,7 @@ async def test_a_start_that_a_full_disk_kept_from_being_made_says_so(agent: Agen
     await agent.controller.step()
 
     assert agent.outcome() == ("Failed", "StartDeadlineExceeded")
-    assert "the agent could not store anything" in agent.report().message
+    assert "the agent could store nothing for" in agent.report().message
 
 
 async def test_a_start_that_a_stronger_one_keeps_from_being_made_says_so(agent: Agent) -> None:
@@ -217,11 +217,11 @@ async def test_a_start_that_a_stronger_one_keeps_from_being_made_says_so(agent: 
     strong = order("strong", watts=1000, primacy=1, start_deadline_seconds=90)
     await agent.give(strong, order("weak", start_us=T0 + 61 * S, start_deadline_seconds=10))
     await agent.wait(65, step=1)
-    assert "strong goes before it" in agent.report("weak").pending_error
+    assert "dispatch strong goes first" in agent.report("weak").pending_error
     await agent.wait(10, step=1)
 
     assert agent.outcome("weak") == ("Failed", "StartDeadlineExceeded")
-    assert "strong goes before it" in agent.report("weak").message
+    assert "dispatch strong goes first" in agent.report("weak").message
 
 
 async def test_a_pause_between_writes_is_kept_beside_a_stuck_revert(agent: Agent) -> None:

@@ -249,7 +249,7 @@ async def test_a_device_that_was_never_reached_fails_at_the_deadline_and_was_not
     report = agent.report()
 
     assert (report.phase, report.reason) == ("Failed", "DeviceOffline")
-    assert report.message == "the start deadline passed; no connection"
+    assert report.message == "the start deadline passed (50 s after the start); no connection"
     assert (report.applied_us, report.ended_us, report.reverted_us) == (0, 0, 0)
     agent.device.held = Setpoints(active_power_watts=1234)
     agent.device.fail = ""

@@ -1,10 +1,10 @@
-"""What follows from the time. Pure: executions in, executions out.
+"""Start, end, bridge and supersede windows as the clock says. Pure: executions in, executions out.
 
-Every function returns the whole map; callers store what differs. A write to the device carries the
-whole wanted state, so one successful write activates, supersedes and reverts at once.
+``advance`` returns all executions; callers store those that differ. A write to the device carries
+the whole wanted state, so one successful write activates, supersedes and reverts at once.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from derops.checks import Refusal
@@ -18,9 +18,9 @@ GAP_TOLERANCE_US = 10 * SECOND_US
 """A value stays on the device over a gap up to this long before the next window of its mode."""
 
 NOT_STARTED = Refusal(
-    reason=Reason.START_DEADLINE_EXCEEDED, message="the agent did not come to write it in time"
+    reason=Reason.START_DEADLINE_EXCEEDED, message="the agent did not write it in time"
 )
-"""Why a start was missed of which nothing else is known."""
+"""Why a start was missed if nothing else is known."""
 
 Executions = Mapping[str, Execution]
 _STOOD_STILL_US = 5 * SECOND_US
@@ -40,42 +40,47 @@ def advance(
 ) -> dict[str, Execution]:
     """Return what the clock makes of the executions; nothing is written yet.
 
-    Windows that are over begin to end, starts that are due turn to Applying (the intent that is
-    stored before the device is written), starts that were missed fail.
+    A window that is over begins to end. A start that is due turns to Applying, the intent that is
+    stored before the device is written. A start that was missed fails.
 
     Args:
         executions: All that are not settled, by uid.
         now: Both clocks.
-        refuse: Why an execution may not start now, or None.
-        held_off: Why the device may not be given a new value yet, in words; empty = it may.
-        awaited: Those that were written in time and that the device may yet show, by uid.
-        idle: Why a start was missed that nothing is known to have held up.
+        refuse: Returns why an execution may not start now, or None.
+        held_off: Why the device takes no new value yet, in words; empty = it does.
+        awaited: Uids of those that were written in time and that the device may yet show.
+        idle: Why a start was missed if nothing is known to have delayed it.
     """
     result = {
-        uid: _bridge(_by_time(execution, now, awaited, idle), executions.values())
+        uid: _bridge_gap(_follow_clock(execution, now, awaited, idle), executions.values())
         for uid, execution in executions.items()
     }
     for mode in {execution.order.mode for execution in result.values()}:
-        due = [
-            execution
-            for execution in result.values()
-            if execution.order.mode == mode and (execution.owns_device or is_due(execution, now))
-        ]
-        if not due:
+        contenders = _contenders(result.values(), mode, now)
+        if not contenders:
             continue
-        best = max(due, key=lambda execution: execution.order.strength)
+        best = max(contenders, key=lambda execution: execution.order.strength)
         if best.stage is Stage.WAITING:
             result[best.order.uid] = _start(best, refuse(best), now, held_off)
-        others = [other for other in due if other is not best]
+        others = [other for other in contenders if other is not best]
         if best.stage is Stage.HOLDING:
             supersede(result, best, others, now)
         elif executions[best.order.uid].stage is result[best.order.uid].stage:
-            result |= {e.order.uid: _stand_back(e, best) for e in others if is_due(e, now)}
+            result |= _wait_for(best, others, now)
     return result
 
 
+def _contenders(executions: Iterable[Execution], mode: str, now: Moment) -> list[Execution]:
+    """Return those of a mode that own the device, or whose start has come."""
+    return [
+        execution
+        for execution in executions
+        if execution.order.mode == mode and (execution.owns_device or is_due(execution, now))
+    ]
+
+
 def owners(executions: Executions) -> dict[str, Execution]:
-    """Return which execution's value each mode is to have; a mode without one is at fallback."""
+    """Return whose value each mode is to have, by mode; a mode without an owner is at fallback."""
     found: dict[str, Execution] = {}
     for execution in executions.values():
         mode = execution.order.mode
@@ -87,13 +92,13 @@ def owners(executions: Executions) -> dict[str, Execution]:
 
 
 def bridged(executions: Executions, now: Moment) -> bool:
-    """Tell whether nothing ends now but what waits for the next window of its mode."""
+    """Tell whether something ends, and all that ends waits for the next window of its mode."""
     ending = [e for e in executions.values() if e.stage is Stage.REVERTING]
     return bool(ending) and all(_waits_for_next(e, now) for e in ending)
 
 
 def staying(executions: Executions, now: Moment) -> dict[str, Execution]:
-    """Return whose value each mode keeps past its window, until the next one of the mode."""
+    """Return whose value each mode keeps past its window until the next one, by mode."""
     modes_owned = owners(executions).keys()
     return {
         e.order.mode: e
@@ -106,22 +111,22 @@ def staying(executions: Executions, now: Moment) -> dict[str, Execution]:
 
 
 def explain_missed(before: Moment | None, now: Moment, *, failing: bool) -> Refusal:
-    """Return why a start that has been missed since the last look was missed.
+    """Return why a start was missed since starts were last looked at.
 
     Args:
-        before: When starts were last looked at; None = not since the agent began.
+        before: When that was; None = not since the agent started.
         now: Both clocks.
-        failing: The ledger took nothing meanwhile.
+        failing: The ledger stored nothing in between.
     """
     if before is None:
         return Refusal(
             reason=Reason.AGENT_RESTARTED,
-            message="the agent restarted, and did not take it up until then",
+            message="the agent restarted and did not resume it in time",
         )
     stood_us = now.monotonic_us - before.monotonic_us
     set_us = now.wall_us - before.wall_us - stood_us
     if failing:
-        words = f"for {stood_us / SECOND_US:.0f} s the agent could not store anything"
+        words = f"the agent could store nothing for {stood_us / SECOND_US:.0f} s; check its disk"
     elif set_us > SECOND_US:
         words = f"the agent's clock was set forward by {set_us / SECOND_US:.0f} s"
     elif stood_us > _STOOD_STILL_US:
@@ -134,23 +139,31 @@ def explain_missed(before: Moment | None, now: Moment, *, failing: bool) -> Refu
 def next_wakeup_us(executions: Iterable[Execution], decided: Moment, now: Moment) -> int | None:
     """Return in how many microseconds something becomes due; None if nothing does.
 
-    What was due when it was last decided is not counted: it waits for something else than the time.
+    What was due at ``decided`` does not count: it waits for something else than the time.
     """
-    ahead: list[int] = []
-    for execution in executions:
-        planned = execution.planned
-        if planned is None or execution.stage is Stage.DONE:
-            continue
-        if execution.stage is Stage.WAITING:
-            ahead.append(planned.start_us - decided.wall_us)
-        elif execution.stage is Stage.HOLDING:
-            ahead.append(planned.end_us - decided.wall_us)
-            ahead.append(execution.ends_monotonic_us - decided.monotonic_us)
-        elif execution.stage is Stage.REVERTING and execution.bridged_us:
-            ahead.append(execution.ended_us + execution.bridged_us - decided.wall_us)
-    ahead = [each for each in ahead if each > 0]
+    ahead_us = [
+        each_us
+        for execution in executions
+        for each_us in _instants_ahead_us(execution, decided)
+        if each_us > 0
+    ]
     passed_us = now.monotonic_us - decided.monotonic_us
-    return max(0, min(ahead) - passed_us) if ahead else None
+    return max(0, min(ahead_us) - passed_us) if ahead_us else None
+
+
+def _instants_ahead_us(execution: Execution, decided: Moment) -> Iterator[int]:
+    """Yield how far ahead of ``decided`` the instants are at which its stage may change."""
+    planned = execution.planned
+    if planned is None:
+        return
+    match execution.stage:
+        case Stage.WAITING:
+            yield planned.start_us - decided.wall_us
+        case Stage.HOLDING:
+            yield planned.end_us - decided.wall_us
+            yield execution.ends_monotonic_us - decided.monotonic_us
+        case Stage.REVERTING if execution.bridged_us:
+            yield execution.ended_us + execution.bridged_us - decided.wall_us
 
 
 def supersede(
@@ -197,50 +210,67 @@ def _waits_for_next(execution: Execution, now: Moment) -> bool:
     return execution.ended_us <= now.wall_us < execution.ended_us + execution.bridged_us
 
 
-def _by_time(
+def _follow_clock(
     execution: Execution, now: Moment, awaited: Collection[str], idle: Refusal
 ) -> Execution:
+    """Return it as one that begins to end, or that missed its start, if the clock says so."""
     if execution.stage is Stage.HOLDING and is_over(execution, now):
-        early_us = execution.ends_monotonic_us - now.monotonic_us
-        message = "the window ended as planned"
-        if early_us > SECOND_US:
-            message = (
-                f"the agent's clock was set forward in the window, which ended "
-                f"{early_us / SECOND_US:.0f} s early"
-            )
-        return execution.begin_ending(Phase.COMPLETE, Reason.WINDOW_ENDED, message, now.wall_us)
+        return _end_window(execution, now)
     if execution.stage not in (Stage.WAITING, Stage.APPLYING):
         return execution
-    over, late = _missed(execution, now)
-    if not (over or (late and execution.order.uid not in awaited)):
+    missed = _explain_late(execution, now, was_written=execution.order.uid in awaited)
+    if not missed:
         return execution
     reason = execution.last_error or idle.reason
-    passed = "start deadline" if late and execution.order.uid not in awaited else "window"
-    message = f"the {passed} passed; {execution.last_message or idle.message}"
+    message = f"{missed}; {execution.last_message or idle.message}"
     return execution.withdraw(Phase.FAILED, reason, message, now.wall_us)
 
 
-def _missed(execution: Execution, now: Moment) -> tuple[bool, bool]:
-    """Return whether its window is over, and whether its start deadline has passed."""
+def _end_window(execution: Execution, now: Moment) -> Execution:
+    early_us = execution.ends_monotonic_us - now.monotonic_us
+    message = "the window ended as planned"
+    if early_us > SECOND_US:
+        message = (
+            f"the agent's clock was set forward in the window, which ended "
+            f"{early_us / SECOND_US:.0f} s early"
+        )
+    return execution.begin_ending(Phase.COMPLETE, Reason.WINDOW_ENDED, message, now.wall_us)
+
+
+def _explain_late(execution: Execution, now: Moment, *, was_written: bool) -> str:
+    """Return which bound of its start has passed, in words; empty = it may still start.
+
+    Args:
+        execution: One that waits, or is to be written.
+        now: Both clocks.
+        was_written: It was written in time, and the device may yet show it: only the end of its
+            window counts then.
+    """
     planned = execution.planned
-    if planned is None:
-        return True, True
     # A deadline of 0 asks for a start on time; that takes a device some milliseconds.
-    allowed_us = max(1, execution.order.start_deadline_seconds) * SECOND_US
-    deadline_us = planned.start_us + allowed_us
-    over = execution.order.late_policy != LatePolicy.KEEP_DURATION and now.wall_us >= planned.end_us
-    return over, now.wall_us > deadline_us
+    allowed_seconds = max(1, execution.order.start_deadline_seconds)
+    late = planned is None or now.wall_us > planned.start_us + allowed_seconds * SECOND_US
+    if late and not was_written:
+        return f"the start deadline passed ({allowed_seconds} s after the start)"
+    moves = execution.order.late_policy == LatePolicy.KEEP_DURATION
+    over = planned is None or (not moves and now.wall_us >= planned.end_us)
+    return "the window passed" if over else ""
 
 
 def _delay(execution: Execution, reason: Reason, message: str) -> Execution:
     """Note why it does not start although its time has come."""
-    overdue = f"its start has come, and waits: {message}"
+    overdue = f"its start has come and waits: {message}"
     return replace(execution, last_error=reason, last_message=message, pending_error=overdue)
 
 
-def _stand_back(execution: Execution, best: Execution) -> Execution:
-    words = f"the dispatch {best.order.uid} goes before it, and is not on the device yet"
-    return _delay(execution, Reason.START_DEADLINE_EXCEEDED, words)
+def _wait_for(best: Execution, others: Iterable[Execution], now: Moment) -> dict[str, Execution]:
+    """Note of those that are due that a stronger one is to be on the device first."""
+    words = f"dispatch {best.order.uid} goes first and is not on the device yet"
+    return {
+        other.order.uid: _delay(other, Reason.START_DEADLINE_EXCEEDED, words)
+        for other in others
+        if is_due(other, now)
+    }
 
 
 def _start(execution: Execution, refusal: Refusal | None, now: Moment, held_off: str) -> Execution:
@@ -254,19 +284,24 @@ def _start(execution: Execution, refusal: Refusal | None, now: Moment, held_off:
     return _delay(applying, Reason.RATE_LIMITED, held_off)
 
 
-def _bridge(execution: Execution, all_of_them: Iterable[Execution]) -> Execution:
+def _bridge_gap(execution: Execution, others: Iterable[Execution]) -> Execution:
     """Let a value that was just over stay until the next window of its mode, if that is near."""
     if execution.stage is not Stage.REVERTING or execution.ending is None:
         return execution
-    let_go = execution.let_go_monotonic_us or execution.letting_go
-    if execution.ending.phase is not Phase.COMPLETE or let_go:
+    was_let_go = execution.let_go_monotonic_us or execution.letting_go
+    if execution.ending.phase is not Phase.COMPLETE or was_let_go:
         return execution
+    return replace(execution, bridged_us=_gap_us(execution, others))
+
+
+def _gap_us(execution: Execution, others: Iterable[Execution]) -> int:
+    """Return how long after its end the next window of its mode starts; 0 = none is near."""
     gaps_us = [
         other.planned.start_us - execution.ended_us
-        for other in all_of_them
+        for other in others
         if other.planned is not None
         and other.stage in (Stage.WAITING, Stage.APPLYING)
         and other.order.mode == execution.order.mode
     ]
     near_us = [gap_us for gap_us in gaps_us if gap_us <= GAP_TOLERANCE_US]
-    return replace(execution, bridged_us=max(0, min(near_us, default=0)))
+    return max(0, min(near_us, default=0))
