@@ -92,7 +92,7 @@ async def test_a_device_that_takes_a_value_after_it_was_given_up_did_hold_it(age
 
     report = agent.report()
     assert agent.outcome() == ("Failed", "ReadBackMismatch")
-    assert "it did take the setpoint" in report.message
+    assert "the device did take the setpoint" in report.message
     assert report.applied_us >= T0 + 111 * S
     assert report.active_milliseconds >= 9000
 

@@ -217,7 +217,7 @@ async def test_a_device_that_was_at_its_fallback_before_the_end_was_not_reverted
     report = agent.report()
     assert (report.phase, report.reason) == ("Failed", "AgentRestarted")
     assert report.active_milliseconds == pytest.approx(20_000, abs=1_000)
-    assert "until 80 s before" in report.message
+    assert "held it 80 s before the end" in report.message
 
 
 async def test_what_was_measured_is_stored_also_where_a_device_does_not_say_what_it_holds(

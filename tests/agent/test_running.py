@@ -218,7 +218,10 @@ async def test_a_start_that_the_device_does_not_take_is_told_before_its_deadline
 
 @pytest.mark.parametrize(
     ("silent_seconds", "words"),
-    [(55, "it did take the setpoint, and held it until it was reverted"), (90, "is not known")],
+    [
+        (55, "the device did take the setpoint, and held it until it was reverted"),
+        (90, "is not known"),
+    ],
 )
 async def test_a_device_that_took_a_start_and_fell_silent_is_found_holding_it(
     agent: Agent, silent_seconds: int, words: str

@@ -42,8 +42,6 @@ BRANCHED_FUNCTIONS = {
     "agent/derops_agent/execution/readback.py:look_again",
     "agent/derops_agent/execution/readback.py:written",
     "agent/derops_agent/execution/resolution.py:refuse_value",
-    "agent/derops_agent/execution/restart.py:resume",
-    "agent/derops_agent/execution/unconfirmed.py:find_held",
     "agent/derops_agent/execution/verification.py:observe",
     "agent/derops_agent/execution/wire.py:write_report",
     "agent/derops_agent/settings.py:_check",

@@ -1,4 +1,4 @@
-"""What a restart of the agent makes of what it had stored. Pure."""
+"""What becomes of stored executions when the agent restarts. Pure."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from derops_agent.execution.windows import is_over
 
 
 def after_restart(execution: Execution, stored: Moment) -> Execution:
-    """Return what was stored as what is known of it now: nobody saw what its device did since.
+    """Return it with what is not known of it: nobody saw what the device did in the meantime.
 
     Args:
         execution: As it was stored, on this boot's monotonic clock.
@@ -38,18 +38,16 @@ def resume(
         execution: As it was stored, on this boot's monotonic clock.
         now: Both clocks, confirmed.
         revert: ``fallback.onRestart`` is Revert.
-        held: Whether the device says that it holds the value, None if it does not say.
-        another: It says that it holds the value of another one, which it cannot have gone back to.
-        last_held_us: The last time that the device is known to have held it, if it does no more.
+        held: Whether the device says that it holds the value; None = it does not say.
+        another: Whether it says that it holds another one's value. It does not go back to such a
+            value, so it never took this one.
+        last_held_us: When the device is last known to have held it, by the wall clock; counts
+            where ``held`` is False.
     """
     if execution.stage in (Stage.WAITING, Stage.DONE):
         return execution
-    if held and execution.stage is Stage.APPLYING and execution.sent is not None:
-        since = execution.sent
-        found = readback.hold(replace(execution, blind=False), since, Evidence.READ_BACK)
-        execution = replace(found, arrived_us=since.wall_us, confirmed=now)
-    if another and not held and execution.stage is Stage.APPLYING:
-        execution = replace(execution, blind=False)
+    if execution.stage is Stage.APPLYING:
+        execution = _settle_start(execution, now, held=held, another=another)
     if held is False:
         # Its own timer is the likeliest to have ended it, if it has run out since.
         if last_held_us < execution.timer_ends_us <= now.wall_us:
@@ -57,20 +55,38 @@ def resume(
         execution = _stop_at(execution, now.back_to(last_held_us), now)
     if execution.stage is Stage.REVERTING:
         return execution
-    if revert and not is_over(execution, now):
+    return _go_on(execution, now, revert=revert)
+
+
+def _settle_start(
+    execution: Execution, now: Moment, *, held: bool | None, another: bool
+) -> Execution:
+    """Return a start that was about to be written with what the device says of it."""
+    if held and execution.sent is not None:
+        since = execution.sent
+        found = readback.hold(replace(execution, blind=False), since, Evidence.READ_BACK)
+        return replace(found, arrived_us=since.wall_us, confirmed=now)
+    return replace(execution, blind=False) if another and not held else execution
+
+
+def _go_on(execution: Execution, now: Moment, *, revert: bool) -> Execution:
+    """Return it as one whose window goes on, or is over, or is ended by ``onRestart``."""
+    if is_over(execution, now):
+        return replace(execution, last_error="", last_message="")
+    if revert:
         return execution.begin_ending(
             Phase.FAILED,
             Reason.AGENT_RESTARTED,
             "the agent restarted in the window and fallback.onRestart is Revert",
             now.wall_us,
         )
-    if execution.stage is Stage.HOLDING and not is_over(execution, now):
+    if execution.stage is Stage.HOLDING:
         return replace(execution, interruptions=execution.interruptions + 1)
     return replace(execution, last_error="", last_message="")
 
 
 def _stop_at(execution: Execution, at: Moment, now: Moment) -> Execution:
-    """Return it as one that the device held until then; that ended it if its window is over."""
+    """Return it as one that the device held until ``at``: its end, if its window is over."""
     known = execution.stop_holding(at)
     over = known.stage is Stage.REVERTING or (known.stage is Stage.HOLDING and is_over(known, now))
     if not over or known.let_go_monotonic_us:
@@ -82,8 +98,9 @@ def _stop_at(execution: Execution, at: Moment, now: Moment) -> Execution:
     return known.begin_ending(
         Phase.FAILED,
         Reason.AGENT_RESTARTED,
-        f"the agent restarted in the window and did not take it up again before its end; the "
-        f"device is known to have held it until {short_us / SECOND_US:.0f} s before",
+        f"the agent restarted in the window and did not resume it before the end; the device is "
+        f"last known to have held it {short_us / SECOND_US:.0f} s before the end, "
+        f"{LATE_REVERT_US // SECOND_US} s are allowed",
         now.wall_us,
     )
 
@@ -92,14 +109,14 @@ def rebase(execution: Execution, now: Moment) -> Execution:
     """Return it with its monotonic instants on the clock of a new boot."""
     ahead_us = now.monotonic_us - now.wall_us
 
-    def moved(at: Moment | None) -> Moment | None:
+    def rebased(at: Moment | None) -> Moment | None:
         return at and Moment(wall_us=at.wall_us, monotonic_us=at.wall_us + ahead_us)
 
     return replace(
         execution,
-        held_since=moved(execution.held_since),
-        sent=moved(execution.sent),
-        confirmed=moved(execution.confirmed),
-        letting_go=moved(execution.letting_go),
+        held_since=rebased(execution.held_since),
+        sent=rebased(execution.sent),
+        confirmed=rebased(execution.confirmed),
+        letting_go=rebased(execution.letting_go),
         ends_monotonic_us=execution.planned.end_us + ahead_us if execution.planned else 0,
     )

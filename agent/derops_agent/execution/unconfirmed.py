@@ -1,4 +1,4 @@
-"""Writes that a device did not confirm: they failed, or are found on it later."""
+"""What becomes of writes that a device did not confirm: they fail, or land later. Pure."""
 
 from dataclasses import dataclass, replace
 
@@ -17,25 +17,27 @@ class WriteFailure:
     """A write that the device did not confirm."""
 
     message: str
-    """Of the device, or what was waited for."""
+    """What the device answered, or what the driver waited for."""
 
     refused: bool
-    """It said no."""
+    """Whether the device said no."""
 
     sent: bool
-    """It did not answer, and may have acted."""
+    """Whether the device did not answer the write, and may have acted on it."""
 
     answers: bool
-    """It is not silent altogether."""
+    """Whether the device answers anything at all."""
 
     is_silence: bool = True
-    """Nothing came back to the write itself."""
+    """Whether nothing came back to the write itself."""
 
 
 def write_failed(
     executions: Executions, now: Moment, failure: WriteFailure
 ) -> dict[str, Execution]:
-    """Return what a failed write makes of those that wanted it; a refusal is not tried again.
+    """Return the executions after a write that failed.
+
+    A start that the device refused begins to end. Any other start waits, and is tried again.
 
     Args:
         executions: All.
@@ -47,22 +49,21 @@ def write_failed(
         result |= send_again(result, now)
     for execution in owners(executions).values():
         if execution.stage is Stage.APPLYING:
-            uid = execution.order.uid
-            reason = Reason.DEVICE_WRITE_FAILED if failure.refused else Reason.DEVICE_OFFLINE
-            result[uid] = (
-                execution.begin_ending(Phase.FAILED, reason, failure.message, now.wall_us)
-                if failure.refused
-                else note_not_taken(
-                    _send(execution, now, failure) if failure.sent else execution,
-                    reason,
-                    failure.message,
-                )
-            )
+            result[execution.order.uid] = _fail_start(execution, now, failure)
     return result
 
 
+def _fail_start(execution: Execution, now: Moment, failure: WriteFailure) -> Execution:
+    if failure.refused:
+        return execution.begin_ending(
+            Phase.FAILED, Reason.DEVICE_WRITE_FAILED, failure.message, now.wall_us
+        )
+    known = _note_sent(execution, now, failure) if failure.sent else execution
+    return note_not_taken(known, Reason.DEVICE_OFFLINE, failure.message)
+
+
 def send_again(executions: Executions, now: Moment) -> dict[str, Execution]:
-    """Return those that were held already and of which another write was not answered."""
+    """Return the owners that the device held, with a new write that it did not answer."""
     return {
         execution.order.uid: replace(execution, sent=now)
         for execution in owners(executions).values()
@@ -73,35 +74,38 @@ def send_again(executions: Executions, now: Moment) -> dict[str, Execution]:
 def find_held(
     executions: Executions, held: Setpoints, wanted: Setpoints, site: Site, now: Moment
 ) -> dict[str, Execution]:
-    """Return those of which it comes out only now that the device holds them.
+    """Return the executions whose late write the device is found to hold, as to be reverted.
 
-    A write that it left unanswered, or did not take at once, has landed after the execution was
-    given up, or after it had ended: that is undone then, whatever was told.
+    The device left such a write unanswered, or did not take it at once; it landed after the agent
+    had ended the execution. It is undone whatever was told before. Of a mode, the one that was
+    written last is found.
 
     Args:
         executions: All.
-        held: By the device.
-        wanted: What it is to hold; who wants the same is not told apart.
+        held: What the device says that it holds.
+        wanted: What it is to hold; a late write of the same value cannot be told from it.
         site: For how much registers may round.
         now: Both clocks.
     """
-    known = {e.order.mode for e in executions.values() if e.held_since and site.holds(held, e)}
+    explained = {e.order.mode for e in executions.values() if e.held_since and site.holds(held, e)}
     found = {}
     newest_first = sorted(executions.values(), key=_sent_us, reverse=True)
     for execution in newest_first:
-        mode, sent = execution.order.mode, execution.sent
-        if sent is None or not (execution.is_doubtful or execution.may_land) or mode in known:
-            continue
-        # Nothing tells a device that rests at its fallback from one that holds the same value.
-        rests = site.holds(site.fallback, execution)
-        late = site.holds(held, execution) and not rests
-        if late and not site.holds(site.sent(wanted), execution):
-            # Where it said that it did not hold it, or was back at its fallback, only now counts.
-            unseen = execution.blind and not execution.may_land
-            since = sent if unseen else now
-            found[execution.order.uid] = _found(execution, since, now)
-            known.add(mode)
+        mode = execution.order.mode
+        if mode not in explained and _has_landed(execution, held, wanted, site):
+            found[execution.order.uid] = _undo(execution, now)
+            explained.add(mode)
     return found
+
+
+def _has_landed(execution: Execution, held: Setpoints, wanted: Setpoints, site: Site) -> bool:
+    """Tell whether a device holds the value of one that may land, and of nothing else."""
+    if execution.sent is None or not (execution.is_doubtful or execution.may_land):
+        return False
+    # Nothing tells a device that rests at its fallback from one that holds the same value.
+    if site.holds(site.fallback, execution) or not site.holds(held, execution):
+        return False
+    return not site.holds(site.sent(wanted), execution)
 
 
 def _sent_us(execution: Execution) -> int:
@@ -109,7 +113,7 @@ def _sent_us(execution: Execution) -> int:
 
 
 def mark_unanswered(executions: Executions) -> dict[str, Execution]:
-    """Return those of which nobody will know, as the device did not say what it holds."""
+    """Return those that the device may have held and let go unseen: it did not answer."""
     return {
         uid: replace(execution, blind=True)
         for uid, execution in executions.items()
@@ -118,7 +122,7 @@ def mark_unanswered(executions: Executions) -> dict[str, Execution]:
 
 
 def rule_out(executions: Executions) -> dict[str, Execution]:
-    """Return those whose writes land no more: what was not found was not taken."""
+    """Return those whose writes land no more: the device did not take what was not found."""
     return {
         uid: replace(
             execution,
@@ -130,14 +134,18 @@ def rule_out(executions: Executions) -> dict[str, Execution]:
     }
 
 
-def _found(execution: Execution, since: Moment, now: Moment) -> Execution:
+def _undo(execution: Execution, now: Moment) -> Execution:
+    """Return it as one that the device took late, and that is to be reverted."""
+    # Where the device said that it did not hold it, or was at its fallback since, now counts.
+    is_unseen = execution.blind and not execution.may_land
+    since = (execution.sent or now) if is_unseen else now
     ending = execution.ending or Step(
         phase=execution.phase,
         reason=execution.reason,
         message=execution.message,
         at_us=execution.ended_us,
     )
-    words = "it did take the setpoint, and held it until it was reverted"
+    words = "the device did take the setpoint, and held it until it was reverted"
     return replace(
         execution,
         stage=Stage.REVERTING,
@@ -152,7 +160,7 @@ def _found(execution: Execution, since: Moment, now: Moment) -> Execution:
     )
 
 
-def _send(execution: Execution, now: Moment, failure: WriteFailure) -> Execution:
+def _note_sent(execution: Execution, now: Moment, failure: WriteFailure) -> Execution:
     if failure.answers:
         return replace(execution, sent=now)  # asked at once, it said that it does not hold it
     return replace(execution, sent=execution.sent or now, blind=True)
