@@ -299,7 +299,9 @@ async def test_what_a_device_drops_again_and_again_is_written_so_often_and_no_mo
     tries = [write for write in agent.device.writes if write.active_power_watts == 5000]
     assert len(tries) == 2
     assert agent.outcome() == ("Failed", "SetpointNotHeld")
-    assert "written 2 times; the most is 2 (mostWrites)" in agent.report().message
+    assert (
+        "dropped the setpoint after 2 writes; 2 are allowed (mostWrites)" in agent.report().message
+    )
 
 
 async def test_a_write_that_is_not_answered_is_asked_for_before_it_is_written_again(

@@ -208,7 +208,7 @@ async def test_a_start_that_the_device_does_not_take_is_told_before_its_deadline
     await agent.wait(62, step=1)
     waiting = agent.report()
     assert waiting.phase == "Acked"
-    assert waiting.pending_error == "its start has come, the device has not taken it: no answer"
+    assert waiting.pending_error == "its start has come, and the device has not taken it: no answer"
     agent.device.fail = ""
     await agent.wait(3, step=1)
 

@@ -432,7 +432,7 @@ def test_supersession_is_told_by_uid() -> None:
 
 
 def test_a_start_that_is_overdue_says_why_it_waits() -> None:
-    overdue = "its start has come, the device has not taken it: no answer"
+    overdue = "its start has come, and the device has not taken it: no answer"
     story = Story(dispatch(submitted=True)).look(2, view(report=acked(pending_error=overdue)))
     applied = find(story.status["conditions"], "Applied")
 

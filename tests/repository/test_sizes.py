@@ -39,8 +39,6 @@ BRANCHED_FUNCTIONS = {
     "agent/derops_agent/asset/setpoints/writer.py:DeviceWriter.hold",
     "agent/derops_agent/execution/acceptance.py:_refuse",
     "agent/derops_agent/execution/health.py:write_facts",
-    "agent/derops_agent/execution/readback.py:look_again",
-    "agent/derops_agent/execution/readback.py:written",
     "agent/derops_agent/execution/resolution.py:refuse_value",
     "agent/derops_agent/execution/verification.py:observe",
     "agent/derops_agent/execution/wire.py:write_report",

@@ -1,26 +1,21 @@
-"""What a device's answers make of the executions: to a write, and to being asked what it holds."""
+"""What a device's answers mean for the executions: to a write, or asked what it holds. Pure."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from derops.lifecycle import Phase, Reason
-from derops.modes import Evidence, Guard, LatePolicy, Mode
-from derops.schedules import SECOND_US, Window
+from derops.modes import Evidence, Guard, Mode
 from derops_agent.clock import Moment
-from derops_agent.execution import verification
+from derops_agent.execution import stages, verification
 from derops_agent.execution.resolution import rounded, shown
 from derops_agent.execution.site import Site
-from derops_agent.execution.state import LATE_REVERT_US, Execution, Stage
+from derops_agent.execution.state import Execution, Stage
 from derops_agent.execution.verification import Rule
 from derops_agent.execution.windows import Executions, is_due, owners, supersede
 from derops_agent.ports import Setpoints
 
-MOST_LOSSES = 3
-"""How often a device may drop a setpoint and have it written again."""
-
 _NONE_WRONG: Mapping[str, str] = MappingProxyType({})
-_KEEP_END_SLACK_US = SECOND_US  # an ordinary start is some milliseconds late and moves nothing
 
 
 def written(
@@ -40,98 +35,155 @@ def written(
     guard: str = Guard.AGENT_TIMER,
     timer_ends_us: int = 0,
 ) -> dict[str, Execution]:
-    """Return what a successful write makes of the executions.
+    """Return the executions after a write that the device answered.
 
     Args:
         executions: All.
-        now: Both clocks, when the device was asked.
+        now: When the device was asked, by both clocks.
         rule: For the verdict on those that end.
-        since: When it was written, if the device shows that only later.
-        first: When starts were first written that it had not shown when others followed, by uid.
-        wrong: Modes of which the device says that it holds something else than was written,
-            with the words for it.
-        gone: Those to be reverted of which it says that it does not hold them, by uid.
-        awaited: Modes that it may show yet: nothing is told of them.
-        unknown: Starts of which what it shows says nothing, by uid. It has left what it held for
-            them all the same.
-        error: What it is called where the device has not taken a start.
+        since: When it was written; None = now.
+        first: When a start was first written that the device shows only after later writes, by uid.
+        wrong: Modes of which the device says that it holds something else than was written, with
+            the words for it.
+        gone: Uids of those to be reverted that the device says it does not hold.
+        awaited: Modes that the device may show yet: nothing is told of them.
+        unknown: Uids of starts that the answer says nothing about. The device has left what it
+            held before them all the same.
+        error: The reason noted for a start that the device has not taken.
         ramping: The active power that was written is only a step on the way.
-        held: By the device, which confirms the modes that are not wrong; None = it does not say.
+        held: What the device says that it holds, which confirms the modes that are not wrong;
+            None = it does not say.
         guard: What ends the owners if the agent dies.
         timer_ends_us: When a timer of the device does, by the wall clock; 0 = it has none.
     """
     result = dict(executions)
-    written_at = since or now
-    owned = owners(executions)
+    answer = _Answer(
+        now=now,
+        wrote=since or now,
+        rule=rule,
+        wrong=wrong,
+        gone=gone,
+        ramping=ramping,
+        held=held,
+        guard=guard,
+        timer_ends_us=timer_ends_us,
+    )
+    owned = {mode: e for mode, e in owners(executions).items() if e.order.uid not in unknown}
     for mode, owner in owned.items():
-        since = first.get(owner.order.uid, written_at)
-        if mode in awaited or owner.order.uid in unknown:
+        uid = owner.order.uid
+        if mode in awaited:
             continue
         if mode in wrong:
-            result[owner.order.uid] = (
-                note_not_taken(replace(owner, sent=now, pending_error=""), error, wrong[mode])
-                if owner.stage is Stage.APPLYING
-                else _lose(replace(owner, sent=now), now, wrong[mode])
-            )
+            result[uid] = _note_wrong(owner, now, error, wrong[mode])
             continue
-        on_the_way = ramping and mode == Mode.ACTIVE_POWER
-        known = owner
-        if held is not None:
-            known = _confirm(owner, held, rule, now, on_the_way=on_the_way)
-        active = hold(known, since, Evidence.WRITTEN if held is None else Evidence.READ_BACK)
-        active = replace(active, guard=guard, timer_ends_us=timer_ends_us)
-        if not active.arrived_us and not on_the_way:
-            # What was measured before the device showed it may be of its predecessor.
-            active = replace(active, arrived_us=active.steady_us(now))
-        result[owner.order.uid] = active
-        losers = [
-            verification.conclude_window(replace(other, ended_us=since.wall_us), since, rule)
-            for other in executions.values()
-            if other.order.mode == mode
-            and other is not owner
-            and (other.owns_device or is_due(other, since))
-        ]
-        supersede(result, active, losers, since)
+        began = first.get(uid, answer.wrote)
+        result[uid] = _put_on(owner, began, answer)
+        losers = _conclude_others(executions, owner, began, rule)
+        supersede(result, result[uid], losers, began)
     for uid, execution in result.items():
         mode = execution.order.mode
-        if execution.stage is not Stage.REVERTING or mode in awaited:
-            continue
-        if mode in wrong and not (uid in gone and not execution.applied_us):
-            result[uid] = replace(execution, letting_go=None)
-            continue
-        off = execution.letting_go or written_at
-        let_go = execution.let_go_monotonic_us or off.monotonic_us
-        ending = replace(execution, let_go_monotonic_us=let_go, letting_go=None)
-        # What follows in its place is on a way of its own, once that is seen.
-        followed = mode in owned and owned[mode].order.uid not in unknown
-        was_held = execution.applied_us or execution.blind
-        on_the_way = ramping and mode == Mode.ACTIVE_POWER
-        if on_the_way and not was_held:
-            ending = replace(ending, sent=None)  # it shows each step: none of it may land yet
-        still = on_the_way and was_held and not followed
-        result[uid] = ending if still else _finish(ending, off, rule)
+        if execution.stage is Stage.REVERTING and mode not in awaited:
+            result[uid] = _take_off(execution, answer, is_followed=mode in owned)
     return result
 
 
-def _confirm(
-    execution: Execution, held: Setpoints, rule: Rule, now: Moment, *, on_the_way: bool
-) -> Execution:
-    """Return one that the device holds as what it says of it."""
-    confirmed = replace(execution, confirmed=now)
-    if on_the_way:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """What a device said after a write; see ``written``."""
+
+    now: Moment
+    wrote: Moment
+    rule: Rule
+    wrong: Mapping[str, str]
+    gone: Collection[str]
+    ramping: bool
+    held: Setpoints | None
+    guard: str
+    timer_ends_us: int
+
+    def is_step(self, execution: Execution) -> bool:
+        """Tell whether what was written is only a step on the way to, or from, its value."""
+        return self.ramping and execution.order.mode == Mode.ACTIVE_POWER
+
+
+def _note_wrong(owner: Execution, now: Moment, error: Reason, words: str) -> Execution:
+    """Return it as one of which the device says that it holds something else."""
+    sent = replace(owner, sent=now)
+    if owner.stage is Stage.APPLYING:
+        return stages.note_not_taken(replace(sent, pending_error=""), error, words)
+    return stages.lose(sent, now, words)
+
+
+def _put_on(owner: Execution, began: Moment, answer: _Answer) -> Execution:
+    """Return it as one that the device holds since ``began``, or is on the way to."""
+    known, evidence = owner, Evidence.WRITTEN
+    if answer.held is not None:
+        known, evidence = _confirm(owner, answer.held, answer), Evidence.READ_BACK
+    active = replace(
+        stages.hold(known, began, evidence), guard=answer.guard, timer_ends_us=answer.timer_ends_us
+    )
+    if active.arrived_us or answer.is_step(owner):
+        return active
+    # What was measured before the device showed it may be of its predecessor.
+    return replace(active, arrived_us=active.steady_us(answer.now))
+
+
+def _confirm(execution: Execution, held: Setpoints, answer: _Answer) -> Execution:
+    """Return one that the device holds with what the device says of it."""
+    confirmed = replace(execution, confirmed=answer.now)
+    if answer.is_step(execution):
         return replace(confirmed, way_watts=held.active_power_watts)
-    return shown(confirmed, held, rule.resolutions)
+    return shown(confirmed, held, answer.rule.resolutions)
+
+
+def _conclude_others(
+    executions: Executions, owner: Execution, began: Moment, rule: Rule
+) -> list[Execution]:
+    """Return those that the owner of their mode replaces, with the verdict on their windows."""
+    return [
+        verification.conclude_window(replace(other, ended_us=began.wall_us), began, rule)
+        for other in executions.values()
+        if other.order.mode == owner.order.mode
+        and other is not owner
+        and (other.owns_device or is_due(other, began))
+    ]
+
+
+def _take_off(execution: Execution, answer: _Answer, *, is_followed: bool) -> Execution:
+    """Return one that is to be reverted as done, unless the device keeps it or ramps away from it.
+
+    Args:
+        execution: One that is to be reverted.
+        answer: Of the device.
+        is_followed: The device shows another one in its place, which is on a way of its own.
+    """
+    was_never_held = execution.order.uid in answer.gone and not execution.applied_us
+    if execution.order.mode in answer.wrong and not was_never_held:
+        return replace(execution, letting_go=None)
+    off = execution.letting_go or answer.wrote
+    let_go_us = execution.let_go_monotonic_us or off.monotonic_us
+    ending = replace(execution, let_go_monotonic_us=let_go_us, letting_go=None)
+    if answer.is_step(execution):
+        if not (execution.applied_us or execution.blind):
+            ending = replace(ending, sent=None)  # it shows each step: none of it may land yet
+        elif not is_followed:
+            return ending
+    return stages.finish(ending, off, answer.rule)
 
 
 def finish_never_held(
     executions: Executions, gone: Collection[str], now: Moment, rule: Rule
 ) -> dict[str, Execution]:
-    """Return those to be reverted that the device never held, and says that it does not hold.
+    """Return those to be reverted that the device never held, as done.
 
-    What else it holds, and keeps, is not of these.
+    Args:
+        executions: All.
+        gone: Uids of those that the device says it does not hold; what it holds is not theirs.
+        now: Both clocks.
+        rule: For the verdict on their windows.
     """
     return {
-        uid: _finish(replace(execution, let_go_monotonic_us=now.monotonic_us), now, rule)
+        uid: stages.finish(replace(execution, let_go_monotonic_us=now.monotonic_us), now, rule)
         for uid, execution in executions.items()
         if uid in gone and execution.stage is Stage.REVERTING and not execution.applied_us
     }
@@ -140,14 +192,14 @@ def finish_never_held(
 def await_read_back(
     executions: Executions, modes: Collection[str], wrote: Moment, error: str, words: str
 ) -> dict[str, Execution]:
-    """Return those of which the device has not shown yet what was written.
+    """Return those whose write the device does not show yet.
 
     Args:
         executions: All.
-        modes: Of which it shows something else.
+        modes: Modes of which the device shows something else.
         wrote: When it was written.
-        error: What it is called if the start is given up meanwhile.
-        words: What it waits for.
+        error: The reason that a start fails with if its deadline passes meanwhile.
+        words: What the start waits for.
     """
     result = {}
     owned = owners(executions)
@@ -158,15 +210,15 @@ def await_read_back(
             result[uid] = replace(execution, letting_go=execution.letting_go or wrote)
         elif execution.stage is Stage.APPLYING and execution is owned[execution.order.mode]:
             sent = replace(execution, sent=execution.sent or wrote)
-            result[uid] = note_not_taken(sent, execution.last_error or error, words)
+            result[uid] = stages.note_not_taken(sent, execution.last_error or error, words)
     return result
 
 
 def judge_anew(executions: Executions, not_taken: Mapping[str, int]) -> dict[str, Execution]:
-    """Return the executions before a step of a ramp is written, with what was lost once forgiven.
+    """Return the executions as a step of a ramp is written; one lost write is forgiven.
 
-    A device that loses one write, or restarts, is healthy, and its ramp begins anew: the window may
-    end before it can show more.
+    A device that loses one write, or restarts, is healthy. Its ramp begins anew, and the window may
+    end before the device can show more.
 
     Args:
         executions: All.
@@ -183,15 +235,15 @@ def judge_anew(executions: Executions, not_taken: Mapping[str, int]) -> dict[str
 def overtaken(
     executions: Executions, modes: Collection[str], wrote: Moment, starting: Collection[str]
 ) -> dict[str, Execution]:
-    """Return what becomes of those that wait for a write which another one follows too soon.
+    """Return those whose write is followed by another one before the device showed it.
 
-    Whether the device took it will not be seen, nor whether what it was to replace stayed.
+    Nobody will see whether the device took it, nor whether it kept what that was to replace.
 
     Args:
         executions: All.
-        modes: That were waited for.
+        modes: Modes that the write was waited for in.
         wrote: When it was written.
-        starting: Those that were to be put on the device, by uid.
+        starting: Uids of those that were to be put on the device.
     """
     result = {}
     replaced = {e.order.mode for uid, e in executions.items() if uid in starting}
@@ -208,10 +260,10 @@ def overtaken(
 def wear_out(
     executions: Executions, now: Moment, writes: int, most_writes: int
 ) -> dict[str, Execution]:
-    """Return those that the device dropped, and that may not be written again, as ended."""
+    """Return those that the device dropped and that may not be written again, as ending."""
     words = (
-        f"the device dropped the setpoint, which was written {writes} times; the most is "
-        f"{most_writes} (mostWrites)"
+        f"the device dropped the setpoint after {writes} writes; {most_writes} are allowed "
+        f"(mostWrites)"
     )
     return {
         owner.order.uid: owner.begin_ending(
@@ -231,11 +283,11 @@ def look_again(
     ramping: bool = False,
     timer_ends_us: int | None = None,
 ) -> dict[str, Execution]:
-    """Return what it means for the executions that a device now says that it holds ``held``.
+    """Return the executions after the device was asked, without a write, what it holds.
 
     Args:
         executions: All.
-        held: By the device.
+        held: What the device says that it holds.
         site: For how much registers may round.
         now: Both clocks.
         ramping: The active power that was written is only a step on the way.
@@ -247,108 +299,25 @@ def look_again(
         if execution.held_since is None or execution.let_go_monotonic_us:
             continue
         on_the_way = ramping and execution.order.mode == Mode.ACTIVE_POWER
-        if on_the_way or not execution.arrived_us or site.holds(held, execution):
-            result[uid] = replace(execution, confirmed=now)
-            if execution.stage is Stage.HOLDING and execution.arrived_us and not on_the_way:
-                # What it said at first may have been of the step before, which was near.
-                mode, watts = execution.order.mode, execution.target_watts
-                anew = replace(result[uid], **rounded(mode, watts, site.capability))
-                result[uid] = shown(anew, held, site.capability.resolutions)
-        else:
+        is_comparable = bool(execution.arrived_us) and not on_the_way
+        if is_comparable and not site.holds(held, execution):
             until = _last_held(execution, now, timer_ends_us)
-            result[uid] = _lose(execution, now, f"it now says that it holds {held}", until)
+            words = f"it now says that it holds {held}"
+            result[uid] = stages.lose(execution, now, words, until)
+            continue
+        result[uid] = replace(execution, confirmed=now)
+        if is_comparable and execution.stage is Stage.HOLDING:
+            # What it said at first may have been of the step before, which was near.
+            rounding = rounded(execution.order.mode, execution.target_watts, site.capability)
+            anew = replace(result[uid], **rounding)
+            result[uid] = shown(anew, held, site.capability.resolutions)
     return result
 
 
 def _last_held(execution: Execution, now: Moment, timer_ends_us: int | None) -> Moment:
-    """Return when a device that holds it no more most likely let go of it."""
+    """Return when a device that no longer holds it most likely let go of it."""
     last = execution.letting_go or execution.confirmed or now
     if timer_ends_us is not None and last.monotonic_us < timer_ends_us <= now.monotonic_us:
         ago_us = now.monotonic_us - timer_ends_us
         return Moment(wall_us=now.wall_us - ago_us, monotonic_us=timer_ends_us)
     return last
-
-
-def hold(execution: Execution, now: Moment, evidence: str) -> Execution:
-    """Return it as one that the device holds, from ``now`` on if it did not before."""
-    if execution.stage is Stage.HOLDING:
-        return execution if execution.held_since else replace(execution, held_since=now)
-    planned = execution.planned or Window(start_us=now.wall_us, end_us=now.wall_us)
-    late = now.wall_us - planned.start_us > _KEEP_END_SLACK_US
-    if execution.order.late_policy == LatePolicy.KEEP_DURATION and late:
-        end_us = now.wall_us + execution.order.duration_seconds * SECOND_US
-        planned = Window(start_us=planned.start_us, end_us=end_us)
-    message = "written to the device"
-    if execution.rounding:
-        message = f"{message} as {execution.sent_watts} W: {execution.rounding}"
-    active = execution.step(Phase.ACTIVE, Reason.APPLIED, message, now.wall_us)
-    return replace(
-        active,
-        stage=Stage.HOLDING,
-        planned=planned,
-        applied_us=now.wall_us,
-        held_since=now,
-        pending_error="",
-        ends_monotonic_us=now.monotonic_us + max(0, planned.end_us - now.wall_us),
-        evidence=evidence,
-        verified_reason="VerificationPending"
-        if evidence == Evidence.READ_BACK
-        else "ReadBackFailed",
-    )
-
-
-def _lose(
-    execution: Execution, now: Moment, message: str, until: Moment | None = None
-) -> Execution:
-    """Return it as one that the device does not hold, whatever it answered to the write."""
-    until = until or execution.confirmed or now
-    if execution.stage is Stage.REVERTING:
-        let_go_us = min(until.monotonic_us, now.monotonic_us)
-        return replace(execution.stop_holding(until), let_go_monotonic_us=let_go_us)
-    lost = replace(
-        execution.stop_holding(until),
-        interruptions=execution.interruptions + bool(execution.held_since),
-        losses=execution.losses + 1,
-    )
-    if lost.losses <= MOST_LOSSES:
-        return lost
-    return lost.begin_ending(
-        Phase.FAILED,
-        Reason.SETPOINT_NOT_HELD,
-        f"the device dropped the setpoint {lost.losses} times in the window; {message}",
-        now.wall_us,
-    )
-
-
-def note_not_taken(execution: Execution, reason: str, message: str) -> Execution:
-    """Return it as a start that the device has not taken so far."""
-    overdue = f"its start has come, the device has not taken it: {message}"
-    return replace(
-        execution,
-        last_error=reason,
-        last_message=message,
-        pending_error=execution.pending_error or overdue,
-    )
-
-
-def _finish(execution: Execution, now: Moment, rule: Rule) -> Execution:
-    ending = execution.ending
-    if ending is None:
-        raise ValueError(f"execution {execution.order.uid} is reverting without an ending")
-    done = verification.conclude_window(execution, now, rule)
-    reverted_us = max(now.wall_us, execution.ended_us)
-    done = replace(done.stop_holding(now), reverted_us=reverted_us)
-    if done.phase.terminal:  # told before, as the device did not answer, or did not let go
-        return replace(done, stage=Stage.DONE)
-    phase, reason, message = ending.phase, ending.reason, ending.message
-    if phase is Phase.COMPLETE:
-        message = f"{message} and the device was reverted"
-    late_us = execution.let_go_monotonic_us - execution.ends_monotonic_us - execution.bridged_us
-    if phase is Phase.COMPLETE and late_us > LATE_REVERT_US:
-        phase, reason = Phase.FAILED, str(Reason.REVERTED_LATE)
-        message = f"the device was reverted {late_us / SECOND_US:.1f} s after the end"
-    elif phase is Phase.COMPLETE and execution.order.verify_required and done.verified != "True":
-        phase, reason = Phase.FAILED, str(Reason.EFFECT_NOT_OBSERVED)
-        why = verification.explain(execution, now, rule)
-        message = f"verification was required and is {done.verified}: {why}"
-    return done.step(phase, reason, message, now.wall_us)

@@ -6,7 +6,7 @@ from derops.lifecycle import Phase, Reason
 from derops.modes import Evidence
 from derops.schedules import SECOND_US
 from derops_agent.clock import Moment
-from derops_agent.execution import readback
+from derops_agent.execution import stages
 from derops_agent.execution.state import LATE_REVERT_US, Execution, Stage
 from derops_agent.execution.windows import is_over
 
@@ -64,7 +64,7 @@ def _settle_start(
     """Return a start that was about to be written with what the device says of it."""
     if held and execution.sent is not None:
         since = execution.sent
-        found = readback.hold(replace(execution, blind=False), since, Evidence.READ_BACK)
+        found = stages.hold(replace(execution, blind=False), since, Evidence.READ_BACK)
         return replace(found, arrived_us=since.wall_us, confirmed=now)
     return replace(execution, blind=False) if another and not held else execution
 

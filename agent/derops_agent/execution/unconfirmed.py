@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from derops.lifecycle import Phase, Reason
 from derops.modes import Evidence
 from derops_agent.clock import Moment
-from derops_agent.execution.readback import note_not_taken
 from derops_agent.execution.site import Site
+from derops_agent.execution.stages import note_not_taken
 from derops_agent.execution.state import Execution, Stage, Step
 from derops_agent.execution.windows import Executions, owners
 from derops_agent.ports import Setpoints
