@@ -22,6 +22,7 @@ from derops_operator.cluster.status_writer import StatusWriter
 from derops_operator.cluster.troubles import Troubles
 from derops_operator.gateways.assignment import give_asset, keep_held, submit
 from derops_operator.gateways.desired import Awaiting, Desired
+from derops_operator.gateways.history import history_messages, may_be_untold
 from derops_operator.gateways.replicas import Fleet
 from derops_operator.reconciling.actions import DispatchDecision, RemoveFinalizer, Settle, Submit
 from derops_operator.reconciling.assets import reconcile_asset
@@ -35,8 +36,6 @@ from derops_operator.resources.dispatches import Dispatch
 from derops_operator.resources.facts import Fact
 from derops_operator.resources.manifests import attempt, describe, identify, read_fact
 from derops_operator.resources.objects import Kind, Meta, ObjectKey, Unreadable
-
-_HISTORY_US = 24 * 3600 * SECOND_US
 
 _log = structlog.get_logger("controller")
 
@@ -79,11 +78,12 @@ class Core:
             self.cache,
             ports.statuses,
             ports.events,
-            ports.listener.record,
             self.take,
             ports.publishing,
         )
         self.publish = self._publisher.publish
+        self._loaded = False
+        """Whether all was listed: only then is known what the history is to be told again."""
 
     # What is heard
 
@@ -100,6 +100,7 @@ class Core:
         known_uid = self.cache.uid(key)
         if known_uid is not None and known_uid != uid:
             self.drop(key, known_uid)
+        before = self.cache.fact(key)
         found = read_fact(kind, manifest, self._now_us())
         healed = key in self.cache.unreadable
         if isinstance(found, Unreadable):
@@ -110,6 +111,7 @@ class Core:
             self._troubles.forget(key)
             if isinstance(found, Request) and found.problem:
                 self._troubles.tell(kind, found.meta, found.problem)
+            self._tell_history(found, before)
             self._concern(key, found, ended_too=healed)
 
     def drop(self, key: ObjectKey, uid: str | None = None) -> None:
@@ -126,6 +128,23 @@ class Core:
             self.desired.remove_asset(known.meta.uid)
         self.fleet.forget(known.meta.uid)
         self._concern(key, known, ended_too=isinstance(known, Unreadable))
+
+    def _tell_history(self, dispatch: Fact, before: Fact | None = None) -> None:
+        """Send to the history what the headend says of a dispatch, once the API server has it.
+
+        So an end that the API server refused was never told. What was stored and not yet sent when
+        the process ended is sent at the next start.
+        """
+        if not isinstance(dispatch, Dispatch) or not self._loaded:
+            return
+        asset = self.cache.asset(dispatch.meta.namespace, dispatch.asset_name)
+        known = before.history if isinstance(before, Dispatch) else ()
+
+        def send() -> None:
+            for message in history_messages(dispatch, asset, known):
+                self._listener.record(message)
+
+        self._can(Kind.DISPATCH, dispatch.meta, send)
 
     async def refresh(self, key: ObjectKey) -> None:
         """Read an object anew, so that the next decision does not wait for the watch."""
@@ -195,6 +214,7 @@ class Core:
 
     def load(self) -> None:
         """Build the first desired state from all that was listed, in flight dispatches included."""
+        self._loaded = True
         for unread in self.cache.unreadable.values():
             if unread.may_be_held:
                 keep_held(self.desired, unread.meta, unread.asset_name)
@@ -219,17 +239,15 @@ class Core:
                 if isinstance(action, Submit):
                     submit(self.desired, dispatch, asset, action)
 
-        def record() -> None:
-            ended = dispatch.status.get("completionTime")
-            recent = ended is None or dispatch.latest_end_us > self._now_us() - _HISTORY_US
-            if recent:
-                self._publisher.record(dispatch, asset, dispatch.status)
+        def tell_again() -> None:
+            if may_be_untold(dispatch, self._now_us()):
+                self._tell_history(dispatch)
 
         if dispatch.in_flight or dispatch.is_unreverted:
             kind, meta = Kind.DISPATCH, dispatch.meta
             if self._waits_for_asset(dispatch, asset) or not self._can(kind, meta, submit_again):
                 keep_held(self.desired, meta, dispatch.asset_name)
-        self._can(Kind.DISPATCH, dispatch.meta, record)
+        self._can(Kind.DISPATCH, dispatch.meta, tell_again)
 
     def _can(self, kind: Kind, meta: Meta, work: Callable[[], object]) -> bool:
         """Do something for one object alone; where that fails, tell and return False."""

@@ -5,7 +5,7 @@ The device's own account is the truth; it is kept by the true time, whatever the
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.lifecycle.site import BENIGN, FAULTS, SILENT, Entry, Site
 
@@ -13,9 +13,10 @@ from derops.lifecycle import Phase, Reason
 from derops.modes import Evidence
 from derops.schedules import SECOND_US
 from derops.transitions import TRANSITIONS, Actor, may_say
-from derops.wire.v1 import dispatch_pb2
+from derops.wire.v1 import control_pb2, dispatch_pb2
 from derops_agent.ports import Setpoints
 from derops_operator.resources.dispatches import Dispatch
+from derops_operator.resources.instants import parse_instant
 
 SAVED_EVERY_SECONDS = 10.0
 """How old the agent's last word to its disk may be: what came after is not claimed."""
@@ -62,6 +63,15 @@ CAUSES: Mapping[Reason, frozenset[str]] = {
 """Of what each reason of a failure may come: one of these must have befallen the site."""
 
 
+class Step(NamedTuple):
+    """One transition that the headend tells of a dispatch."""
+
+    phase: str
+    reason: str
+    message: str
+    at_us: int
+
+
 @dataclass(slots=True)
 class Known:
     """One dispatch as everybody saw it."""
@@ -104,6 +114,12 @@ class Known:
 
     accepted_us: int = 0
     """When an agent first said that it has it, by the true time; 0 = not yet."""
+
+    stored: set[Step] = field(default_factory=set)
+    """The headend's transitions in its status."""
+
+    told: set[Step] = field(default_factory=set)
+    """Those that the history was told."""
 
 
 class Checker:
@@ -238,6 +254,7 @@ class Checker:
         for line in lines:
             listed = may_say(Actor(line["actor"]), Phase(line["phase"]), line["reason"])
             assert listed, f"nobody may say that: {line}"
+        known.stored |= {_step_of(line) for line in lines if line["actor"] != Actor.AGENT}
         told = {each["type"]: each["status"] for each in status["conditions"]}
         heard = any(report.applied_us for report in known.reports.values())
         assert told["Applied"] != "True" or heard, "applied, and the agent never said so"
@@ -245,6 +262,13 @@ class Checker:
         assert told["Applied"] != "True" or seen, "applied, and the device never had it"
         if new is Phase.CANCELLED and not old.terminal:
             assert known.withdrawn or self._now_us() > known.dispatch.accept_by_us
+
+    def hear_history(self, told: control_pb2.HeadendTransition) -> None:
+        """Hold what the history is told against what is stored, in the same words."""
+        known, said = self.known[told.dispatch_uid], told.transition
+        step = Step(said.phase, said.reason, said.message, said.at_us)
+        assert step in known.stored, f"the history was told {step}, stored is {known.stored}"
+        known.told.add(step)
 
     # What is on the device
 
@@ -315,6 +339,7 @@ class Checker:
 
     def _compare_status(self, dispatch: Dispatch) -> None:
         known = self.known[dispatch.meta.uid]
+        assert known.told == known.stored, f"the history was told only {known.told}: {dispatch}"
         status = dispatch.status
         told = {each["type"]: each["status"] for each in status["conditions"]}
         never = told["Applied"] == "False"
@@ -329,6 +354,10 @@ class Checker:
             # The operator says it where another ledger tells another end.
             said.add((Phase.FAILED, Reason.LEDGER_LOST))
         assert (status["phase"], status["reason"]) in said, f"{status} is not what was said: {said}"
+
+
+def _step_of(line: Mapping[str, Any]) -> Step:
+    return Step(line["phase"], line["reason"], line["message"], parse_instant(line["at"]))
 
 
 def _is_listed(before: Phase, after: Phase, reason: str) -> bool:

@@ -79,10 +79,16 @@ class Cluster:
         stored = self._objects[key_of(Kind.ASSET, "battery")]
         self._respecify(Kind.ASSET, stored, **fields)
 
-    def create(self, name: str, **spec: Any) -> Dispatch:
+    def create(
+        self, name: str, *, annotations: Mapping[str, str] | None = None, **spec: Any
+    ) -> Dispatch:
         """Create a Dispatch now."""
+        born = {
+            "creationTimestamp": format_second(self._now_us()),
+            "annotations": annotations or {},
+        }
         manifest = {
-            "metadata": metadata(name, creationTimestamp=format_second(self._now_us())),
+            "metadata": metadata(name, **born),
             "spec": {"assetRef": {"name": "battery"}, **spec},
             "status": {},
         }

@@ -11,7 +11,7 @@ from derops.lifecycle import Phase
 from derops.observability import Readiness
 from derops.schedules import SECOND_US
 from derops.wire.v1 import control_pb2
-from derops_operator.cluster.client import ChangedMeanwhileError, Manifest
+from derops_operator.cluster.client import Manifest
 from derops_operator.cluster.events import EventWriter
 from derops_operator.cluster.status_writer import StatusWriter, TokenBucket
 from derops_operator.cluster.troubles import Troubles
@@ -28,10 +28,13 @@ Answer = TypeVar("Answer")
 
 
 class Way:
-    """How the API server answers: at once, or not before it is let go on."""
+    """How the API server answers: at once, not before it is let go on, or not at all."""
 
     def __init__(self) -> None:
         self.holds = False
+        self.loses_answers = False
+        """Whether it does what it is asked for, and nobody hears that it did."""
+
         self.waiting = 0
         """Calls that have no answer yet."""
 
@@ -55,10 +58,8 @@ class Api:
         fuse: Fuse,
         way: Way,
         check: Callable[[], None],
-        on_refused: Callable[[str], None],
     ) -> None:
-        self._cluster, self._fuse, self._way = cluster, fuse, way
-        self._check, self._on_refused = check, on_refused
+        self._cluster, self._fuse, self._way, self._check = cluster, fuse, way, check
 
     async def read(self, kind: Kind, namespace: str, name: str) -> Manifest:
         return self._cluster.read(ObjectKey(kind, namespace, name))
@@ -67,11 +68,7 @@ class Api:
         return await self._do(lambda: self._cluster.set_finalizer(kind, meta, present=present))
 
     async def patch_status(self, kind: Kind, meta: Meta, patch: Mapping[str, Any]) -> Manifest:
-        try:
-            return await self._do(lambda: self._cluster.patch_status(kind, meta, patch))
-        except ChangedMeanwhileError:
-            self._on_refused(meta.uid)
-            raise
+        return await self._do(lambda: self._cluster.patch_status(kind, meta, patch))
 
     async def delete(self, kind: Kind, meta: Meta) -> None:
         await self._do(lambda: self._cluster.delete_finished(kind, meta))
@@ -85,6 +82,8 @@ class Api:
         self._fuse.burn()
         answer = call()
         self._fuse.burn()
+        if self._way.loses_answers:
+            raise TimeoutError
         return answer
 
 
@@ -152,7 +151,12 @@ class Operator:
     """All it knows is what it lists and what gateways say."""
 
     def __init__(
-        self, cluster: Cluster, gateways: int, now_us: Callable[[], int], era: int = 0
+        self,
+        cluster: Cluster,
+        gateways: int,
+        now_us: Callable[[], int],
+        on_history: Callable[[control_pb2.HeadendTransition], None],
+        era: int = 0,
     ) -> None:
         self.fuse = Fuse()
         self.way = Way()
@@ -160,8 +164,8 @@ class Operator:
         self._work, self._publishing = Agenda(now_us), Agenda(now_us)
         self._tasks: set[asyncio.Task[None]] = set()
         self._given: set[str] = set()
-        self._ends: dict[str, control_pb2.HeadendTransition] = {}
-        api: Any = Api(cluster, self.fuse, self.way, self.check, self._note_refused)
+        self.record = on_history
+        api: Any = Api(cluster, self.fuse, self.way, self.check)
         events = EventWriter(api)
         ports = Ports(
             api=api,
@@ -181,20 +185,8 @@ class Operator:
         for kind, manifest in cluster.list_all():
             self.core.take(kind, manifest)
         self.core.load()
-        self._ends.clear()  # what was stored is told again at each start
 
     # What the core has to tell others
-
-    def record(self, transition: control_pb2.HeadendTransition) -> None:
-        """Hold that a dispatch ends once, as far as the headend tells it."""
-        phase, uid = Phase(transition.transition.phase), transition.dispatch_uid
-        if phase.terminal:
-            known = self._ends.setdefault(uid, transition)
-            assert known == transition, f"ended twice: {known} and {transition}"
-
-    def _note_refused(self, uid: str) -> None:
-        """Note that a status was not stored: an end in it was told, and is decided anew."""
-        self._ends.pop(uid, None)
 
     def note_request(self, request: Request) -> None:
         pass

@@ -134,6 +134,32 @@ async def test_an_end_that_is_decided_again_while_it_is_stored_is_told_once(worl
     await _conclude(world)
 
 
+async def test_an_end_that_the_api_server_refuses_is_not_told(world: World) -> None:
+    world.change_asset(operatingState="OutOfService")
+    await world.flow()
+    world.apply("peak", 60, setpoint=SETPOINT, durationSeconds=30)
+    world.hold_api_server(True)
+    await world.advance(2)
+    world.cancel("peak")
+    world.hold_api_server(False)
+    await world.advance(2)
+
+    assert world.cluster.dispatches["peak"].status["phase"] == "Cancelled"
+    await _conclude(world)
+
+
+async def test_an_end_that_was_stored_and_not_told_is_told_at_the_next_start(world: World) -> None:
+    world.change_asset(operatingState="OutOfService")
+    await world.flow()
+    world.apply("peak", 60, setpoint=SETPOINT, durationSeconds=30)
+    assert world.operator is not None
+    world.operator.fuse.left = 1
+    await world.flow()
+
+    (known,) = world.checker.known.values()
+    assert [each.phase for each in known.told] == [world.cluster.dispatches["peak"].phase]
+
+
 async def test_a_dispatch_that_is_to_live_so_long_is_deleted_then(world: World) -> None:
     world.apply("peak", 1, setpoint=SETPOINT, durationSeconds=10, ttlSecondsAfterFinished=20)
     await world.advance(25)

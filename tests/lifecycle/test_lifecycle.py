@@ -262,6 +262,10 @@ class Lifecycle(RuleBasedStateMachine):
     def hold_api_server(self, holds: bool) -> None:
         self._do(self.world.hold_api_server, holds)
 
+    @rule(loses=st.booleans())
+    def lose_answers(self, loses: bool) -> None:
+        self._do(self.world.lose_answers, loses)
+
     @rule()
     def begin_era(self) -> None:
         self._do(self.world.begin_era)

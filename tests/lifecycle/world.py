@@ -115,7 +115,9 @@ class World:
         await self.kill_operator()
         self.now_us += 10_000  # a process does not start twice in one moment
         self.site.pass_us(10_000)
-        self.operator = Operator(self.cluster, GATEWAYS, self._now, self.era)
+        self.operator = Operator(
+            self.cluster, GATEWAYS, self._now, self.checker.hear_history, self.era
+        )
 
     async def begin_era(self) -> None:
         """Start the operator with a higher era, as after a poisoned state."""
@@ -175,11 +177,17 @@ class World:
         """Let all links be made again and hold nothing back."""
         self.ways = Ways()
         self.hold_api_server(False)
+        self.lose_answers(False)
 
     def hold_api_server(self, holds: bool) -> None:
         """Have the API server keep the operator waiting, or answer again."""
         if self.operator is not None:
             self.operator.way.holds = holds
+
+    def lose_answers(self, loses: bool) -> None:
+        """Have the API server do what the operator asks for, and the operator not hear of it."""
+        if self.operator is not None:
+            self.operator.way.loses_answers = loses
 
     def cut_control(self, number: int) -> None:
         """Cut the operator off from a gateway."""
@@ -414,7 +422,6 @@ class World:
 
     async def heal(self) -> None:
         """Mend everything, then let all windows and deadlines pass."""
-        self.ways = Ways()
         if self.site.clock.wall_us != self.now_us:
             self.site.seen_us["clock"] = self.now_us
         self.cluster.change_asset(operatingState="InService")
@@ -424,7 +431,8 @@ class World:
         self.site.clock.ntp = True
         await self.start_what_is_down()
         assert self.operator is not None
-        self.operator.fuse.left, self.operator.way.holds = None, False
+        self.operator.fuse.left = None
+        self.mend_links()
         self._cut_controls()
         for stream in self.forgotten:
             stream.close()

@@ -8,7 +8,6 @@ from tests.operator.making import Story, asset, at, dispatch, holding, view
 from tests.operator.test_assets import after, decide
 from tests.operator.test_events import queued
 
-from derops.wire.v1 import control_pb2
 from derops_operator.cluster.cache import Cache
 from derops_operator.cluster.events import EventWriter
 from derops_operator.cluster.publisher import Publisher
@@ -35,7 +34,6 @@ async def test_an_end_that_is_decided_again_while_it_is_stored_is_stored_once() 
     story = Story(dispatch(submitted=True)).look(1)
     submitted, unsent = story.dispatch, view(holding(written_us=0))
     key, cache, kube = ObjectKey(Kind.DISPATCH, "pilot", "peak"), Cache(), SlowKube()
-    told: list[control_pb2.HeadendTransition] = []
     cache.put(Kind.DISPATCH, submitted)
 
     def take(kind: Kind, manifest: Mapping[str, Any]) -> None:
@@ -47,7 +45,6 @@ async def test_an_end_that_is_decided_again_while_it_is_stored_is_stored_once() 
         cache,
         StatusWriter(kube),  # type: ignore[arg-type]
         EventWriter(kube),  # type: ignore[arg-type]
-        told.append,
         take,
         WorkQueue(),
     )
@@ -63,28 +60,6 @@ async def test_an_end_that_is_decided_again_while_it_is_stored_is_stored_once() 
     await publisher.publish(key)
 
     assert kube.writes == 1
-    assert [(each.transition.phase, each.created_by) for each in told] == [("Expired", "unknown")]
-
-
-async def test_who_ordered_it_goes_to_the_history_with_its_submission() -> None:
-    subject = replace(dispatch(), claimed_creator="alice")
-    key, cache, kube = ObjectKey(Kind.DISPATCH, "pilot", "peak"), Cache(), SlowKube()
-    told: list[control_pb2.HeadendTransition] = []
-    cache.put(Kind.DISPATCH, subject)
-    publisher = Publisher(
-        cache,
-        StatusWriter(kube),  # type: ignore[arg-type]
-        EventWriter(kube),  # type: ignore[arg-type]
-        told.append,
-        lambda kind, manifest: None,
-        WorkQueue(),
-    )
-    decision = reconcile_dispatch(subject, asset(), view(), at(1), guarded_since_us=at(-1))
-
-    publisher.want(key, decision.status)
-    await publisher.publish(key)
-
-    assert [(each.transition.phase, each.created_by) for each in told] == [("Submitted", "alice")]
 
 
 async def test_what_is_not_known_of_an_asset_is_told_once_it_is_stored() -> None:
@@ -97,7 +72,6 @@ async def test_what_is_not_known_of_an_asset_is_told_once_it_is_stored() -> None
         cache,
         StatusWriter(kube),  # type: ignore[arg-type]
         events,
-        lambda _: None,
         lambda kind, manifest: None,
         WorkQueue(),
     )

@@ -1,22 +1,20 @@
-"""From a wanted status to a stored one: when to write, what to send before and to say after.
+"""From a wanted status to a stored one: when to write, and what to say after.
 
 Submission never waits here: status has its own queue and workers.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import structlog
 
 from derops.lifecycle import Phase
-from derops.wire.v1 import control_pb2
 from derops_operator import metrics
 from derops_operator.cluster.cache import Cache
 from derops_operator.cluster.events import EventWriter
 from derops_operator.cluster.ports import Queue
 from derops_operator.cluster.status_writer import COALESCE_SECONDS, StatusWriter, is_worth_writing
-from derops_operator.gateways import wire
 from derops_operator.reconciling.identity import early_issuance
 from derops_operator.resources.assets import Asset
 from derops_operator.resources.dispatches import Dispatch
@@ -40,7 +38,6 @@ class Publisher:
         cache: Cache,
         writer: StatusWriter,
         events: EventWriter,
-        send: Callable[[control_pb2.HeadendTransition], None],
         take: Callable[[Kind, Mapping[str, Any]], None],
         queue: Queue,
     ) -> None:
@@ -48,7 +45,6 @@ class Publisher:
         self._cache = cache
         self._writer = writer
         self._events = events
-        self._send = send
         self._take = take
         self._wanted: dict[ObjectKey, _Wanted] = {}
 
@@ -90,13 +86,11 @@ class Publisher:
         if wanted.uid != fact.meta.uid:
             self._wanted.pop(key, None)
             return
-        if isinstance(fact, Dispatch):
-            if fact.phase.terminal and wanted.status["history"] != fact.status.get("history"):
-                # Decided before that end was stored: it ends once, and is told once.
-                self._wanted.pop(key, None)
-                return
-            asset = self._cache.asset(key.namespace, fact.asset_name)
-            self.record(fact, asset, wanted.status, known=fact.status.get("history", []))
+        frozen = isinstance(fact, Dispatch) and fact.phase.terminal
+        if frozen and wanted.status["history"] != fact.status.get("history"):
+            # Decided before that end was stored: it ends once.
+            self._wanted.pop(key, None)
+            return
         manifest = await self._writer.write(key.kind, fact, wanted.status)
         if self._wanted.get(key) is wanted:
             self._wanted.pop(key, None)
@@ -131,17 +125,3 @@ class Publisher:
                 phase=status["phase"],
                 reason=status["reason"],
             )
-
-    def record(
-        self,
-        dispatch: Dispatch,
-        asset: Asset | None,
-        status: Mapping[str, Any],
-        known: Sequence[Mapping[str, Any]] = (),
-    ) -> None:
-        """Send the headend's own transitions to the database's history; agents send theirs."""
-        for line in status.get("history", []):
-            if line["actor"] != "Agent" and line not in known:
-                message = wire.transition_message(dispatch, asset, line)
-                message.created_by = status.get("createdBy", "")
-                self._send(message)

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from derops.lifecycle import Phase
-from derops.wire.v1 import control_pb2, dispatch_pb2
+from derops.wire.v1 import dispatch_pb2
 from derops_operator.reconciling.actions import Submit
 from derops_operator.resources.assets import Asset
 from derops_operator.resources.dispatches import Dispatch
@@ -72,27 +71,6 @@ def dispatch_message(dispatch: Dispatch, asset_uid: str, order: Submit) -> dispa
         cancel_reason=order.cancel_reason,
         known_phase=str(order.known_phase),
         created_us=dispatch.meta.created_us,
-    )
-
-
-def transition_message(
-    dispatch: Dispatch, asset: Asset | None, line: Mapping[str, Any]
-) -> control_pb2.HeadendTransition:
-    """Return one line of ``status.history`` for the database's history."""
-    return control_pb2.HeadendTransition(
-        asset=(
-            asset_id(asset)
-            if asset is not None
-            else dispatch_pb2.AssetId(namespace=dispatch.meta.namespace, name=dispatch.asset_name)
-        ),
-        dispatch_uid=dispatch.meta.uid,
-        dispatch_name=dispatch.meta.name,
-        transition=dispatch_pb2.Transition(
-            phase=str(Phase(line["phase"])),
-            reason=line["reason"],
-            message=line["message"],
-            at_us=parse_instant(line["at"]),
-        ),
     )
 
 

@@ -147,14 +147,19 @@ class Dispatch:
         """When it ended, by its stored status; KeyError where that does not say so."""
         return parse_instant(self.status["completionTime"])
 
+    @property
+    def created_by(self) -> str:
+        """Who ordered it, as its stored status shows; empty = it shows nobody."""
+        return str(self.status.get("createdBy") or "")
+
     def creator(self, guarded_since_us: int | None) -> str:
         """Return who ordered it: as its status says already, else as far as can be believed.
 
         Args:
             guarded_since_us: Since when nobody can forge its annotation; None = anybody can.
         """
-        if known := self.status.get("createdBy"):
-            return str(known)
+        if self.created_by:
+            return self.created_by
         if guarded_since_us is None or self.meta.created_us < guarded_since_us:
             return UNKNOWN_CREATOR
         return self.claimed_creator or UNKNOWN_CREATOR
