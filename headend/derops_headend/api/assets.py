@@ -233,12 +233,8 @@ _ATTRIBUTES = {
 
 
 def _filter(assets: Iterable[KnownAsset], wanted: AssetFilter) -> Iterable[KnownAsset]:
-    """Yield the assets that are wanted; look only at the values that are asked for."""
-    for attribute in ("type", "operating_state", "ready", "connected"):
-        value = getattr(wanted, attribute)
-        if value is not None:
-            look = attrgetter(attribute)
-            assets = [each for each in assets if look(each) == value]
+    """Return the assets that are wanted; look only at the values that are asked for."""
+    assets = _filter_values(assets, wanted)
     if wanted.text:
         text = wanted.text.lower()
         assets = [each for each in assets if text in each.name]
@@ -248,4 +244,13 @@ def _filter(assets: Iterable[KnownAsset], wanted: AssetFilter) -> Iterable[Known
             for each in assets
             if name in each.labels and (value is None or each.labels[name] == value)
         ]
+    return assets
+
+
+def _filter_values(assets: Iterable[KnownAsset], wanted: AssetFilter) -> Iterable[KnownAsset]:
+    for attribute in ("type", "operating_state", "ready", "connected"):
+        value = getattr(wanted, attribute)
+        if value is not None:
+            look = attrgetter(attribute)
+            assets = [each for each in assets if look(each) == value]
     return assets

@@ -54,12 +54,7 @@ def refused(status: int, body: bytes, *, creating: bool = False) -> ProblemError
     if status in (400, 422):
         return _invalid(_causes(answer))
     if status == 429:
-        seconds = _details(answer).get("retryAfterSeconds")
-        return ProblemError(
-            Slug.TOO_MANY_REQUESTS,
-            "Kubernetes takes no more calls at the moment",
-            retry_after_seconds=seconds if isinstance(seconds, int) and 0 < seconds < 3600 else 1,
-        )
+        return _too_many_requests(answer)
     problem = _PROBLEMS.get(status)
     if problem is not None:
         slug, detail = problem
@@ -92,6 +87,15 @@ def pointer(field: str) -> str | None:
     if not field.startswith("spec."):
         return None
     return "/" + re.sub(r"\[(\d+)\]", r".\1", field.removeprefix("spec.")).replace(".", "/")
+
+
+def _too_many_requests(answer: Mapping[str, Any]) -> ProblemError:
+    seconds = _details(answer).get("retryAfterSeconds")
+    return ProblemError(
+        Slug.TOO_MANY_REQUESTS,
+        "Kubernetes takes no more calls at the moment",
+        retry_after_seconds=seconds if isinstance(seconds, int) and 0 < seconds < 3600 else 1,
+    )
 
 
 def _invalid(faults: list[Fault]) -> ProblemError:

@@ -166,10 +166,11 @@ def choose_life(
         current_uid=wanted.current_uid,
     )
     uid = wanted.uid or wanted.current_uid or (lives[0].uid if lives else "")
-    life = next((each for each in lives if each.uid == uid), None)
+    by_uid = {each.uid: each for each in lives}
+    life = by_uid.pop(uid, None)
     if life is None and uid and uid == wanted.current_uid:
         life = AssetLife(0, uid)  # nothing was heard of it yet
-    return life, [each.uid for each in lives if each.uid != uid]
+    return life, list(by_uid)
 
 
 def _resolve(wanted: TelemetrySelection, dropped: datetime | None) -> TimeResolution:

@@ -345,20 +345,23 @@ class AgentStream:
         if kind == "gap":
             return self._intake.take_gap(self, message.gap)
         if kind == "heartbeat":
-            self._clock.note(message.heartbeat.agent_sent_us, self._now_us())
-            if message.heartbeat.HasField("device"):
-                self._note_device(message.heartbeat.device)
-            reply = agent_pb2.HeartbeatReply(
-                agent_sent_us=message.heartbeat.agent_sent_us,
-                gateway_received_us=self._now_us(),
-            )
-            self.send(agent_pb2.GatewayMessage(heartbeat_reply=reply))
+            self._take_heartbeat(message.heartbeat)
         elif kind == "bye":
             self._peer_left = self._said_bye = True
             self.end(message.bye.reason or "Bye", message.bye.message)
         elif kind == "hello":
             return Violation(reason="ProtocolViolation", message="a second Hello")
         return None  # a kind that a newer agent knows is not for us
+
+    def _take_heartbeat(self, heartbeat: agent_pb2.Heartbeat) -> None:
+        received_us = self._now_us()
+        self._clock.note(heartbeat.agent_sent_us, received_us)
+        if heartbeat.HasField("device"):
+            self._note_device(heartbeat.device)
+        reply = agent_pb2.HeartbeatReply(
+            agent_sent_us=heartbeat.agent_sent_us, gateway_received_us=received_us
+        )
+        self.send(agent_pb2.GatewayMessage(heartbeat_reply=reply))
 
     def _note_device(self, facts: agent_pb2.DeviceFacts) -> None:
         """Keep what is wrong with the device, and have it told if it is news.

@@ -235,16 +235,22 @@ class OperatorStream:
         deltas = [each for each in messages if each.WhichOneof("kind") in DELTA_KINDS]
         if deltas and not self._synced:
             raise BadSyncError("NoSnapshot", "a change came before the snapshot")
+        await self._append_transitions(messages)
+        if deltas:
+            await self._exchange.apply(self, deltas)
+        self._see_epochs(messages)
+        if last := max(message.version for message in messages):
+            self._send(control_pb2.ReplicaMessage(accepted_version=last))
+
+    async def _append_transitions(self, messages: list[control_pb2.OperatorMessage]) -> None:
         transitions = [each.transition for each in messages if each.HasField("transition")]
         if transitions:
             await self._exchange.journal.append_transitions(transitions)
-        if deltas:
-            await self._exchange.apply(self, deltas)
+
+    def _see_epochs(self, messages: list[control_pb2.OperatorMessage]) -> None:
         for message in messages:
             if message.HasField("epoch_seen"):
                 self._exchange.see_epoch(message.epoch_seen)
-        if last := max(message.version for message in messages):
-            self._send(control_pb2.ReplicaMessage(accepted_version=last))
 
     def _send(self, message: control_pb2.ReplicaMessage) -> None:
         if self._ending is not None:

@@ -6,6 +6,7 @@ database.
 """
 
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -166,11 +167,8 @@ class AuditFile:
         for rest in self._directory.glob("*.new"):
             rest.unlink()
         self._segments = self._find_segments()
-        last: ChainedRecord | None = None
-        for at, segment in enumerate(self._segments):
-            after = self._segments[at + 1].before if at + 1 < len(self._segments) else None
-            last = _measure(segment, after) or last
-            self._size += segment.size
+        last = _measure_all(self._segments)
+        self._size = sum(segment.size for segment in self._segments)
         if not self._segments:
             return self._begin_chain(now, None)
         head = self._segments[-1].before
@@ -273,6 +271,14 @@ class AuditFile:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _measure_all(segments: Sequence[_Segment]) -> ChainedRecord | None:
+    """Find where the good records of each segment end, and return the last of all."""
+    last: ChainedRecord | None = None
+    for segment, following in itertools.zip_longest(segments, segments[1:]):
+        last = _measure(segment, following.before if following else None) or last
+    return last
 
 
 def _measure(segment: _Segment, after: Head | None) -> ChainedRecord | None:
