@@ -41,7 +41,7 @@ def check_operating_state(operating_state: str, *, dispatches: int) -> None:
     cancellation, and the report that the device was released, need it.
 
     Raises:
-        IdentityRefusedError: It has no business here; being out of service is transient.
+        IdentityRefusedError: Its state allows no stream; being out of service is transient.
     """
     if operating_state == OperatingState.QUARANTINED and not dispatches:
         raise IdentityRefusedError("AssetQuarantined", "operatingState is Quarantined")

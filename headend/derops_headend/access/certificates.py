@@ -2,7 +2,7 @@
 
 TLS has proven possession of the key and the signature of the CA, and nothing else: it accepts
 leaves without extended key usage, with CA:TRUE, with several names or none, and it resumes
-sessions of expired certificates. So all of that is looked at here, in the DER itself and never in
+sessions of expired certificates. So this module checks all of that, in the DER itself and never in
 gRPC's ``peer_uri``, which stops at a NUL byte.
 """
 
@@ -63,10 +63,10 @@ def authenticate_agent(certificate: bytes, trust_domain: str, now: datetime) -> 
 def authenticate_operator(
     certificate: bytes, trust_domain: str, now: datetime
 ) -> OperatorCertificate:
-    """Check a client certificate, PEM or DER, as one of an operator; whose key it is comes next.
+    """Check a client certificate, PEM or DER, as one of an operator; its key is checked later.
 
     Raises:
-        IdentityRefusedError: It is another's, whichever CA signed it.
+        IdentityRefusedError: It does not name the operator, whichever CA signed it.
     """
     parsed, uri = _check(certificate, now)
     if uri != operator_uri(trust_domain):

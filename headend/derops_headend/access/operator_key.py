@@ -1,4 +1,4 @@
-"""Whose key is the operator's: that of its certificate now, and for a while the one before.
+"""The operator's public key: that of its certificate, and for a while the one before.
 
 A certificate of the control CA with the operator's name is not enough: whoever gets such a
 certificate issued would be the operator.
@@ -10,7 +10,7 @@ from derops.errors import IdentityRefusedError
 from derops.schedules import SECOND_US
 
 PREDECESSOR_SECONDS = 600
-"""How long the key before is good after a change: the operator's own mount may lag."""
+"""How long the previous key is good after a change: the operator's own mount may lag."""
 
 _SHOWN = 16
 
@@ -24,7 +24,7 @@ class OperatorKeys:
     previous_until_us: int = 0
 
     def follow(self, current: str, now_us: int) -> "OperatorKeys":
-        """Return the keys once ``current`` was found in the place of what was there."""
+        """Return the keys after ``current`` was found in the file."""
         if current == self.current:
             return self
         return OperatorKeys(
@@ -37,12 +37,12 @@ class OperatorKeys:
         """Check the key of a peer that calls itself the operator.
 
         Raises:
-            IdentityRefusedError: It is another's. Transient: this side's mount may lag.
+            IdentityRefusedError: It is another key. Transient: this side's mount may lag.
         """
         if public_key_sha256 == self.current:
             return
         left_us = self.previous_until_us - now_us
-        # Bounded from above too: a clock that is set back makes nothing good for longer.
+        # Bounded from above too: a clock that is set back keeps no key good for longer.
         in_time = 0 < left_us <= PREDECESSOR_SECONDS * SECOND_US
         if in_time and public_key_sha256 == self.previous:
             return

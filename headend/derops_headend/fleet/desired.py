@@ -17,7 +17,7 @@ DELTA_KINDS = frozenset({"asset", "dispatch", "asset_removed", "dispatch_removed
 
 
 class BadSyncError(DeropsError):
-    """The operator's stream makes no sense; ``reason`` is a CamelCase word."""
+    """The operator's stream breaks the protocol or is not the newest; ``reason`` is CamelCase."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(f"{reason}: {message}")
@@ -45,7 +45,7 @@ class Snapshot:
     assets: tuple[dispatch_pb2.Asset, ...]
     dispatches: tuple[dispatch_pb2.Dispatch, ...]
     unread: tuple[control_pb2.Unread, ...] = ()
-    """What exists and the operator cannot read; see ``DesiredState.completed``."""
+    """Resources that exist and the operator cannot read; see ``DesiredState.completed``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ NEVER = Written(written_us=0, ledger_id="")
 
 @dataclass(slots=True, kw_only=True)
 class Changes:
-    """What differs after a step; uids, removed dispatches with the uid of their asset."""
+    """What differs after a step: assets by uid, and dispatches."""
 
     assets: set[str] = field(default_factory=set)
     removed_assets: set[str] = field(default_factory=set)
@@ -70,7 +70,7 @@ class Changes:
 
 
 class SnapshotBuilder:
-    """Collects a snapshot until its end; thrown away where the stream ends earlier."""
+    """Collects a snapshot until its end; thrown away if the stream ends earlier."""
 
     def __init__(self, operator_start_ms: int, era: int = 0) -> None:
         self._operator_start_ms, self._era = operator_start_ms, era
@@ -79,10 +79,10 @@ class SnapshotBuilder:
         self._unread: dict[str, control_pb2.Unread] = {}
 
     def add(self, message: control_pb2.OperatorMessage) -> None:
-        """Take an asset, a dispatch, or word that there is one.
+        """Take an asset, a dispatch, or the note that one exists and is unread.
 
         Raises:
-            BadSyncError: It is none of them.
+            BadSyncError: The message is none of them.
         """
         kind = message.WhichOneof("kind")
         if kind == "asset":
@@ -128,7 +128,7 @@ class DesiredState:
         self._dispatches: dict[str, dispatch_pb2.Dispatch] = {}
         self._of_asset: dict[str, dict[str, dispatch_pb2.Dispatch]] = {}
         self._unread: dict[str, control_pb2.Unread] = {}
-        """What is unread and not held."""
+        """Resources that are unread and not held."""
 
         self._missing_of: dict[AssetName, set[str]] = {}
         self._written: dict[str, Written] = {}
@@ -155,7 +155,7 @@ class DesiredState:
     def missing_of(self, name: AssetName) -> str:
         """Return the uid of something of this asset that is unread and not held; empty = none.
 
-        A snapshot of it would have its agent give up what it runs.
+        Without it, a snapshot of this asset would have the agent give up what it runs.
         """
         uids = self._missing_of.get(name)
         return next(iter(uids), "") if uids else ""
@@ -173,12 +173,12 @@ class DesiredState:
         return self._written.get(dispatch_uid, NEVER)
 
     def restore(self, snapshot: Snapshot, written: dict[str, Written]) -> None:
-        """Begin with what the disk holds."""
+        """Begin with the state and the first writes that the disk holds."""
         self._written = dict(written)
         self.replace(snapshot)
 
     def completed(self, snapshot: Snapshot) -> Snapshot:
-        """Return a snapshot with what is held of all that its sender could not read."""
+        """Return a snapshot, with what is held of the resources that its sender cannot read."""
         unread = {each.uid for each in snapshot.unread}
         unread -= {each.id.uid for each in snapshot.assets}
         unread -= {each.uid for each in snapshot.dispatches}
@@ -191,9 +191,9 @@ class DesiredState:
         )
 
     def replace(self, snapshot: Snapshot) -> Changes:
-        """Put a complete snapshot in the place of all that was; see ``completed``."""
+        """Replace the whole state by a complete snapshot; see ``completed``."""
         old_assets, old_dispatches = self._assets, self._dispatches
-        # Agents are to keep a new era at once, not with the next thing that changes.
+        # Agents are to store a new era at once, not with their next change.
         begins = self.revision is not None and self.revision.era != snapshot.revision.era
         self._put_all(snapshot)
         return Changes(
@@ -246,8 +246,8 @@ class DesiredState:
     def may_be_written(self, dispatch_uid: str) -> bool:
         """Tell whether a dispatch is to go to a stream.
 
-        Not when it was cancelled before anybody wrote it: the operator may have told the requester
-        already that nothing was delivered.
+        It is not if it was cancelled before anybody wrote it: the operator may already have told
+        the requester that nothing was delivered.
         """
         dispatch = self._dispatches.get(dispatch_uid)
         return dispatch is not None and self._is_wanted(dispatch)
@@ -265,10 +265,11 @@ class DesiredState:
             self._noted[dispatch_uid] = write
 
     def mark_written(self, dispatch_uid: str, now_us: int, ledger_id: str) -> Written | None:
-        """Note a write before it happens; return it where the disk does not have it.
+        """Note a write before it happens; return it if the disk does not have it yet.
 
-        In memory at once, so that no cancel that arrives while the note goes to the disk can be
-        answered with "never written". The first ledger stays: another's word proves nothing of it.
+        Memory has it at once: a cancel that arrives while the note goes to the disk must not be
+        answered with "never written". The first ledger stays: what another says proves nothing
+        about it.
         """
         if dispatch_uid in self._written:
             return None
@@ -280,7 +281,7 @@ class DesiredState:
         return self._written[dispatch_uid]
 
     def as_written(self, dispatch: dispatch_pb2.Dispatch, ledger_id: str) -> dispatch_pb2.Dispatch:
-        """Return a dispatch as it goes to a ledger: that another one had it first is said."""
+        """Return a dispatch as it goes to a ledger: with another ledger that had it first."""
         first = self.written(dispatch.uid).ledger_id
         if first in {"", ledger_id}:
             return dispatch

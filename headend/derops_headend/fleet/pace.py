@@ -45,8 +45,8 @@ class Pace:
         real = received / seconds
         self._usual += (real - self._usual) * min(1.0, seconds / _MEMORY_SECONDS)
         if late_seconds > LATE_SECONDS:
-            # In one turn that comes late for another reason, little may have been received. To take
-            # that for the pace would hold back, for a second, who asks for less than usual.
+            # A turn may be late for another reason, and have received little. Taken for the pace,
+            # that would hold back for a second agents that send less than usual.
             real = max(real, self._usual)
             self.per_second = max(LEAST_PER_SECOND, min(self.per_second, real) * _FALL)
         elif waiting:

@@ -1,8 +1,8 @@
 """What a report of an agent may say. Pure.
 
-Behind the gateway a report becomes status and history, whose fields have bounds; one that exceeds
-them is refused here, alone, instead of blocking the status of its dispatch for good. So is one that
-says what cannot be, whatever the clock of its agent did.
+Behind the gateway a report becomes status and history, whose fields have bounds. A report that
+exceeds them is refused here, alone, instead of blocking the status of its dispatch for good. So is
+a report of what cannot be, whatever the clock of its agent did.
 """
 
 import math
@@ -36,7 +36,7 @@ _PHASES = frozenset(
         Phase.EXPIRED,
     }
 )
-"""What an agent can know; the others are the headend's to say."""
+"""The phases that an agent reports; the headend alone sets the others."""
 
 _WORDS = (
     "dispatch_uid",
@@ -88,7 +88,7 @@ class Circumstances:
 
     asset: dispatch_pb2.Asset
     capability: agent_pb2.Capability
-    """That the agent said at its Hello."""
+    """What the agent said in its Hello."""
 
     dispatch: dispatch_pb2.Dispatch | None
     """None = this gateway does not hold it: it is settled, or never was."""
@@ -168,9 +168,9 @@ def _problem_of_step(phase: str, reason: str, message: str, at_us: int) -> str:
 def impossibility_of(report: dispatch_pb2.DispatchReport, around: Circumstances) -> str:
     """Return what of a report cannot be; empty = all of it can.
 
-    Clocks of agents are wrong, and are set. So a span is held against the gateway's own clock, and
-    an instant of the agent against another one of it. That a window was held for longer than it was
-    ordered is possible: a device may be reverted late.
+    Clocks of agents are wrong, and get corrected. So a span is compared with the gateway's own
+    clock, and an instant of the agent with another of its instants. A window may have been held for
+    longer than was ordered: a device may be reverted late.
     """
     return (
         _problem_of_start(report, around)
@@ -181,7 +181,7 @@ def impossibility_of(report: dispatch_pb2.DispatchReport, around: Circumstances)
 
 
 def _problem_of_start(report: dispatch_pb2.DispatchReport, around: Circumstances) -> str:
-    """Return why a window cannot have begun: it had not by the agent's own clock."""
+    """Return why a window cannot have begun: by the agent's own clock it was too early."""
     if around.dispatch is None or not report.applied_us:
         return ""
     early_us = around.dispatch.start_us - report.applied_us
@@ -210,7 +210,7 @@ def _problem_of_end(report: dispatch_pb2.DispatchReport, around: Circumstances) 
 def _may_be_whole(
     report: dispatch_pb2.DispatchReport, around: Circumstances, length_us: int
 ) -> bool:
-    """Tell whether a window may have had its length: a clock was ahead, and is set right since."""
+    """Tell whether a window may have had its length: a clock was ahead, and was corrected since."""
     since_us = _since_begun_us(report, around)
     if since_us is None or since_us < length_us:
         return False
@@ -220,7 +220,7 @@ def _may_be_whole(
 
 
 def _problem_of_verdict(report: dispatch_pb2.DispatchReport) -> str:
-    """Return what an agent always tells with a verdict that its samples gave, and is not there."""
+    """Return which of the values is missing that an agent sends with a verdict from samples."""
     if report.verified != "True" and report.evidence != Evidence.EFFECT:
         return ""
     told = {
@@ -245,7 +245,7 @@ def _problem_of_spans(report: dispatch_pb2.DispatchReport, around: Circumstances
     if not any(spans.values()) and not report.delivered_watt_hours:
         return ""
     if not report.applied_us:
-        return "active or measured, and applied_us is not set"
+        return "an active time or a measured energy is given, and applied_us is not set"
     most_us = _most_us(report, around)
     if most_us is None:
         ahead_seconds = (report.applied_us - around.received_us) / SECOND_US
@@ -271,7 +271,7 @@ def _problem_of_spans(report: dispatch_pb2.DispatchReport, around: Circumstances
 
 
 def _most_us(report: dispatch_pb2.DispatchReport, around: Circumstances) -> int | None:
-    """Return for how long a device can have held it at most; None = nothing bounds that."""
+    """Return for how long a device can have held the setpoint at most; None = no bound is known."""
     off_us = _clock_off_us(report, around)
     bounds_us = [_since_begun_us(report, around)]
     if report.applied_us <= around.received_us + UNSEEN_US + off_us:
@@ -280,10 +280,10 @@ def _most_us(report: dispatch_pb2.DispatchReport, around: Circumstances) -> int 
 
 
 def _since_begun_us(report: dispatch_pb2.DispatchReport, around: Circumstances) -> int | None:
-    """Return since when the dispatch exists, by clocks that no agent sets; None = not known.
+    """Return for how long the dispatch exists, by clocks that no agent sets; None = not known.
 
-    Where this gateway wrote it, that is as good as the creation, and both are by its own clock. An
-    agent that was restarted counts on by its wall clock, which may have been set meanwhile.
+    It exists since its creation, or since this gateway wrote it, whichever came first. An agent
+    that was restarted goes on counting by its wall clock, which may have been set meanwhile.
     """
     if around.dispatch is None or not around.dispatch.created_us:
         return None

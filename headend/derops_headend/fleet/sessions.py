@@ -1,7 +1,8 @@
 """Who is connected: one live session for each asset, and no identity twice. Pure.
 
-The newest key of the ledger has the stream; of one key, the highest epoch: the agent chooses it for
-each connection, so that is the newest wherever it was seen.
+The stream with the ledger's newest key is the live one; of streams with one key, the one with the
+highest epoch. The agent raises the epoch with each connection, so the highest is the newest,
+whichever replica saw it.
 """
 
 from collections.abc import Callable, Iterable
@@ -32,7 +33,7 @@ MAX_TAKEOVERS = 3
 TAKEOVERS_WITHIN_US = 600 * SECOND_US
 
 _STAMP_US = 1000
-"""What status can say of an instant."""
+"""The steps in which a status can say an instant."""
 
 
 class OutOfOrderError(DeropsError):
@@ -74,7 +75,7 @@ class CertificateSupersededError(OutOfOrderError):
 
 
 class CloneSuspectedError(DeropsError):
-    """The identity is used by two processes."""
+    """Two processes use the identity."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +96,7 @@ class Session:
 
     @property
     def rank(self) -> Rank:
-        """What it is ordered by."""
+        """The rank by which sessions are ordered."""
         return Rank(self.epoch, self.serial_number, digest_of(self.instance_id))
 
 
@@ -105,7 +106,7 @@ class _AssetStreams:
 
     last: Session | None = None
     newest: Rank = field(default_factory=Rank)
-    """At any replica."""
+    """The highest rank at any replica."""
 
     suspected_us: int = 0
 
@@ -135,18 +136,19 @@ class SessionTable:
         *,
         alive: bool = False,
     ) -> list[control_pb2.Instance]:
-        """Make ``session`` the live one of its asset; return which instances that concerns.
+        """Make ``session`` the live one of its asset; return the instances that changes.
 
         Args:
             session: The stream that said Hello.
             ledger: The identity of its asset, which knows its certificate.
             now_us: The time.
-            alive: Whether the stream it would replace is heard of, and not ended by its peer.
+            alive: Whether the agent of the stream that it would replace was heard of lately, and
+                neither side has ended that stream.
 
         Raises:
             CloneSuspectedError: Its instance was here before another took over, or too many took
                 over from each other while they lived.
-            OutOfOrderError: It may not take over: its epoch or its key.
+            OutOfOrderError: Its epoch or its key does not let it take over.
         """
         known = self._known.setdefault(session.asset_uid, _AssetStreams())
         self._check_return(session, known, ledger, now_us)
@@ -175,9 +177,9 @@ class SessionTable:
     def suspect(
         self, session: Session, ledger: dispatch_pb2.IdentityLedger, now_us: int
     ) -> Session:
-        """Note that ``session`` was refused as a clone; it is what the operator is told.
+        """Note that ``session`` was refused as a clone; return what the operator is told.
 
-        The instant is behind all that made the suspicion, whatever clocks that was taken from.
+        The instant of the suspicion is after all that led to it, whichever clocks those were.
         """
         known = self._known.setdefault(session.asset_uid, _AssetStreams())
         holders = self._holders.of(session.asset_uid).values()
@@ -210,10 +212,10 @@ class SessionTable:
         *,
         alive: bool,
     ) -> list[control_pb2.Instance]:
-        """Note that the session here is over for that of another replica.
+        """Note that a session at another replica took the place of the one here.
 
         Returns:
-            Which instances that concerns; none, where its own went there.
+            The instances that this changes; none, if the instance here went there itself.
         """
         uid, successor = seen.asset_uid, seen.instance_id
         session, holders = self.last(uid), self._holders.of(uid)
@@ -236,7 +238,8 @@ class SessionTable:
     ) -> control_pb2.Session:
         """Return what the operator is told of an asset that changed.
 
-        It may take the place of an earlier change that still waits, so it says again who matters.
+        It may take the place of an earlier change that still waits, so it names the foremost
+        holders again.
         """
         instances = [*changed, *self._holders.foremost(asset_uid, now_us)]
         message = control_pb2.Session(
@@ -288,7 +291,7 @@ class SessionTable:
         if max(session.opened_us, ledger.suspected_us + 1) < mine.replaced_us:
             raise EpochTooLowError(known.newest.epoch)  # merely late: it began before its successor
         raise CloneSuspectedError(
-            # The id itself would tell the one how to pass for the other.
+            # The id itself would tell one process how to pass for the other.
             f"instance {digest_of(session.instance_id)} came back after another took over"
         )
 
@@ -348,6 +351,6 @@ class SessionTable:
 def _is_current(holder: Holder, ledger: dispatch_pb2.IdentityLedger) -> bool:
     """Tell whether nobody took over since it came last: it may have come back after a lift.
 
-    Other replicas, and the operator, go on saying when it was replaced before that.
+    Other replicas, and the operator, still tell of a replacement before that.
     """
     return holder.replaced_us == 0 or holder.replaced_us <= ledger.suspected_us < holder.opened_us

@@ -1,4 +1,4 @@
-"""Memory that many hold together, bounded in bytes. Pure."""
+"""Memory that many holders share, bounded in bytes. Pure."""
 
 OVERHEAD_BYTES = 2048
 """What a message costs beside its bytes, as an object and in the tables that lead to it."""
@@ -7,8 +7,8 @@ OVERHEAD_BYTES = 2048
 class Shares:
     """How many bytes each holder has, and all of them together.
 
-    A holder may have up to ``most``. Once all have ``total``, one may have up to ``sure`` only: who
-    floods finds no room, and whoever does not still has some.
+    A holder may have up to ``most``. Once all have ``total``, each may have up to ``sure`` only: a
+    holder that floods finds no room, and the others still have some.
 
     Args:
         total: Bytes from which on only the sure share is given.
@@ -40,7 +40,7 @@ class Shares:
         self.used += more
 
     def take(self, holder: str, more: int) -> bool:
-        """Note that a holder has more where there is room for it; tell whether there was."""
+        """Note that a holder has more if there is room for it; tell whether there was."""
         if not self.has_room(holder, more):
             return False
         self.add(holder, more)

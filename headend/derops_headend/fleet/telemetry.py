@@ -20,13 +20,14 @@ SHRINK_FROM = 0.80
 """Share of the log's bound above which credit shrinks."""
 
 REFUSE_FROM = 0.95
-"""Share from which telemetry gets none: the rest is for reports and what the headend says."""
+"""Share from which on telemetry gets no credit: the rest is for reports and the headend's entries.
+"""
 
 MAX_SEQUENCE = 2**62
 """Fits the signed 64 bit of an agent's database."""
 
 MAX_TIME_US = 4_102_444_800_000_000
-"""The year 2100: no device clock is that far off and still worth recording."""
+"""The year 2100: samples of a device clock that is further off are not worth recording."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,16 +74,25 @@ def _check_columns(batch: agent_pb2.TelemetryBatch, samples: int) -> Violation |
         if values != samples:
             return _bad(f"a column has {values} values for {samples} samples")
         if bool(column.quantity) == bool(name) or len(name) > MAX_COLUMN_NAME:
-            return _bad("a column has either a quantity or a name of up to 64 characters")
+            return _bad(
+                f"a column must have either a quantity or a name of up to {MAX_COLUMN_NAME} "
+                "characters"
+            )
     return None
 
 
 def check_gap(gap: agent_pb2.Gap) -> Violation | None:
     """Check a gap."""
     if not 0 <= gap.from_us <= gap.to_us < MAX_TIME_US or gap.samples > MAX_TIME_US:
-        return _bad(f"gap from {gap.from_us} to {gap.to_us} us")
+        return _bad(
+            f"a gap of {gap.samples} samples from {gap.from_us} to {gap.to_us} us is not in order, "
+            "or not between 1970 and 2100"
+        )
     if len(gap.reason) > MAX_COLUMN_NAME:
-        return _bad("the reason of a gap is too long")
+        return _bad(
+            f"the reason of a gap has {len(gap.reason)} characters; up to {MAX_COLUMN_NAME} "
+            "are allowed"
+        )
     return None
 
 
@@ -128,7 +138,7 @@ class OutboxOrder:
         if sequence != self._received + 1:
             return Violation(
                 reason="TelemetryOutOfOrder",
-                message=f"batch {sequence} after {self._received}",
+                message=f"batch {sequence} came after {self._received}, without those between",
             )
         self._received = sequence
         return BatchVerdict.STORE

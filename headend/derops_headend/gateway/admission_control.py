@@ -1,8 +1,8 @@
 """Gives telemetry its credit: at once while the loop keeps up, else in turn and at a pace.
 
-The pace holds back what may come in. An agent that sends less than it may is not what there is too
-much of: it hears at once that its batch is durable. One that sends all it may hears of it with its
-next credit, of many batches in one message.
+The pace bounds what comes in. An agent that sends less than its credit does not overload the
+gateway: it hears at once that its batch is durable. An agent that uses all its credit hears of many
+batches in one message, with its next credit.
 """
 
 import asyncio
@@ -34,8 +34,8 @@ class AdmissionControl:
     """Decides when a stream hears of its next credit, and how much that is.
 
     Args:
-        fill: Share of the log's bound that is taken.
-        is_crowded: Whether so much waits for the log that little more may come.
+        fill: Returns the share of the log's bound that is taken.
+        is_crowded: Tells whether so much waits for the log that little more may come.
     """
 
     def __init__(
@@ -55,9 +55,9 @@ class AdmissionControl:
         self._received += 1
 
     def request(self, stream: Creditor) -> None:
-        """Give ``stream`` its acknowledgement after this step, and its credit when it is its turn.
+        """Give ``stream`` its acknowledgement after this step, and its credit at its turn.
 
-        What becomes durable in one step of the loop is acknowledged to a stream in one message.
+        One message acknowledges all batches that become durable in one step of the loop.
         """
         self._without_room.discard(stream)
         self._asking[stream] = None
@@ -72,7 +72,7 @@ class AdmissionControl:
         self._without_room.discard(stream)
 
     async def run(self) -> None:
-        """Adapt the pace, and serve who had to wait, until cancelled."""
+        """Adapt the pace, and serve the streams that wait, until cancelled."""
         loop = asyncio.get_running_loop()
         before = loop.time()
         while True:
@@ -109,7 +109,7 @@ class AdmissionControl:
             elif stream.is_calm:
                 stream.give_credit(0)
             else:
-                self._waiting[stream] = None  # who waits already keeps its place
+                self._waiting[stream] = None  # a stream that waits already keeps its place
         self._pressed = bool(self._waiting)
 
     def _give(self, stream: Creditor, window: int) -> None:

@@ -3,7 +3,7 @@
 from derops_headend.fleet.telemetry import MAX_TIME_US
 
 MAX_CLOCK_OFFSET_US = 5_000_000
-"""An agent refuses dispatches beyond this; its samples are marked."""
+"""An agent whose clock is further off refuses dispatches; its samples are marked."""
 
 
 class AgentClock:
@@ -13,13 +13,13 @@ class AgentClock:
 
     def __init__(self) -> None:
         self.off_us = 0
-        """The most that it was ever off on this stream, the way here included."""
+        """The most that it was off on this stream, with the time of a heartbeat on its way."""
 
         self.offset_milliseconds: int | None = None
-        """Our clock less the agent's, where that cannot be the way here; else None."""
+        """Our clock less the agent's, if no way takes a heartbeat that long; else None."""
 
     def note(self, agent_sent_us: int, received_us: int) -> None:
-        """Take when the agent says it sent what was received now."""
+        """Note when the agent says that it sent a heartbeat, and when it came."""
         offset_us = received_us - agent_sent_us
         self.off_us = max(self.off_us, min(abs(offset_us), MAX_TIME_US))
         wrong = MAX_CLOCK_OFFSET_US < abs(offset_us) < MAX_TIME_US

@@ -1,7 +1,7 @@
 """AgentLink: the port that agents dial. Every stream is authenticated by itself.
 
-TLS has no say in who a peer is here: an old connection may carry new streams long after its
-certificate expired, so each stream is checked again from the certificate's bytes.
+TLS does not decide who a peer is: an old connection may carry new streams long after its
+certificate expired. So the bytes of the certificate are checked again for each stream.
 """
 
 import asyncio
@@ -33,7 +33,8 @@ PROTOCOL = 1
 _MAX_ID = 128
 _MAX_MODES = 16
 MAX_OPENING = 8
-"""Streams of one identity that have not said Hello yet: each may have a window of bytes waiting."""
+"""The most streams of one identity that have not said Hello yet: each may hold a window of bytes.
+"""
 
 
 class AgentLink(agent_pb2_grpc.AgentLinkServicer):
@@ -62,7 +63,7 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
         context: Context,
     ) -> None:
         """Serve one agent."""
-        # Its Hello is not kept for as long as the stream lives.
+        # Admitted in a call of its own: else the Hello would stay in memory with the stream.
         await (await self._admit(context)).serve()
 
     async def _admit(self, context: Context) -> AgentStream:
@@ -96,9 +97,9 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
 
     @contextmanager
     def _one_more(self, asset: AssetName, bound: asyncio.Timeout) -> Iterator[None]:
-        """Have a stream wait for its Hello; of too many the one goes that has waited longest.
+        """Have a stream wait for its Hello; if too many wait, end the one that waited longest.
 
-        Whoever has a Hello to say says it at once: idle streams of a thief must not keep it out.
+        A genuine agent says Hello at once: idle streams of a thief must not keep it out.
         """
         opening = self._opening.setdefault(asset, {})
         opening[bound] = None
@@ -115,7 +116,7 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
                 del self._opening[asset]
 
     async def _authenticate(self, context: Context) -> AgentCertificate:
-        """Return what the certificate says; refuse before anything is read."""
+        """Return what the certificate says, or refuse the stream before anything is read."""
         certificate: AgentCertificate | None = None
         try:
             certificate = authenticate_agent(
@@ -138,11 +139,15 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
             )
             if bound.when() != ends:
                 error = IdentityRefusedError(
-                    "TooManyStreams", f"{MAX_OPENING} newer ones wait to say Hello", transient=True
+                    "TooManyStreams",
+                    f"{MAX_OPENING} newer streams of {certificate.asset} wait to say Hello",
+                    transient=True,
                 )
             await self._refuse(context, error, certificate)
         except DecodeError:
-            error = IdentityRefusedError("BadMessage", "the first bytes are no message")
+            error = IdentityRefusedError(
+                "BadMessage", "the first bytes are no message of the protocol"
+            )
             await self._refuse(context, error, certificate)
         if message is EOF or message.WhichOneof("kind") != "hello":
             error = IdentityRefusedError("ProtocolViolation", "the first message is not Hello")
@@ -200,7 +205,9 @@ def stream_parts_of(exchange: Exchange) -> StreamParts:
 
 def _problem_of(hello: agent_pb2.Hello) -> str:
     if hello.protocol != PROTOCOL:
-        return f"protocol {hello.protocol} is not {PROTOCOL}"
+        return (
+            f"protocol {hello.protocol} is not supported, only {PROTOCOL}: change agent or gateway"
+        )
     if not 0 < hello.epoch <= MAX_EPOCH:
         return f"epoch {hello.epoch} is not between 1 and {MAX_EPOCH}"
     if not 0 < hello.first_sequence < MAX_SEQUENCE:
@@ -210,6 +217,11 @@ def _problem_of(hello: agent_pb2.Hello) -> str:
             return f"{field} must have 1 to {_MAX_ID} characters"
     capability = hello.capability
     texts = [*capability.modes, capability.driver, capability.firmware, hello.software_version]
-    if len(capability.modes) > _MAX_MODES or any(len(text) > _MAX_ID for text in texts):
-        return "capability or version is too long"
+    if len(capability.modes) > _MAX_MODES:
+        return f"capability has {len(capability.modes)} modes; up to {_MAX_MODES} are allowed"
+    longest = max(map(len, texts))
+    if longest > _MAX_ID:
+        return (
+            f"a text of capability or version has {longest} characters; up to {_MAX_ID} are allowed"
+        )
     return ""

@@ -1,8 +1,8 @@
 """One agent's stream from Hello to its end.
 
-The call's own task reads and never waits for a disk. A second one lives while there is something to
-write and is the only one that does: an idle agent costs the memory of one task. What arrives is
-acknowledged by callbacks of the log, in the order it came.
+The call's own task reads and never waits for a disk. A second task writes, and lives only while
+there is something to write: an idle agent costs the memory of one task. Callbacks of the log
+acknowledge what arrives, in the order in which it came.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from derops_headend.gateway.stream_reports import StreamReports
 from derops_headend.gateway.unread_queue import Item, UnreadQueue
 
 DEVICE_EVERY_US = 5 * SECOND_US
-"""How often it is looked at what one agent says of its device."""
+"""How often the gateway looks at what one agent says of its device."""
 
 AGENT_REASONS = frozenset(
     {
@@ -44,7 +44,7 @@ AGENT_REASONS = frozenset(
         "WrongAsset",
     }
 )
-"""Why agents end their streams; whatever else one says is counted as ``Other``."""
+"""Reasons with which agents end their streams; any other is counted as ``Other``."""
 
 SILENT_HEARTBEATS = 3
 _LIVELY_HEARTBEATS = 2
@@ -140,7 +140,7 @@ class AgentStream:
         self._ending: agent_pb2.Bye | None = None
         self._peer_left = self._said_bye = False
 
-    # What others ask of it
+    # Called by other parts of the gateway
 
     @property
     def is_alive(self) -> bool:
@@ -155,7 +155,7 @@ class AgentStream:
         self._put(message)
 
     def offer(self, dispatch_uid: str) -> None:
-        """Queue a dispatch, in the state it has when it is its turn."""
+        """Queue a dispatch; it is written in the state that it has by then."""
         self._put(dispatch_uid)
 
     @property
@@ -164,7 +164,7 @@ class AgentStream:
         return self._intake.is_calm
 
     def give_credit(self, window: int) -> None:
-        """Queue what is acknowledged, and what may be on its way from here on."""
+        """Queue the acknowledgement, with a credit for ``window`` batches on their way."""
         self.send(agent_pb2.GatewayMessage(credit=self._intake.credit(window)))
 
     def end(self, reason: str, message: str) -> None:
@@ -172,17 +172,17 @@ class AgentStream:
         if self._ending is None:
             self._ending = agent_pb2.Bye(reason=reason[:_MAX_REASON], message=message[:_MAX_TEXT])
             self._unread.clear()
-            # Until now it has done nothing but read; where it is the one who ends, it knows.
+            # That task waits for a message; if it ends the stream itself, it does not wait.
             if self._handler is not None and self._handler is not asyncio.current_task():
                 self._handler.cancel()
 
     def end_if_silent(self) -> None:
-        """End where nothing was heard for three heartbeats."""
+        """End if nothing was heard for three heartbeats."""
         bound = SILENT_HEARTBEATS * self._heartbeat_seconds
         if self._monotonic_us() - self._heard_us > bound * SECOND_US:
-            self.end("AgentSilent", f"nothing heard for {bound} s")
+            self.end("AgentSilent", f"nothing heard for more than {bound} s")
 
-    # Its life
+    # From its start to its end
 
     async def serve(self) -> None:
         """Run until either side ends. The stream is the live one of its asset already."""
@@ -212,13 +212,13 @@ class AgentStream:
         return reason if known else "Other"
 
     def _fail(self, failure: Exception) -> None:
-        """End because of a failure; that a connection is lost is no news."""
+        """End because of a failure; log it, unless the connection was lost."""
         if not isinstance(failure, grpc.RpcError | grpc.aio.BaseError):
             logger_of(self).error("stream.failed", exc_info=failure)
         self.end("ConnectionLost", "")
 
     async def _say_bye(self) -> bool:
-        """Write the Bye behind what is being written; tell whether the peer took it in time."""
+        """Write the Bye after the message under way; tell whether the peer took it in time."""
         try:
             async with asyncio.timeout(_BYE_SECONDS):
                 if self._writer is not None:
@@ -304,7 +304,7 @@ class AgentStream:
             return
         if not self._unread.put(item):
             metrics.BOUND_REACHED.labels("unread").inc()
-            self.end("AgentTooSlow", f"{self._unread.bytes} bytes wait to be read")
+            self.end("AgentTooSlow", self._unread.describe_full())
             return
         if self._writer is None and self._handler is not None:
             self._writer = asyncio.create_task(self._write())
@@ -317,11 +317,11 @@ class AgentStream:
                 # No name for the message: it would keep 64 KiB until the next one comes.
                 violation = self._take(await self._context.read())
             except DecodeError:  # gRPC has taken it off the stream and could go on; we do not
-                self.end("BadMessage", "bytes that are no message of the protocol")
+                self.end("BadMessage", "the agent sent bytes that are no message of the protocol")
                 return
             except asyncio.CancelledError:
                 if self._ending is None or self._handler is None or self._handler.uncancel():
-                    raise  # gRPC's: the connection is gone
+                    raise  # gRPC cancelled it: the connection is gone
                 return
             except Exception as failure:
                 self._fail(failure)
@@ -350,7 +350,7 @@ class AgentStream:
             self._peer_left = self._said_bye = True
             self.end(message.bye.reason or "Bye", message.bye.message)
         elif kind == "hello":
-            return Violation(reason="ProtocolViolation", message="a second Hello")
+            return Violation(reason="ProtocolViolation", message="the agent said Hello again")
         return None  # a kind that a newer agent knows is not for us
 
     def _take_heartbeat(self, heartbeat: agent_pb2.Heartbeat) -> None:
@@ -364,9 +364,9 @@ class AgentStream:
         self.send(agent_pb2.GatewayMessage(heartbeat_reply=reply))
 
     def _note_device(self, facts: agent_pb2.DeviceFacts) -> None:
-        """Keep what is wrong with the device, and have it told if it is news.
+        """Keep what is wrong with the device, and tell the operator if it is news.
 
-        What is not looked at, as it comes too soon, comes again with a later heartbeat.
+        Facts that come too soon are skipped: a later heartbeat brings them again.
         """
         if self._monotonic_us() < self._look_at_device_us:
             return
@@ -375,7 +375,7 @@ class AgentStream:
         for point in held.bad_points:
             point.ClearField("samples")  # it rises with each sample, which is no news
         if self._device is None or held != self._device[0]:
-            # Not before its stream, whatever becomes of the clock: else an earlier one said it.
+            # A clock that is set back must not give these facts to an earlier stream.
             self._device = (held, max(self._now_us(), self.session.since_us))
             self._operator.tell(control_pb2.ReplicaMessage(device=self.device))
 

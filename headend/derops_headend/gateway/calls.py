@@ -1,4 +1,4 @@
-"""What both ports need of gRPC's calls."""
+"""What both ports need from gRPC's calls."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ def peer_certificate(context: Context) -> bytes:
     """Return the PEM of a peer's certificate.
 
     Raises:
-        IdentityRefusedError: There is none, or it came over an old TLS; gRPC offers no setting
-            for the least version.
+        IdentityRefusedError: There is none, or the connection has an older TLS than 1.3; gRPC has
+            no setting for the least version.
     """
     facts = context.auth_context()
     versions = list(facts.get("ssl_tls_version", []))

@@ -20,11 +20,11 @@ from derops_headend.gateway.operator_identity import OperatorIdentity
 from derops_headend.gateway.operator_queue import MAX_WAITING_BYTES, OperatorQueue
 
 MAX_INCOMING = 1000
-"""Changes of the operator that wait for the disk; then no more are read."""
+"""The most changes of the operator that wait for the disk; with so many, no more are read."""
 
 _MAX_GROUP = 500
 _MAX_BATCH = 50
-"""Messages to the operator in one; a report is at most 64 KiB, and gRPC takes 4 MiB."""
+"""The most messages in one batch; a report has at most 64 KiB, and gRPC takes 4 MiB."""
 
 _END_SECONDS = 2.0
 _HELD_BYTES = metrics.HELD_BYTES.labels("operator queue")
@@ -67,7 +67,7 @@ class Control(control_pb2_grpc.ControlServicer):
             self._streams.discard(stream)
 
     async def end_overdue(self) -> None:
-        """End streams whose certificate expired, or whose key is the operator's no more."""
+        """End streams whose certificate expired, or whose key is no longer the operator's."""
         await self._identity.refresh()
         if self._streams:
             self._identity.note_connected(new=False)
@@ -97,7 +97,7 @@ class OperatorStream:
         self._log = structlog.get_logger("operator").bind(peer=context.peer())
 
     def tell(self, message: control_pb2.ReplicaMessage) -> None:
-        """Queue a change; dropped before the stream's snapshot, which is answered with all."""
+        """Queue a change; drop it before the stream's snapshot, which is answered with all."""
         if self._synced:
             self._send(message)
 
@@ -112,7 +112,7 @@ class OperatorStream:
             self._some.set()
 
     async def serve(self) -> None:
-        """Run until the operator leaves, a newer one comes, or it makes no sense."""
+        """Run until the operator leaves, a newer one comes, or it breaks the protocol."""
         self._log.info("operator.connected")
         hello = control_pb2.ReplicaHello(
             replica=self._exchange.replica,
@@ -141,9 +141,9 @@ class OperatorStream:
             await self._context.abort(grpc.StatusCode.ABORTED, f"{reason}: {message}")
 
     async def _write(self) -> None:
-        """Write what waits as one message: a message costs the same whatever is in it.
+        """Write what waits as one message: its cost does not depend on what is in it.
 
-        One task does: two that write one stream kill it.
+        Only one task may write: gRPC ends a stream to which two tasks write.
         """
         while self._ending is None:
             messages = self._waiting.take(_MAX_BATCH if self._takes_batches else 1)
@@ -257,14 +257,16 @@ class OperatorStream:
             return
         if not self._waiting.put(message):
             metrics.BOUND_REACHED.labels("operator queue").inc()
-            self.end("OperatorTooSlow", f"{MAX_WAITING_BYTES} bytes wait to be read")
+            self.end(
+                "OperatorTooSlow", f"more than {MAX_WAITING_BYTES} bytes would wait to be read"
+            )
             return
         _HELD_BYTES.set(self._waiting.bytes)
         self._some.set()
 
 
 def _unpack(message: control_pb2.OperatorMessage) -> Iterator[control_pb2.OperatorMessage]:
-    """Yield what was sent as one; copies, for a part of a batch would keep all of it in memory."""
+    """Yield the messages of a batch, as copies: a part would keep the whole batch in memory."""
     if not message.HasField("batch"):
         yield message
     for each in message.batch.messages:

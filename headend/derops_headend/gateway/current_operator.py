@@ -1,4 +1,4 @@
-"""The one stream of the operator that is listened to: the newest."""
+"""The operator's live stream: the newest one, and no other."""
 
 from derops.wire.v1 import control_pb2
 from derops_headend.fleet.desired import BadSyncError
@@ -7,7 +7,7 @@ from derops_headend.gateway.outlets import OperatorOutlet
 
 
 class CurrentOperator:
-    """Whoever is the operator now, or nobody."""
+    """The operator's live stream, if there is one."""
 
     def __init__(self) -> None:
         self._outlet: OperatorOutlet | None = None
@@ -26,7 +26,7 @@ class CurrentOperator:
             metrics.OPERATOR_CONNECTED.set(0)
 
     def check(self, outlet: OperatorOutlet) -> None:
-        """Check that a stream is the one that is listened to.
+        """Check that a stream is the live one.
 
         Raises:
             BadSyncError: It was superseded.
@@ -35,7 +35,7 @@ class CurrentOperator:
             raise BadSyncError("Superseded", "a newer operator stream took over")
 
     def tell(self, message: control_pb2.ReplicaMessage) -> None:
-        """Queue a change for the operator; it is told all anew where there is none."""
+        """Queue a change for the operator; without one drop it: the next one is told all anew."""
         if self._outlet is not None:
             self._outlet.tell(message)
 
@@ -44,6 +44,6 @@ class CurrentOperator:
         return self._outlet is None or self._outlet.has_room_for_stray(report)
 
     def end(self, reason: str, message: str) -> None:
-        """End the operator's stream where there is one."""
+        """End the operator's stream, if there is one."""
         if self._outlet is not None:
             self._outlet.end(reason, message)

@@ -1,6 +1,6 @@
-"""Dispatches on their way to agents: which are to be written, and what the disk knows of it.
+"""Dispatches on their way to agents: which are to be written, and which the disk says were.
 
-A write is on the disk before it happens, and the operator is told in the step that writes.
+The disk notes a write before it happens. The operator is told in the step that writes.
 """
 
 from asyncio import Future, shield
@@ -15,12 +15,12 @@ from derops_headend.group_commit import GroupCommit
 
 
 class Deliveries:
-    """Where this replica stands with each dispatch.
+    """Whether and when this replica first wrote each dispatch to an agent.
 
     Args:
         desired: The state that is served.
-        store: Where the first write of each dispatch is noted.
-        operator: Who is told.
+        store: Notes the first write of each dispatch.
+        operator: Is told of first writes.
         now_us: The wall clock.
     """
 
@@ -36,7 +36,7 @@ class Deliveries:
         self._noting: dict[str, Future[None]] = {}
 
     def revision(self) -> agent_pb2.Revision:
-        """Return how new the state is that is served; there must be one."""
+        """Return the revision of the state that is served; there must be one."""
         revision = self._desired.revision
         assert revision is not None  # noqa: S101  # agents are admitted only then
         return agent_pb2.Revision(
@@ -48,8 +48,8 @@ class Deliveries:
     def to_write(self, asset_uid: str) -> list[dispatch_pb2.Dispatch]:
         """Return the dispatches of an asset that a stream begins with.
 
-        To be claimed in the same step: an order that is withdrawn between would be sent all the
-        same, and the operator told that it never was.
+        Claim them in the same step: otherwise a dispatch that is withdrawn in between would be sent
+        although the operator was told that it never was.
         """
         return [
             dispatch
@@ -64,7 +64,7 @@ class Deliveries:
             if first is not None:
                 self._noting[uid] = self.writes.put((uid, first))
                 self._noting[uid].add_done_callback(partial(self._forget_noting, uid))
-        # Another stream's notes, too; and this stream may end while others wait for its own.
+        # Notes of other streams too. Shielded: others may still wait when this stream ends.
         for noting in [self._noting[uid] for uid in dispatch_uids if uid in self._noting]:
             await shield(noting)
 
@@ -73,8 +73,8 @@ class Deliveries:
     ) -> dispatch_pb2.Dispatch | None:
         """Return a dispatch that was offered, to be written in the step that gets it.
 
-        None where it is not to be written any more. The operator is told already: it may have
-        arrived also where the write fails.
+        None = it is not to be written any more. The operator is told before the write: a dispatch
+        may arrive even if its write fails.
         """
         if not self._desired.may_be_written(dispatch_uid):
             return None
@@ -109,12 +109,12 @@ class Deliveries:
     def owner(
         self, asset: dispatch_pb2.AssetId, ledger_id: str, dispatch_uid: str
     ) -> dispatch_pb2.AssetId | None:
-        """Return the asset in whose name an agent may speak of a dispatch; None if it may not.
+        """Return the asset in whose name an agent may report on a dispatch; None = it may not.
 
-        What is not held here, as it is settled or never was, is its own: it speaks into its own
-        history, and the operator knows of which Dispatch. An asset that was created anew under its
-        name answers for the earlier one, if this replica first wrote the dispatch to the very
-        ledger that speaks now.
+        A dispatch that is not held here is settled, or never was. It counts as the agent's own: the
+        report goes into the history of its own asset, and the operator knows which Dispatch is
+        meant. An asset that was created anew under its name reports for the earlier one, if this
+        replica first wrote the dispatch to the very ledger that reports now.
         """
         dispatch = self._desired.dispatch(dispatch_uid)
         if dispatch is None or dispatch.asset_uid == asset.uid:
@@ -127,13 +127,13 @@ class Deliveries:
         )
 
     def tell(self, dispatch_uid: str) -> None:
-        """Tell the operator where this replica stands with a dispatch."""
+        """Tell the operator whether and when this replica first wrote a dispatch."""
         message = self._message(dispatch_uid)
         if message is not None:
             self._operator.tell(message)
 
     def everything(self) -> Iterator[control_pb2.ReplicaMessage]:
-        """Yield where this replica stands with each dispatch, as it is when it is its turn."""
+        """Yield for each dispatch whether and when it was first written, as of its turn."""
         for uid in [each.uid for each in self._desired.dispatches()]:
             message = self._message(uid)
             if message is not None:

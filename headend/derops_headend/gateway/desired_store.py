@@ -1,6 +1,7 @@
 """The last desired state on disk, so that a gateway serves while the operator is away.
 
-What was written to whom lies here too: "never written" is a proof only as far back as this file.
+The file also has which dispatch was first written to which ledger: "never written" is a proof only
+as far back as the file.
 """
 
 import asyncio
@@ -39,7 +40,8 @@ CREATE TABLE IF NOT EXISTS operator_keys (
 CREATE TABLE IF NOT EXISTS holders (asset_uid TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS unread (uid TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT;
 """
-"""Made also in a file of an earlier version, which leaves these tables alone if it comes back."""
+"""Tables that a file of an earlier version gets too; that version, if it comes back, leaves them.
+"""
 
 _DELIVERIES = "SELECT * FROM delivery WHERE dispatch_uid IN (SELECT uid FROM dispatch)"
 _LOST_HOLDERS = "DELETE FROM holders WHERE asset_uid NOT IN (SELECT uid FROM asset)"
@@ -55,7 +57,7 @@ class DesiredStore:
     """One SQLite file with one thread; each method returns when its change is durable."""
 
     def __init__(self, path: Path, now_us: int) -> None:
-        """Open or make the file; ``now_us`` begins the memory of a new one.
+        """Open or make the file; the memory of a new one begins at ``now_us``.
 
         Raises:
             SchemaTooNewError: A newer program wrote it.
@@ -68,7 +70,7 @@ class DesiredStore:
         self.state_since_us = self._meta("state_since_us")
 
     def load(self) -> tuple[Snapshot, dict[str, Written]] | None:
-        """Return the last complete state with its deliveries, None if there was none yet."""
+        """Return the last complete state with its first writes; None = there was none yet."""
         query = self._connection.execute
         if not self._meta("complete"):
             return None
@@ -106,7 +108,7 @@ class DesiredStore:
         await self._in_transaction(lambda: self._connection.executemany(_HOLDERS, rows))
 
     async def replace(self, snapshot: Snapshot) -> None:
-        """Put a complete snapshot in the place of what is there; deliveries of it stay."""
+        """Replace the state by a complete snapshot; first writes of its dispatches stay."""
         await self._in_transaction(lambda: self._replace(snapshot))
 
     async def apply(
@@ -114,11 +116,11 @@ class DesiredStore:
         deltas: Sequence[control_pb2.OperatorMessage],
         writes: Mapping[str, Written] = MappingProxyType({}),
     ) -> None:
-        """Store changes, and with them first writes that follow, by uid of the dispatch."""
+        """Store changes and the first writes that follow from them, by uid of the dispatch."""
         await self._in_transaction(lambda: self._apply(deltas, writes))
 
     async def record(self, writes: Sequence[tuple[str, Written]]) -> None:
-        """Store first writes, by uid of the dispatch, in the place of what did not happen."""
+        """Store first writes, by uid of the dispatch; each replaces one that did not happen."""
         await self._in_transaction(lambda: self._record(writes))
 
     def operator_keys(self) -> OperatorKeys:
@@ -130,11 +132,11 @@ class DesiredStore:
         return OperatorKeys(current=row[0], previous=row[1], previous_until_us=row[2])
 
     async def keep_operator_keys(self, keys: OperatorKeys) -> None:
-        """Store the keys in the place of those before."""
+        """Store the keys; they replace those before."""
         await self._in_transaction(lambda: self._keep_operator_keys(keys))
 
     def close(self) -> None:
-        """Wait for what is under way and close the file."""
+        """Wait for the transaction under way and close the file."""
         self._thread.shutdown()
         self._connection.close()
 
@@ -182,7 +184,7 @@ class DesiredStore:
     def _apply(
         self, deltas: Sequence[control_pb2.OperatorMessage], writes: Mapping[str, Written]
     ) -> None:
-        self._record(writes.items())  # first: what is removed below takes its row with it
+        self._record(writes.items())  # first: a removal below deletes its row again
         query = self._connection.execute
         for delta in deltas:
             kind = delta.WhichOneof("kind")
@@ -207,7 +209,7 @@ class DesiredStore:
 
     def _migrate(self, path: Path, now_us: int) -> None:
         if read_version(self._connection, path, SCHEMA_VERSION) == 0:
-            # One transaction: without this time, the memory of it would go back for ever.
+            # One transaction: a file without this time would claim to remember everything.
             self._connection.executescript(
                 f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}"
             )
@@ -223,7 +225,7 @@ class DesiredStore:
 
 
 def _uid(delta: control_pb2.OperatorMessage) -> str:
-    """Return what a change is about."""
+    """Return the uid of what a change is about."""
     kind = delta.WhichOneof("kind")
     if kind == "asset":
         return delta.asset.id.uid

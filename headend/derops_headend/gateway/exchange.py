@@ -1,7 +1,7 @@
 """Between the two ports: streams of agents on one side, the operator on the other.
 
 Everything here runs in one event loop; a method without ``await`` is a step that nobody sees half
-done. What must survive goes to the store or to the log first.
+done. What must survive a restart goes to the store or to the log first.
 """
 
 from asyncio import Lock, sleep
@@ -33,7 +33,7 @@ _SWEPT_AT_ONCE = 100
 
 
 class NotReadyError(DeropsError):
-    """There is no complete desired state yet; to serve without one would revert a fleet."""
+    """There is no complete desired state yet; a gateway that serves without it reverts a fleet."""
 
 
 class Exchange:
@@ -53,14 +53,14 @@ class Exchange:
         """Serve what the store has.
 
         Args:
-            replica: Name of this one.
-            store: Where desired state lies.
+            replica: Name of this replica.
+            store: Keeps the desired state.
             journal: The way into the event log.
-            admission: Who may send telemetry.
+            admission: Decides who may send telemetry.
             now_us: The wall clock.
-            on_ready: Told when there is a complete desired state.
-            on_clock_ahead: Told by how many seconds a desired state, stored or refused, begins
-                ahead of the clock; 0 = a good one is served.
+            on_ready: Called once there is a complete desired state.
+            on_clock_ahead: Called with the seconds by which a desired state, stored or refused,
+                begins ahead of the clock; 0 = a good one is served.
         """
         self.replica = replica
         self.store = store
@@ -125,7 +125,7 @@ class Exchange:
 
         Raises:
             OutOfOrderError: It may not take over.
-            CloneSuspectedError: Its identity is used twice; the live stream is ended as well,
+            CloneSuspectedError: Two processes use its identity; the live stream is ended as well,
                 for nobody knows which of the two is genuine.
         """
         uid, now_us = stream.session.asset_uid, self.now_us()
@@ -175,7 +175,7 @@ class Exchange:
             )
 
     def measure(self) -> None:
-        """Tell how much memory is held for agents."""
+        """Set the metrics of the memory that is held for agents."""
         for part, shares in (
             ("unstored", self.journal.unstored),
             ("unread", self.unread),
@@ -184,9 +184,9 @@ class Exchange:
             metrics.HELD_BYTES.labels(part).set(shares.used)
 
     async def end_overdue(self) -> None:
-        """End streams whose certificate's time is over, or that were silent too long.
+        """End streams whose certificate expired, or whose agent was silent for too long.
 
-        In steps: to look at ten thousand streams at once would make the loop late.
+        In steps: a look at ten thousand streams at once would make the loop late.
         """
         now_us = self.now_us()
         for number, stream in enumerate(list(self._streams.values()), start=1):
@@ -274,7 +274,7 @@ class Exchange:
         return stream.ledger_id if stream is not None else None
 
     def see_epoch(self, seen: control_pb2.EpochSeen) -> None:
-        """Take the newest stream of an asset at any replica, and who held it at any."""
+        """Take what is known of an asset at all replicas: its newest stream, and its holders."""
         uid, now_us = seen.asset_uid, self.now_us()
         if self.desired.asset(uid) is None:
             return
@@ -288,7 +288,7 @@ class Exchange:
             self.memories.keep(uid)
 
     def everything(self) -> Iterator[control_pb2.ReplicaMessage]:
-        """Yield what the operator is told after its snapshot, each as it is when it is its turn."""
+        """Yield all that the operator is told after its snapshot, each as of its turn."""
         for uid in [asset.id.uid for asset in self.desired.assets()]:
             stream = self._streams.get(uid)
             if stream is not None and (device := stream.device) is not None:
@@ -338,7 +338,9 @@ class Exchange:
         )
         if self.sessions.suspected_us(asset.id.uid) > asset.identity.suspected_us:
             raise IdentityRefusedError(
-                "CloneSuspected", "its identity is used twice; the operator is to quarantine it"
+                "CloneSuspected",
+                f"two processes use the identity of {certificate.asset}: "
+                "the operator is to quarantine it",
             )
         unsettled = len(self.desired.dispatches_of(asset.id.uid))
         check_operating_state(asset.operating_state, dispatches=unsettled)

@@ -1,4 +1,4 @@
-"""What one stream brings of telemetry: batches and gaps into the log, and credit for more."""
+"""The telemetry of one stream: batches and gaps go into the log, and the agent gets credit."""
 
 from functools import partial
 from typing import Protocol
@@ -18,10 +18,10 @@ from derops_headend.gateway.log_appender import LogAppender
 from derops_headend.gateway.outlets import AgentOutlet, logger_of
 
 MAX_REFUSED_BATCHES = 256
-"""Batches that break a rule before the stream is ended."""
+"""How many batches may break a rule before the stream is ended."""
 
 MAX_DROPPED_BATCHES = 256
-"""Batches beyond the credit before the stream is ended."""
+"""How many batches may come beyond the credit before the stream is ended."""
 
 
 class TelemetryOutlet(AgentOutlet, Creditor, Protocol):
@@ -31,14 +31,14 @@ class TelemetryOutlet(AgentOutlet, Creditor, Protocol):
 class Intake:
     """The telemetry of one stream, from its arrival to its acknowledgement.
 
-    It is given its stream with each call: both are freed at once when the stream ends.
+    Each call is given the stream, as none is kept here: both are freed at once when it ends.
 
     Args:
         asset: The asset of the stream.
-        order: What may come next.
+        order: Tells what may come next.
         clock: How far the agent's clock is off.
         journal: The way into the event log.
-        admission: Who may send, and how much.
+        admission: Decides who may send, and how much.
     """
 
     __slots__ = (
@@ -78,7 +78,7 @@ class Intake:
         return self._order.is_calm
 
     def credit(self, window: int) -> agent_pb2.TelemetryCredit:
-        """Return what is acknowledged, and what may be on its way from here on."""
+        """Return the acknowledgement, with a credit for ``window`` batches on their way."""
         return self._order.credit(window)
 
     def take_batch(
@@ -118,7 +118,10 @@ class Intake:
             metrics.DROPPED_BATCHES.inc()
             self._dropped += 1
             if self._dropped > MAX_DROPPED_BATCHES:
-                return Violation(reason="CreditIgnored", message="telemetry beyond its credit")
+                return Violation(
+                    reason="CreditIgnored",
+                    message=f"more than {MAX_DROPPED_BATCHES} batches came beyond the credit",
+                )
         elif verdict is BatchVerdict.DUPLICATE:
             self._admission.request(stream)
         return verdict
@@ -131,7 +134,7 @@ class Intake:
         body: bytes,
         broken: Violation,
     ) -> Violation | None:
-        """Keep a batch or gap for quarantine; where there are too many, end the stream."""
+        """Keep a batch or gap for quarantine; end the stream if there were too many."""
         metrics.REFUSED_BATCHES.inc()
         logger_of(stream).warning("telemetry.refused", sequence=sequence, why=broken.message)
         self._refused += 1

@@ -1,8 +1,8 @@
 """A port whose certificate and client CA may change while streams live.
 
 gRPC's own way to exchange them crashes the process under load (grpc#36693). So each set of
-credentials has a server of its own: the new one takes over the port, the one before takes nobody
-new, and its streams go on.
+credentials has a server of its own: the new server takes over the port, the one before takes no new
+streams, and its streams go on.
 """
 
 import asyncio
@@ -24,13 +24,13 @@ DRAIN_SECONDS = 7200.0
 """How long streams of earlier credentials may go on. An agent's connection lasts 66 min at most."""
 
 MAX_DRAINING = 3
-"""Servers of earlier credentials; of more the oldest ends, and its peers connect anew."""
+"""The most servers of earlier credentials; of more the oldest ends, and its peers connect anew."""
 
 EXCHANGE_SECONDS = 10.0
 """The least time between two exchanges of a port."""
 
 LOOK_SECONDS = 5.0
-"""How often the files are looked at."""
+"""How often the files are read again."""
 
 _BIND_SECONDS = 0.05
 _LAST_WORD_SECONDS = 3.0
@@ -41,7 +41,7 @@ class CredentialFiles:
     """Where the credentials of a port lie, as a pod mounts them."""
 
     setting: str
-    """Named where they are not as they should be."""
+    """The setting that an error about the files names."""
 
     directory: Path
     """Holds tls.crt and tls.key."""
@@ -61,7 +61,7 @@ class CredentialFiles:
 
 
 def for_server(identity: IdentityFiles) -> grpc.ServerCredentials:
-    """Return what a server shows, and by which authorities it hears clients, as gRPC takes it."""
+    """Return a server's credentials for gRPC: what it shows, and the CA of its clients."""
     return grpc.ssl_server_credentials(
         [(identity.key, identity.certificate)], identity.ca, require_client_auth=True
     )
@@ -82,17 +82,17 @@ class Port:
         *,
         is_vital: bool,
     ) -> None:
-        """Make it.
+        """Make a port that does not listen yet.
 
         Args:
             name: ``agent`` or ``control``.
             setting: The setting with the address.
             address: Where to listen, host:port.
-            files: Read again and again.
+            files: Its credentials, which are read again and again.
             make_server: Returns a server with its services, and nothing bound.
-            readiness: Told of what is wrong with the files, and when the certificate is over.
-            now: Decides that.
-            is_vital: Whether the gateway is of no use while this port's certificate is over.
+            readiness: Is told what is wrong with the files, and that the certificate expired.
+            now: The clock by which it expires.
+            is_vital: Whether the gateway is not ready while this port's certificate has expired.
         """
         self.number = 0
         self._name, self._setting, self._address = name, setting, address
@@ -122,18 +122,18 @@ class Port:
         self._note_expiry()
 
     async def start(self) -> None:
-        """Begin to hear what comes in."""
+        """Begin to serve."""
         if self._server is not None:
             await self._server.start()
 
     async def follow(self) -> None:
-        """Take up files that change, until cancelled."""
+        """Use files that change, until cancelled."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             await self.look()
 
     async def look(self) -> None:
-        """Look at the files once; what is wrong with them is told, and what was read stays."""
+        """Read the files once; if they are wrong, tell the readiness and keep those before."""
         try:
             fresh = await asyncio.to_thread(self._files.read)
         except SettingError as error:
@@ -174,7 +174,7 @@ class Port:
                 return
 
     async def _end_oldest(self) -> None:
-        """Let go of servers that have ended, and end those beyond the bound."""
+        """Forget servers that have ended, and end those beyond the bound."""
         pairs = zip(self._servers, self._draining, strict=True)
         living = [(server, task) for server, task in pairs if not task.done()]
         beyond = living[: max(0, len(living) - MAX_DRAINING)]

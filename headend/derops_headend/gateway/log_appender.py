@@ -19,14 +19,15 @@ _MAX_MESSAGE = 500
 _KIB, _MIB = 1024, 1024**2
 
 UNSTORED_BYTES, UNSTORED_OF_ONE, UNSTORED_SURE = 128 * _MIB, 2 * _MIB, 64 * _KIB
-"""What agents brought and the log has not taken: of all, of one, and what each may have anyway."""
+"""Bytes that agents brought and the log has not taken: of all agents, of one, and of each in any
+case."""
 
 MAX_WAITING = 20_000
-"""Entries beyond which no connection event joins them."""
+"""How many entries may wait before connection events are left out."""
 
 EVENTS_PER_SECOND, EVENTS_AT_ONCE = 1 / 30, 60.0
-"""Connection events of one asset in the history: who reconnects for ever does not fill a database.
-"""
+"""Connection events of one asset in the history: an agent that reconnects for ever does not fill a
+database."""
 
 
 class LogAppender:
@@ -64,11 +65,11 @@ class LogAppender:
 
         Args:
             kind: Of the entry.
-            asset: Whose it is.
+            asset: The asset that it belongs to.
             body: The sender's bytes.
-            settle: Is given None, or why the entry never will be durable.
+            settle: Is given None, or why the entry will never be durable.
             refused: The rule that a batch broke: the writer puts it into quarantine.
-            clock_offset_milliseconds: Our clock less the agent's, where that is worth a note.
+            clock_offset_milliseconds: Our clock less the agent's, if that is worth a note.
         """
         entry = self._entry(kind, asset, body)
         entry.refused = refused
@@ -77,11 +78,15 @@ class LogAppender:
         self._commit.add(entry, settle)
 
     def check_room(self, stream: AgentOutlet, body: bytes) -> Violation | None:
-        """Return the rule that a stream breaks which brings more than the log has taken."""
+        """Return the rule that a stream breaks if it brings too much for the log; None = it may."""
         if self.unstored.has_room(stream.session.asset_uid, len(body) + OVERHEAD_BYTES):
             return None
         metrics.BOUND_REACHED.labels("unstored").inc()
-        return Violation(reason="TooMuchUnstored", message="what was brought outruns the event log")
+        return Violation(
+            reason="TooMuchUnstored",
+            message=f"the agent outruns the event log: {UNSTORED_OF_ONE} bytes may wait for it, "
+            f"and {UNSTORED_SURE} once those of all agents take {UNSTORED_BYTES}",
+        )
 
     def bring(
         self,
@@ -94,9 +99,9 @@ class LogAppender:
         refused: str = "",
         clock_offset_milliseconds: int | None = None,
     ) -> None:
-        """Queue what a stream brought, for which ``check_room`` found room; see ``put``.
+        """Queue an entry that a stream brought, if ``check_room`` found room for it; see ``put``.
 
-        It counts as its asset's until it is settled. Where it never will be durable, its stream
+        Its bytes count for its asset until it is settled. If it will never be durable, its stream
         ends before ``settle`` is called.
         """
         size = len(body) + OVERHEAD_BYTES
@@ -129,10 +134,10 @@ class LogAppender:
         peer: str,
         serial_number: str,
     ) -> None:
-        """Queue what happened to a connection; nobody waits for it.
+        """Queue an event of a connection; nobody waits for it.
 
-        While the log takes nothing, a storm of connections must not fill the memory. Of an asset
-        with too many, some are left out; the next one says how many.
+        While the log takes nothing, a storm of connections must not fill the memory. If an asset
+        has too many events, some are left out; the next one says how many.
         """
         left_out = self._rates.admit(asset.uid, self._now_us() / SECOND_US)
         if left_out is None or self._commit.waiting >= MAX_WAITING:
@@ -154,7 +159,7 @@ class LogAppender:
     async def append_transitions(
         self, transitions: Iterable[control_pb2.HeadendTransition]
     ) -> None:
-        """Put transitions that no agent says into the log; return when they are durable."""
+        """Put transitions that no agent reports into the log; return when they are durable."""
         await gather(
             *(
                 self._commit.put(

@@ -3,15 +3,17 @@
 from prometheus_client import Counter, Gauge, Histogram
 
 CONNECTED_AGENTS = Gauge("derops_gateway_connected_agents", "Agents with a live stream.")
-OPERATOR_CONNECTED = Gauge("derops_gateway_operator_connected", "1 while the operator is here.")
+OPERATOR_CONNECTED = Gauge(
+    "derops_gateway_operator_connected", "1 while the operator is connected."
+)
 CERTIFICATE_EXPIRY = Gauge(
     "derops_gateway_certificate_expiry_timestamp_seconds",
-    "When the certificate that a port shows is over.",
+    "When the certificate that a port shows expires.",
     ["port"],
 )
 OPERATOR_CLOCK_AHEAD = Gauge(
     "derops_gateway_operator_clock_ahead_seconds",
-    "By how much the desired state last refused, or stored, begins ahead of the clock; 0 = good.",
+    "Seconds by which desired state, refused or stored, begins ahead of the clock; 0 = good.",
 )
 REFUSED_STREAMS = Counter(
     "derops_gateway_refused_streams", "Streams refused, by reason.", ["reason"]

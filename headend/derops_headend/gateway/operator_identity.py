@@ -1,4 +1,4 @@
-"""The operator's certificate as a file that changes, and who is admitted by it.
+"""The operator's certificate as a file that changes, and the check of peers against it.
 
 The file is `tls.crt` of the operator's Secret, mounted without its key.
 """
@@ -18,11 +18,11 @@ from derops_headend.gateway.desired_store import DesiredStore
 
 _FILE, _PEER = "operator certificate", "operator key"
 _TOLD_US = 600 * SECOND_US
-"""How long a refused peer is told of while the operator is connected."""
+"""How long the readiness tells of a refused peer while the operator is connected."""
 
 
 class OperatorIdentity:
-    """Reads the file, remembers the key before over restarts, and tells what is wrong."""
+    """Reads the file, keeps the previous key over restarts, and tells the readiness of faults."""
 
     def __init__(
         self, file: Path, store: DesiredStore, readiness: Readiness, now_us: Callable[[], int]
@@ -36,7 +36,7 @@ class OperatorIdentity:
         self._log = structlog.get_logger("operator")
 
     async def refresh(self) -> None:
-        """Read the file as it is now; what is wrong with it is told and raises nothing."""
+        """Read the file as it is now; tell the readiness what is wrong with it, raise nothing."""
         async with self._reading:
             try:
                 pem = await asyncio.to_thread(self._file.read_bytes)
@@ -62,13 +62,16 @@ class OperatorIdentity:
         """Check that a certificate that calls itself the operator's has the operator's key.
 
         Raises:
-            IdentityRefusedError: It has not, or nobody can tell; told until the operator is here.
+            IdentityRefusedError: It has not, or the file cannot be read; the readiness tells of it
+                until the operator connects.
         """
         await self.refresh()
         try:
             if self._problem:
                 raise IdentityRefusedError(
-                    "NotTheOperatorsKey", f"cannot tell: {self._problem}", transient=True
+                    "NotTheOperatorsKey",
+                    f"the operator's certificate cannot be read: {self._problem}",
+                    transient=True,
                 )
             self._keys.check(certificate.public_key_sha256, self._now_us())
         except IdentityRefusedError as refused:
@@ -88,6 +91,6 @@ class OperatorIdentity:
         self._keys.check(certificate.public_key_sha256, now_us)
 
     def note_connected(self, *, new: bool) -> None:
-        """Stop telling of a refused peer, where the operator came since or it is long ago."""
+        """Stop telling of a refused peer, if the operator came since or it is long ago."""
         if new or self._now_us() - self._refused_us > _TOLD_US:
             self._readiness.found(_PEER)

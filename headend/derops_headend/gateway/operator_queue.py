@@ -1,4 +1,4 @@
-"""What waits for the operator: of each thing only the newest, and no more bytes than it may be."""
+"""Messages that wait for the operator: the newest of each thing, in a bounded number of bytes."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -7,10 +7,10 @@ from derops.wire.v1 import control_pb2
 from derops_headend.fleet.shares import OVERHEAD_BYTES
 
 MAX_WAITING_BYTES = 64 * 1024**2
-"""What may wait for one operator before its stream is ended: a new snapshot brings all anew."""
+"""How many bytes may wait before the stream is ended: a new snapshot brings all anew."""
 
 MAX_STRAY_BYTES = 256 * 1024
-"""What reports of one asset may take of it before none joins that is about an unheld dispatch."""
+"""How many bytes the reports of one asset may take before one on an unheld dispatch is left out."""
 
 Message = control_pb2.ReplicaMessage
 _Key = tuple[str, ...]
@@ -18,10 +18,10 @@ _CLONE = "CloneSuspected"
 
 
 class OperatorQueue:
-    """First in, first out, but for what takes the place of something older that still waits.
+    """First in, first out; but a message takes the place of an older one of the same thing.
 
-    State may come earlier than it was put: it is what holds now. ``accepted_version`` never does:
-    what was said before a version was stored is proof of what had happened until then.
+    So state may come earlier than it was put: it is what holds now. ``accepted_version`` never
+    does: what comes before it proves what had happened before that version was stored.
     """
 
     def __init__(self) -> None:
@@ -31,12 +31,12 @@ class OperatorQueue:
         self.bytes = 0
 
     def put_all(self, messages: Iterator[Message]) -> None:
-        """Add messages each of which is made when it is its turn."""
+        """Add messages, each of which is made at its turn."""
         self._numbers += 1
         self._waiting["all", str(self._numbers)] = (messages, 0)
 
     def put(self, message: Message) -> bool:
-        """Add a message; False where too much waits already."""
+        """Add a message; return False if too much waits already."""
         key = self._key_of(message)
         old, held = self._waiting.get(key, (None, 0))
         if isinstance(old, Message) and _is_older(message, old):
@@ -102,7 +102,7 @@ class OperatorQueue:
         return kind, str(self._numbers)
 
     def _key_of_session(self, session: control_pb2.Session) -> _Key:
-        """Return where a session waits; that a clone was seen is not lost in a later one."""
+        """Return the key of a session; a later one does not replace word of a clone."""
         kind, uid = "session", session.asset_uid
         if session.end_reason != _CLONE:
             return kind, uid
@@ -113,6 +113,6 @@ class OperatorQueue:
 
 
 def _is_older(message: Message, than: Message) -> bool:
-    """Tell whether a report is an earlier word of the same ledger."""
+    """Tell whether a message is an earlier report of the same ledger."""
     new, old = message.report.report, than.report.report
     return new.ledger_id == old.ledger_id and new.sequence < old.sequence

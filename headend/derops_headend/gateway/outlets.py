@@ -1,4 +1,4 @@
-"""What the parts of a gateway need of its streams. No method of an outlet waits."""
+"""What the parts of a gateway need from its streams. No method of an outlet waits."""
 
 from typing import Protocol
 
@@ -31,20 +31,20 @@ class AgentOutlet(Protocol):
         """Queue a message."""
 
     def offer(self, dispatch_uid: str) -> None:
-        """Queue a dispatch, in the state it has when it is its turn."""
+        """Queue a dispatch; it is written in the state that it has by then."""
 
     def end(self, reason: str, message: str) -> None:
         """Say Bye and end."""
 
     def end_if_silent(self) -> None:
-        """End where nothing was heard for too long."""
+        """End if nothing was heard for too long."""
 
 
 class OperatorOutlet(Protocol):
     """The operator's stream."""
 
     def tell(self, message: control_pb2.ReplicaMessage) -> None:
-        """Queue a change; dropped before the stream's snapshot, which is answered with all."""
+        """Queue a change; drop it before the stream's snapshot, which is answered with all."""
 
     def has_room_for_stray(self, report: control_pb2.AgentReport) -> bool:
         """Tell whether a report about a dispatch that is not held may wait to be read."""
@@ -54,7 +54,7 @@ class OperatorOutlet(Protocol):
 
 
 def logger_of(stream: AgentOutlet) -> structlog.stdlib.BoundLogger:
-    """Return a logger that says whose stream it is; made when it is needed, which is seldom."""
+    """Return a logger with the stream's asset and epoch; made when needed, which is seldom."""
     bound: structlog.stdlib.BoundLogger = _log.bind(
         asset=str(stream.certificate.asset), epoch=stream.session.epoch
     )

@@ -18,22 +18,22 @@ from derops_headend.gateway.outlets import AgentOutlet
 _KIB, _MIB = 1024, 1024**2
 
 REPORTS_BYTES, REPORTS_OF_ONE, REPORTS_SURE = 64 * _MIB, 8 * _MIB, 16 * _KIB
-"""The newest report of each dispatch that is held: of all, of one asset a month of quarters, and
-what each may have anyway."""
+"""Bytes of the newest report of each held dispatch: of all assets, of one (a month of quarters of
+an hour), and of each in any case."""
 
 UNHELD_REPORTS = 1000
-"""Of one asset about dispatches that are not held here: at once, and then as many a day.
+"""Reports of one asset on dispatches that are not held here: so many at once, and as many a day.
 
-Such a one may be the late truth about what is settled, or invented: then it costs a row in the
-history of its own asset."""
+Such a report may be the late truth about a settled dispatch. If it is invented, it costs a row in
+the history of its own asset."""
 
 
 class ReportDesk:
-    """What agents said of dispatches: what is not durable yet, and the newest of what is held.
+    """Reports of agents: those that are not durable yet, and the newest of each held dispatch.
 
     Args:
         desired: The state that is served, which says what is held.
-        operator: Who is told.
+        operator: Is told of reports.
         journal: The way into the event log.
         now_us: The wall clock.
     """
@@ -55,12 +55,12 @@ class ReportDesk:
         self._unheld = Rates(per_second=UNHELD_REPORTS / 86_400, burst=UNHELD_REPORTS)
 
     def may_log(self, asset_uid: str, dispatch_uid: str) -> bool:
-        """Tell whether a report goes into the log: of what nobody here holds, only so many do."""
+        """Tell whether a report goes into the log; on dispatches not held here only some do."""
         held = self._desired.dispatch(dispatch_uid) is not None
         return held or self._unheld.admit(asset_uid, self._now_us() / SECOND_US) is not None
 
     def has_room(self, report: control_pb2.AgentReport) -> bool:
-        """Tell whether there is room to hear a report; its agent has it until it is heard."""
+        """Tell whether there is room for a report; without room, its agent keeps it."""
         uid = report.report.dispatch_uid
         if self._desired.dispatch(uid) is None:
             return self._operator.has_room_for_stray(report)
@@ -73,12 +73,12 @@ class ReportDesk:
         """Hear a report and put it into the log, which acknowledges it.
 
         Args:
-            stream: Who says it.
-            asset: In whose history it goes.
-            report: For which there is room here.
+            stream: The stream that brought it.
+            asset: The asset in whose history it goes.
+            report: A report for which there is room.
 
         Returns:
-            The rule that ends the stream, where it outruns the log.
+            The rule that ends the stream, if the stream outruns the log.
         """
         body = report.report.SerializeToString()
         violation = self._journal.check_room(stream, body)
@@ -110,7 +110,7 @@ class ReportDesk:
         self._operator.tell(told)
 
     def acknowledge(self, stream: AgentOutlet, report: dispatch_pb2.DispatchReport) -> None:
-        """Acknowledge a report that is durable; of a settled dispatch nothing more is asked."""
+        """Acknowledge a durable report; if its dispatch is settled, let the agent forget it."""
         metrics.REPORTS.inc()
         self._forget_undurable(report.dispatch_uid)
         _send_ack(stream, report)
@@ -118,7 +118,7 @@ class ReportDesk:
             self.settle(stream, report.dispatch_uid)
 
     def let_go(self, stream: AgentOutlet, report: dispatch_pb2.DispatchReport) -> None:
-        """Have an agent forget a report that is not logged, and what it is about."""
+        """Have an agent forget a report that is not logged, and its dispatch."""
         _send_ack(stream, report)
         self.settle(stream, report.dispatch_uid)
 
@@ -134,11 +134,11 @@ class ReportDesk:
             self._operator.tell(control_pb2.ReplicaMessage(report=self._newest[dispatch_uid]))
 
     def forget(self, dispatch_uid: str) -> None:
-        """Keep no report of a dispatch that is no longer held."""
+        """Drop the report of a dispatch that is no longer held."""
         self._keep(dispatch_uid, None)
 
     def everything(self) -> Iterator[control_pb2.ReplicaMessage]:
-        """Yield the newest report of each dispatch, as it is when it is its turn."""
+        """Yield the newest report of each dispatch, as of its turn."""
         for uid in list(self._newest):
             report = self._newest.get(uid)
             if report is not None:

@@ -79,7 +79,7 @@ class GatewayOptions:
     operator_certificate_file: Path
     heartbeat_seconds: int
     max_agent_connections: int
-    """Open connections on the agent port; what comes on top is closed before TLS."""
+    """The most open connections on the agent port; one more is closed before TLS."""
     hello_seconds: float = HELLO_SECONDS
 
 
@@ -211,7 +211,7 @@ class Gateway:
         return turning and not any(task.done() for task in self._tasks)
 
     def _note_log_failure(self, why: str) -> None:
-        """Say that the log does not take what arrives; streams stay, and dispatches go on."""
+        """Show whether the log takes what arrives; streams stay and dispatches go on anyway."""
         metrics.LOG_FAILING.set(bool(why))
         if why:
             metrics.LOG_FAILURES.inc()
@@ -220,7 +220,7 @@ class Gateway:
             self._readiness.found(_EVENT_LOG)
 
     def _note_clock_ahead(self, seconds: int) -> None:
-        """Say that desired state comes from the future; what was stored before is served."""
+        """Show by how much desired state comes from the future; the stored one is served on."""
         metrics.OPERATOR_CLOCK_AHEAD.set(seconds)
         if seconds:
             self._readiness.degraded(
@@ -238,7 +238,7 @@ class Gateway:
             await asyncio.sleep(_SWEEP_SECONDS)
 
     async def _follow_operator(self) -> None:
-        """Look after the operator's key; beside the sweep, for it may wait for a disk."""
+        """Follow the operator's key; apart from the sweep, as this may wait for a disk."""
         while True:
             await self._control.end_overdue()
             await asyncio.sleep(_SWEEP_SECONDS)

@@ -19,7 +19,7 @@ class SessionMemory:
         self._changed: set[str] = set()
 
     def keep(self, asset_uid: str) -> None:
-        """Have the disk remember what is known of an asset's streams by then."""
+        """Have what is known of an asset's streams stored, as it is by then."""
         if asset_uid not in self._changed:
             self._changed.add(asset_uid)
             self._commit.add(asset_uid, lambda _: None)

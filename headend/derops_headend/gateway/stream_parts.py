@@ -15,7 +15,7 @@ from derops_headend.gateway.report_desk import ReportDesk
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamParts:
-    """The parts of a gateway that a stream is given; the exchange itself is none of them."""
+    """The parts of a gateway that a stream is given; the exchange is not among them."""
 
     replica: str
     now_us: Callable[[], int]
@@ -26,7 +26,7 @@ class StreamParts:
     admission: AdmissionControl
     operator: CurrentOperator
     unread: Shares
-    """What agents do not read."""
+    """The memory of messages that agents have not read."""
 
     on_end: Callable[[AgentOutlet, str, str], None]
-    """Told of a stream that ended, with reason and message."""
+    """Called with a stream that ended, its reason and its message."""

@@ -1,4 +1,4 @@
-"""What one stream says of dispatches: checked before the desk takes it."""
+"""The reports of one stream, checked before the desk takes them."""
 
 from collections.abc import Callable
 
@@ -13,20 +13,20 @@ from derops_headend.gateway.outlets import AgentOutlet, logger_of
 from derops_headend.gateway.report_desk import ReportDesk
 
 MAX_REFUSED_REPORTS = 64
-"""Reports that break a rule before the stream is ended."""
+"""How many reports may break a rule before the stream is ended."""
 
 
 class StreamReports:
     """The reports of one stream, and how many of them broke a rule.
 
-    It is given its stream with each call: both are freed at once when the stream ends.
+    Each call is given the stream, as none is kept here: both are freed at once when it ends.
 
     Args:
         asset: The asset of the stream.
         clock: How far the agent's clock is off.
         desired: The state that is served.
         deliveries: Tells in whose name the agent may speak.
-        desk: Takes what breaks no rule.
+        desk: Takes reports that break no rule.
         now_us: The wall clock.
     """
 
@@ -86,7 +86,7 @@ class StreamReports:
     def _problem_of(self, stream: AgentOutlet, report: dispatch_pb2.DispatchReport) -> str:
         of_ledger = report.ledger_id == stream.ledger_id
         if not of_ledger or not report.dispatch_uid or not report.sequence:
-            return "not a report of this stream's ledger"
+            return "the report lacks its dispatch_uid or sequence, or is of another ledger"
         return problem_of(report)
 
     def _impossibility_of(self, stream: AgentOutlet, report: dispatch_pb2.DispatchReport) -> str:
@@ -110,7 +110,7 @@ class StreamReports:
         violation = self._refuse(stream, report, "Impossible", why)
         if self._desired.dispatch(report.dispatch_uid) is not None:
             return violation
-        # Nobody waits for it any more; an agent that measures wrongly is not to keep it for good.
+        # Nobody waits for it any more; an agent that measures wrongly must not keep it for ever.
         self._desk.let_go(stream, report)
         return None
 
@@ -127,7 +127,7 @@ class StreamReports:
         return None
 
     def _put_off(self, stream: AgentOutlet, report: dispatch_pb2.DispatchReport) -> None:
-        """Take no report for which there is no room: its agent says it again on its next stream."""
+        """Refuse a report for which there is no room: its agent repeats it on its next stream."""
         metrics.BOUND_REACHED.labels("reports").inc()
         metrics.REFUSED_REPORTS.labels("NoRoom").inc()
         self._say_refused(

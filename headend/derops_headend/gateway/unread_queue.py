@@ -1,4 +1,4 @@
-"""What one agent has not read yet; together they take no more memory than they may."""
+"""Messages that one agent has not read yet, in memory that is bounded for all together."""
 
 from collections import deque
 
@@ -8,10 +8,10 @@ from derops_headend.fleet.shares import Shares
 _KIB, _MIB = 1024, 1024**2
 
 UNREAD_BYTES, UNREAD_OF_ONE, UNREAD_SURE = 64 * _MIB, 256 * _KIB, 16 * _KIB
-"""What agents do not read: of all, of one, and what each may have anyway."""
+"""Bytes that agents have not read: of all agents, of one, and of each in any case."""
 
 _WEIGHT_OF_ANSWER = 256
-"""Bytes of a message to an agent, beside its own: fewer than what OVERHEAD_BYTES reckons with."""
+"""What a message to an agent costs beside its bytes: less than OVERHEAD_BYTES."""
 
 Item = agent_pb2.GatewayMessage | str
 """A message, or the uid of a dispatch, which is written in the state it has by then."""
@@ -21,7 +21,7 @@ class UnreadQueue:
     """First in, first out. An empty one costs no queue.
 
     Args:
-        shares: What all agents do not read.
+        shares: The memory of what all agents have not read.
         holder: The uid of the agent's asset.
     """
 
@@ -33,7 +33,7 @@ class UnreadQueue:
         self.bytes = 0
 
     def put(self, item: Item) -> bool:
-        """Add an item where there is room for it; tell whether there was."""
+        """Add an item if there is room for it; tell whether there was."""
         size = _WEIGHT_OF_ANSWER + (0 if isinstance(item, str) else item.ByteSize())
         if not self._shares.take(self._holder, size):
             return False
@@ -44,7 +44,7 @@ class UnreadQueue:
         return True
 
     def take(self) -> Item | None:
-        """Return what is to be written next; None where nothing waits."""
+        """Return the next item to write; None = nothing waits."""
         if not self._waiting:
             return None
         item, size = self._waiting.popleft()
@@ -55,6 +55,13 @@ class UnreadQueue:
         """Drop what waits."""
         self._waiting = None
         self._free(self.bytes)
+
+    def describe_full(self) -> str:
+        """Say how much waits, and how much may."""
+        return (
+            f"{self.bytes} bytes wait to be read; one agent may have {UNREAD_OF_ONE}, or "
+            f"{UNREAD_SURE} while those of all agents take {UNREAD_BYTES}"
+        )
 
     def _free(self, size: int) -> None:
         self.bytes -= size

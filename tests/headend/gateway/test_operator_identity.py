@@ -60,7 +60,7 @@ async def test_what_was_kept_admits_nobody_while_the_file_is_away(
     await store.keep_operator_keys(OperatorKeys(current=leaf.known.public_key_sha256))
     identity = OperatorIdentity(tmp_path / "tls.crt", store, Readiness(), lambda: NOW)
 
-    with pytest.raises(IdentityRefusedError, match="cannot tell"):
+    with pytest.raises(IdentityRefusedError, match="cannot be read"):
         await identity.admit(certificate(leaf))
 
     identity.check(certificate(leaf))  # who is here stays
