@@ -11,15 +11,21 @@ ROOTS += ["headend/derops"]
 NAMES = re.compile(r"`([\w.-]+(?:/[\w.-]+)*/?)`")
 
 
-def in_tables() -> dict[str, list[str]]:
-    """Return the paths in the table of each tree, by the root that its heading names."""
-    tables = re.findall(r"^\| `([\w/]+)/`[^\n]*\n((?:\|[^\n]*\n)+)", TEXT, re.MULTILINE)
+def in_tables(before: str = "") -> dict[str, list[str]]:
+    """Return the paths in the table of each tree, by the root that its heading names.
+
+    Args:
+        before: What stands before the root in the heading.
+    """
+    heading = rf"^\| {re.escape(before)}`([\w/]+)/`[^\n]*\n((?:\|[^\n]*\n)+)"
+    tables = re.findall(heading, TEXT, re.MULTILINE)
     return {root: NAMES.findall(rows) for root, rows in tables if root in ROOTS}
 
 
 def test_each_path_is_there() -> None:
-    trees = [f"{root}/{name}" for root, names in in_tables().items() for name in names]
-    relative = {name for names in in_tables().values() for name in names}
+    tables = [*in_tables().items(), *in_tables("question | ").items()]
+    trees = [f"{root}/{name}" for root, names in tables for name in names]
+    relative = {name for _, names in tables for name in names}
     others = [name for name in NAMES.findall(TEXT) if "/" in name and name not in relative]
 
     assert len(trees) > 50
