@@ -139,37 +139,55 @@ def _allowed(location: tuple[int | str, ...]) -> str:
 
 
 def _check(settings: AgentSettings, source: Callable[..., str]) -> None:
-    names: set[tuple[str, str]] = set()
-    units: list[tuple[str, UnitOptions]] = []
+    """Check what no field can tell alone.
+
+    Raises:
+        SettingError: Of the first that is wrong.
+    """
+    units: dict[str, UnitOptions | None] = {}
     for index, asset in enumerate(settings.assets):
         name = f"{asset.namespace}/{asset.name}"
-        if (asset.namespace, asset.name) in names:
+        if name in units:
             raise SettingError(
                 f"assets.{index}.name",
                 source("assets", index, "name"),
                 f"{name} is there twice; allowed: once",
             )
-        names.add((asset.namespace, asset.name))
-        try:
-            unit = check_options(asset.driver.options())
-        except DriverOptionError as error:
-            path = ("assets", index, "driver", *error.setting.split("."))
-            key = ".".join(str(part) for part in path)
-            raise SettingError(key, source(*path), error.problem) from error
-        if unit is None:
-            continue
-        for other, of_other in units:
-            if same_device(unit, of_other):
-                raise SettingError(
-                    f"assets.{index}.driver.unitId",
-                    source("assets", index, "driver", "unitId"),
-                    f"unit {unit.unit_id} at {unit.host}:{unit.port} is that of {other}; two "
-                    f"assets cannot control one device",
-                )
-        units.append((name, unit))
+        units[name] = _check_device(index, asset, units, source)
     for index, gateway in enumerate(settings.gateways):
         port_text = gateway.rpartition(":")[2]
         if ":" not in gateway or not port_text.isdigit() or not 0 < int(port_text) < 65536:
             raise SettingError(
                 "gateways", source("gateways", index), f"must be host:port; got {gateway!r}"
             )
+
+
+def _check_device(
+    index: int,
+    asset: AssetSettings,
+    units: Mapping[str, UnitOptions | None],
+    source: Callable[..., str],
+) -> UnitOptions | None:
+    """Check an asset's device; return its unit on a bus, None if it has none.
+
+    Args:
+        index: Of the asset in the file.
+        asset: Its settings.
+        units: Of the assets before it, by their names.
+        source: Returns where a key stands.
+    """
+    try:
+        unit = check_options(asset.driver.options())
+    except DriverOptionError as error:
+        path = ("assets", index, "driver", *error.setting.split("."))
+        key = ".".join(str(part) for part in path)
+        raise SettingError(key, source(*path), error.problem) from error
+    for other, of_other in units.items():
+        if unit is not None and of_other is not None and same_device(unit, of_other):
+            raise SettingError(
+                f"assets.{index}.driver.unitId",
+                source("assets", index, "driver", "unitId"),
+                f"unit {unit.unit_id} at {unit.host}:{unit.port} is that of {other}; two "
+                f"assets cannot control one device",
+            )
+    return unit

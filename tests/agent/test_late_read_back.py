@@ -66,7 +66,7 @@ async def test_a_device_that_shows_it_late_held_it_from_the_write_on(
     await agent.give(order(start_deadline_seconds=50))
     await agent.wait(60, step=1)
     assert agent.report().phase == "Acked"
-    assert "asked again for 5 s after the write" in agent.report().pending_error
+    assert "the agent asks again for 5 s after the write" in agent.report().pending_error
     await agent.wait(5, step=1)
     assert agent.outcome() == ("Active", "Applied")
     assert agent.report().pending_error == ""

@@ -73,7 +73,7 @@ async def test_an_order_starts_without_the_points_that_it_does_not_need(
         assert bad.name in said
         assert bad.raw in said
         assert bad.problem in said
-        assert "for 61 s, allowed are 60 s" in said
+        assert "for 61 s, 60 s are allowed" in said
     else:
         assert agent.outcome("now") == ("Active", "Applied")
 
@@ -85,7 +85,7 @@ async def test_a_later_start_waits_for_what_it_needs_until_it_is_good_again(agen
     await agent.give(order(start_us=start_us), order("late", start_us=start_us, primacy=200))
     await sampled(agent, 100, CHARGE)
     assert agent.report().phase == "Acked"
-    assert "state of charge is not known for" in agent.report().pending_error
+    assert "state of charge has not been known for" in agent.report().pending_error
 
     await sampled(agent, 1, charge=80.0)
 
@@ -114,7 +114,7 @@ async def test_what_was_never_good_is_not_known(agent: Agent) -> None:
     await agent.give(order("now", start_us=agent.clock.wall_us))
 
     assert agent.outcome("now") == ("Rejected", "StaleTelemetry")
-    assert "not known since the agent started" in agent.report("now").message
+    assert "has not been known since the agent started" in agent.report("now").message
 
 
 async def test_a_discharge_ends_when_its_reserve_cannot_be_seen_any_more(agent: Agent) -> None:

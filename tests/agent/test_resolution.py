@@ -76,7 +76,7 @@ def test_why_it_holds_another_value_is_told(watts: int, resolution: Resolution, 
         ("ActivePower", -689, AMPERE, "ActivePower of -689 W would be 0 W on the device, no power"),
         ("ActivePower", 0, replace(AMPERE, none_watts=0), ""),
         ("ActivePower", -3000, UNSIGNED, "would be 0 W on the device, no power at all; it holds"),
-        ("ActivePower", 66_000, WORD, "465 W beside what is asked for, allowed are 100 W"),
+        ("ActivePower", 66_000, WORD, "465 W from what was asked for, 100 W are allowed"),
         ("ActivePower", 65_600, WORD, ""),
         ("ActivePower", 700, replace(AMPERE, none_watts=690), "which releases the device"),
     ],
@@ -116,7 +116,7 @@ def test_a_fallback_of_a_mode_that_the_device_lacks_is_named() -> None:
     capability = replace(CAPABILITY, modes=frozenset({"LoadLimit"}))
     site = Site(capability=capability, asset=read_asset(asset()))
 
-    assert "the device has no ActivePower, to be 0 W; it has: LoadLimit" in explain_fallback(site)
+    assert "has no ActivePower to hold 0 W by; it has: LoadLimit" in explain_fallback(site)
     assert not explain_fallback(Site(capability=capability))
 
 

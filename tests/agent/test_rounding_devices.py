@@ -286,7 +286,7 @@ def test_a_window_that_ends_on_its_ramp_tells_what_the_device_had_come_to() -> N
 
     report = agent.report("d0")
     assert (report.phase, report.verified, report.applied_watts) == ("Complete", "Unknown", 600)
-    assert report.rounding == "the ramp had come to 600 W of 8000 W as it ended"
+    assert report.rounding == "the ramp had come to 600 W of 8000 W at the end"
 
 
 def test_a_window_that_ends_before_a_step_of_the_register_is_told_as_not_applied() -> None:
@@ -295,7 +295,7 @@ def test_a_window_that_ends_before_a_step_of_the_register_is_told_as_not_applied
     report = agent.report("d0")
     assert agent.outcome("d0") == ("Failed", "StartDeadlineExceeded")
     assert (report.applied_us, report.evidence) == (0, "")
-    assert "the ramp has come to 600 W, by which the device does not show yet" in report.message
+    assert "the ramp has come to 600 W, where the device does not show yet" in report.message
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ async def test_power_is_not_set_on_a_device_that_nobody_has_measured(agent: Agen
     )
 
     assert agent.outcome("power") == ("Rejected", "StaleTelemetry")
-    assert "61 s, allowed are 60 s" in agent.report("power").message
+    assert "61 s, 60 s are allowed" in agent.report("power").message
     assert agent.outcome("limit") == ("Active", "Applied")
 
 

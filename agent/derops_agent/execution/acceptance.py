@@ -1,4 +1,4 @@
-"""Whether an order is accepted. The agent trusts nobody and checks everything again."""
+"""Whether the agent accepts an order. It trusts nobody and checks everything again. Pure."""
 
 from dataclasses import dataclass, replace
 
@@ -11,7 +11,7 @@ from derops_agent.execution.site import AssetSpec, LocalLimits, Site
 from derops_agent.execution.state import Execution, Order, Stage
 
 _MAX_DURATION_SECONDS = 604_800
-_SOON_US = 60 * SECOND_US  # until then the state of a device says something about the start
+_SOON_US = 60 * SECOND_US  # so far ahead, a device's present state says something about the start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,10 +22,10 @@ class _Answer:
 
 
 def judge(order: Order, site: Site, *, now_us: int, draw: float) -> Execution:
-    """Answer an order that this ledger does not know.
+    """Answer an order that this ledger does not know: accept or refuse it.
 
     Args:
-        order: What came.
+        order: As it was received.
         site: What it is judged against.
         now_us: The wall clock.
         draw: 0 ≤ draw < 1, decides the randomised start.
@@ -40,7 +40,7 @@ def judge(order: Order, site: Site, *, now_us: int, draw: float) -> Execution:
     answer = (
         _refuse_history(order)
         or _refuse_clock(order, site, now_us)
-        or _refuse(order, site)
+        or _refuse_order(order, site)
         or _refuse_now(order, site, planned, now_us)
     )
     if answer is None and planned.end_us <= now_us:
@@ -78,7 +78,7 @@ def judge(order: Order, site: Site, *, now_us: int, draw: float) -> Execution:
 
 
 def target(order: Order, asset: AssetSpec | None, local: LocalLimits) -> tuple[int, str]:
-    """Return the value to write and which limits changed it, if any."""
+    """Return the watts to write, and which limits changed them; empty = none did."""
     watts, clamped_by = order.watts, ""
     if order.mode == Mode.ACTIVE_POWER and asset is not None and asset.clamp:
         watts = max(-asset.max_absorption_watts, min(watts, asset.max_injection_watts))
@@ -93,7 +93,7 @@ def target(order: Order, asset: AssetSpec | None, local: LocalLimits) -> tuple[i
 
 
 def refuse_power(order: Order, site: Site) -> Refusal | None:
-    """Return why the asset's limits, as they are now, do not allow an order's power, or None."""
+    """Return why the asset's present limits do not allow an order's power, or None."""
     asset = site.asset
     if asset is None:
         return None
@@ -121,19 +121,24 @@ def refuse_rounding(order: Order, site: Site) -> Refusal | None:
 
 
 def _refuse_history(order: Order) -> _Answer | None:
-    # First of all: an order that has run elsewhere in time is never run again, whatever else.
+    # First of all: an order that may have run before this ledger is never run again.
     if order.known_phase and Phase(order.known_phase).rank >= Phase.ACKED.rank:
         return _Answer(
             phase=Phase.FAILED,
             reason=Reason.LEDGER_LOST,
-            message=f"it was {order.known_phase} before this ledger was made; it is not run again",
+            message=(
+                f"it was {order.known_phase} before this ledger was made; it is not run again, "
+                f"order it anew"
+            ),
         )
     if order.other_ledger_id:
         return _Answer(
             phase=Phase.FAILED,
             reason=Reason.LEDGER_LOST,
-            message=f"it was given to ledger {order.other_ledger_id} first, which is not there any "
-            "more and may have run it; it is not run again",
+            message=(
+                f"ledger {order.other_ledger_id} had it first, is gone and may have run it; it is "
+                f"not run again, order it anew"
+            ),
         )
     if order.cancelled:
         return _Answer(
@@ -150,7 +155,8 @@ def _refuse_clock(order: Order, site: Site, now_us: int) -> _Answer | None:
         limit = site.max_clock_offset_milliseconds
         return _rejected(
             Reason.CLOCK_SKEW_TOO_LARGE,
-            f"the clocks of agent and gateway differ by {offset} ms, allowed are {limit} ms",
+            f"the clocks of agent and gateway differ by {offset} ms, {limit} ms are allowed; "
+            f"synchronise them",
         )
     late_us = now_us - accept_by_us(order.start_us, order.start_deadline_seconds)
     if late_us > 0:
@@ -165,40 +171,50 @@ def _refuse_clock(order: Order, site: Site, now_us: int) -> _Answer | None:
     return None
 
 
-def _refuse(order: Order, site: Site) -> _Answer | None:
+def _refuse_order(order: Order, site: Site) -> _Answer | None:
+    """Refuse what asset, limits or device will not allow, whenever it starts."""
     asset = site.asset
     if asset is None or order.asset_uid != asset.uid:
-        return _rejected(Reason.ASSET_NOT_FOUND, "the order is for an asset this agent is not")
+        return _rejected(Reason.ASSET_NOT_FOUND, "the order is for another asset than this one")
     if asset.operating_state == OperatingState.OUT_OF_SERVICE:
         return _rejected(Reason.ASSET_OUT_OF_SERVICE, "the asset is out of service")
     if asset.operating_state == OperatingState.QUARANTINED:
         return _rejected(Reason.ASSET_QUARANTINED, "the asset is quarantined")
+    return _refuse_values(order, asset, site) or _refuse_verification(order, site)
+
+
+def _refuse_values(order: Order, asset: AssetSpec, site: Site) -> _Answer | None:
     if not 1 <= order.duration_seconds <= _MAX_DURATION_SECONDS:
         return _rejected(
             Reason.INVALID_SCHEDULE,
-            f"duration {order.duration_seconds} s is not within 1 and {_MAX_DURATION_SECONDS} s",
+            f"the duration of {order.duration_seconds} s is not within 1 s to "
+            f"{_MAX_DURATION_SECONDS} s",
         )
     if order.mode != Mode.ACTIVE_POWER and order.watts < 0:
         return _rejected(
             Reason.LIMIT_EXCEEDED, f"{order.mode} takes no negative value; got {order.watts} W"
         )
     refusal = _check_envelopes(order, asset, site)
-    if refusal is not None:
-        return _rejected(refusal.reason, refusal.message)
-    settle_seconds = site.rule.settle_us / SECOND_US
-    if order.verify_required and not site.capability.can_measure:
+    return None if refusal is None else _rejected(refusal.reason, refusal.message)
+
+
+def _refuse_verification(order: Order, site: Site) -> _Answer | None:
+    if not order.verify_required:
+        return None
+    if not site.capability.can_measure:
         return _rejected(Reason.CANNOT_VERIFY, site.explain_no_power())
-    if order.verify_required and order.duration_seconds <= settle_seconds:
+    settle_seconds = site.rule.settle_us / SECOND_US
+    if order.duration_seconds <= settle_seconds:
         return _rejected(
             Reason.CANNOT_VERIFY,
             f"the window of {order.duration_seconds} s is not longer than the {settle_seconds:g} s "
-            f"that the device takes to settle",
+            f"that the device takes to settle; make it longer, or do not require verification",
         )
     return None
 
 
 def _refuse_now(order: Order, site: Site, planned: Window, now_us: int) -> _Answer | None:
-    """Refuse what the state of the device forbids. What starts later is looked at again then."""
+    """Refuse what the device's state forbids; what starts later is checked again at its start."""
     deadline_us = accept_by_us(planned.start_us, order.start_deadline_seconds)
     if site.next_write_us > deadline_us:
         pause_seconds = site.asset.min_seconds_between_writes if site.asset else 0

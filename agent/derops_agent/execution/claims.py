@@ -1,4 +1,4 @@
-"""Which executions want something of the device that it does not show yet. Pure."""
+"""Which executions claim the device: to be put on it, to be taken off it. Pure."""
 
 from collections.abc import Collection, Iterable, Mapping
 
@@ -8,18 +8,18 @@ from derops_agent.execution.windows import Executions
 
 
 def without(scope: Executions, others: Executions) -> dict[str, Execution]:
-    """Return ``scope`` without ``others``, which may be by mode."""
+    """Return ``scope`` without ``others``; those may be keyed by mode."""
     uids = {e.order.uid for e in others.values()}
     return {uid: execution for uid, execution in scope.items() if uid not in uids}
 
 
 def starting(owners: Executions) -> bool:
-    """Tell whether one of these is to be put on the device."""
+    """Tell whether one of the owners is to be put on the device."""
     return any(e.stage is Stage.APPLYING for e in owners.values())
 
 
 def wanting(scope: Executions, owners: Executions) -> frozenset[str]:
-    """Return whose start or end has not happened, or whose value was dropped, by uid."""
+    """Return the uids of those not started or ended yet, or whose value the device dropped."""
     lacking = {
         e.order.uid for e in owners.values() if e.stage is Stage.APPLYING or e.held_since is None
     }
@@ -27,7 +27,7 @@ def wanting(scope: Executions, owners: Executions) -> frozenset[str]:
 
 
 def ending(executions: Iterable[Execution]) -> set[str]:
-    """Return those that are to be taken off the device, by uid."""
+    """Return the uids of those that are to be taken off the device."""
     return {e.order.uid for e in executions if e.stage is Stage.REVERTING}
 
 
@@ -39,18 +39,19 @@ def to_put_aside(
     kept: Collection[str],
     apart: bool,
 ) -> list[Execution]:
-    """Return the starts that are to wait for another write.
+    """Return the starts that are to wait for a later write.
 
-    What a device does not take must not keep its predecessor on it; but one that is on its way back
-    has been let go, and once it is, the start is tried again: that way may be longer than a window.
-    And of several starts that it refuses at once, each is to be judged by its own value.
+    A start that the device does not take must not keep its predecessor there: the predecessor is
+    reverted first. Once the device let go of that, the start is tried once more, as a ramp back
+    may outlast its window. Of several starts that the device refuses together, each is to be
+    judged by its own value.
 
     Args:
         scope: All.
         staying: Those whose value stays until the next window of their mode, by mode.
         not_taken: How often the device has not taken a start, by uid.
-        kept: Those to end that it kept when it was told nothing else, by uid.
-        apart: Starts are written one by one.
+        kept: Uids of those to end that the device kept when it was told nothing else.
+        apart: Whether starts are written one by one.
     """
     starting = starts(scope)
     leaving = ending(without(scope, staying).values()) - set(kept)
@@ -65,7 +66,7 @@ def to_put_aside(
 
 
 def starts(scope: Executions) -> list[Execution]:
-    """Return what is to be put on the device, by uid."""
+    """Return what is to be put on the device, in the order of their uids."""
     return sorted(
         (e for e in windows.owners(scope).values() if e.stage is Stage.APPLYING),
         key=lambda e: e.order.uid,

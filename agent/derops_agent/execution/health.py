@@ -1,4 +1,4 @@
-"""What is wrong with a device, folded from its samples and from those that did not come. Pure."""
+"""What is wrong with a device: folded from its samples, and from those it did not give. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,10 +11,10 @@ from derops_agent.execution.needs import PointNeed
 from derops_agent.ports import BadPoint, Reading
 
 SILENT_AFTER_US = 10 * SECOND_US
-"""So long after the first of two samples in a row that did not come, a device is told as silent."""
+"""A device is silent so long after the first of two samples in a row that did not come."""
 
 WHOLE_SAMPLE = "sample"
-"""Name of the bad point that stands for all of them."""
+"""Name of the bad point that stands for all points: the device refused the whole sample."""
 
 _MISSED_SAMPLES = 2
 
@@ -24,11 +24,11 @@ class Badness:
     """A point that was bad in the last sample, or a sample that was refused as a whole."""
 
     point: BadPoint
-    """As in the first sample of the row: a value that changes each second is no news."""
+    """As in the first sample of those in a row: a raw value that changes is no news."""
 
     since: Moment
     last_good_us: int | None
-    """The sample before, by the monotonic clock; None = it was bad in the first already."""
+    """When the last good sample came, by the monotonic clock; None = it was bad from the first."""
 
     samples: int = 1
 
@@ -47,17 +47,19 @@ class Health:
     """When the last sample came, by the monotonic clock."""
 
     answered: Moment | None = None
-    """When the device last answered to being measured, be it by a refusal."""
+    """When the device last answered a measurement, even by a refusal."""
 
     asked: Moment | None = None
-    """The first question without an answer, since the last that had one."""
+    """When the first of the measurements in a row without an answer was asked for."""
 
     missed: int = 0
+    """How many in a row had no answer."""
+
     problem: str = ""
-    """Why the first of these had none; later ones say that it was not asked, which is no news."""
+    """Why the first of these had none; later ones only say that the device was not asked."""
 
     def badness_of(self, need: PointNeed) -> Badness | None:
-        """Return why a point that is needed is not known; None = it is not bad."""
+        """Return what is bad about a point that is needed; None = it is good."""
         if WHOLE_SAMPLE in self.bad and need.quantity in self.values:
             return self.bad[WHOLE_SAMPLE]
         return next(
@@ -93,7 +95,7 @@ def note_sample(health: Health, reading: Reading, now: Moment) -> Health:
 
 
 def note_refusal(health: Health, problem: str, now: Moment) -> Health:
-    """Fold a sample that the device refused as a whole into what is known: it is not silent."""
+    """Fold a sample that the device refused as a whole into what is known; it is not silent."""
     known = health.bad.get(WHOLE_SAMPLE)
     refused = Badness(
         point=BadPoint(name=WHOLE_SAMPLE, raw="", problem=problem),
@@ -125,18 +127,13 @@ def write_facts(
     """Return what is wrong with a device, as a heartbeat says it; None = nothing is known yet.
 
     Args:
-        health: What is known of it.
-        fallback_problem: Why it cannot hold its fallback; empty = it can.
+        health: What is known of the device.
+        fallback_problem: Why the device cannot hold its fallback; empty = it can.
         now: Both clocks.
-        unheld: What it says of a fallback that it was told to hold; empty = it does.
+        unheld: What the device says instead of the fallback that it was told; empty = it holds it.
     """
-    asked = health.asked
-    is_silent = (
-        health.missed >= _MISSED_SAMPLES
-        and asked is not None
-        and now.monotonic_us - asked.monotonic_us >= SILENT_AFTER_US
-    )
-    if health.answered is None and not is_silent:
+    silent_since = _silent_since(health, now)
+    if health.answered is None and silent_since is None:
         return None
     named = list(health.bad.values())[:MAX_BAD_POINTS]
     return bounded(
@@ -152,9 +149,17 @@ def write_facts(
                 for each in named
             ],
             more_bad_points=len(health.bad) - len(named),
-            silent_since_us=asked.wall_us if is_silent and asked else 0,
-            silence=health.problem if is_silent else "",
+            silent_since_us=silent_since.wall_us if silent_since else 0,
+            silence=health.problem if silent_since else "",
             fallback_problem=fallback_problem or unheld,
             fallback_not_taken=bool(unheld) and not fallback_problem,
         )
     )
+
+
+def _silent_since(health: Health, now: Moment) -> Moment | None:
+    """Return since when a device is silent; None = it is not."""
+    asked = health.asked
+    if health.missed < _MISSED_SAMPLES or asked is None:
+        return None
+    return asked if now.monotonic_us - asked.monotonic_us >= SILENT_AFTER_US else None

@@ -7,14 +7,14 @@ from derops.modes import Mode
 from derops.wire.v1 import agent_pb2
 
 LOCAL_CONTROL_POINT = "localControl"
-"""Name of the bad point where it is not known whether somebody on site has taken over."""
+"""Name of the bad point of a device that does not tell whether it is in local control."""
 
 Applies = Callable[["Use"], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """What an order is to do with a device, as far as it decides what has to be known."""
+    """What an order is to do with a device, as far as that decides which points it needs."""
 
     mode: str
     watts: int
@@ -42,7 +42,7 @@ class PointNeed:
     """In words."""
 
     ends: bool
-    """Whether an order that runs ends where the point is absent for too long."""
+    """Whether an order that runs ends once the point was absent for too long."""
 
     applies: Applies
 
@@ -81,4 +81,4 @@ NEEDS = (
         applies=lambda use: use.mode == Mode.ACTIVE_POWER and use.watts > 0 and use.keeps_reserve,
     ),
 )
-"""A device that does not have a point at all is not held to it: only what is bad is missed."""
+"""An order is held up by points that are bad, not by those that a device does not have."""

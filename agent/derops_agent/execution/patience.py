@@ -1,4 +1,4 @@
-"""Writes that a device does not show yet: what is waited for, for how long, how often. Pure."""
+"""Patience with a device that shows its writes late: for what, how long, how often. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,13 +15,13 @@ from derops_agent.execution.windows import Executions
 from derops_agent.ports import VALUES, ReadBack, Setpoints
 
 WORN_RETRY_SECONDS = 600
-"""How often a device that does not let go is still told to, once it was written often enough."""
+"""How long after ``most_writes`` the agent waits before it writes the same once more."""
 
 LEAST_RETRY_US = 1 * SECOND_US
-"""How soon a start is tried again at the earliest, once it has failed more than once."""
+"""How soon the same is written again at the earliest."""
 
 Passed = Mapping[str, frozenset[int]]
-"""Values in watts that a device may show yet although it was told others since, by mode."""
+"""Values in watts that a device may still show although it was told others since, by mode."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,32 +32,34 @@ class Awaited:
     target: Setpoints
     wrote: Moment
     wanting: frozenset[str]
-    """Whose start, end or loss it was written for and is not shown, by uid."""
+    """Uids of those whose start, end or loss it was written for, and the device does not show."""
 
     starting: frozenset[str]
-    """Of these, what was to start."""
+    """Of these, the ones that were to start."""
 
     modes: frozenset[str] = frozenset()
-    """That are waited for."""
+    """Modes that the device does not show yet."""
 
     shown: Mapping[str, str] = field(default_factory=dict)
-    """What the device last said of them, in words; empty = it was not asked yet."""
+    """What the device last said of these, in words; empty = it was not asked yet."""
 
     behind: Mapping[str, str] = field(default_factory=dict)
-    """The same of those that it may show as they were before."""
+    """The same, of the modes that the device may still show as they were before."""
 
     ask_at_us: int
+    """When the device is asked next, by the monotonic clock."""
+
     failure: WriteFailure | None = None
-    """Of a write that was not answered."""
+    """What became of the write, if the device did not answer it."""
 
     timer_ends_us: int | None = None
     """When the device's own timer runs out if it has not taken this."""
 
     shows_nothing: bool = False
-    """It is a step of a ramp that a device may hold which does not take the setpoint."""
+    """Whether it is a step of a ramp that also a device shows which does not take the setpoint."""
 
     is_over: bool = False
-    """It was waited for long enough to be told; it is asked on until it is written again."""
+    """Whether patience ran out; the device is asked on until it is written again."""
 
 
 @dataclass(slots=True)
@@ -72,7 +74,7 @@ class Tries:
 def wrong_modes(
     scope: Executions, wanted: Setpoints, held: Setpoints | None, site: Site
 ) -> dict[str, str]:
-    """Return the modes that the device says are not as they were written, with the words for it."""
+    """Return the modes of which the device shows something else than was written, with words."""
     if held is None:
         return {}
     modes, wanted = set(site.mismatches(wanted, held)), site.sent(wanted)
@@ -88,14 +90,17 @@ def wrong_modes(
 def passed(
     known: Passed, before: Setpoints | None, held: Setpoints | None, step: Setpoints, site: Site
 ) -> dict[str, frozenset[int]]:
-    """Return which values a device may show yet once it is told another one than ``step``, by mode.
+    """Return which values a device may still show once it is told another one than ``step``.
 
     Args:
-        known: Those since it last came to where it was to be.
-        before: What it was told before; None = nobody knows what was there.
+        known: Such values since the device last showed all that it was told.
+        before: What it was told before; None = nobody knows.
         held: What it then said that it holds.
-        step: What it is told.
+        step: What it is told now.
         site: For what it can hold.
+
+    Returns:
+        Values in watts, by mode.
     """
     wanted, told = site.sent(step), None if before is None else site.sent(before)
     result = {}
@@ -108,9 +113,9 @@ def passed(
 
 
 def behind(known: Passed, step: Setpoints, held: Setpoints, site: Site) -> dict[str, str]:
-    """Return the modes of which a device shows just what it had before, with the words for it.
+    """Return the modes of which a device shows just what it held before, with the words for it.
 
-    However near that is: it does not say that the device took ``step``.
+    However near to ``step`` that is, it does not show that the device took ``step``.
     """
     wanted = site.sent(step)
     return {
@@ -121,7 +126,7 @@ def behind(known: Passed, step: Setpoints, held: Setpoints, site: Site) -> dict[
 
 
 def again_after_us(read_back: ReadBack, writes: int) -> int:
-    """Return how long after the last of ``writes`` the same may be written again."""
+    """Return how long after the last of ``writes`` writes the same may be written again."""
     if writes >= read_back.most_writes:
         return WORN_RETRY_SECONDS * SECOND_US
     # Longer each time: fewer writes outlast a longer trouble.
@@ -130,7 +135,7 @@ def again_after_us(read_back: ReadBack, writes: int) -> int:
 
 
 def explained(failure: WriteFailure | None, otherwise: Reason) -> Reason:
-    """Return as what a start has failed that the device does not show."""
+    """Return the reason for a start that the device does not show; ``otherwise`` if it answered."""
     if failure is None:
         return otherwise
     return Reason.DEVICE_OFFLINE if failure.is_silence else Reason.READ_BACK_MISMATCH
@@ -139,17 +144,17 @@ def explained(failure: WriteFailure | None, otherwise: Reason) -> Reason:
 def explain_wait(read_back: ReadBack) -> str:
     """Return for how long a device is asked, in words."""
     return (
-        f"it is asked again for {read_back.patience_seconds:g} s after the write before it is "
-        f"written again"
+        f"the agent asks again for {read_back.patience_seconds:g} s after the write, then writes "
+        f"again"
     )
 
 
 def ran_out(awaited: Awaited, writes: int, now: Moment) -> Moment | None:
-    """Return when the device's own timer did what it had not done when it was told before.
+    """Return when the device's own timer did what the writes before did not; None = it did not.
 
     Args:
-        awaited: What it shows now.
-        writes: How often it was told.
+        awaited: The write that the device shows now.
+        writes: How often the same was written.
         now: Both clocks.
     """
     ends_us = awaited.timer_ends_us
@@ -161,15 +166,15 @@ def ran_out(awaited: Awaited, writes: int, now: Moment) -> Moment | None:
 
 
 def not_known_by(awaited: Awaited, executions: Executions) -> Executions:
-    """Return the start, or what was dropped, that the step of a ramp shows nothing of."""
+    """Return the start, or the dropped one, about which a step of its ramp shows nothing."""
     owner = windows.owners(executions).get(Mode.ACTIVE_POWER)
     if not awaited.shows_nothing or owner is None or owner.held_since is not None:
         return {}
     if owner.last_error == Reason.DEVICE_OFFLINE:
         owner = replace(owner, last_error="")  # it answers, and shows what was written
     words = (
-        f"the ramp has come to {awaited.step.active_power_watts} W, by which the device does not "
-        f"show yet whether it takes the setpoint"
+        f"the ramp has come to {awaited.step.active_power_watts} W, where the device does not show "
+        f"yet whether it takes the setpoint"
     )
     waiting = readback.await_read_back(
         {owner.order.uid: owner},

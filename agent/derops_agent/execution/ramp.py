@@ -1,4 +1,4 @@
-"""The way from one active power to another, in steps where the asset says so. Pure."""
+"""Ramps: the way from one active power to another, in steps where the asset says so. Pure."""
 
 from dataclasses import replace
 
@@ -9,12 +9,12 @@ from derops_agent.ports import Setpoints
 
 
 def step_us(asset: AssetSpec) -> int:
-    """Return how long a step takes at least."""
+    """Return how long a step takes at least, in microseconds."""
     return max(1, asset.min_seconds_between_writes) * SECOND_US
 
 
 def begins_at(written: Setpoints | None, site: Site) -> int:
-    """Return where a ramp begins, in watts: the value that was written, else the measured power."""
+    """Return the watts at which a ramp begins: what was written last, else the measured power."""
     if written is not None and written.active_power_watts is not None:
         return written.active_power_watts
     if site.reading is None or site.is_silent:
@@ -25,14 +25,14 @@ def begins_at(written: Setpoints | None, site: Site) -> int:
 def next_step(
     target: Setpoints, asset: AssetSpec, site: Site, *, from_watts: int, passed_us: int | None
 ) -> Setpoints:
-    """Return the part of the way to ``target`` that the ramp allows now.
+    """Return the next step of the way to ``target``; ``target`` itself where there is no ramp.
 
     Args:
-        target: Where it is to arrive.
+        target: Where the ramp is to arrive.
         asset: With its ramp.
         site: With its own limits.
-        from_watts: Where it is.
-        passed_us: Since the last step; None = there was none.
+        from_watts: Where the ramp is.
+        passed_us: Time since the last step; None = there was none.
     """
     ramp, goal_watts = asset.max_ramp_watts_per_second, target.active_power_watts
     if ramp is None or goal_watts is None or from_watts == goal_watts:
@@ -47,17 +47,17 @@ def next_step(
 def shows_nothing(
     step: Setpoints, target: Setpoints, site: Site, *, from_watts: int, held: Setpoints | None
 ) -> bool:
-    """Tell whether a step tells nothing of a device that holds it.
+    """Tell whether a device that holds a step may be one that does not take setpoints.
 
-    One that stays where it is obeys nobody; and 0 W is 0 W with another sign or scale too. One that
-    was released, and holds a value now, has been told it.
+    A device that stays where it is may obey nobody, and 0 W is 0 W by a wrong sign or scale too.
+    One that was released and holds a value now has taken it.
 
     Args:
-        step: What it is told.
+        step: What the device is told.
         target: Where the ramp is to arrive.
         site: For what the device can hold.
-        from_watts: Where it is.
-        held: What it last said that it holds; None = nothing is known.
+        from_watts: Where the ramp is.
+        held: What the device last said that it holds; None = nothing is known.
     """
     if step == target or step.active_power_watts is None:
         return False

@@ -1,6 +1,6 @@
 """What a device can hold of a value. Pure.
 
-What is asked for and what is sent are two things: registers have steps and ranges. A device is
+Registers have steps and ranges, so a device is sent something else than was asked for. It is
 judged by what was sent; whoever asked is told both.
 """
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from derops_agent.execution.state import Execution
 
 ANY = Resolution()
-"""Of a mode of which the driver says nothing."""
+"""Of a mode that the driver says nothing about."""
 
 
 def sent(setpoints: Setpoints, resolutions: Mapping[str, Resolution]) -> Setpoints:
-    """Return what a device holds of ``setpoints``, in whole watts; none is larger than asked for.
+    """Return what a device holds of ``setpoints``, in whole watts; no value is larger than asked.
 
     Args:
         setpoints: As they are asked for.
@@ -46,7 +46,7 @@ def sent_watts(watts: int, resolution: Resolution) -> int:
 
 
 def explain_rounding(watts: int, resolution: Resolution) -> str:
-    """Return why a device holds something else than ``watts``; empty = it does not."""
+    """Return why a device holds something else than ``watts``; empty = it holds them."""
     if sent_watts(watts, resolution) == watts:
         return ""
     reasons = []
@@ -72,11 +72,11 @@ def rounded(mode: str, watts: int, capability: Capability) -> dict[str, Any]:
 def shown(
     execution: "Execution", held: Setpoints, resolutions: Mapping[str, Resolution]
 ) -> "Execution":
-    """Return it as one of which the device says what it holds, also if that is not what was sent.
+    """Return it with what the device says that it holds, where that is not what was sent.
 
     Args:
         execution: One that the device holds.
-        held: By the device.
+        held: What the device says.
         resolutions: By mode, see ``Capability``.
     """
     mode, target_watts = execution.order.mode, execution.target_watts
@@ -106,23 +106,11 @@ def refuse_value(
     """
     resolution = capability.resolutions.get(mode, ANY)
     held_watts = resolution.nearest(watts)
-    problem = ""
-    if mode == Mode.ACTIVE_POWER:
-        off_watts = abs(watts - held_watts)
-        allowed_watts = max(tolerance_watts, resolution.step_watts)
-        if watts and not held_watts:
-            problem = "no power at all"
-        elif watts and held_watts == resolution.none_watts:
-            problem = "which releases the device"
-        elif off_watts > allowed_watts:
-            problem = (
-                f"{in_words(off_watts)} W beside what is asked for, allowed are "
-                f"{in_words(allowed_watts)} W"
-            )
-    elif watts and not held_watts:
-        problem = "which stops the device and does not limit it"
-    elif held_watts == resolution.none_watts and held_watts < _rated_watts(mode, capability):
-        problem = "which the device takes for no limit"
+    problem = (
+        _explain_other_power(watts, resolution, tolerance_watts)
+        if mode == Mode.ACTIVE_POWER
+        else _explain_no_limit(watts, resolution, _rated_watts(mode, capability))
+    )
     if not problem:
         return None
     return Refusal(
@@ -134,8 +122,33 @@ def refuse_value(
     )
 
 
+def _explain_other_power(watts: int, resolution: Resolution, tolerance_watts: float) -> str:
+    """Return why what a device holds of an active power is another one; empty = it is not."""
+    held_watts = resolution.nearest(watts)
+    off_watts = abs(watts - held_watts)
+    allowed_watts = max(tolerance_watts, resolution.step_watts)
+    if watts and not held_watts:
+        return "no power at all"
+    if watts and held_watts == resolution.none_watts:
+        return "which releases the device"
+    if off_watts > allowed_watts:
+        allowed = in_words(allowed_watts)
+        return f"{in_words(off_watts)} W from what was asked for, {allowed} W are allowed"
+    return ""
+
+
+def _explain_no_limit(watts: int, resolution: Resolution, rated_watts: int) -> str:
+    """Return why what a device holds of a limit is none; empty = it is one."""
+    held_watts = resolution.nearest(watts)
+    if watts and not held_watts:
+        return "which stops the device and does not limit it"
+    if held_watts == resolution.none_watts and held_watts < rated_watts:
+        return "which the device takes for no limit"
+    return ""
+
+
 def explain_fallback(site: "Site") -> str:
-    """Return why the device cannot hold the asset's fallback; empty = it can, or there is none."""
+    """Return why the device cannot hold the asset's fallback; empty = it can, or has none."""
     if site.asset is None:
         return ""
     problems = []
@@ -144,7 +157,7 @@ def explain_fallback(site: "Site") -> str:
             continue
         if mode not in site.capability.modes:
             has = ", ".join(sorted(site.capability.modes)) or "none"
-            problems.append(f"the device has no {mode}, to be {watts} W; it has: {has}")
+            problems.append(f"the device has no {mode} to hold {watts} W by; it has: {has}")
             continue
         tolerance_watts = site.rule.tolerance_for(mode, watts)
         refusal = refuse_value(mode, watts, site.capability, tolerance_watts)

@@ -1,4 +1,4 @@
-"""What is told of an execution whose device is not reverted in time. Pure."""
+"""What becomes of an execution whose device is not reverted in time. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,9 +17,9 @@ _TOLD_AFTER_US = 2 * SECOND_US  # a revert that succeeds at the second try is no
 def fail_unreverted(
     execution: Execution, now: Moment, rule: Rule, reason: str, message: str
 ) -> Execution:
-    """Return it as one that has failed before its device is reverted; that is tried on.
+    """Return it as failed although its device is not reverted; the agent keeps trying that.
 
-    One that had failed anyway keeps its reason; else it is ``reason``.
+    An execution that ends as Failed anyway keeps its reason, any other gets ``reason``.
     """
     ending = execution.ending
     if execution.phase.terminal or ending is None:
@@ -35,15 +35,16 @@ def fail_unreverted(
 def mark_unreverted(
     executions: Executions, stuck: Mapping[str, str], stuck_us: int, now: Moment, rule: Rule
 ) -> dict[str, Execution]:
-    """Return the executions with what is told of a device that answers and is not reverted.
+    """Return the executions as a device that answers, and is not reverted, leaves them.
 
-    It is told soon, and has failed when that is late. When it is tried again does not matter. What
-    becomes of them while the device is silent is decided elsewhere.
+    After two seconds status says so; after ten the execution fails. A silent device is another
+    case, see ``silence``.
 
     Args:
         executions: All.
         stuck: What the device answered, or says that it holds, by mode.
-        stuck_us: Since when it takes nothing, by the wall clock: on the way there it was not late.
+        stuck_us: Since when the device takes nothing, by the wall clock; while a ramp led there it
+            was not late.
         now: Both clocks.
         rule: For the verdict on their windows.
     """
@@ -68,9 +69,9 @@ def _mark_unreverted(
             now,
             rule,
             Reason.REVERT_FAILED,
-            f"the device is not reverted, which is tried on: {message}",
+            f"the device is not reverted yet, and the agent keeps trying: {message}",
         )
     if execution.pending_error or late_us < _TOLD_AFTER_US:
         return execution
-    said = f"it ended ({ending.reason}), and the device is not reverted yet: {message}"
-    return replace(execution, pending_error=said)
+    overdue = f"it ended ({ending.reason}), and the device is not reverted yet: {message}"
+    return replace(execution, pending_error=overdue)

@@ -1,4 +1,4 @@
-"""What it makes of the executions that the device does not answer. Pure."""
+"""What becomes of executions while their device does not answer. Pure."""
 
 from dataclasses import dataclass, replace
 
@@ -13,27 +13,33 @@ from derops_agent.execution.verification import Rule, Verification
 from derops_agent.execution.windows import Executions
 
 MOST_SILENCES = 2
-"""How many silences of a window are told; the last of these stands until the end."""
+"""So many silences of a window are told; the last of them stands until the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Silence:
-    """A device does not answer, although it was asked more than once."""
+    """The silence of a device that left more than one question without an answer."""
 
     since_us: int
-    """When it last answered, or was first asked, by the monotonic clock."""
+    """When the device last answered, or else was first asked, by the monotonic clock."""
 
     last_answer: Moment | None
-    """The same; None if it has not answered since the agent started."""
+    """When the device last answered; None = not since the agent started."""
 
 
 def mark_silent(
     executions: Executions, silence: Silence | None, now: Moment, rule: Rule
 ) -> dict[str, Execution]:
-    """Return the executions with what is known of them while the device is silent, or is no more.
+    """Return the executions with what is known of them while the device is, or is not, silent.
 
-    A window goes on: it may have been set for its end, and answer before. What cannot be reverted
-    in time has failed before it is reverted; the revert is tried on.
+    An open window goes on: the device may hold its setpoint, and may answer before the end. What
+    cannot be reverted in time fails now; the agent keeps trying to revert it.
+
+    Args:
+        executions: All.
+        silence: Of the device; None = it answers.
+        now: Both clocks.
+        rule: For the verdict on those that fail.
     """
     if silence is None:
         return {uid: _reopen_verdict(execution) for uid, execution in executions.items()}
@@ -48,6 +54,7 @@ def mark_silent(
 
 
 def _doubt(execution: Execution, silence: Silence, now: Moment) -> Execution:
+    """Return it with the verdict Unknown, because its device is silent."""
     if _is_doubted(execution):
         return execution
     doubted = replace(
@@ -60,7 +67,7 @@ def _doubt(execution: Execution, silence: Silence, now: Moment) -> Execution:
 
 
 def _reopen_verdict(execution: Execution) -> Execution:
-    """Return it as one whose verdict is open; its next samples decide."""
+    """Return it with its verdict open again; its next samples decide."""
     if execution.stage is not Stage.HOLDING or not _is_doubted(execution):
         return execution
     if execution.silences >= MOST_SILENCES:
@@ -77,14 +84,15 @@ def _is_doubted(execution: Execution) -> bool:
 
 
 def count_to_last_answer(execution: Execution, silence: Silence) -> Execution:
-    """Return it with the time counted for which the device is known to have held it.
+    """Return it with its active time counted until the device last showed that it held it.
 
-    What follows is counted when the device says, once it answers, that it has held it on.
+    The rest is counted if the device answers, and says that it still holds it.
     """
     return execution.count_until(execution.confirmed or silence.last_answer)
 
 
 def _failed_after_us(execution: Execution) -> int:
+    """Return the wall time after which a revert that has not succeeded is late."""
     ends_us = execution.planned.end_us if execution.planned and execution.applied_us else 0
     return max(execution.ended_us, ends_us) + execution.bridged_us + LATE_REVERT_US
 
@@ -96,6 +104,6 @@ def _fail_silent(execution: Execution, silence: Silence, now: Moment, rule: Rule
         now,
         rule,
         Reason.DEVICE_OFFLINE,
-        f"the device has not answered for {silent_seconds:.0f} s, what it holds is not known; "
-        "it is reverted as soon as it answers",
+        f"the device has not answered for {silent_seconds:.0f} s, and what it holds is not known; "
+        f"the agent reverts it as soon as it answers",
     )

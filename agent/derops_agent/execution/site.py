@@ -1,4 +1,4 @@
-"""What an order is judged against: the asset's configuration and the site's own limits."""
+"""What an order is judged against: the asset's configuration, the device, the site's own limits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,7 @@ from derops_agent.execution.verification import Rule
 from derops_agent.ports import VALUES, Capability, Reading, Setpoints
 
 STALE_AFTER_US = 60 * SECOND_US
-"""A device that was not measured for longer than this and three intervals takes no setpoint."""
+"""A device not measured for longer than this, and than three intervals, takes no setpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,7 @@ class Site:
     """The last sample."""
 
     health: Health = field(default_factory=Health)
-    """What is known of the device, and what is not."""
+    """What is known of the device, and which of its points are bad."""
 
     monotonic_us: int = 0
     """Now, by the monotonic clock."""
@@ -115,18 +115,18 @@ class Site:
 
     @property
     def fallback(self) -> Setpoints:
-        """What shall hold while nobody orders anything, as near to it as the device comes."""
+        """What the device holds while no dispatch runs, as near to the asset's as it comes."""
         return self.sent(bounded(self.asset.fallback, self.local)) if self.asset else Setpoints()
 
     @property
     def fallback_watts(self) -> dict[str, int | None]:
-        """What shall hold while nobody orders anything, by mode, as it is asked for."""
+        """The asset's fallback within the local limits, by mode; None = released."""
         fallback = bounded(self.asset.fallback, self.local) if self.asset else Setpoints()
         return {mode: fallback.of(mode) for mode in VALUES}
 
     @property
     def state_of_charge_percent(self) -> float | None:
-        """What is in the battery, as last measured; None if it is not known now."""
+        """The battery's charge as last measured; None = it is not known now."""
         quantity = agent_pb2.Quantity.STATE_OF_CHARGE_PERCENT
         need = next(each for each in NEEDS if each.quantity == quantity)
         if self.is_silent or self.is_absent(need):
@@ -158,11 +158,11 @@ class Site:
         return since_us is None or self.monotonic_us - since_us > self._stale_after_us
 
     def explain_absence(self, use: Use, *, running: bool = False) -> str:
-        """Return which point that an order needs is not known, in words; empty = none.
+        """Return which point that an order needs is absent, in words; empty = none is.
 
         Args:
             use: What the order is to do.
-            running: It is on the device; then only what it cannot go on without counts.
+            running: It is on the device: only what it cannot go on without counts.
         """
         for need in NEEDS:
             badness = self.health.badness_of(need)
@@ -173,7 +173,7 @@ class Site:
         return ""
 
     def explain_no_power(self) -> str:
-        """Return why no effect can be verified on a device that does not measure its power."""
+        """Return why the device does not measure its power, by which effects are verified."""
         words = "the device does not measure its power"
         need = next(
             each for each in NEEDS if each.quantity == agent_pb2.Quantity.ACTIVE_POWER_WATTS
@@ -186,8 +186,8 @@ class Site:
         since = "since the agent started"
         if good_us is not None:
             seconds = (self.monotonic_us - good_us) / SECOND_US
-            since = f"for {seconds:.0f} s, allowed are {self._stale_after_us // SECOND_US} s"
-        return f"{need.name} is not known {since} ({_name(badness)})"
+            since = f"for {seconds:.0f} s, {self._stale_after_us // SECOND_US} s are allowed"
+        return f"{need.name} has not been known {since} ({_name(badness)})"
 
     def use_of(self, mode: str, watts: int, *, verify_required: bool) -> Use:
         """Return what an order is to do with the device."""
@@ -208,7 +208,7 @@ class Site:
             mode: Of the setpoint.
             watts: As it would be written.
             seconds: For how long it would hold.
-            verify_required: The order says ``verify: Required``.
+            verify_required: Whether the order says ``verify: Required``.
         """
         if self.reading is not None and self.reading.local_control and not self.is_silent:
             return Refusal(
@@ -224,19 +224,20 @@ class Site:
             return Refusal(
                 reason=Reason.STALE_TELEMETRY,
                 message=(
-                    f"the device was not measured for {self.silent_us / SECOND_US:.0f} s, allowed "
-                    f"are {self._stale_after_us // SECOND_US} s; an active power is not set blindly"
+                    f"the device was not measured for {self.silent_us / SECOND_US:.0f} s, "
+                    f"{self._stale_after_us // SECOND_US} s are allowed; no active power is set "
+                    f"without a measurement"
                 ),
             )
         return self.refuse_energy(watts, seconds, self.state_of_charge_percent)
 
     def explain_hold_off(self, now_us: int) -> str:
-        """Return why the device may not be given a new setpoint yet; empty = it may."""
+        """Return why the device takes no new setpoint yet; empty = it does."""
         wait_us = self.next_write_us - now_us
         if self.asset is None or wait_us <= 0:
             return ""
         return (
-            f"{wait_us / SECOND_US:.1f} s were left until the next write to the device "
+            f"the device could not be written for another {wait_us / SECOND_US:.1f} s "
             f"(minSecondsBetweenWrites {self.asset.min_seconds_between_writes} s)"
         )
 
@@ -262,14 +263,13 @@ class Site:
     def mismatches(self, wanted: Setpoints, held: Setpoints) -> frozenset[str]:
         """Return the modes of which a device says that it holds something else than was sent.
 
-        Devices round what their registers could hold, by up to 1 % of the rating; but no limit may
-        be a step larger for it, and what is at least as near to the fallback is that, and not the
-        value. A released mode is not compared: what the device's own control holds then is not
-        ours.
+        A device may round a value by up to 1 % of its rating, but no limit up by a step. What is
+        at least as near to the fallback as to the value is the fallback. A released mode is not
+        compared: its value is the device's own.
 
         Args:
-            wanted: As it is asked for; it is compared as it was sent.
-            held: As the device says.
+            wanted: As it is asked for; what was sent of it is compared.
+            held: What the device says that it holds.
         """
         wanted, rest = self.sent(wanted), self.fallback
         wrong = {
@@ -296,10 +296,10 @@ class Site:
             return False
         if abs(sent_ - held) > max(1.0, self._percent_watts):
             return False
-        return not _rather(fallback, held, sent_)
+        return not _is_nearer_fallback(fallback, held, sent_)
 
     def off_watts(self, held: Setpoints, execution: Execution) -> int:
-        """Return how far what a device holds is from what it was sent; 0 where it has no value."""
+        """Return how far what a device holds is from what it was sent; 0 = it has no value."""
         mode, resolutions = execution.order.mode, self.capability.resolutions
         watts = held.of(mode)
         if watts is None:
@@ -317,14 +317,14 @@ class Site:
 def whose_values(
     executions: Mapping[str, Execution], held: Setpoints, site: Site
 ) -> dict[str, frozenset[str]]:
-    """Return whose values a device says that it holds, by mode, by uid: of several the nearest.
+    """Return the uids of those whose values a device says that it holds, by mode.
 
-    Values that lie closer together than a device may round would else be taken for each other.
+    Of values closer together than a device may round, the nearest counts.
 
     Args:
         executions: All; those that cannot be on the device are left out.
-        held: By the device.
-        site: For what it can hold, and how much it may round.
+        held: What the device says that it holds.
+        site: For what the device can hold, and how much it may round.
     """
     off_watts: dict[str, dict[str, int]] = {}
     for uid, execution in executions.items():
@@ -340,10 +340,10 @@ def whose_values(
 def wanted_setpoints(
     owners: dict[str, Execution], fallback: Setpoints, local: LocalLimits
 ) -> Setpoints:
-    """Return all that the device shall hold: each mode its owner's value, else its fallback.
+    """Return all that the device shall hold: of each mode its owner's value, else its fallback.
 
-    The local limits bound the result, wherever a value comes from. A released mode stays
-    released: the device's own control is not ours to limit.
+    The local limits bound every value. A released mode stays released: the agent does not limit
+    the device's own control.
     """
     held = {mode: owner.target_watts for mode, owner in owners.items()}
     wanted = replace(
@@ -367,11 +367,11 @@ def bounded(setpoints: Setpoints, local: LocalLimits) -> Setpoints:
     )
 
 
-def _rather(fallback_watts: int | None, has_watts: int, want_watts: int) -> bool:
-    """Tell whether what a device holds is its fallback rather than another value."""
-    if fallback_watts is None or fallback_watts == want_watts:
+def _is_nearer_fallback(fallback_watts: int | None, held_watts: int, told_watts: int) -> bool:
+    """Tell whether what a device holds is at least as near to its fallback as to what was sent."""
+    if fallback_watts is None or fallback_watts == told_watts:
         return False
-    return abs(has_watts - fallback_watts) <= abs(has_watts - want_watts)
+    return abs(held_watts - fallback_watts) <= abs(held_watts - told_watts)
 
 
 def _least(watts: int | None, limit: int | None) -> int | None:
@@ -381,7 +381,7 @@ def _least(watts: int | None, limit: int | None) -> int | None:
 
 
 def _name(badness: Badness) -> str:
-    """Return which point is bad, what the device sent and why that is nothing."""
+    """Return which point is bad, what the device sent and why that is no value, in words."""
     point = badness.point
     raw = f", raw value {point.raw}" if point.raw else ""
     return f"{point.name}{raw}: {point.problem}"

@@ -1,4 +1,4 @@
-"""Whether the device did what its setpoint says, judged over the whole window."""
+"""Whether the device did what its setpoint says, judged over the whole window. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -6,11 +6,13 @@ from dataclasses import dataclass, field, replace
 from derops.modes import Evidence, Mode
 from derops.wire.v1 import agent_pb2
 from derops_agent.clock import Moment
-from derops_agent.execution.state import Execution, Stage
+from derops_agent.execution.state import Effect, Execution, Stage
 from derops_agent.ports import Reading, Resolution
 
 GOOD_SHARE = 0.8
-_MAX_SAMPLE_US = 5_000_000  # what one sample may stand for; longer is unknown
+"""The share of a window after settling in which the power must be within tolerance."""
+
+_MAX_SAMPLE_US = 5_000_000  # one sample stands for no longer than this
 _TAIL_US = 1_500_000  # what may be left of a window after its last sample; they come each second
 
 
@@ -23,7 +25,7 @@ class Rule:
     """Of the setpoint; the larger of both tolerances counts."""
 
     standby_watts: float = 0.0
-    """Tolerated too where the target is 0 W, of which there is no share."""
+    """Tolerated too where the target is 0 W, which has no percentage."""
 
     settle_us: int
     """How long the device may take to reach a setpoint; that time is not judged."""
@@ -38,15 +40,16 @@ class Rule:
     """What the device can hold, by mode, see ``Capability``."""
 
     def tolerance_for(self, mode: str, target_watts: int) -> float:
-        """Return by how many watts a power may differ from a target."""
+        """Return by how many watts a power may differ from its target."""
         aimed_watts = 0 if mode == Mode.CEASE_TO_ENERGIZE else abs(target_watts)
         share = self.tolerance_percent / 100 * aimed_watts if aimed_watts else self.standby_watts
         return max(self.tolerance_watts, share)
 
     def tolerates(self, mode: str, target_watts: int, power_watts: float) -> bool:
-        """Judge one sample: a setpoint by its distance, a limit only by being exceeded.
+        """Tell whether a sample is within tolerance.
 
-        What the device cannot hold of the target is no distance.
+        A limit is only missed by what exceeds it. Between the target and what the device can hold
+        of it, everything is within tolerance.
         """
         tolerance = self.tolerance_for(mode, target_watts)
         match mode:
@@ -82,37 +85,41 @@ def observe(execution: Execution, reading: Reading, rule: Rule, now: Moment) -> 
     since_us = max(effect.last_sample_us, execution.steady_us(held))
     span_us = max(0, min(at_us - since_us, _MAX_SAMPLE_US))
     delivered = (effect.delivered_watt_hours or 0.0) + power * span_us / 3.6e9
+    seen = replace(effect, last_sample_us=at_us, delivered_watt_hours=delivered)
     if execution.stage is not Stage.HOLDING:  # past its end: it counts, and is not judged
-        past = replace(effect, last_sample_us=at_us, delivered_watt_hours=delivered)
-        return replace(execution, effect=past)
+        return replace(execution, effect=seen)
     good = rule.tolerates(execution.order.mode, execution.target_watts, power)
-    if (
-        good
-        and execution.order.mode == Mode.ACTIVE_POWER
-        and not rule.tolerates(Mode.ACTIVE_POWER, 0, power)
-    ):
+    is_active_power = execution.order.mode == Mode.ACTIVE_POWER
+    if good and is_active_power and not rule.tolerates(Mode.ACTIVE_POWER, 0, power):
         # A power that only the setpoint explains is evidence that the device still holds it.
         execution = replace(execution, confirmed=now)
     # Before the whole value is written nothing is judged: a ramp is not a miss.
     settled_us = execution.arrived_us + rule.settle_us if execution.arrived_us else at_us
     judged_us = max(0, min(span_us, at_us - settled_us))
+    return replace(execution, effect=_judge_sample(seen, span_us, judged_us, good=good))
+
+
+def _judge_sample(effect: Effect, span_us: int, judged_us: int, *, good: bool) -> Effect:
+    """Return it with one sample more, which was within tolerance or not.
+
+    Args:
+        effect: So far.
+        span_us: The time that the sample stands for.
+        judged_us: Of that, the part after settling.
+        good: It was within tolerance.
+    """
     in_a_row = max(effect.in_a_row, 0) + 1 if good else min(effect.in_a_row, 0) - 1
     return replace(
-        execution,
-        effect=replace(
-            effect,
-            last_sample_us=at_us,
-            within_us=effect.within_us + (span_us if good else 0),
-            judged_us=effect.judged_us + judged_us,
-            good_us=effect.good_us + (judged_us if good else 0),
-            in_a_row=in_a_row if judged_us else 0,
-            delivered_watt_hours=delivered,
-        ),
+        effect,
+        within_us=effect.within_us + (span_us if good else 0),
+        judged_us=effect.judged_us + judged_us,
+        good_us=effect.good_us + (judged_us if good else 0),
+        in_a_row=in_a_row if judged_us else 0,
     )
 
 
 def verdict(execution: Execution, *, until_us: int, rule: Rule) -> Verification:
-    """Judge the window up to ``until_us``, a steady instant. What was not sampled is not known."""
+    """Judge the window up to ``until_us``, a steady instant; time without samples is unknown."""
     due_us = _due_us(execution, until_us, rule)
     effect = execution.effect
     if due_us <= 0 or not rule.measures:
@@ -134,7 +141,7 @@ def conclude_window(execution: Execution, now: Moment, rule: Rule) -> Execution:
 
 
 def explain(execution: Execution, now: Moment, rule: Rule) -> str:
-    """Return in numbers what the verdict on a window that has ended is from."""
+    """Return the numbers behind the verdict on a window that has ended, in words."""
     effect = execution.effect
     due_us = max(0, _due_us(execution, _ended_us(execution, now), rule))
     return (
@@ -149,7 +156,7 @@ def _ended_us(execution: Execution, now: Moment) -> int:
 
 
 def _due_us(execution: Execution, until_us: int, rule: Rule) -> int:
-    """Return how much of the window there is to judge; what no sample could fall into is not."""
+    """Return how much of the window is to be judged, without a tail too short for a sample."""
     if not execution.arrived_us:
         return 0
     effect = execution.effect
@@ -159,7 +166,7 @@ def _due_us(execution: Execution, until_us: int, rule: Rule) -> int:
 
 
 def tell_first_verdict(execution: Execution, *, now_us: int, rule: Rule) -> Execution:
-    """Return it with a first verdict while its window is open; later ones wait for the end."""
+    """Return it with a first verdict while its window is open; the next one waits for the end."""
     in_a_row = execution.effect.in_a_row
     if execution.effect.told or abs(in_a_row) < rule.samples:
         return execution

@@ -1,4 +1,4 @@
-"""Between wire messages and the values of the domain."""
+"""Wire messages to values of the domain, and back."""
 
 from derops.lifecycle import MESSAGE_LIMIT
 from derops.modes import Evidence
@@ -8,8 +8,8 @@ from derops_agent.execution.state import Execution, Order
 from derops_agent.ports import Capability, Setpoints
 
 _MAY_LAND = (
-    "a write of it was not answered, or not taken at once, and may land yet; "
-    "the device is looked at, and what lands is undone"
+    "the device did not answer a write of it, or did not take it at once, and it may land yet; "
+    "the agent asks the device, and reverts what lands"
 )
 
 
@@ -82,6 +82,7 @@ def write_capability(capability: Capability) -> agent_pb2.Capability:
     )
 
 
+# Branches: a flat list of fields; some are empty until something has happened.
 def write_report(
     execution: Execution,
     *,
@@ -89,9 +90,9 @@ def write_report(
     ledger_id: str,
     clock_offset_milliseconds: int | None,
 ) -> dispatch_pb2.DispatchReport:
-    """Return everything that is known of an execution, as its report.
+    """Return the report of an execution: everything that is known of it.
 
-    A message may quote a device at any length: what status has no room for is cut.
+    A message may quote a device at any length; it is cut to what status has room for.
     """
     planned = execution.planned
     report = dispatch_pb2.DispatchReport(
@@ -139,7 +140,7 @@ def write_report(
 
 
 def _applied(execution: Execution) -> tuple[int, str]:
-    """Return what the device held of it, in watts, and why that is not the whole, in words.
+    """Return what the device held of it, in watts, and in words why that is not all of it.
 
     A window may end before its ramp has arrived.
     """
@@ -148,5 +149,5 @@ def _applied(execution: Execution) -> tuple[int, str]:
     arrived = execution.arrived_us or not execution.ended_us
     if arrived or way_watts is None or way_watts == watts:
         return watts, execution.rounding
-    words = f"the ramp had come to {way_watts} W of {watts} W as it ended"
+    words = f"the ramp had come to {way_watts} W of {watts} W at the end"
     return way_watts, f"{execution.rounding}; {words}" if execution.rounding else words

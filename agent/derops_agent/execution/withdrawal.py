@@ -1,4 +1,4 @@
-"""What ends an execution early: a cancel, limits, loss of contact, the device itself. Pure."""
+"""What ends an execution early: a cancel, a limit, a silent gateway, the device itself. Pure."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from derops_agent.ports import Reading
 
 
 def order_again(execution: Execution, order: Order, now: Moment) -> Execution:
-    """Fold a repeated order into its execution: only the generation and a cancel count."""
+    """Fold a repeated order into its execution; only its generation and a cancel count."""
     if order.generation < execution.observed_generation:
         return execution
     seen = replace(execution, observed_generation=order.generation)
@@ -24,7 +24,7 @@ def order_again(execution: Execution, order: Order, now: Moment) -> Execution:
 
 
 def cancel(execution: Execution, now: Moment, reason: str = "") -> Execution:
-    """Withdraw it: at once if the device was never touched, else when it is reverted."""
+    """Withdraw it: at once if the device cannot hold it, else once the device is reverted."""
     match execution.stage:
         case Stage.WAITING | Stage.APPLYING:
             reason = reason or Reason.CANCELLED_BEFORE_START
@@ -36,7 +36,7 @@ def cancel(execution: Execution, now: Moment, reason: str = "") -> Execution:
 def lose_contact(
     executions: Executions, now: Moment, failsafe_after_seconds: int
 ) -> dict[str, Execution]:
-    """End all that the device holds because the headend was silent for too long."""
+    """End all that own the device, because no gateway was heard for too long."""
     return {
         uid: execution.withdraw(
             Phase.FAILED,
@@ -53,15 +53,15 @@ def lose_contact(
 def bind(
     executions: Executions, site: Site, now: Moment, silence: Silence | None = None
 ) -> dict[str, Execution]:
-    """Hold what was accepted to limits that may have changed since.
+    """Hold what was accepted to the present limits.
 
-    What runs is clamped, or ends where the asset rejects; what waits is looked at at its start.
+    What runs is clamped, or ends where the asset rejects. What waits is checked at its start.
 
     Args:
         executions: All.
-        site: With the limits as they are now.
+        site: With the present limits.
         now: Both clocks.
-        silence: Of the device: once it is written over, nobody will know what it held until then.
+        silence: Of the device; once a new value is written, nobody will know what it held before.
     """
     return {uid: _bind(execution, site, now, silence) for uid, execution in executions.items()}
 
@@ -71,7 +71,7 @@ def _bind(execution: Execution, site: Site, now: Moment, silence: Silence | None
         return execution
     refusal = refuse_power(execution.order, site)
     if refusal is not None:
-        message = f"by the limits as they are now: {refusal.message}"
+        message = f"not allowed any more: {refusal.message}"
         return (
             execution
             if execution.stage is Stage.WAITING
@@ -80,7 +80,7 @@ def _bind(execution: Execution, site: Site, now: Moment, silence: Silence | None
     watts, clamped_by = target(execution.order, site.asset, site.local)
     if watts == execution.target_watts and execution.stage is Stage.HOLDING:
         return execution
-    # The device may have been exchanged for one with other steps while the agent did not run.
+    # While the agent did not run, the device may have been exchanged for one with other steps.
     execution = replace(execution, **rounded(execution.order.mode, watts, site.capability))
     if watts == execution.target_watts:
         return execution
@@ -92,7 +92,7 @@ def _bind(execution: Execution, site: Site, now: Moment, silence: Silence | None
         target_watts=watts,
         clamped_by=clamped_by,
         arrived_us=0,
-        # What was measured was of another value.
+        # What was measured so far was of another value.
         effect=Effect(
             last_sample_us=before.last_sample_us,
             within_us=before.within_us,
@@ -104,7 +104,7 @@ def _bind(execution: Execution, site: Site, now: Moment, silence: Silence | None
 def check_running(
     executions: Executions, reading: Reading, reserve_percent: int | None, now: Moment
 ) -> dict[str, Execution]:
-    """End what must not go on: the device is in local control, or the reserve is reached."""
+    """End what must not go on: the device is in local control, or at its reserve."""
     charge = reading.values.get(agent_pb2.Quantity.STATE_OF_CHARGE_PERCENT)
     result = {}
     for uid, execution in executions.items():
@@ -136,7 +136,7 @@ def check_running(
 
 
 def check_points(executions: Executions, site: Site, now: Moment) -> dict[str, Execution]:
-    """End what runs and needs a point that is bad for too long: a reserve is not kept blindly."""
+    """End what runs and needs a point that has been bad for too long, as a reserve does."""
     result = dict(executions)
     for uid, execution in executions.items():
         order = execution.order
