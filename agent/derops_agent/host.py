@@ -126,7 +126,7 @@ class Host:
                 tasks.create_task(controller.run())
                 store = (await asyncio.shield(opening)).store
                 outbox = await self._when_there_is_room(
-                    f"outbox of {name}", self._threads.run_outbox, lambda: store.open(name)
+                    f"outbox of {name}", self._threads.run_outbox, lambda: store.open(name, outlet)
                 )
                 tasks.create_task(sample_for_ever(device, controller, outbox, self._clock))
                 link = self._link(asset, controller, device, ledger, outbox, outlet)

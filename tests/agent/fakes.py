@@ -31,6 +31,20 @@ CAPABILITY = Capability(
 
 
 @dataclass
+class FakeListener:
+    """What an outbox told."""
+
+    stored: int = 0
+    replaced: int = 0
+
+    def note_stored(self) -> None:
+        self.stored += 1
+
+    def note_replaced(self) -> None:
+        self.replaced += 1
+
+
+@dataclass
 class FakeClock:
     wall_us: int = T0
     mono_us: int = 5_000_000_000

@@ -19,6 +19,7 @@ from derops_agent.asset.inbox import (
 )
 from derops_agent.asset.orders import MAX_ORDER_BYTES
 from derops_agent.link import stream as session_module
+from derops_agent.link.reasons import EndReason
 from derops_agent.link.stream import Stream
 
 
@@ -139,7 +140,7 @@ async def test_a_gateway_that_does_not_read_has_the_newest_of_each_wait(session:
         for uid in ("d1", "hello"):
             session.report(dispatch_pb2.DispatchReport(dispatch_uid=uid, sequence=sequence))
         session._send(agent_pb2.AgentMessage(heartbeat=agent_pb2.Heartbeat(agent_sent_us=sequence)))
-    session.close("Shutdown")
+    session.close(EndReason.SHUTDOWN)
 
     kinds = [message.WhichOneof("kind") for message in session._urgent.values()]
     assert kinds == ["hello", "report", "report", "heartbeat", "bye"]

@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from tests.agent.fakes import FakeListener
 from tests.counters import value_of
 
 from derops.ids import AssetName
@@ -32,7 +33,7 @@ def messages(outbox: Outbox, after: int = 0) -> list[agent_pb2.AgentMessage]:
 
 def test_nothing_is_there_to_send_before_it_is_durable(tmp_path: Path) -> None:
     store = OutboxStore(tmp_path / "outbox.db")
-    outbox = store.open(NAME)
+    outbox = store.open(NAME, FakeListener())
     outbox.add(Reading(at_us=1, values={POWER: 5.0}))
     assert outbox.stored_sequence == 0
     assert outbox.read(0, 10) == []
@@ -45,7 +46,7 @@ def test_nothing_is_there_to_send_before_it_is_durable(tmp_path: Path) -> None:
 
 def test_a_batch_has_columns_and_says_what_was_not_measured(tmp_path: Path) -> None:
     store = OutboxStore(tmp_path / "outbox.db")
-    outbox = store.open(NAME)
+    outbox = store.open(NAME, FakeListener())
     outbox.add(Reading(at_us=1000, values={POWER: 5.0}))
     outbox.add(Reading(at_us=1500, values={POWER: 6.0, SOC: 50.0}))
     store.flush()
@@ -60,7 +61,7 @@ def test_a_batch_has_columns_and_says_what_was_not_measured(tmp_path: Path) -> N
 
 def test_acknowledged_batches_go_and_sequences_are_never_used_again(tmp_path: Path) -> None:
     store = OutboxStore(tmp_path / "outbox.db")
-    outbox = store.open(NAME)
+    outbox = store.open(NAME, FakeListener())
     fill(store, outbox, 3)
     outbox.acknowledge(3)
     store.flush()
@@ -68,7 +69,7 @@ def test_acknowledged_batches_go_and_sequences_are_never_used_again(tmp_path: Pa
     store.close()
 
     again = OutboxStore(tmp_path / "outbox.db")
-    reopened = again.open(NAME)
+    reopened = again.open(NAME, FakeListener())
     fill(again, reopened, 1)
     assert [m.telemetry.sequence for m in messages(reopened)] == [4]
     assert reopened.outbox_id == outbox.outbox_id
@@ -77,7 +78,7 @@ def test_acknowledged_batches_go_and_sequences_are_never_used_again(tmp_path: Pa
 
 def test_unacknowledged_batches_survive_and_a_repeated_commit_is_harmless(tmp_path: Path) -> None:
     store = OutboxStore(tmp_path / "outbox.db")
-    outbox = store.open(NAME)
+    outbox = store.open(NAME, FakeListener())
     outbox.add(Reading(at_us=1, values={POWER: 5.0}))
     work = store.collect()
     store.commit(work)
@@ -85,13 +86,13 @@ def test_unacknowledged_batches_survive_and_a_repeated_commit_is_harmless(tmp_pa
     store.close()
 
     again = OutboxStore(tmp_path / "outbox.db")
-    assert len(messages(again.open(NAME))) == 1
+    assert len(messages(again.open(NAME, FakeListener()))) == 1
     again.close()
 
 
 def test_a_full_outbox_drops_the_oldest_and_a_gap_stands_for_all_of_them(tmp_path: Path) -> None:
     store = OutboxStore(tmp_path / "outbox.db", max_bytes=2000)
-    outbox = store.open(NAME)
+    outbox = store.open(NAME, FakeListener())
     fill(store, outbox, 100)
 
     gap, *batches = messages(outbox)
@@ -109,7 +110,7 @@ def test_a_full_outbox_drops_the_oldest_and_a_gap_stands_for_all_of_them(tmp_pat
 def test_what_is_too_old_is_dropped_once_the_clock_is_confirmed(tmp_path: Path) -> None:
     clock: list[int | None] = [None]
     store = OutboxStore(tmp_path / "outbox.db", max_age_seconds=60, now_us=lambda: clock[0])
-    outbox = store.open(NAME)
+    outbox = store.open(NAME, FakeListener())
     fill(store, outbox, 10)
     store.flush()
     assert len(messages(outbox)) == 10
@@ -128,7 +129,7 @@ def test_a_gap_that_is_old_takes_no_fresh_sample_with_it_and_is_counted_once(
 ) -> None:
     clock: list[int | None] = [None]
     store = OutboxStore(tmp_path / "outbox.db", max_age_seconds=60, now_us=lambda: clock[0])
-    outbox = store.open(NAME)
+    outbox = store.open(NAME, FakeListener())
     fill(store, outbox, 5)
     counted = metrics.SAMPLES_DROPPED.labels("OutboxTooOld")
     before = value_of(counted)
@@ -152,7 +153,7 @@ def test_a_gap_that_is_old_takes_no_fresh_sample_with_it_and_is_counted_once(
 
 def test_the_bound_is_on_what_the_file_takes(tmp_path: Path) -> None:
     store = OutboxStore(tmp_path / "outbox.db", max_bytes=200_000)
-    outbox = store.open(NAME)
+    outbox = store.open(NAME, FakeListener())
     for number in range(1_800):
         outbox.add(Reading(at_us=number, values=dict.fromkeys(range(1, 9), float(number))))
         store.flush()
@@ -165,7 +166,7 @@ def test_while_the_disk_takes_nothing_the_newest_wait_and_a_gap_stands_for_the_o
     tmp_path: Path,
 ) -> None:
     store = OutboxStore(tmp_path / "outbox.db")
-    outbox = store.open(NAME)
+    outbox = store.open(NAME, FakeListener())
     for number in range(MAX_WAITING + 50):
         outbox.add(Reading(at_us=number, values={POWER: 1.0}))
     store.flush()
@@ -182,7 +183,7 @@ def test_while_the_disk_takes_nothing_the_newest_wait_and_a_gap_stands_for_the_o
 def test_a_damaged_file_is_put_aside_at_the_start(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "outbox.db").write_bytes(content)
     store = OutboxStore(tmp_path / "outbox.db")
-    fill(store, store.open(NAME), 1)
+    fill(store, store.open(NAME, FakeListener()), 1)
 
     (aside,) = tmp_path.glob("outbox.db.damaged-*")
     assert aside.read_bytes() == content
@@ -192,9 +193,8 @@ def test_a_damaged_file_is_put_aside_at_the_start(tmp_path: Path, content: bytes
 async def test_a_file_that_is_damaged_meanwhile_is_replaced_under_a_new_id(tmp_path: Path) -> None:
     store, threads = OutboxStore(tmp_path / "outbox.db"), Threads()
     flusher = Flusher(store, threads, Readiness())
-    outbox = store.open(NAME)
-    replaced: list[bool] = []
-    outbox.on_replaced = lambda: replaced.append(True)
+    listener = FakeListener()
+    outbox = store.open(NAME, listener)
     old_id = outbox.outbox_id
     fill(store, outbox, 200)
     store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -207,7 +207,7 @@ async def test_a_file_that_is_damaged_meanwhile_is_replaced_under_a_new_id(tmp_p
     outbox.add(Reading(at_us=1, values={POWER: 1.0}))
     store.wake()
     async with asyncio.timeout(10):
-        while not replaced:
+        while not listener.replaced:
             await asyncio.sleep(0)
     outbox.add(Reading(at_us=2, values={POWER: 2.0}))
     await flusher.flush()
@@ -222,7 +222,7 @@ async def test_a_file_that_is_damaged_meanwhile_is_replaced_under_a_new_id(tmp_p
 
 async def test_a_disk_that_takes_nothing_is_said_until_it_does(tmp_path: Path) -> None:
     store, threads, readiness = OutboxStore(tmp_path / "outbox.db"), Threads(), Readiness()
-    outbox = store.open(NAME)
+    outbox = store.open(NAME, FakeListener())
     running = asyncio.create_task(Flusher(store, threads, readiness).run())
     store._db.execute("PRAGMA query_only = 1")  # as a full disk refuses
     outbox.add(Reading(at_us=1, values={POWER: 1.0}))
@@ -256,21 +256,22 @@ def test_no_batch_is_beyond_the_cap_of_the_protocol() -> None:
 
 def test_more_than_a_hundred_samples_are_several_batches(tmp_path: Path) -> None:
     store = OutboxStore(tmp_path / "outbox.db")
-    outbox = store.open(NAME)
-    woken: list[bool] = []
-    store.wake = lambda: woken.append(True)
+    outbox = store.open(NAME, FakeListener())
     for number in range(150):
         outbox.add(Reading(at_us=number, values={POWER: 0.0}))
     store.flush()
 
-    assert woken
+    assert store.awaits_flush.is_set()
     assert [len(m.telemetry.dt_us) for m in messages(outbox)] == [100, 50]
     store.close()
 
 
 def test_assets_share_the_file_and_nothing_else(tmp_path: Path) -> None:
     store = OutboxStore(tmp_path / "outbox.db")
-    one, other = store.open(NAME), store.open(AssetName("ns", "other"))
+    one, other = (
+        store.open(NAME, FakeListener()),
+        store.open(AssetName("ns", "other"), FakeListener()),
+    )
     fill(store, one, 2)
     fill(store, other, 1)
 

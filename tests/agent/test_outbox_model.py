@@ -6,6 +6,7 @@ from pathlib import Path
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from tests.agent.fakes import FakeListener
 
 from derops.ids import AssetName
 from derops.wire.v1 import agent_pb2
@@ -43,7 +44,7 @@ class OutboxMachine(RuleBasedStateMachine):
             max_age_seconds=MAX_AGE,
             now_us=lambda: None if self.now is None else self.now * SECOND_US,
         )
-        self.outbox = self.store.open(AssetName("ns", "battery"))
+        self.outbox = self.store.open(AssetName("ns", "battery"), FakeListener())
 
     @rule(count=st.integers(1, 30))
     def sample(self, count: int) -> None:

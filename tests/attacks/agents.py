@@ -72,7 +72,7 @@ class HonestAgent:
             controller=self.controller,
             device=device,
             ledger=ledger,
-            outbox=store.open(NAME),
+            outbox=store.open(NAME, outlet),
             outlet=outlet,
             clock=self.clock,
             run_ledger=inline,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from google.protobuf.message import Message
-from tests.agent.fakes import FakeClock, FakeOutlet, asset, inline, order
+from tests.agent.fakes import FakeClock, FakeListener, FakeOutlet, asset, inline, order
 from tests.powerloss.recording import State, Told
 
 from derops.ids import AssetName
@@ -74,7 +74,9 @@ class AgentOutbox:
         self._file = folder / "agent" / "outbox.db"
         self._store = OutboxStore(self._file, max_bytes=20_000)
         self._store._db.execute(_CHECKPOINT_OFTEN)
-        self._outboxes = {name: self._store.open(AssetName("ns", name)) for name in self._ASSETS}
+        self._outboxes = {
+            name: self._store.open(AssetName("ns", name), FakeListener()) for name in self._ASSETS
+        }
 
     def state(self) -> State:
         return {

@@ -7,7 +7,7 @@ gets a folder of its own.
 import sqlite3
 from pathlib import Path
 
-from tests.agent.fakes import Agent
+from tests.agent.fakes import Agent, FakeListener
 from tests.headend.storage.conftest import Query, database, database_url, query
 
 from derops.ids import AssetName
@@ -58,7 +58,7 @@ async def test_a_log_is_read_and_goes_on(
 def test_an_outbox_is_sent_under_its_own_id(tmp_path: Path) -> None:
     lay_down("outbox.sql", tmp_path / "outbox.db")
     store = OutboxStore(tmp_path / "outbox.db")
-    outbox = store.open(AssetName("pilot-north", "battery-7"))
+    outbox = store.open(AssetName("pilot-north", "battery-7"), FakeListener())
     outbox.add(Reading(at_us=1_700_000_006_000_000, values={1: 5006.0}))
     store.flush()
 

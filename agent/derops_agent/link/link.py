@@ -1,4 +1,4 @@
-"""Keeping one asset connected: certificates, channels and back-off."""
+"""The link that keeps one asset connected: certificates, channels and back-off."""
 
 import asyncio
 import random
@@ -21,6 +21,7 @@ from derops_agent.asset.ledger import Ledger
 from derops_agent.clock import Clock
 from derops_agent.execution.wire import write_capability
 from derops_agent.link.outlet import StreamOutlet
+from derops_agent.link.reasons import EndReason
 from derops_agent.link.stream import Stream, StreamEndedError
 from derops_agent.storage import Runner
 from derops_agent.telemetry.outbox import Outbox
@@ -33,20 +34,20 @@ _FLOOR = re.compile(r"floor (\d{1,19}): .*")
 _TAKEOVER_SECONDS = 30.0
 _CLOSE_SECONDS = 2.0
 _CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
-    # Channels to one address share connections otherwise, and a new certificate would not be seen.
+    # Channels to one address would share connections, and a new certificate would not be shown.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.max_receive_message_length", 1 << 20),
-    # Retrying is this module's: a transparent retry would send Hello with a used epoch.
+    # This module retries by itself: a transparent retry would send Hello with a used epoch.
     ("grpc.enable_retries", 0),
 ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """Where to dial and whom to expect."""
+    """Which gateways to dial, whom to expect there, and what to show them."""
 
     gateways: tuple[str, ...]
     server_name: str
@@ -57,15 +58,15 @@ class Endpoint:
         """Read the files; blocks.
 
         Raises:
-            OSError: One is not there (yet).
-            ValueError: One is not what it should be (yet).
+            OSError: A file cannot be read, perhaps not yet.
+            ValueError: A file is not what it should be, perhaps not yet.
         """
         return IdentityFiles.read(self.certificate_directory, self.server_ca_file)
 
 
 @dataclass(slots=True)
 class _Running:
-    session: Stream
+    stream: Stream
     task: asyncio.Task[StreamEndedError]
     credentials: IdentityFiles
 
@@ -106,7 +107,7 @@ class Link:
         self._log = structlog.get_logger("link").bind(asset=str(name))
 
     async def run(self) -> None:
-        """Keep a stream; ends by cancellation only, with a Bye."""
+        """Keep a stream open until cancelled, then end it with a Bye."""
         try:
             while True:
                 running = await self._start(await self._wait_for_credentials())
@@ -117,12 +118,12 @@ class Link:
     async def _serve(self, running: _Running) -> StreamEndedError:
         """Wait until the stream ends; move to a new certificate meanwhile."""
         while True:
-            if running.session.synchronised.is_set():
+            if running.stream.synchronised.is_set():
                 self._failures = 0
             done, _ = await asyncio.wait({running.task}, timeout=CERTIFICATE_CHECK_SECONDS)
             if done:
                 self._started.remove(running)
-                if running.session.synchronised.is_set():
+                if running.stream.synchronised.is_set():
                     self._failures = 0
                 return running.task.result()
             try:
@@ -137,9 +138,9 @@ class Link:
 
     async def _renew(self, old: _Running, fresh: IdentityFiles) -> _Running:
         """Open a stream with the new certificate first, and only then close the old one."""
-        old.session.hold_telemetry()  # or the new stream's Hello would not be true for long
+        old.stream.hold_telemetry()  # or the new stream's Hello would not be true for long
         new = await self._start(fresh)
-        synchronised = asyncio.create_task(new.session.synchronised.wait())
+        synchronised = asyncio.create_task(new.stream.synchronised.wait())
         try:
             await asyncio.wait(
                 {new.task, synchronised},
@@ -148,17 +149,17 @@ class Link:
             )
         finally:
             synchronised.cancel()
-        if new.session.synchronised.is_set():
+        if new.stream.synchronised.is_set():
             self._log.info("certificate.renewed")
-            await self._close(old, "CertificateRenewed")
+            await self._close(old, EndReason.CERTIFICATE_RENEWED)
             return new
         self._log.warning("certificate.not_accepted", hint="the old stream stays")
         if new.task.done():
             await self._learn(new.task.result())
-        await self._close(new, "Withdrawn")
-        self._use(old.session)
-        old.session.resume_telemetry()
-        old.session.report_all()
+        await self._close(new, EndReason.WITHDRAWN)
+        self._outlet.use(old.stream)
+        old.stream.resume_telemetry()
+        old.stream.report_all()
         return old
 
     async def _start(self, credentials: IdentityFiles) -> _Running:
@@ -178,7 +179,7 @@ class Link:
             capability=write_capability(self._device.capability),
             highest_revision=self._controller.revisions.heard,
         )
-        session = Stream(
+        stream = Stream(
             self._open_channel(credentials),
             hello,
             self._controller,
@@ -186,16 +187,11 @@ class Link:
             self._clock,
             self._run_outbox,
         )
-        task = asyncio.create_task(session.run_until_end())
-        running = _Running(session, task, credentials)
+        task = asyncio.create_task(stream.run_until_end())
+        running = _Running(stream, task, credentials)
         self._started.append(running)
-        self._use(session)
+        self._outlet.use(stream)
         return running
-
-    def _use(self, session: Stream) -> None:
-        self._outlet.use(session)
-        self._outbox.on_stored = session.telemetry_stored
-        self._outbox.on_replaced = lambda: session.close("OutboxReplaced")
 
     def _open_channel(self, credentials: IdentityFiles) -> grpc.aio.Channel:
         target = self._endpoint.gateways[self._gateway % len(self._endpoint.gateways)]
@@ -204,8 +200,8 @@ class Link:
             grpc.ssl_channel_credentials(credentials.ca, credentials.key, credentials.certificate),
             options=[
                 *_CHANNEL_OPTIONS,
-                # Not to weaken the check but to say what it expects: the gateway's certificate
-                # carries a fixed name, and the address we dial is any host or a bare IP.
+                # This does not weaken the check: the gateway's certificate carries a fixed name,
+                # whatever host or address is dialled.
                 ("grpc.ssl_target_name_override", self._endpoint.server_name),
             ],
         )
@@ -223,17 +219,17 @@ class Link:
             return credentials
 
     def _note_end(self, credentials: IdentityFiles) -> None:
-        """Say when the certificate is over, and that it is: no gateway takes it from then on."""
+        """Note when the certificate is over; the readiness says so once it is."""
         part, ends = f"certificate's end of {self._name}", credentials.ends
         metrics.note_certificate_end(str(self._name), ends.timestamp())
         if self._clock.now_us() < ends.timestamp() * 1_000_000:
             self._readiness.found(part)
         else:
-            why = f"over since {ends:%Y-%m-%d %H:%M} UTC: no gateway takes it"
+            why = f"over since {ends:%Y-%m-%d %H:%M} UTC: no gateway takes it, renew it"
             self._readiness.degraded(part, why)
 
     async def _after(self, ended: StreamEndedError) -> None:
-        """Learn from the end of a stream, then wait: fast at first, spread over ever more."""
+        """Learn from the end of a stream, then wait: each time for up to twice as long."""
         metrics.count_end(ended.reason)
         await self._learn(ended)
         self._gateway += 1
@@ -249,17 +245,17 @@ class Link:
         await asyncio.sleep(delay)
 
     async def _learn(self, ended: StreamEndedError) -> None:
-        """Take the epoch that a gateway told us to exceed, or to go on from."""
+        """Take the epoch that the gateway says to exceed, or to go on from."""
         if ended.reason == "EpochTooLow" and (told := _HIGHEST.fullmatch(ended.message)):
             self._above_epoch = int(told[1])
         if ended.reason == "EpochTooHigh" and (told := _FLOOR.fullmatch(ended.message)):
             floor = int(told[1])
-            # Without the difference, the clock would have each later connection refused once.
+            # Without the difference, the clock would get each later connection refused once.
             self._epochs_behind_ms = self._clock.now_us() // 1000 - floor
             await self._run_ledger(lambda: self._ledger.go_on_from(floor))
 
-    async def _close(self, running: _Running, reason: str) -> None:
-        running.session.close(reason)
+    async def _close(self, running: _Running, reason: EndReason) -> None:
+        running.stream.close(reason)
         _, pending = await asyncio.wait({running.task}, timeout=_CLOSE_SECONDS)
         for task in pending:
             task.cancel()
@@ -267,4 +263,6 @@ class Link:
         self._started.remove(running)
 
     async def _close_all(self) -> None:
-        await asyncio.gather(*(self._close(running, "Shutdown") for running in [*self._started]))
+        await asyncio.gather(
+            *(self._close(running, EndReason.SHUTDOWN) for running in [*self._started])
+        )

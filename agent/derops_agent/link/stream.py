@@ -1,7 +1,7 @@
 """One stream of one asset, from Hello to its end.
 
-A stream has one writer task: two would kill it. What is written first is Hello and all reports
-that are not settled; reports and heartbeats go before telemetry, which runs on credit.
+A stream has one writer task; a second one would break it. It writes Hello first, then all reports
+that are not settled. Reports and heartbeats go before telemetry, which runs on credit.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from derops_agent.asset.controller import AssetController
 from derops_agent.asset.inbox import EVENT_BYTES, Acknowledged, Change, Settled, Snapshot
 from derops_agent.asset.revisions import order_of
 from derops_agent.clock import Clock
+from derops_agent.link.reasons import EndReason
 from derops_agent.storage import Runner
 from derops_agent.telemetry.outbox import Outbox
 
@@ -30,7 +31,7 @@ SILENT_HEARTBEATS = 3
 _BYE_SECONDS = 1.0  # for the gateway to end its half
 _READ_BATCHES = 64
 MAX_SNAPSHOT_BYTES = 32 * 1024**2
-"""Of the parts between SyncBegin and SyncEnd, each with what it costs as an object."""
+"""Of all parts between SyncBegin and SyncEnd, each with what it costs as an object."""
 
 _OFFSETS = 5
 
@@ -57,11 +58,11 @@ class Stream:
         run: Runner,
     ) -> None:
         self.synchronised = asyncio.Event()
-        """Set once a complete snapshot was taken."""
+        """Set once the controller has a complete snapshot."""
         self._channel, self._hello = channel, hello
         self._controller, self._outbox, self._clock, self._run = controller, outbox, clock, run
         self._urgent: dict[str, agent_pb2.AgentMessage] = {}
-        """By what it is about: where the gateway does not read, only the newest of each waits."""
+        """By subject: while the gateway does not read, only the newest of each subject waits."""
         self._work = asyncio.Event()
         self._closing = False
         self._sent = self._allowed = hello.first_sequence - 1
@@ -79,7 +80,7 @@ class Stream:
         self.report_all()
 
     async def run_until_end(self) -> StreamEndedError:
-        """Serve the stream; return why it ended. The channel is closed then."""
+        """Serve the stream, then close the channel; return why the stream ended."""
         stub: Any = agent_pb2_grpc.AgentLinkStub  # generated without types
         call = stub(self._channel).Connect()
         ended: StreamEndedError | None = None
@@ -110,21 +111,21 @@ class Stream:
         self._send(agent_pb2.AgentMessage(report=report))
 
     def telemetry_stored(self) -> None:
-        """Note that the outbox has more."""
+        """Note that the outbox has more to send."""
         self._work.set()
 
     def hold_telemetry(self) -> None:
-        """Send no telemetry and forget none: another stream is about to take over."""
+        """Send no telemetry and take no credit: another stream is about to take over."""
         self._held = agent_pb2.TelemetryCredit(send_through=self._allowed)
 
     def resume_telemetry(self) -> None:
-        """Go on, with what the gateway said meanwhile."""
+        """Go on, with the credit that came meanwhile."""
         held, self._held = self._held, None
         if held is not None:
             self._on_credit(held)
 
-    def close(self, reason: str, message: str = "") -> None:
-        """Say why, then end the stream."""
+    def close(self, reason: EndReason, message: str = "") -> None:
+        """Say why in a Bye, then end the stream."""
         self._send(agent_pb2.AgentMessage(bye=agent_pb2.Bye(reason=reason, message=message)))
         self._closing = True
         self._why = StreamEndedError(reason, message)
@@ -192,11 +193,16 @@ class Stream:
             self._send(agent_pb2.AgentMessage(heartbeat=heartbeat))
             await self._rest(period)
             silent_us = self._clock.monotonic_us() - self._heard_us
-            if silent_us > SILENT_HEARTBEATS * period * 1_000_000:
-                raise StreamEndedError("GatewaySilent", f"nothing heard for {silent_us} us")
+            allowed_seconds = SILENT_HEARTBEATS * period
+            if silent_us > allowed_seconds * 1_000_000:
+                raise StreamEndedError(
+                    "GatewaySilent",
+                    f"the gateway was silent for {silent_us / 1e6:.1f} s, {allowed_seconds} s are "
+                    f"allowed",
+                )
 
     async def _rest(self, period_seconds: float) -> None:
-        """Wait for the next heartbeat, which is due in time for what the asset calls silence."""
+        """Wait until the next heartbeat is due: well within the asset's failsafeAfterSeconds."""
         if self._failsafe_seconds:
             period_seconds = min(period_seconds, self._failsafe_seconds / SILENT_HEARTBEATS)
         self._asset_changed.clear()
@@ -228,7 +234,10 @@ class Stream:
 
     def _on_sync_begin(self, begin: agent_pb2.SyncBegin) -> None:
         if order_of(begin.revision) < order_of(self._controller.revisions.heard):
-            self.close("StaleReplica", "your desired state is older than one I have taken")
+            self.close(
+                EndReason.STALE_REPLICA,
+                "the gateway's desired state is older than one the agent has taken",
+            )
         self._snapshot, self._snapshot_bytes = (begin.revision, []), 0
 
     def _receive(
@@ -237,7 +246,10 @@ class Stream:
         if isinstance(part, dispatch_pb2.Asset):
             named = AssetName(part.id.namespace, part.id.name)
             if named != self._controller.name:
-                self.close("WrongAsset", f"this is {self._controller.name}, not {str(named)[:200]}")
+                self.close(
+                    EndReason.WRONG_ASSET,
+                    f"the agent's asset is {self._controller.name}, not {str(named)[:200]}",
+                )
                 return
             reverts = part.on_comms_loss == "Revert"
             self._failsafe_seconds = part.failsafe_after_seconds if reverts else 0
@@ -246,7 +258,7 @@ class Stream:
             self._snapshot_bytes += EVENT_BYTES + part.ByteSize()
             if self._snapshot_bytes > MAX_SNAPSHOT_BYTES:
                 self._snapshot = None
-                self.close("BadSnapshot", f"more than {MAX_SNAPSHOT_BYTES} bytes")
+                self.close(EndReason.BAD_SNAPSHOT, f"it has more than {MAX_SNAPSHOT_BYTES} bytes")
                 return
             self._snapshot[1].append(part)
         elif self.synchronised.is_set():
@@ -254,7 +266,7 @@ class Stream:
 
     def _on_sync_end(self, end: agent_pb2.SyncEnd) -> None:
         if self._snapshot is None:
-            self.close("BadSnapshot", "SyncEnd without SyncBegin")
+            self.close(EndReason.BAD_SNAPSHOT, "SyncEnd without SyncBegin")
             return
         revision, messages = self._snapshot
         assets = [m for m in messages if isinstance(m, dispatch_pb2.Asset)]
@@ -262,7 +274,8 @@ class Stream:
         complete = len(assets) == 1 and len(orders) == end.count
         if not complete or order_of(end.revision) != order_of(revision):
             self.close(
-                "BadSnapshot", f"{len(assets)} assets and {len(orders)} of {end.count} dispatches"
+                EndReason.BAD_SNAPSHOT,
+                f"it has {len(assets)} assets of 1 and {len(orders)} dispatches of {end.count}",
             )
             return
         self._snapshot = None
@@ -301,7 +314,7 @@ class Stream:
         self._note_offset((there + back) // 2)
 
     def _note_offset(self, offset_us: int) -> None:
-        # On a clock that nobody can set: a clock that was set does not make the others wrong.
+        # Kept on the monotonic clock: setting the wall clock leaves the earlier offsets true.
         ahead_us = self._clock.now_us() - self._clock.monotonic_us()
         self._offsets.append(offset_us + ahead_us)
         median_us = statistics.median(self._offsets) - ahead_us
@@ -313,7 +326,7 @@ class Stream:
 
 
 class _deadline:  # noqa: N801  # used like asyncio.timeout
-    """Bound a wait; too late ends the stream."""
+    """Bound a wait: the stream ends if it takes longer."""
 
     def __init__(self, seconds: float, reason: str) -> None:
         self._timeout = asyncio.timeout(seconds)

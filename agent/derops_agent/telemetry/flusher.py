@@ -22,21 +22,19 @@ class Flusher:
         """Whose samples they are."""
 
         self._threads, self._readiness = threads, readiness
-        self._full = asyncio.Event()
         self._work: list[Any] = []
         self._failing = False
         self._log = structlog.get_logger("outbox")
-        store.wake = self._full.set
 
     async def run(self) -> None:
-        """Flush for ever; a disk that fails is tried again, a damaged file is replaced."""
+        """Flush for ever; try again on a disk that fails, and replace a damaged file."""
         while True:
             try:
                 async with asyncio.timeout(FLUSH_SECONDS):
-                    await self._full.wait()
+                    await self.store.awaits_flush.wait()
             except TimeoutError:
                 pass
-            self._full.clear()
+            self.store.awaits_flush.clear()
             try:
                 await self.flush()
             except sqlite3.Error as error:
@@ -58,11 +56,11 @@ class Flusher:
             self.store.begin_anew(ids)
 
     async def flush(self) -> None:
-        """Commit what there is.
+        """Commit what the outboxes have.
 
         Raises:
-            sqlite3.Error: The disk did not take it; it is kept for the next time. What is sampled
-                until then waits at the outboxes, which have a bound.
+            sqlite3.Error: The disk did not take it; it is kept for the next time. Newer samples
+                wait in the outboxes until then, which have a bound.
         """
         if not self._work:
             self._work = self.store.collect()

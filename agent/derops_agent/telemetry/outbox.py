@@ -1,22 +1,19 @@
-"""Telemetry of one asset on its way: samples are on the disk before they are sent.
+"""The outbox of one asset: its samples are on the disk before they are sent.
 
-Each asset has a random outbox id of its own and a sequence without holes; where old batches had to
-be dropped, a Gap stands at the last dropped sequence. While the disk takes nothing, the newest
-samples wait in memory, and a Gap is stored for the others when it does again.
+Each outbox has a random id and a sequence without holes. Where old batches had to be dropped, a Gap
+stands at the last dropped sequence. While the disk takes nothing, the newest samples wait in
+memory; once it does again, a Gap is stored for the others.
 """
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from derops.wire.v1 import agent_pb2
 from derops_agent import metrics
 from derops_agent.ports import Reading
-
-if TYPE_CHECKING:
-    from derops_agent.telemetry.outbox_store import OutboxStore
 
 MAX_SAMPLES = 100
 """Samples in one batch, at most."""
@@ -25,12 +22,32 @@ MAX_VALUES = 6000
 """Values in one batch, at most: 48 KB, below the 64 KiB of the protocol."""
 
 MAX_WAITING = 3600
-"""Samples of one asset that wait in memory while the disk takes nothing."""
+"""Samples of one asset that wait in memory while the disk takes nothing, at most."""
 
-
-_RECENT = 32
+_RECENT = 32  # batches kept in memory, for a stream that keeps up
 Row = tuple[int, int, int, int, bytes]
 """Sequence, from_us, to_us, samples, AgentMessage."""
+
+
+class OutboxListener(Protocol):
+    """Who sends what an outbox holds; called in the event loop's thread."""
+
+    def note_stored(self) -> None:
+        """Note that there is more to send."""
+
+    def note_replaced(self) -> None:
+        """Note that the outbox has a new id: a stream that was told the old one is over."""
+
+
+class BatchStore(Protocol):
+    """The file behind an outbox."""
+
+    def wake(self) -> None:
+        """Make the next flush begin at once."""
+
+    def read(self, key: int, after: int, through: int, limit: int) -> list[tuple[int, bytes]]:
+        """Return batches of one outbox by sequence, oldest first; blocks."""
+        ...
 
 
 @dataclass(slots=True)
@@ -43,16 +60,20 @@ class _Lost:
 
 
 class Outbox:
-    """The view of one asset. All methods but ``read`` are for the event loop's thread."""
+    """The outbox of one asset. All methods but ``read`` are for the event loop's thread."""
 
     def __init__(
-        self, store: "OutboxStore", key: int, outbox_id: str, *, first: int, last: int, gap: int
+        self,
+        store: BatchStore,
+        listener: OutboxListener,
+        key: int,
+        outbox_id: str,
+        *,
+        first: int,
+        last: int,
+        gap: int,
     ) -> None:
         self.outbox_id = outbox_id
-        self.on_stored: Callable[[], None] = lambda: None
-        """Called when there is more to send."""
-        self.on_replaced: Callable[[], None] = lambda: None
-        """Called when ``outbox_id`` has changed: the stream that was told the old one is over."""
         self.last_sequence = last
         """The last sequence that was given out; ``stored_sequence`` is the last durable one."""
         self.stored_sequence = last
@@ -60,7 +81,7 @@ class Outbox:
         """Where the last gap stands; 0 = there is none."""
         self.first_sequence = first
         """The oldest that is not acknowledged; where there is none, the next that will be."""
-        self._store = store
+        self._store, self._listener = store, listener
         self._key = key
         self._pending: deque[Reading] = deque()
         self._lost: _Lost | None = None
@@ -91,7 +112,7 @@ class Outbox:
         self.first_sequence = max(self.first_sequence, self._acknowledged + 1)
 
     def recent(self, after: int, through: int) -> list[tuple[int, bytes]] | None:
-        """Return the batches that follow ``after`` from memory, None if they are not there."""
+        """Return the batches that follow ``after`` from memory; None = they are not all there."""
         if not self._recent or self._recent[0][0] > after + 1:
             return None
         return [row for row in self._recent if after < row[0] <= through]
@@ -101,7 +122,7 @@ class Outbox:
         return self._store.read(self._key, after, through, limit)
 
     def take(self) -> tuple[int, int, list[Row]]:
-        """Return key, what is acknowledged, and the rows to store; for the store alone."""
+        """Return key, acknowledged sequence and the rows to store; for the store alone."""
         rows = []
         if self._lost is not None:
             lost, self._lost = self._lost, None
@@ -133,26 +154,26 @@ class Outbox:
         self.outbox_id, self.first_sequence = outbox_id, 1
         self.last_sequence = self.stored_sequence = self.gap_sequence = self._acknowledged = 0
         self._recent.clear()
-        self.on_replaced()
+        self._listener.note_replaced()
 
     def stored(self, rows: list[Row]) -> None:
         """Note that ``rows`` are durable; for the store alone."""
         if rows:
             self._recent.extend((row[0], row[4]) for row in rows)
             self.stored_sequence = rows[-1][0]
-            self.on_stored()
+            self._listener.note_stored()
 
     def shortened(self, rows: list[Row], gap_sequence: int) -> None:
-        """Note that old batches became a gap: what follows is read from the disk."""
+        """Note that old batches became a gap; for the store alone."""
         self.gap_sequence = gap_sequence
         self.first_sequence = max(self.first_sequence, gap_sequence)
         self._recent.clear()
         self.stored_sequence = rows[-1][0] if rows else self.stored_sequence
-        self.on_stored()
+        self._listener.note_stored()
 
 
 def split(samples: list[Reading]) -> Iterator[list[Reading]]:
-    """Yield batches of samples that the protocol takes."""
+    """Yield the samples in batches that are within the bounds of the protocol."""
     batch: list[Reading] = []
     columns: set[int] = set()
     for sample in samples:

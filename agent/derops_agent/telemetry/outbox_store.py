@@ -1,8 +1,9 @@
 """The file behind the outboxes of all assets of a process: bounded, durable, and replaceable.
 
-One file, so that five hundred assets cost one commit a second.
+It is one file, so that five hundred assets cost one commit a second.
 """
 
+import asyncio
 import secrets
 import sqlite3
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from derops.sqlite import transaction
 from derops.wire.v1 import agent_pb2
 from derops_agent import metrics
 from derops_agent.storage import open_database
-from derops_agent.telemetry.outbox import Outbox, Row
+from derops_agent.telemetry.outbox import Outbox, OutboxListener, Row
 
 SCHEMA_VERSION = 1
 DEFAULT_MAX_BYTES = 160_000_000
@@ -96,8 +97,8 @@ class OutboxStore:
         self._log = structlog.get_logger("outbox")
         self._outboxes: dict[int, Outbox] = {}
         self._names: dict[int, AssetName] = {}
-        self.wake: Callable[[], None] = lambda: None
-        """Called when an outbox should not wait for the next regular flush."""
+        self.awaits_flush = asyncio.Event()
+        """Set when an outbox should not wait for the next regular flush."""
         try:
             self._open()
         except sqlite3.DatabaseError as error:
@@ -115,8 +116,16 @@ class OutboxStore:
             )
         }
 
-    def open(self, asset: AssetName) -> Outbox:
+    def wake(self) -> None:
+        """Make the next flush begin at once; in the event loop's thread."""
+        self.awaits_flush.set()
+
+    def open(self, asset: AssetName, listener: OutboxListener) -> Outbox:
         """Return the outbox of an asset; blocks, and belongs to the thread of ``commit``.
+
+        Args:
+            asset: Whose samples it takes.
+            listener: Who sends them.
 
         Raises:
             sqlite3.Error: It is new, and cannot be stored now.
@@ -127,7 +136,9 @@ class OutboxStore:
             first = sequence
             if agent_pb2.AgentMessage.FromString(message).HasField("gap"):
                 gap = sequence
-        self._outboxes[key] = Outbox(self, key, outbox_id, first=first, last=last, gap=gap)
+        self._outboxes[key] = Outbox(
+            self, listener, key, outbox_id, first=first, last=last, gap=gap
+        )
         self._names[key] = asset
         return self._outboxes[key]
 
@@ -142,10 +153,10 @@ class OutboxStore:
         return row
 
     def replace(self, error: sqlite3.Error) -> dict[int, str]:
-        """Put a damaged file aside and begin a new one; return the new ids. Blocks.
+        """Put a damaged file aside and begin a new one; return the new ids by key. Blocks.
 
-        What was in the old one and not acknowledged is lost to the headend; the file stays for
-        whoever wants to look into it.
+        The headend never gets what the old file held and was not acknowledged. That file stays on
+        the disk, for whoever wants to look into it.
         """
         self._db.close()
         self._put_aside(error)
@@ -153,7 +164,7 @@ class OutboxStore:
         return {key: self._register(name, key)[1] for key, name in self._names.items()}
 
     def begin_anew(self, ids: dict[int, str]) -> None:
-        """Tell the outboxes that the file was replaced; in the event loop's thread."""
+        """Tell the outboxes that the file was replaced, by key; in the event loop's thread."""
         for key, outbox_id in ids.items():
             self._outboxes[key].begin_anew(outbox_id)
 
@@ -221,7 +232,7 @@ class OutboxStore:
 
     def _apply(self, key: int, stored: _OutboxSize, acknowledged: int, rows: list[Row]) -> None:
         if rows:
-            # IGNORE: a commit whose outcome nobody heard of is made again.
+            # IGNORE: a commit whose outcome is not known is made again.
             for row in rows:
                 new = self._db.execute(
                     "INSERT OR IGNORE INTO batch (key, sequence, from_us, to_us, samples, message) "
@@ -261,9 +272,10 @@ class OutboxStore:
         return 2**63 if stored.oldest_us is None else stored.oldest_us
 
     def _shorten(self, key: int, stored: _OutboxSize, reason: str, oldest_us: int = 0) -> int:
-        """Replace the oldest by one Gap, which takes the last dropped sequence.
+        """Replace the oldest batches by one Gap, which takes the last dropped sequence.
 
-        Those that are too old, or a tenth of the bound: each step costs as much as it drops.
+        Those are the ones that are too old, or a tenth of the bound: each step costs as much as it
+        drops.
         """
         through, from_us, to_us, samples = 0, 2**63 - 1, 0, 0
         rows = size = dropped = 0
