@@ -19,7 +19,8 @@ from derops_operator import metrics
 from derops_operator.cluster.client import TRANSIENT, GoneError, Kube
 from derops_operator.cluster.events import EventWriter
 from derops_operator.cluster.resync import Resync
-from derops_operator.cluster.status_writer import StatusWriter
+from derops_operator.cluster.status_writer import BURST, WRITES_PER_SECOND
+from derops_operator.cluster.token_bucket import TokenBucket
 from derops_operator.cluster.troubles import Troubles
 from derops_operator.core import Core, Ports
 from derops_operator.gateways.replicas import SESSIONS_WITHIN_US
@@ -64,7 +65,7 @@ class Controller:
         self.events = EventWriter(kube)
         ports = Ports(
             api=kube,
-            statuses=StatusWriter(kube),
+            status_bucket=TokenBucket(WRITES_PER_SECOND, BURST),
             events=self.events,
             troubles=Troubles(self.events, readiness),
             guard=self._creators,

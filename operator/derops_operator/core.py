@@ -17,8 +17,8 @@ from derops_operator.cluster.client import TRANSIENT, ChangedMeanwhileError, Gon
 from derops_operator.cluster.events import EventWriter
 from derops_operator.cluster.executor import Executor
 from derops_operator.cluster.ports import Api, Guard, Listener, Queue
-from derops_operator.cluster.publisher import Publisher
 from derops_operator.cluster.status_writer import StatusWriter
+from derops_operator.cluster.token_bucket import TokenBucket
 from derops_operator.cluster.troubles import Troubles
 from derops_operator.gateways.assignment import give_asset, keep_held, submit
 from derops_operator.gateways.desired import Awaiting, Desired
@@ -45,7 +45,9 @@ class Ports:
     """What the core acts through."""
 
     api: Api
-    statuses: StatusWriter
+    status_bucket: TokenBucket
+    """How fast statuses are written."""
+
     events: EventWriter
     troubles: Troubles
     guard: Guard
@@ -74,14 +76,10 @@ class Core:
         self.executor = Executor(
             ports.api, ports.events, self.cache, self.take, self.drop, self._now_us
         )
-        self._publisher = Publisher(
-            self.cache,
-            ports.statuses,
-            ports.events,
-            self.take,
-            ports.publishing,
+        self._statuses = StatusWriter(
+            ports.api, ports.status_bucket, self.cache, ports.events, self.take, ports.publishing
         )
-        self.publish = self._publisher.publish
+        self.publish = self._statuses.publish
         self._loaded = False
         """Whether all was listed: only then is known what the history is to be told again."""
 
@@ -119,7 +117,7 @@ class Core:
         known = self.cache.drop(key, uid)
         if known is None:
             return
-        self._publisher.forget(key)
+        self._statuses.forget(key)
         self._awaiting.discard(key)
         self._troubles.forget(key)
         if key.kind is Kind.DISPATCH:
@@ -341,7 +339,7 @@ class Core:
         if self._waits_for_asset(stored, asset):
             await self._let_go_deleted(key, stored.meta)
             return
-        known = self._publisher.with_basis(key, stored)
+        known = self._statuses.with_basis(key, stored)
         decision = self.decide(known, asset)
         for action in decision.actions:
             if isinstance(action, Submit):
@@ -360,7 +358,7 @@ class Core:
         now = self.cache.fact(key)
         if now is None or now.meta.uid != stored.meta.uid:
             return  # the status of one is none of another that has its name
-        self._publisher.want(key, decision.status)
+        self._statuses.want(key, decision.status)
         self._look_again(key, decision.again_us)
 
     async def _reconcile_asset(self, key: ObjectKey, asset: Asset) -> None:
@@ -385,7 +383,7 @@ class Core:
         version = self.desired.asset_version(uid, generation)
         if not accepted and version is not None:
             self._awaiting.add(key, version)
-        self._publisher.want(key, decision.status)
+        self._statuses.want(key, decision.status)
         self._look_again(key, decision.again_us)
 
     def _look_again(self, key: ObjectKey, again_us: int | None) -> None:

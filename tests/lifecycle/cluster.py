@@ -107,6 +107,12 @@ class Cluster:
         born = {"deletionTimestamp": format_second(self._now_us())}
         self._put(Kind.DISPATCH, _with_metadata(stored, **born, **_next_generation(stored)))
 
+    def force_away(self, kind: Kind, name: str) -> None:
+        """Take all finalizers off an object, and delete it."""
+        stored = self._objects[key_of(kind, name)]
+        born = {"deletionTimestamp": format_second(self._now_us())}
+        self._put(kind, _with_metadata(stored, **born, finalizers=[]))
+
     # What the operator asks for
 
     def list_all(self) -> list[tuple[Kind, Manifest]]:
@@ -133,6 +139,8 @@ class Cluster:
         """Merge a patch into a status, which must be one that may follow."""
         stored = self._unchanged(kind, meta)
         status = _merged(stored.get("status", {}), json.loads(json.dumps(patch)))
+        held = FINALIZER in stored["metadata"].get("finalizers", [])
+        assert held or "activeDispatch" not in status, f"nothing holds the asset: {status}"
         if kind is Kind.DISPATCH:
             before = self.dispatches[meta.name]
             self._on_status(before, status)

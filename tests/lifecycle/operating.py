@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
+from kubernetes.aio.client.exceptions import ApiException
 from tests.lifecycle.cluster import Cluster
 from tests.lifecycle.site import Fuse
 
@@ -13,7 +14,7 @@ from derops.schedules import SECOND_US
 from derops.wire.v1 import control_pb2
 from derops_operator.cluster.client import Manifest
 from derops_operator.cluster.events import EventWriter
-from derops_operator.cluster.status_writer import StatusWriter, TokenBucket
+from derops_operator.cluster.token_bucket import TokenBucket
 from derops_operator.cluster.troubles import Troubles
 from derops_operator.core import Core, Ports
 from derops_operator.reconciling.credibility import Strange
@@ -34,6 +35,9 @@ class Way:
         self.holds = False
         self.loses_answers = False
         """Whether it does what it is asked for, and nobody hears that it did."""
+
+        self.refuses: Kind | None = None
+        """On which kind it takes no finalizer, as an admission webhook may have it."""
 
         self.waiting = 0
         """Calls that have no answer yet."""
@@ -65,6 +69,8 @@ class Api:
         return self._cluster.read(ObjectKey(kind, namespace, name))
 
     async def set_finalizer(self, kind: Kind, meta: Meta, *, present: bool) -> Manifest:
+        if kind is self._way.refuses:
+            raise ApiException(status=403, reason="refused by a webhook")
         return await self._do(lambda: self._cluster.set_finalizer(kind, meta, present=present))
 
     async def patch_status(self, kind: Kind, meta: Meta, patch: Mapping[str, Any]) -> Manifest:
@@ -169,7 +175,7 @@ class Operator:
         events = EventWriter(api)
         ports = Ports(
             api=api,
-            statuses=StatusWriter(api, TokenBucket(1e9, 1e9)),
+            status_bucket=TokenBucket(1e9, 1e9),
             events=events,
             troubles=Loud(events, Readiness()),
             guard=Guard(),
@@ -267,6 +273,10 @@ class Operator:
             assert ended or held or uid not in self._given, f"settled before its end: {each}"
             if held:
                 self._given.add(uid)
+        if not self._cluster.changes:
+            stored = {each.meta.uid for each in self._cluster.dispatches.values()}
+            left = [uid for uid in self._given - stored if self.desired.asset_uid_of(uid)]
+            assert not left, f"gone, and gateways were not told: {left}"
 
 
 def has_ended(dispatch: Dispatch) -> bool:

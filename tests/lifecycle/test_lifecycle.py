@@ -21,6 +21,7 @@ from tests.lifecycle.site import BENIGN, FAULTS
 from tests.lifecycle.world import GATEWAYS, World
 
 from derops.lifecycle import Phase
+from derops_operator.resources.objects import Kind
 
 EXAMPLES = int(os.environ.get("DEROPS_EXAMPLES") or 120)
 STEPS = 40
@@ -265,6 +266,10 @@ class Lifecycle(RuleBasedStateMachine):
     @rule(loses=st.booleans())
     def lose_answers(self, loses: bool) -> None:
         self._do(self.world.lose_answers, loses)
+
+    @rule(kind=st.sampled_from([None, Kind.ASSET, Kind.DISPATCH]))
+    def refuse_finalizers(self, kind: Kind | None) -> None:
+        self._do(self.world.refuse_finalizers, kind)
 
     @rule()
     def begin_era(self) -> None:

@@ -17,6 +17,7 @@ from derops_agent.asset.inbox import Snapshot
 from derops_agent.execution.state import Stage
 from derops_headend.fleet.sessions import EpochTooHighError, EpochTooLowError, Session
 from derops_operator.resources.instants import format_second
+from derops_operator.resources.objects import Kind
 
 T0 = 1_800_000_000 * SECOND_US
 GATEWAYS = 2
@@ -178,6 +179,7 @@ class World:
         self.ways = Ways()
         self.hold_api_server(False)
         self.lose_answers(False)
+        self.refuse_finalizers(None)
 
     def hold_api_server(self, holds: bool) -> None:
         """Have the API server keep the operator waiting, or answer again."""
@@ -188,6 +190,11 @@ class World:
         """Have the API server do what the operator asks for, and the operator not hear of it."""
         if self.operator is not None:
             self.operator.way.loses_answers = loses
+
+    def refuse_finalizers(self, kind: Kind | None) -> None:
+        """Have the API server refuse the operator's finalizers on a kind; None = on none."""
+        if self.operator is not None:
+            self.operator.way.refuses = kind
 
     def cut_control(self, number: int) -> None:
         """Cut the operator off from a gateway."""

@@ -11,6 +11,7 @@ from derops.schedules import SECOND_US
 from derops.wire.v1 import control_pb2
 from derops_operator.resources.dispatches import CREATOR_ANNOTATION
 from derops_operator.resources.instants import format_second
+from derops_operator.resources.objects import Kind
 
 T0 = 1_800_000_000 * SECOND_US
 DAY_SECONDS = 24 * 3600
@@ -57,6 +58,47 @@ class Rig:
 @pytest.fixture
 def rig() -> Rig:
     return Rig()
+
+
+async def test_nothing_is_given_or_shown_of_a_dispatch_before_it_is_held(rig: Rig) -> None:
+    await rig.wait(0.5)
+    rig.operator.way.refuses = Kind.DISPATCH
+    rig.apply()
+    await rig.wait(1)
+    assert rig.stored == []
+    assert rig.operator.desired.asset_uid_of("uid-peak") is None
+
+    rig.operator.way.refuses = None
+    await rig.wait(1)
+    assert rig.stored == ["Submitted"]
+    assert rig.operator.desired.asset_uid_of("uid-peak") == "uid-battery"
+
+
+async def test_nothing_is_shown_of_an_asset_before_it_is_held(rig: Rig) -> None:
+    await rig.wait(0.5)
+    rig.operator.way.refuses = Kind.ASSET
+    rig.apply()
+    await rig.wait(1)
+    rig.cluster.change_asset(telemetry={"intervalSeconds": 2})
+    await rig.wait(1)
+    assert rig.cluster.asset.status["observedGeneration"] == 1
+
+    rig.operator.way.refuses = None
+    await rig.wait(1)
+    assert rig.cluster.asset.meta.holds_finalizer
+    assert rig.cluster.asset.status["observedGeneration"] == 2
+
+
+async def test_what_is_gone_is_taken_from_the_gateways(rig: Rig) -> None:
+    rig.apply()
+    await rig.wait(0.5)
+    assert rig.operator.desired.asset_uid_of("uid-peak") == "uid-battery"
+
+    rig.cluster.force_away(Kind.DISPATCH, "peak")
+    rig.cluster.force_away(Kind.ASSET, "battery")
+    await rig.wait(0.5)
+    assert rig.operator.desired.asset_uid_of("uid-peak") is None
+    assert not rig.operator.desired.has_asset("uid-battery")
 
 
 async def test_who_ordered_it_goes_to_the_history_with_its_submission(rig: Rig) -> None:

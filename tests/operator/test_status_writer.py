@@ -1,23 +1,26 @@
 """Status writes: what goes over the wire, and what does not."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.operator.making import Story, acked, active, dispatch, ended, view
+from tests.operator.making import Story, acked, active, asset, at, dispatch, ended, holding, view
+from tests.operator.test_assets import after, decide
+from tests.operator.test_events import queued
 
+from derops_operator.cluster.cache import Cache
 from derops_operator.cluster.client import ChangedMeanwhileError, GoneError
-from derops_operator.cluster.status_writer import (
-    StatusWriter,
-    TokenBucket,
-    is_worth_writing,
-    merge_patch,
-)
+from derops_operator.cluster.events import EventWriter
+from derops_operator.cluster.status_writer import StatusWriter, is_worth_writing, merge_patch
+from derops_operator.cluster.token_bucket import TokenBucket
+from derops_operator.reconciling.dispatches import reconcile_dispatch
+from derops_operator.resources.assets import Asset
 from derops_operator.resources.dispatches import Dispatch
 from derops_operator.resources.objects import Kind, Meta, ObjectKey
+from derops_operator.workqueue import WorkQueue
 
 TREES = st.recursive(
     st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2),
@@ -41,6 +44,19 @@ class FakeKube:
             raise self.failure
         self.version += 1
         return {"metadata": {"resourceVersion": str(self.version)}}
+
+
+class SlowKube:
+    """Stores a status; the controller looks at the dispatch again meanwhile."""
+
+    def __init__(self) -> None:
+        self.writes = 0
+        self.meanwhile: Callable[[], None] = lambda: None
+
+    async def patch_status(self, kind: Kind, meta: Meta, patch: Mapping[str, Any]) -> Any:
+        self.writes += 1
+        self.meanwhile()
+        return {"metadata": {"resourceVersion": "11"}, "status": patch}
 
 
 def apply(stored: Any, patch: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,58 +91,134 @@ def _pruned(value: Any) -> Any:
     return {name: each for name, each in inner.items() if each != {}}
 
 
-def writer(kube: FakeKube) -> StatusWriter:
-    return StatusWriter(kube, TokenBucket(1000, 1000))  # type: ignore[arg-type]
+class Rig:
+    """One object, its status writer, and what is stored."""
+
+    def __init__(self, kube: FakeKube | SlowKube, subject: Asset | Dispatch) -> None:
+        self.cache = Cache()
+        kind = Kind.ASSET if isinstance(subject, Asset) else Kind.DISPATCH
+        self.key = ObjectKey(kind, subject.meta.namespace, subject.meta.name)
+        self.cache.put(kind, subject)
+        self.events = EventWriter(kube)  # type: ignore[arg-type]
+        self.writer = StatusWriter(
+            kube,  # type: ignore[arg-type]
+            TokenBucket(1000, 1000),
+            self.cache,
+            self.events,
+            self.take,
+            WorkQueue(),
+        )
+
+    def take(self, kind: Kind, manifest: Mapping[str, Any]) -> None:
+        """Keep what a write returned: the version, and what of the status the server keeps."""
+        known = self.cache.fact(self.key)
+        assert isinstance(known, Asset | Dispatch)
+        meta = replace(known.meta, resource_version=manifest["metadata"]["resourceVersion"])
+        status = {**known.status, **manifest.get("status", {})}
+        self.cache.put(kind, replace(known, meta=meta, status=status))
+
+    async def write(self, status: dict[str, Any]) -> None:
+        self.writer.want(self.key, status)
+        await self.writer.publish(self.key)
 
 
 async def test_only_what_differs_is_written() -> None:
     kube = FakeKube()
-    subject = dispatch(status={"phase": "Sent", "reason": "x", "message": "y"})
+    rig = Rig(kube, asset(status={"capability": {"driver": "a"}, "odd": 1, "even": 2}))
 
-    await writer(kube).write(Kind.DISPATCH, subject, {"phase": "Acked", "reason": "x"})
-
-    assert kube.patches == [{"phase": "Acked", "message": None}]
+    await rig.write({"capability": {"driver": "b"}, "even": 2})
+    assert kube.patches == [{"capability": {"driver": "b"}, "odd": None}]
 
 
 async def test_what_is_stored_already_is_not_written() -> None:
     kube = FakeKube()
-    subject = dispatch(status={"phase": "Sent"})
+    rig = Rig(kube, asset(status={"odd": 1}))
 
-    assert await writer(kube).write(Kind.DISPATCH, subject, {"phase": "Sent"}) is None
+    await rig.write({"odd": 1})
+    assert kube.patches == []
+
+
+async def test_what_is_wanted_no_more_is_not_written() -> None:
+    kube = FakeKube()
+    rig = Rig(kube, asset(status={"odd": 1}))
+    rig.writer.want(rig.key, {"odd": 2})
+
+    await rig.write({"odd": 1})
     assert kube.patches == []
 
 
 async def test_a_field_that_the_server_drops_is_not_written_for_ever() -> None:
     kube = FakeKube()
-    subject, statuses = dispatch(status={}), writer(kube)
-    await statuses.write(Kind.DISPATCH, subject, {"odd": 1})
-    same = _with_version(subject, str(kube.version))
+    rig = Rig(kube, asset())
 
-    assert await statuses.write(Kind.DISPATCH, same, {"odd": 1}) is None
-    assert len(kube.patches) == 1
+    await rig.write({"odd": 1})
+    await rig.write({"odd": 1})
+    assert kube.patches == [{"odd": 1}]
+
+
+async def test_a_field_that_the_server_dropped_from_another_version_is_written() -> None:
+    kube = FakeKube()
+    rig = Rig(kube, asset())
+    await rig.write({"odd": 1})
+
+    rig.take(Kind.ASSET, {"metadata": {"resourceVersion": "20"}})
+    await rig.write({"odd": 1})
+    assert kube.patches == [{"odd": 1}] * 2
 
 
 @pytest.mark.parametrize("failure", [ChangedMeanwhileError("409"), GoneError("404")])
 async def test_a_refused_write_is_the_callers_to_decide_anew(failure: Exception) -> None:
     kube = FakeKube()
     kube.failure = failure
-    subject, statuses = dispatch(), writer(kube)
+    rig = Rig(kube, asset())
 
     with pytest.raises(type(failure)):
-        await statuses.write(Kind.DISPATCH, subject, {"phase": "Sent"})
+        await rig.write({"odd": 1})
 
     kube.failure = None
-    assert await statuses.write(Kind.DISPATCH, subject, {"phase": "Sent"}) is not None
+    await rig.write({"odd": 1})
+    assert kube.patches == [{"odd": 1}] * 2
 
 
 async def test_a_forgotten_object_starts_anew() -> None:
     kube = FakeKube()
-    subject, statuses = dispatch(), writer(kube)
-    await statuses.write(Kind.DISPATCH, subject, {"odd": 1})
-    statuses.forget(ObjectKey(Kind.DISPATCH, "pilot", "peak"))
+    rig = Rig(kube, asset())
+    await rig.write({"odd": 1})
 
-    same = _with_version(subject, str(kube.version))
-    assert await statuses.write(Kind.DISPATCH, same, {"odd": 1}) is not None
+    rig.writer.forget(rig.key)
+    await rig.write({"odd": 1})
+    assert kube.patches == [{"odd": 1}] * 2
+
+
+async def test_an_end_that_is_decided_again_while_it_is_stored_is_stored_once() -> None:
+    story = Story(dispatch(submitted=True)).look(1)
+    submitted, unsent = story.dispatch, view(holding(written_us=0))
+    kube = SlowKube()
+    rig = Rig(kube, submitted)
+
+    def decide_end(seconds: int) -> None:
+        decision = reconcile_dispatch(submitted, story.asset, unsent, at(seconds))
+        assert decision.status["phase"] == "Expired"
+        rig.writer.want(rig.key, decision.status)
+
+    decide_end(200)
+    kube.meanwhile = lambda: decide_end(201)
+    await rig.writer.publish(rig.key)
+    await rig.writer.publish(rig.key)
+
+    assert kube.writes == 1
+
+
+async def test_what_is_not_known_of_an_asset_is_told_once_it_is_stored() -> None:
+    subject, flying = asset(operatingState="OutOfService"), dispatch(submitted=True)
+    subject = after(subject, decide(subject, seconds=1, dispatches=[flying]))
+    rig = Rig(SlowKube(), subject)
+
+    rig.writer.want(rig.key, decide(subject, seconds=70, dispatches=[flying]).status)
+    assert queued(rig.events) == []
+
+    await rig.writer.publish(rig.key)
+    assert queued(rig.events) == [("Warning", "RevertUnknown")]
 
 
 def test_the_bucket_lets_a_burst_through_and_then_the_rate() -> None:
@@ -167,7 +259,3 @@ def test_a_whole_life_with_every_step_apart_costs_five_writes() -> None:
             writes, stored = writes + 1, story.status
 
     assert writes == 5
-
-
-def _with_version(subject: Dispatch, version: str) -> Dispatch:
-    return replace(subject, meta=replace(subject.meta, resource_version=version))

@@ -39,7 +39,6 @@ BRANCHED_FUNCTIONS = {
     "agent/derops_agent/asset/setpoints/writer.py:DeviceWriter.hold",
     "operator/derops_operator/cluster/events.py:_found_out",
     "operator/derops_operator/cluster/executor.py:Executor._answer",
-    "operator/derops_operator/cluster/publisher.py:Publisher.publish",
     "operator/derops_operator/gateways/devices.py:DeviceDisplay.show",
     "operator/derops_operator/gateways/replicas.py:Fleet.dispatch",
     "operator/derops_operator/gateways/replicas.py:Fleet.session",

@@ -15,7 +15,7 @@ from derops.lifecycle import Phase, Reason
 from derops.rates import Rates
 from derops_operator import metrics
 from derops_operator.cluster.client import Kube
-from derops_operator.cluster.status_writer import TokenBucket
+from derops_operator.cluster.token_bucket import TokenBucket
 from derops_operator.reconciling.actions import REVERT_UNKNOWN
 from derops_operator.reconciling.conditions import find
 from derops_operator.reconciling.devices import DEVICE_CONDITIONS, last_known

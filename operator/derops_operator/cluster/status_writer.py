@@ -1,18 +1,24 @@
 """Writing status: only what changed, only where it matters, never faster than allowed.
 
-Transitions that land together become one write. What was written is remembered with the version it
-made, so that nothing is written twice while the watch lags behind.
+Submission never waits here: status has its own queue and workers. Transitions that land together
+become one write. What was written is remembered with the version that it made, so that a field
+which the API server drops is not written for ever.
 """
 
-import asyncio
-import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
+
+import structlog
 
 from derops.lifecycle import Phase
 from derops_operator import metrics
+from derops_operator.cluster.cache import Cache
 from derops_operator.cluster.client import ChangedMeanwhileError, GoneError, Manifest
-from derops_operator.cluster.ports import Api
+from derops_operator.cluster.events import EventWriter
+from derops_operator.cluster.ports import Api, Queue
+from derops_operator.cluster.token_bucket import TokenBucket
+from derops_operator.reconciling.identity import early_issuance
 from derops_operator.resources.assets import Asset
 from derops_operator.resources.dispatches import Dispatch
 from derops_operator.resources.objects import Kind, ObjectKey
@@ -28,30 +34,7 @@ _PASSING = {
     "execution": {"activeSeconds", "withinToleranceSeconds", "deliveredWattHours"},
 }
 
-
-class TokenBucket:
-    """Lets ``rate`` calls a second through, and ``burst`` at once."""
-
-    def __init__(
-        self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._clock = clock
-        self._tokens = burst
-        self._filled = clock()
-
-    def reserve(self) -> float:
-        """Take a token, on credit if there is none; return the seconds to wait before using it."""
-        now = self._clock()
-        self._tokens = min(self._burst, self._tokens + (now - self._filled) * self._rate)
-        self._filled = now
-        self._tokens -= 1
-        return max(0.0, -self._tokens / self._rate)
-
-    async def take(self) -> None:
-        """Wait for a token."""
-        await asyncio.sleep(self.reserve())
+_log = structlog.get_logger("publishing")
 
 
 def merge_patch(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,36 +68,113 @@ def is_worth_writing(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bo
     return bool(patch)
 
 
-class _Written(NamedTuple):
+class _Status(NamedTuple):
+    """What the status of one object is to be, or was made."""
+
     uid: str
     status: Mapping[str, Any]
-    resource_version: str
+    basis: Mapping[str, Any] | None = None
+    """The last status that is no end: later decisions build on it before it is stored."""
+
+    version: str = ""
+    """The version of the object that the write made; empty = it is still to be written."""
 
 
 class StatusWriter:
-    """Writes the status of one object at a time; the caller decides when."""
+    """The status of each object, from the decision until it is stored."""
 
-    def __init__(self, api: Api, bucket: TokenBucket | None = None) -> None:
+    def __init__(
+        self,
+        api: Api,
+        bucket: TokenBucket,
+        cache: Cache,
+        events: EventWriter,
+        take: Callable[[Kind, Mapping[str, Any]], None],
+        queue: Queue,
+    ) -> None:
+        """Make the writer; it does nothing by itself.
+
+        Args:
+            api: Where statuses are written.
+            bucket: How fast.
+            cache: What is stored, as last heard.
+            events: Told what was stored.
+            take: Given the object that a write returns.
+            queue: Given the keys that are to be published.
+        """
         self._api = api
-        self._bucket = bucket or TokenBucket(WRITES_PER_SECOND, BURST)
-        self._written: dict[ObjectKey, _Written] = {}
+        self._bucket = bucket
+        self._cache = cache
+        self._events = events
+        self._take = take
+        self._queue = queue
+        self._statuses: dict[ObjectKey, _Status] = {}
 
-    async def write(
-        self, kind: Kind, fact: Asset | Dispatch, wanted: Mapping[str, Any]
-    ) -> Manifest | None:
-        """Make the stored status ``wanted``; return the object as it is then, None = no write.
+    def forget(self, key: ObjectKey) -> None:
+        """Forget an object that is gone."""
+        self._statuses.pop(key, None)
+
+    def with_basis(self, key: ObjectKey, dispatch: Dispatch) -> Dispatch:
+        """Return a dispatch with the status that it is about to have, unless that is an end."""
+        wanted = self._unwritten(key)
+        if wanted is None or wanted.uid != dispatch.meta.uid or wanted.basis is None:
+            return dispatch
+        return dispatch if dispatch.phase.terminal else replace(dispatch, status=wanted.basis)
+
+    def want(self, key: ObjectKey, status: dict[str, Any]) -> None:
+        """Have a status written: an end at once, anything else with what follows it closely."""
+        fact = self._cache.fact(key)
+        if not isinstance(fact, Asset | Dispatch) or not is_worth_writing(fact.status, status):
+            self.forget(key)
+            return
+        meta, known = fact.meta, self._statuses.get(key)
+        if known == _Status(meta.uid, status, version=meta.resource_version):
+            return
+        ended = "phase" in status and Phase(status["phase"]).terminal
+        basis = status if not ended else (known.basis if known is not None else None)
+        self._statuses[key] = _Status(meta.uid, status, basis)
+        if ended:
+            self._queue.add(key)
+        else:
+            self._queue.add_after(key, COALESCE_SECONDS)
+
+    async def publish(self, key: ObjectKey) -> None:
+        """Write the wanted status of one object, if that still makes a difference.
 
         Raises:
             ChangedMeanwhileError: The object is not the version that was decided on.
             GoneError: It was deleted.
         """
-        key = ObjectKey(kind, fact.meta.namespace, fact.meta.name)
-        last = self._written.get(key)
-        if last == _Written(fact.meta.uid, wanted, fact.meta.resource_version):
-            return None
-        patch = merge_patch(fact.status, wanted)
+        wanted, fact = self._unwritten(key), self._cache.fact(key)
+        if wanted is None or not isinstance(fact, Asset | Dispatch):
+            return
+        # What cannot be read is decided anew once it can be.
+        stale = key in self._cache.unreadable or wanted.uid != fact.meta.uid
+        patch = (
+            {}
+            if stale or _has_ended_otherwise(fact, wanted)
+            else merge_patch(fact.status, wanted.status)
+        )
         if not patch:
-            return None
+            self.forget(key)
+            return
+        manifest = await self._write(key.kind, fact, patch)
+        if self._statuses.get(key) is wanted:
+            version = manifest["metadata"]["resourceVersion"]
+            self._statuses[key] = _Status(wanted.uid, wanted.status, version=version)
+        if isinstance(fact, Dispatch):
+            self._tell_transition(fact, wanted.status)
+        else:
+            self._tell_asset(key, fact, wanted.status)
+        self._take(key.kind, manifest)
+
+    def _unwritten(self, key: ObjectKey) -> _Status | None:
+        known = self._statuses.get(key)
+        return known if known is not None and not known.version else None
+
+    async def _write(
+        self, kind: Kind, fact: Asset | Dispatch, patch: Mapping[str, Any]
+    ) -> Manifest:
         await self._bucket.take()
         result = "failed"
         try:
@@ -125,14 +185,37 @@ class StatusWriter:
             raise
         except GoneError:
             result = "gone"
-            self.forget(key)
             raise
         finally:
             metrics.STATUS_WRITES.labels(kind=kind.value, result=result).inc()
-        version = manifest["metadata"]["resourceVersion"]
-        self._written[key] = _Written(fact.meta.uid, dict(wanted), version)
         return manifest
 
-    def forget(self, key: ObjectKey) -> None:
-        """Forget an object that is gone."""
-        self._written.pop(key, None)
+    def _tell_asset(self, key: ObjectKey, fact: Asset, status: Mapping[str, Any]) -> None:
+        self._events.post_release(fact.meta, fact.status, status)
+        self._events.post_quarantine(fact.meta, fact.status, status)
+        self._events.post_device(fact.meta, fact.status, status)
+        early = early_issuance(
+            fact.status.get("identity", {}),
+            status.get("identity", {}),
+            self._cache.requests_of(key.namespace, key.name),
+        )
+        if early:
+            self._events.post_early_issuance(fact.meta, early)
+
+    def _tell_transition(self, fact: Dispatch, status: Mapping[str, Any]) -> None:
+        self._events.post_transitions(fact.meta, fact.status, status)
+        if Phase(status["phase"]).terminal and not fact.phase.terminal:
+            metrics.count_ending(status["phase"], status["reason"])
+            _log.info(
+                "dispatch.ended",
+                namespace=fact.meta.namespace,
+                name=fact.meta.name,
+                phase=status["phase"],
+                reason=status["reason"],
+            )
+
+
+def _has_ended_otherwise(fact: Asset | Dispatch, wanted: _Status) -> bool:
+    """Tell whether an end was stored since this was decided: a dispatch ends once."""
+    ended = isinstance(fact, Dispatch) and fact.phase.terminal
+    return ended and wanted.status["history"] != fact.status.get("history")
