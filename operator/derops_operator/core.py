@@ -351,7 +351,7 @@ class Core:
             else:
                 await self.executor.act_on_dispatch(key, action)
         self.desired.settle_unread(stored.meta.uid)
-        if not known.status.get("createdBy") and "createdBy" in decision.status:
+        if not known.created_by and "createdBy" in decision.status:
             # A look that began after it was heard of; the order has been given already.
             await self._guard.look()
             decision.status["createdBy"] = known.creator(self._guard.guarded_since_us)

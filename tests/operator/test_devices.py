@@ -332,7 +332,7 @@ def test_one_event_when_it_begins_and_one_when_it_is_over() -> None:
     )  # fmt: skip
     for number, session in enumerate(seen):
         later = looked(subject, session, seconds=number)
-        writer.post_device(subject.meta, subject.status, later.status)
+        writer.post_device(subject, later)
         subject = later
 
     begun, ended = bodies(writer)
@@ -349,10 +349,10 @@ def test_a_point_that_flaps_is_two_events_and_then_few(monkeypatch: pytest.Monke
     for number in range(120):  # an hour, as often as it is shown
         seconds[0] = number * 30.0
         later = looked(subject, says(WELL if number % 2 else BAD), seconds=number * 30)
-        writer.post_device(subject.meta, subject.status, later.status)
+        writer.post_device(subject, later)
         other = replace(subject.meta, uid="uid-other")
         if number == 119:
-            writer.post_device(other, subject.status, later.status)
+            writer.post_device(replace(subject, meta=other), replace(later, meta=other))
         subject = later
 
     found = queued(writer)

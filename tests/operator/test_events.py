@@ -15,7 +15,7 @@ from derops_operator.resources.instants import format_second
 
 def events(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, str]]:
     writer = EventWriter(cast("Kube", None))
-    writer.post_transitions(dispatch().meta, before, after)
+    writer.post_transitions(dispatch(status=before), dispatch(status=after))
     return queued(writer)
 
 
@@ -81,7 +81,7 @@ def test_a_wait_for_the_asset_is_one_event_that_says_until_when() -> None:
     story.look(1)
     waiting = story.status
     writer = EventWriter(cast("Kube", None))
-    writer.post_transitions(dispatch().meta, {}, waiting)
+    writer.post_transitions(dispatch(), dispatch(status=waiting))
     (event,) = bodies(writer)
     assert (event["type"], event["reason"]) == ("Normal", "AssetNotFound")
     assert "asset battery does not exist" in event["note"]
@@ -97,7 +97,7 @@ def test_a_wait_for_the_asset_is_one_event_that_says_until_when() -> None:
 
 def events_of(subject: Asset, status: Mapping[str, Any]) -> list[tuple[str, str]]:
     writer = EventWriter(cast("Kube", None))
-    writer.post_release(subject.meta, subject.status, status)
+    writer.post_release(subject, replace(subject, status=status))
     return queued(writer)
 
 

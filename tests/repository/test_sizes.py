@@ -37,7 +37,6 @@ BRANCHED_FUNCTIONS = {
     "agent/derops_agent/asset/setpoints/writer.py:DeviceWriter._write",
     "agent/derops_agent/asset/setpoints/writer.py:DeviceWriter.due_in_us",
     "agent/derops_agent/asset/setpoints/writer.py:DeviceWriter.hold",
-    "operator/derops_operator/cluster/events.py:_found_out",
     "operator/derops_operator/cluster/executor.py:Executor._answer",
     "operator/derops_operator/gateways/devices.py:DeviceDisplay.show",
     "operator/derops_operator/gateways/replicas.py:Fleet.dispatch",

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import aiohttp
@@ -19,6 +19,8 @@ from derops_operator.cluster.token_bucket import TokenBucket
 from derops_operator.reconciling.actions import REVERT_UNKNOWN
 from derops_operator.reconciling.conditions import find
 from derops_operator.reconciling.devices import DEVICE_CONDITIONS, last_known
+from derops_operator.resources.assets import Asset
+from derops_operator.resources.dispatches import Dispatch, DispatchCondition
 from derops_operator.resources.instants import format_micro
 from derops_operator.resources.objects import Kind, Meta
 
@@ -33,6 +35,10 @@ _API_KINDS = {
     Kind.CERTIFICATE: ("cert-manager.io/v1", "Certificate"),
 }
 _WARNINGS = frozenset({Phase.FAILED, Phase.REJECTED, Phase.EXPIRED})
+_WRONG_WHILE_ACTIVE = (
+    (DispatchCondition.VERIFIED, Reason.DEVICE_OFFLINE),
+    (DispatchCondition.REVERTED, Reason.REVERT_FAILED),
+)
 
 _log = structlog.get_logger("events")
 
@@ -64,73 +70,67 @@ class EventWriter:
         except asyncio.QueueFull:
             metrics.EVENTS_DROPPED.inc()
 
-    def post_transitions(
-        self, meta: Meta, stored: Mapping[str, Any], status: Mapping[str, Any]
-    ) -> None:
+    def post_transitions(self, before: Dispatch, after: Dispatch) -> None:
         """Queue an Event for each step of a Dispatch that its stored status did not have yet."""
-        known = stored.get("history", [])
-        for step in status.get("history", []):
-            if step not in known:
+        for step in after.history:
+            if step not in before.history:
                 phase = Phase(step["phase"])
                 warning = phase in _WARNINGS
                 self.post(
                     Kind.DISPATCH,
-                    meta,
+                    after.meta,
                     warning=warning,
                     reason=step["reason"] if warning else str(phase),
                     note=f"{phase if warning else step['reason']}: {step['message']}",
                 )
-        for warning, reason, note in _found_out(stored, status):
-            self.post(Kind.DISPATCH, meta, warning=warning, reason=reason, note=note)
-        late = status.get("lateReport")
-        if late is not None and late != stored.get("lateReport"):
+        for warning, reason, note in _found_out(before, after):
+            self.post(Kind.DISPATCH, after.meta, warning=warning, reason=reason, note=note)
+        late = after.late_report
+        if late is not None and late != before.late_report:
             note = f"the agent says {late['phase']}, {late['reason']}: {late['message']}"
-            self.post(Kind.DISPATCH, meta, warning=True, reason="LateReport", note=note)
+            self.post(Kind.DISPATCH, after.meta, warning=True, reason="LateReport", note=note)
 
-    def post_release(
-        self, meta: Meta, stored: Mapping[str, Any], status: Mapping[str, Any]
-    ) -> None:
+    def post_release(self, before: Asset, after: Asset) -> None:
         """Queue an Event where an asset was taken out of service and nobody confirmed its revert.
 
         Of one that is being deleted, the removal of its finalizer tells.
         """
-        released, was = (find(each.get("conditions", []), "Released") for each in (status, stored))
-        if released.get("reason") == REVERT_UNKNOWN != was.get("reason") and not meta.deleting_us:
+        released, was = (find(each.conditions, "Released") for each in (after, before))
+        told = released.get("reason") == REVERT_UNKNOWN != was.get("reason")
+        if told and not after.meta.deleting_us:
             note = f"taken out of service while {released['message']}"
-            self.post(Kind.ASSET, meta, warning=True, reason=REVERT_UNKNOWN, note=note)
+            self.post(Kind.ASSET, after.meta, warning=True, reason=REVERT_UNKNOWN, note=note)
 
-    def post_quarantine(
-        self, meta: Meta, stored: Mapping[str, Any], status: Mapping[str, Any]
-    ) -> None:
+    def post_quarantine(self, before: Asset, after: Asset) -> None:
         """Queue an Event where the identity of an asset was quarantined, or that was lifted."""
-        held, was = ((each.get("identity") or {}).get("quarantine") for each in (status, stored))
-        if held != was:
-            condition = find(status.get("conditions", []), "Quarantined")
+        held = after.quarantine
+        if held != before.quarantine:
+            condition = find(after.conditions, "Quarantined")
             self.post(
                 Kind.ASSET,
-                meta,
+                after.meta,
                 warning=bool(held),
                 reason=condition["reason"],
                 note=condition["message"],
             )
 
-    def post_device(self, meta: Meta, stored: Mapping[str, Any], status: Mapping[str, Any]) -> None:
+    def post_device(self, before: Asset, after: Asset) -> None:
         """Queue an Event where something begins to be wrong with a device, or is no more.
 
         Of each condition of an asset two at once and one in five minutes: a point may flap.
         """
         for kind in DEVICE_CONDITIONS:
-            held, was = (find(each.get("conditions", []), kind) for each in (status, stored))
-            wrong, was_wrong = held.get("status"), last_known(was) == "True"
-            begins = wrong == "True" and not was_wrong
-            ends = wrong == "False" and was_wrong
+            held = find(after.conditions, kind)
+            was_wrong = last_known(find(before.conditions, kind)) == "True"
+            begins = held.get("status") == "True" and not was_wrong
+            ends = held.get("status") == "False" and was_wrong
             if not begins and not ends:
                 continue
-            if self._device_events.admit(f"{meta.uid} {kind}", time.monotonic()) is None:
+            if self._device_events.admit(f"{after.meta.uid} {kind}", time.monotonic()) is None:
                 metrics.EVENTS_DROPPED.inc()
                 continue
             reason, note = held["reason"], held["message"]
-            self.post(Kind.ASSET, meta, warning=begins, reason=reason, note=note)
+            self.post(Kind.ASSET, after.meta, warning=begins, reason=reason, note=note)
 
     def post_early_issuance(self, meta: Meta, note: str) -> None:
         """Queue an Event about a certificate that was issued early, and count it."""
@@ -188,24 +188,18 @@ def event(
     }
 
 
-def _found_out(
-    stored: Mapping[str, Any], status: Mapping[str, Any]
-) -> Iterator[tuple[bool, str, str]]:
+def _found_out(before: Dispatch, after: Dispatch) -> Iterator[tuple[bool, str, str]]:
     """Yield what is told between two transitions: a warning or not, reason and note."""
-    (verified, was_verified), (reverted, was_reverted) = (
-        [find(each.get("conditions", []), kind) for each in (status, stored)]
-        for kind in ("Verified", "Reverted")
-    )
-    story = f"{status['phase']}: {status['message']}"
-    offline, stays, missing = Reason.DEVICE_OFFLINE, Reason.REVERT_FAILED, Reason.ASSET_NOT_FOUND
-    if status["phase"] == Phase.SUBMITTED and status["reason"] == missing != stored.get("reason"):
+    story, missing = f"{after.phase}: {after.message}", Reason.ASSET_NOT_FOUND
+    if after.phase is Phase.SUBMITTED and after.reason == missing != before.reason:
         yield False, missing, story
-    running = status["phase"] == Phase.ACTIVE
-    if running and verified.get("reason") == offline != was_verified.get("reason"):
-        yield True, offline, story
-    if running and reverted.get("reason") == stays != was_reverted.get("reason"):
-        yield True, stays, story
-    if (was_reverted.get("status"), reverted.get("status")) == ("True", "False"):
-        yield True, "AppliedLate", story
-    if (was_reverted.get("status"), reverted.get("status")) == ("False", "True"):
-        yield False, "Reverted", f"{status['phase']}: the device is reverted now"
+    if after.phase is Phase.ACTIVE:
+        for condition, reason in _WRONG_WHILE_ACTIVE:
+            now, was = (find(each.conditions, condition) for each in (after, before))
+            if now.get("reason") == reason != was.get("reason"):
+                yield True, reason, story
+    match before.status_of(DispatchCondition.REVERTED), after.status_of(DispatchCondition.REVERTED):
+        case "True", "False":
+            yield True, "AppliedLate", story
+        case "False", "True":
+            yield False, "Reverted", f"{after.phase}: the device is reverted now"

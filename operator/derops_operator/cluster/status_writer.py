@@ -162,10 +162,7 @@ class StatusWriter:
         if self._statuses.get(key) is wanted:
             version = manifest["metadata"]["resourceVersion"]
             self._statuses[key] = _Status(wanted.uid, wanted.status, version=version)
-        if isinstance(fact, Dispatch):
-            self._tell_transition(fact, wanted.status)
-        else:
-            self._tell_asset(key, fact, wanted.status)
+        self._tell(key, fact, wanted.status)
         self._take(key.kind, manifest)
 
     def _unwritten(self, key: ObjectKey) -> _Status | None:
@@ -190,32 +187,34 @@ class StatusWriter:
             metrics.STATUS_WRITES.labels(kind=kind.value, result=result).inc()
         return manifest
 
-    def _tell_asset(self, key: ObjectKey, fact: Asset, status: Mapping[str, Any]) -> None:
-        self._events.post_release(fact.meta, fact.status, status)
-        self._events.post_quarantine(fact.meta, fact.status, status)
-        self._events.post_device(fact.meta, fact.status, status)
-        early = early_issuance(
-            fact.status.get("identity", {}),
-            status.get("identity", {}),
-            self._cache.requests_of(key.namespace, key.name),
-        )
-        if early:
-            self._events.post_early_issuance(fact.meta, early)
+    def _tell(self, key: ObjectKey, before: Asset | Dispatch, status: Mapping[str, Any]) -> None:
+        """Tell in Events, and count, what is new in a status that was stored."""
+        if isinstance(before, Dispatch):
+            after = replace(before, status=status)
+            self._events.post_transitions(before, after)
+            if after.phase.terminal and not before.phase.terminal:
+                metrics.count_ending(after.phase, after.reason)
+                _log.info(
+                    "dispatch.ended",
+                    namespace=key.namespace,
+                    name=key.name,
+                    phase=str(after.phase),
+                    reason=after.reason,
+                )
+        else:
+            self._tell_asset(before, replace(before, status=status))
 
-    def _tell_transition(self, fact: Dispatch, status: Mapping[str, Any]) -> None:
-        self._events.post_transitions(fact.meta, fact.status, status)
-        if Phase(status["phase"]).terminal and not fact.phase.terminal:
-            metrics.count_ending(status["phase"], status["reason"])
-            _log.info(
-                "dispatch.ended",
-                namespace=fact.meta.namespace,
-                name=fact.meta.name,
-                phase=status["phase"],
-                reason=status["reason"],
-            )
+    def _tell_asset(self, before: Asset, after: Asset) -> None:
+        self._events.post_release(before, after)
+        self._events.post_quarantine(before, after)
+        self._events.post_device(before, after)
+        requests = self._cache.requests_of(after.meta.namespace, after.meta.name)
+        if early := early_issuance(before.identity, after.identity, requests):
+            self._events.post_early_issuance(after.meta, early)
 
 
 def _has_ended_otherwise(fact: Asset | Dispatch, wanted: _Status) -> bool:
     """Tell whether an end was stored since this was decided: a dispatch ends once."""
-    ended = isinstance(fact, Dispatch) and fact.phase.terminal
-    return ended and wanted.status["history"] != fact.status.get("history")
+    if not isinstance(fact, Dispatch) or not fact.phase.terminal:
+        return False
+    return replace(fact, status=wanted.status).history != fact.history

@@ -14,7 +14,7 @@ from derops_operator.resources.objects import Meta
 
 def give_asset(desired: Desired, asset: Asset, identity: Mapping[str, Any] | None = None) -> None:
     """Have gateways hold an asset; without an identity with the one that its status has."""
-    known = asset.status.get("identity", {}) if identity is None else identity
+    known = asset.identity if identity is None else identity
     desired.put_asset(wire.asset_message(asset, known))
 
 

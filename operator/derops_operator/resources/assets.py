@@ -65,10 +65,15 @@ class Asset:
         return modes_of(self.type, self.status.get("capability", {}).get("modes"))
 
     @property
+    def quarantine(self) -> Mapping[str, Any]:
+        """The quarantine of its identity in its stored status; empty = there is none."""
+        quarantine: Mapping[str, Any] = self.identity.get("quarantine") or {}
+        return quarantine
+
+    @property
     def quarantine_reason(self) -> str:
-        """Why its identity is quarantined in status; empty = it is not."""
-        quarantine = self.identity.get("quarantine") or {}
-        return str(quarantine.get("reason", ""))
+        """Why its identity is quarantined in its stored status; empty = it is not."""
+        return str(self.quarantine.get("reason", ""))
 
 
 def read_asset(manifest: Mapping[str, Any]) -> Asset:

@@ -25,11 +25,12 @@ CREATOR_LIMIT = 512
 
 
 class DispatchCondition(StrEnum):
-    """The conditions of a stored status by which a decision is made."""
+    """The conditions of a stored status by which something is decided."""
 
     DELIVERED = "Delivered"
     ACCEPTED = "Accepted"
     APPLIED = "Applied"
+    VERIFIED = "Verified"
     REVERTED = "Reverted"
     SUCCEEDED = "Succeeded"
     DEGRADED = "Degraded"
@@ -86,6 +87,12 @@ class Dispatch:
         """The transitions that its stored status keeps, the oldest first."""
         history: Sequence[Mapping[str, Any]] = self.status.get("history", [])
         return history
+
+    @property
+    def late_report(self) -> Mapping[str, Any] | None:
+        """What its agent said after its end, as its stored status has it; None = nothing."""
+        late: Mapping[str, Any] | None = self.status.get("lateReport")
+        return late
 
     def status_of(self, condition: DispatchCondition) -> str:
         """Return True, False or Unknown, as the stored status has it; Unknown where it has none."""
