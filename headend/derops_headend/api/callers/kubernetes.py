@@ -68,19 +68,20 @@ class KubernetesTokens:
             ProblemError: UNAUTHENTICATED, where the token itself shows why; KUBERNETES_UNAVAILABLE;
                 TOO_MANY_REQUESTS: too many new tokens.
         """
-        caller = await self._find(token, source)
-        if caller is None:
-            check_claims(read_claims(token), self._audience, datetime.now(UTC))
-        return caller
-
-    async def _find(self, token: str, source: str) -> Caller | None:
         key = hashlib.sha256(token.encode()).digest()
         known = self._answers.get(key)
-        if known is not None:
+        if known is not None and known[0] is not None:
             return known[0]
         claims = read_claims(token)
-        if not self._may_be_ours(claims):
-            return None
+        if known is None and self._may_be_ours(claims):
+            caller = await self._ask(token, key, claims, source)
+            if caller is not None:
+                return caller
+        check_claims(claims, self._audience, datetime.now(UTC))
+        return None
+
+    async def _ask(self, token: str, key: bytes, claims: Claims, source: str) -> Caller | None:
+        """Have a token reviewed; calls with the same token share one review."""
         task = self._asking.get(key)
         if task is None:
             network = network_of(source)
