@@ -23,8 +23,8 @@ class Result(StrEnum):
     """No rule that is known here is against it; the agent checks again."""
 
     REFUSED = "refused"
-    """The operator ends it with this phase (Rejected, or Expired: its start deadline is over) and
-    reason, unless the facts change."""
+    """The operator ends it with this phase (Rejected, or Expired: its start deadline has passed)
+    and reason, unless the facts change."""
 
     UNKNOWN = "unknown"
     """It depends on what is not known here."""
@@ -44,7 +44,7 @@ class Foresight(Model):
     result: Result
     phase: str | None = Field(
         default=None,
-        description="With `refused`: `Rejected`, or `Expired` where its start deadline is over.",
+        description="With `refused`: `Rejected`, or `Expired` if its start deadline has passed.",
     )
     reason: str | None = Field(default=None, description="As in a Dispatch's status.")
     message: str
@@ -103,7 +103,7 @@ def judge(spec: DispatchSpec, seen: KnownFacts) -> Judgement:
             Result.REFUSED,
             Phase.EXPIRED,
             Reason.START_DEADLINE_EXCEEDED,
-            f"its start plus {spec.accept_within_seconds} s is over",
+            f"its start plus {spec.accept_within_seconds} s has passed",
         )
     return _beyond_the_operator(spec, target, asset, seen)
 
@@ -172,7 +172,7 @@ def _beyond_the_operator(
     if connected(asset) != "True":
         return _unknown(
             Reason.AGENT_OFFLINE,
-            "its agent is not connected; it must be, before the order's start deadline is over",
+            "its agent is not connected; it must be, before the order's start deadline has passed",
         )
     return Judgement(
         Result.LIKELY, None, None, f"within the limits of {asset.name}; its agent is connected"

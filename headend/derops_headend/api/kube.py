@@ -24,43 +24,43 @@ from derops_headend.api.shares import SHARE, Places
 from derops_headend.api.watch import Key, Watch, events, hang_up, parse, read_page
 
 FIELD_MANAGER = "derops-api"
-"""Owner of the fields that the API writes."""
+"""The owner of the fields that the API writes."""
 
 WRITE_SECONDS = 5
-"""The API server gives a write up after so long, and so it was made by then or never."""
+"""After so long the API server gives a write up: by then it was made, or never will be."""
 
 _GROUP = "/apis/derops.io/v1alpha1"
 _ASSETS, _DISPATCHES = f"{_GROUP}/derassets", f"{_GROUP}/dispatches"
 _MERGE = "application/merge-patch+json"
 _CONNECTIONS = 50
 MOST_PAGE_BYTES = 2 * 1024**2
-"""Of one page of Dispatches, which is several hundred usual ones."""
+"""The most bytes of one page of Dispatches: several hundred usual ones."""
 
 NAMESPACE_SECONDS, MOST_NAMESPACES = 10.0, 10_000
-"""How long it is believed when a namespace was made, as long as a right; and of how many."""
+"""How long the API believes when a namespace was made, as long as a right; and for how many."""
 
 _LISTINGS = 4
-"""Pages that are read at a time, for all callers."""
+"""The most pages that are read at a time, for all callers."""
 
 _READ = aiohttp.ClientTimeout(total=10.0, connect=5.0)
 _WRITE = aiohttp.ClientTimeout(total=WRITE_SECONDS + 2.0, connect=3.0)
 _LOOK_BACK_SECONDS = 4
-"""By so much, at most, an API server's watches may lag behind what another one wrote. One that ends
-after so long is told half-way how far it got, unless nothing was written meanwhile."""
+"""By how much an API server's watches may lag behind the writes of another API server. A watch that
+ends after so long gets a bookmark half-way, unless nothing was written meanwhile."""
 
 _LOOK_BACK = aiohttp.ClientTimeout(total=_LOOK_BACK_SECONDS + 4.0)
 _AWAY = (aiohttp.ClientError, OSError, TimeoutError)
 
 
 class KubernetesAnswer(NamedTuple):
-    """What the API server answered."""
+    """An answer of the API server."""
 
     status: int
     body: bytes
 
     @property
     def manifest(self) -> Manifest:
-        """The object in it.
+        """The object in the answer.
 
         Raises:
             ProblemError: KUBERNETES_UNAVAILABLE: there is none.
@@ -110,7 +110,7 @@ class Kube:
         """Send one request and return the answer, whatever its status.
 
         Raises:
-            ProblemError: KUBERNETES_UNAVAILABLE: there is none in time.
+            ProblemError: KUBERNETES_UNAVAILABLE: no answer came in time.
         """
         try:
             stream = await send(
@@ -148,7 +148,7 @@ class Kube:
         if known is None:
             path = f"/api/v1/namespaces/{quote(namespace, safe='')}"
             answer = await self.call("GET", path)
-            if answer.status == HTTPStatus.FORBIDDEN:  # it is the API that may not, not its caller
+            if answer.status == HTTPStatus.FORBIDDEN:  # the API lacks the right, not its caller
                 raise ProblemError(
                     Slug.KUBERNETES_UNAVAILABLE,
                     "The API lacks the right to get namespaces: give it the rights of its chart",
@@ -160,16 +160,16 @@ class Kube:
         return known
 
     def dispatch_version(self) -> str:
-        """Return up to where the dispatches are known; see the port."""
+        """Return the resourceVersion up to which dispatches are known; see the port."""
         return self._dispatches.version
 
     @property
     def heard_seconds_ago(self) -> float:
-        """How old what is known of assets may be; see the port."""
+        """How old the known assets may be; see the port."""
         return self._assets.heard_seconds_ago
 
     async def appears(self, namespace: str, name: str, within_seconds: float) -> bool:
-        """Wait for a Dispatch to be heard of; see the port."""
+        """Wait for a Dispatch to appear; see the port."""
         return await self._dispatches.appears(namespace, name, within_seconds)
 
     async def dispatch(self, namespace: str, name: str) -> Manifest | None:
@@ -239,7 +239,7 @@ class Kube:
         return _expect(answer, HTTPStatus.OK)
 
     async def life_of(self, namespace: str, name: str, since_version: str) -> Existence:
-        """Tell whether a Dispatch of a name ever was there since; see the port."""
+        """Tell whether a Dispatch of a name existed since a version; see the port."""
         if not since_version.isdecimal():
             return Existence.UNKNOWN
         selector = {"fieldSelector": f"metadata.name={name}"}
@@ -264,7 +264,7 @@ class Kube:
                     raise refused(stream.status, await stream.read())
                 life = await _look_back(stream.content, int(now["metadata"]["resourceVersion"]))
                 if life is None and time.monotonic() - begun < _LOOK_BACK_SECONDS:
-                    raise unanswered(creating=True)  # it was ended before it had told all
+                    raise unanswered(creating=True)  # the watch ended before it had told all
                 return life or Existence.NEVER_WAS
             finally:
                 hang_up(stream)
@@ -282,9 +282,9 @@ class Kube:
 
 
 async def _look_back(content: aiohttp.StreamReader, now: int) -> Existence | None:
-    """Tell whether a watch of one name saw it, once it has told all up to a version.
+    """Tell whether a watch of one name saw an object, once it has told all up to a version.
 
-    None = it ended before that.
+    None = the watch ended before that.
     """
     async for event in events(content):
         if event["type"] == "ERROR":
@@ -306,7 +306,7 @@ def _page(answer: KubernetesAnswer, after: str | None) -> DispatchPage:
 
 
 def _without_ballast(manifest: Manifest) -> Manifest:
-    """Drop what anybody may fill, and nobody is told: a page of it would be hundreds of MiB."""
+    """Drop fields that anybody may fill and no caller gets: a page could have hundreds of MiB."""
     metadata = manifest["metadata"]
     metadata.pop("managedFields", None)
     annotations = metadata.get("annotations") or {}
@@ -333,6 +333,6 @@ def _keep_asset(manifest: Mapping[str, Any]) -> tuple[Key, KnownAsset]:
 
 
 def _keep_dispatch(manifest: Mapping[str, Any]) -> tuple[Key, bool]:
-    """Keep that it is there: single ones are read from the API server."""
+    """Keep only that a Dispatch is there: single ones are read from the API server."""
     metadata = manifest["metadata"]
     return (metadata["namespace"], metadata["name"]), True

@@ -1,4 +1,4 @@
-"""What one call may be, and how many there may be of them."""
+"""How large one call may be, and how many calls there may be."""
 
 import re
 import time
@@ -15,17 +15,17 @@ from derops_headend.api.shares import may_take
 
 BODY_BYTES = 65_536
 HEADER_BYTES = 16_384
-"""Of all headers of a request."""
+"""The most bytes of all headers of a request."""
 
 HEADERS = 100
 PATH_BYTES = 1_024
 QUERY_BYTES = 4_096
 
 CALLS_AT_ONCE, CALLS_OF_ONE_AT_ONCE = 256, 32
-"""In all, and of one caller."""
+"""The most open calls: of all callers, and of one."""
 
 CALLS_PER_SECOND, CALLS_IN_A_BURST = 200.0, 400.0
-"""Of one caller."""
+"""The most calls of one caller."""
 
 _PATH = re.compile(rb"/[A-Za-z0-9/._-]*")
 _JSON = re.compile(rb"application/json(\s*;.*)?", re.IGNORECASE)
@@ -35,7 +35,8 @@ def check_head(scope: Scope) -> None:
     """Check what comes before a body, with one look at each part.
 
     Raises:
-        ProblemError: Something is longer than it may be, or no path can be so.
+        ProblemError: TOO_LARGE: a part is longer than it may be; NOT_FOUND: no path has such
+            characters.
     """
     headers = scope["headers"]
     sizes = {
@@ -59,10 +60,10 @@ def has_body(scope: Scope) -> bool:
 
 
 def check_length(scope: Scope) -> None:
-    """Check what a body's length is said to be.
+    """Check the length that a request says its body has.
 
     Raises:
-        ProblemError: It is longer than it may be.
+        ProblemError: TOO_LARGE.
     """
     for name, value in scope["headers"]:
         if name == b"content-length" and int(value) > BODY_BYTES:  # the parser saw that it is one
@@ -70,12 +71,12 @@ def check_length(scope: Scope) -> None:
 
 
 def body_too_large() -> ProblemError:
-    """Return what is said to a body that is too long."""
+    """Return the problem of a body that is too long."""
     return _too_large("body", f"more than {BODY_BYTES} bytes")
 
 
 def check_media_type(scope: Scope) -> None:
-    """Check that a body is said to be JSON.
+    """Check that a request says its body is JSON.
 
     Raises:
         ProblemError: UNSUPPORTED_MEDIA_TYPE.
@@ -97,7 +98,7 @@ class Slots:
 
     @contextmanager
     def hold(self, name: str) -> Iterator[None]:
-        """Have a place for a call of a caller.
+        """Hold a place for a call of a caller.
 
         Raises:
             ProblemError: TOO_MANY_REQUESTS.
@@ -107,7 +108,10 @@ class Slots:
         if self._open[name] >= CALLS_OF_ONE_AT_ONCE:
             raise _too_many(f"more than {CALLS_OF_ONE_AT_ONCE} calls at once")
         if not may_take(self._open[name], CALLS_AT_ONCE - self._open.total()):
-            raise _too_many("all callers together have so many open that the rest is for others")
+            raise _too_many(
+                f"all callers together may have {CALLS_AT_ONCE} open, and the places that are left "
+                "are for callers with fewer"
+            )
         self._open[name] += 1
         metrics.OPEN_CALLS.inc()
         try:
@@ -121,7 +125,9 @@ class Slots:
 
 def _too_large(part: str, why: str) -> ProblemError:
     fault = Fault(parameter=part, code="too_large", detail=why)
-    return ProblemError(Slug.TOO_LARGE, "Something is larger than it may be", faults=[fault])
+    return ProblemError(
+        Slug.TOO_LARGE, "A part of the request is larger than allowed: see errors", faults=[fault]
+    )
 
 
 def _too_many(why: str) -> ProblemError:

@@ -122,7 +122,7 @@ def _open_ops(settings: ApiSettings, readiness: Readiness, opened: AsyncExitStac
 async def _until(
     server: Server, stopping: asyncio.Event, needed: Sequence[asyncio.Task[None]]
 ) -> None:
-    """Serve until ``stopping`` is set, or something ends that the server is of no use without."""
+    """Serve until ``stopping`` is set, or a task ends that the server needs."""
     serving = asyncio.create_task(server.serve())
     waiting = asyncio.create_task(stopping.wait())
     await asyncio.wait((serving, waiting, *needed), return_when=asyncio.FIRST_COMPLETED)
@@ -131,7 +131,7 @@ async def _until(
     await serving
     for task in needed:
         if task.done():
-            task.result()  # none ends by itself: what it ended with ends the program
+            task.result()  # none ends by itself: its failure ends the program
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -4,11 +4,11 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
-"""Of namespaces, assets and dispatches, all of 63 characters at most."""
+"""The names of namespaces, assets and dispatches; each has at most 63 characters."""
 
 
 class Model(BaseModel):
-    """JSON in camelCase; nothing that is not named, and no value of another type, is taken."""
+    """JSON in camelCase; unknown fields and values of another type are refused."""
 
     model_config = ConfigDict(
         alias_generator=to_camel,

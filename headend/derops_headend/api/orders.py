@@ -15,7 +15,7 @@ from derops_headend.api.caller import Caller
 from derops_headend.api.models import NAME_PATTERN, Model
 
 LEAST_TTL_SECONDS = 86_400
-"""An order that ended is kept for a day: a repeated call finds what it made."""
+"""A Dispatch that ended is kept for a day at least: a repeated call finds it."""
 
 CREATED_BY = "derops.io/created-by"
 REQUEST_ID = "derops.io/request-id"
@@ -125,7 +125,7 @@ class DispatchView(Model):
 
 
 def canonical(order: NewDispatch) -> dict[str, Any]:
-    """Return an order as JSON with all defaults; equal for all ways to write the same."""
+    """Return an order as JSON with all defaults; equal orders give equal JSON."""
     return order.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
@@ -135,7 +135,7 @@ def sha256_of(value: Any) -> str:
 
 
 def name_of(caller: Caller, namespace: str, key: str) -> str:
-    """Return the name that a key gives to what it makes: of one caller in one namespace."""
+    """Return the name of the Dispatch that a key makes, for one caller in one namespace."""
     digest = hashlib.sha256(json.dumps([caller.name, namespace, key]).encode()).digest()
     return f"api-{base64.b32encode(digest).decode().lower()[:20]}"
 
@@ -146,10 +146,10 @@ def manifest_of(
     """Return the Dispatch that an order is.
 
     Args:
-        order: As it was sent.
-        namespace: Of the Dispatch.
-        name: Of the Dispatch.
-        start: RFC 3339; what its window begins with, whenever it is created.
+        order: The order as it was sent.
+        namespace: The namespace of the Dispatch.
+        name: The name of the Dispatch.
+        start: Start of its window, RFC 3339, whenever it is created.
         annotations: Say who ordered it.
     """
     spec = {
@@ -164,9 +164,9 @@ def manifest_of(
 
 
 def _created_by(manifest: Mapping[str, Any], annotations: Mapping[str, Any]) -> str:
-    """Return who ordered it: as the operator says, which knows what may be believed.
+    """Return who ordered a Dispatch, as the operator says: it knows what may be believed.
 
-    Until the operator has looked the annotation stands, which tells nothing that was not just made.
+    Until the operator has seen the Dispatch, the annotation counts: the Dispatch is new then.
     """
     status = manifest.get("status")
     status = status if isinstance(status, dict) else {}
@@ -175,7 +175,7 @@ def _created_by(manifest: Mapping[str, Any], annotations: Mapping[str, Any]) -> 
 
 
 def view_of(manifest: Mapping[str, Any]) -> DispatchView:
-    """Return a Dispatch as callers see it; what is not as its kind promises is its ``problem``."""
+    """Return a Dispatch as callers see it; ``problem`` says what is not as its kind promises."""
     metadata = manifest.get("metadata") or {}
     annotations = metadata.get("annotations")
     annotations = annotations if isinstance(annotations, dict) else {}
@@ -186,7 +186,7 @@ def view_of(manifest: Mapping[str, Any]) -> DispatchView:
         "uid": str(metadata.get("uid", "")),
         "resource_version": str(metadata.get("resourceVersion", "")),
         "created_by": creator,
-        # Where anybody could say who ordered it, anybody could say by which call.
+        # If anybody could say who ordered it, anybody could say by which call.
         "request_id": (creator != _UNKNOWN and annotations.get(REQUEST_ID)) or None,
     }
     try:

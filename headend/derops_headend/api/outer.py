@@ -1,7 +1,7 @@
-"""What lies around all routes: who calls, what a call may be, and that it is written down.
+"""The layer around all routes: it finds the caller, bounds the call, and records it.
 
-Nobody without a credential gets further than here, whatever is asked for. What is answered is held
-back until its record is durable: a read without a record is not answered.
+No request without a credential gets further than here, whatever it asks for. An answer is held back
+until its record is durable: a read without a record is not answered.
 """
 
 import asyncio
@@ -27,13 +27,13 @@ from derops_headend.api.shares import SHARE
 from derops_headend.api.sources import source_of
 
 BODY_SECONDS = 10.0
-"""How long a body may take to come."""
+"""How long a client may take to send a body."""
 
 HELD_BYTES = 65_536
-"""What is held back at most of an answer whose end is not there yet."""
+"""The most bytes that are held back of an answer that has not ended."""
 
 USER_AGENT_CHARACTERS, PATH_CHARACTERS = 128, 256
-"""What is kept of them."""
+"""How much of them is kept."""
 
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -45,11 +45,11 @@ _HEADERS = [
 _NAMESPACE = re.compile(r"/v1/namespaces/([-a-z0-9]{1,63})(?:/|$)", re.ASCII)
 
 Authenticate = Callable[[str, str], Awaitable[Caller | None]]
-"""Takes a token and its source. Raises ProblemError where it cannot be known."""
+"""Takes a token and its source; returns the caller. Raises ProblemError if nobody can tell."""
 
 
 class Outer:
-    """The application around the application."""
+    """The ASGI application around that of the routes."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Outer:
         self._slots = limits.Slots()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; nothing but HTTP is spoken."""
+        """Answer one request of HTTP; ignore other protocols."""
         if scope["type"] != "http":
             return
         begun = time.monotonic()
@@ -106,20 +106,20 @@ class Outer:
     async def _refuse(
         self, scope: Scope, source: str, answer: "Answer", problem: ProblemError
     ) -> None:
-        """Refuse whoever has no name."""
+        """Refuse a request whose caller is not known."""
         why = problem.faults[0].code if problem.faults else problem.slug.slug
         metrics.STRANGERS_REFUSED.labels(why=why).inc()
         try:
             path = scope["path"][:PATH_CHARACTERS]
             await self._audit.refused(source, problem.slug.slug, scope["method"][:16], path)
         except ProblemError:
-            pass  # nothing is given away where nothing is written down
+            pass  # a refusal tells nothing, so it may go without a record
         await answer.give(problem_response(problem, answer.request_id), scope)
 
     async def _hold_back(
         self, scope: Scope, answer: "Answer", call: Call, problem: ProblemError
     ) -> None:
-        """Refuse whoever has too many calls: to write down each would be a flood as well."""
+        """Refuse a caller with too many calls; a record of each would be a flood as well."""
         metrics.STRANGERS_REFUSED.labels(why=problem.slug.slug).inc()
         answer.record = None
         if (about := _NAMESPACE.match(call.path)) is not None:
@@ -148,7 +148,7 @@ class Outer:
             await answer.end()
 
     async def _record(self, call: Call, answer: "Answer") -> ProblemError | None:
-        """Write a call down; return why its answer is not given, if it is not."""
+        """Record a call; return the problem to answer with instead, if there is one."""
         try:
             await self._audit.complete(call, answer.status, answer.reason, answer.sent_bytes)
         except ProblemError as problem:
@@ -163,12 +163,12 @@ class Answer:
         self.request_id = request_id
         self.status = 0
         self.reason = ""
-        """Slug of the problem; empty = there was none."""
+        """The slug of the problem; empty = there was none."""
         self.sent_bytes = 0
         self.has_unread_body = False
-        """Whether the client may still send what nobody wants: then it is the last answer."""
+        """Whether the client may still send a body that nobody reads: then the connection ends."""
         self.is_begun = False
-        """Whether it cannot be replaced any more."""
+        """Whether the client has got a part of it, so that nothing can replace it."""
         self.record: Callable[[], Awaitable[ProblemError | None]] | None = None
         self._send = send
         self._held: list[Message] = []
@@ -192,12 +192,12 @@ class Answer:
             await self._flush()
 
     async def give(self, response: Response, scope: Scope) -> None:
-        """Answer with a response instead of what is held back."""
+        """Answer with a response; drop what is held back."""
         self._held, self._held_bytes, self.sent_bytes = [], 0, 0
         await response(scope, _nothing, self.send)
 
     async def end(self) -> None:
-        """Write down an answer that has no end; whoever got its beginning is cut off."""
+        """Record an answer that has no end; a client that got its beginning is cut off."""
         if not self._is_recorded:
             self._is_recorded = True
             self.reason = self.reason or "aborted"
@@ -229,7 +229,7 @@ class Answer:
 
 
 def _may_have_acted(call: Call, status: int) -> bool:
-    """Tell whether something may have been changed: that has a record, made before."""
+    """Tell whether the call may have changed something: its announcement is a record already."""
     return call.is_announced and not 400 <= status < 500
 
 
@@ -237,7 +237,8 @@ async def _body(scope: Scope, receive: Receive) -> bytes:
     """Return the whole body.
 
     Raises:
-        ProblemError: It is too long, too slow, or no JSON.
+        ProblemError: TOO_LARGE; BAD_REQUEST: it is too slow, or has no end;
+            UNSUPPORTED_MEDIA_TYPE.
     """
     if not limits.has_body(scope):
         return b""
@@ -248,7 +249,7 @@ async def _body(scope: Scope, receive: Receive) -> bytes:
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise ProblemError(Slug.BAD_REQUEST, "The body has no end")
+                    raise ProblemError(Slug.BAD_REQUEST, "The connection ended before the body")
                 body += message.get("body", b"")
                 if len(body) > limits.BODY_BYTES:
                     raise limits.body_too_large()
@@ -256,7 +257,7 @@ async def _body(scope: Scope, receive: Receive) -> bytes:
                     break
     except TimeoutError as error:
         raise ProblemError(
-            Slug.BAD_REQUEST, f"The body did not come within {BODY_SECONDS:.0f} s"
+            Slug.BAD_REQUEST, f"The body did not come to its end within {BODY_SECONDS:.0f} s"
         ) from error
     if body:
         limits.check_media_type(scope)
@@ -264,7 +265,7 @@ async def _body(scope: Scope, receive: Receive) -> bytes:
 
 
 def _given(body: bytes, receive: Receive) -> Receive:
-    """Return what gives a body that was read already, and then what else comes."""
+    """Return a ``receive`` that gives a body which was read already, then what else comes."""
     left = [body]
 
     async def give() -> Message:

@@ -1,4 +1,4 @@
-"""Where a page of a list ended, as callers give it back to get the next. Pure."""
+"""The place where a page of a list ended; callers give it back to get the next page. Pure."""
 
 import base64
 import json
@@ -18,10 +18,10 @@ def page_after(*place: object) -> str:
 
 
 def place_of(after: str, kind: TypeAdapter[T]) -> T:
-    """Return what ``page_after`` was given: a tuple of this kind.
+    """Return the place that ``page_after`` was given: a tuple of this kind.
 
     Raises:
-        ProblemError: INVALID: it never was.
+        ProblemError: INVALID: ``page_after`` did not make it.
     """
     try:
         place = json.loads(base64.urlsafe_b64decode(after + "=" * (-len(after) % 4)))
@@ -31,5 +31,5 @@ def place_of(after: str, kind: TypeAdapter[T]) -> T:
 
 
 def no_page() -> ProblemError:
-    """Return what is said of an ``after`` that was made up."""
+    """Return the problem of an ``after`` that was made up."""
     return invalid("after", "page", "is not what `next` of an answer was: begin again without it")

@@ -1,4 +1,4 @@
-"""What parameters of requests may be, and how a client says which representation it takes."""
+"""Parameters of requests, and the choice of the representation that a client takes."""
 
 import re
 from collections.abc import Sequence
@@ -52,16 +52,16 @@ AssetName = Annotated[str, Path(description="The DERAsset", max_length=63, patte
 DispatchName = Annotated[str, Path(description="The Dispatch", max_length=63, pattern=NAME_PATTERN)]
 
 StoredText = Annotated[str, Field(pattern=r"^[^\x00]*$")]
-"""What PostgreSQL could have, as its numbers here."""
+"""Text that PostgreSQL can store; the same holds for the numbers below."""
 Natural = Annotated[int, Field(ge=0, lt=2**64)]
 BigInteger = Annotated[int, Field(ge=0, lt=2**63)]
 Integer = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 async def check_query(request: Request) -> None:
-    """Check that the operation has each parameter, and has one value of each that is no list.
+    """Check that the operation knows each parameter, and that only lists are given several times.
 
-    A misspelt ``dryRun`` that is left out in silence makes an order of what was to be tried.
+    A misspelt ``dryRun`` that is ignored in silence would make an order of what was to be tried.
 
     Raises:
         ProblemError: INVALID.
@@ -76,7 +76,7 @@ async def check_query(request: Request) -> None:
 
 
 def choose_media(request: Request, offered: Sequence[str]) -> str:
-    """Return the representation that a client likes best; the first, where it likes all.
+    """Return the representation that a client likes best; the first of those it likes equally.
 
     Raises:
         ProblemError: NOT_ACCEPTABLE.
@@ -93,7 +93,7 @@ def choose_media(request: Request, offered: Sequence[str]) -> str:
 
 
 def _liking(media: str, ranges: Sequence[str]) -> float:
-    """Return the quality of a media type: the most specific range that names it says."""
+    """Return the quality of a media type: that of the most specific range which names it."""
     kind = media.partition("/")[0]
     wanted = {"*/*": 1, f"{kind}/*": 2, media: 3}
     found = (0, 0.0)

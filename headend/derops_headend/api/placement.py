@@ -1,8 +1,8 @@
-"""Placing an order once, however often it is asked for.
+"""Placing an order once, however often a caller repeats the call.
 
-The memory is the audit: what a key is used for is announced there before Kubernetes is called. What
-an announcement became is known by the object, else by what Kubernetes remembers of its name since;
-where neither can tell, nothing is made.
+The memory is the audit: the use of a key is announced there before Kubernetes is called. The object
+shows what became of an announcement, or else what Kubernetes remembers of its name since. If
+neither can tell, nothing is made.
 """
 
 import asyncio
@@ -29,15 +29,15 @@ from derops_headend.api.problems import Fault, ProblemError, Slug
 from derops_headend.api.refusals import REPEAT_WITH_THE_SAME_KEY
 
 ANNOUNCED_SECONDS = 6.0
-"""No later than so long after it began to announce a create, a replica sends it."""
+"""The longest time between the begin of an announcement and the sending of its create."""
 
 UNDER_WAY_SECONDS = 18.0
-"""So long after an announcement, its create was carried out or never will be: it is sent within
+"""So long after an announcement, its create was carried out or never will be. It is sent within
 ANNOUNCED_SECONDS, the API server gives it up after 5 s, and clocks of replicas differ."""
 
 _APPEARS_SECONDS = 3.0
 _MAY_DIFFER = "ttlSecondsAfterFinished"
-"""It may be changed later."""
+"""A field of the spec that may be changed later."""
 
 
 class Placed(NamedTuple):
@@ -49,7 +49,7 @@ class Placed(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What one call asks for."""
+    """The order that one call asks for."""
 
     call: Call
     namespace: str
@@ -59,22 +59,22 @@ class Asked:
 
     @property
     def name(self) -> str:
-        """Of the Dispatch."""
+        """The name of the Dispatch."""
         return self.order.name or name_of(self.call.caller, self.namespace, self.key)
 
     @property
     def key_sha256(self) -> str:
-        """As the audit keeps the key."""
+        """The key, as the audit keeps it."""
         return sha256_of(self.key)
 
     @property
     def body_sha256(self) -> str:
-        """Equal for equal orders."""
+        """A hash that is equal for equal orders."""
         return sha256_of(canonical(self.order))
 
     @property
     def request_sha256(self) -> str:
-        """Tells what this call made from what others made."""
+        """A hash that tells a Dispatch of this call from those of others."""
         return sha256_of([self.call.caller.name, self.namespace, self.key, self.body_sha256])
 
 
@@ -89,12 +89,12 @@ class Placing:
         self._turns: dict[tuple[str, str, str], _Turn] = {}
 
     async def place(self, asked: Asked) -> Placed:
-        """Make the Dispatch that is asked for, or find that which the same call made before.
+        """Make the Dispatch that is asked for, or find the one that the same call made before.
 
         Raises:
             ProblemError: FORBIDDEN, NOT_FOUND: the caller may not; KEY_REUSED, KEY_EXPIRED;
-                CONFLICT: the name is another's, or the first call is still under way; whatever
-                Kubernetes, audit and database refuse with.
+                CONFLICT: another Dispatch has the name, or the first call is still under way; any
+                problem of Kubernetes, audit and database.
         """
         async with self._turn(asked):
             placed = await self._place(asked)
@@ -102,7 +102,7 @@ class Placing:
         return placed
 
     async def _place(self, asked: Asked) -> Placed:
-        """Ask for the caller's right and for the key at once; without the right nothing is told."""
+        """Ask for the caller's right and for the key at once; without the right tell nothing."""
         looking = asyncio.create_task(self._look_up(asked))
         try:
             await self._rights.require(asked.call, fresh=True)
@@ -128,7 +128,7 @@ class Placing:
             return problem
 
     async def _find_without_memory(self, asked: Asked, problem: ProblemError) -> Placed:
-        """Return the object that the key names, which is all that is known of it."""
+        """Return the object that the key names: without the memory nothing else is known of it."""
         existing = await self._kubernetes.dispatch(asked.namespace, asked.name)
         if existing is None or not _is_made_by(existing, asked):
             raise problem
@@ -157,7 +157,7 @@ class Placing:
         return await self._make_again(asked, used)
 
     async def _make_again(self, asked: Asked, used: Used) -> Placed:
-        """Make what was announced and has no answer, if it is certain that it was never made."""
+        """Make an announced Dispatch that has no answer, if it certainly never was made."""
         since, start = used.change.get("sinceVersion"), used.change.get("startTime")
         life = Existence.UNKNOWN
         if isinstance(since, str) and isinstance(start, str):
@@ -174,7 +174,7 @@ class Placing:
     async def _make(
         self, asked: Asked, name: str, start: str, since: str, earlier: Used | None = None
     ) -> Placed:
-        """Announce, and create; where another call announced the same first, it is its turn."""
+        """Announce, then create; if another call announced the same first, its order counts."""
         call = asked.call
         call.subject.name = name
         call.subject.idempotency_key_sha256 = asked.key_sha256
@@ -193,7 +193,8 @@ class Placing:
         if self._now() - begun > timedelta(seconds=ANNOUNCED_SECONDS):
             raise ProblemError(
                 Slug.AUDIT_UNAVAILABLE,
-                "to write the order down took too long, and nothing was made: repeat the call",
+                f"the audit took longer than {ANNOUNCED_SECONDS:.0f} s to record the order, and "
+                "nothing was made: repeat the call with the same Idempotency-Key",
                 retry_after_seconds=int(UNDER_WAY_SECONDS),
             )
         manifest = manifest_of(
@@ -257,11 +258,11 @@ class _Turn:
 
 
 def _is_made_by(existing: Manifest, asked: Asked) -> bool:
-    """Tell whether an object is what this order makes, and was made by it.
+    """Tell whether an object is what this order makes, and whether this order made it.
 
-    Where the admission policies are, nobody but us makes one with these annotations. Elsewhere only
-    the key is secret: whoever may read what we made can make its like under its name, once it is
-    gone. So it must order the same as well; where an order has no start, at any time.
+    With the admission policies, nobody but the API makes an object with these annotations. Without
+    them only the key is secret: whoever may read an object can make its like under its name, once
+    it is gone. So the object must order the same as well; an order without a start, at any time.
     """
     annotations: Any = existing["metadata"].get("annotations") or {}
     start = asked.order.start_time or existing["spec"].get("startTime", "")

@@ -1,4 +1,4 @@
-"""What the routes ask of the world. One implementation each; tests run on the real thing."""
+"""What the routes need from outside. Each port has one implementation, which tests run as well."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Decision(NamedTuple):
 
 
 class Rights(Protocol):
-    """What callers may do: Kubernetes RBAC, also for what is no resource there."""
+    """What callers may do, by Kubernetes RBAC; also for resources that Kubernetes does not have."""
 
     async def decide(
         self,
@@ -37,11 +37,11 @@ class Rights(Protocol):
         """Ask whether a caller may.
 
         Args:
-            caller: Who.
+            caller: Whose right it is.
             verb: As in RBAC.
             resource: Of the group derops.io, with a subresource after a slash.
             namespace: Empty = in all of them.
-            name: Of the object; empty = any.
+            name: The object's name; empty = any.
             fresh: Ask anew and believe no earlier answer, as each write does.
 
         Raises:
@@ -49,17 +49,17 @@ class Rights(Protocol):
         """
 
     async def require(self, call: Call, *, fresh: bool = False) -> None:
-        """Ask for what ``call.subject`` says, and note the decision there.
+        """Check the right to what ``call.subject`` says, and note the decision there.
 
         Raises:
-            ProblemError: NOT_FOUND for reads that are not allowed, and for writes where the caller
-                may not even read the namespace; else FORBIDDEN; KUBERNETES_UNAVAILABLE.
+            ProblemError: NOT_FOUND for reads that are not allowed, and for writes if the caller may
+                not even read the namespace; else FORBIDDEN; KUBERNETES_UNAVAILABLE.
         """
 
     async def namespaces(
         self, caller: Caller, verb: str, resource: str, among: Sequence[str]
     ) -> list[str]:
-        """Return those of the namespaces in which a caller may.
+        """Return the namespaces, of those given, in which a caller may.
 
         Raises:
             ProblemError: KUBERNETES_UNAVAILABLE.
@@ -67,7 +67,7 @@ class Rights(Protocol):
 
 
 class RecordStage:
-    """When a record is of: before anything is done, or after all was."""
+    """The stage of a call that a record is of: before anything is done, or after all was."""
 
     RECEIVED = "RequestReceived"
     COMPLETE = "ResponseComplete"
@@ -79,7 +79,7 @@ class Used(NamedTuple):
     request_id: str
     at: datetime
     name: str
-    """Of the Dispatch."""
+    """The name of the Dispatch."""
 
     object_uid: str
     """Empty = the answer of Kubernetes is not in the audit."""
@@ -89,40 +89,40 @@ class Used(NamedTuple):
 
 
 class Audit(Protocol):
-    """Where every call is written down."""
+    """Has a record of every call."""
 
     async def announce(self, call: Call) -> None:
-        """Write down that a change is about to be made; return once that is durable.
+        """Record that a change is about to be made; return once the record is durable.
 
-        It is ``is_announced`` then.
+        The call is ``is_announced`` then.
 
         Raises:
-            ProblemError: AUDIT_UNAVAILABLE: then nothing may be done.
+            ProblemError: AUDIT_UNAVAILABLE: nothing may be changed.
         """
 
     async def complete(self, call: Call, status: int, reason: str, sent_bytes: int) -> None:
-        """Write down what was answered; return once that is durable.
+        """Record the answer of a call; return once the record is durable.
 
         Raises:
-            ProblemError: AUDIT_UNAVAILABLE: then what was not announced is not answered.
+            ProblemError: AUDIT_UNAVAILABLE: a call that was not announced is not answered.
         """
 
     async def refused(self, source: str, reason: str, method: str, path: str) -> None:
-        """Write down that a stranger was refused; many of one source may become one record."""
+        """Record that a stranger was refused; many refusals of one source may become one record."""
 
     async def held_back(self, call: Call, status: int, reason: str) -> None:
-        """Write down that a caller has too many calls, so that one was not looked at.
+        """Record that a call was refused unread, because its caller has too many.
 
-        Many of one caller about one namespace may become one record, with their number.
+        Many calls of one caller about one namespace may become one record, with their number.
         """
 
     async def find_key(
         self, caller_name: str, namespace: str, idempotency_key_sha256: str
     ) -> Used | None:
-        """Return what a key was used for within 30 days, by any replica; None = for nothing.
+        """Return what a key was used for within 30 days, at any replica; None = for nothing.
 
         Raises:
-            ProblemError: DATABASE_UNAVAILABLE: it cannot be known.
+            ProblemError: DATABASE_UNAVAILABLE: nobody can tell.
         """
 
 
@@ -160,14 +160,14 @@ class Kubernetes(Protocol):
         """
 
     def known_namespaces(self) -> list[str]:
-        """Return those that have a DERAsset or a Dispatch, sorted.
+        """Return the namespaces that have a DERAsset or a Dispatch, sorted.
 
         Raises:
             ProblemError: KUBERNETES_UNAVAILABLE.
         """
 
     async def namespace_made_at(self, namespace: str) -> datetime:
-        """Return when a namespace was made; one that is made anew may be told 10 s late.
+        """Return when a namespace was made; that it was made anew may become known 10 s late.
 
         Raises:
             ProblemError: NOT_FOUND: there is none; KUBERNETES_UNAVAILABLE, TOO_MANY_REQUESTS.
@@ -196,8 +196,8 @@ class Kubernetes(Protocol):
         """Read a page of Dispatches from the API server.
 
         Args:
-            namespace: Where.
-            limit: The most of them.
+            namespace: The namespace to list.
+            limit: The most Dispatches of the page.
             after: ``next`` of an earlier page.
             selector: Selectable fields with the value each must have.
 
@@ -208,7 +208,7 @@ class Kubernetes(Protocol):
     async def create_dispatch(
         self, namespace: str, manifest: Manifest, *, dry_run: bool
     ) -> Manifest:
-        """Create a Dispatch; dry: let the API server check it and make none.
+        """Create a Dispatch; if ``dry_run``, only have the API server check it.
 
         Raises:
             ProblemError: CONFLICT: the name is taken; INVALID, FORBIDDEN, NOT_FOUND,
@@ -216,17 +216,17 @@ class Kubernetes(Protocol):
         """
 
     async def patch_dispatch(self, manifest: Manifest, spec: Mapping[str, Any]) -> Manifest:
-        """Merge ``spec`` into that of a Dispatch, if it still is the version that was read.
+        """Merge ``spec`` into that of a Dispatch, if it still has the version that was read.
 
         Raises:
-            ProblemError: CONFLICT: it is not; NOT_FOUND, INVALID, FORBIDDEN,
+            ProblemError: CONFLICT: it has another; NOT_FOUND, INVALID, FORBIDDEN,
                 TOO_MANY_REQUESTS, KUBERNETES_UNAVAILABLE.
         """
 
     async def life_of(self, namespace: str, name: str, since_version: str) -> Existence:
-        """Tell whether a Dispatch of a name was there at any time since a resourceVersion.
+        """Tell whether a Dispatch of a name existed at any time since a resourceVersion.
 
-        It takes some seconds.
+        The answer takes some seconds.
 
         Raises:
             ProblemError: KUBERNETES_UNAVAILABLE, TOO_MANY_REQUESTS.
@@ -240,7 +240,7 @@ class Database(Protocol):
         """Call ``ask(connection, ...)`` in a thread, in a transaction that reads only.
 
         Raises:
-            ProblemError: DATABASE_UNAVAILABLE, also where it took too long.
+            ProblemError: DATABASE_UNAVAILABLE, also if it took too long.
         """
 
 

@@ -1,4 +1,4 @@
-"""What is answered instead of what was asked for: RFC 9457 problems, each with a page in docs."""
+"""Problems by RFC 9457: answers to calls that fail, each with a page in the documentation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ class Fault:
 
 
 class ProblemError(DeropsError):
-    """A call is not answered as asked; the outer layer makes the answer of it."""
+    """A call is not answered as asked; the outer layer answers with this problem."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class ProblemError(DeropsError):
 
 
 def invalid(parameter: str, code: str, detail: str) -> ProblemError:
-    """Return what is said of a parameter that is not as it must be."""
+    """Return the problem of a parameter that is not as it must be."""
     fault = Fault(parameter=parameter, code=code, detail=detail)
     return ProblemError(
         Slug.INVALID, "The request is not as it must be: see errors", faults=[fault]
@@ -82,7 +82,7 @@ def invalid(parameter: str, code: str, detail: str) -> ProblemError:
 
 
 def not_found() -> ProblemError:
-    """Return what is said of what is not there, and of what the caller may not see: the same."""
+    """Return the problem of an object that is not there, or that the caller may not see."""
     return ProblemError(
         Slug.NOT_FOUND,
         "There is no such object, or you may not see it: GET /v1/me/rights says what you may",

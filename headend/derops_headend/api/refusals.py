@@ -16,7 +16,7 @@ _RETRY_AFTER_SECONDS = 5
 _LONGEST_SENTENCE = 500
 _MOST_FAULTS = 50
 _OF_NO_FIELD = ("", "<nil>")
-"""The second is the field of "some validation rules were not checked"."""
+"""Causes without a field; the second is that of "some validation rules were not checked"."""
 
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
 _ECHO = re.compile(
@@ -25,7 +25,7 @@ _ECHO = re.compile(
 )
 _ECHO_AT_THE_END = re.compile(rf": {_QUOTED}$", re.DOTALL)
 _RULE_FAILED = " evaluating rule: "
-"""Between what CEL could not read, value and all, and the message of the rule."""
+"""Stands between the value that CEL could not read and the message of the rule."""
 
 _KIND_OF_REFUSAL = re.compile(
     r"^(?:Invalid value|Unsupported value|Duplicate value|Forbidden|Required value|Too long"
@@ -41,7 +41,7 @@ def refused(status: int, body: bytes, *, creating: bool = False) -> ProblemError
 
     Args:
         status: HTTP status, 400 at least.
-        body: Of the answer; a ``Status`` in JSON, or whatever a proxy before it says.
+        body: The body of the answer; a ``Status`` in JSON, or whatever a proxy before it says.
         creating: Whether it answers a create, which may have been carried out all the same.
     """
     answer = _read(body)
@@ -63,7 +63,7 @@ def refused(status: int, body: bytes, *, creating: bool = False) -> ProblemError
 
 
 def unanswered(*, creating: bool = False) -> ProblemError:
-    """Return the problem that there is no answer of the API server, or none that says anything."""
+    """Return the problem of a missing answer of the API server, or one that says nothing."""
     detail = REPEAT_WITH_THE_SAME_KEY if creating else "Kubernetes does not answer as it should"
     return ProblemError(
         Slug.KUBERNETES_UNAVAILABLE, detail, retry_after_seconds=_RETRY_AFTER_SECONDS
@@ -77,11 +77,11 @@ _PROBLEMS: dict[int, tuple[Slug, str]] = {
     410: (Slug.PAGE_EXPIRED, "begin again without the parameter after"),
     413: (Slug.TOO_LARGE, "Kubernetes takes no object of this size"),
 }
-"""An empty detail is Kubernetes' own sentence."""
+"""By status. An empty detail stands for Kubernetes' own sentence."""
 
 
 def pointer(field: str) -> str | None:
-    """Return where a field of a Dispatch is in our bodies; None = it is not in them."""
+    """Return where bodies of the API have a field of a Dispatch; None = they do not have it."""
     if field in _NAMES:
         return _NAMES[field]
     if not field.startswith("spec."):
@@ -135,7 +135,7 @@ def _causes(answer: Mapping[str, Any]) -> list[Fault]:
 
 
 def _without_echo(message: str) -> str:
-    """Return why, without what was sent: neither at its begin nor at its end."""
+    """Return why a value was refused, without the value, which may be at either end."""
     words = _ECHO.sub("", message)
     if words == message and re.match("(?:Invalid|Unsupported|Duplicate) value: ", message):
         words = ""

@@ -1,4 +1,4 @@
-"""What the API server is asked about callers: whose token it is, and what somebody may do."""
+"""Questions to the API server about callers: whose token it is, and what a caller may do."""
 
 import asyncio
 import json
@@ -17,8 +17,9 @@ from derops_headend.api.problems import ProblemError, Slug
 from derops_headend.api.shares import Places
 
 TOKEN_REVIEWS, KNOWN_TOKEN_REVIEWS, ACCESS_REVIEWS = 8, 8, 20
-"""At a time: of tokens that were never good, which sources share; of those that were, and of
-rights, which callers share. None can use up the connections of another."""
+"""The most questions at a time: about tokens that were never good, shared by sources; about tokens
+that were good, and about rights, both shared by callers. None uses up the connections of another.
+"""
 
 ANSWER_SECONDS = 5.0
 RETRY_SECONDS = 5
@@ -30,10 +31,10 @@ _FAILURES = (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError)
 
 
 class Reviews:
-    """The API server's word. Make it inside the event loop; ``close`` it there."""
+    """Asks the API server. Make it inside the event loop; ``close`` it there."""
 
     def __init__(self, configuration: client.Configuration, readiness: Readiness) -> None:
-        """Take a configuration of our own: the size of its pool is set here."""
+        """Take a configuration that nobody else has: the size of its pool is set here."""
         readiness.expecting(_PART, "not asked yet")
         self._readiness = readiness
         configuration.connection_pool_maxsize = TOKEN_REVIEWS + KNOWN_TOKEN_REVIEWS + ACCESS_REVIEWS
@@ -53,9 +54,9 @@ class Reviews:
 
         Args:
             token: As it was sent.
-            audience: Ours.
-            source: Network that it came from.
-            share: Of the caller whose it was before; None = it never was good.
+            audience: The audience of this API.
+            source: The network that it came from.
+            share: The share of the caller whose it was before; None = it never was good.
 
         Raises:
             ProblemError: KUBERNETES_UNAVAILABLE.
@@ -71,7 +72,7 @@ class Reviews:
     async def review_access(
         self, caller: Caller, verb: str, resource: str, namespace: str, name: str
     ) -> Decision:
-        """Return whether RBAC lets a caller; ``namespace`` "" = in all of them.
+        """Return whether RBAC lets a caller; an empty ``namespace`` means all of them.
 
         Raises:
             ProblemError: KUBERNETES_UNAVAILABLE.
@@ -97,7 +98,7 @@ class Reviews:
 
     @property
     def issuer(self) -> str:
-        """Who signs the tokens of this cluster; "" = it does not tell."""
+        """Who signs the tokens of this cluster; empty = the cluster does not tell."""
         return self._issuer
 
     async def follow(self) -> None:
@@ -137,7 +138,7 @@ class Reviews:
 
 
 def _why(status: int, body: bytes) -> str:
-    """Return what the API server said instead of an answer: mostly which right is missing."""
+    """Return what the API server said instead: mostly which right is missing."""
     try:
         said = str(json.loads(body)["message"])
     except (ValueError, LookupError, TypeError):

@@ -12,7 +12,7 @@ from derops_headend.api.problems import ProblemError, Slug, not_found
 from derops_headend.api.reviews import Reviews
 
 ALLOWED_SECONDS, DENIED_SECONDS = 10.0, 3.0
-"""How long an answer is believed."""
+"""How long an answer of the API server is believed."""
 
 MOST_DECISIONS = 10_000
 
@@ -22,7 +22,7 @@ _Key = tuple[object, ...]
 
 
 class ReviewedRights:
-    """RBAC of the cluster, with a short memory."""
+    """The cluster's RBAC, with a short memory."""
 
     def __init__(self, reviews: Reviews, now_seconds: Callable[[], float] = time.monotonic) -> None:
         self._reviews = reviews
@@ -86,5 +86,5 @@ class ReviewedRights:
 
 
 def _identity(caller: Caller) -> _Key:
-    """Return all that an authoriser may go by."""
+    """Return all facts of a caller that an authoriser may use."""
     return (caller.name, caller.uid, caller.groups, *sorted(caller.extra.items()))

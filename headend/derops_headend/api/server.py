@@ -1,7 +1,7 @@
-"""The port: uvicorn in this process, TLS from files that may change, and clients held to a pace.
+"""The port: uvicorn in this process, TLS from files that may change, and bounds on slow clients.
 
 uvicorn itself waits for a client for ever: for the end of a head, for the reading of an answer. And
-it takes requests that are sent before the answers to those before, as many as come.
+it takes any number of requests that a client sends before it has read the answers.
 """
 
 import asyncio
@@ -27,26 +27,26 @@ HEAD_SECONDS = 10.0
 """How long the head of a request may take; and how long a connection may wait for its first."""
 
 READ_SECONDS = 30.0
-"""How long a client may take to read what fills all buffers."""
+"""How long a client may leave full buffers unread."""
 
 CLOSE_SECONDS, HANDSHAKE_SECONDS, KEEP_ALIVE_SECONDS, STOP_SECONDS = 5.0, 5.0, 15, 3
-"""How long an end, a beginning, and the time between two requests may take; and our own end."""
+"""How long a close, a handshake and the time between two requests may take; and our own stop."""
 
 MOST_CONNECTIONS = 1_000
-"""Beyond, the one that is idle for longest goes; with none idle, nobody comes in."""
+"""With one more, the connection that is idle for longest ends; if none is idle, the new one."""
 
 MOST_PIPELINED = 8
-"""Requests of a connection that wait for the answer to one before."""
+"""The most requests of a connection that wait for the answer to an earlier one."""
 
 MOST_HEAD_BYTES = 65_536
-"""Of one request's head, before it is even looked at."""
+"""The most bytes of a request's head, before anything looks at it."""
 
 LOOK_SECONDS, BACKLOG = 5.0, 256
 _PART = "certificate"
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """A connection that ends where its client is too slow, or sends too much."""
+    """A connection that ends if its client is too slow, or sends too much."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -64,7 +64,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._make_room()
 
     def data_received(self, data: bytes) -> None:
-        """Take what came; a head may be only so long."""
+        """Take bytes of the client; end the connection if a head is too long."""
         if self.head_since is None and self._is_between_requests():
             self.head_since, self._head_bytes = time.monotonic(), 0
         if self.head_since is not None:
@@ -86,12 +86,12 @@ class GuardedProtocol(HttpToolsProtocol):
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        """Note that the client reads on."""
+        """Note that the client reads again."""
         self._stuck_since = None
         super().resume_writing()
 
     def look(self, now_seconds: float) -> None:
-        """End the connection where something takes too long."""
+        """End the connection if something takes too long."""
         if self.transport.is_closing() and self._closing_since is None:
             self._closing_since = now_seconds
         waits = (
@@ -105,7 +105,7 @@ class GuardedProtocol(HttpToolsProtocol):
                 return
 
     def end(self, reason: str) -> None:
-        """End the connection, whatever the client has not got yet."""
+        """End the connection at once; the client gets no more."""
         if self._is_ended:
             return
         self._is_ended = True
@@ -114,7 +114,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is being answered."""
+        """Whether no request is being answered."""
         return self.cycle is None or self.cycle.response_complete
 
     def _is_between_requests(self) -> bool:
@@ -184,7 +184,7 @@ class Server(uvicorn.Server):
 
 
 def bind(listen: str) -> socket.socket:
-    """Return a socket that listens on ``host:port``: who comes early waits.
+    """Return a socket that listens on ``host:port``; early clients wait.
 
     Raises:
         SettingError: The address cannot be used.
@@ -204,13 +204,13 @@ def bind(listen: str) -> socket.socket:
 
 
 class ServerCertificate:
-    """What the port shows: tls.crt and tls.key of a directory, as they are now."""
+    """The certificate that the port shows: tls.crt and tls.key of a directory, as they are now."""
 
     def __init__(self, directory: Path, readiness: Readiness) -> None:
         """Read the files.
 
         Raises:
-            SettingError: They are not what they should be.
+            SettingError: They cannot be read, or are not a certificate and its key.
         """
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -223,13 +223,13 @@ class ServerCertificate:
             raise SettingError("DEROPS_API_TLS_DIRECTORY", "environment", str(error)) from error
 
     async def follow(self) -> None:
-        """Take up files that change, until cancelled; connections that are there go on."""
+        """Use files that change, until cancelled; open connections go on."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             await asyncio.to_thread(self.look)
 
     def look(self) -> None:
-        """Look at the files once; blocks. What is wrong with them is told, and nothing changes."""
+        """Read the files once; blocks. If they are wrong, tell the readiness and change nothing."""
         try:
             found = self._files()
             if found != self._read:

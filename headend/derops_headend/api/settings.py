@@ -13,7 +13,8 @@ from derops_headend.api.audit.file import SEGMENT_BYTES
 from derops_headend.storage.url import DatabaseUrl, check_url
 
 LEAST_AUDIT_BYTES = 4 * SEGMENT_BYTES
-"""The newest segment stays where all is in the database: it must leave room for reads."""
+"""The newest segment stays even if all its records are in the database; reads need room beside it.
+"""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -37,13 +38,13 @@ class ApiSettings(ProgramSettings):
     tls_directory: GivenPath | None = None
     """tls.crt and tls.key; read again when they change. None = plaintext."""
     trusted_proxies: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_networks)] = ()
-    """Whose X-Forwarded-For counts."""
+    """The proxies whose X-Forwarded-For counts."""
     database_url: DatabaseUrl
     data_directory: GivenPath
-    """Of the audit's file."""
+    """The directory of the audit's file."""
     audit_max_bytes: int = Field(default=1024**3, ge=LEAST_AUDIT_BYTES)
     audience: str = Field(default="derops-api", pattern=r"^[\x21-\x7e]{1,256}$")
-    """What a Kubernetes token must have been made for."""
+    """The audience for which a Kubernetes token must have been made."""
     static_tokens_directory: GivenPath | None = None
     replica: str = Field(
         default_factory=platform.node, pattern=r"^[A-Za-z0-9][-A-Za-z0-9._]{0,252}$"
@@ -53,10 +54,10 @@ class ApiSettings(ProgramSettings):
 
 
 def check_settings(settings: ApiSettings) -> None:
-    """Check what one setting alone does not show.
+    """Check settings that depend on each other.
 
     Raises:
-        SettingError: Tokens would travel in plaintext, or the URL is none.
+        SettingError: Tokens would travel in plaintext, or the URL is not one of a database.
     """
     check_url(settings.database_url, "DEROPS_API_DATABASE_URL")
     host = settings.listen.rpartition(":")[0].strip("[]")

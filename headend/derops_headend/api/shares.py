@@ -1,4 +1,4 @@
-"""What is scarce, shared among those who call: nobody has all of it, and they take turns."""
+"""Scarce places, shared among callers: none gets all of them, and callers take turns."""
 
 import asyncio
 from collections import Counter, deque
@@ -7,30 +7,31 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 
 SHARE: ContextVar[str] = ContextVar("share", default="")
-"""Whose share the call takes that is being answered; see ``Caller.share``."""
+"""The share of the caller whose call is being answered; see ``Caller.share``."""
 
 
 def may_take(held: int, free: int) -> bool:
     """Tell whether a holder of so many places may have one of those that are free.
 
-    Who has none may; else up to a half of what is free. So the last two go to newcomers alone, and
-    whoever came when there was plenty gives back before they get more. Pure.
+    A holder of none may; another one may, if twice what it holds is less than what is free. So the
+    last two places go to newcomers alone, and a holder that came when there was plenty gives places
+    back before it gets more. Pure.
     """
     return free > 0 and (held == 0 or 2 * held < free)
 
 
 class Places:
-    """So many at once; who waits and holds least is next, and of equals who waits for longest."""
+    """So many places at once. Whoever holds fewest is next; of equals, whoever waited longest."""
 
     def __init__(self, most: int) -> None:
         self._free = most
         self._held: Counter[str] = Counter()
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
-        """In the order of their turns."""
+        """By holder, in the order of their turns."""
 
     @asynccontextmanager
     async def hold(self, holder: str) -> AsyncIterator[None]:
-        """Have a place, as soon as it is the holder's turn."""
+        """Hold a place, as soon as it is the holder's turn."""
         await self._take(holder)
         try:
             yield
@@ -70,7 +71,7 @@ class Places:
             turn = waiting.popleft()
             if waiting:  # its next turn is after those of the others
                 self._waiting[least] = waiting
-            if turn.cancelled():  # in the same step of the loop
+            if turn.cancelled():  # in this same step of the loop
                 continue
             self._free -= 1
             self._held[least] += 1

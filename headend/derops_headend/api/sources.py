@@ -8,7 +8,7 @@ from starlette.types import Scope
 from derops_headend.api.settings import Network
 
 MOST_HOPS, LONGEST_ADDRESS = 10, 45
-"""Addresses of a header that are looked at, from its end; and characters of one."""
+"""How many addresses of a header are looked at, from its end; and how many characters of one."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -17,9 +17,9 @@ def source_of(scope: Scope, trusted: Sequence[Network]) -> str:
     """Return the client's address.
 
     Args:
-        scope: Of ASGI.
-        trusted: Proxies; what one of them says of its own client is believed, and nobody else's
-            word. So the last address that is no trusted proxy's is the client.
+        scope: The scope of ASGI.
+        trusted: Proxies. Only they are believed, each about its own client: so the client is the
+            last address that is not one of theirs.
     """
     peer = (scope.get("client") or ("",))[0]
     if not _is_in(_address(peer), trusted):
@@ -35,7 +35,7 @@ def source_of(scope: Scope, trusted: Sequence[Network]) -> str:
 
 
 def network_of(source: str) -> str:
-    """Return what one holder of addresses has: of IPv6, all of a /64."""
+    """Return the network that one client has: of IPv6 a /64, of IPv4 the address."""
     address = _address(source)
     if isinstance(address, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((address, 64), strict=False))

@@ -1,4 +1,4 @@
-"""How telemetry is answered: which resolution, in columns, and what to think of the holes."""
+"""Answers about telemetry: the choice of a resolution, the columns, and the holes."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -33,17 +33,17 @@ from derops_headend.storage.telemetry import (
 )
 
 MOST_VALUES = 500_000
-"""Of one CSV, some megabytes."""
+"""The most values of one CSV: some megabytes."""
 
 MOST_ROWS = 100_000
-"""Of one CSV: a day of a sample a second."""
+"""The most rows of one CSV: a day with a sample a second."""
 
 MOST_GAPS = 500
 LEAST_STALE_SECONDS = 10.0
-"""What is on its way from device to database is not missing yet."""
+"""A sample may be on its way from the device to the database for so long: it is not missing."""
 
 INTERVAL_SECONDS = 10
-"""Of an asset that Kubernetes does not know any more."""
+"""The interval of samples that is assumed for an asset that Kubernetes no longer knows."""
 
 _TABLES = {
     TelemetrySource.RAW: "telemetry",
@@ -61,26 +61,26 @@ _UNITS = {
     "Seconds": "s",
 }
 _DECIMALS = 4
-"""Of means and sums, which have more digits than any device measures."""
+"""Decimals of means and sums, which have more digits than any device measures."""
 
 
 class Lives(NamedTuple):
-    """Which of the assets that have or had a name."""
+    """Says which is meant of the assets that have or had a name."""
 
     namespace: str
     name: str
     uid: str
-    """Empty = the one that has the name now, or had it last."""
+    """The uid that is asked for; empty = the asset that has the name now, or had it last."""
     current_uid: str
-    """Of the DERAsset of that name in Kubernetes; empty = none is known."""
+    """The uid of the DERAsset of that name in Kubernetes; empty = none is known."""
 
     since: datetime | None = None
-    """None of those that were heard of before counts, but the current one; None = all do."""
+    """Leave out assets first heard of before, except the current one; None = leave none out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TelemetrySelection:
-    """What is asked for of one asset."""
+    """The telemetry of one asset that is asked for."""
 
     lives: Lives
     first: datetime
@@ -89,7 +89,7 @@ class TelemetrySelection:
     """Columns of ``telemetry``."""
 
     resolution: TelemetrySource | None
-    """None = whichever fits."""
+    """None = the finest that fits."""
 
     most_points: int
     as_csv: bool
@@ -98,17 +98,17 @@ class TelemetrySelection:
 
     @property
     def rolled_up(self) -> tuple[str, ...]:
-        """Those quantities that a resolution other than raw has."""
+        """The quantities that steps have: those in resolutions other than raw."""
         return tuple(each for each in self.quantities if each in ROLLED_UP)
 
 
 def unit_of(quantity: str) -> str:
-    """Return the unit that a quantity's name ends with, as a symbol."""
+    """Return the symbol of the unit with which a quantity's name ends."""
     return next(unit for end, unit in reversed(_UNITS.items()) if quantity.endswith(end))
 
 
 def stale_after_seconds(interval_seconds: float) -> float:
-    """Return how long a value is worth something, and how long a hole is none yet."""
+    """Return for how long the newest value counts as current, and a hole is not yet a gap."""
     return max(LEAST_STALE_SECONDS, 3 * interval_seconds)
 
 
@@ -116,17 +116,17 @@ def check(wanted: TelemetrySelection) -> None:
     """Check that a resolution that was asked for does not have too many points.
 
     Raises:
-        ProblemError: INVALID.
+        ProblemError: INVALID: it has.
     """
     if wanted.resolution is not None:
         _resolve(wanted, None)
 
 
 def answer(connection: psycopg.Connection, wanted: TelemetrySelection) -> bytes | None:
-    """Return the body, JSON or CSV; None = there never was such an asset.
+    """Return the body, as JSON or CSV; None = there never was such an asset.
 
     Raises:
-        ProblemError: INVALID: it would have more points than it may.
+        ProblemError: INVALID: it would have too many points.
     """
     life, others = choose_life(connection, wanted.lives)
     if life is None:
@@ -227,7 +227,7 @@ def _read(
             return wanted.first, wanted.end, RAW, series
         if wanted.resolution is not None:
             raise _too_many(most)
-        # Whoever measures more often than its DERAsset says has no more points for that.
+        # An asset that measures more often than its DERAsset says gets no more points for that.
         span = (wanted.end - wanted.first).total_seconds()
         resolution = choose(span, most)
     first, end = widen(wanted.first, wanted.end, resolution.step_seconds)
@@ -311,7 +311,7 @@ def _tell_gaps(
     end: datetime,
     dropped: datetime | None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield what is missing and why, each kind in order of time."""
+    """Yield each gap with its reason, each kind in order of time."""
     if resolution == RAW and dropped is not None and dropped > first:
         yield _gap(first, min(dropped, end), "Dropped")
     for each in reversed(gaps):

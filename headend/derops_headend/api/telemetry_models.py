@@ -1,4 +1,4 @@
-"""What is asked and answered about telemetry, as it is checked and described."""
+"""Questions and answers about telemetry, as the API checks and describes them."""
 
 from datetime import datetime, timedelta
 from typing import Annotated, Literal
@@ -52,10 +52,10 @@ class TimeSpan(BaseModel):
     )
 
     def between(self, now: datetime) -> tuple[datetime, datetime]:
-        """Return the time that is meant.
+        """Return the first instant, and the end.
 
         Raises:
-            ProblemError: INVALID: it is none, or too long.
+            ProblemError: INVALID: the end is not later, or too much later.
         """
         end = self.end or now
         first = self.first or end - timedelta(hours=1)

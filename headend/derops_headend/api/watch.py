@@ -1,4 +1,4 @@
-"""One kind of object as the API server has it now: listed once, then watched for ever."""
+"""All objects of one kind, as the API server has them: listed once, then watched for ever."""
 
 import asyncio
 import json
@@ -15,20 +15,20 @@ from derops_headend.api.problems import ProblemError
 from derops_headend.api.refusals import refused, unanswered
 
 STALE_AFTER_SECONDS = 90.0
-"""A watch hears a bookmark each minute, even where nothing changes."""
+"""A watch hears a bookmark each minute, even if nothing changes."""
 
 LONGEST_LINE = 8 * 1024**2
-"""Bytes of one object: etcd takes 1.5 MiB, and escapes may make that longer in JSON."""
+"""The most bytes of one object: etcd takes 1.5 MiB, and escapes make that longer in JSON."""
 
 _DEEPEST = 30_000
-"""The API server takes JSON of 10,000 levels, from anybody, in metadata.managedFields for one;
-Python's parser would end at 1,000, with all that came in the same list."""
+"""The API server takes JSON of 10,000 levels from anybody, for example in metadata.managedFields.
+Python's parser would give up at 1,000 levels, and with it the whole list."""
 
 MOST_LISTED = 100
-"""Objects of one page, while that has no more than MOST_LISTED_BYTES."""
+"""The most objects of one page, if that has no more than MOST_LISTED_BYTES."""
 
 MOST_LISTED_BYTES = 1024**2
-"""What is made of JSON may take twenty-five times as much memory."""
+"""The objects that are made of JSON may take twenty-five times as much memory."""
 
 _AGAIN_AFTER_SECONDS = 1.0
 _SILENCE_SECONDS = 75.0
@@ -48,7 +48,7 @@ _TROUBLES = (
     OSError,
     TimeoutError,
     ProblemError,
-    # Whatever is between us and the API server may answer in other words.
+    # A proxy before the API server may answer in another form.
     LookupError,
     RecursionError,
     TypeError,
@@ -57,7 +57,7 @@ _TROUBLES = (
 
 
 class Opener(Protocol):
-    """A GET."""
+    """Sends a GET."""
 
     async def __call__(
         self, path: str, query: Mapping[str, str], limits: aiohttp.ClientTimeout
@@ -65,16 +65,16 @@ class Opener(Protocol):
         """Send it and return the answer, whatever its status.
 
         Raises:
-            aiohttp.ClientError: There is none; so do OSError and TimeoutError.
+            aiohttp.ClientError: There is no answer; so do OSError and TimeoutError.
         """
 
 
 class _ExpiredError(Exception):
-    """Where the watch was, nobody knows any more: list anew."""
+    """The API server no longer has the version where the watch stopped: list anew."""
 
 
 class Watch(Generic[Kept]):
-    """What is kept of all objects of a kind. ``run`` it in a task of its own."""
+    """Keeps something of each object of a kind. ``run`` it in a task of its own."""
 
     def __init__(
         self,
@@ -83,12 +83,12 @@ class Watch(Generic[Kept]):
         keep: Callable[[Mapping[str, Any]], tuple[Key, Kept]],
         readiness: Readiness,
     ) -> None:
-        """Make it; nothing is asked yet.
+        """Make a watch that has not asked yet.
 
         Args:
-            path: Of the kind in all namespaces.
+            path: The path of the kind in all namespaces.
             open_: Sends a GET.
-            keep: Returns key of an object and what to keep of it; whatever it raises, that object
+            keep: Returns the key of an object and what to keep of it; if it raises, that object
                 alone is left as it was.
             readiness: Is told while nothing is heard.
         """
@@ -106,7 +106,7 @@ class Watch(Generic[Kept]):
 
     @property
     def version(self) -> str:
-        """The resourceVersion that it knows all changes up to; empty = nothing was heard yet."""
+        """The resourceVersion up to which all changes are known; empty = nothing was heard yet."""
         return self._version
 
     @property
@@ -116,7 +116,7 @@ class Watch(Generic[Kept]):
 
     @property
     def heard_seconds_ago(self) -> float:
-        """Since the API server last said anything of this kind, be it that nothing changed."""
+        """Seconds since the API server last said anything of this kind, even "nothing changed"."""
         return time.monotonic() - self._heard
 
     async def appears(self, namespace: str, name: str, within_seconds: float) -> bool:
@@ -142,7 +142,7 @@ class Watch(Generic[Kept]):
         return sorted(self._by_namespace)
 
     async def run(self) -> None:
-        """Follow the API server until cancelled; what goes wrong is tried again."""
+        """Follow the API server until cancelled; try again what fails."""
         failing = False
         while True:
             try:
@@ -157,11 +157,11 @@ class Watch(Generic[Kept]):
                     _log.warning("watch.failed", path=self._path, error=_words(error))
                 failing = True
                 self._tell(_words(error))
-            # Also after a good end: an API server that ends each watch at once is not hurried.
+            # Also after a good end: the API server may end each watch at once.
             await asyncio.sleep(_AGAIN_AFTER_SECONDS)
 
     def _tell(self, problem: str) -> None:
-        """Say what is wrong; what was heard before is answered for a while."""
+        """Tell the readiness what is wrong; what was heard before is answered for a while."""
         tell = self._readiness.degraded if self.fresh else self._readiness.waiting
         tell(self._part, problem)
 
@@ -249,19 +249,19 @@ class Watch(Generic[Kept]):
 
 
 def hang_up(answer: aiohttp.ClientResponse) -> None:
-    """Read no more of an answer, and wait for no farewell of the API server."""
+    """Read no more of an answer, and do not wait for the API server to close."""
     if answer.connection is not None and answer.connection.transport is not None:
         answer.connection.transport.abort()
     answer.close()
 
 
 class ListedPage(NamedTuple):
-    """An answer to the question for some objects."""
+    """An answer to a request for some objects."""
 
     status: int
     body: bytes
     limit: int
-    """Objects that were asked for in the end."""
+    """How many objects the request for this page asked for."""
 
 
 async def read_page(
@@ -272,7 +272,7 @@ async def read_page(
     most_bytes: int,
     limits: aiohttp.ClientTimeout,
 ) -> ListedPage:
-    """Read a page of at most so many objects: fewer where they are large, but one at least.
+    """Read a page of at most so many objects: fewer if they are large, but one at least.
 
     Raises:
         ProblemError: KUBERNETES_UNAVAILABLE: one object is longer than any can be.
@@ -297,7 +297,7 @@ async def read_page(
 
 
 async def events(content: aiohttp.StreamReader) -> AsyncIterator[Mapping[str, Any]]:
-    """Yield what a watch tells, one event a line; a line that cannot be read is left out."""
+    """Yield the events of a watch, one a line; leave out a line that cannot be read."""
     parts: list[bytes] = []
     length = 0
     async for data in content.iter_any():
@@ -329,7 +329,7 @@ def parse(body: bytes) -> dict[str, Any]:
     """Read a JSON object of any depth that the API server takes.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not a JSON object.
         RecursionError: It is deeper than that.
     """
     usual = sys.getrecursionlimit()

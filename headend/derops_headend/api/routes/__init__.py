@@ -1,1 +1,1 @@
-"""What can be asked of the API: one module for each resource."""
+"""The routes of the API: one module for each resource."""

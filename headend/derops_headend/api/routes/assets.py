@@ -1,4 +1,4 @@
-"""DERAssets: those that a caller may see, and one with its newest sample."""
+"""Routes of DERAssets: those that a caller may see, and one with its newest sample."""
 
 import hashlib
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ ETAG = {"ETag": {"description": "Weak: ages do not count", "schema": {"type": "s
 class AssetList(Model):
     """A part of a list of DERAssets."""
 
-    namespaces: list[str] = Field(description="Where it was looked")
+    namespaces: list[str] = Field(description="The namespaces that the list is of")
     items: list[AssetView]
     next: str | None = Field(default=None, description="Where the next page begins: `after`")
 
@@ -58,12 +58,12 @@ class AssetDetail(AssetView):
         default=None, description="Not older than two days; none = there is none, see `missing`"
     )
     missing: list[Literal["database"]] = Field(
-        default=[], description="What did not answer: what it knows is not there"
+        default=[], description="What did not answer: its part is missing here"
     )
 
 
 class Filter:
-    """Which assets, in which order; as parameters of a query."""
+    """Parameters of a query that say which assets, and in which order."""
 
     def __init__(
         self,
@@ -117,13 +117,13 @@ async def list_all_assets(
     namespace: Annotated[
         list[Annotated[str, Query(max_length=63, pattern=NAME_PATTERN)]] | None,
         Query(
-            description="Look only there, as far as I may; several times for several",
+            description="Only this namespace, if I may see it; give it several times for several",
             max_length=_MOST_NAMESPACES,
         ),
     ] = None,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    """Return DERAssets of several namespaces; the answer says in which it was looked."""
+    """Return DERAssets of several namespaces; the answer names the namespaces."""
     parts: Parts = request.app.state.parts
     call.subject.verb, call.subject.resource = "list", "derassets"
     known = parts.kubernetes.known_namespaces()
@@ -216,7 +216,7 @@ def _list(
 
 
 def _etag(assets: Sequence[KnownAsset], rest: str) -> str:
-    """Return what changes with the answer; of one that is older it is another one."""
+    """Return an ETag that differs for each version of the answer."""
     digest = hashlib.sha256(rest.encode())
     for each in assets:
         digest.update(f"{each.uid} {each.resource_version};".encode())

@@ -1,4 +1,4 @@
-"""The audit, for those who may see it; that they looked is written down as well."""
+"""Routes of the audit, for callers who may see it; their look is recorded as well."""
 
 import json
 from typing import Annotated, Any
@@ -43,8 +43,8 @@ class AuditQuery(Model):
     request_id: str | None = Field(
         default=None, max_length=64, pattern=_WORD, description="`X-Request-Id` of an answer"
     )
-    since: Instant | None = Field(default=None, description="Written down from then on")
-    until: Instant | None = Field(default=None, description="And before then")
+    since: Instant | None = Field(default=None, description="Only records from this instant on")
+    until: Instant | None = Field(default=None, description="Only records before this instant")
     limit: WholeNumber = Field(default=100, ge=1, le=MOST_ROWS)
     after: str = Field(
         default="",
@@ -125,7 +125,7 @@ async def _answer(request: Request, namespace: str | None, query: AuditQuery) ->
 
 
 def _json(record: ChainedRecord) -> str:
-    """Return a record as it was written; one that somebody made unreadable, as far as it goes."""
+    """Return a record as it was written; if somebody made it unreadable, its beginning."""
     try:
         if isinstance(json.loads(record.body), dict):
             return record.body

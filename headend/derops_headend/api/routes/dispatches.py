@@ -1,4 +1,4 @@
-"""Dispatches: list, read, order, try, cancel."""
+"""Routes of Dispatches: list, read, order, try, cancel."""
 
 import uuid
 from typing import Annotated
@@ -34,7 +34,7 @@ router = APIRouter(tags=["dispatches"])
 
 MOST_ROWS = 500
 _MOST_TRIES = 5
-"""Of a cancel: each status that the operator writes meanwhile is a new version."""
+"""The most tries of a cancel: each status that the operator writes meanwhile is a new version."""
 
 KeyHeader = Annotated[
     str | None,
@@ -69,7 +69,7 @@ async def list_dispatches(
     after: Annotated[
         str | None, Query(description="`next` of the page before", min_length=1, max_length=2048)
     ] = None,
-    phase: Annotated[Phase | None, Query(description="Where they stand")] = None,
+    phase: Annotated[Phase | None, Query(description="Their phase")] = None,
     asset: Annotated[
         str | None, Query(description="Name of the asset", max_length=63, pattern=NAME_PATTERN)
     ] = None,
@@ -182,7 +182,9 @@ async def cancel_dispatch(
     uid = uid or manifest["metadata"]["uid"]
     for _ in range(_MOST_TRIES):
         if manifest["metadata"]["uid"] != uid:
-            raise ProblemError(Slug.CONFLICT, "another Dispatch has the name now")
+            raise ProblemError(
+                Slug.CONFLICT, "the Dispatch of this uid is gone: another one has its name now"
+            )
         call.subject.object_uid = uid
         if manifest["spec"].get("desiredState") == "Cancelled":
             return view_of(manifest)
@@ -198,7 +200,11 @@ async def cancel_dispatch(
             if problem.slug is not Slug.CONFLICT:
                 raise
         manifest = await _read(parts, namespace, name)
-    raise ProblemError(Slug.CONFLICT, "it changes all the time: try again", retry_after_seconds=1)
+    raise ProblemError(
+        Slug.CONFLICT,
+        f"the Dispatch changed during each of {_MOST_TRIES} tries: try again",
+        retry_after_seconds=1,
+    )
 
 
 def _answer(body: Model, status: int, headers: dict[str, str] | None = None) -> Response:
@@ -245,7 +251,7 @@ async def _foresee(parts: Parts, call: Call, namespace: str, order: NewDispatch)
 
 
 async def _charge(parts: Parts, call: Call, key: AssetKey) -> Charge | None:
-    """Return the state of charge, where it is known and may be; a dry run does without."""
+    """Return the state of charge, if it is known and the caller may know it; else None."""
     try:
         seeing = await parts.rights.decide(
             call.caller, "get", "derassets/telemetry", key.namespace, key.name
@@ -264,7 +270,7 @@ def _refuse_ended(manifest: Manifest) -> None:
     phase = (manifest.get("status") or {}).get("phase", Phase.SUBMITTED)
     if Phase(phase).terminal:
         raise ProblemError(
-            Slug.CONFLICT, f"it has ended as {phase}: there is nothing left to withdraw"
+            Slug.CONFLICT, f"the Dispatch has ended as {phase}: nothing is left to withdraw"
         )
 
 

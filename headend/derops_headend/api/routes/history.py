@@ -1,4 +1,4 @@
-"""What became of dispatches, also of those that Kubernetes no longer has."""
+"""Routes of the history: what became of dispatches, also of those that Kubernetes no longer has."""
 
 import csv
 import io
@@ -59,9 +59,11 @@ class HistoryQuery(BaseModel):
     asset: str | None = Field(
         default=None, max_length=253, pattern=r"^[-.a-z0-9]+$", description="Name of the DERAsset."
     )
-    phase: Phase | None = Field(default=None, description="Where they stand.")
-    since: Instant | None = Field(default=None, description="First heard of from then on.")
-    until: Instant | None = Field(default=None, description="And before then.")
+    phase: Phase | None = Field(default=None, description="Their phase.")
+    since: Instant | None = Field(
+        default=None, description="First heard of at this instant or later."
+    )
+    until: Instant | None = Field(default=None, description="First heard of before this instant.")
     created_by: str | None = Field(
         default=None,
         max_length=512,
@@ -76,7 +78,7 @@ class HistoryQuery(BaseModel):
     )
 
     def wanted(self, namespace: str, since: datetime | None) -> DispatchFilter:
-        """Return what is to be looked for of what a caller has since an instant; None = ever."""
+        """Return the filter, for a caller whose rows are those since an instant; None = all."""
         return DispatchFilter(
             namespace=namespace,
             asset_name=self.asset,
@@ -247,7 +249,7 @@ async def summarize_history(
 async def get_history(request: Request, namespace: Namespace, uid: Uid) -> Response:
     """Return a dispatch with its steps.
 
-    Of one that only agents spoke of, and those of several assets, the newest is told.
+    If only agents reported it, and those of several assets did, the newest is returned.
     """
     choose_media(request, (_JSON,))
     call_of(request).subject.object_uid = uid

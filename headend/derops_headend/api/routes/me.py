@@ -1,4 +1,4 @@
-"""Who the caller is, and may what."""
+"""Routes about the caller: who it is, and what it may do."""
 
 import asyncio
 from datetime import datetime
@@ -27,7 +27,7 @@ ASKED = (
     ("patch", "dispatches"),
     ("list", "audits"),
 )
-"""What the shipped roles open, as verb and resource of the group derops.io."""
+"""The rights of the shipped roles, as verb and resource of the group derops.io."""
 
 Namespace = Annotated[
     str,
@@ -47,7 +47,7 @@ class Me(Model):
     name: str
     groups: list[str]
     token_id: str = Field(description="Names the credential in the audit; empty = it has no id")
-    expires_at: datetime | None = Field(description="When the credential is over; null = unknown")
+    expires_at: datetime | None = Field(description="When the credential expires; null = unknown")
 
 
 class Right(Model):
@@ -67,7 +67,7 @@ class RightsOfMe(Model):
 
 @router.get("/v1/me", operation_id="getMe", summary="Who I am")
 async def get_me(call: CallOf) -> Me:
-    """Return who the credential says that the caller is."""
+    """Return the caller, as the credential names them."""
     call.subject.verb, call.subject.resource = "get", "me"
     caller = call.caller
     return Me(
@@ -81,9 +81,9 @@ async def get_me(call: CallOf) -> Me:
 
 @router.get("/v1/me/rights", operation_id="getMyRights", summary="What I may do in a namespace")
 async def get_my_rights(request: Request, call: CallOf, namespace: Namespace) -> RightsOfMe:
-    """Return what the shipped roles open, and whether the caller may.
+    """Return the rights of the shipped roles, and whether the caller has them in a namespace.
 
-    Whether the namespace exists is not told.
+    The answer does not tell whether the namespace exists.
     """
     parts: Parts = request.app.state.parts
     subject = call.subject

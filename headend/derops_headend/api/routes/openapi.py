@@ -1,4 +1,4 @@
-"""The description of the API itself."""
+"""The route of the API's own description."""
 
 from typing import Any
 

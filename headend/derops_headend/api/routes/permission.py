@@ -1,4 +1,4 @@
-"""The question that each route begins with: may the caller?"""
+"""The check with which each route begins: may the caller do this?"""
 
 from datetime import datetime
 
@@ -20,11 +20,11 @@ async def allow(
     """Note what a call is about, and return the parts if the caller may; see ``Rights.require``.
 
     Args:
-        request: Of the call.
-        verb: As in RBAC.
-        resource: Of the group derops.io, with a subresource after a slash.
+        request: The request of the call.
+        verb: A verb of RBAC.
+        resource: A resource of the group derops.io, with a subresource after a slash.
         namespace: The tenant; empty = all.
-        name: Of the object; empty = any.
+        name: The object's name; empty = any.
         fresh: Believe no earlier answer, as each write does.
 
     Raises:
@@ -37,7 +37,7 @@ async def allow(
 
 
 def note(request: Request, verb: str, resource: str, namespace: str = "", name: str = "") -> None:
-    """Note what a call is about; whether the caller may is still to be asked."""
+    """Note what a call is about; the right is checked later."""
     subject = call_of(request).subject
     subject.verb, subject.resource = verb, resource
     subject.namespace, subject.name = namespace, name
@@ -46,11 +46,13 @@ def note(request: Request, verb: str, resource: str, namespace: str = "", name: 
 async def allow_rows(
     request: Request, verb: str, resource: str, namespace: str, name: str = ""
 ) -> tuple[Parts, datetime | None]:
-    """Do what ``allow`` does where rows of the database are asked for, which outlive a namespace.
+    """Do what ``allow`` does, for rows of the database: they outlive a namespace.
 
-    Return with the parts since when the rows are that caller's; None = since ever. Rows know a
-    namespace by its name. Whoever has a right in it alone has it in the one of now, and not in
-    one that had its name before; whoever has it in all namespaces has it in that one as well.
+    Returns:
+        The parts, and the instant from which on the rows are the caller's; None = all are.
+
+    Rows know a namespace by its name. A right in one namespace is a right in the namespace that
+    has the name now, and not in one that had it before. A right in all namespaces covers both.
     """
     parts = await allow(request, verb, resource, namespace, name)
     everywhere = await parts.rights.decide(call_of(request).caller, verb, resource, "")

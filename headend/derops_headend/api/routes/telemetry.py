@@ -1,4 +1,4 @@
-"""What an asset measured, and what is told of that: gaps, connections, other measurements."""
+"""Routes of telemetry: samples, gaps, connections, and measurements without a column."""
 
 import json
 from collections.abc import Callable
@@ -81,7 +81,7 @@ async def get_telemetry(
     name: AssetName,
     query: Annotated[TelemetryQuery, Query()],
 ) -> Response:
-    """Return samples, or steps where there would be too many.
+    """Return samples, or steps if there would be too many.
 
     `text/csv` with `raw`, `1m` or `15m` has up to 100,000 lines; a caller gets one at a time.
     """
@@ -166,7 +166,7 @@ async def list_connections(
 
 
 class _AssetFacts(NamedTuple):
-    """What Kubernetes says of an asset; of one that is gone, or while it is away, nothing."""
+    """What Kubernetes says of an asset; nothing if the asset is gone, or Kubernetes away."""
 
     since: datetime | None
     """See ``allow_rows``."""
@@ -176,7 +176,7 @@ class _AssetFacts(NamedTuple):
 
 
 class _RowsOfTime(NamedTuple):
-    """Whose rows, and of which time."""
+    """The rows of one asset and of one time."""
 
     lives: Lives
     first: datetime
@@ -193,7 +193,7 @@ async def _open(request: Request, namespace: str, name: str) -> _AssetFacts:
     try:
         known = parts.kubernetes.asset(namespace, name)
     except ProblemError:
-        return _AssetFacts(since)  # what is in the database goes on
+        return _AssetFacts(since)  # the database has its rows all the same
     if known is None:
         return _AssetFacts(since)
     call_of(request).subject.object_uid = known.uid
