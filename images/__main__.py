@@ -1,4 +1,4 @@
-"""``python -m images``: make the images that are not there as the sources are now."""
+"""``python -m images``: make each image that is missing or older than its sources."""
 
 import argparse
 import hashlib
@@ -32,7 +32,7 @@ _OLDEST_EPOCH = 315532800
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What all images of one run have in common."""
+    """What the images of one run share."""
 
     base: str
     """A name in a registry; empty = the usual one, or Debian's packages where no registry is."""

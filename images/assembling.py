@@ -1,7 +1,7 @@
-"""Lays out what an image holds of ours: /opt/derops, for each program and architecture.
+"""Lays out our part of an image: /opt/derops, for each program and architecture.
 
 This is the one step that uses a network, and it needs no emulator: uv chooses the wheels of the
-other platform. Each is what uv.lock has the hash of.
+other platform. uv.lock has the hash of each.
 """
 
 import base64

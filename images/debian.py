@@ -1,7 +1,7 @@
-"""File systems of Debian packages, for either architecture, without running anything of them.
+"""Makes file systems from Debian packages, for either architecture, and runs nothing of them.
 
 apt finds the packages and checks their signatures; dpkg-deb unpacks them. No maintainer script
-runs, so that arm64 needs no emulator: the little that they would do for us is done here.
+runs, so arm64 needs no emulator: this module does the little that we need of them.
 """
 
 import hashlib

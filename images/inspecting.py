@@ -1,4 +1,4 @@
-"""What does not belong in an image. ``make images`` hands out none that has any of it."""
+"""Finds what does not belong in an image. ``make images`` hands out no image that has any of it."""
 
 import re
 import stat

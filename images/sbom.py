@@ -1,7 +1,7 @@
 """The bill of materials of an image: what it holds, by name, version and origin.
 
 The image says what is in it: the packages of Python by their dist-info, those of Debian by dpkg's
-list. uv.lock adds where each package of Python came from, with its hash. Both must agree.
+list. uv.lock adds where each package of Python came from, with its hash. Image and lock must agree.
 """
 
 import json

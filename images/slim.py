@@ -1,4 +1,4 @@
-"""Makes of a base image's files what the programs need. Runs in the build, in the base itself.
+"""Reduces the files of a base image to what the programs need. Runs in the build, in the base.
 
 ``slim.py ROOT PYTHON_MINOR``: takes away package managers, pip, documentation, caches and the right
 to become root; compiles the standard library; adds the user that the images run as. It is the same

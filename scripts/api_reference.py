@@ -1,4 +1,4 @@
-"""The page docs/reference/api.md, made of docs/reference/openapi.json; printed."""
+"""Prints the page docs/reference/api.md, made from docs/reference/openapi.json."""
 
 import json
 import sys
@@ -10,9 +10,9 @@ DESCRIPTION = Path(__file__).resolve().parents[1] / "docs" / "reference" / "open
 _HEAD = """\
 # The REST API
 
-Made by `make generate` of its [description](openapi.json), which has all that is answered.
-Calls that are not answered as asked: [problems](problems.md). Which right opens what:
-[roles](roles.md).
+For those who write programs against the API. `make generate` makes this page from the
+[description](openapi.json), which has each answer in full. What comes instead of an answer:
+[problems](problems.md). Which right opens what: [roles](roles.md).
 """
 
 

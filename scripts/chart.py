@@ -1,4 +1,4 @@
-"""What is made of the chart, and for it.
+"""Makes what is generated for the chart, and from it.
 
 - ``chart.py generate``: copy CRDs and SQL into the chart, write the values into its README
 - ``chart.py install-yaml FILE [VALUES]``: render the chart as manifests for ``kubectl apply``
