@@ -1,6 +1,6 @@
-"""The two clocks of the agent: the wall clock decides when a window starts, the other that it ends.
+"""The agent's two clocks: windows start by the wall clock, and end by either, whichever is first.
 
-The second one counts from the machine's boot, also while it sleeps, and cannot be set.
+The monotonic clock counts from the machine's boot, also while it sleeps. Nobody can set it.
 """
 
 import ctypes
@@ -30,7 +30,7 @@ class Moment:
 
 
 class Clock(Protocol):
-    """What time it is."""
+    """Both clocks, and whether the wall clock can be believed."""
 
     def now_us(self) -> int:
         """Return microseconds since 1970 in UTC, by the wall clock."""
@@ -41,7 +41,7 @@ class Clock(Protocol):
         ...
 
     def boot_id(self) -> str:
-        """Return what tells one run of the monotonic clock from the next."""
+        """Return the id of this run of the monotonic clock; a boot begins a new one."""
         ...
 
     def synchronised(self) -> bool:
@@ -68,7 +68,7 @@ class SystemClock:
         return self._boot_id
 
     def synchronised(self) -> bool:
-        """Ask the kernel whether NTP keeps the clock; False where it cannot be asked."""
+        """Tell whether the kernel says that NTP keeps the clock; False where it cannot say."""
         state = ctypes.create_string_buffer(512)  # struct timex, modes = 0: read only
         answer: int = ctypes.CDLL(None).adjtimex(state)
         return 0 <= answer < _TIME_ERROR

@@ -1,4 +1,4 @@
-"""One process: its assets, what they share, and waiting for disk and device."""
+"""The process: its assets, what they share, and waiting for disk and device."""
 
 import asyncio
 import secrets
@@ -37,7 +37,7 @@ _T = TypeVar("_T")
 
 
 class Host:
-    """Everything in one process."""
+    """All assets of one process, and what they share."""
 
     def __init__(self, settings: AgentSettings, clock: Clock) -> None:
         self._settings, self._clock = settings, clock
@@ -48,7 +48,7 @@ class Host:
         self._log = structlog.get_logger("agent")
 
     async def run(self) -> None:
-        """Serve all assets until a signal; devices keep what they hold then."""
+        """Serve all assets until SIGTERM or SIGINT; devices keep what they hold then."""
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -166,7 +166,7 @@ class Host:
         )
 
     async def _when_there_is_room(self, part: str, run: Runner, call: Callable[[], _T]) -> _T:
-        """Return what a call that needs the disk returns; wait while that takes nothing."""
+        """Return what a call that needs the disk returns; wait while the disk takes nothing."""
         while True:
             try:
                 result: _T = await run(call)
@@ -193,12 +193,13 @@ class Host:
             except SettingError:
                 raise
             except Exception as error:
-                # A device, or a mistake in its driver, is not to end the other assets.
+                # One device, or a mistake in its driver, must not end the other assets.
                 if not isinstance(error, DeviceError):
                     self._log.exception("driver.failed", asset=f"{asset.namespace}/{asset.name}")
                 why = str(error) or type(error).__name__
                 self._readiness.waiting(
-                    part, f"{why}; the agent does not connect for the asset before"
+                    part,
+                    f"{why}; the agent connects for the asset once its device answers",
                 )
                 await asyncio.sleep(_DEVICE_RETRY_SECONDS)
                 continue

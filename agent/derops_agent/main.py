@@ -1,4 +1,4 @@
-"""``derops-agent`` and its commands: composition and nothing else."""
+"""``derops-agent`` and its commands: read arguments and settings, then start."""
 
 import argparse
 import asyncio
@@ -29,7 +29,7 @@ def main() -> None:
     try:
         settings = load(arguments.config)
         configure_logging(settings.log_level)
-        gc.freeze()  # a full collection stops everything; what is imported stays, unlooked at
+        gc.freeze()  # a full collection stops everything; this leaves out what is imported
         asyncio.run(Host(settings, SystemClock()).run())
     except SettingError as error:
         refuse_to_start(error)
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def make_parser() -> Parser:
-    """Return what knows the commands."""
+    """Return the parser of all commands."""
     parser = Parser(
         prog="derops-agent",
         description="Host assets, each with its identity, ledger and stream, until SIGTERM.",
@@ -63,7 +63,7 @@ def make_parser() -> Parser:
 
 def _probe(arguments: argparse.Namespace) -> int:
     """Show what a device offers; return the exit code, see ``Findings``."""
-    logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # its errors are ours, told once
+    logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # the driver tells its errors, once
     options = {
         "host": arguments.host,
         "port": arguments.port,

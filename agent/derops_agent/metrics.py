@@ -1,4 +1,4 @@
-"""What an agent counts; without asset labels, five hundred assets share a process."""
+"""The agent's metrics. They have no asset labels, as five hundred assets share a process."""
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -20,13 +20,13 @@ _ends: dict[str, float] = {}
 
 
 def note_certificate_end(asset: str, at_seconds: float) -> None:
-    """Show when a certificate is over; of all assets, the first."""
+    """Note when the certificate of an asset is over; the metric shows the first of all."""
     _ends[asset] = at_seconds
     CERTIFICATE_EXPIRY.set(min(_ends.values()))
 
 
 def count_end(reason: str) -> None:
-    """Count the end of a stream; what a gateway says as its reason makes no metric without end."""
+    """Count the end of a stream; reasons of gateways beyond the first fifty count as Other."""
     if len(_reasons) < _MOST_REASONS:
         _reasons.add(reason[:40])
     CONNECTIONS.labels(reason[:40] if reason[:40] in _reasons else "Other").inc()
@@ -38,7 +38,7 @@ TRANSITIONS = Counter(
 
 
 def count_transition(phase: str, reason: str) -> None:
-    """Count a step of a dispatch; why one is withdrawn is the headend's word."""
+    """Count a step of a dispatch; a reason that only the headend knows counts as Other."""
     TRANSITIONS.labels(phase, reason if reason in set(Reason) else "Other").inc()
 
 

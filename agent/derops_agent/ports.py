@@ -1,6 +1,6 @@
-"""What the agent needs of a device; every driver implements it, the control loop knows no other.
+"""What the agent needs of a device: every driver implements it, and the agent knows nothing else.
 
-A device is told its whole wanted state each time, so that a repeated or resumed write is harmless.
+Each write carries the whole wanted state, so that a repeated or resumed one is harmless.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from derops.modes import Mode
 
 
 def whole_steps(steps: float) -> int:
-    """Return ``steps`` rounded towards zero; the rounding of a division is no fraction of one."""
+    """Return ``steps`` rounded towards zero; an error in the last digits makes no step less."""
     near = round(steps)
     if isclose(steps, near, rel_tol=1e-12, abs_tol=1e-9):
         return near
@@ -25,10 +25,10 @@ def in_words(number: float) -> str:
 
 
 def whole_watts(watts: float) -> int:
-    """Return in whole watts what a device holds: those that ask it for the same again.
+    """Return what a device holds in whole watts, such that asking for these holds the same.
 
-    That is away from zero: 50 % of 12,345 W is told as 6,173 W, as 6,172 W are 49 %. It is never
-    more than what was asked for, since that was in whole watts.
+    Fractions are rounded away from zero: 50 % of 12,345 W is told as 6,173 W, as 6,172 W are 49 %.
+    The result is never more than what was asked for, as that was in whole watts.
     """
     near = round(watts)
     if isclose(watts, near, rel_tol=1e-12, abs_tol=1e-6):
@@ -50,11 +50,7 @@ class Resolution:
     """At least 0."""
 
     none_watts: float | None = None
-    """The value by which the device says that it holds nothing; None = it says that otherwise."""
-
-    def of(self, mode: str) -> int | None:
-        """Return the value of a mode, in W; None = it has none, or is released."""
-        return getattr(self, VALUES[mode]) if mode in VALUES else None
+    """The value by which the device says that it holds none; None = it says so otherwise."""
 
     def __str__(self) -> str:
         """Return it in words, for people who read a status or a probe."""
@@ -82,19 +78,19 @@ class Resolution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadBack:
-    """How soon a device shows what was written to it, and how often it may be written."""
+    """How soon a device shows a write, and how often it may be written."""
 
     delay_seconds: float = 0.0
-    """After a write, before it is asked for the first time."""
+    """The time from a write to the first question."""
 
     pace_seconds: float = 1.0
-    """Between two questions."""
+    """The time between two questions."""
 
     patience_seconds: float = 5.0
-    """For how long it is asked, before the same is written again."""
+    """For how long the device is asked before the same is written again."""
 
     most_writes: int = 5
-    """Of one setpoint: memory for settings wears out."""
+    """How often one setpoint is written: memory for settings wears out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,13 +103,13 @@ class Capability:
     max_injection_watts: int
     max_absorption_watts: int
     can_measure: bool
-    """Whether a sample contained the active power, so that an effect can be verified."""
+    """Whether a sample had the active power, by which effects are verified."""
 
     reversion: bool = False
     """Whether the device has a timer of its own that reverts it."""
 
     resolutions: Mapping[str, Resolution] = field(default_factory=dict)
-    """By mode; a mode that is absent holds any value."""
+    """Which values the device can hold, by mode; a mode that is absent holds any value."""
 
     read_back: ReadBack = ReadBack()
 
@@ -123,12 +119,12 @@ VALUES: dict[str, str] = {
     Mode.GENERATION_LIMIT: "max_generation_watts",
     Mode.LOAD_LIMIT: "max_load_watts",
 }
-"""Which of the setpoints a mode is."""
+"""The field of ``Setpoints`` with the value of a mode."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setpoints:
-    """Everything that shall hold at a device now; None = released to the device's own control."""
+    """All that a device shall hold; None = released to the device's own control."""
 
     active_power_watts: int | None = None
     """Signed: positive is injection."""
@@ -157,7 +153,7 @@ class Setpoints:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reversion:
-    """What a device shall do by itself once nobody has written to it for a while."""
+    """What a device shall do by itself once nobody wrote to it for a while."""
 
     after_seconds: int
     """At least 1."""
@@ -195,25 +191,24 @@ class Reading:
     """Whether somebody on site has switched the device to local control."""
 
     bad_points: tuple[BadPoint, ...] = ()
-    """What is absent because the device answered nonsense for it, or refused it alone."""
+    """Points that are absent because the device sent nonsense, or refused them alone."""
 
 
 NOT_WRITTEN = "nothing was written"
-"""What a driver says in the cancellation of a call that cannot have acted."""
+"""What a driver says in the CancelledError of a call that cannot have acted."""
 
 
 class Device(Protocol):
     """One device behind a driver.
 
     Every method raises DeviceTimeoutError when it is not known whether the device acted,
-    DeviceUnreachableError when it cannot have acted, and
-    DeviceRefusedError when the device said no. One that is cancelled may say in its CancelledError
-    what it waited for.
+    DeviceUnreachableError when it cannot have acted, and DeviceRefusedError when the device said
+    no. A method that is cancelled may say in its CancelledError what it waited for.
     """
 
     @property
     def capability(self) -> Capability:
-        """What the device can do; fixed once it is open, but for what it turns out to measure."""
+        """What the device can do; once it is open, only what it is found to measure changes."""
         ...
 
     async def write(self, setpoints: Setpoints, reversion: Reversion | None = None) -> int | None:

@@ -1,4 +1,4 @@
-"""The agent's file: YAML with camelCase keys; the environment overrides its top-level scalars."""
+"""The agent's settings: a YAML file; the environment overrides its top-level scalars."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -32,25 +32,25 @@ class _SettingsSection(BaseModel):
 
 
 class LocalLimits(_SettingsSection):
-    """Hard limits of the site; they bind whoever asks. Absent = the device's own rating."""
+    """Hard limits of the site, whoever orders. Absent = the device's own rating."""
 
     max_injection_watts: int | None = Field(default=None, ge=0)
     max_absorption_watts: int | None = Field(default=None, ge=0)
 
 
 class DriverSettings(BaseModel):
-    """Which driver; all other keys are the driver's own."""
+    """Which driver; all other keys are its options."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     kind: Literal["simulated", "sunspec", "modbus"]
 
     def options(self) -> dict[str, Any]:
-        """Return kind and options as they stand in the file."""
+        """Return the driver's kind and options as the file has them."""
         return {"kind": self.kind, **(self.model_extra or {})}
 
 
 class AssetSettings(_SettingsSection):
-    """One asset: its name, where its certificate lies, and its device."""
+    """One asset: its name, its certificate and its device."""
 
     namespace: str = Field(pattern=_LABEL)
     name: str = Field(pattern=_LABEL)
@@ -77,10 +77,10 @@ class AgentSettings(_SettingsSection):
 
 
 def load(file: Path, environment: Mapping[str, str] = os.environ) -> AgentSettings:
-    """Read the settings.
+    """Read the settings from the file and the environment.
 
     Raises:
-        SettingError: It names the file or the environment variable, the key and what is allowed.
+        SettingError: One is wrong; it names the file or variable, the key and what is allowed.
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -106,7 +106,7 @@ def load(file: Path, environment: Mapping[str, str] = os.environ) -> AgentSettin
 
 
 def _override(document: dict[str, Any], environment: Mapping[str, str]) -> dict[str, str]:
-    """Put values of the environment into ``document``; return which key came from where."""
+    """Put values of the environment into ``document``; return the variable of each such key."""
     sources = {}
     for name, field in AgentSettings.model_fields.items():
         variable = ENVIRONMENT_PREFIX + name.upper()

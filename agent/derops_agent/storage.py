@@ -1,4 +1,4 @@
-"""What lies on the agent's disk: how its files are opened, and where their calls run."""
+"""The agent's files: how they are opened, and in which threads their calls run."""
 
 import asyncio
 import sqlite3
@@ -12,8 +12,8 @@ from derops.files import make_directory
 from derops.sqlite import connect, read_version
 
 PRAGMAS = (
-    # Alone, SQLite needs no index of the log beside the file: on a full disk that cannot be made,
-    # and a process that maps it is ended by a signal.
+    # A sole user of the file needs no index of the log beside it. On a full disk SQLite cannot make
+    # that index, and a signal ends the process that maps it.
     "locking_mode = EXCLUSIVE",
     "journal_mode = WAL",
     "synchronous = FULL",
@@ -57,11 +57,11 @@ def open_database(
 
 
 class Threads:
-    """Where blocking calls run; shared by all assets of a process."""
+    """The threads in which blocking calls run; all assets of a process share them."""
 
     def __init__(self) -> None:
         self._ledgers = ThreadPoolExecutor(_LEDGER_THREADS, thread_name_prefix="ledger")
-        # One: the outbox is one connection, which a reader must not see in mid-commit.
+        # One thread: all use one connection, and a reader must not see it in mid-commit.
         self._outbox = ThreadPoolExecutor(1, thread_name_prefix="outbox")
 
     async def run_ledger(self, call: Callable[..., Any], /, *arguments: Any) -> Any:
@@ -73,7 +73,7 @@ class Threads:
         return await _run(self._outbox, call, arguments)
 
     def close(self) -> None:
-        """Wait for what runs."""
+        """Wait for the calls that run, then end the threads."""
         self._ledgers.shutdown()
         self._outbox.shutdown()
 
@@ -85,6 +85,6 @@ async def _run(
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
-        # The call goes on; whoever cancelled may close its file next.
+        # The call goes on, and whoever cancelled may close its file next.
         await asyncio.wait({future})
         raise

@@ -104,7 +104,7 @@ async def test_a_device_that_answers_nonsense_does_not_keep_others_away(
         await running
 
     assert not ready
-    assert f"device of ns/battery-0: {failure}; the agent does not connect" in told
+    assert f"device of ns/battery-0: {failure}; the agent connects for the asset once" in told
 
 
 async def test_no_full_collection_looks_at_what_stays(tmp_path: Path) -> None:

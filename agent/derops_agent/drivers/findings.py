@@ -16,7 +16,7 @@ COMPLETE, UNUSABLE, LIMITED = 0, 1, 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfferedMode:
-    """A setpoint mode, and by what the agent would hold it."""
+    """A setpoint mode, and how the agent would hold it."""
 
     mode: str
     by: str
@@ -33,7 +33,7 @@ class OfferedMode:
     most_watts: float | None = None
 
     def means(self) -> str:
-        """Return by what it is held, for people."""
+        """Return how it is held, for people."""
         timer = f"device timer {self.timer}" if self.timer else "no timer in the device"
         holds = f", holds {self.holds}" if self.holds else ""
         return f"by {self.by}, {timer}{holds}"
@@ -109,7 +109,7 @@ class Findings:
 def limits_of(
     capability: Capability, measured: Iterable[int], bad_points: Iterable[BadPoint]
 ) -> list[str]:
-    """Return what will not work on a device, a line each.
+    """Return what will not work on a device, a line for each.
 
     Args:
         capability: What it says of itself.

@@ -1,4 +1,4 @@
-"""What the exceptions mean that Modbus devices answer, and what failed otherwise."""
+"""What the exceptions of Modbus devices mean, and what else fails on the line."""
 
 from pymodbus.pdu import ModbusPDU
 
@@ -17,17 +17,17 @@ _EXCEPTIONS = {
 }
 _ACKNOWLEDGE, _BUSY = 5, 6
 
-_FINAL = frozenset({1, 2, 3})  # the others may pass, or do not say whether the device acted
-_OF_REGISTERS = frozenset({4, 8})  # of what was asked for, not of the unit as a whole
+_FINAL = frozenset({1, 2, 3})  # others may pass, or leave open whether the device acted
+_OF_REGISTERS = frozenset({4, 8})  # about the registers, not the unit as a whole
 _OF_THE_GATEWAY = frozenset({10, 11})  # the unit itself said nothing
 
 
 class AnsweredError(DeviceTimeoutError):
-    """The unit is there, and failed at what it was asked for alone."""
+    """The unit is there, and failed at this request alone."""
 
 
 class BusyError(DeviceTimeoutError):
-    """The unit is there, and did nothing: it is to be asked again."""
+    """The unit is there and did nothing; ask it again."""
 
 
 class AcknowledgedError(DeviceTimeoutError):
@@ -69,5 +69,5 @@ def check_answer(answer: ModbusPDU, what: str) -> None:
 
 
 def is_of_the_gateway(answer: ModbusPDU) -> bool:
-    """Tell whether it was the gateway that answered, and the unit behind it said nothing."""
+    """Tell whether the gateway answered, and the unit behind it said nothing."""
     return answer.isError() and answer.exception_code in _OF_THE_GATEWAY

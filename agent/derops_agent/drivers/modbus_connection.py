@@ -1,7 +1,7 @@
-"""One TCP connection to a Modbus device or gateway, which knows a late answer when it comes.
+"""One TCP connection to a Modbus device or gateway, which tells late answers from others.
 
-Messages are those of pymodbus. Its client is not used: it takes an answer without a transaction id
-for that of whatever was asked last, forgets half an answer when it sends, and throws away more than
+Messages are those of pymodbus. Its client is not used, as it takes an answer without a transaction
+id for the answer to the last request, forgets half an answer when it sends, and drops more than
 264 bytes that come at once, as a late answer and the next one do.
 """
 
@@ -15,12 +15,12 @@ from pymodbus.pdu import ModbusPDU
 from pymodbus.pdu.decoders import DecodePDU
 
 MAX_OUTSTANDING = 64
-"""Requests without an answer that are remembered, to know a late answer by; and as many with one,
-to know one that comes twice."""
+"""How many requests without an answer are remembered, to tell a late answer; and how many with one,
+to tell an answer that comes twice."""
 
 MOST_UNASKED = 2 * MAX_OUTSTANDING
-"""Messages since the last request that are not its answer; beyond, whoever sends them is not heard
-on: all that is known may come late, and twice, and no more than that."""
+"""How many messages may come after a request that are not its answer; with more, the connection is
+closed. Every answer that is remembered may come late, and twice."""
 
 _HEADER = struct.Struct(">HHHB")
 """Transaction id, protocol (0), length of what follows, unit id."""
@@ -31,11 +31,11 @@ _ID_BYTES = 2
 
 
 class Connection(asyncio.Protocol):
-    """One request at a time, each with a transaction id that nobody can guess.
+    """Sends one request at a time, each with a transaction id that nobody can guess.
 
-    A gateway that answers with ids of its own, be it always the same or the last one plus one, is
-    believed as long as no request was left without an answer; after that, nothing is taken that
-    may be the answer to another request.
+    Some gateways answer with ids of their own: always the same, or the last one plus one. They are
+    believed until a request has no answer; after that, what may be the answer to another request
+    is not taken.
     """
 
     def __init__(self, on_late: Callable[[int, float], None]) -> None:
@@ -55,14 +55,14 @@ class Connection(asyncio.Protocol):
         self._unasked = 0
         self._problem = "the connection was closed"
         self.heard_seconds: float | None = None
-        """When something came last that answers a request, on the loop's clock; None = never."""
+        """When an answer to any request last came, on the loop's clock; None = never."""
 
         self.mixes_up = False
-        """Whether something came that answers nothing that was asked, by its id."""
+        """Whether a message came whose id is that of no request."""
 
     @property
     def is_open(self) -> bool:
-        """Tell whether it can be asked."""
+        """Tell whether a request can be sent."""
         return self._transport is not None and not self._transport.is_closing()
 
     async def ask(self, request: ModbusPDU) -> ModbusPDU:

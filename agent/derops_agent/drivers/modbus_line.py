@@ -1,7 +1,7 @@
-"""Who may be asked on a line that units share, and when. Pure: the time comes in, in seconds.
+"""Which unit may be asked on a line that units share, and when. Pure: callers give the time.
 
-A unit that leaves requests without an answer costs its neighbours the time of each. It is backed
-off: asked now and then, so rarely that all such units together take a bounded part of the line.
+A unit that does not answer costs its neighbours the time of each request. The line backs it off: it
+is asked so rarely that all such units together take a bounded part of the line's time.
 """
 
 from collections.abc import Hashable
@@ -13,63 +13,65 @@ MOST_UNANSWERED = 2
 """Requests in a row without an answer, after which a unit is backed off."""
 
 MOST_UNANSWERED_OPENING = 3
-"""The same while it is looked for: some devices are silent where they have no registers."""
+"""The same while a unit is opened: some devices are silent where they have no registers."""
 
 FIRST_BACK_OFF_SECONDS = 1
 MOST_BACK_OFF_SECONDS = 30
-"""Between two tries; longer only where the share below has no room for more."""
+"""The longest time between two tries, unless ``SILENT_SHARE`` asks for a longer one."""
 
 SILENT_SHARE = 0.25
-"""Of the line's time, the most that tries of silent units take."""
+"""The largest part of the line's time that tries of silent units take."""
 
 DUE_SHARE = 0.5
-"""The same of further tries to write what is due; of first ones it is ``SILENT_SHARE``."""
+"""The same for further tries to write what is due; first tries count to ``SILENT_SHARE``."""
 
 MOST_FIRST_TRIES = 2
-"""Of one unit at once: a start, and its end. Orders may change faster than a device is found."""
+"""How many first tries one unit has at once: a start, and its end. Orders may change faster than a
+device answers."""
 
 MOST_DUE_SECONDS = 5
-"""For so long, one whole write however slow, what is due goes before others, and after that as long
-as it takes less than its share: a unit that is written without a pause goes like any other."""
+"""For so long, enough for one slow write, what is due goes first. After that it does as long as it
+takes less than its share: a unit that is written without a pause has no precedence."""
 
 DUE_PERIOD_SECONDS = 1
-"""Between two tries of a silent unit while one write is due."""
+"""The time between two tries of a silent unit while one write is due."""
 
 TRY_SECONDS = 1
-"""The longest that a request to a silent unit keeps a line from its neighbours."""
+"""The longest that a request to a silent unit occupies the line."""
 
 _MISSED_SECONDS = 2 * TRY_SECONDS
-"""How long a request without an answer makes others doubtful: until the next one would have it."""
+"""For how long a request without an answer makes other units doubtful."""
 
 _WANTED_SECONDS = 6  # a device that does not open is tried every 5 s
 
 
 class Turn(NamedTuple):
-    """Whose turn it is: the least of those that wait."""
+    """The rank of a request among those that wait; the least goes next."""
 
     is_not_due: bool
-    """Or was due too much of the time."""
+    """Whether nothing is due, or was for too much of the time."""
 
     missed: int
-    """Requests on the line that had no answer since this unit had one: the most doubtful last.
+    """How many requests on the line had no answer since this unit last had one.
 
-    It counts for a moment only: where quick units leave no gap, the others would never be asked.
+    It counts for a moment only: else, where quick units leave no gap, others would never be asked.
     """
 
     started_seconds: float
-    """The line's time that it has had, by which those that ask often do not crowd out the rest."""
+    """How much of the line's time the unit has had, so that frequent ones do not crowd out others.
+    """
 
     tried_seconds: float
-    """When it was asked last: who gave up waiting and asks again does not go behind all others."""
+    """When the unit was asked last: a caller that gave up and asks again keeps its place."""
 
 
 @dataclass(slots=True)
 class UnitStanding:
-    """What is known of one unit."""
+    """How a unit stands with the line."""
 
     timeout_seconds: float
     patience: int = MOST_UNANSWERED_OPENING
-    """Requests that it may yet leave without an answer before it is backed off; 0 = it is."""
+    """How many more requests it may leave without an answer; 0 = it is backed off."""
 
     is_opening: bool = True
     back_off_seconds: float = 0.0
@@ -97,11 +99,11 @@ class UnitStanding:
 
     @property
     def is_backed_off(self) -> bool:
-        """Tell whether it is asked now and then only."""
+        """Tell whether it is asked only now and then."""
         return self.patience <= 0
 
     def is_awaited(self, now: float) -> bool:
-        """Tell whether its next try is due, and there is somebody to make it."""
+        """Tell whether its next try is due, and somebody wants to make it."""
         wanted = now - self.wanted_at_seconds <= _WANTED_SECONDS
         return self.is_backed_off and now >= self.try_at_seconds and wanted
 
@@ -155,7 +157,7 @@ class Line:
     def admits(self, unit_id: int, due: Hashable, now: float) -> bool:
         """Tell whether a unit may be asked now; ``due`` is what is to be written, None = nothing.
 
-        What is newly due is tried at once, unless it is ever something else.
+        What is newly due is tried at once, unless it changes all the time.
         """
         unit = self.units[unit_id]
         if not self.is_shared or not unit.is_backed_off:
@@ -174,11 +176,11 @@ class Line:
         )
 
     def try_at(self, unit_id: int) -> float:
-        """Return from when on a unit that is backed off may be asked, if nothing is due."""
+        """Return when a unit that is backed off may be asked next if nothing is due."""
         return max(self.units[unit_id].try_at_seconds, self._rest_until)
 
     def rank(self, unit_id: int, due: Hashable, now: float) -> Turn:
-        """Return a place among those that wait."""
+        """Return the rank of a unit's request among those that wait."""
         unit = self.units[unit_id]
         counts = now <= self._missed_at + _MISSED_SECONDS
         return Turn(
@@ -242,16 +244,16 @@ class Line:
         return unit.is_backed_off and not was_backed_off
 
     def abandoned(self, unit_id: int, now: float) -> None:
-        """Note a request whose caller gave up before its time: others go first for a moment."""
+        """Note a request whose caller gave up before its time; others go first for a moment."""
         unit = self.units[unit_id]
         self._charge(unit, now)
         unit.missed_before -= 1
 
     def answered_late(self, unit_id: int, seconds: float, now: float) -> None:
-        """Note an answer for which nobody waited: the unit lives, and is asked again at once.
+        """Note an answer that nobody waits for any more, after ``seconds``: the unit lives.
 
-        Once only, until it answers in time: one that is always late would keep its neighbours
-        waiting. ``seconds`` is how long it took.
+        It is asked again at once, but only once until it answers in time: a unit that is always
+        late would keep its neighbours waiting.
         """
         unit = self.units[unit_id]
         if seconds <= unit.timeout_seconds:
@@ -261,13 +263,13 @@ class Line:
             unit.revived, unit.try_at_seconds, self._rest_until = True, now, now
 
     def forgive(self, now: float) -> None:
-        """Let all be tried: it was the line that did not answer."""
+        """Let all units be tried at once: the line had failed, not the units."""
         self._rest_until = self._due_rest_until = now
         for unit in self.units.values():
             unit.try_at_seconds = now
 
     def _first_try_seconds(self) -> float:
-        """Return after how long a unit may have a first try again, so that all keep to a share."""
+        """Return how long after a first try a unit may have the next, so all keep the share."""
         return len(self._users) * TRY_SECONDS / SILENT_SHARE
 
     def _charge(self, unit: UnitStanding, now: float) -> float:

@@ -37,18 +37,19 @@ from derops_agent.drivers.units import UnitOptions
 from derops_agent.ports import NOT_WRITTEN
 
 MOST_REGISTERS = 120
-"""Of one request; the protocol allows 125 to read and 123 to write, some gateways fewer."""
+"""The most of one request; the protocol allows 125 to read and 123 to write, some gateways fewer.
+"""
 
 SUSPECT_REQUESTS = 3
 SUSPECT_SECONDS = 5
-"""A connection is opened anew after so many requests, and so long, without any answer at all, once
-every unit was asked."""
+"""A connection is opened anew after so many requests, and so long, without any answer, once every
+unit was asked."""
 
 MOST_SUSPECT_SECONDS = 30
-"""The same where not every unit was."""
+"""The same before every unit was asked."""
 
 MOST_DIAL_SECONDS = 5
-"""Between two tries to connect; the first follows at once, the next after 1 s."""
+"""The longest time between two tries to connect; the first follows at once, the next after 1 s."""
 
 _HUNG_UP = (
     "the connection was closed before anything was answered; some devices take one client at a time"
@@ -57,7 +58,7 @@ _HUNG_UP = (
 Table = Literal["holding", "input"]
 
 _BUSY_PAUSES_SECONDS = (0.05, 0.2)
-"""Before a device that was busy is asked the same again."""
+"""The times after which a device that was busy is asked the same again."""
 
 
 class Address(NamedTuple):
@@ -89,17 +90,18 @@ class Bus:
     async def request(
         self, unit_id: int, what: str, request: ModbusPDU, due: Hashable = None
     ) -> ModbusPDU:
-        """Ask one thing, when it is the unit's turn; that wait is not counted.
+        """Send a request when it is the unit's turn; the wait for that has no bound here.
 
         Args:
-            unit_id: Whom.
-            what: In words.
+            unit_id: Which unit.
+            what: The request in words.
             request: The message.
             due: What is to be written, by this request or after it; None = nothing.
 
         Raises:
-            DeviceTimeoutError: No answer in time, or one that may pass, or the unit is backed off.
-            DeviceRefusedError: The device answered that it will not.
+            DeviceTimeoutError: The unit did not answer in time, answered what may pass, or is
+                backed off.
+            DeviceRefusedError: The device refused.
         """
         self._refuse_backed_off(unit_id, what, due)
         async with self._turns.turn(lambda: self.line.rank(unit_id, due, _now())):
@@ -140,7 +142,7 @@ class Bus:
             why = self._note_lost(connection, unit_id, due) or error
             raise DeviceTimeoutError(f"{what}, {self.address}: {why}") from error
         except BaseException as error:
-            self._note_given_up(
+            self._note_cancelled(
                 connection, unit_id, due, _now() - began >= min(TRY_SECONDS, seconds)
             )
             if isinstance(error, asyncio.CancelledError):
@@ -176,7 +178,7 @@ class Bus:
         return connection
 
     def _drop(self, why: str) -> None:
-        """End a connection; one that nothing ever came from was none."""
+        """End a connection; one that nothing ever came over counts as a failed try to connect."""
         connection = self._connection
         if connection is None:
             return
@@ -230,10 +232,10 @@ class Bus:
             self._was_away = True
             self.line.forgive(_now())
 
-    def _note_given_up(
+    def _note_cancelled(
         self, connection: Connection | None, unit_id: int, due: Hashable, was_silent: bool
     ) -> None:
-        """Note that the caller's time is over, much of which a silent unit had."""
+        """Note that the caller's time is over before the unit answered."""
         if was_silent:
             self._note_silence(connection, unit_id, due)
             return
@@ -263,7 +265,7 @@ class Unit:
 
     @contextmanager
     def before_writing(self, wanted: Hashable) -> Iterator[None]:
-        """Say of what fails in here that nothing was written yet.
+        """Mark what fails in this context as a failure before anything was written.
 
         Reads in here are part of a write that is due, and go before others; ``wanted`` is what is
         to be written.

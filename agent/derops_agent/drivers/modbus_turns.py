@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from derops_agent.drivers.modbus_line import Turn
 
 NO_TURN = "not asked, as others kept its line busy"
-"""What a cancellation says of a request that still waited for its turn."""
+"""What the cancellation of a request says that still waited for its turn."""
 
 
 class Turns:
@@ -23,7 +23,7 @@ class Turns:
 
     @asynccontextmanager
     async def turn(self, rank: Callable[[], Turn]) -> AsyncIterator[None]:
-        """Have the lock; who is cancelled while waiting never gets it.
+        """Hold the lock; a caller that is cancelled while it waits never gets it.
 
         Raises:
             asyncio.CancelledError: With ``NO_TURN``, so that nobody says it did not answer.

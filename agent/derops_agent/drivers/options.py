@@ -1,4 +1,4 @@
-"""What is said of a wrong option of a driver, and where it stands."""
+"""What is wrong with an option of a driver, and where it stands."""
 
 from typing import Any, get_args
 
@@ -27,8 +27,8 @@ def explain(error: ValidationError, section: type[BaseModel]) -> tuple[str, str]
 
 
 def first_of(error: ValidationError) -> Any:
-    """Return what to tell of several mistakes."""
-    # A misspelt key is the cause, what is missing for it only the consequence.
+    """Return which of several mistakes to tell."""
+    # A misspelt key is the cause; the key that is missing for it is the consequence.
     return min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
 
 

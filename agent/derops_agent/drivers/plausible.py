@@ -1,6 +1,6 @@
-"""What no device measures, so that its register must be wrong or misread.
+"""Values that no device measures, so that its register must be wrong or misread.
 
-Only what cannot be is refused: what is unlikely may be true, and is what people want to see then.
+Only the impossible is refused: the unlikely may be true, and then people want to see it.
 """
 
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ _BEYOND: Mapping[int, tuple[str, float, str]] = {
     Q.REACTIVE_POWER_VARS: ("reactive power", 10, "var"),
     Q.AVAILABLE_POWER_WATTS: ("available power", 10, "W"),
 }
-"""Times the rating that no device delivers."""
+"""How many times its rating no device exceeds, by quantity."""
 
 _RANGES: Mapping[int, tuple[str, float, float, str]] = {
     Q.STATE_OF_CHARGE_PERCENT: ("state of charge", 0, 100, "%"),
-    # Of grids up to the highest transmission voltage, and of 400 Hz ones that run away.
+    # Grids up to the highest transmission voltage, and 400 Hz ones that run away.
     Q.VOLTAGE_VOLTS: ("voltage", 0, 1e6, "V"),
     Q.FREQUENCY_HERTZ: ("frequency", 0, 500, "Hz"),
     # From absolute zero to what melts the device.
@@ -46,7 +46,7 @@ def what_cannot_be(quantity: int, value: float, most_watts: float) -> str:
             return ""
         return (
             f"the device says that its {name} is {value:g} {unit}; it is rated {most_watts:g} W, "
-            f"and beyond {most:g} {unit} cannot be"
+            f"and at most {most:g} {unit} can be"
         )
     found = _RANGES.get(quantity)
     if found is None:

@@ -1,8 +1,8 @@
-"""What is read of one unit again and again, though some of it is refused or never answered.
+"""Reading the same values of one unit each time, although it refuses or does not answer some.
 
-What lies together is read in one request. A request that the device refuses is split until it is
-known which values it refuses, so that the others keep coming, in few requests. What it does not
-answer is asked again ever more rarely, so that it does not hold up the rest.
+Registers that lie together are read in one request. A request that the device refuses is split
+until the reader knows which values it refuses; the others keep coming, in few requests. What the
+device does not answer is asked again ever more rarely, so that it does not hold up the rest.
 """
 
 import asyncio
@@ -32,20 +32,20 @@ class RegisterSpan(NamedTuple):
     table: Table
     start: int
     length: int
-    """How many they are."""
+    """How many registers."""
 
 
 Run: TypeAlias = tuple[RegisterSpan, ...]
-"""What is read in one request, as long as the device takes that."""
+"""Spans that one request reads, as long as the device takes that."""
 
 
 def join(spans: Iterable[RegisterSpan], *, over_gaps: bool = False) -> list[Run]:
-    """Return the fewest requests.
+    """Return the fewest requests that read all spans.
 
     Args:
         spans: In any order; those that overlap or are there twice are read once.
-        over_gaps: Whether registers in between may be read too. Devices refuse to read what they
-            do not have, be it in between.
+        over_gaps: Whether registers in between may be read too. Devices refuse a request with a
+            register that they do not have.
     """
     runs: list[list[RegisterSpan]] = []
     for span in sorted(set(spans)):
@@ -71,20 +71,20 @@ class Answers:
 
     words: Words
     problems: Mapping[RegisterSpan, str]
-    """What of that which was asked is not there, and why."""
+    """Which spans that were asked for are absent, and why."""
 
     silent: frozenset[RegisterSpan] = frozenset()
-    """What of that was not answered at all, so that it may be there."""
+    """Which of these had no answer at all, so that the device may have them."""
 
 
 class Whole:
-    """Reads what is needed as a whole, and remembers how large a question the unit takes."""
+    """Reads what is needed as a whole, and remembers how large a request the unit takes."""
 
     def __init__(self, unit: Unit, runs: Iterable[Run]) -> None:
         self._unit, self._runs = unit, list(runs)
 
     async def read(self) -> Words:
-        """Read all of it.
+        """Read all spans.
 
         Raises:
             DeviceError: Something could not be read.
@@ -123,7 +123,7 @@ class _Look:
 
     words: dict[tuple[Table, int], bytes] = field(default_factory=dict)
     answered: bool = False
-    """Before that, it is perhaps the unit that is silent; it is asked for one thing more next."""
+    """Whether the unit answered anything; if not, perhaps the whole unit is silent."""
 
 
 class Reader:
@@ -133,7 +133,7 @@ class Reader:
         self._unit, self._runs, self._clock = unit, list(runs), clock
         self._bad: list[_Bad] = []
         self._cuts: set[RegisterSpan] = set()
-        """With what a request begins, since the device refuses it together with what is before."""
+        """Spans that begin a request: the device refuses them together with those before."""
 
         self._silent = False
         self._turn = 0
@@ -142,7 +142,7 @@ class Reader:
         """Read what can be read.
 
         Args:
-            is_there: The unit has just answered, so that silence is that of what it is asked for.
+            is_there: Whether the unit has just answered; then silence is that of single values.
 
         Raises:
             DeviceTimeoutError: The unit answered nothing, or was not asked everything.
@@ -173,7 +173,7 @@ class Reader:
                 yield tuple(part)
 
     async def _find_life(self, look: _Look) -> None:
-        """Ask for one value, each time another: it may be one of them that makes it silent."""
+        """Ask for one value, each time another: one of them may make the unit silent."""
         spans = [span for run in self._runs for span in run]
         self._turn = (self._turn + 1) % len(spans)
         try:
@@ -270,7 +270,7 @@ class Reader:
             self._wait_longer(bad, problem, silent=True)
 
     def _bear_end(self, bad: _Bad, error: asyncio.CancelledError) -> None:
-        """Put off what there was no time for; what was not even asked is not put off."""
+        """Put off the request that ran out of time; what was not asked yet is not put off."""
         if _had_no_turn(error):
             self._bad.append(bad)
         else:

@@ -1,28 +1,28 @@
-"""Whether what is about to be written is what was asked for, but for the step of the device."""
+"""Whether a value about to be written is the one that was asked for, to a step of the device."""
 
 from derops.errors import DeviceRefusedError
 from derops_agent.ports import Resolution, in_words
 
 _UNTOLD_WATTS = 1.0
-"""Of a register without steps: whatever is less than the whole watts that are told."""
+"""The step of a register without steps: values are told in whole watts."""
 
 _LAST_DIGIT = 2.0**-23
-"""Of a float of 32 bits, as a share of it."""
+"""The last digit of a float of 32 bits, as a share of its value."""
 
 
 def refuse_lost_value(
     name: str, asked_watts: float, encoded_watts: float, resolution: Resolution
 ) -> None:
-    """Check what registers will say against what was asked for.
+    """Refuse a value that the registers would turn into another one.
 
-    A scale factor that is not as it was, or a register that is not as described, would make of a
-    value another one, which reads back as it was written.
+    A changed scale factor, or a register other than described, would do so, and the read-back would
+    show what was written.
 
     Args:
-        name: What the value is of.
-        asked_watts: As it was asked for; of a limit, at most what the device can be told.
+        name: The point or control, in words.
+        asked_watts: The value as it was asked for; a limit at most as the device can hold it.
         encoded_watts: What the bytes to write mean.
-        resolution: That the device was opened with.
+        resolution: The one that the device was opened with.
 
     Raises:
         DeviceRefusedError: They differ by a step or more.
@@ -33,5 +33,5 @@ def refuse_lost_value(
         return
     raise DeviceRefusedError(
         f"{name}: {in_words(asked_watts)} W would be written as {in_words(encoded_watts)} W, "
-        f"which must be less than {in_words(allowed_watts)} W beside it; nothing was written"
+        f"and the two must differ by less than {in_words(allowed_watts)} W; nothing was written"
     )

@@ -22,7 +22,7 @@ class UnitOptions(BaseModel):
 
 
 def same_device(one: UnitOptions, other: UnitOptions) -> bool:
-    """Tell whether two assets name one unit, be it by different names of one host.
+    """Tell whether two assets name one unit, even by different names of its host.
 
     Names are resolved as well as it goes now: a name that does not resolve is compared as written.
     """

@@ -1,4 +1,7 @@
-"""One execution of a dispatch: what was ordered, where it stands and what the device did."""
+"""One execution of a dispatch: what was ordered, where it stands and what the device did.
+
+``Execution`` is also the format of the ledger: none of its fields is renamed.
+"""
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -10,12 +13,12 @@ from derops.transitions import fold
 from derops_agent.clock import Moment
 
 LATE_REVERT_US = 10_000_000
-"""A device that held its setpoint longer than this past the end has not completed as planned."""
+"""An execution whose device held its setpoint longer than this past the end has failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """A dispatch as it was received; the uid is the identity of the execution."""
+    """A dispatch as it was received; its uid is also that of its execution."""
 
     uid: str
     asset_uid: str
@@ -54,7 +57,7 @@ class Stage(StrEnum):
     """The device holds it."""
 
     REVERTING = "Reverting"
-    """It is to end as ``ending`` says, as soon as the device has been reverted."""
+    """It ends as ``ending`` says once the device is reverted."""
 
     DONE = "Done"
     """The phase is terminal."""
@@ -75,7 +78,7 @@ class Effect:
     """What samples showed while the device held the setpoint."""
 
     last_sample_us: int = 0
-    """A steady instant, see ``Execution.steady_us``."""
+    """When the last sample was taken: a steady instant, see ``Execution.steady_us``."""
 
     within_us: int = 0
     """Time within tolerance since the setpoint was applied."""
@@ -87,7 +90,7 @@ class Effect:
     """Of ``judged_us``, the part within tolerance."""
 
     in_a_row: int = 0
-    """How many of the last samples were within tolerance, or, below 0, were not."""
+    """How many samples in a row were within tolerance until now; below 0, were not."""
 
     delivered_watt_hours: float | None = None
     told: str = ""
@@ -96,7 +99,7 @@ class Effect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """All that is known; each change makes a new one."""
+    """All that is known of an execution; each change makes a new value."""
 
     order: Order
     phase: Phase
@@ -112,62 +115,67 @@ class Execution:
     reverted_us: int = 0
     verified_us: int = 0
     target_watts: int = 0
-    """What is written: the ordered value within the limits."""
+    """What is written: the ordered value, within the limits."""
 
     clamped_by: str = ""
     sent_watts: int | None = None
-    """What the device holds of ``target_watts``, as it says, or else by its steps; None = all."""
+    """What the device says that it holds of ``target_watts``, or else what its steps allow; None =
+    all."""
 
     rounding: str = ""
     """Why that is not ``target_watts``, in words; empty = it is."""
 
     arrived_us: int = 0
-    """When the whole of it was written, a steady instant; later than ``applied_us`` by a ramp, 0
-    before."""
+    """When all of it was written: a steady instant, a ramp later than ``applied_us``; 0 = not
+    yet."""
 
     way_watts: int | None = None
-    """What the device last said that it holds on the ramp to the whole of it; None = nothing."""
+    """What the device last said that it holds on the ramp to all of it; None = nothing."""
 
     held_since: Moment | None = None
-    """Start of the interval in which the device holds it; None = it does not."""
+    """Since when the device holds it without a break; None = it does not."""
 
     ends_monotonic_us: int = 0
+    """When its window ends, by the monotonic clock; 0 = it was never held."""
+
     active_us: int = 0
-    """Sum of the earlier intervals."""
+    """For how long the device held it before ``held_since``."""
 
     bridged_us: int = 0
-    """How long past its end its value stays, because the next window is about to begin."""
+    """For how long past its end the device keeps its value, until the next window begins."""
 
     let_go_monotonic_us: int = 0
-    """When the first write after its end succeeded; 0 before."""
+    """When the device let go of it, by the monotonic clock; 0 = not yet."""
 
     letting_go: Moment | None = None
-    """The first write after its end, while the device does not show yet that it let go; None = no
+    """When the first write after its end was made that the device does not show yet; None = no
     such write is waited for."""
 
     guard: str = Guard.AGENT_TIMER
-    """What ends it if the agent dies: AgentTimer = only a restart of it, or DeviceTimer."""
+    """What ends it if the agent dies: DeviceTimer, or AgentTimer = only an agent started anew."""
 
     timer_ends_us: int = 0
     """When the device's own timer lets go of it, as last armed; 0 = none was armed."""
 
     sent: Moment | None = None
-    """From when on the device may hold it, as a write of it was not answered or not taken at once:
-    the first of these, or when the device last said that it did not; None = none may land yet."""
+    """Since when the device may hold it by a write that it did not answer or not take at once: the
+    first such write, or when the device last said that it does not; None = none may land yet."""
 
     blind: bool = False
-    """Whether the device did not say, once it may have held it, what it held: it may have let go
-    of it since."""
+    """Whether the device may have taken it and let go of it unseen, as it did not say what it
+    held."""
 
     confirmed: Moment | None = None
     """When the device last said that it holds it."""
 
     losses: int = 0
-    """How often the device said that it holds something else, since it was applied."""
+    """How often the device dropped it since it was applied."""
 
     interruptions: int = 0
+    """How often the agent restarted, or the device dropped it, in the window."""
+
     silences: int = 0
-    """How often it was told that the device does not answer while it was to hold it."""
+    """How often the device fell silent in the window, as far as that is told."""
 
     last_error: str = ""
     """Why it is not on the device yet: the reason that it fails with at its start deadline."""
@@ -193,25 +201,25 @@ class Execution:
 
     @property
     def may_be_on_device(self) -> bool:
-        """Whether the device holds it, or may hold it because it left a write unanswered."""
+        """Whether the device holds it, or may hold it by a write that it left unanswered."""
         unanswered = self.stage is Stage.APPLYING and self.sent is not None
         return self.stage in (Stage.HOLDING, Stage.REVERTING) or unanswered
 
     @property
     def is_doubtful(self) -> bool:
-        """Whether it has ended, or is to, and nobody knows if the device took it."""
+        """Whether it has ended, or is to end, and nobody knows if the device took it."""
         ends = self.stage in (Stage.REVERTING, Stage.DONE)
         return ends and self.sent is not None and not self.applied_us
 
     @property
     def may_land(self) -> bool:
-        """Whether it has ended, and the device may take it yet."""
+        """Whether it has ended, and a write of it may land yet."""
         return self.stage is Stage.DONE and self.sent is not None
 
     def steady_us(self, at: Moment) -> int:
-        """Return an instant by the wall clock as it was when the device took it.
+        """Return an instant by the wall clock as it ran when the device took the setpoint.
 
-        However that clock is set since, spans between two such instants are true.
+        Spans between two such instants are true, however the wall clock is set since.
         """
         if self.planned is None or not self.ends_monotonic_us:
             return at.wall_us
@@ -219,12 +227,12 @@ class Execution:
 
     @property
     def awaits_clock(self) -> bool:
-        """Whether it ended as planned if its device was reverted in time, which is not known."""
+        """Whether it completes only if its device was reverted in time, which is not known yet."""
         ending = self.ending
         return ending is not None and ending.phase is Phase.COMPLETE and not self.phase.terminal
 
     def step(self, phase: Phase, reason: str, message: str, at_us: int) -> "Execution":
-        """Return it in a phase, with the transition recorded; only what is further along counts."""
+        """Return it in a later phase, with the transition recorded; an earlier one is ignored."""
         if fold(self.phase, phase) is self.phase:
             return self
         return replace(
@@ -238,26 +246,26 @@ class Execution:
         )
 
     def begin_ending(self, phase: Phase, reason: str, message: str, at_us: int) -> "Execution":
-        """Return it on its way to a terminal phase, which it takes once the device is reverted."""
+        """Return it as one that takes a terminal phase once the device is reverted."""
         if self.stage in (Stage.REVERTING, Stage.DONE):
             return self
         ending = Step(phase=phase, reason=reason, message=message, at_us=at_us)
         return replace(self, stage=Stage.REVERTING, ending=ending, ended_us=at_us, pending_error="")
 
     def withdraw(self, phase: Phase, reason: str, message: str, at_us: int) -> "Execution":
-        """End it: at once where the device cannot hold it, else as soon as that is reverted."""
+        """End it: at once if the device cannot hold it, else once the device is reverted."""
         end = self.begin_ending if self.may_be_on_device else self.step
         return end(phase, reason, message, at_us)
 
     def stop_holding(self, at: Moment) -> "Execution":
-        """Close the interval in which the device held it."""
+        """Return it as one that the device held until ``at``."""
         if self.held_since is None:
             return self
         held_us = max(0, at.monotonic_us - self.held_since.monotonic_us)
         return replace(self, held_since=None, active_us=self.active_us + held_us)
 
     def count_until(self, at: Moment | None) -> "Execution":
-        """Count the time in which the device is known to have held it; it may hold it on."""
+        """Return it with its active time counted until ``at``; the device may still hold it."""
         held = self.held_since
         if held is None or at is None or at.monotonic_us <= held.monotonic_us:
             return self

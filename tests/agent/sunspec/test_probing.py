@@ -56,7 +56,7 @@ async def test_a_device_that_cannot_be_used_says_why() -> None:
 
     assert code == 1
     assert "problem   the device's most power is None" in text
-    assert "problem   no mode can be held: it has no function" in text
+    assert "problem   no mode can be held: the device has no function" in text
 
 
 async def test_no_device_is_one_line() -> None:

@@ -195,7 +195,9 @@ async def test_a_scale_factor_that_has_changed_makes_no_other_value_of_a_setpoin
     inverter = Inverter(models)
     async with opened(inverter) as device:
         inverter.set(*place)
-        with pytest.raises(DeviceRefusedError, match=r"W would be written as .* W, which must be"):
+        with pytest.raises(
+            DeviceRefusedError, match=r"W would be written as .* W, and the two must differ by less"
+        ):
             await device.write(asked)
 
     assert inverter.written == []

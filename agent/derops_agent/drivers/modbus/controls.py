@@ -19,7 +19,7 @@ from derops_agent.ports import Resolution, Reversion, Setpoints, whole_watts
 Write = tuple[int, bytes]
 
 _NO_VALUE = frozenset({0x8000, 0xFFFF})
-"""What registers hold of devices that have just begun, or sleep."""
+"""What the registers of a device hold that has just started, or sleeps."""
 
 MODES: Mapping[ControlName, str] = {
     "activePower": Mode.ACTIVE_POWER,
@@ -105,12 +105,12 @@ def held_controls(setpoints: Setpoints) -> frozenset[ControlName]:
 
 
 def registers_of(profile: Profile) -> list[Register]:
-    """Return what must be read before anything is written, and to know what is held."""
+    """Return the registers to read before a write, and to know what is held."""
     return [register for _, register in profile.written()]
 
 
 def find_switch_without_value(profile: Profile, image: Image) -> str:
-    """Return which switch shows what devices show that do not know, in words; empty = none."""
+    """Return which switch shows no value, as a device does that has just started; empty = none."""
     for path, register in profile.written():
         if not isinstance(register, Switch):
             continue
@@ -186,7 +186,7 @@ def plan(
 def _hold_all(
     profile: Profile, rated: Rated, image: Image, setpoints: Setpoints, *, may_lag: bool
 ) -> list[Write]:
-    """Return what to write to the controls: what is switched off first, what is permitted last."""
+    """Return the writes to the controls: first what switches off, last what permits."""
     writes: list[Write] = []
     energize = profile.controls.energize
     if energize is not None and not setpoints.energized:

@@ -40,7 +40,7 @@ class ModbusOptions(UnitOptions):
 
 
 class ProfiledDevice:
-    """One unit. What percentages refer to is read with what they say."""
+    """One unit. Percentages are read together with the value that they refer to."""
 
     def __init__(self, profile: Profile, unit: Unit, clock: Clock, rated: Rated) -> None:
         self._profile, self._unit, self._clock, self._rated = profile, unit, clock, rated
@@ -80,7 +80,7 @@ class ProfiledDevice:
         return armed_seconds
 
     async def _read_controls(self) -> tuple[Image, Rated]:
-        """Return what controls the device, and what percentages refer to now."""
+        """Return the registers that control the device, and what percentages refer to now."""
         image = Image(await self._controls.read())
         problem = find_switch_without_value(self._profile, image)
         if problem:
@@ -95,7 +95,7 @@ class ProfiledDevice:
             raise DeviceTimeoutError(f"{self._unit}: {error}") from error
 
     def _may_lag(self) -> bool:
-        """Tell whether the registers may not show yet what was written last."""
+        """Tell whether the registers may not show the last write yet."""
         if self._wrote_us is None or not held_controls(self._asked):
             return False
         passed_us = self._clock.monotonic_us() - self._wrote_us
@@ -111,7 +111,7 @@ class ProfiledDevice:
         return held(self._profile, rated, image, self._asked)
 
     async def sample(self) -> Reading:
-        """Measure. While nobody can tell who has control, it counts as it was last told.
+        """Measure. While the device does not tell who has control, the last answer counts.
 
         Raises:
             DeviceTimeoutError: It answered nothing.
@@ -138,7 +138,7 @@ class ProfiledDevice:
 
 
 async def open_modbus(options: Mapping[str, Any], clock: Clock) -> ProfiledDevice:
-    """Open a device by its profile; all that will be read is read once, if it answers.
+    """Open a device by its profile, and read once all that it will be asked for, if it answers.
 
     Raises:
         SettingError: An option or the profile is wrong.
@@ -183,7 +183,7 @@ async def read_rated(profile: Profile, unit: Unit) -> Rated:
 
 
 def rating_registers(profile: Profile) -> list[Register]:
-    """Return what says what a device can do."""
+    """Return the registers that say what a device can do."""
     ratings = (profile.ratings.max_injection_watts, profile.ratings.max_absorption_watts)
     return [each.read for each in ratings if each.read is not None]
 
@@ -221,7 +221,7 @@ def capability_of(profile: Profile, rated: Rated) -> Capability:
 
 
 def measured_registers(profile: Profile) -> list[Register]:
-    """Return what is read for a sample."""
+    """Return the registers that are read for a sample."""
     found: list[Register] = list(profile.measurements.points().values())
     return found if profile.local_control is None else [*found, profile.local_control]
 
@@ -229,7 +229,7 @@ def measured_registers(profile: Profile) -> list[Register]:
 def read_values(
     profile: Profile, answers: Answers, rated: Rated
 ) -> tuple[dict[int, float], list[BadPoint]]:
-    """Return a sample, keyed by quantity, and what is absent from it though it should be there."""
+    """Return a sample, keyed by quantity, and the points that are absent but should not be."""
     values: dict[int, float] = {}
     bad: list[BadPoint] = []
     most_watts = max(rated.max_injection_watts, rated.max_absorption_watts)
@@ -256,7 +256,7 @@ def read_values(
 
 
 def read_local_control(profile: Profile, answers: Answers) -> tuple[bool | None, list[BadPoint]]:
-    """Tell whether somebody on site has taken the device over; None = it does not say now."""
+    """Tell whether the device is in local control; None = it does not say now."""
     local = profile.local_control
     if local is None:
         return False, []

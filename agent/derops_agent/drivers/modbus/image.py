@@ -14,7 +14,7 @@ def table_of(register: Register) -> Table:
 
 
 def span_of(register: Register) -> RegisterSpan:
-    """Return which registers hold it."""
+    """Return which registers hold a point."""
     return RegisterSpan(table_of(register), register.address, register.registers)
 
 
@@ -41,7 +41,7 @@ class Image:
 
 
 def whole_of(unit: Unit, registers: Iterable[Register]) -> Whole:
-    """Return what reads registers, all that are needed for one look."""
+    """Return a reader of all registers that are needed at once."""
     return Whole(unit, join(map(span_of, registers)))
 
 

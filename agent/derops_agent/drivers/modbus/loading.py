@@ -1,4 +1,4 @@
-"""Profiles from files. What is wrong is named with file, line and key."""
+"""Profiles from files. An error names file, line and key."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +49,7 @@ def load_profile(file: Path) -> Profile:
 
 
 def _refuse_repeated_keys(node: Any, file: Path) -> None:
-    """YAML libraries take the last of two equal keys without a word."""
+    """Refuse a key that is there twice; YAML libraries take the last one in silence."""
     if isinstance(node, yaml.SequenceNode):
         for each in node.value:
             _refuse_repeated_keys(each, file)

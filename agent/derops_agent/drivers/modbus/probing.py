@@ -41,7 +41,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileProbe(Findings):
-    """All that was found."""
+    """All that a probe found."""
 
     registers: list[Found]
 
@@ -105,7 +105,7 @@ async def _look(unit: Unit, profile: Profile) -> ProfileProbe:
 
 
 async def _find_all(unit: Unit, profile: Profile) -> list[Found]:
-    """Ask for each register alone, so that each that is missing is known.
+    """Read each register alone, so that every missing one is found.
 
     Raises:
         DeviceTimeoutError: It answered neither of the first two.
@@ -153,7 +153,7 @@ async def _held(unit: Unit, profile: Profile, rated: Rated, problems: list[str])
 
 
 def _not_controlled(profile: Profile, registers: list[Found]) -> Iterator[str]:
-    """Yield what of the registers that are written cannot be read, and the modes that need it."""
+    """Yield the registers that are written and cannot be read, and the modes that need them."""
     found = {each.key: each for each in registers}
     for path, _ in profile.written():
         each = found[_key(path)]

@@ -24,7 +24,7 @@ class Rating(ProfileSection):
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
         if (self.watts is None) == (self.read is None):
-            raise ValueError("must have watts or read, one of them")
+            raise ValueError("must have either watts or read")
         return self
 
 
@@ -105,7 +105,7 @@ class Control(ProfileSection):
     @model_validator(mode="after")
     def _can_be_released(self) -> Self:
         if (self.enable is None) == (self.release is None):
-            raise ValueError("must have enable or release, one of them: how is it let go?")
+            raise ValueError("must have either enable or release, to let go of it by")
         return self
 
 

@@ -40,7 +40,7 @@ class Battery:
         return BatteryState(stored_watt_hours=self.capacity_watt_hours * self.initial_percent / 100)
 
     def restore(self, fields: Mapping[str, Any]) -> BatteryState:
-        """Return a stored one; what no longer fits into a smaller battery is gone."""
+        """Return a stored battery; a smaller one loses what no longer fits."""
         stored = BatteryState(**fields).stored_watt_hours
         return BatteryState(stored_watt_hours=min(float(stored), self.capacity_watt_hours))
 
@@ -49,7 +49,7 @@ class Battery:
         return 100 * state.stored_watt_hours / self.capacity_watt_hours
 
     def available_watts(self, state: BatteryState, at_seconds: float) -> float:
-        """Return what it can discharge with now."""
+        """Return the power that it can discharge with now."""
         if state.stored_watt_hours <= self._reserve_watt_hours:
             return 0.0
         return value_at(self._discharge_curve(), state.stored_watt_hours)

@@ -67,7 +67,7 @@ class Charger:
         return
 
     def session_at(self, at_seconds: float) -> CarVisit:
-        """Return the session of this part of the day, plugged in now or not."""
+        """Return the session of this part of the day, whether the car is plugged in now or not."""
         slot = DAY_SECONDS / self.sessions_per_day
         number = math.floor(at_seconds / slot)
         arrives = (number + 0.3 * draw(self.seed, number, 1)) * slot
@@ -133,7 +133,7 @@ class Charger:
         return most if orders.energized and most >= MINIMUM_WATTS else 0.0
 
     def _curve(self, session: CarVisit, most_watts: float) -> list[Knot]:
-        """Return what the car takes, by what it has got."""
+        """Return the power that the car takes, by the energy that it has got."""
         wanted, full = session.wanted_watt_hours, self.max_absorption_watts
         weak_from = wanted * (1 - _TAPER_SHARE * MINIMUM_WATTS / full)
         knots = [(0.0, full), (wanted * (1 - _TAPER_SHARE), full)]

@@ -31,7 +31,7 @@ from derops_agent.ports import (
 )
 
 SAVE_US = 10_000_000
-"""How old the stored state may get while nothing is written to the device."""
+"""How old the stored state may get while nobody writes to the device."""
 
 FIRMWARE = "simulated-1"
 _MOST_UNSHOWN = 100
@@ -39,7 +39,7 @@ _FAULT_SEED = 104
 
 
 class SimulatedDevice:
-    """One simulated device; what it holds and what it has stored outlive the process."""
+    """One simulated device; its setpoints and its charge outlive the process."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class SimulatedDevice:
         return self._show(now_us)
 
     def _show(self, now_us: int) -> Setpoints:
-        """Return what it says that it holds: what it has held some time ago."""
+        """Return what it says that it holds, which may be what it held some time ago."""
         late, memory = self._faults.faults.late_read_back, self._memory
         pending = memory.unshown[-1:] if late.begins_anew else memory.unshown
         due = [each for each in pending if each[0] + late.seconds * 1e6 <= now_us]
@@ -154,7 +154,7 @@ class SimulatedDevice:
         await self._save_or_warn()
 
     def begin(self, now_us: int) -> None:
-        """Make up for the time since the state was stored, and for a lost entry."""
+        """Simulate the time since the state was stored, and add a lost entry to the account."""
         last = self._store.last_entry()
         if self._memory.writes > (last["number"] if last else 0):
             self._store.save(-1, {}, self._memory.entry(), durable=False)
@@ -276,7 +276,7 @@ class SimulatedDevice:
         )
 
     async def _save_or_warn(self) -> None:
-        """Store the state; an older one does as well, since time is made up for at opening."""
+        """Store the state; an older one does as well, as the time since is simulated at opening."""
         try:
             await self._save(None, durable=False)
         except OSError as error:
@@ -289,7 +289,7 @@ class SimulatedDevice:
 def open_device(
     options: Mapping[str, Any], state_file: Path, clock: Callable[[], int]
 ) -> SimulatedDevice:
-    """Open a simulated device as it is now: it has gone on since it was last seen.
+    """Open a simulated device as it is now: it went on while the agent did not run.
 
     Args:
         options: Everything of the asset's ``driver`` section but ``kind``.

@@ -1,4 +1,4 @@
-"""What can be wrong with a simulated device, and the file that breaks a running one.
+"""Faults of a simulated device, and the file that breaks a running one.
 
 ``faults.json`` beside the state file has the same keys as the option ``faults`` and stands in its
 place as long as it exists. It is looked at whenever the device is used.
@@ -41,36 +41,36 @@ class WriteTimeout(_FaultSection):
     probability: Annotated[float, Field(ge=0, le=1)] = 0.0
     next_writes: Annotated[int, Field(ge=0)] = 0
     acts: bool = False
-    """Whether the device does what it was told before it falls silent."""
+    """Whether the device does what it was told although it does not answer."""
 
 
 class LateReadBack(_FaultSection):
-    """It does what it is told at once, and says so only later."""
+    """The device does at once what it is told, and shows it only later."""
 
     seconds: Annotated[float, Field(ge=0, le=3600)] = 0.0
     begins_anew: bool = False
-    """Whether each write begins the time anew, also of what was written before."""
+    """Whether each write begins the time anew, also for earlier writes."""
 
 
 class Faults(_FaultSection):
-    """Everything that is wrong with a device; the default is a good one."""
+    """All faults of a device; by default it has none."""
 
     write_timeout: WriteTimeout = WriteTimeout()
     refuse_writes: bool = False
     ignore_writes: bool = False
-    """It says yes and does nothing; reading back shows what it held before."""
+    """The device says yes and does nothing; it shows what it held before."""
 
     ignore_setpoints: bool = False
-    """It holds and reads back what was written, and its power does not follow."""
+    """The device holds and shows what was written, and its power does not follow."""
 
     local_control: bool = False
-    """Somebody on site has switched it to local control: it says so and refuses writes."""
+    """Somebody on site switched the device to local control: it says so and refuses writes."""
 
     read_timeout: bool = False
-    """It takes writes but answers no question."""
+    """The device takes writes and answers no question."""
 
     bad_points: tuple[Measured, ...] = ()
-    """What it answers no number for; all else it measures on."""
+    """Quantities for which the device sends no number; it measures all others."""
 
     late_read_back: LateReadBack = LateReadBack()
     write_delay_seconds: Annotated[float, Field(ge=0, le=3600)] = 0.0
@@ -78,7 +78,7 @@ class Faults(_FaultSection):
     offline_until: AwareDatetime | None = None
 
     def offline_at(self, now_us: int) -> bool:
-        """Tell whether nothing reaches the device; an absent end of the time is open."""
+        """Tell whether nothing reaches the device; a time without an end stays."""
         if self.offline_from is None and self.offline_until is None:
             return False
         begun = self.offline_from is None or now_us >= _microseconds(self.offline_from)
@@ -87,7 +87,7 @@ class Faults(_FaultSection):
 
 
 class FaultSource:
-    """The faults that hold now: those of the file if there is one, else those of the options."""
+    """The present faults: those of the file if there is one, else those of the options."""
 
     def __init__(self, file: Path, options: Faults) -> None:
         self.faults = options
@@ -117,7 +117,7 @@ class FaultSource:
 
 
 def write_faults(state_file: Path, **faults: Any) -> None:
-    """Break the device that lives in ``state_file`` while it runs; no faults repair it.
+    """Break the running device whose state is ``state_file``; no faults repair it.
 
     Args:
         state_file: Of the device.

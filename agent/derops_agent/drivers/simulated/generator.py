@@ -8,7 +8,7 @@ from derops_agent.drivers.simulated.stepping import HOUR_SECONDS, Flow, Stretch,
 from derops_agent.ports import Setpoints
 
 MINIMUM_SHARE = 0.3
-"""Of the rating; with less load the engine soots up."""
+"""The least load as a share of the rating; with less the engine soots up."""
 
 Stage = Literal["Off", "Starting", "Running", "Cooling"]
 

@@ -1,4 +1,4 @@
-"""A load that can be limited but not commanded: a base, and people around it."""
+"""A load that can be limited but not commanded: a base load, and people around it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a simulated device measures. Pure: what it keeps in, numbers out."""
+"""What a simulated device measures. Pure: its memory in, numbers out."""
 
 from typing import Any
 

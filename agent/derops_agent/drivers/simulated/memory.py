@@ -20,14 +20,14 @@ class DeviceMemory:
     plant: Plant[Any]
     setpoints: Setpoints
     shown: Setpoints
-    """What it says that it holds."""
+    """What the device says that it holds."""
 
     writes: int = 0
     """How many writes it has taken; the number of the last one in its account."""
 
     written_us: int = 0
     attempts: int = 0
-    """How many writes reached it, taken or not."""
+    """How many writes reached the device, taken or not."""
 
     faults_stamp: str = ""
     reversion: Setpoints | None = None
@@ -35,7 +35,7 @@ class DeviceMemory:
 
     reverts_at_us: int = 0
     unshown: tuple[tuple[int, Setpoints], ...] = ()
-    """What it has held and says later, and since when; the last is what it holds."""
+    """What the device held and shows later, and since when; the last is what it holds."""
 
     timeouts: int = 0
     """How many of the ``nextWrites`` of these faults have timed out."""
@@ -75,7 +75,7 @@ def recall(store: DeviceFiles, options: Options, model: Physics[Any]) -> DeviceM
 def new_memory(
     store: DeviceFiles, options: Options, model: Physics[Any], now_us: int
 ) -> DeviceMemory:
-    """Return what a new device knows: nothing but where its account goes on."""
+    """Return the memory of a new device: nothing but where its account goes on."""
     last = store.last_entry()
     return DeviceMemory(
         wall_us=now_us,

@@ -1,4 +1,4 @@
-"""The options of a simulated device, and what is said of a wrong one."""
+"""The options of a simulated device, and what is wrong with them."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self, TypeVar
@@ -23,7 +23,7 @@ Section = TypeVar("Section", bound=BaseModel)
 
 
 class Options(BaseModel):
-    """What all models have; each adds its own."""
+    """The options of all models; each adds its own."""
 
     model_config = ConfigDict(
         alias_generator=to_camel, extra="forbid", frozen=True, allow_inf_nan=False
@@ -51,12 +51,12 @@ class Options(BaseModel):
 
     @property
     def injection_watts(self) -> int:
-        """What the device can inject at most; a model that cannot says 0."""
+        """The most that the device can inject; 0 = it cannot."""
         return self.max_injection_watts
 
     @property
     def absorption_watts(self) -> int:
-        """What the device can absorb at most."""
+        """The most that the device can absorb; 0 = it cannot."""
         return self.max_absorption_watts
 
     @property

@@ -1,4 +1,4 @@
-"""How a simulated device gets from one moment to another, whatever lies between them.
+"""How a simulated device gets from one moment to another, however far apart they are.
 
 Every model is a set of pure functions. The first minute of a span is walked in steps of at most a
 second, since that is where ramps and starts happen; the rest is one leap in closed form. So a
@@ -17,7 +17,7 @@ HOUR_SECONDS = 3_600.0
 STEP_SECONDS = 1.0
 WALKED_SECONDS = 60.0
 LONGEST_SECONDS = 366 * DAY_SECONDS
-"""What a device catches up at most; what lay before is skipped."""
+"""The most time that a device catches up with; what lay before is skipped."""
 
 AMBIENT_CELSIUS = 20.0
 _FULL_LOAD_RISE_CELSIUS = 25.0
@@ -43,7 +43,7 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
-    """What went through the terminals in a span; positive = injection."""
+    """The flow through the terminals in a span; positive = injection."""
 
     power_watts: float
     """At its end."""

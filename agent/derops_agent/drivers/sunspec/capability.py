@@ -20,7 +20,7 @@ async def read_used_models(
 ) -> tuple[dict[int, Block], Answers]:
     """Read every model of a device that the agent makes use of.
 
-    What it refuses of them is as if it were not implemented.
+    A model that the device refuses counts as not implemented.
 
     Raises:
         DeviceTimeoutError: It did not answer, be it what it is controlled by alone: a lost answer

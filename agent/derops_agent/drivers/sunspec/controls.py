@@ -46,7 +46,7 @@ class Function:
 
     @property
     def points(self) -> tuple[str, ...]:
-        """What says whether and how it holds something."""
+        """The points that say whether and how the function holds something."""
         selector = () if self.selector is None else (self.selector[0],)
         return (self.enable, self.value, self.timer, *selector)
 
@@ -166,7 +166,7 @@ class Function:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Switch:
-    """What permits a device to serve: 703 ES, or 123 Conn."""
+    """The switch that permits a device to serve: 703 ES, or 123 Conn."""
 
     model_id: int
     point: str
@@ -179,7 +179,7 @@ class Switch:
 
     @property
     def points(self) -> tuple[str, ...]:
-        """What says whether the device is permitted to serve."""
+        """The points that say whether the device is permitted to serve."""
         return (self.point,) if self.timer is None else (self.point, self.timer)
 
     def has_timer(self, block: Block) -> bool:
@@ -273,7 +273,7 @@ class Controls:
 
     @property
     def model_ids(self) -> frozenset[int]:
-        """Models that they lie in."""
+        """Models that have these functions."""
         return frozenset(
             how.model_id for how in (self.power, self.limit, self.switch) if how is not None
         )
@@ -299,7 +299,7 @@ class Controls:
     def held(self, blocks: Blocks, most_watts: float) -> Setpoints:
         """Return what the device says that it holds.
 
-        What is no number is nothing that it holds; other modes are not touched by it.
+        A mode whose value is no number is one without a value.
         """
 
         def watts(function: Function | StorageRates | None) -> int | None:
@@ -320,7 +320,7 @@ class Controls:
 
 
 def controls_of(blocks: Blocks) -> Controls:
-    """Choose the functions of a device, the newer model where it has both."""
+    """Choose the functions of a device; where it has two models, the newer one."""
     return Controls(
         power=next((each for each in POWER if each.is_in(blocks)), None),
         limit=next((each for each in GENERATION_LIMIT if each.is_in(blocks)), None),

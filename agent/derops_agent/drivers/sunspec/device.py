@@ -39,11 +39,11 @@ from derops_agent.drivers.sunspec.options import SunSpecOptions, parse_options
 from derops_agent.ports import Capability, Reading, Reversion, Setpoints
 
 FunctionWrites: TypeAlias = tuple[list[Write], int | None]
-"""What one function is written, and after how many seconds it falls back; None = it does not."""
+"""The writes of one function, and after how many seconds it falls back; None = it does not."""
 
 
 class MovedError(DeviceTimeoutError):
-    """The map of a device is not where it was."""
+    """The models of a device are no longer where they were."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class _Found:
 
 
 class SunSpecDevice:
-    """One unit. What it can do was found when it was opened; its values are read each time.
+    """One unit. Its capability was found when it was opened; its values are read each time.
 
     Maps change: by an update, or at night. Where a model is, is looked at with its values, and
     nothing is taken from what is something else by now, nor written to it.
@@ -86,7 +86,7 @@ class SunSpecDevice:
         self._found = self._at(places)
         self._finding: asyncio.Task[None] | None = None
         self._written: list[Write] = []
-        """Of a setpoint that was written last, and that the device may not show yet."""
+        """The writes of the last setpoint, which the device may not show yet."""
 
         self._wrote_us = 0
 
@@ -129,7 +129,7 @@ class SunSpecDevice:
         return self._controls.held(*await self._read_controls())
 
     async def sample(self) -> Reading:
-        """Measure. While nobody can tell who has control, it counts as it was last told.
+        """Measure. While the device does not tell who has control, the last answer counts.
 
         Raises:
             DeviceTimeoutError: It answered nothing.
@@ -234,7 +234,7 @@ class SunSpecDevice:
         )
 
     async def _find_anew(self) -> None:
-        """Search for the map, in one go for all who wait for it, longer than one of them may."""
+        """Search for the models once for all callers that wait, longer than one of them may."""
         if self._finding is None or self._finding.done():
             self._finding = asyncio.create_task(self._find())
         await asyncio.shield(self._finding)
@@ -243,7 +243,7 @@ class SunSpecDevice:
         places = await find_models(self._unit, self._options.base_registers)
         for each in (*self._missing, *self._sources.names()):
             if each not in places:
-                raise MovedError(f"{self._unit} has no model {each} now, which it had")
+                raise MovedError(f"{self._unit} no longer has model {each}")
         self._found = self._at(places)
 
     async def _measure(self) -> dict[int, Block]:
@@ -254,7 +254,7 @@ class SunSpecDevice:
         return blocks
 
     async def _read_controls(self) -> tuple[Blocks, float]:
-        """Return what controls the device, and the most power, which is a setting as well."""
+        """Return the blocks that control the device, and the most power, which is a setting too."""
         try:
             blocks = await self._read_controls_there()
         except MovedError:
@@ -282,7 +282,7 @@ class SunSpecDevice:
         for each, block in blocks.items():
             if block.is_elsewhere:
                 raise MovedError(
-                    f"{self._unit} has no model {each} at register {block.place.register} any more"
+                    f"{self._unit} no longer has model {each} at register {block.place.register}"
                 )
 
 

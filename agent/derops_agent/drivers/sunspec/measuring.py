@@ -1,4 +1,4 @@
-"""What a SunSpec device says of itself: measurements and ratings. Pure: blocks in, numbers out."""
+"""Measurements and ratings of a SunSpec device. Pure: blocks in, numbers out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,12 +57,12 @@ class Ratings:
 
 
 MEASURING_MODELS = frozenset({*_MEASURING, *_CHARGE, *_CONTROL_SWITCH})
-"""What a sample may come from."""
+"""The models that a sample may come from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """From which models a sample of one device comes; None = it has none."""
+    """The models that samples of one device come from; None = it has none."""
 
     power: int | None
     charge: int | None
@@ -93,7 +93,7 @@ class Sources:
 
 
 def sources_of(blocks: Blocks) -> Sources:
-    """Choose the models of a sample: of several the first that implements what it is read for."""
+    """Choose the models of a sample: of several, the first that implements what is needed."""
     return Sources(
         power=_choose(blocks, dict.fromkeys(_MEASURING, "W")),
         charge=_choose(blocks, _CHARGE),
@@ -119,7 +119,7 @@ def most_power_points(blocks: Blocks) -> frozenset[tuple[int, str]]:
 
 
 def read_most_watts(blocks: Blocks) -> float:
-    """Return what percentages refer to: a setting, which somebody may change at any time.
+    """Return what percentages refer to: a setting that somebody may change at any time.
 
     Raises:
         DeviceRefusedError: It does not say, or says nonsense.
@@ -160,9 +160,9 @@ def read_ratings(blocks: Blocks) -> Ratings:
 def read_values(
     blocks: Blocks, sources: Sources, most_watts: float
 ) -> tuple[dict[int, float], list[BadPoint]]:
-    """Return a sample, keyed by quantity, and what is absent from it though it should be there.
+    """Return a sample, keyed by quantity, and the points that are absent but should not be.
 
-    What is not implemented is absent without a word.
+    A point that the device does not implement is not told.
     """
     wanted: list[tuple[int, Q, tuple[str, ...]]] = []
     if sources.power is not None:
@@ -181,7 +181,7 @@ def read_values(
 
 
 def read_local_control(blocks: Blocks, sources: Sources) -> tuple[bool | None, list[BadPoint]]:
-    """Tell whether somebody on site has taken the device over; None = it does not say now."""
+    """Tell whether the device is in local control; None = it does not say now."""
     if sources.control is None:
         return False, []
     block, name = blocks[sources.control], _CONTROL_SWITCH[sources.control]

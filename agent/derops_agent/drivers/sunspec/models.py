@@ -75,7 +75,7 @@ class Block:
         self._points = points_of(place.model_id)
 
     def after(self, writes: Iterable[tuple[int, bytes]]) -> "Block":
-        """Return it as it is once the device shows ``writes``, where they are in it."""
+        """Return the block as it is once the device shows those of ``writes`` that lie in it."""
         shown = {
             ("holding", register + at // 2): written[at : at + 2]
             for register, written in writes
@@ -98,7 +98,7 @@ class Block:
         return value if info.is_impl(value) else None
 
     def text(self, name: str) -> str:
-        """Return a point of type string, without what nobody could read; empty without one."""
+        """Return a point of type string without unprintable characters; empty = it has none."""
         text = (self._part(self._points[name]) or b"").decode("utf-8", "replace")
         return "".join(each for each in text if each.isprintable()).strip()
 
@@ -155,7 +155,7 @@ class Block:
         return value
 
     def _refuse_strange_nan(self, name: str) -> None:
-        """One NaN says that a point is not implemented, any other that its value is none."""
+        """Refuse a NaN, unless it is the one that says that the point is not implemented."""
         point = self._points[name]
         part = self._part(point)
         if point.type != "float32" or part is None or part == mb.create_unimpl_value(point.type):
@@ -171,8 +171,8 @@ class Block:
         point, factor = self._points[name], self._factor(name)
         if factor is None:
             raise DeviceRefusedError(
-                f"{self._where(name)} cannot be told {value:g}: its scale factor {point.scale} is "
-                f"{self.hex(str(point.scale))}, not implemented"
+                f"{self._where(name)} cannot be set to {value:g}: its scale factor {point.scale} "
+                f"is {self.hex(str(point.scale))}, not implemented"
             )
         number = whole_steps(value / 10.0**factor)
         info = mb.point_type_info[point.type]
@@ -263,7 +263,7 @@ def runs_of(place: ModelPlace, names: Iterable[str]) -> list[Run]:
 
 
 def runs_to_measure(place: ModelPlace, names: Iterable[str]) -> list[Run]:
-    """Return the same, and what tells that the model is still there.
+    """Return the same, and the registers that tell whether the model is still there.
 
     In one request with the points if they are near enough: they are never read apart for it.
     """
@@ -312,7 +312,7 @@ async def find_models(unit: Unit, bases: Sequence[int] = BASE_REGISTERS) -> dict
 
 
 async def _model_at(unit: Unit, register: int, *, is_first: bool) -> int:
-    """Return which model begins there; some devices have no end mark, and nothing in its place."""
+    """Return which model begins there; some devices end without an end mark."""
     try:
         return int.from_bytes(await unit.read(register, 1))
     except DeviceRefusedError:

@@ -12,17 +12,17 @@ from derops_agent.drivers.units import UnitOptions
 
 
 class SunSpecOptions(UnitOptions):
-    """Where a device is, and what is peculiar to it."""
+    """Where a device is, and its peculiarities."""
 
     toggle_enable: bool = False
-    """Switch a function off before its value changes: some devices keep the old value else."""
+    """Switch a function off before its value changes; else some devices keep the old value."""
 
     base_register: Annotated[int, Field(ge=0, le=65535)] | None = None
-    """Where its map begins; None = it is searched for."""
+    """The register at which its models begin; None = the agent searches."""
 
     @property
     def base_registers(self) -> tuple[int, ...]:
-        """Where to look for the map."""
+        """The registers at which the models may begin."""
         return BASE_REGISTERS if self.base_register is None else (self.base_register,)
 
     read_back: ReadBackOptions = ReadBackOptions()

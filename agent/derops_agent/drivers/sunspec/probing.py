@@ -46,7 +46,7 @@ class FoundModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe(Findings):
-    """All that was found."""
+    """All that a probe found."""
 
     models: list[FoundModel]
 
@@ -98,7 +98,7 @@ def _describe(
         problems.append(str(error))
     modes = _modes(controls, blocks, resolutions)
     if not modes:
-        problems.append("no mode can be held: it has no function that the agent can control it by")
+        problems.append("no mode can be held: the device has no function to control it by")
     return Probe(
         device=device_name(blocks),
         models=[
@@ -122,7 +122,7 @@ def _describe(
 
 
 def _not_offered(places: Mapping[int, ModelPlace], answers: Answers) -> Iterator[str]:
-    """Yield what the device has of the models that control it and does not let be read."""
+    """Yield the points of control models that the device has and does not let be read."""
     for model_id in CONTROL_MODELS:
         if model_id in places:
             for name in points_of(model_id):

@@ -28,7 +28,7 @@ class StorageRates:
 
     @property
     def points(self) -> tuple[str, ...]:
-        """What says whether and how it holds something."""
+        """The points that say whether and how the window holds something."""
         return ("StorCtl_Mod", "OutWRte", "InWRte", "WChaMax", self.timer)
 
     def is_in(self, blocks: Blocks) -> bool:
@@ -76,7 +76,7 @@ class StorageRates:
     ) -> tuple[list[Write], int | None]:
         """Return what to write, in order, and after how many seconds it falls back to off.
 
-        Limits of somebody else, where only one rate counts, are not touched by a release.
+        A release leaves limits of somebody else alone, where only one rate counts.
 
         Raises:
             DeviceRefusedError: A register cannot hold a value, or makes another one of it.
