@@ -110,7 +110,7 @@ class Kube:
         return str(answer["status"]["userInfo"]["username"])
 
     async def requests_in(self, namespace: str) -> list[Manifest]:
-        """Return the first ``CHUNK`` CertificateRequests of a namespace, by name, whosever."""
+        """Return the first ``CHUNK`` CertificateRequests of a namespace, whosoever they are."""
         page = await self._call(
             "list_namespaced_custom_object",
             *_GROUPS[Kind.REQUEST],

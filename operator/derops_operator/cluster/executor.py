@@ -142,33 +142,28 @@ class Executor:
         request = self._cache.fact(ObjectKey(Kind.REQUEST, namespace, action.request))
         if not isinstance(request, Request):
             return
-        denied = isinstance(action, Deny)
-        message = action.message if isinstance(action, Deny) else "the request is for this asset"
-        answer = self._answer_of("Denied" if denied else "Approved", message)
+        if isinstance(action, Deny):
+            await self._deny(asset, request, action.message)
+        else:
+            await self.approve(request, "the request is for this asset")
+
+    async def _deny(self, asset: Asset, request: Request, message: str) -> None:
+        namespace, name = request.meta.namespace, request.meta.name
+        denial = self._answer_of("Denied", message)
         try:
-            if not await self._patch_conditions(Kind.REQUEST, request, answer):
+            if not await self._patch_conditions(Kind.REQUEST, request, denial):
                 return
         except ApiException as refused:
-            if not denied or not 400 <= (refused.status or 0) < 500 or refused.status == 429:
+            if not 400 <= (refused.status or 0) < 500 or refused.status == 429:
                 raise
             # Anybody's, and to an issuer of others: we may not answer it, nor wait for that.
-            _log.warning(
-                "request.not_denied",
-                namespace=namespace,
-                name=action.request,
-                why=str(refused.reason)[:300],
-            )
+            why = str(refused.reason)[:300]
+            _log.warning("request.not_denied", namespace=namespace, name=name, why=why)
             return
-        _log.info(
-            "request.denied" if denied else "request.approved",
-            namespace=namespace,
-            name=action.request,
-            message=message,
+        _log.info("request.denied", namespace=namespace, name=name, message=message)
+        self._events.post(
+            Kind.ASSET, asset.meta, warning=True, reason="CertificateDenied", note=message
         )
-        if denied:
-            self._events.post(
-                Kind.ASSET, asset.meta, warning=True, reason="CertificateDenied", note=message
-            )
 
     def _answer_of(self, kind: str, message: str) -> dict[str, str]:
         return {

@@ -63,14 +63,19 @@ class DeviceDisplay:
             self._shown[asset_uid] = (newest, shown_us)
             return newest.facts, None
         if shown is not None and shown_us <= now_us:  # else a clock was set back
-            again_us = shown_us + DEVICE_EVERY_US
-            if now_us >= again_us:
-                again_us = self._turns.get(asset_uid) or self._give_turn(asset_uid, now_us)
+            again_us = self._turn_us(asset_uid, shown_us, now_us)
             if now_us < again_us:
                 return (shown.facts if shown.received_us >= since_us else None), again_us
         self._turns.pop(asset_uid, None)
         self._shown[asset_uid] = (newest, now_us)
         return newest.facts, None
+
+    def _turn_us(self, asset_uid: str, shown_us: int, now_us: int) -> int:
+        """Return from when on a device that was shown before may be shown anew."""
+        due_us = shown_us + DEVICE_EVERY_US
+        if now_us < due_us:
+            return due_us
+        return self._turns.get(asset_uid) or self._give_turn(asset_uid, now_us)
 
     def _give_turn(self, asset_uid: str, now_us: int) -> int:
         """Return when a device may be shown anew; all have one turn at most that is to come."""

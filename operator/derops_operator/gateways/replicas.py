@@ -189,27 +189,15 @@ class Fleet:
             cancelled: Whether that order is a cancelled one.
         """
         deliveries = self._deliveries.get(uid, {})
-        holdings = []
-        for each in self.replicas.values():
-            if not each.connected and each.sent_version < first_version:
-                continue
-            delivery = deliveries.get(each.name)
-            holdings.append(
-                Holding(
-                    replica=each.name,
-                    connected=each.connected,
-                    state_since_us=each.state_since_us,
-                    accepted=each.accepted_version >= version,
-                    generation=delivery.generation if delivery else None,
-                    written_us=delivery.written_us if delivery else 0,
-                    ledger_id=delivery.ledger_id if delivery else "",
-                )
-            )
         connected = sum(each.connected for each in self.replicas.values())
         reports = list(self._reports.get(uid, {}).values())
         best = _fold_reports(reports)
         return ReportedDispatch(
-            holdings=tuple(holdings),
+            holdings=tuple(
+                _holding(each, deliveries.get(each.name), version)
+                for each in self.replicas.values()
+                if each.connected or each.sent_version >= first_version
+            ),
             complete=self.expected is not None and connected >= self.expected > 0,
             cancelled=cancelled,
             report=best.report if best else None,
@@ -221,20 +209,17 @@ class Fleet:
 
     def session(self, asset_uid: str, now_us: int) -> SessionView:
         """Return the stream of an asset: the connected one of the highest epoch."""
-        best: tuple[bool, int, str] | None = None
         sessions = self._sessions.get(asset_uid, {})
-        for name, session in sessions.items():
-            rank = (session.connected, session.epoch, name)
-            best = rank if best is None or rank > best else best
-        if best is None:
+        if not sessions:
             return SessionView(link=self._silence(now_us))
-        session, replica = sessions[best[2]], self.replicas[best[2]]
+        _, _, name = max((each.connected, each.epoch, name) for name, each in sessions.items())
+        session, replica = sessions[name], self.replicas[name]
         link = Connectivity.CONNECTED if session.connected else Connectivity.DISCONNECTED
         if not replica.connected and now_us >= replica.changed_us + LOST_AFTER_US:
             link = Connectivity.UNKNOWN
         device, again_us = None, None
         if link is Connectivity.CONNECTED:
-            device, again_us = self._devices.show(asset_uid, best[2], session.since_us, now_us)
+            device, again_us = self._devices.show(asset_uid, name, session.since_us, now_us)
         return SessionView(
             link=link,
             device=device,
@@ -264,6 +249,19 @@ def _seen(
         serial_number=newest.serial_number,
         instance_id=newest.instance,
         instances=instances,
+    )
+
+
+def _holding(replica: Replica, delivery: control_pb2.Delivery | None, version: int) -> Holding:
+    """Return where a replica stands with a dispatch; ``version`` is that of its order."""
+    return Holding(
+        replica=replica.name,
+        connected=replica.connected,
+        state_since_us=replica.state_since_us,
+        accepted=replica.accepted_version >= version,
+        generation=delivery.generation if delivery is not None else None,
+        written_us=delivery.written_us if delivery is not None else 0,
+        ledger_id=delivery.ledger_id if delivery is not None else "",
     )
 
 

@@ -1,10 +1,12 @@
 """What is left to do after a Dispatch ended: its status is frozen, but for what came late."""
 
+from collections.abc import Collection
 from typing import Any
 
 from derops.lifecycle import MESSAGE_LIMIT, Phase, Reason
 from derops.schedules import SECOND_US
 from derops.transitions import Actor
+from derops.wire.v1 import dispatch_pb2
 from derops_operator.gateways.views import ReportedDispatch
 from derops_operator.reconciling import conditions, dispatch_status
 from derops_operator.reconciling.actions import (
@@ -39,14 +41,6 @@ def tidy_up(
     dispatch: Dispatch, asset: Asset | None, view: ReportedDispatch, now_us: int
 ) -> DispatchDecision:
     """Decide about a Dispatch that has ended."""
-    status = {**dispatch.status, "observedGeneration": dispatch.meta.generation}
-    status["conditions"] = [
-        {**each, "observedGeneration": dispatch.meta.generation} for each in dispatch.conditions
-    ]
-    status |= _what_was_missing(dispatch, view, now_us)
-    late = _late_report(dispatch, view)
-    if late is not None:
-        status["lateReport"] = late
     waits = _waits_for_revert(dispatch, asset, view)
     watched_until_us = _watched_until_us(dispatch, asset, view)
     watched = waits or now_us < watched_until_us
@@ -54,23 +48,47 @@ def tidy_up(
         Submit(known_phase=dispatch.phase) if watched else Settle(),
     ]
     again_us = watched_until_us if now_us < watched_until_us else None
-    deleting_us = dispatch.meta.deleting_us
-    if waits and deleting_us is not None and now_us < deleting_us + DELETION_GRACE_US:
-        again_us = deleting_us + DELETION_GRACE_US
+    held_until_us = _held_until_us(dispatch, waits=waits)
+    if now_us < held_until_us:
+        again_us = held_until_us
     elif dispatch.meta.holds_finalizer:
-        deserted = waits and deleting_us is not None
-        actions.append(
-            RemoveFinalizer(warning=describe_unreverted_at_deletion(dispatch) if deserted else "")
-        )
-    live_seconds = dispatch.ttl_seconds_after_finished
-    if live_seconds is not None and deleting_us is None and not watched:
-        ended_us = dispatch.completed_us
-        due_us = ended_us + live_seconds * SECOND_US
-        if now_us >= due_us:
-            actions.append(Delete())
-        else:
-            again_us = due_us
+        warning = describe_unreverted_at_deletion(dispatch) if held_until_us else ""
+        actions.append(RemoveFinalizer(warning=warning))
+    delete_us = _delete_us(dispatch, watched=watched)
+    if delete_us is not None and now_us >= delete_us:
+        actions.append(Delete())
+    elif delete_us is not None:
+        again_us = delete_us
+    status = _complete_status(dispatch, view, now_us)
     return DispatchDecision(actions=tuple(actions), status=status, again_us=again_us)
+
+
+def _complete_status(dispatch: Dispatch, view: ReportedDispatch, now_us: int) -> dict[str, Any]:
+    """Return the frozen status with what came late."""
+    generation = dispatch.meta.generation
+    status = {**dispatch.status, "observedGeneration": generation}
+    status["conditions"] = [
+        {**each, "observedGeneration": generation} for each in dispatch.conditions
+    ]
+    status |= _what_was_missing(dispatch, view, now_us)
+    late = _late_report(dispatch, view)
+    if late is not None:
+        status["lateReport"] = late
+    return status
+
+
+def _held_until_us(dispatch: Dispatch, *, waits: bool) -> int:
+    """Return until when a deleted dispatch waits for its device to be reverted; 0 = it does not."""
+    deleting_us = dispatch.meta.deleting_us
+    return deleting_us + DELETION_GRACE_US if waits and deleting_us is not None else 0
+
+
+def _delete_us(dispatch: Dispatch, *, watched: bool) -> int | None:
+    """Return when an ended dispatch is to be deleted; None = not, or not while it is watched."""
+    live_seconds = dispatch.ttl_seconds_after_finished
+    if live_seconds is None or dispatch.meta.deleting_us is not None or watched:
+        return None
+    return dispatch.completed_us + live_seconds * SECOND_US
 
 
 def _waits_for_revert(dispatch: Dispatch, asset: Asset | None, view: ReportedDispatch) -> bool:
@@ -101,24 +119,49 @@ def _what_was_missing(dispatch: Dispatch, view: ReportedDispatch, now_us: int) -
     report = view.report
     if report is None:
         return {}
-    stored, message = dispatch.conditions, dispatch.message
     unreverted = dispatch.status_of(DispatchCondition.REVERTED) == "False"
     if view.disk_lost and is_unreverted(report):
         words = "the agent lost its disk, and cannot say whether the device was reverted"
-        wanted = [WantedCondition("Reverted", "Unknown", Reason.LEDGER_LOST, words)] * unreverted
-        return {"conditions": conditions.fold(stored, wanted, dispatch.meta.generation, now_us)}
-    ending = (report.phase, report.reason)
+        lost = [WantedCondition("Reverted", "Unknown", Reason.LEDGER_LOST, words)] * unreverted
+        generation = dispatch.meta.generation
+        return {"conditions": conditions.fold(dispatch.conditions, lost, generation, now_us)}
+    if _is_open(dispatch, report, unreverted=unreverted):
+        news = describe_news(dispatch, report, unreverted=unreverted)
+        message = dispatch.message[: MESSAGE_LIMIT - len(news)] + news
+        return _with_report(dispatch, view, report, message, now_us)
+    if dispatch.reason == Reason.OUTCOME_UNKNOWN and Phase(report.phase).terminal:
+        return _with_report(dispatch, view, report, dispatch.message, now_us, kinds=_PROVEN_LATE)
+    return {}
+
+
+def _is_open(dispatch: Dispatch, report: dispatch_pb2.DispatchReport, *, unreverted: bool) -> bool:
+    """Tell whether the agent that ended it may still have something to say of its device."""
+    if (report.phase, report.reason) != (dispatch.phase, dispatch.reason):
+        return False
     applied = dispatch.status_of(DispatchCondition.APPLIED)
     found = report.applied_us > 0 and applied != "True"
-    is_open = unreverted or is_unreverted(report) or found or applied == "Unknown"
-    if is_open and ending == (dispatch.phase, dispatch.reason):
-        kinds = None
-        news = describe_news(dispatch, report, unreverted=unreverted)
-        message = message[: MESSAGE_LIMIT - len(news)] + news
-    elif dispatch.reason == Reason.OUTCOME_UNKNOWN and Phase(report.phase).terminal:
-        kinds = _PROVEN_LATE
-    else:
-        return {}
+    return unreverted or is_unreverted(report) or found or applied == "Unknown"
+
+
+def _with_report(
+    dispatch: Dispatch,
+    view: ReportedDispatch,
+    report: dispatch_pb2.DispatchReport,
+    message: str,
+    now_us: int,
+    *,
+    kinds: Collection[str] | None = None,
+) -> dict[str, Any]:
+    """Return the fields of status that a report fills in after the end.
+
+    Args:
+        dispatch: As it ended.
+        view: What the gateways know of it.
+        report: The one that is filled in.
+        message: That status is to have.
+        now_us: The time.
+        kinds: The conditions that the report proves; None = all.
+    """
     outcome = Outcome(
         phase=Phase(report.phase),
         reason=report.reason,
@@ -133,26 +176,14 @@ def _what_was_missing(dispatch: Dispatch, view: ReportedDispatch, now_us: int) -
         "message": message,
         "timeline": dispatch_status.timeline(dispatch, view, 0),
         "execution": dispatch_status.execution(dispatch, report),
-        "conditions": conditions.fold(stored, kept, dispatch.meta.generation, now_us),
+        "conditions": conditions.fold(dispatch.conditions, kept, dispatch.meta.generation, now_us),
     }
 
 
 def _late_report(dispatch: Dispatch, view: ReportedDispatch) -> dict[str, Any] | None:
-    """Return what a report says that the frozen status does not, or None.
-
-    Where the headend ended the dispatch, any word of the agent that status does not have is news;
-    where the agent did, only a different ending is.
-    """
+    """Return what a report says that the frozen status does not, or None."""
     report = view.report
-    if report is None or not report.phase:
-        return None
-    phase = Phase(report.phase)
-    if (report.phase, report.reason) == (dispatch.phase, dispatch.reason):
-        return None
-    lines = dispatch.history
-    ended_by = next((str(e["actor"]) for e in reversed(lines) if Phase(e["phase"]).terminal), "")
-    heard = any((e["phase"], e["reason"]) == (report.phase, report.reason) for e in lines)
-    if not phase.terminal and (ended_by == "Agent" or heard):
+    if report is None or not report.phase or _is_told(dispatch, report):
         return None
     at_us = report.transitions[-1].at_us if report.transitions else view.received_us
     return {
@@ -161,3 +192,19 @@ def _late_report(dispatch: Dispatch, view: ReportedDispatch) -> dict[str, Any] |
         "message": report.message[:MESSAGE_LIMIT],
         "at": format_instant(at_us),
     }
+
+
+def _is_told(dispatch: Dispatch, report: dispatch_pb2.DispatchReport) -> bool:
+    """Tell whether the frozen status has what a report says.
+
+    Where the headend ended the dispatch, any word of the agent that status does not have is news;
+    where the agent did, only a different ending is.
+    """
+    if (report.phase, report.reason) == (dispatch.phase, dispatch.reason):
+        return True
+    if Phase(report.phase).terminal:
+        return False
+    lines = dispatch.history
+    ended_by = next((e["actor"] for e in reversed(lines) if Phase(e["phase"]).terminal), "")
+    heard = any((e["phase"], e["reason"]) == (report.phase, report.reason) for e in lines)
+    return ended_by == Actor.AGENT or heard

@@ -1,13 +1,13 @@
 """What to do about one DERAsset, and what its status says."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from derops.lifecycle import Phase
 from derops.schedules import SECOND_US
 from derops_operator.gateways.views import LOST_AFTER_US, Connectivity, SessionView
 from derops_operator.reconciling import identity
-from derops_operator.reconciling.actions import AssetDecision, Warn
+from derops_operator.reconciling.actions import AssetAction, AssetDecision, Warn
 from derops_operator.reconciling.asset_conditions import connected, enrolled, readiness
 from derops_operator.reconciling.certification import (
     certify,
@@ -66,22 +66,14 @@ def reconcile_asset(
             asset is held as long as they are there.
     """
     requests = list(requests)
-    in_flight = [each for each in dispatches if each.in_flight]
-    unreverted = [
-        each for each in dispatches if each.is_unreverted and not each.is_of_an_earlier(asset)
-    ]
-    holding = sorted([each.meta.name for each in in_flight + unreverted] + list(unread))
+    holding = _holding(asset, dispatches, unread)
     uri = identity.asset_uri(asset, realm.trust_domain)
-    stored = asset.identity
     releasing = holding if is_taken_out(asset) else []
     quarantine = find_quarantine(asset, session, now_us, releasing=bool(releasing))
     own = identity.own_requests(requests, certificate, realm.requester)
-    if stored.get("quarantine") and quarantine is None:
-        # Who took over before a lift counts no more, whatever the quarantine was for.
-        lifted_us = max(now_us, suspected_us(stored))
-        stored = {**stored, "suspectedAt": format_instant(lifted_us)}
-        if asset.lift_key == "Revoke":
-            stored = identity.revoke(stored, own)
+    stored = asset.identity
+    if asset.quarantine and quarantine is None:
+        stored = _lift(asset, own, now_us)
     was_revoked = bool(own) and not identity.not_revoked(own[:1], stored)
     own = identity.not_revoked(own, stored)
     issued = identity.trusted(own, asset, uri, realm.issuer)
@@ -95,8 +87,7 @@ def reconcile_asset(
         ledger["quarantine"] = quarantine
         if is_suspected(asset, session):
             ledger["suspectedAt"] = suspected_at(session)
-        if holding and not stored.get("quarantine"):
-            actions.append(Warn(message=describe_cut_off(quarantine["reason"], holding)))
+        actions += _warn_of_cut_off(asset, quarantine, holding)
     status = {
         "observedGeneration": asset.meta.generation,
         "identity": ledger,
@@ -114,13 +105,42 @@ def reconcile_asset(
             now_us,
         ),
         **_contact(asset, session),
-        **_active(in_flight),
+        **_active(dispatches),
     }
     return AssetDecision(
         actions=tuple(actions),
         status=status,
         again_us=_next_look(asset, ledger, session, certificate, now_us, releasing=bool(releasing)),
     )
+
+
+def _holding(asset: Asset, dispatches: Iterable[Dispatch], unread: Sequence[str]) -> list[str]:
+    """Return the names of the dispatches for whose sake the asset is held."""
+    held = [
+        each.meta.name
+        for each in dispatches
+        if each.in_flight or (each.is_unreverted and not each.is_of_an_earlier(asset))
+    ]
+    return sorted([*held, *unread])
+
+
+def _lift(asset: Asset, own: Iterable[Request], now_us: int) -> Mapping[str, Any]:
+    """Return the stored ledger of an asset whose quarantine is lifted, still with the quarantine.
+
+    Who took over before a lift counts no more, whatever the quarantine was for.
+    """
+    lifted_us = max(now_us, suspected_us(asset.identity))
+    lifted = {**asset.identity, "suspectedAt": format_instant(lifted_us)}
+    return identity.revoke(lifted, own) if asset.lift_key == "Revoke" else lifted
+
+
+def _warn_of_cut_off(
+    asset: Asset, quarantine: Mapping[str, Any], holding: Sequence[str]
+) -> list[AssetAction]:
+    """Return a warning where a quarantine begins while something runs or is to run."""
+    if not holding or asset.quarantine:
+        return []
+    return [Warn(message=describe_cut_off(quarantine["reason"], holding))]
 
 
 def _contact(asset: Asset, session: SessionView) -> dict[str, Any]:
@@ -144,8 +164,8 @@ def _contact(asset: Asset, session: SessionView) -> dict[str, Any]:
     return fields
 
 
-def _active(in_flight: list[Dispatch]) -> dict[str, Any]:
-    running = [each for each in in_flight if each.phase is Phase.ACTIVE]
+def _active(dispatches: Iterable[Dispatch]) -> dict[str, Any]:
+    running = [each for each in dispatches if each.phase is Phase.ACTIVE]
     if not running:
         return {}
     best = min(running, key=lambda each: (each.primacy, -each.meta.created_us, each.meta.name))

@@ -44,19 +44,29 @@ def certify(
     wanted = identity.wanted_certificate(asset, realm.trust_domain, realm.issuer)
     if certificate is None or identity.differs(certificate, wanted):
         return [ApplyCertificate(manifest=wanted)]
+    answers = _answer(own, asset, realm)
+    if "current" not in ledger and (was_revoked or not own):
+        return answers + _recover_ledger(certificate, now_us)
+    return answers
+
+
+def _answer(own: Iterable[Request], asset: Asset, realm: Realm) -> list[AssetAction]:
+    """Return the answers to those requests of cert-manager that have none."""
     uri = identity.asset_uri(asset, realm.trust_domain)
     actions: list[AssetAction] = []
     for request in own:
-        if request.condition("Approved") or request.condition("Denied"):
+        if _is_answered(request):
             continue
         problem = identity.refuse_to_sign(request, uri, realm.issuer)
         if problem:
             actions.append(Deny(request=request.meta.name, message=problem))
         elif identity.has_duration(request, asset):
             actions.append(Approve(request=request.meta.name))
-    if "current" not in ledger and (was_revoked or not own):
-        actions += _recover_ledger(certificate, now_us)
     return actions
+
+
+def _is_answered(request: Request) -> bool:
+    return bool(request.condition("Approved") or request.condition("Denied"))
 
 
 def deny_foreign(
@@ -66,7 +76,7 @@ def deny_foreign(
     return [
         Deny(request=each.meta.name, message=identity.refuse_requester(each, realm.requester))
         for each in identity.foreign_requests(requests, certificate, realm.requester)
-        if not each.condition("Approved") and not each.condition("Denied")
+        if not _is_answered(each)
     ]
 
 

@@ -45,14 +45,22 @@ def distrust(
     given_uid = given_to
     if given_uid is None and asset is not None and not dispatch.is_of_an_earlier(asset):
         given_uid = asset.meta.uid
-    speaker = (message.namespace, message.asset_name)
-    if any(speaker):
-        is_own = speaker == (dispatch.meta.namespace, dispatch.asset_name)
-    else:
-        is_own = message.asset_uid in {given_uid, asset.meta.uid if asset is not None else None}
-    if not is_own:
+    if not _is_own(message, dispatch, asset, given_uid):
         return Strange.ANOTHER_ASSET
     anew = message.asset_uid != given_uid
     if anew and ledger_ids and message.report.ledger_id not in ledger_ids:
         return Strange.ANOTHER_LEDGER
     return None
+
+
+def _is_own(
+    message: control_pb2.AgentReport,
+    dispatch: Dispatch,
+    asset: Asset | None,
+    given_uid: str | None,
+) -> bool:
+    """Tell whether the agent of the dispatch's own asset says it, by name or else by uid."""
+    speaker = (message.namespace, message.asset_name)
+    if any(speaker):
+        return speaker == (dispatch.meta.namespace, dispatch.asset_name)
+    return message.asset_uid in {given_uid, asset.meta.uid if asset is not None else None}

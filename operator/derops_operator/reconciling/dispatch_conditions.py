@@ -43,19 +43,20 @@ def judge(
     written: bool,
 ) -> list[WantedCondition]:
     """Return the conditions that follow; Delivered, Accepted and Applied never go back."""
-    accepted = report is not None and (report.accepted_us > 0 or report.applied_us > 0)
+    said = report if report is not None else dispatch_pb2.DispatchReport()
+
+    def was(condition: DispatchCondition) -> bool:
+        return dispatch.status_of(condition) == "True"
+
     facts = _Facts(
         outcome=outcome,
         report=report,
-        delivered=written
-        or report is not None
-        or dispatch.status_of(DispatchCondition.DELIVERED) == "True",
-        accepted=accepted or dispatch.status_of(DispatchCondition.ACCEPTED) == "True",
-        applied=(report is not None and report.applied_us > 0)
-        or dispatch.status_of(DispatchCondition.APPLIED) == "True",
-        reverted=report is not None and report.reverted_us > 0,
-        silent=report is not None and is_silent(report),
-        unreverted=report is not None and is_unreverted(report),
+        delivered=written or report is not None or was(DispatchCondition.DELIVERED),
+        accepted=max(said.accepted_us, said.applied_us) > 0 or was(DispatchCondition.ACCEPTED),
+        applied=said.applied_us > 0 or was(DispatchCondition.APPLIED),
+        reverted=said.reverted_us > 0,
+        silent=is_silent(said),
+        unreverted=is_unreverted(said),
     )
     return [
         _delivered(facts),

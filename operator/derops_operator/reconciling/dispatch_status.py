@@ -58,6 +58,7 @@ def timeline(dispatch: Dispatch, view: ReportedDispatch, submitted_us: int) -> d
     return times
 
 
+# Branches: one for each field that a report fills, or takes back.
 def execution(dispatch: Dispatch, report: dispatch_pb2.DispatchReport | None) -> dict[str, Any]:
     """Return ``status.execution``."""
     known: dict[str, Any] = {
@@ -130,20 +131,35 @@ def history(
     agent's are told apart by their time, as it may pause and resume. Where ``own`` has the end, it
     is the one; the agent's is a late report.
     """
-    steps = list(stored)
     taken = {(each["actor"], each["phase"]) for each in stored}
-    ends = [each for each in own if Phase(each["phase"]).terminal]
-    starts = [each for each in own if each not in ends]
-    steps += [each for each in starts if (each["actor"], each["phase"]) not in taken]
+    new = [each for each in own if (each["actor"], each["phase"]) not in taken]
+    starts = [each for each in new if not _is_end(each)]
+    ends = [each for each in new if _is_end(each)]
+    told = _agent_steps(stored, report, ended=any(_is_end(each) for each in own))
+    return [*stored, *starts, *told, *ends][-HISTORY_LIMIT:]
+
+
+def _agent_steps(
+    stored: Sequence[Mapping[str, Any]],
+    report: dispatch_pb2.DispatchReport | None,
+    *,
+    ended: bool,
+) -> list[dict[str, Any]]:
+    """Return the transitions of a report that are not stored; ``ended``: without its end."""
     seen = {(each["phase"], each["reason"], each["at"]) for each in stored}
-    for step in report.transitions if report is not None else ():
-        line = entry(Phase(step.phase), step.reason, step.message, step.at_us, "Agent")
-        if ends and Phase(step.phase).terminal:
-            continue
-        if (line["phase"], line["reason"], line["at"]) not in seen:
-            steps.append(line)
-    steps += [each for each in ends if (each["actor"], each["phase"]) not in taken]
-    return steps[-HISTORY_LIMIT:]
+    steps = [
+        entry(Phase(each.phase), each.reason, each.message, each.at_us, Actor.AGENT)
+        for each in (report.transitions if report is not None else ())
+    ]
+    return [
+        each
+        for each in steps
+        if (each["phase"], each["reason"], each["at"]) not in seen and not (ended and _is_end(each))
+    ]
+
+
+def _is_end(step: Mapping[str, Any]) -> bool:
+    return Phase(step["phase"]).terminal
 
 
 def compose(

@@ -152,9 +152,9 @@ def revoke(ledger: Mapping[str, Any], own: Iterable[Request]) -> dict[str, Any]:
     """
     kept = {name: ledger[name] for name in ledger if name not in _CERTIFICATES}
     serials = _serials(ledger)
-    issued = [each for each in own if each.issued is not None]
-    known = [each for each in issued if each.issued and each.issued.serial_number in serials]
-    created = [each.meta.created_us for each in known or issued]
+    issued = [(each.issued.serial_number, each.meta.created_us) for each in own if each.issued]
+    known = [created_us for serial, created_us in issued if serial in serials]
+    created = known or [created_us for _, created_us in issued]
     if created:
         kept["revokedBefore"] = format_second(max(created) + SECOND_US)
     return kept
@@ -248,15 +248,11 @@ def early_issuance(
     current, following = ledger.get("current"), ledger.get("next")
     if not current or not following or following["serialNumber"] in _serials(stored):
         return ""
-    known = [(each.issued, each.username) for each in requests if each.issued is not None]
-    found = [each for each in known if each[0].serial_number == following["serialNumber"]]
-    if not found:
+    new, last = _find_issued(following["serialNumber"], requests)
+    if new is None:
         return ""
-    new, requester = found[0]
-    life_us = new.not_after_us - new.not_before_us
-    before = [each for each, username in known if each is not new and username == requester]
-    last = max(before, key=lambda each: each.not_before_us, default=None)
-    was_changed = last is not None and last.not_after_us - last.not_before_us != life_us
+    life_us = _life_us(new)
+    was_changed = last is not None and _life_us(last) != life_us
     left_us = parse_instant(current["notAfter"]) - new.not_before_us
     if was_changed or left_us <= life_us // _EARLY_SHARE + life_us // _EARLY_MARGIN_SHARE:
         return ""
@@ -265,6 +261,23 @@ def early_issuance(
         f"for {left_us // SECOND_US} s more, until {current['notAfter']}: as meant where the "
         f"Secret was lost or somebody renewed it; else find out who did"
     )
+
+
+def _find_issued(
+    serial_number: str, requests: Iterable[Request]
+) -> tuple[Issued | None, Issued | None]:
+    """Return the certificate of a serial number, and the newest other of the same requester."""
+    known = [(each.issued, each.username) for each in requests if each.issued is not None]
+    found = next((each for each in known if each[0].serial_number == serial_number), None)
+    if found is None:
+        return None, None
+    new, requester = found
+    others = [each for each, username in known if each is not new and username == requester]
+    return new, max(others, key=lambda each: each.not_before_us, default=None)
+
+
+def _life_us(issued: Issued) -> int:
+    return issued.not_after_us - issued.not_before_us
 
 
 def next_ledger(
@@ -276,18 +289,22 @@ def next_ledger(
     stays for ten more minutes. Certificates that the ledger never held come in only as the newest.
     """
     following = {name: ledger[name] for name in _CERTIFICATES if ledger.get(name)}
-    newest = issued[0] if issued else None
-    if newest is not None and newest.serial_number not in _serials(following):
-        following["next" if "current" in following else "current"] = _entry(newest)
-    used = session.serial_number if session.link is Connectivity.CONNECTED else ""
-    if used and following.get("next", {}).get("serialNumber") == used:
-        until = format_instant(now_us + PREVIOUS_US)
-        following["previous"] = {**following["current"], "acceptedUntil": until}
-        following["current"] = following.pop("next")
+    if issued and issued[0].serial_number not in _serials(following):
+        following["next" if "current" in following else "current"] = _entry(issued[0])
+    if session.link is Connectivity.CONNECTED and session.serial_number:
+        _note_used(following, session.serial_number, now_us)
     previous = following.get("previous")
     if previous is not None and parse_instant(previous["acceptedUntil"]) < now_us:
         del following["previous"]
     return {"uri": uri, **following}
+
+
+def _note_used(following: dict[str, Any], serial_number: str, now_us: int) -> None:
+    """Note that a stream uses a certificate: the next one is current from then on."""
+    if following.get("next", {}).get("serialNumber") == serial_number:
+        until = format_instant(now_us + PREVIOUS_US)
+        following["previous"] = {**following["current"], "acceptedUntil": until}
+        following["current"] = following.pop("next")
 
 
 def _serials(ledger: Mapping[str, Any]) -> set[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from derops.lifecycle import Phase, Reason
 from derops.schedules import SECOND_US
 from derops.transitions import Actor, fold
+from derops.wire.v1 import dispatch_pb2
 from derops_operator.gateways.views import ReportedDispatch
 from derops_operator.reconciling.deadlines import REPORT_GRACE_US, latest_end_us, report_deadline_us
 from derops_operator.reconciling.reports import is_silent
@@ -50,27 +51,7 @@ def find_outcome(
     report = view.report
     reported = Phase(report.phase) if report is not None and report.phase else Phase.SUBMITTED
     if report is not None and reported.terminal:
-        at_us = report.transitions[-1].at_us if report.transitions else view.received_us
-        if view.lost_ledger_id and report.reason != Reason.LEDGER_LOST:
-            return Outcome(
-                phase=Phase.FAILED,
-                reason=Reason.LEDGER_LOST,
-                message=f"it was given to ledger {view.lost_ledger_id} first, which may have run "
-                f"it; the agent has ledger {report.ledger_id} now, and says: "
-                f"{describe_report(report, withdrawal)}",
-                actor=Actor.OPERATOR,
-                at_us=at_us,
-            )
-        early_us = dispatch.end_us - view.received_us if view.received_us else 0
-        early = reported is Phase.COMPLETE and early_us > _EARLY_US
-        return Outcome(
-            phase=reported,
-            reason=report.reason,
-            message=describe_report(report, withdrawal) + describe_early(early_us) * early,
-            actor=Actor.AGENT,
-            at_us=at_us,
-            early=early,
-        )
+        return _reported_end(dispatch, view, report, withdrawal)
     proven = _proven(dispatch, view, withdrawal, now_us)
     if proven is not None:
         return proven
@@ -85,7 +66,7 @@ def find_outcome(
         )
     on_its_way = _on_its_way(dispatch, view, reported, withdrawal, now_us)
     end_us = latest_end_us(dispatch, view)
-    ended = view.report is not None and view.report.ended_us
+    ended = report is not None and report.ended_us
     if ended or now_us <= end_us + REPORT_GRACE_US:
         return on_its_way
     overdue = (
@@ -93,6 +74,37 @@ def find_outcome(
         f"reported it: that is waited for until {format_second(deadline_us)}"
     )
     return replace(on_its_way, message=overdue)
+
+
+def _reported_end(
+    dispatch: Dispatch,
+    view: ReportedDispatch,
+    report: dispatch_pb2.DispatchReport,
+    withdrawal: Withdrawal | None,
+) -> Outcome:
+    """Return the end that the agent tells, unless another ledger may have had the dispatch."""
+    at_us = report.transitions[-1].at_us if report.transitions else view.received_us
+    message = describe_report(report, withdrawal)
+    if view.lost_ledger_id and report.reason != Reason.LEDGER_LOST:
+        return Outcome(
+            phase=Phase.FAILED,
+            reason=Reason.LEDGER_LOST,
+            message=f"it was given to ledger {view.lost_ledger_id} first, which may have run "
+            f"it; the agent has ledger {report.ledger_id} now, and says: {message}",
+            actor=Actor.OPERATOR,
+            at_us=at_us,
+        )
+    reported = Phase(report.phase)
+    early_us = dispatch.end_us - view.received_us if view.received_us else 0
+    early = reported is Phase.COMPLETE and early_us > _EARLY_US
+    return Outcome(
+        phase=reported,
+        reason=report.reason,
+        message=message + describe_early(early_us) * early,
+        actor=Actor.AGENT,
+        at_us=at_us,
+        early=early,
+    )
 
 
 def _proven(
@@ -131,11 +143,10 @@ def _on_its_way(
     )
     told = fold(stored, reported) is reported and reported.rank >= Phase.ACKED.rank
     if report is not None and told:
-        unheard = "; it does not answer, what it holds is not known" if is_silent(report) else ""
         return Outcome(
             phase=reported,
             reason=report.reason,
-            message=(report.pending_error or describe_report(report, None) + unheard) + waiting,
+            message=_describe_progress(report) + waiting,
             actor=Actor.AGENT,
             at_us=view.received_us,
         )
@@ -147,7 +158,15 @@ def _on_its_way(
             actor=Actor.GATEWAY,
             at_us=view.written_us,
         )
-    known = dispatch.reason
-    reason = known if known and known != Reason.ASSET_NOT_FOUND else str(Reason.VALIDATED)
+    reason = dispatch.reason
+    if not reason or reason == Reason.ASSET_NOT_FOUND:
+        reason = str(Reason.VALIDATED)
     message = SENTENCES.get(reason, reason) + waiting
     return Outcome(phase=stored, reason=reason, message=message, actor=Actor.OPERATOR, at_us=now_us)
+
+
+def _describe_progress(report: dispatch_pb2.DispatchReport) -> str:
+    if report.pending_error:
+        return report.pending_error
+    unheard = "; it does not answer, what it holds is not known" if is_silent(report) else ""
+    return describe_report(report, None) + unheard

@@ -1,6 +1,6 @@
 """Whether the identity of an asset is quarantined, and what that means."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from derops.modes import OperatingState
@@ -71,7 +71,7 @@ def quarantined(asset: Asset, ledger: Mapping[str, Any]) -> list[WantedCondition
     return []
 
 
-def describe_cut_off(reason: str, holding: list[str]) -> str:
+def describe_cut_off(reason: str, holding: Sequence[str]) -> str:
     """Return what is not known of a device whose agent gets no stream any more."""
     return (
         f"quarantined ({reason}) while these dispatches may be on the device: "

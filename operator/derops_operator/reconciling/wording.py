@@ -28,16 +28,20 @@ STOPPED = {
 def describe_report(report: dispatch_pb2.DispatchReport, withdrawal: Withdrawal | None) -> str:
     """Return a sentence for people; where reason and phase say all, the agent's is too short."""
     if report.phase == Phase.CANCELLED and report.reason in STOPPED:
-        # What stopped it may be over, as a quarantine that was lifted.
-        stopped = withdrawal is not None and withdrawal.reason in STOPPED
-        words = withdrawal.words if withdrawal and stopped else STOPPED[Reason(report.reason)]
-        reverted = "reverted" if report.applied_us else "not touched"
-        return f"{words}; the device was {reverted}"
+        return _describe_stopped(report, withdrawal)
     if report.ended_us and not Phase(report.phase).terminal:
         return "it has ended; the device is about to be reverted, or to take the next value"
     if report.reason == Reason.CANCELLED_BEFORE_START and report.ended_us:
         return "cancelled at its start; the device was reverted"
     return SENTENCES.get(report.reason) or report.message or report.reason
+
+
+def _describe_stopped(report: dispatch_pb2.DispatchReport, withdrawal: Withdrawal | None) -> str:
+    words = STOPPED[Reason(report.reason)]
+    if withdrawal is not None and withdrawal.reason in STOPPED:
+        words = withdrawal.words  # else what stopped it is over, as a quarantine that was lifted
+    reverted = "reverted" if report.applied_us else "not touched"
+    return f"{words}; the device was {reverted}"
 
 
 def describe_early(early_us: int) -> str:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from derops.lifecycle import TERMINAL, Phase
 from derops_operator.resources.assets import read_asset
-from derops_operator.resources.certificates import read_certificate, read_request
+from derops_operator.resources.certificates import Request, read_certificate, read_request
 from derops_operator.resources.dispatches import CREATOR_ANNOTATION, read_dispatch
 from derops_operator.resources.facts import Fact
 from derops_operator.resources.instants import parse_instant
@@ -102,6 +102,11 @@ def _read(kind: Kind, manifest: Mapping[str, Any], now_us: int) -> Fact:
         return read_dispatch(slim)
     if kind is Kind.CERTIFICATE:
         return read_certificate(slim, now_us)
+    return _read_request(slim)
+
+
+def _read_request(slim: dict[str, Any]) -> Request:
+    """Read a CertificateRequest; one whose parts cannot be read is one with a problem."""
     chain = slim["status"].get("certificate")
     csr, why_no_csr = attempt(lambda: read_csr(slim["spec"]["request"]))
     issued, why_not = attempt(lambda: read_issued(chain)) if chain else (None, "")

@@ -117,14 +117,12 @@ class Authorities:
             await self._actor.approve(request, "it tells the operator who the agent CA is")
         told = agent_authority.telling(own, self._realm.issuer)
         if told is None:
-            renewable = certificate is not None and agent_authority.has_nothing_to_come(
+            renews = certificate is not None and agent_authority.has_nothing_to_come(
                 certificate, own
             )
         else:
-            renewable = agent_authority.is_outdated(told, self._newest_agent) or (
-                due and agent_authority.is_reissued(told, await self._read_authority())
-            )
-        if renewable:
+            renews = await self._is_overtaken(told, due=due)
+        if renews:
             why = "the agent CA was issued again, or no request tells who it is"
             await self.renew(agent_authority.TRUST_CERTIFICATE, "AuthorityUnknown", why)
         if told is None:
@@ -137,6 +135,12 @@ class Authorities:
             pem = await self._read_ca(told)
             self._agent_ca = (told.ca_sha256, pem)
         return pem
+
+    async def _is_overtaken(self, told: Request, *, due: bool) -> bool:
+        """Tell whether the agent CA was issued again since a request told who it is."""
+        if agent_authority.is_outdated(told, self._newest_agent):
+            return True
+        return due and agent_authority.is_reissued(told, await self._read_authority())
 
     async def _read_authority(self) -> Manifest | None:
         """Return the Certificate of the agent CA; None where there is none by that name."""

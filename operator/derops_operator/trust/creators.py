@@ -50,6 +50,7 @@ class PolicyPort(Protocol):
         """Return a policy and its binding; GoneError where one of them is missing."""
 
 
+# Branches: one for each way in which a policy and its binding may let something through.
 def why_unguarded(policy: Mapping[str, Any], binding: Mapping[str, Any]) -> str:
     """Return why a policy that is installed does not guard every Dispatch; empty = it does.
 

@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 
 from kubernetes.aio.client.exceptions import ApiException
 
@@ -114,32 +114,39 @@ class Uninstallation:
         return await self._finish(ending)
 
     async def _finish(self, ending: Ending) -> int:
-        if ending.in_the_way:
-            _say(f"{'forced' if self._forced else 'refused'}: these are not known to be reverted:")
-            await self._name(ending)
+        await self._name_unreverted(ending)
         if ending.in_the_way and not self._forced:
-            self._say_what_is_not_ready()
-            _say(
-                "Nothing was removed and the operator runs on. What was cancelled stays cancelled."
-            )
-            _say("Run this again when they are reverted, or force it: give --force, or")
-            self._say_how_to_force()
+            self._say_what_to_do()
             return REFUSED
         named = {order.meta.uid for order in ending.in_the_way}
         await asyncio.gather(*(self._tell_on(order) for order in ending.in_the_way))
-        stopped = await self._stop() and await self._stays_stopped()
-        if not stopped or not await self._is_still_over(named):
+        if not await self._stop_for_good(named):
             return REFUSED
         failed = await self._release()
         if not await self._stays_stopped():
             return REFUSED
         if failed:
-            _say("failed: the finalizers of these objects are still there; run this again:")
-            _say_each(f"{name}: {why}" for name, why in sorted(failed.items()))
+            _say_what_is_held(failed)
             return REFUSED
         await self._remove({order.meta.namespace for order in ending.in_the_way})
         _say(_LEFT.format(namespace=self._namespace))
         return DONE
+
+    async def _stop_for_good(self, named: set[str]) -> bool:
+        """Stop the operator; tell whether it stays so, and nothing but ``named`` began."""
+        stopped = await self._stop() and await self._stays_stopped()
+        return stopped and await self._is_still_over(named)
+
+    async def _name_unreverted(self, ending: Ending) -> None:
+        if ending.in_the_way:
+            _say(f"{'forced' if self._forced else 'refused'}: these are not known to be reverted:")
+            await self._name(ending)
+
+    def _say_what_to_do(self) -> None:
+        self._say_what_is_not_ready()
+        _say("Nothing was removed and the operator runs on. What was cancelled stays cancelled.")
+        _say("Run this again when they are reverted, or force it: give --force, or")
+        self._say_how_to_force()
 
     async def _look_at_headend(self) -> None:
         self._operator = await self._cluster.workload(self._namespace, "deployments", OPERATOR)
@@ -331,6 +338,11 @@ async def _tell_progress(ending: Ending) -> None:
 def _say(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
+
+
+def _say_what_is_held(failed: Mapping[str, str]) -> None:
+    _say("failed: the finalizers of these objects are still there; run this again:")
+    _say_each(f"{name}: {why}" for name, why in sorted(failed.items()))
 
 
 def _say_each(lines: Iterable[str]) -> None:
