@@ -86,7 +86,7 @@ class Core:
     # What is heard
 
     def take(self, kind: Kind, manifest: Mapping[str, Any]) -> None:
-        """Take an object as it is now, from wherever it was heard. Nothing in it stops this."""
+        """Take an object as it is now, whoever tells of it; nothing in it makes this fail."""
         identity = identify(kind, manifest)
         if identity is None:
             _log.error("object.without_name", kind=kind.value)
@@ -248,7 +248,7 @@ class Core:
         self._can(Kind.DISPATCH, dispatch.meta, tell_again)
 
     def _can(self, kind: Kind, meta: Meta, work: Callable[[], object]) -> bool:
-        """Do something for one object alone; where that fails, tell and return False."""
+        """Do something for one object; where that fails, tell of it and return False."""
         _, problem = attempt(work)
         if problem:
             self._troubles.tell(kind, meta, problem)
@@ -310,7 +310,7 @@ class Core:
                 await self._reconcile_asset(key, asset)
 
     async def _let_go_deleted(self, key: ObjectKey, meta: Meta) -> None:
-        """Let go of what is being deleted and cannot be read: nobody could ever release it."""
+        """Let go of a deleted object that cannot be read: nobody else could ever release it."""
         if meta.deleting_us is None or not meta.holds_finalizer:
             return
         due_us = meta.deleting_us + DELETION_GRACE_US
@@ -391,6 +391,6 @@ class Core:
             self._queue.add_after(key, max(0.01, (again_us - self._now_us()) / SECOND_US))
 
     def _waits_for_asset(self, dispatch: Dispatch, asset: Asset | None) -> bool:
-        """Tell whether its asset exists and could never be read: nothing can be said of it."""
+        """Tell whether its asset exists and could never be read: nothing is decided until it is."""
         key = ObjectKey(Kind.ASSET, dispatch.meta.namespace, dispatch.asset_name)
         return asset is None and key in self.cache.unreadable

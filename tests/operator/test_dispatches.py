@@ -463,7 +463,7 @@ def test_a_cancel_at_the_start_does_not_claim_that_the_device_was_not_touched() 
     story = Story(dispatch(submitted=True)).look(2, view(report=acked()))
 
     assert story.look(103, view(report=cancelled)).status["message"] == (
-        "cancelled at its start; the device was reverted"
+        "it was cancelled at its start; the device was reverted"
     )
 
 
@@ -497,7 +497,7 @@ def test_an_end_that_is_not_reported_is_told_while_it_is_waited_for() -> None:
 
     assert story.status["phase"] == "Active"
     assert "its end 2027-01-15T08:01:40Z has passed" in story.status["message"]
-    assert "waited for until 2027-01-15T08:16:40Z" in story.status["message"]
+    assert "waits for that until 2027-01-15T08:16:40Z" in story.status["message"]
     told = story.status
     assert story.look(500, view(report=active())).status == told
 

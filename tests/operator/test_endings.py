@@ -627,7 +627,7 @@ def test_what_is_complete_before_its_end_by_the_gateways_clock_is_no_certain_suc
 
     assert story.ending == ("Complete", "WindowEnded")
     assert story.conditions["Succeeded"] == "Unknown"
-    assert "heard so 60 s before the end that was ordered" in story.status["message"]
+    assert "heard of that 60 s before the end that was ordered" in story.status["message"]
     story.look(41, view(report=ended(sequence=99, reverted_us=at(41)), received_us=at(141)))
     assert story.conditions["Succeeded"] == "Unknown"
 

@@ -44,7 +44,7 @@ _log = structlog.get_logger("events")
 
 
 class EventWriter:
-    """Writes Events from a queue of its own. Under pressure they are dropped: a courtesy."""
+    """Writes Events from a queue of its own; under pressure they are dropped: a courtesy."""
 
     def __init__(self, kube: Kube) -> None:
         self._kube = kube

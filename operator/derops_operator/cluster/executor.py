@@ -1,4 +1,4 @@
-"""Carrying out what was decided: the calls to Kubernetes that are not status of our own kinds."""
+"""What was decided, carried out: all calls to Kubernetes but for the status of our own kinds."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -156,7 +156,7 @@ class Executor:
         except ApiException as refused:
             if not 400 <= (refused.status or 0) < 500 or refused.status == 429:
                 raise
-            # Anybody's, and to an issuer of others: we may not answer it, nor wait for that.
+            # It is to an issuer of others: we may not answer it, and nothing waits for an answer.
             why = str(refused.reason)[:300]
             _log.warning("request.not_denied", namespace=namespace, name=name, why=why)
             return
@@ -177,10 +177,10 @@ class Executor:
     async def _patch_conditions(
         self, kind: Kind, fact: Certificate | Request, condition: Mapping[str, Any]
     ) -> bool:
-        """Put a condition on an object; tell whether it still was as it was decided on.
+        """Put a condition on an object; tell whether it was still the version that was decided on.
 
-        That another object than the asset is gone or changed is no failure of the asset: whoever
-        owns that one may change it as often as they like.
+        Where it is gone or has changed, the work on the asset has not failed: others may change
+        such objects as often as they like.
         """
         others = [each for each in fact.conditions if each.get("type") != condition["type"]]
         patch = {"conditions": [*others, condition]}

@@ -1,4 +1,4 @@
-"""What cannot be read or worked on: told once for each version, wherever somebody may look."""
+"""Objects that cannot be read or worked on: each version is told once, in log, Event and probe."""
 
 from collections import Counter
 from itertools import islice
@@ -16,7 +16,7 @@ _log = structlog.get_logger("reading")
 
 
 class Troubles:
-    """The objects that are in trouble now, each alone. One of them makes nothing else wait."""
+    """The objects that are in trouble now. None of them makes another wait."""
 
     def __init__(self, events: EventWriter, readiness: Readiness) -> None:
         self._events = events

@@ -1,4 +1,4 @@
-"""kopf's side: watch three kinds, hand over what is heard. Nothing is decided, nobody waits."""
+"""kopf's part: it watches three kinds and hands over what it hears. It decides nothing."""
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping

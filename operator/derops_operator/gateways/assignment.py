@@ -31,7 +31,7 @@ def submit(desired: Desired, dispatch: Dispatch, asset: Asset | None, order: Sub
 
 
 def keep_held(desired: Desired, meta: Meta, asset_name: str) -> None:
-    """Have gateways go on with what they hold: a snapshot without it would revert a device."""
+    """Have gateways keep what they hold: a snapshot without it would revert a device."""
     desired.put_unread(
         control_pb2.Unread(uid=meta.uid, namespace=meta.namespace, asset_name=asset_name)
     )

@@ -20,7 +20,7 @@ _STALE_ENTRIES = 1000
 
 class _HeldAsset(NamedTuple):
     encoded: bytes
-    """A tenth of the message; a great fleet changes little."""
+    """The message in a tenth of its memory; an asset seldom changes."""
 
     generation: int
     version: int
@@ -165,7 +165,7 @@ class Desired:
         self._dispatches[message.uid] = _HeldDispatch(message, first, version)
 
     def put_unread(self, message: control_pb2.Unread) -> None:
-        """Have replicas go on with what they hold under this uid; what is held here stands."""
+        """Have replicas keep what they hold under this uid; what is held here stands."""
         if message.uid not in self._assets and message.uid not in self._dispatches:
             version = self._publish(control_pb2.OperatorMessage(unread=message))
             self._unread[message.uid] = _HeldUnread(message, version)

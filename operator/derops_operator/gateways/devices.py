@@ -52,8 +52,8 @@ class DeviceDisplay:
     ) -> tuple[agent_pb2.DeviceFacts | None, int | None]:
         """Return what to show of a device, and when there is something newer to show.
 
-        What an earlier stream said is not shown, nor anything new too soon after what was shown, or
-        after that of other devices.
+        What an earlier stream said is not shown. Anything new is shown some time after what was
+        shown of this device, and when it is its turn among all devices.
         """
         newest = self._told.get(asset_uid, {}).get(replica)
         if newest is None or newest.received_us < since_us:

@@ -1,7 +1,8 @@
 """Which start the operator's desired state counts from, and when it takes another one. Pure.
 
 Gateways and agents order desired states by era and start, so that a predecessor that still runs
-somewhere changes nothing. A start is taken anew only where that is no predecessor's way back.
+somewhere changes nothing. The operator takes another start only where that lets no predecessor
+back in.
 """
 
 import re
@@ -47,7 +48,8 @@ class Start:
 
     passable: tuple[int, ...] = ()
     """Starts that this process may pass: its own earlier ones, and those of a predecessor whose
-    clock was fast: they lay in the future when they were told, so no successor gave them."""
+    clock was fast. The latter lay in the future when a gateway told of them, so no successor gave
+    them."""
 
 
 def read_refusal(details: str) -> ClockAhead | Behind | None:
@@ -62,9 +64,9 @@ def read_refusal(details: str) -> ClockAhead | Behind | None:
 def after_refusal(own: Start, refusal: ClockAhead | Behind, *, began_ms: int, now_ms: int) -> Start:
     """Return the start to go on with.
 
-    Ahead of a gateway's clock, and of our own as it is now: ours was fast and was set since, so the
-    start becomes what it should have been. Behind another: once our clock has passed that one, if
-    it may be passed.
+    A start that is ahead of a gateway's clock, and of our own as it is now, came of a clock that
+    was fast and was set since: the start becomes what it should have been. A start that is behind
+    another becomes a later one once our clock has passed that other, if it may be passed.
 
     Args:
         own: The start as it is.

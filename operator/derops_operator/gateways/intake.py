@@ -1,4 +1,4 @@
-"""What gateway replicas say: what of it counts goes into the fleet, its uids into the queue."""
+"""What gateway replicas say: what counts goes into the fleet, and the uids of it are told."""
 
 import time
 from collections.abc import Callable
@@ -38,7 +38,7 @@ class ReplicaIntake:
         Args:
             desired: What the replicas are to hold.
             fleet: Where what they say goes.
-            concerns: Called with the uid of an asset or dispatch there is news of.
+            concerns: Called with the uid of each asset or dispatch that there is news of.
             distrust: Returns why a report does not count, of a closed set, or None.
             knows: Tells whether there is an asset or dispatch of a uid; of others nothing is kept.
             now_us: When something is heard, Unix time in us.
@@ -85,10 +85,10 @@ class ReplicaIntake:
             self._take_report(message.report)
 
     def _is_of_use(self, message: control_pb2.ReplicaMessage) -> bool:
-        """Tell whether what a replica says may be kept; one may lie.
+        """Tell whether what a replica says may be kept; a replica may lie.
 
-        Sessions, devices and deliveries of nothing that there is are not; reports are judged by
-        themselves.
+        A session, a device or a delivery of an object that does not exist is not kept. Reports are
+        judged one by one.
         """
         kind = message.WhichOneof("kind")
         if kind == "session":

@@ -1,4 +1,4 @@
-"""One stream to one gateway replica, from its hello to its end."""
+"""One stream to one gateway replica, from its hello until it ends."""
 
 import asyncio
 from typing import Any, Protocol
@@ -28,7 +28,7 @@ class LinkListener(Protocol):
     """Who opened the links, and hears how they stand. No method waits."""
 
     def welcome(self, link: "ReplicaLink", replica: str) -> None:
-        """Hear the name of the replica; from here on this link alone speaks for it.
+        """Hear the name of a replica; from here on this link alone speaks for it.
 
         Raises:
             ValueError: A replica at another address has the same name.

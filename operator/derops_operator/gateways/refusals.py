@@ -46,7 +46,7 @@ class GatewayRefusals:
 
         Args:
             address: Of the replica.
-            details: With which it ended the stream; of anything but a refusal nothing is told.
+            details: With which it ended the stream; what is no refusal is ignored.
         """
         reason = details.partition(": ")[0]
         part = _PARTS.get(reason)

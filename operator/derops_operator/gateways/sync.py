@@ -73,8 +73,8 @@ class GatewaySync:
             settings: Where the replicas are and how to prove who we are.
             desired: What they are to hold.
             fleet: Where what they say goes.
-            readiness: DispatchCondition whether any replica holds the desired state.
-            concerns: Called with the uid of an asset or dispatch there is news of.
+            readiness: Told whether any replica holds the desired state.
+            concerns: Called with the uid of each asset or dispatch that there is news of.
             accepted: Called when a replica has stored a version.
             distrust: Returns why a report does not count, of a closed set, or None.
             knows: Tells whether there is an asset or dispatch of a uid; of others nothing is kept.
@@ -120,7 +120,7 @@ class GatewaySync:
             await asyncio.gather(*self._links.values(), return_exceptions=True)
 
     def welcome(self, link: ReplicaLink, replica: str) -> None:
-        """Hear the name of the replica; from here on this link alone speaks for it.
+        """Hear the name of a replica; from here on this link alone speaks for it.
 
         Raises:
             ValueError: A replica at another address has the same name.
@@ -241,7 +241,7 @@ class GatewaySync:
         return found
 
     def _note_end(self, identity: IdentityFiles) -> None:
-        """Say when our certificate is over, and that it is: no gateway takes it from then on."""
+        """Tell when our certificate expires, and that it has: no gateway takes it from then on."""
         ends = identity.ends
         metrics.CERTIFICATE_EXPIRY.set(ends.timestamp())
         if time.time() < ends.timestamp():
@@ -270,7 +270,7 @@ class GatewaySync:
                 self._lose(link)
 
     def _unsubscribe(self, subscription: Subscription) -> None:
-        """Stop the changes for one replica; what no snapshot brings again goes to another."""
+        """Stop the changes for one replica; what no snapshot brings again goes to another one."""
         for transition in self._desired.unsubscribe(subscription):
             self.record(transition)
 

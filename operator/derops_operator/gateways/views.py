@@ -72,12 +72,13 @@ class ReportedDispatch:
     """All configured replicas are connected; without that nothing can be ruled out."""
 
     cancelled: bool = False
-    """What ``accepted`` in the holdings speaks of is the cancelled order."""
+    """Whether the order that the holdings have accepted is a cancelled one."""
 
     report: dispatch_pb2.DispatchReport | None = None
     received_us: int = 0
     disk_lost: bool = False
-    """A new ledger has said that it does not know it: the one of ``report`` will say no more."""
+    """Whether a new ledger said that it does not know the dispatch: the ledger of ``report`` is
+    lost, and says no more."""
 
     @property
     def written_us(self) -> int:
@@ -86,7 +87,7 @@ class ReportedDispatch:
 
     @property
     def lost_ledger_id(self) -> str:
-        """The ledger that had it before the one that speaks of it and never applied it."""
+        """The ledger that had it before the one that reports and never applied it; empty = none."""
         report = self.report
         if report is None or report.applied_us:
             return ""

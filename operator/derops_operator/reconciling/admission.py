@@ -32,7 +32,8 @@ def admit(dispatch: Dispatch, asset: Asset | None, now_us: int, asset_grace_us: 
         return Admission(
             phase=Phase.CANCELLED,
             reason=Reason.CANCELLED_BEFORE_DELIVERY,
-            message="cancelled before it was given to any gateway; the device was not touched",
+            message="its requester cancelled it before any gateway had it; "
+            "the device was not touched",
         )
     if asset is None:
         return _wait_for_asset(dispatch, now_us, asset_grace_us)
@@ -49,15 +50,16 @@ def admit(dispatch: Dispatch, asset: Asset | None, now_us: int, asset_grace_us: 
             phase=Phase.EXPIRED,
             reason=Reason.START_DEADLINE_EXCEEDED,
             message=(
-                f"could first be checked at {format_second(now_us)}, after its accept-by "
-                f"{format_second(dispatch.accept_by_us)} (start plus "
-                f"{dispatch.start_deadline_seconds} s); it was never sent to the agent"
+                f"the operator could first check it at {format_second(now_us)}, after its "
+                f"accept-by {format_second(dispatch.accept_by_us)} (start plus "
+                f"{dispatch.start_deadline_seconds} s); no gateway sent it: order it anew, "
+                f"with a later start"
             ),
         )
     return Admission(
         phase=Phase.SUBMITTED,
         reason=Reason.VALIDATED,
-        message=f"within the limits of {asset.meta.name}; waiting for its agent",
+        message=f"it is within the limits of {asset.meta.name}, and waits for the agent",
     )
 
 
@@ -73,12 +75,13 @@ def _wait_for_asset(dispatch: Dispatch, now_us: int, asset_grace_us: int) -> Adm
         return Admission(
             phase=Phase.REJECTED,
             reason=Reason.ASSET_NOT_FOUND,
-            message=f"{missing}; waited for it until {format_second(until_us)}",
+            message=f"{missing}; the operator waited for it until {format_second(until_us)}: "
+            "check spec.assetRef.name",
         )
     return Admission(
         phase=Phase.SUBMITTED,
         reason=Reason.ASSET_NOT_FOUND,
-        message=f"{missing}; waiting for it until {format_second(until_us)}",
+        message=f"{missing}; the operator waits for it until {format_second(until_us)}",
         again_us=until_us + SECOND_US // 100,
     )
 

@@ -1,4 +1,4 @@
-"""How the operator learns the agent CA: by a worthless certificate of it, in its own namespace."""
+"""How the operator learns the agent CA: by a certificate of it that is good for nothing else."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +25,7 @@ def namespace_of(user: str) -> str:
 
 
 def wanted_trust_certificate(namespace: str, issuer: str) -> dict[str, Any]:
-    """Return the Certificate for whose sake cert-manager says who the agent CA is.
+    """Return the Certificate by whose request cert-manager says who the agent CA is.
 
     Nothing can be done with it: it has no URI, and is for no client and no server.
     """
@@ -48,7 +48,7 @@ def wanted_trust_certificate(namespace: str, issuer: str) -> dict[str, Any]:
 def refuse_to_vouch(request: Request, issuer: str) -> str:
     """Return why a request for that Certificate must not be signed; empty = it is as it should be.
 
-    Whose it is was asked before: cert-manager made it, for our Certificate, in our namespace.
+    The caller knows whose it is: cert-manager made it, for our Certificate, in our namespace.
     """
     csr = request.csr
     if csr is None:

@@ -51,7 +51,10 @@ def enrolled(ledger: dict[str, Any], own: list[Request], now_us: int) -> WantedC
             "Enrolled", "False", "CertificateFailed", str(ready.get("message", ""))
         )
     return WantedCondition(
-        "Enrolled", "False", "CertificatePending", "cert-manager has not issued it yet"
+        "Enrolled",
+        "False",
+        "CertificatePending",
+        "cert-manager has not issued the agent's certificate yet",
     )
 
 

@@ -1,4 +1,4 @@
-"""Conditions as a map: what is wanted, folded into what is stored."""
+"""Conditions: those that are wanted, folded into those that are stored."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple

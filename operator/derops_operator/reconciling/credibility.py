@@ -32,9 +32,9 @@ def distrust(
     """Return why a report does not count, or None.
 
     Args:
-        message: With whoever says it, as its certificate attests; an older gateway names only the
-            uid of its asset.
-        dispatch: That the report is about; None = there is none.
+        message: The report, with the asset whose certificate its agent showed; an older gateway
+            names only the uid of that asset.
+        dispatch: What the report is about; None = there is none.
         asset: Of the dispatch's asset name, as it is now; None = there is none.
         given_to: Uid of the asset that the dispatch was given to the gateways for; None = it is
             not given to them.

@@ -1,4 +1,4 @@
-"""Until when what is decided waits, and when time alone may change a decision."""
+"""How long decisions wait, and when time alone may change one."""
 
 from derops.lifecycle import Phase
 from derops.schedules import SECOND_US
@@ -12,10 +12,10 @@ DELETION_GRACE_US = 60 * SECOND_US
 """How long a deleted object waits for the agent to confirm."""
 
 WITHDRAW_AFTER_US = SECOND_US
-"""After accept-by, before an unsent dispatch is withdrawn: word of a write may be on its way."""
+"""How long after its accept-by an unsent dispatch is left: word of a write may be on its way."""
 
 REPORT_GRACE_US = 30 * SECOND_US
-"""How long after the end a report is no news yet; then status says that it is missing."""
+"""How long after the end a report may take to come; then status says that it is missing."""
 
 _PROOF_LOOK_US = 10 * SECOND_US
 """How often a proof is looked for that depends on which replicas there are."""

@@ -73,7 +73,7 @@ def judge(
 def _delivered(facts: _Facts) -> WantedCondition:
     if facts.delivered:
         return WantedCondition(
-            "Delivered", "True", Reason.DELIVERED, "written to the stream of the agent"
+            "Delivered", "True", Reason.DELIVERED, "a gateway wrote it to the agent's stream"
         )
     if facts.outcome.unknown:
         return WantedCondition("Delivered", "Unknown", facts.outcome.reason, facts.outcome.message)
@@ -85,7 +85,7 @@ def _delivered(facts: _Facts) -> WantedCondition:
 def _accepted(facts: _Facts) -> WantedCondition:
     if facts.accepted:
         return WantedCondition(
-            "Accepted", "True", Reason.ACCEPTED, "checked and stored by the agent"
+            "Accepted", "True", Reason.ACCEPTED, "the agent checked and stored it"
         )
     return _if_never(facts, "Accepted", "WaitingForAgent")
 
@@ -129,7 +129,7 @@ def _verified(facts: _Facts) -> WantedCondition:
     if facts.outcome.phase.terminal and not facts.applied:
         return WantedCondition("Verified", "Unknown", "NotApplied")
     reason = report.verified_reason if report is not None else ""
-    words = "the device does not answer; what it holds is not known" if facts.silent else ""
+    words = "the device does not answer, so what it holds is not known" if facts.silent else ""
     return WantedCondition("Verified", "Unknown", reason or "VerificationPending", words)
 
 

@@ -106,8 +106,8 @@ def own_requests(
 ) -> list[Request]:
     """Return the requests that cert-manager made for the Certificate as it exists, newest first.
 
-    Which one is the newest, no annotation tells: the order is that of their creation, which the API
-    server notes, then of what was issued, then of the number that cert-manager ends names with.
+    No annotation tells which is the newest. They are ordered by their creation, as the API server
+    notes it, then by what was issued, then by the number at the end of the name.
     """
     own = [each for each in claims(requests, certificate) if each.username == requester]
     return sorted(own, key=_age, reverse=True)
@@ -258,8 +258,8 @@ def early_issuance(
         return ""
     return (
         f"certificate {new.serial_number} was issued although {current['serialNumber']} was good "
-        f"for {left_us // SECOND_US} s more, until {current['notAfter']}: as meant where the "
-        f"Secret was lost or somebody renewed it; else find out who did"
+        f"for {left_us // SECOND_US} s more, until {current['notAfter']}: that is as it should be "
+        f"where the Secret was lost or somebody renewed it; if not, find out who asked for it"
     )
 
 

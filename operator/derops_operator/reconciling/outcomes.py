@@ -36,7 +36,8 @@ class Outcome:
     actor: str
     at_us: int
     early: bool = False
-    """It is told as complete before its end, by the clock of the gateway: no success is certain."""
+    """Whether it was told as complete before its end, by the gateway's clock: that is no certain
+    success."""
 
     @property
     def unknown(self) -> bool:
@@ -70,8 +71,8 @@ def find_outcome(
     if ended or now_us <= end_us + REPORT_GRACE_US:
         return on_its_way
     overdue = (
-        f"{on_its_way.message}; its end {format_second(end_us)} has passed and the agent has not "
-        f"reported it: that is waited for until {format_second(deadline_us)}"
+        f"{on_its_way.message}; its end {format_second(end_us)} has passed, and the agent has not "
+        f"reported it: the operator waits for that until {format_second(deadline_us)}"
     )
     return replace(on_its_way, message=overdue)
 
@@ -89,8 +90,9 @@ def _reported_end(
         return Outcome(
             phase=Phase.FAILED,
             reason=Reason.LEDGER_LOST,
-            message=f"it was given to ledger {view.lost_ledger_id} first, which may have run "
-            f"it; the agent has ledger {report.ledger_id} now, and says: {message}",
+            message=f"a gateway gave it to ledger {view.lost_ledger_id} first, and the agent of "
+            f"that may have run it; the agent has ledger {report.ledger_id} now, and says: "
+            f"{message}",
             actor=Actor.OPERATOR,
             at_us=at_us,
         )
@@ -120,13 +122,14 @@ def _proven(
         message = (
             f"the agent of {dispatch.asset_name} was not connected by accept-by "
             f"{format_second(dispatch.accept_by_us)} (start plus "
-            f"{dispatch.start_deadline_seconds} s); no gateway ever sent it, nothing was applied"
+            f"{dispatch.start_deadline_seconds} s); no gateway ever sent it, and the device was "
+            f"not touched"
         )
     else:
         stopped = withdrawal.reason in STOPPED
         phase = Phase.CANCELLED
         reason = withdrawal.reason if stopped else str(Reason.CANCELLED_BEFORE_DELIVERY)
-        message = f"{withdrawal.words}; no gateway ever sent it, the device was not touched"
+        message = f"{withdrawal.words}; no gateway ever sent it, and the device was not touched"
     return Outcome(phase=phase, reason=reason, message=message, actor=Actor.OPERATOR, at_us=now_us)
 
 
@@ -168,5 +171,7 @@ def _on_its_way(
 def _describe_progress(report: dispatch_pb2.DispatchReport) -> str:
     if report.pending_error:
         return report.pending_error
-    unheard = "; it does not answer, what it holds is not known" if is_silent(report) else ""
+    unheard = (
+        "; the device does not answer, so what it holds is not known" if is_silent(report) else ""
+    )
     return describe_report(report, None) + unheard

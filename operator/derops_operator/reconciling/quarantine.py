@@ -22,8 +22,8 @@ def find_quarantine(
 ) -> dict[str, Any] | None:
     """Return the quarantine of the identity; it stays until a person lifts this very one.
 
-    One that the spec asks for begins when the device is released, or cannot be within the grace: a
-    quarantined agent has no stream on which to hear of a cancel.
+    One that the spec asks for begins once the device is released, or the grace for that is over: a
+    quarantined agent has no stream on which it could hear of a cancel.
     """
     stored = asset.identity.get("quarantine") or None
     by_spec = asset.operating_state == OperatingState.QUARANTINED
@@ -76,6 +76,6 @@ def describe_cut_off(reason: str, holding: Sequence[str]) -> str:
     return (
         f"quarantined ({reason}) while these dispatches may be on the device: "
         f"{', '.join(holding)}; "
-        f"the agent gets no stream, and is to revert them at their planned ends: whether it did "
-        f"is not known until the quarantine is lifted"
+        f"the agent gets no stream, and is to revert the device at their planned ends: whether it "
+        f"did is not known until the quarantine is lifted"
     )

@@ -1,4 +1,4 @@
-"""Whether an asset that is taken out of service is let go: its device is to be reverted first."""
+"""Whether an asset that is taken out of service is let go: once its device is reverted."""
 
 from derops.modes import OperatingState
 from derops.schedules import SECOND_US
@@ -81,7 +81,7 @@ def _unreleased_since_us(asset: Asset, default_us: int) -> int:
 
 def _unconfirmed(holding: list[str]) -> str:
     return (
-        f"these dispatches may be on the device, and the agent did not confirm within "
+        f"these dispatches may be on the device, and the agent did not confirm their end within "
         f"{RELEASE_GRACE_US // SECOND_US} s: {', '.join(holding)}; "
         f"whether the device was reverted is not known"
     )

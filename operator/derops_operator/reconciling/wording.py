@@ -10,12 +10,12 @@ from derops_operator.resources.dispatches import Dispatch, DispatchCondition
 from derops_operator.resources.instants import format_second
 
 SENTENCES: dict[str, str] = {
-    Reason.VALIDATED: "within the asset's limits; waiting for its agent",
-    Reason.DELIVERED: "written to the stream of the agent; waiting for it to accept",
-    Reason.ACCEPTED: "the agent checked and stored it; it runs at its start, connected or not",
+    Reason.VALIDATED: "it is within the asset's limits, and waits for the agent",
+    Reason.DELIVERED: "a gateway wrote it to the agent's stream; the agent has yet to accept it",
+    Reason.ACCEPTED: "the agent checked and stored it, and runs it at its start, connected or not",
     Reason.APPLIED: "the device took the setpoint",
-    Reason.CANCELLED_BEFORE_START: "cancelled before its start; the device was not touched",
-    Reason.CANCELLED_WHILE_ACTIVE: "cancelled while it ran; the device was reverted",
+    Reason.CANCELLED_BEFORE_START: "it was cancelled before its start; the device was not touched",
+    Reason.CANCELLED_WHILE_ACTIVE: "it was cancelled while it ran; the device was reverted",
 }
 
 STOPPED = {
@@ -32,7 +32,7 @@ def describe_report(report: dispatch_pb2.DispatchReport, withdrawal: Withdrawal 
     if report.ended_us and not Phase(report.phase).terminal:
         return "it has ended; the device is about to be reverted, or to take the next value"
     if report.reason == Reason.CANCELLED_BEFORE_START and report.ended_us:
-        return "cancelled at its start; the device was reverted"
+        return "it was cancelled at its start; the device was reverted"
     return SENTENCES.get(report.reason) or report.message or report.reason
 
 
@@ -47,8 +47,9 @@ def _describe_stopped(report: dispatch_pb2.DispatchReport, withdrawal: Withdrawa
 def describe_early(early_us: int) -> str:
     """Return what may be wrong where a gateway heard of the end before it was due."""
     return (
-        f"; but a gateway heard so {early_us / SECOND_US:.0f} s before the end that was ordered: "
-        "the agent's clock was ahead and it ended too early, or it says what is not so"
+        f"; but a gateway heard of that {early_us / SECOND_US:.0f} s before the end that was "
+        "ordered: the agent's clock was ahead and it ended too early, or it says what is not so: "
+        "check the clock at the site"
     )
 
 
@@ -71,27 +72,28 @@ def describe_unknown_outcome(dispatch: Dispatch, deadline_us: int, *, written: b
     stored = dispatch.phase
     seen = f"its last known phase was {stored}"
     if stored is Phase.SUBMITTED and not written:
-        seen = "whether it reached the agent could not be established"
+        seen = "whether the agent got it is not known"
     return (
-        f"no final report by {format_second(deadline_us)} "
-        f"({dispatch.report_deadline_seconds} s after the latest end); {seen}"
+        f"the agent sent no final report by {format_second(deadline_us)} "
+        f"({dispatch.report_deadline_seconds} s after the latest end); {seen}: see what the device "
+        f"did"
     )
 
 
 def describe_unknown_at_deletion(dispatch: Dispatch, phase: Phase, latest_end_us: int) -> str:
     """Return what is not known of one that is let go before its agent confirmed."""
     return (
-        f"deleted in phase {phase} and the agent of {dispatch.asset_name} did not confirm "
+        f"deleted in phase {phase}, and the agent of {dispatch.asset_name} did not confirm that "
         f"within {DELETION_GRACE_US // SECOND_US} s: whether the device was reverted is not known; "
-        f"an agent that runs reverts it when it hears of this, at the latest at the planned end "
-        f"{format_second(latest_end_us)}"
+        f"an agent that runs reverts it when it hears of the deletion, and at the planned end "
+        f"{format_second(latest_end_us)} at the latest"
     )
 
 
 def describe_unreverted_at_deletion(dispatch: Dispatch) -> str:
     """Return what is not known of one that is let go before its device was reverted."""
     return (
-        f"deleted after it had ended ({dispatch.reason}), and the agent of "
-        f"{dispatch.asset_name} did not say within {DELETION_GRACE_US // SECOND_US} s that the "
-        f"device was reverted: whether it was is not known; an agent that runs tries on"
+        f"deleted after its end ({dispatch.reason}), and the agent of {dispatch.asset_name} did "
+        f"not say within {DELETION_GRACE_US // SECOND_US} s that the device was reverted: whether "
+        f"it was is not known; an agent that runs goes on trying"
     )

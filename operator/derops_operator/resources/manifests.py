@@ -34,7 +34,8 @@ _KEPT_METADATA = (
     "labels",
     "ownerReferences",
 )
-"""Neither managed fields nor annotations, but one: the larger half, and they grow as one likes."""
+"""Managed fields and annotations are the larger half of an object, and grow without bound. Of them
+one annotation is kept."""
 
 _PROBLEM_LIMIT = 200
 _NAME_LIMIT = 253

@@ -1,4 +1,4 @@
-"""What every kind has: who an object is, and how its parts are read."""
+"""What all kinds have in common: who an object is, and how its parts are read."""
 
 import hashlib
 import sys
@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from derops_operator.resources.instants import parse_instant
 
 FINALIZER = "derops.io/in-flight"
-"""On a Dispatch from submission to its terminal phase; on a DERAsset while it has such a one, or
-one that its device may still hold."""
+"""On a Dispatch from its submission to its terminal phase; on a DERAsset while it has such a
+Dispatch, or one that its device may still hold."""
 
 MANAGED_BY = {"app.kubernetes.io/managed-by": "derops"}
 """Label of everything the operator creates."""

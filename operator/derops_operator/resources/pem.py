@@ -1,7 +1,7 @@
 """Certificates and signing requests as facts: parsed once, no decision here.
 
-Whatever the parser throws is the reader's to catch, ``manifests.py``: what may be in these bytes is
-anybody's choice, and a panic in the parser is not even an ``Exception``.
+Anybody chooses these bytes, and a panic in the parser is not even an ``Exception``: whatever is
+thrown here, ``manifests.py`` catches.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""What is seen of the authorities: the server CA in a file, the agent CA by asking cert-manager."""
+"""Where the authorities are seen: the server CA in a file, the agent CA at cert-manager."""
 
 import asyncio
 import base64

@@ -1,7 +1,7 @@
 """What is told of an authority: its certificate as it is, and those before that still count. Pure.
 
-So a CA with a new key is trusted before the first certificate that it signs, and the one before
-until it is over.
+So a CA with a new key is trusted before it signs its first certificate, and the CA before it until
+that one expires.
 """
 
 from collections.abc import Iterable, Sequence

@@ -44,7 +44,7 @@ class TrustPort(Protocol):
         """Return the name by which the API server knows this program."""
 
     async def requests_in(self, namespace: str) -> list[Manifest]:
-        """Return the CertificateRequests of a namespace, the first 500 at most."""
+        """Return the CertificateRequests of a namespace, the first 100 at most."""
 
     async def policy(self, name: str) -> tuple[Manifest, Manifest]:
         """Return a policy and its binding; GoneError where one of them is missing."""

@@ -1,9 +1,9 @@
 """Who ordered a Dispatch: what its annotation says, where the API server lets nobody forge that.
 
-The policy and its binding tell themselves since when they are as they are. What is older may say
-anything, and what is not guarded is not believed: then the creator is unknown, and stays so. Who
-finds them, after it heard of a Dispatch, unchanged since before that one was made, knows that they
-guarded it; so each new Dispatch is believed by a look of its own.
+The policy and its binding say themselves when they last changed. A Dispatch that is older than that
+may say anything: its creator is unknown, and stays so. The operator hears of a new Dispatch first
+and looks at both then. Where they have not changed since before it was made, they guarded it, and
+its annotation is believed. So each new Dispatch has a look of its own.
 """
 
 import asyncio
@@ -155,7 +155,7 @@ class Creators:
                 self._tell(why)
                 raise
             self.guarded_since_us = None
-        except Exception as error:  # who ordered it is never worth an operator that stands still
+        except Exception as error:  # the operator goes on, whether or not the creator is known
             self.guarded_since_us = None
             why = _unseen(error)
         self._tell(why)

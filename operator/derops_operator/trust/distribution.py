@@ -1,7 +1,7 @@
 """The certificates of the authorities, carried to who must trust them: one ConfigMap each.
 
-What is told is decided in ``bundles`` and ``reconciling.agent_authority``, seen by ``authorities``
-and written by ``config_maps``. This compares both, and says what it could not do. A namespace that
+``bundles`` and ``reconciling.agent_authority`` decide what is told, ``authorities`` sees it, and
+``config_maps`` writes it. This compares both, and says what it could not do. A namespace that
 fails makes no other wait.
 """
 
@@ -71,7 +71,7 @@ class Distributor:
             kube: The API server.
             cache: Which namespaces have assets, and the requests of our own certificate.
             actor: Approves and renews.
-            events: DispatchCondition where a namespace has not what its agents need.
+            events: Told where a namespace lacks what its agents need.
             readiness: The same, and what is wrong with an authority.
             take: Given each Certificate that the API server answers with.
             namespace: Ours; nobody else may write in it.
