@@ -39,7 +39,7 @@ class GroupCommit(Generic[Item]):
         observe: Callable[[float], object] = lambda _: None,
         on_failure: Callable[[str], object] = lambda _: None,
     ) -> None:
-        self._write, self._size, self._most, self._observe = write, size, most, observe
+        self.write, self._size, self._most, self._observe = write, size, most, observe
         self._on_failure = on_failure
         self._queue: deque[tuple[Item, Settle]] = deque()
         self._work, self._closing = asyncio.Event(), asyncio.Event()
@@ -111,7 +111,7 @@ class GroupCommit(Generic[Item]):
         while True:
             begun = perf_counter()
             try:
-                await self._write(items)
+                await self.write(items)
                 break
             except Exception as error:
                 why = f"{type(error).__name__}: {error}"

@@ -80,7 +80,7 @@ async def test_an_asset_is_known_as_it_is(ours: Kube, admin: Api, namespace: str
     assert namespace in ours.known_namespaces()
     admin.patch(stored, {"spec": {"operatingState": "OutOfService"}})
     await until(lambda: ours.assets([namespace])[0].operating_state == "OutOfService")
-    admin._call(admin._objects.delete_namespaced_custom_object, "DERAsset", name="battery-7")
+    admin.delete("DERAsset", "battery-7")
     await until(lambda: ours.asset(namespace, "battery-7") is None)
     assert namespace not in ours.known_namespaces()
 
@@ -133,7 +133,7 @@ async def test_another_object_of_the_name_is_not_changed(
     ours: Kube, admin: Api, namespace: str
 ) -> None:
     first = await ours.create_dispatch(namespace, manifest(), dry_run=False)
-    admin._call(admin._objects.delete_namespaced_custom_object, "Dispatch", name="peak")
+    admin.delete("Dispatch", "peak")
     second = await ours.create_dispatch(namespace, manifest(), dry_run=False)
     first["metadata"]["resourceVersion"] = second["metadata"]["resourceVersion"]
     with pytest.raises(ProblemError) as other:
@@ -187,7 +187,7 @@ async def test_what_was_and_is_gone_is_known_to_have_been(
     version = ours.dispatch_version()
     await ours.create_dispatch(namespace, manifest(), dry_run=False)
     assert await ours.life_of(namespace, "peak", version) is Existence.WAS_THERE
-    admin._call(admin._objects.delete_namespaced_custom_object, "Dispatch", name="peak")
+    admin.delete("Dispatch", "peak")
     assert await ours.dispatch(namespace, "peak") is None
     assert await ours.life_of(namespace, "peak", version) is Existence.WAS_THERE
 

@@ -38,7 +38,7 @@ async def trail(audited: AuditDatabase, tmp_path: Path) -> AsyncIterator[AuditTr
         tmp_path / "audit", replica="api-0", connect=audited.connect, now=lambda: NOW
     )
     await opened.start()
-    await until(lambda: opened._sink.connected)
+    await until(lambda: opened.sink.connected)
     yield opened
     await opened.close()
 

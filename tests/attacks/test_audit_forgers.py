@@ -44,7 +44,7 @@ def open_trail(directory: Path, database: AuditDatabase | None, **options: Any) 
 async def trail(tmp_path: Path, audited: AuditDatabase) -> AsyncIterator[AuditTrail]:
     trail = open_trail(tmp_path / "api-0", audited)
     await trail.start()
-    await until(lambda: trail._sink.connected)
+    await until(lambda: trail.sink.connected)
     yield trail
     await trail.close()
 
@@ -53,8 +53,8 @@ async def record_calls(trail: AuditTrail, count: int) -> Head:
     """Have some calls written down, and return the head that would be printed."""
     for _ in range(count):
         await trail.complete(make_call(), 200, "OK", 1)
-    await until(lambda: not trail._sink.behind)
-    head = trail._sink.head
+    await until(lambda: not trail.sink.behind)
+    head = trail.sink.head
     assert head is not None
     return head
 
@@ -233,18 +233,18 @@ async def test_a_month_that_is_dropped_by_hand_is_missed(
 
 async def test_no_text_of_a_caller_becomes_a_record_or_a_secret(trail: AuditTrail) -> None:
     """R10: line ends, quotes, NUL and a forged record in all that a caller names."""
-    forged = f'x"}}\n{"0" * 64} {{"chain":"{trail._file.head.chain}","seq":1,"prev":"0","at":"'
+    forged = f'x"}}\n{"0" * 64} {{"chain":"{trail.file.head.chain}","seq":1,"prev":"0","at":"'
     call = make_call(
         forged, path=f"/v1/{forged}?access_token=secret", user_agent=forged, name="\0\ud800\r\n"
     )
     await trail.complete(call, 200, forged, 1)
     await trail.refused(forged, "unauthenticated", "GET", f"/{forged}?token=secret")
 
-    found = [json.loads(each.body) for each in trail._file.scan()]
+    found = [json.loads(each.body) for each in trail.file.scan()]
     assert [each["seq"] for each in found] == [1, 2, 3]
     assert found[1]["principal"]["name"] == forged
     assert "secret" not in json.dumps(found)
-    await until(lambda: not trail._sink.behind)
+    await until(lambda: not trail.sink.behind)
 
 
 async def test_strangers_do_not_fill_the_file(tmp_path: Path) -> None:
@@ -257,10 +257,10 @@ async def test_strangers_do_not_fill_the_file(tmp_path: Path) -> None:
     for number in range(20_000):
         await trail.refused(f"2001:db8:{number:x}::1", "unauthenticated", "GET", "/" * 256)
         if number % 1000 == 0:
-            await trail._sum_up()
-    await trail._sum_up()
+            await trail.sum_up()
+    await trail.sum_up()
 
-    assert trail._file.size < 0.6 * 1024**2
+    assert trail.file.size < 0.6 * 1024**2
     await trail.complete(make_call(), 200, "OK", 1)
     await trail.close()
 
@@ -301,7 +301,7 @@ async def test_a_key_is_known_though_its_replica_is_gone(
     lost, other = (open_trail(tmp_path / name, audited) for name in ("api-0", "api-1"))
     for each in (lost, other):
         await each.start()
-    await until(lambda: lost._sink.connected and other._sink.connected)
+    await until(lambda: lost.sink.connected and other.sink.connected)
 
     await lost.announce(make_create("k" * 64))
 
@@ -406,8 +406,8 @@ async def test_calls_of_a_known_caller_that_are_too_many(
     for number in range(1000):
         call = make_call(f"system:serviceaccount:evil:a-{number}", namespace=f"n-{number}")
         await trail.held_back(call, 429, "too-many-requests")
-    await trail._sum_up()
-    await until(lambda: not trail._sink.behind)
+    await trail.sum_up()
+    await until(lambda: not trail.sink.behind)
 
     rows = audited.rows("select caller, namespace, body from audit_event")
     bodies = [(row, json.loads(row["body"])) for row in rows]

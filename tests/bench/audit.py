@@ -81,8 +81,8 @@ async def _run(directory: Path, url: str) -> tuple[float, float, float]:
         directory, replica="api-0", connect=lambda: psycopg.connect(url, autocommit=True)
     )
     await trail.start()
-    await until(lambda: trail._sink.connected)
-    first = trail._file.head.seq
+    await until(lambda: trail.sink.connected)
+    first = trail.file.head.seq
     begun, busy = time.perf_counter(), time.process_time()
 
     async def call() -> None:
@@ -90,8 +90,8 @@ async def _run(directory: Path, url: str) -> tuple[float, float, float]:
             await trail.complete(make_call(), 200, "", 1000)
 
     await asyncio.gather(*(call() for _ in range(_AT_ONCE)))
-    await until(lambda: not trail._sink.behind, patience_seconds=120)
-    count = trail._file.head.seq - first
+    await until(lambda: not trail.sink.behind, patience_seconds=120)
+    count = trail.file.head.seq - first
     rate = count / (time.perf_counter() - begun)
     processor = (time.process_time() - busy) / count
     times = []

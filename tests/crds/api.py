@@ -65,6 +65,10 @@ class Api:
         )
         return [item["metadata"]["name"] for item in answer["items"]]
 
+    def delete(self, kind: str, name: str) -> None:
+        """Delete an object."""
+        self._call(self._objects.delete_namespaced_custom_object, kind, name=name)
+
     def _patch(self, call: Any, stored: Manifest, patch: Manifest) -> Manifest:
         return self._call(
             call,

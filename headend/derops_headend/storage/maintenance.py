@@ -52,7 +52,7 @@ class Keeper:
 
         Args:
             connection: To a migrated database.
-            engine: Of that database.
+            engine: The engine of that database.
             retention_days: How long telemetry, and what is told of it, is kept; 0 = for ever.
             audit_retention_days: How long the audit is kept, whole months; 0 = for ever.
         """
@@ -73,21 +73,21 @@ class Keeper:
         Raises:
             psycopg.Error: The connection is lost.
         """
-        done = self._try(lambda: self._roll_up(now))
+        done = self.attempt(lambda: self._roll_up(now))
         wanted = 2 * self._minutes if done else self._minutes // 2
         self._minutes = min(max(wanted, _FEWEST_MINUTES), ROLL_UP_MINUTES)
         day = (now - timedelta(days=self._retention_days)).date()
         if time.monotonic() >= self._keep_at:
-            done = self._try(lambda: self._engine.prepare(self._connection, days_ahead(now)))
-            done = self._try(lambda: self._keep_audit(now)) and done
+            done = self.attempt(lambda: self._engine.prepare(self._connection, days_ahead(now)))
+            done = self.attempt(lambda: self._keep_audit(now)) and done
             if self._retention_days:
-                done = self._try(lambda: self.drop_before(day)) and done
+                done = self.attempt(lambda: self.drop_before(day)) and done
                 self._aging = list(_AGED)
             self._keep_at = time.monotonic() + (_KEEP_SECONDS if done else _AGAIN_SECONDS)
         if self._aging:
-            self._try(lambda: self._delete_before(day))
+            self.attempt(lambda: self._delete_before(day))
         if not self._is_filled:
-            self._try(self._fill)
+            self.attempt(self._fill)
 
     def drop_before(self, day: date) -> None:
         """Drop telemetry and measurements that are all older than ``day`` (UTC).
@@ -147,7 +147,7 @@ class Keeper:
         self._is_filled = done is None
         metrics.HISTORY_FILLING.set(not self._is_filled)
 
-    def _try(self, work: Callable[[], None]) -> bool:
+    def attempt(self, work: Callable[[], None]) -> bool:
         """Do some work; return whether it was done."""
         self._limit(0)
         try:

@@ -31,7 +31,7 @@ KILLS = int(os.environ.get("DEROPS_KILLS", "4"))
 
 
 async def moved(trail: AuditTrail) -> None:
-    await until(lambda: not trail._sink.behind, patience_seconds=60)
+    await until(lambda: not trail.sink.behind, patience_seconds=60)
 
 
 def findings(database: AuditDatabase) -> list[str]:
@@ -68,7 +68,7 @@ async def test_what_is_written_down_is_in_the_database(
     trail = open_trail(audit_database.connect)
     await trail.start()
     create = make_create("k" * 64)
-    await until(partial(getattr, trail._sink, "connected"))
+    await until(partial(getattr, trail.sink, "connected"))
     await trail.announce(create)
     create.subject.object_uid = "uid-1"
     await trail.complete(create, 201, "Created", 7)
@@ -76,7 +76,7 @@ async def test_what_is_written_down_is_in_the_database(
     await trail.refused("192.0.2.9", "NoCredential", "GET", "/v1/me")
     await trail.complete(make_call(name="\0\ud800", user_agent="\0"), 200, "OK", 1)
     await moved(trail)
-    written = list(trail._file.scan())
+    written = list(trail.file.scan())
     await trail.close()
 
     rows = audit_database.rows()
@@ -106,15 +106,15 @@ async def test_an_outage_is_got_over_and_room_is_given_back(
 
     await read(2500)
     await until(lambda: "takes no records: nobody answers" in readiness.report()[1])
-    assert trail._sink.behind
-    assert trail._file.size > 2 * 1024**2
+    assert trail.sink.behind
+    assert trail.file.size > 2 * 1024**2
     gate.is_open = True
     await moved(trail)
     await read(100)
     await moved(trail)
 
     assert readiness.report() == (True, "ok")
-    assert trail._file.size < 1.1 * 1024**2
+    assert trail.file.size < 1.1 * 1024**2
     assert [row["seq"] for row in postgres_database.rows()] == list(range(1, 2602))
     assert findings(postgres_database) == []
     await trail.close()
@@ -173,7 +173,7 @@ async def test_the_server_of_the_database_is_killed_in_between(
         return count
 
     reading = [asyncio.create_task(read()) for _ in range(8)]
-    await until(lambda: trail._sink.head is not None and trail._sink.head.seq > 500)
+    await until(lambda: trail.sink.head is not None and trail.sink.head.seq > 500)
     await asyncio.to_thread(postgres_database.server.crash)
     stopping.set()
     count = sum(await asyncio.gather(*reading))
@@ -225,7 +225,7 @@ async def test_somebody_elses_record_in_our_place_is_told(
 ) -> None:
     before = value_of(metrics.CONFLICTS)
     trail = open_trail(postgres_database.connect)
-    head = trail._file.head
+    head = trail.file.head
     with psycopg.connect(postgres_database.api, autocommit=True) as thief:
         thief.execute(
             "insert into audit_event select %s, 2, %s, '', '{}', '', '', '', '', '', '', '', '', "

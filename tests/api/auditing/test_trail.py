@@ -22,6 +22,7 @@ from tests.waiting import until
 
 from derops.observability import Readiness
 from derops_headend.api.audit import metrics
+from derops_headend.api.audit.keys import IdempotencyKey
 from derops_headend.api.audit.record import MAX_RECORD_BYTES
 from derops_headend.api.audit.trail import AuditTrail
 from derops_headend.api.problems import ProblemError, Slug
@@ -33,7 +34,7 @@ async def trail(
 ) -> AsyncIterator[AuditTrail]:
     trail = open_trail(postgres_database.connect)
     await trail.start()
-    await until(lambda: trail._sink.connected)
+    await until(lambda: trail.sink.connected)
     yield trail
     await trail.close()
 
@@ -55,7 +56,7 @@ def end_connections(database: AuditDatabase) -> None:
 
 
 def records(trail: AuditTrail) -> list[dict[str, Any]]:
-    return [json.loads(each.body) for each in trail._file.scan()]
+    return [json.loads(each.body) for each in trail.file.scan()]
 
 
 async def test_a_read_is_written_down(trail: AuditTrail) -> None:
@@ -111,7 +112,7 @@ async def test_a_change_is_written_down_twice(trail: AuditTrail) -> None:
 async def test_what_is_written_at_once_is_written_in_one_chain(trail: AuditTrail) -> None:
     await asyncio.gather(*(trail.complete(make_call(), 200, "OK", 1) for _ in range(500)))
 
-    found = list(trail._file.scan())
+    found = list(trail.file.scan())
     assert [each.seq for each in found] == list(range(1, len(found) + 1))
     assert len(found) >= 500
 
@@ -133,7 +134,7 @@ async def test_no_query_and_no_endless_text_is_kept(trail: AuditTrail) -> None:
     record = records(trail)[-1]
     assert record["path"] == "/v1/assets"
     assert record["change"] == {"omittedBytes": 1_800_008}
-    assert len(list(trail._file.scan())[-1].body) < MAX_RECORD_BYTES
+    assert len(list(trail.file.scan())[-1].body) < MAX_RECORD_BYTES
 
 
 async def test_the_last_tenth_is_kept_for_changes(open_trail: OpenTrail) -> None:
@@ -156,7 +157,7 @@ async def test_the_last_tenth_is_kept_for_changes(open_trail: OpenTrail) -> None
 
     with pytest.raises(ProblemError):
         await be_refused_until_full()
-    assert trail._file.size <= 0.9 * 1024**2
+    assert trail.file.size <= 0.9 * 1024**2
 
     changes = []
 
@@ -172,7 +173,7 @@ async def test_the_last_tenth_is_kept_for_changes(open_trail: OpenTrail) -> None
     assert changes
     for call in changes:  # what was announced can be completed
         await trail.complete(call, 201, "Created", 1)
-    assert trail._file.size <= 1024**2
+    assert trail.file.size <= 1024**2
     await trail.close()
 
 
@@ -213,7 +214,7 @@ async def test_keys_are_known_to_the_next_process_and_to_other_replicas(
 ) -> None:
     trail = open_trail(postgres_database.connect)
     await trail.start()
-    await until(lambda: trail._sink.connected)
+    await until(lambda: trail.sink.connected)
     done, lost, refused = (make_create(letter * 64) for letter in "dlr")
     for call in (done, lost, refused):
         await trail.announce(call)
@@ -225,7 +226,7 @@ async def test_keys_are_known_to_the_next_process_and_to_other_replicas(
     for replica in ("api-0", "api-1"):
         again = open_trail(postgres_database.connect, replica)
         await again.start()
-        await until(partial(getattr, again._sink, "connected"))
+        await until(partial(getattr, again.sink, "connected"))
         found = [await again.find_key(ANNA, "pilot-north", letter * 64) for letter in "dlr"]
         await again.close()
 
@@ -254,12 +255,12 @@ async def test_a_key_is_forgotten_after_30_days(
     now = [NOW]
     trail = open_trail(postgres_database.connect, now=lambda: now[0])
     await trail.start()
-    await until(lambda: trail._sink.connected)
+    await until(lambda: trail.sink.connected)
     call = make_create("k" * 64)
     await trail.announce(call)
     await trail.complete(call, 201, "Created", 1)
-    await until(lambda: not trail._sink.behind)
-    await until(lambda: not trail._memory._keys)
+    await until(lambda: not trail.sink.behind)
+    await until(lambda: not trail.announced.find(IdempotencyKey(ANNA, "pilot-north", "k" * 64)))
 
     now[0] += timedelta(days=29, hours=23)
     assert await trail.find_key(ANNA, "pilot-north", "k" * 64)
@@ -299,8 +300,8 @@ async def test_a_key_is_found_at_once_after_the_server_ended_the_connection(
     assert await trail.find_key(ANNA, "pilot-north", "k" * 64) is None
     failures = value_of(metrics.DATABASE_FAILURES)
     end_connections(postgres_database)
-    trail._sink.wake()
-    await until(lambda: value_of(metrics.DATABASE_FAILURES) > failures and trail._sink.connected)
+    trail.sink.wake()
+    await until(lambda: value_of(metrics.DATABASE_FAILURES) > failures and trail.sink.connected)
 
     assert await trail.find_key(ANNA, "pilot-north", "k" * 64) is None
 
@@ -316,11 +317,11 @@ async def test_the_delay_is_that_of_what_waits_and_not_of_what_was_written_befor
     trail = open_trail(connect, now=lambda: now)
 
     def measured() -> float:
-        trail._measure()
+        trail.measure()
         return value_of(metrics.DELAY_SECONDS)
 
     await trail.start()
-    await until(lambda: not trail._sink.behind)
+    await until(lambda: not trail.sink.behind)
     assert measured() == 0
     now += timedelta(hours=1)  # nobody called
     assert measured() == 0
@@ -333,7 +334,7 @@ async def test_the_delay_is_that_of_what_waits_and_not_of_what_was_written_befor
     assert measured() == 90
 
     is_away = False
-    await until(lambda: not trail._sink.behind)
+    await until(lambda: not trail.sink.behind)
     assert measured() == 0
     await trail.close()
 
@@ -344,7 +345,7 @@ async def test_a_change_whose_record_does_not_arrive_in_time_is_withdrawn(
     monkeypatch.setattr("derops_headend.api.audit.trail.KEY_SECONDS", 0.2)
     trail = open_trail(postgres_database.connect)
     await trail.start()
-    await until(lambda: trail._sink.connected)
+    await until(lambda: trail.sink.connected)
     call = make_create("k" * 64)
     with psycopg.connect(postgres_database.writer) as person:
         person.execute("lock table audit_event in exclusive mode")
@@ -354,8 +355,8 @@ async def test_a_change_whose_record_does_not_arrive_in_time_is_withdrawn(
 
     await trail.complete(call, 503, "DatabaseUnavailable", 1)
     assert await trail.find_key(ANNA, "pilot-north", "k" * 64) is None
-    await until(lambda: not trail._sink.behind)
-    await until(lambda: not trail._memory._keys)
+    await until(lambda: not trail.sink.behind)
+    await until(lambda: not trail.announced.find(IdempotencyKey(ANNA, "pilot-north", "k" * 64)))
     assert await trail.find_key(ANNA, "pilot-north", "k" * 64) is None
     await trail.close()
 
@@ -364,7 +365,7 @@ async def test_strangers_are_summed_up(trail: AuditTrail, postgres_database: Aud
     for source, count in (("198.51.100.1", 1000), ("198.51.100.2", 3)):
         for _ in range(count):
             await trail.refused(source, "NoCredential", "GET", "/v1/me?token=secret")
-    await trail._sum_up()
+    await trail.sum_up()
 
     of_source: dict[str, list[dict[str, Any]]] = {}
     for each in records(trail):
@@ -385,9 +386,9 @@ async def test_strangers_cannot_fill_the_file(open_trail: OpenTrail) -> None:
 
     for number in range(6000):  # from as many networks
         await trail.refused(f"2001:db8:{number:x}::1", "NoCredential", "GET", "/v1/me" * 50)
-    await trail._sum_up()
+    await trail.sum_up()
 
-    assert trail._file.size < 0.55 * 1024**2
+    assert trail.file.size < 0.55 * 1024**2
     assert records(trail)[-1]["source"] == "others"
     counted = sum(each.get("count", "source" in each) for each in records(trail))
     assert counted == 6000
@@ -420,7 +421,7 @@ async def test_a_full_disk_refuses_and_is_got_over(tmp_path: Path, open_trail: O
         await trail.complete(make_call(), 200, "OK", 1)
 
         assert "audit's file" not in readiness.report()[1]
-        found = list(trail._file.scan())
+        found = list(trail.file.scan())
         assert len([each for each in found if "ResponseComplete" in each.body]) == taken + 1
         assert [each.seq for each in found] == list(range(1, len(found) + 1))
         await trail.close()
@@ -439,12 +440,12 @@ async def test_a_read_only_disk_is_said(tmp_path: Path, open_trail: OpenTrail) -
 
 async def test_heads_are_printed(trail: AuditTrail, capsys: pytest.CaptureFixture[str]) -> None:
     await trail.complete(make_call(), 200, "OK", 1)
-    await until(lambda: not trail._sink.behind)
+    await until(lambda: not trail.sink.behind)
 
-    trail._say_head()
+    trail.say_head()
 
     said = json.loads(capsys.readouterr().out)
-    assert said == {"event": "audit.head", **trail._file.head._asdict()}
+    assert said == {"event": "audit.head", **trail.file.head._asdict()}
 
 
 async def test_what_was_cut_off_in_the_middle_is_a_record_and_leaves_its_key_used(

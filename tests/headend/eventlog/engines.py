@@ -2,7 +2,8 @@
 
 import asyncio
 import itertools
-from contextlib import AsyncExitStack
+import sqlite3
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +32,12 @@ class Engine(Protocol):
 
     def reader(self) -> LogReader:
         """Open it as a writer does; blocks."""
+
+
+def alter(path: Path, statement: str, *values: str) -> None:
+    """Change the file of a log, or have it change, beside whoever has it open."""
+    with closing(sqlite3.connect(path)) as beside, beside:
+        beside.execute(statement, values)
 
 
 class SqliteEngine:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.headend.eventlog.engines import alter
 from tests.stack import places
 
 from derops.errors import LogDamagedError
@@ -56,7 +57,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
     asyncio.run(append(20))
     log.trim(4)
-    log._appending.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    alter(path, "PRAGMA wal_checkpoint(TRUNCATE)")
     asyncio.run(append(20))
     wal = path.with_name("events.db-wal")
     held = {record.offset: body_of(record) for record in read_all(log)}

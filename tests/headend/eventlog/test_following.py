@@ -18,7 +18,7 @@ import nats
 import psycopg
 import pytest
 from tests.counters import value_of
-from tests.headend.eventlog.engines import MAX_BYTES
+from tests.headend.eventlog.engines import MAX_BYTES, alter
 from tests.headend.writing.making import T0_US, telemetry
 from tests.stack import places
 from tests.stack.nats import NatsServer
@@ -319,7 +319,7 @@ async def test_a_damaged_record_is_skipped_by_its_number_only_and_its_bytes_are_
     for number in range(4):
         await log.append([sample(number)])
     body = log.raw(3)
-    log._appending.execute("UPDATE record SET checksum = 0 WHERE log_offset = 3")
+    alter(path, "UPDATE record SET checksum = 0 WHERE log_offset = 3")
     settings = {"DATA_DIRECTORY": str(path.parent)}
 
     def skip(record: int) -> "subprocess.CompletedProcess[str]":

@@ -7,6 +7,7 @@ from typing import Any
 import nats
 import nats.errors
 import pytest
+from nats.js import JetStreamContext
 from structlog.testing import capture_logs
 from tests.counters import value_of
 from tests.headend.eventlog.engines import MAX_BYTES
@@ -169,16 +170,16 @@ async def test_an_append_whose_acknowledgement_was_lost_is_stored_once(
     where = JetStreamSettings(url=nats_server.url, prefix="UNHEARD")
     log = await JetStreamEventLog.open(where, shards=1, max_bytes=MAX_BYTES)
     great = [entry(name * (MAX_RECORD_BYTES - 100)) for name in (b"x", b"x", b"y")]
-    publish, heard = log._stream.publish, iter([True, True, False])
+    publish, heard = JetStreamContext.publish, iter([True, True, False])
 
-    async def lose_the_last(*arguments: Any, **more: Any) -> Any:
-        answer = await publish(*arguments, **more)
+    async def lose_the_last(context: JetStreamContext, *arguments: Any, **more: Any) -> Any:
+        answer = await publish(context, *arguments, **more)
         if not next(heard):
             raise nats.errors.TimeoutError
         return answer
 
     with monkeypatch.context() as patch:
-        patch.setattr(log._stream, "publish", lose_the_last)
+        patch.setattr(JetStreamContext, "publish", lose_the_last)
         with pytest.raises(LogUnavailableError):
             await log.append(great)
     await log.append([entry(b"between")])

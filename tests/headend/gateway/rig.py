@@ -42,6 +42,7 @@ class FakeLog:
         self.entries: list[log_pb2.LogEntry] = []
         self.failure: Exception | None = None
         self.taken = 0.0
+        self.appends = 0
         self.open = asyncio.Event()
         self.open.set()
         self.asked = asyncio.Event()
@@ -53,6 +54,7 @@ class FakeLog:
         if self.failure is not None:
             raise self.failure
         self.entries.extend(entries)
+        self.appends += 1
         async with self._grown:
             self._grown.notify_all()
 
@@ -264,9 +266,9 @@ class Rig:
             replica=self.replica,
             trust_domain=TRUST_DOMAIN,
             agent_listen=self.agent_listen,
-            agent_files=self._files("agent"),
+            agent_files=self.files_of("agent"),
             control_listen="127.0.0.1:0",
-            control_files=self._files("control"),
+            control_files=self.files_of("control"),
             operator_certificate_file=self.operator_file,
             heartbeat_seconds=self.heartbeat_seconds,
             hello_seconds=self.hello_seconds,
@@ -278,15 +280,17 @@ class Rig:
 
     def renew_ports(self) -> None:
         """Issue what both ports show, and whom they hear, as the authorities are now."""
-        self._write("agent", self.server_ca, "derops-gateway", self.agent_ca.pem)
-        self._write("control", self.control_ca, "derops-gateway-control", self.control_ca.pem)
+        self.write_port("agent", self.server_ca, "derops-gateway", self.agent_ca.pem)
+        self.write_port("control", self.control_ca, "derops-gateway-control", self.control_ca.pem)
 
-    def _write(self, port: str, ca: Authority, name: str, clients: bytes) -> None:
-        files, leaf = self._files(port), ca.leaf([x509.DNSName(name)], usages=SERVER)
+    def write_port(self, port: str, ca: Authority, name: str, clients: bytes) -> None:
+        """Issue what a port shows, and put it where the gateway reads it, with its client CA."""
+        files, leaf = self.files_of(port), ca.leaf([x509.DNSName(name)], usages=SERVER)
         content = {"tls.key": leaf.key, "tls.crt": leaf.pem, "ca.crt": clients}
         write_mount(files.directory, content)
 
-    def _files(self, port: str) -> CredentialFiles:
+    def files_of(self, port: str) -> CredentialFiles:
+        """Return where the credentials of a port lie."""
         directory = self.directory / f"{port}-port"
         return CredentialFiles(
             setting=f"DEROPS_GATEWAY_{port.upper()}_TLS_DIRECTORY",

@@ -206,7 +206,7 @@ async def test_a_cancel_that_meets_a_write_under_way_is_not_answered_with_never(
         await go.wait()
         await record(writes)  # type: ignore[arg-type]
 
-    exchange.deliveries.writes._write = slow
+    exchange.deliveries.writes.write = slow
     agent = rig.agent(leaf)
     await agent.send(agent.hello())
     await begun.wait()
@@ -233,7 +233,7 @@ async def test_no_stream_writes_before_the_note_of_another_is_on_the_disk(
         await go.wait()
         await record(writes)  # type: ignore[arg-type]
 
-    exchange.deliveries.writes._write = slow
+    exchange.deliveries.writes.write = slow
     first, second = rig.agent(leaf), rig.agent(leaf)
     await first.send(first.hello(epoch=1))
     await begun.wait()
@@ -261,7 +261,7 @@ async def test_one_commit_has_a_dispatch_and_its_write_to_a_live_stream(
     async def fail(writes: object) -> None:
         raise AssertionError(f"a second commit: {writes}")
 
-    exchange.deliveries.writes._write = fail
+    exchange.deliveries.writes.write = fail
     await operator.say(dispatch=rig.dispatch("d1"))
     sent = await agent.read_until("dispatch")
     _, on_disk = exchange.store.load() or (None, {})

@@ -7,13 +7,15 @@ from datetime import timedelta
 
 import grpc
 import pytest
+import structlog
 from cryptography import x509
 from prometheus_client import REGISTRY
 from tests.headend.gateway.rig import Agent, Rig
 from tests.pki import SERVER, Authority
 from tests.stack.mounts import write_mount
 
-from derops_headend.gateway.listener import MAX_DRAINING, Port
+from derops_headend.gateway import listener
+from derops_headend.gateway.listener import MAX_DRAINING
 from derops_headend.gateway.server import Gateway
 
 
@@ -24,9 +26,10 @@ def gateway(rig: Rig) -> Gateway:
 
 async def take_up(rig: Rig) -> None:
     """Have both ports look at their files, however soon after the last time."""
-    for port in gateway(rig).ports:
-        port._exchanged = -float("inf")
-        await port.look()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(listener, "EXCHANGE_SECONDS", 0.0)
+        for port in gateway(rig).ports:
+            await port.look()
 
 
 def shown(port: int) -> x509.Certificate:
@@ -79,11 +82,14 @@ async def test_renewed_certificates_are_shown_and_streams_go_on(rig: Rig) -> Non
 
 
 async def test_without_a_change_nothing_is_exchanged(rig: Rig) -> None:
-    before = [port._server for port in gateway(rig).ports]
+    with structlog.testing.capture_logs() as logs:
+        await take_up(rig)
+        assert logs == []
+        rig.renew_ports()
+        await take_up(rig)
 
-    await take_up(rig)
-
-    assert [port._server for port in gateway(rig).ports] == before
+    exchanged = [each["port"] for each in logs if each["event"] == "port.credentials_exchanged"]
+    assert exchanged == ["agent", "control"]
 
 
 async def test_an_agent_of_a_new_authority_is_heard_and_one_before_goes_on(rig: Rig) -> None:
@@ -94,7 +100,7 @@ async def test_an_agent_of_a_new_authority_is_heard_and_one_before_goes_on(rig: 
         await stranger.connect(epoch=99)
 
     old_ca = rig.agent_ca
-    rig._write("agent", rig.server_ca, "derops-gateway", renewed.pem + old_ca.pem)
+    rig.write_port("agent", rig.server_ca, "derops-gateway", renewed.pem + old_ca.pem)
     await take_up(rig)
 
     await lives(old, 1)
@@ -126,7 +132,7 @@ async def test_the_operator_of_a_new_control_authority_is_heard(rig: Rig) -> Non
 async def test_files_that_are_wrong_are_told_and_what_was_read_is_served(
     rig: Rig, wrong: str
 ) -> None:
-    files = rig._files("agent")
+    files = rig.files_of("agent")
     content = {each.name: each.read_bytes() for each in (files.directory / "..data").iterdir()}
     if wrong == "another key":
         content["tls.key"] = rig.server_ca.agent("other").key
@@ -149,7 +155,7 @@ async def test_files_that_are_wrong_are_told_and_what_was_read_is_served(
 
 def shows_until(rig: Rig, port: str, ends: timedelta) -> None:
     """Have a port's files hold a certificate that ends then."""
-    files = rig._files(port)
+    files = rig.files_of(port)
     ca = rig.server_ca if port == "agent" else rig.control_ca
     leaf = ca.leaf([x509.DNSName("derops-gateway")], usages=SERVER, ends=ends)
     content = {each.name: each.read_bytes() for each in (files.directory / "..data").iterdir()}
@@ -181,8 +187,8 @@ async def test_when_a_certificate_ends_is_a_metric(rig: Rig) -> None:
     found = REGISTRY.get_sample_value(
         "derops_gateway_certificate_expiry_timestamp_seconds", {"port": "agent"}
     )
-    agents: Port = gateway(rig).ports[0]
-    assert found == agents._credentials.ends.timestamp()
+    certificate = await asyncio.to_thread(shown, gateway(rig).agent_port)
+    assert found == certificate.not_valid_after_utc.timestamp()
 
 
 async def test_streams_of_ever_older_certificates_are_ended_beyond_a_bound(rig: Rig) -> None:
@@ -206,14 +212,14 @@ async def test_an_exchange_that_comes_too_soon_waits(rig: Rig) -> None:
     await take_up(rig)
     rig.renew_ports()
     await agents.look()
-    first = agents._credentials
+    first = await asyncio.to_thread(shown, agents.number)
 
     rig.renew_ports()
     await agents.look()
 
-    assert agents._credentials == first
+    assert await asyncio.to_thread(shown, agents.number) == first
     await take_up(rig)
-    assert agents._credentials != first
+    assert await asyncio.to_thread(shown, agents.number) != first
 
 
 @pytest.mark.parametrize("name", ["derops-agent-trust", "derops-gateway"])

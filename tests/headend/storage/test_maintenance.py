@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from typing import Any
 
 import psycopg
 import pytest
@@ -12,9 +13,11 @@ from tests.headend.storage.storing import NOW, Sample, Store, roll_up_all, us
 from tests.headend.writing.making import sources, telemetry
 from tests.waiting import eventually
 
+from derops_headend.storage import database as database_module
 from derops_headend.storage import maintenance, metrics
 from derops_headend.storage.database import WriterDatabase
 from derops_headend.storage.engines import detect
+from derops_headend.storage.history_rows import record
 from derops_headend.storage.maintenance import Keeper
 
 NOON = NOW.replace(hour=12, minute=0, second=0)
@@ -23,10 +26,16 @@ KEPT = (NOW - timedelta(days=3)).date()
 
 
 @pytest.fixture
-def keeper(database: WriterDatabase, database_url: str) -> Iterator[Keeper]:
-    """Return a keeper of another writer, that keeps three days."""
+def of_keeper(database: WriterDatabase, database_url: str) -> Iterator[psycopg.Connection]:
+    """Return the connection of another writer."""
     with psycopg.connect(database_url, autocommit=True) as connection:
-        yield Keeper(connection, detect(connection), retention_days=3)
+        yield connection
+
+
+@pytest.fixture
+def keeper(of_keeper: psycopg.Connection) -> Keeper:
+    """Return a keeper of another writer, that keeps three days."""
+    return Keeper(of_keeper, detect(of_keeper), retention_days=3)
 
 
 def test_retention_drops_whole_days_and_nothing_that_is_to_be_rolled_up(
@@ -145,19 +154,21 @@ def test_a_long_reader_puts_retention_off_and_stops_nothing_else(
 
 
 def test_samples_of_a_transaction_in_flight_are_not_dropped_unseen(
-    store: Store, keeper: Keeper, database_url: str, query: Query
+    store: Store,
+    keeper: Keeper,
+    database_url: str,
+    query: Query,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sample = Sample(us(NOON - timedelta(days=4)), 1.0)
     dropping = threading.Thread(target=keeper.drop_before, args=(KEPT,))
-    store_samples = store.database._store_samples
 
-    def drop_meanwhile(*arguments):  # type: ignore[no-untyped-def]
-        differing = store_samples(*arguments)
+    def drop_meanwhile(*arguments: Any) -> None:
         dropping.start()
         eventually(lambda: query("select 1 from pg_locks where not granted"), "drop that waits")
-        return differing
+        record(*arguments)
 
-    store.database._store_samples = drop_meanwhile  # type: ignore[method-assign]
+    monkeypatch.setattr(database_module, "record", drop_meanwhile)
     store([sample])
     dropping.join()
 
@@ -166,14 +177,16 @@ def test_samples_of_a_transaction_in_flight_are_not_dropped_unseen(
     assert query("select count(*) from telemetry_1m where samples > 0") == [(1,)]
 
 
-def test_maintenance_waits_for_locks_for_a_second_only(keeper: Keeper) -> None:
+def test_maintenance_waits_for_locks_for_a_second_only(
+    keeper: Keeper, of_keeper: psycopg.Connection
+) -> None:
     def limits() -> list[str]:
         names = ("lock_timeout", "statement_timeout")
-        shown = [keeper._connection.execute(f"show {name}").fetchone() for name in names]
+        shown = [of_keeper.execute(f"show {name}").fetchone() for name in names]
         return [row[0] for row in shown if row]
 
     seen: list[str] = []
-    assert keeper._try(lambda: seen.extend(limits()))
+    assert keeper.attempt(lambda: seen.extend(limits()))
     assert seen == ["1s", "10s"]
     assert limits() == ["0", "1min"]
 
@@ -195,12 +208,14 @@ def test_maintenance_that_fails_does_not_keep_the_writer_from_storing(
     assert query("select count(*) from telemetry where ts >= %s", NOW) == [(1,)]
 
 
-def test_maintenance_says_when_the_connection_is_lost(keeper: Keeper) -> None:
+def test_maintenance_says_when_the_connection_is_lost(
+    keeper: Keeper, of_keeper: psycopg.Connection
+) -> None:
     def vanish() -> None:
-        keeper._connection.execute("select pg_terminate_backend(pg_backend_pid())")
+        of_keeper.execute("select pg_terminate_backend(pg_backend_pid())")
 
     with pytest.raises(psycopg.OperationalError):
-        keeper._try(vanish)
+        keeper.attempt(vanish)
 
 
 def test_the_age_of_the_oldest_due_minute_is_told(store: Store, keeper: Keeper) -> None:

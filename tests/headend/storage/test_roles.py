@@ -14,6 +14,8 @@ from tests.headend.storage.storing import NOW, Sample, Store, roll_up_all, us
 from tests.stack.postgres import OWNER, READER, WRITER, PostgresServer
 
 from derops_headend.storage.database import WriterDatabase
+from derops_headend.storage.engines import detect
+from derops_headend.storage.maintenance import Keeper
 from derops_headend.storage.roles import (
     FUNCTIONS,
     TABLES,
@@ -196,7 +198,9 @@ def test_a_database_of_an_earlier_version_becomes_the_writers(
         store = Store(database, offset=1)
         store([Sample(us(NOW), 2.0), Sample(us(NOW - timedelta(days=9)), 3.0)])
         roll_up_all(as_writer)
-        database._keeper.drop_before((datetime.now(UTC) - timedelta(days=3)).date())
+        with psycopg.connect(as_writer, autocommit=True) as connection:
+            keeper = Keeper(connection, detect(connection), retention_days=3)
+            keeper.drop_before((datetime.now(UTC) - timedelta(days=3)).date())
     finally:
         database.close()
     with psycopg.connect(server.url(NAME, READER), autocommit=True) as connection:

@@ -21,6 +21,8 @@ from tests.headend.storage.storing import (
     us,
 )
 
+from derops_headend.storage import database as database_module
+from derops_headend.storage.history_rows import record
 from derops_headend.storage.minutes import HOLD_SECONDS
 from derops_headend.storage.roll_ups import minutes_of, roll_up
 from derops_headend.writing.rows import Samples
@@ -165,21 +167,20 @@ def test_a_minute_is_rolled_up_when_most_of_it_has_come(
 
 
 def test_a_sample_that_is_not_committed_yet_is_not_forgotten(
-    store: Store, query: Query, database_url: str
+    store: Store, query: Query, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A roll-up in between must leave the note of the transaction that it cannot see."""
     ts_us = minute_of(NOW - timedelta(hours=1))
     first, second = Sample(ts_us, 10.0), Sample(ts_us + 1_000_000, 30.0)
     store([first], NOW)
-    store_samples, left = store.database._store_samples, []
+    left: list[Any] = []
 
-    def roll_up_meanwhile(*arguments):  # type: ignore[no-untyped-def]
-        differing = store_samples(*arguments)
+    def roll_up_meanwhile(*arguments: Any) -> None:
         roll_up_all(database_url)
         left.extend(query("select from roll_up_due"))
-        return differing
+        record(*arguments)
 
-    store.database._store_samples = roll_up_meanwhile  # type: ignore[method-assign]
+    monkeypatch.setattr(database_module, "record", roll_up_meanwhile)
     store([second], NOW)
     roll_up_all(database_url)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from tests.headend.eventlog.engines import alter
 from tests.headend.storage.conftest import Query
 from tests.headend.writing.making import T0_US, connection, entry, report, telemetry
 from tests.waiting import PATIENCE_SECONDS, eventually
@@ -322,7 +323,7 @@ async def test_a_damaged_record_stops_it_there_and_loses_nothing_before(
     log: SqliteEventLog, path: Path, database_url: str, query: Query
 ) -> None:
     await fill(log)
-    log._appending.execute("UPDATE record SET checksum = 0 WHERE log_offset = 3")
+    alter(path, "UPDATE record SET checksum = 0 WHERE log_offset = 3")
 
     with Running(path, connector(database_url)) as running:
         eventually(lambda: "record 3" in running.readiness.report()[1], "word of the damage")
@@ -335,7 +336,7 @@ async def test_records_that_are_gone_are_an_alarm_and_on_record(
     log: SqliteEventLog, path: Path, database_url: str, query: Query
 ) -> None:
     await fill(log)
-    log._appending.execute("DELETE FROM record WHERE log_offset IN (1, 2, 4)")
+    alter(path, "DELETE FROM record WHERE log_offset IN (1, 2, 4)")
 
     with Running(path, connector(database_url)):
         eventually(
@@ -373,9 +374,9 @@ async def test_a_restored_log_with_a_new_id_is_stored_whole_whatever_numbers_it_
         eventually(lambda: stored(query)[0] == 50, "first samples")
     restored = path.with_name("restored.db")
     older = SqliteEventLog(restored)
-    older._appending.execute("UPDATE meta SET log_id = ?", (log.log_id,))
+    alter(restored, "UPDATE meta SET log_id = ?", log.log_id)
     await older.append([samples(0), connection()])
-    older._appending.execute(RENEW)
+    alter(restored, RENEW)
     for number in range(5, 13):  # past what is stored of the lost log
         await older.append([samples(number)])
 

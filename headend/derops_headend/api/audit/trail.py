@@ -64,13 +64,13 @@ class AuditTrail:
         now: Callable[[], datetime],
     ) -> None:
         """Take a file; use ``open``."""
-        self._file, self._max_bytes, self._now = file, max_bytes, now
+        self.file, self._max_bytes, self._now = file, max_bytes, now
         self._readiness = readiness
-        self._memory = AnnouncedKeys()
+        self.announced = AnnouncedKeys()
         self._strangers, self._callers = Refusals(), Refusals()
         self._executor = ThreadPoolExecutor(1, "audit-file")
         self._asking = KeyLookup(connect)
-        self._sink = Sink(file, connect, readiness, self._on_stored)
+        self.sink = Sink(file, connect, readiness, self._on_stored)
         self._commit: GroupCommit[_Waiting] = GroupCommit(
             self._write,
             size=lambda each: len(each.facts) + _ADDED_BYTES,
@@ -121,15 +121,15 @@ class AuditTrail:
     async def start(self) -> None:
         """Begin; go on with the records that an earlier process left."""
         self._loop = asyncio.get_running_loop()
-        self._memory.note_stored(self._file.scan())
+        self.announced.note_stored(self.file.scan())
         self._writing = asyncio.create_task(self._commit.run())
         self._ticking = asyncio.create_task(self._tick())
-        self._sink.start()
-        previous = self._file.previous
+        self.sink.start()
+        previous = self.file.previous
         facts = {
             "verb": "open",
             "resource": "audits",
-            "cutBytes": self._file.cut_bytes or None,
+            "cutBytes": self.file.cut_bytes or None,
             "previous": previous and previous._asdict(),
         }
         await self._try_put(record.opened(self._now(), facts))
@@ -137,14 +137,14 @@ class AuditTrail:
     async def close(self) -> None:
         """Write the records that wait, move those that can be moved, and end."""
         self._ticking.cancel()
-        await self._sum_up()
+        await self.sum_up()
         self._commit.close()
         await self._writing
-        await self._loop.run_in_executor(None, self._sink.stop, STOP_SECONDS)
-        self._say_head()
+        await self._loop.run_in_executor(None, self.sink.stop, STOP_SECONDS)
+        self.say_head()
         self._executor.shutdown()
         self._asking.close()
-        self._file.close()
+        self.file.close()
 
     async def announce(self, call: Call) -> None:
         """Write down that a change is about to be made; return once that is durable.
@@ -157,7 +157,7 @@ class AuditTrail:
                 nothing may be done.
         """
         has_key = bool(call.subject.idempotency_key_sha256)
-        if has_key and not self._sink.connected:
+        if has_key and not self.sink.connected:
             raise _database_unavailable()
         at = self._now()
         facts = record.announced(call, at)
@@ -169,14 +169,14 @@ class AuditTrail:
             self._open_calls.discard(call.request_id)
             raise
         call.is_announced = True
-        self._memory.note(json.loads(facts), at)
+        self.announced.note(json.loads(facts), at)
         if not has_key:
             return
         try:
             await asyncio.wait_for(self._until_stored(head), KEY_SECONDS)
         except TimeoutError:
             await self._try_put(record.withdrawn(call, self._now()))
-            self._memory.drop(call.request_id)
+            self.announced.drop(call.request_id)
             raise _database_unavailable() from None
 
     async def complete(self, call: Call, status: int, reason: str, sent_bytes: int) -> None:
@@ -192,7 +192,7 @@ class AuditTrail:
             return
         self._open_calls.remove(call.request_id)
         await self._put(facts, self._max_bytes)
-        self._memory.note(json.loads(facts), at)
+        self.announced.note(json.loads(facts), at)
 
     async def refused(self, source: str, reason: str, method: str, path: str) -> None:
         """Record that a stranger was refused; many refusals of one source may become one record."""
@@ -233,8 +233,8 @@ class AuditTrail:
         """
         key = IdempotencyKey(caller_name, namespace, idempotency_key_sha256)
         # First the memory: a record that goes to the database meanwhile is found in both.
-        here = self._memory.find(key)
-        if not self._sink.connected:
+        here = self.announced.find(key)
+        if not self.sink.connected:
             raise _database_unavailable()
         found = await self._asking.find(key, self._now() - KEY_DAYS)
         told = {request: each for request, each in here.items() if each.status is not None}
@@ -243,7 +243,7 @@ class AuditTrail:
     async def _until_stored(self, head: Head) -> None:
         future = self._on_their_way.setdefault(head[:2], self._loop.create_future())
         try:
-            if self._sink.has_stored(head):
+            if self.sink.has_stored(head):
                 return
             await future
         finally:
@@ -253,7 +253,7 @@ class AuditTrail:
         self._loop.call_soon_threadsafe(self._note_stored, records)
 
     def _note_stored(self, records: Sequence[ChainedRecord]) -> None:
-        self._memory.forget(records)
+        self.announced.forget(records)
         self._stored_at = records[-1].at
         if self._on_their_way:
             for each in records:
@@ -262,7 +262,7 @@ class AuditTrail:
                     future.set_result(None)
 
     def _has_room(self, limit: float, size: int = 0) -> bool:
-        return self._file.size + self._queued_bytes + size <= limit
+        return self.file.size + self._queued_bytes + size <= limit
 
     async def _try_put(self, facts: str) -> bool:
         try:
@@ -301,8 +301,8 @@ class AuditTrail:
             self._readiness.found(FILE)
 
     def _append(self, facts: Sequence[str]) -> list[Head]:
-        heads = self._file.append(facts)
-        self._sink.wake()  # from here: it need not wait for the loop as well
+        heads = self.file.append(facts)
+        self.sink.wake()  # from here: it need not wait for the loop as well
         return heads
 
     def _not_taken(self, why: str, detail: str) -> ProblemError:
@@ -321,31 +321,33 @@ class AuditTrail:
         while True:
             await asyncio.sleep(1)
             second += 1
-            self._measure()
+            self.measure()
             if second % SUM_SECONDS == 0:
-                await self._sum_up()
+                await self.sum_up()
             if second % HEAD_SECONDS == 0:
-                self._say_head()
+                self.say_head()
 
-    def _measure(self) -> None:
+    def measure(self) -> None:
+        """Set the metrics of the records that wait."""
         now = self._now()
-        self._behind_since = (self._behind_since or now) if self._sink.behind else None
+        self._behind_since = (self._behind_since or now) if self.sink.behind else None
         # The record that was stored last may be old.
         since = max(self._behind_since or now, self._stored_at)
         metrics.DELAY_SECONDS.set(max(0.0, (now - since).total_seconds()))
-        metrics.WAITING_BYTES.set(self._file.size)
+        metrics.WAITING_BYTES.set(self.file.size)
 
-    async def _sum_up(self) -> None:
+    async def sum_up(self) -> None:
+        """Record the refusals that are counted and have no record yet."""
         has_room = self._has_room(STRANGERS_SHARE * self._max_bytes)
         for refusals, apart in ((self._strangers, has_room), (self._callers, True)):
             for each in refusals.take(apart=apart):
                 if not await self._try_put(record.refused_often(self._now(), each)):
                     refusals.give_back(each)
 
-    def _say_head(self) -> None:
+    def say_head(self) -> None:
         """Log the head of the chain in the database, for whoever keeps logs elsewhere."""
-        if self._sink.head is not None:
-            line = json.dumps({"event": "audit.head", **self._sink.head._asdict()})
+        if self.sink.head is not None:
+            line = json.dumps({"event": "audit.head", **self.sink.head._asdict()})
             sys.stdout.write(f"{line}\n")
             sys.stdout.flush()
 
