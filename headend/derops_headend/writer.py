@@ -104,8 +104,8 @@ class Writer:
             connect: Connects to the database for the log of an id.
             readiness: Is told what is missing.
             stopping: Ends ``run`` when set.
-            shard: Which one of the log it is, for people.
-            alone: No other shard is followed in this process.
+            shard: The number of the log's shard, for people.
+            alone: Whether this process follows no other shard.
             now_us: The wall clock.
         """
         self._log_part, self._database_part = (

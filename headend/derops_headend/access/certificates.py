@@ -30,7 +30,7 @@ class AgentCertificate:
     serial_number: str
     """Lower-case hexadecimal without leading zeros, as in the ledger."""
     public_key_sha256: str
-    """Of the DER of the SubjectPublicKeyInfo, lower-case hexadecimal."""
+    """The hash of the DER of the SubjectPublicKeyInfo, lower-case hexadecimal."""
     not_after_us: int
 
 

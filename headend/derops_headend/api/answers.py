@@ -66,7 +66,7 @@ def of_http(error: HTTPException) -> ProblemError:
 
 INTERNAL = ProblemError(
     Slug.INTERNAL,
-    "The API came across a fault of its own; give the request's id to whoever runs it",
+    "The API met a fault of its own: give the id of this request to whoever runs the API",
 )
 
 

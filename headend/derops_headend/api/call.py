@@ -19,7 +19,7 @@ class Subject:
 
     verb: str = ""
     resource: str = ""
-    """With a subresource as in RBAC: ``derassets/telemetry``."""
+    """The resource, with a subresource as in RBAC: ``derassets/telemetry``."""
 
     name: str = ""
     object_uid: str = ""

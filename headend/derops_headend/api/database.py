@@ -79,7 +79,7 @@ class ReadingDatabase:
         """Prepare; ``async with`` begins to look after the database.
 
         Args:
-            url: Of a role that may read.
+            url: The URL of a role that may read.
             readiness: Is told what is missing; the program stays of use without.
             connections: The most at once.
             statement_milliseconds: The longest that a statement may take.

@@ -47,7 +47,7 @@ class ExportPlaces:
 
 
 PLACES = ExportPlaces()
-"""Of this process."""
+"""The places of this process."""
 
 
 class Export(Response):

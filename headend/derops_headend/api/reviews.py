@@ -53,7 +53,7 @@ class Reviews:
         """Return the status of a TokenReview.
 
         Args:
-            token: As it was sent.
+            token: The token as it was sent.
             audience: The audience of this API.
             source: The network that it came from.
             share: The share of the caller whose it was before; None = it never was good.

@@ -112,7 +112,7 @@ class JetStreamEventLog:
         """Connect, and make the streams that are not there.
 
         Args:
-            settings: Where.
+            settings: Says which streams of which server.
             shards: How many streams; fixed with the first start.
             max_bytes: Bound on each stream.
             replicas: Copies of each stream in the cluster.

@@ -22,7 +22,7 @@ OLDEST_SERVER = (2, 10, 23)
 """Earlier ones could lose a whole stream in a crash."""
 
 FORMAT = 1
-"""Of the messages; kept in each stream."""
+"""The version of the messages; each stream keeps it."""
 
 TIMEOUT_SECONDS = 2.0
 

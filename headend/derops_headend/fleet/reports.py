@@ -84,7 +84,7 @@ class Circumstances:
     """What a gateway knows by itself when a report arrives."""
 
     received_us: int
-    """By its own clock."""
+    """When the report came, by the gateway's own clock."""
 
     asset: dispatch_pb2.Asset
     capability: agent_pb2.Capability

@@ -64,7 +64,7 @@ class LogAppender:
         """Queue an entry; ``settle`` is called once it is durable, see GroupCommit.add.
 
         Args:
-            kind: Of the entry.
+            kind: The kind of the entry.
             asset: The asset that it belongs to.
             body: The sender's bytes.
             settle: Is given None, or why the entry will never be durable.

@@ -13,7 +13,7 @@ from derops_headend.storage.chain import ChainedRecord
 from derops_headend.writing.refusals import clean
 
 MOST_ROWS, MOST_PAGE_BYTES = 500, 2 * 1024**2
-"""Of one page."""
+"""The most records, and bytes, of one page."""
 
 MOST_BODY, _MOST_CHAIN = 65_536, 200
 """Bytes and characters. Whoever may add records may add longer ones; ours are shorter."""
@@ -73,7 +73,7 @@ def store(connection: psycopg.Connection, records: Sequence[ChainedRecord]) -> i
     """Add records that may be there already; return how many places another record has.
 
     Args:
-        connection: Of a role that may insert and select, in autocommit mode.
+        connection: A connection of a role that may insert and select, in autocommit mode.
         records: Some, in any order.
 
     Raises:
@@ -206,7 +206,7 @@ def find_page(
 
     Args:
         connection: To the migrated database.
-        wanted: Which ones.
+        wanted: Which records.
         after: The end of the page before.
         limit: How many at most, 1 to 500.
     """

@@ -53,7 +53,7 @@ def drop_months(connection: psycopg.Connection, before: date, now: datetime) -> 
     """Drop the months that are wholly older than a day (UTC), and record it in the audit.
 
     Args:
-        connection: Of the role that owns the audit, in autocommit mode.
+        connection: A connection of the role that owns the audit, in autocommit mode.
         before: Midnight.
         now: When the drop is told.
     """

@@ -44,7 +44,7 @@ class Dropped(NamedTuple):
     first: int
     last: int
     hash: str
-    """Of the last one."""
+    """The hash of the last record."""
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ class _Chain:
     heads: Mapping[int, str]
     seq: int = 0
     hash: str = NOTHING
-    """Of the record ``seq``."""
+    """The hash of the record ``seq``."""
 
     seen: set[int] = field(default_factory=set)
     """Heads that were met."""
@@ -79,7 +79,7 @@ def verify(
 
     Args:
         connection: In autocommit mode; one moment of the database is looked at.
-        heads: Of chains, kept where nobody who can write to the database can write.
+        heads: Heads of chains, kept where nobody who can write to the database can write.
         tally: Is given what was looked at.
     """
     tally = tally or VerificationCount()

@@ -48,7 +48,7 @@ def link(head: Head, facts: str) -> tuple[str, Head]:
     """Return the next record of a chain, and the head that it makes.
 
     Args:
-        head: Of the chain so far.
+        head: The head of the chain so far.
         facts: What the record says: a JSON object that is not empty, in ASCII.
     """
     seq = head.seq + 1

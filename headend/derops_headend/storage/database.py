@@ -94,9 +94,9 @@ class WriterDatabase:
         """Take a connection in autocommit mode to a migrated database.
 
         Args:
-            connection: Of this object alone.
+            connection: A connection that nobody else uses.
             log_id: The log whose entries are stored.
-            shard: Of the log.
+            shard: The shard of that log.
             retention_days: How long telemetry is kept; 0 = for ever. Roll-ups and history are.
             audit_retention_days: How long the audit is kept; 0 = for ever.
         """

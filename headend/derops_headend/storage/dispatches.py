@@ -13,8 +13,8 @@ AT_ONCE = 500
 """Dispatches of one step: some 50 ms."""
 
 MOST_STEPS = 1000
-"""Of one dispatch; beyond, no report of an agent about it is stored. Some ten are usual. Its row is
-derived from all of them each time that one comes."""
+"""The most steps of one dispatch; beyond, no report of an agent about it is stored. Some ten are
+usual. The row of a dispatch is derived from all its steps each time that one comes."""
 
 _LOCK_MILLISECONDS = 100
 """A step that meets a writer gives way, long before the server looks for a deadlock (1 s)."""

@@ -45,8 +45,8 @@ def explain(error: psycopg.Error) -> str:
     """Return what is wrong, and what to do where we know.
 
     Args:
-        error: Of a connection that was not made, or of a statement. No message of PostgreSQL has
-            the password of a URL in it.
+        error: The error of a connection that was not made, or of a statement. No message of
+            PostgreSQL has the password of a URL in it.
     """
     text = _plain(error)
     advice = _advise(error, text)

@@ -15,7 +15,7 @@ from psycopg.rows import class_row
 from derops_headend.storage.dispatches import is_filled
 
 MOST_ROWS = 1000
-"""Of one answer; a longer one is asked for in pages."""
+"""The most rows of one answer; a longer one is asked for in pages."""
 
 
 class DispatchPosition(NamedTuple):
@@ -94,7 +94,7 @@ class Step:
     """One transition of a dispatch."""
 
     at: datetime
-    """By the clock of the actor."""
+    """The instant, by the clock of the actor."""
 
     received_at: datetime
     """When the headend heard of it."""
@@ -114,11 +114,11 @@ class EndingCount:
     dispatches: int
     applied: int
     unknown: int
-    """Those of which nobody knows whether the device took them."""
+    """How many the device may have taken or not: nobody knows."""
 
     verified: int
     refuted: int
-    """Those that were applied, and whose measured power was not what it should be."""
+    """How many were applied, and their measured power was not what it should be."""
 
     active_seconds: float
     delivered_watt_hours: float
@@ -136,10 +136,10 @@ class DispatchFilter:
     dispatch_uid: str | None = None
     phase: str | None = None
     since: datetime | None = None
-    """Of the first transition."""
+    """The first transition is not before this instant."""
 
     until: datetime | None = None
-    """Before this."""
+    """The first transition is before this instant."""
 
     created_by: str | None = None
 
@@ -171,9 +171,9 @@ def find(
 
     Args:
         connection: To the migrated database.
-        wanted: Which ones.
-        after: Where the last of the page before stands.
-        limit: How many at most, 1 to 1000.
+        wanted: Which dispatches.
+        after: The place of the last dispatch of the page before.
+        limit: The most dispatches, 1 to 1000.
     """
     where, facts = _where(wanted)
     if after is not None:

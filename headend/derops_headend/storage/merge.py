@@ -40,7 +40,7 @@ def merge(
 
     Args:
         connection: In a transaction.
-        table: Where the rows go.
+        table: The table that gets the rows.
         load: Writes binary COPY rows: a number (int4), then the table's columns in order.
     """
     names = {

@@ -9,7 +9,7 @@ import psycopg
 from derops_headend.storage.quantities import QUANTITIES
 
 MOST_UIDS = 100
-"""Of one name."""
+"""The most assets of one name."""
 
 NEWEST_WITHIN = (timedelta(hours=1), timedelta(days=2))
 """How far back the newest samples of many assets are looked for; for most the first is enough."""
@@ -34,11 +34,11 @@ class Newest(NamedTuple):
     """The newest sample of an asset that is not from the future."""
 
     at: datetime
-    """By the agent's clock."""
+    """The instant of the sample, by the agent's clock."""
     age_seconds: float
     received_at: datetime
     values: dict[str, float | None]
-    """By column of ``telemetry``."""
+    """The values, by column of ``telemetry``."""
 
 
 def find_lives(
@@ -52,11 +52,11 @@ def find_lives(
     """Return the assets that had a name, the newest first; at most ``MOST_UIDS``.
 
     Args:
-        connection: Of any role that reads.
-        namespace: Of the assets.
-        name: Of the assets.
-        since: Leave out those that were heard of before; None = none.
-        current_uid: Of the one that is never left out.
+        connection: A connection of any role that reads.
+        namespace: The namespace of the assets.
+        name: The name of the assets.
+        since: Leave out assets first heard of before; None = leave out none.
+        current_uid: The uid of the asset that is never left out.
     """
     rows = connection.execute(
         "select asset_id, uid from asset where namespace = %s and name = %s and uid <> '' "

@@ -40,7 +40,7 @@ def choose(span_seconds: float, most_points: int) -> TimeResolution:
     """Return the finest resolution of which a span touches at most ``most_points`` steps.
 
     Args:
-        span_seconds: Of the time that is asked for.
+        span_seconds: The length of the time that is asked for.
         most_points: At least ``LEAST_POINTS``.
     """
     step = next(each for each in _steps() if count_points(span_seconds, each) <= most_points)

@@ -28,11 +28,11 @@ class Series(NamedTuple):
     """Points of one asset, by column, in order of time."""
 
     time_ms: Sequence[int]
-    """Since 1970: of a sample, or of the beginning of a step."""
+    """The instant of each sample, or the beginning of each step, since 1970."""
     columns: dict[str, Sequence[float | None]]
     """A quantity, or with its roll-up as ``voltage_volts_mean``."""
     samples: Sequence[int]
-    """In each point; 0 = the power of an earlier one was still held."""
+    """How many samples each point has; 0 = the power of an earlier sample was still held."""
     provisional: list[tuple[datetime, datetime]]
     """Times whose roll-ups are provisional: made of what has come so far."""
 
@@ -94,9 +94,9 @@ def read_steps(
 
     Args:
         connection: With a transaction.
-        asset_id: In the database.
-        quantities: Of those in ``ROLLED_UP``.
-        resolution: Not raw.
+        asset_id: The asset's id in the database.
+        quantities: Some of those in ``ROLLED_UP``.
+        resolution: One of steps, not raw.
         first: The beginning of the first step.
         end: The end of the last one.
         now: No minute that begins later is made.

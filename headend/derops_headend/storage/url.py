@@ -21,7 +21,7 @@ def check_url(url: SecretStr, setting: str) -> None:
     """Check that a URL is one.
 
     Args:
-        url: Of a database.
+        url: The URL of a database.
         setting: Name of the variable that it comes from.
 
     Raises:

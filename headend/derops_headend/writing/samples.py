@@ -44,7 +44,7 @@ class Checked(NamedTuple):
     """How many it has."""
 
     dt_us: bytes
-    """As many varints, as they are on the wire."""
+    """The varints, as many as samples, as they are on the wire."""
 
     columns: dict[str, bytes]
     """Values by the name of the standard quantity, as they are on the wire."""
@@ -59,14 +59,14 @@ class Converted(NamedTuple):
     samples: Samples
     measurements: list[MeasurementRows]
     infinite: dict[int, dict[str, int]]
-    """By source and quantity: how many values were infinite."""
+    """How many values were infinite, by source and quantity."""
 
     refused: dict[int, EntryRefusedError]
-    """By source: batches whose times are impossible. They have no rows."""
+    """Batches whose times are impossible, by source. They have no rows."""
 
 
 class _Times(NamedTuple):
-    """Of all samples, and the last of each batch."""
+    """The times of all samples, and the last time of each batch."""
 
     ts_us: NDArray[np.int64]
     last_us: NDArray[np.int64]

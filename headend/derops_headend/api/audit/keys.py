@@ -49,7 +49,7 @@ class AnnouncedKeys:
     def __init__(self) -> None:
         self._announced: dict[IdempotencyKey, dict[str, Announced]] = {}
         self._keys: dict[str, IdempotencyKey] = {}
-        """By request."""
+        """The key of each change, by request."""
 
     def note(self, record: dict[str, Any], at: datetime) -> None:
         """Take note of a record that is durable."""

@@ -28,7 +28,7 @@ MOST_TOKENS = 10_000
 MOST_GROUPS = 200
 
 REVIEWS_PER_SECOND, REVIEWS_AT_ONCE = 20.0, 100.0
-"""Of tokens that were not seen before, for one source."""
+"""The most reviews of tokens that were not seen before, for one source."""
 
 _KNOWN_SECONDS = 3600.0
 _CREDENTIAL_ID = "authentication.kubernetes.io/credential-id"
@@ -61,7 +61,7 @@ class KubernetesTokens:
         """Return whose token it is; None = nobody's who may come in.
 
         Args:
-            token: As it was sent.
+            token: The token as it was sent.
             source: The client's address.
 
         Raises:
@@ -158,9 +158,9 @@ def caller_of_review(status: Claims, audience: str, claims: Claims) -> Caller | 
     """Return the caller that a TokenReview's status names; None = nobody who is let in.
 
     Args:
-        status: Of the TokenReview.
-        audience: Ours; it must be in the answer, as not every authenticator knows of audiences.
-        claims: Of the token that was reviewed.
+        status: The status of the TokenReview.
+        audience: The API's; the answer must name it, as not every authenticator knows audiences.
+        claims: The claims of the token that was reviewed.
     """
     if status.get("authenticated") is not True or audience not in (status.get("audiences") or []):
         return None
