@@ -136,7 +136,7 @@ class SessionTable:
         *,
         alive: bool = False,
     ) -> list[control_pb2.Instance]:
-        """Make ``session`` the live one of its asset; return the instances that changes.
+        """Make ``session`` the live one of its asset; return the instances that this changes.
 
         Args:
             session: The stream that said Hello.

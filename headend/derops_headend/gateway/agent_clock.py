@@ -13,10 +13,10 @@ class AgentClock:
 
     def __init__(self) -> None:
         self.off_us = 0
-        """The most that it was off on this stream, with the time of a heartbeat on its way."""
+        """The most that it was off on this stream; includes the time of a heartbeat on its way."""
 
         self.offset_milliseconds: int | None = None
-        """Our clock less the agent's, if no way takes a heartbeat that long; else None."""
+        """Our clock less the agent's, if that is too much for a delay on the way; else None."""
 
     def note(self, agent_sent_us: int, received_us: int) -> None:
         """Note when the agent says that it sent a heartbeat, and when it came."""

@@ -97,7 +97,7 @@ class OperatorStream:
         self._log = structlog.get_logger("operator").bind(peer=context.peer())
 
     def tell(self, message: control_pb2.ReplicaMessage) -> None:
-        """Queue a change; drop it before the stream's snapshot, which is answered with all."""
+        """Queue a change; before the stream's snapshot drop it: that is answered with all."""
         if self._synced:
             self._send(message)
 

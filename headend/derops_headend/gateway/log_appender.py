@@ -78,7 +78,7 @@ class LogAppender:
         self._commit.add(entry, settle)
 
     def check_room(self, stream: AgentOutlet, body: bytes) -> Violation | None:
-        """Return the rule that a stream breaks if it brings too much for the log; None = it may."""
+        """Return the rule that a stream breaks if it brings too much for the log; None = none."""
         if self.unstored.has_room(stream.session.asset_uid, len(body) + OVERHEAD_BYTES):
             return None
         metrics.BOUND_REACHED.labels("unstored").inc()

@@ -44,7 +44,7 @@ class OperatorOutlet(Protocol):
     """The operator's stream."""
 
     def tell(self, message: control_pb2.ReplicaMessage) -> None:
-        """Queue a change; drop it before the stream's snapshot, which is answered with all."""
+        """Queue a change; before the stream's snapshot drop it: that is answered with all."""
 
     def has_room_for_stray(self, report: control_pb2.AgentReport) -> bool:
         """Tell whether a report about a dispatch that is not held may wait to be read."""

@@ -57,7 +57,7 @@ class UnreadQueue:
         self._free(self.bytes)
 
     def describe_full(self) -> str:
-        """Say how much waits, and how much may."""
+        """Say how much waits, and how much may wait."""
         return (
             f"{self.bytes} bytes wait to be read; one agent may have {UNREAD_OF_ONE}, or "
             f"{UNREAD_SURE} while those of all agents take {UNREAD_BYTES}"
