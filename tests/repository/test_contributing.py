@@ -33,6 +33,14 @@ def test_each_path_is_there() -> None:
     assert [path for path in (*trees, *others) if not (REPOSITORY / path).exists()] == []
 
 
+def test_each_module_is_there() -> None:
+    named = {name.rpartition("/")[2] for name in NAMES.findall(TEXT) if name.endswith(".py")}
+    there = {file.name for root in (*ROOTS, "tests") for file in (REPOSITORY / root).rglob("*.py")}
+
+    assert len(named) > 100
+    assert sorted(named - there) == []
+
+
 def test_each_package_has_its_line() -> None:
     for root, names in in_tables().items():
         packages = {each.parent.name for each in (REPOSITORY / root).glob("*/__init__.py")}
