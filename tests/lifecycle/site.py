@@ -161,6 +161,15 @@ class Site:
         self.fuse = Fuse()
         self.fault = "none"
         self.disk_full = False
+        self.disk_fills_after: int | None = None
+        """Calls of the ledger until the disk is full; None = it does not fill by itself."""
+
+        self.disk_clears_after: int | None = None
+        """Calls that a full disk refuses until there is room again; None = somebody makes room."""
+
+        self._refused = False
+        """Whether the disk has refused a call since time last passed."""
+
         self.seen_us: dict[str, int] = {"none": now_us()}
         """When each fault, and what befell the agent, was last there, by the true time."""
 
@@ -202,7 +211,8 @@ class Site:
 
     async def start(self) -> None:
         """Start the agent's process with what its disk has."""
-        self.fuse.left, self.disk_full = None, False
+        self.fuse.left = None
+        self.fill_disk(False)
         self.processes += 1
         self.seen_us["start"] = self.now_us()
         self.awake_us = 0
@@ -245,6 +255,15 @@ class Site:
     def reboot(self) -> None:
         """Restart the clock that nobody can set."""
         self.clock.boot, self.clock.mono_us = self.clock.boot + "+", 7 * SECOND_US
+
+    def fill_disk(self, full: bool) -> None:
+        """Have the disk take nothing, or all again."""
+        self.disk_full, self.disk_fills_after, self.disk_clears_after = full, None, None
+
+    def fill_disk_soon(self, after: int, refused: int | None) -> None:
+        """Have the disk fill after some calls, most likely within a turn, and be cleared later."""
+        self.fill_disk(False)
+        self.disk_fills_after, self.disk_clears_after = after, refused
 
     def break_device(self, fault: str) -> None:
         """Have the device behave like this from now on."""
@@ -290,13 +309,14 @@ class Site:
         self.clock.wall_us += span_us
         self.clock.mono_us += span_us
         self.seen_us[self.fault] = self.now_us()
-        if self.disk_full:
+        full, self._refused = self.disk_full or self._refused, False
+        if full:
             self.seen_us["disk full"] = self.now_us()
         if self.controller is None:
             self.seen_us["down"] = self.now_us()
-        elif self.clock.ntp and not self.disk_full:
+        elif self.clock.ntp and not full:
             self.awake_us += span_us
-        if self.fault in SILENT or self.disk_full or self.controller is None:
+        if self.fault in SILENT or full or self.controller is None:
             self.fog_us += span_us
 
     def read_account(self) -> list[Entry]:
@@ -315,11 +335,26 @@ class Site:
 
     async def _run(self, call: Callable[..., Any], /, *arguments: Any) -> Any:
         self.fuse.burn()
-        if self.disk_full:
+        if self._is_refused():
             raise sqlite3.OperationalError("database or disk is full")
         answer = call(*arguments)
         self.fuse.burn()
         return answer
+
+    def _is_refused(self) -> bool:
+        """Pass one call of the ledger; tell whether the disk refuses it."""
+        if self.disk_fills_after is not None:
+            self.disk_fills_after -= 1
+            if self.disk_fills_after < 0:
+                self.disk_full, self.disk_fills_after = True, None
+        elif self.disk_full and self.disk_clears_after is not None:
+            self.disk_clears_after -= 1
+            if self.disk_clears_after <= 0:
+                self.fill_disk(False)
+        if self.disk_full:
+            self._refused = True
+            self.seen_us["disk full"] = self.now_us()
+        return self.disk_full
 
 
 def _entry(line: dict[str, Any]) -> Entry:

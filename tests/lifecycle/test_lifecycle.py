@@ -44,6 +44,7 @@ _FIELDS = {
 _RAM = Path("/dev/shm")
 _COUNTED = {
     "break_device": "device broken",
+    "fill_disk_soon": "disk full within a turn",
     "cut_power": "agent without power",
     "cut_stream": "links cut",
     "cut_control": "links cut",
@@ -76,6 +77,7 @@ LEAST_OF_EACH_HISTORY = {
     "withdrawn": 0.3,
     "device broken": 0.35,
     "agent without power": 0.6,
+    "disk full within a turn": 0.3,
     "links cut": 1.0,
 }
 """On average; a third of what was counted as this was written."""
@@ -297,7 +299,11 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule(full=st.booleans())
     def fill_disk(self, full: bool) -> None:
-        self.world.site.disk_full = full
+        self._do(self.world.site.fill_disk, full)
+
+    @rule(after=st.integers(0, 6), refused=st.sampled_from([None, 1, 1, 2, 3]))
+    def fill_disk_soon(self, after: int, refused: int | None) -> None:
+        self._do(self.world.site.fill_disk_soon, after, refused)
 
     @precondition(lambda self: self.world.site.ledgers == 0)
     @rule()

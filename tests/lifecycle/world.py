@@ -432,7 +432,8 @@ class World:
         if self.site.clock.wall_us != self.now_us:
             self.site.seen_us["clock"] = self.now_us
         self.cluster.change_asset(operatingState="InService")
-        self.site.fuse.left, self.site.disk_full = None, False
+        self.site.fuse.left = None
+        self.site.fill_disk(False)
         self.site.break_device("none")
         self.site.clock.wall_us = self.now_us
         self.site.clock.ntp = True
