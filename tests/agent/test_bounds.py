@@ -27,7 +27,7 @@ async def hear(agent: Agent, *events: Any) -> None:
     """Take events as a gateway brings them while the ledger takes nothing."""
     for event in events:
         agent.controller.take(event)
-    await agent.controller.step()
+    await agent.controller.turn()
 
 
 def snapshot(counter: int, *orders: Any) -> Snapshot:
@@ -43,7 +43,7 @@ async def test_of_many_snapshots_only_the_newest_is_kept_for_a_full_disk(agent: 
 
     assert len(agent.controller.inbox.unstored) == 1
     agent.refuse_writes(refused=False)
-    await agent.controller.step()
+    await agent.controller.turn()
     assert {report.dispatch_uid for report in agent.reports} == {"d-new"}
     assert agent.ledger.revision.counter == 200
 
@@ -62,7 +62,7 @@ async def test_of_many_changes_only_the_newest_of_each_is_kept(agent: Agent) -> 
 
     assert len(agent.controller.inbox.unstored) == 3
     agent.refuse_writes(refused=False)
-    await agent.controller.step()
+    await agent.controller.turn()
     assert agent.report("d1").planned_start_us == T0 + 100 * S
     assert agent.outcome("d2") == ("Acked", "Accepted")
     stored = agent.ledger.asset()
@@ -79,7 +79,7 @@ async def test_a_cancel_counts_though_the_order_comes_again_before_it_is_stored(
     await hear(agent, Change(part=order()))
 
     agent.refuse_writes(refused=False)
-    await agent.controller.step()
+    await agent.controller.turn()
     assert agent.report().phase == "Cancelled"
 
 
@@ -97,7 +97,7 @@ async def test_what_has_no_room_ends_the_stream_and_a_snapshot_makes_up_for_it(
     agent.controller.take(Change(part=order()))
     assert overruns
     agent.refuse_writes(refused=False)
-    await agent.controller.step()
+    await agent.controller.turn()
     await agent.snapshot(order())
     assert agent.outcome() == ("Acked", "Accepted")
 

@@ -204,9 +204,9 @@ async def test_a_start_that_a_full_disk_kept_from_being_made_says_so(agent: Agen
     agent.refuse_writes(refused=True)
     for _ in range(60):
         agent.clock.pass_seconds(1)
-        await agent.controller.step()
+        await agent.controller.turn()
     agent.refuse_writes(refused=False)
-    await agent.controller.step()
+    await agent.controller.turn()
 
     assert agent.outcome() == ("Failed", "StartDeadlineExceeded")
     assert "the agent could store nothing for" in agent.report().message

@@ -123,11 +123,11 @@ async def test_what_lands_while_the_disk_is_full_is_undone_at_once_and_told_late
     agent.controller.take(Change(part=order("later", start_us=T0 + 600 * S)))
     for _ in range(8):
         agent.clock.pass_seconds(1)
-        await agent.controller.step()
+        await agent.controller.turn()
     assert agent.report().applied_us == 0, "nothing is told that is not stored"
     assert agent.device.held.active_power_watts == 0
     agent.refuse_writes(refused=False)
-    await agent.controller.step()
+    await agent.controller.turn()
 
     assert agent.report().reverted_us >= agent.report().applied_us > T0
 

@@ -291,7 +291,7 @@ class Site:
     async def turn(self) -> None:
         """Let the agent do what is due."""
         assert self.controller is not None
-        await self.controller.step()
+        await self.controller.turn()
 
     async def sample(self) -> None:
         """Measure, as the agent does each second."""

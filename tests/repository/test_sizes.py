@@ -27,7 +27,6 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 BRANCHED_FUNCTIONS = {
     "agent/derops_agent/asset/startup.py:Startup.put_to_fallback",
-    "agent/derops_agent/asset/journal.py:Journal.commit",
     "agent/derops_agent/asset/setpoints/evidence.py:ReadBackJudge._note_not_taken",
     "agent/derops_agent/asset/setpoints/evidence.py:ReadBackJudge._note_success",
     "agent/derops_agent/asset/setpoints/evidence.py:ReadBackJudge.judge",

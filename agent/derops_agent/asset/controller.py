@@ -1,12 +1,12 @@
 """The shell around the decisions for one asset: it stores, writes the device and reports.
 
 One task runs it, so that nothing happens between a decision and its commit. The order is always:
-intent on the disk, device, outcome on the disk, report.
+take what came, decide, intent on the disk, device, outcome on the disk, report. The journal knows
+what goes on where the disk takes nothing.
 """
 
 import asyncio
 import random
-import sqlite3
 from collections.abc import Callable
 
 import structlog
@@ -133,13 +133,13 @@ class AssetController:
         asset = await self._run(self._ledger.asset)
         if asset is not None:
             self._known.configure(asset)
-        await self.step()
+        await self.turn()
 
     async def run(self) -> None:
         """Do what is due, for ever."""
         while True:
             self._wakeup.clear()
-            await self.step()
+            await self.turn()
             if self.inbox and not self._ledger_failing:
                 continue
             try:
@@ -147,20 +147,6 @@ class AssetController:
                     await self._wakeup.wait()
             except TimeoutError:
                 continue
-
-    async def step(self) -> None:
-        """Do a turn; where the ledger takes nothing, end what is to end and wait for it."""
-        try:
-            if self._ledger_failing:
-                await self.journal.catch_up()
-                self.inbox.take_up_again()
-            await self.turn()
-        except sqlite3.Error as error:
-            self._note_ledger(str(error))
-            with self.journal.outliving():
-                await self._end_without_disk()
-        else:
-            self._note_ledger("")
 
     def _note_ledger(self, problem: str) -> None:
         if bool(problem) == self._ledger_failing:
@@ -172,62 +158,34 @@ class AssetController:
         else:
             self._log.info("ledger.recovered")
 
-    async def _end_without_disk(self) -> None:
-        """End what is over or withdrawn though it cannot be stored; nothing begins."""
-        while self.inbox:
-            await self._end_by(self.inbox.first)
-            self.inbox.put_off_first()
-        self.inbox.recount()
-        if not self._startup.done:
-            await self._startup.put_to_fallback(self._site)
-            return
-        held = {uid: e for uid, e in self.journal.items() if e.may_be_on_device or e.may_land}
-        if not held:
-            return
-        after = self._without_points(self._without_contact(held))
-        awaited = self._writer.state.starts_awaited
-        await self.journal.commit(windows.advance(after, self._moment(), awaited=awaited))
-        await self._writer.look({uid: self.journal[uid] for uid in held}, self._site)
-        await self._writer.hold({uid: self.journal[uid] for uid in held}, self._site)
-
-    async def _end_by(self, event: Event) -> None:
-        """Have an event that cannot be stored end what it ends; the rest of it waits."""
-        match event:
-            case Snapshot():
-                await self._take_limits(event.asset)
-                await self._orders.take_again(event.dispatches)
-                present = {order.uid for order in event.dispatches}
-                await self._orders.withdraw(self.journal.keys() - present)
-            case Change(part=dispatch_pb2.Asset() as part):
-                await self._take_limits(part)
-            case Change(part=dispatch_pb2.Dispatch() as part):
-                await self._orders.take_again([part])
-            case Settled():
-                await self._orders.withdraw(self.journal.keys() & {event.uid})
-            case Acknowledged():
-                self.journal.acknowledge(event.sequence)
-            case Reading():
-                await self._observe(event)
-
-    async def _take_limits(self, asset: dispatch_pb2.Asset) -> None:
-        self._known.configure(asset)
-        await self._orders.bind()
-
     async def turn(self) -> None:
-        """Handle all events that came, then do what the clock says."""
+        """Handle all events that came, then do what the clock says.
+
+        What the ledger does not take is handled again once it does; what counts without it, does.
+        """
+        if await self.journal.catch_up():
+            self.inbox.take_up_again()
         while self.inbox:
             await self._handle(self.inbox.first)
-            self.inbox.remove_first()  # now: what could not be stored is to be handled again
+            if self.journal.failing:
+                self.inbox.put_off_first()
+            else:
+                self.inbox.remove_first()
         self.inbox.recount()
         self._decided = self._moment()
-        if not self._startup.done and not await self._startup.resume(self._site):
+        if self._startup.done or await self._startup.resume(self._site):
+            await self._do_what_is_due()
+        else:
             await self._startup.put_to_fallback(self._site)
-            return
-        await self.journal.commit(self._without_points(self._without_contact(self.journal)))
+        self._note_ledger(self.journal.problem)
+
+    async def _do_what_is_due(self) -> None:
+        journal = self.journal
+        await journal.commit(self._without_points(self._without_contact(journal.scope)))
         self._decided = self._moment()
-        await self.journal.commit(
+        await journal.commit(
             windows.advance(
-                self.journal,
+                journal.scope,
                 self._decided,
                 refuse=self._refuse_start,
                 held_off=self._site_now().explain_hold_off(self._decided.wall_us),
@@ -237,21 +195,22 @@ class AssetController:
                 ),
             )
         )
-        self._advanced = self._decided
-        await self._writer.look(self.journal, self._site)
-        await self._writer.hold(self.journal, self._site)
+        if not journal.failing:
+            self._advanced = self._decided
+        await self._writer.look(journal.scope, self._site)
+        await self._writer.hold(journal.scope, self._site)
         state = self._writer.state
-        await self.journal.commit(
-            silence.mark_silent(self.journal, state.silence, self._moment(), self._site.rule)
+        await journal.commit(
+            silence.mark_silent(journal, state.silence, self._moment(), self._site.rule)
         )
-        await self.journal.commit(
+        await journal.commit(
             reversion.mark_unreverted(
-                self.journal, state.stuck, state.stuck_us, self._moment(), self._site.rule
+                journal, state.stuck, state.stuck_us, self._moment(), self._site.rule
             )
         )
-        if self.holding and self.journal.idle_us > _ALIVE_EVERY_US:
-            await self.journal.save_progress()
-        await self.journal.forget()
+        if self.holding and journal.idle_us > _ALIVE_EVERY_US:
+            await journal.save_progress()
+        await journal.forget()
 
     async def _handle(self, event: Event) -> None:
         match event:
@@ -268,8 +227,6 @@ class AssetController:
 
     async def _take_snapshot(self, snapshot: Snapshot) -> None:
         self._known.configure(snapshot.asset)
-        self.revisions.handled = snapshot.revision
-        self._contact.restore()
         await self._orders.take(
             snapshot.dispatches,
             asset=snapshot.asset,
@@ -278,6 +235,9 @@ class AssetController:
         await self._orders.bind()
         present = {order.uid for order in snapshot.dispatches}
         await self._orders.drop(self.journal.keys() - present)
+        if not self.journal.failing:
+            self.revisions.handled = snapshot.revision
+            self._contact.restore()
 
     async def _take_change(self, change: Change) -> None:
         newer = self.revisions.is_news(change.revision)
@@ -288,7 +248,7 @@ class AssetController:
             await self._orders.bind()
         else:
             await self._orders.take([change.part], revision=revision)
-        if newer:
+        if newer and not self.journal.failing:
             self.revisions.handled = change.revision
 
     async def _observe(self, reading: Reading) -> None:
@@ -297,15 +257,16 @@ class AssetController:
         if left_local_control:
             self._writer.state.try_now()
         rule, asset = self._site.rule, self._site.asset
-        displaced = self._writer.state.displaced(self.journal)
-        for execution in list(self.journal.values()):
-            if execution.order.uid in displaced:
-                continue  # it is not known whose power this is
-            observed = verification.observe(execution, reading, rule, self._moment())
-            self.journal.set_in_memory(observed)
+        displaced = self._writer.state.displaced(self.journal)  # whose power it is, is not known
+        observed = {
+            uid: execution
+            if uid in displaced
+            else verification.observe(execution, reading, rule, self._moment())
+            for uid, execution in self.journal.items()
+        }
         seen = {
             uid: verification.tell_first_verdict(execution, now_us=reading.at_us, rule=rule)
-            for uid, execution in self.journal.items()
+            for uid, execution in observed.items()
         }
         reserve_percent = asset.min_reserve_percent if asset else None
         await self.journal.commit(

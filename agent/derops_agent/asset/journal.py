@@ -1,13 +1,13 @@
 """Executions in memory, the same on the disk, and the reports of them.
 
-A change counts only once it is durable, and is reported only then. What ends counts at once where
-the ledger takes nothing, and is still reported only when it does.
+A change counts only once it is durable, and is reported only then. Where the ledger takes nothing,
+``execution.durability`` says what counts all the same; it is still reported only once it is stored.
 """
 
 import asyncio
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from types import MappingProxyType
 
 import structlog
 
@@ -17,6 +17,7 @@ from derops_agent import metrics
 from derops_agent.asset.ledger import Alive, Entry, Ledger
 from derops_agent.asset.outlet import Outlet
 from derops_agent.clock import Clock
+from derops_agent.execution.durability import counts_unstored, is_progress, under_way
 from derops_agent.execution.state import Execution, Stage
 from derops_agent.execution.wire import write_report
 from derops_agent.storage import Runner
@@ -45,7 +46,9 @@ class Journal(Mapping[str, Execution]):
         self._acknowledged: set[str] = set()
         self._absent: set[str] = set()
         self._saved_us = 0
-        self._outliving = False
+        self.problem = ""
+        """Why the ledger took nothing; empty = it took the last. No more is tried until
+        ``catch_up``."""
         self._unstored: dict[str, Execution] = {}
         """What the ledger has of those that went on without it."""
         self._log = structlog.get_logger("journal").bind(asset=asset)
@@ -58,6 +61,16 @@ class Journal(Mapping[str, Execution]):
 
     def __len__(self) -> int:
         return len(self._executions)
+
+    @property
+    def failing(self) -> bool:
+        """Whether the ledger took nothing when it was last tried."""
+        return bool(self.problem)
+
+    @property
+    def scope(self) -> Mapping[str, Execution]:
+        """What goes on: all, or what may while the ledger takes nothing."""
+        return under_way(self) if self.failing else self
 
     @property
     def idle_us(self) -> int:
@@ -73,19 +86,26 @@ class Journal(Mapping[str, Execution]):
             self._executions[entry.execution.order.uid] = entry.execution
             self._reports[entry.execution.order.uid] = entry.report
 
-    def set_in_memory(self, execution: Execution) -> None:
-        """Take a state that may be lost: progress between two transitions."""
-        self._executions[execution.order.uid] = execution
+    def reread(self, executions: Mapping[str, Execution]) -> None:
+        """Take what was stored as it is known now. It is not stored: whoever reads it finds it."""
+        self._executions |= executions
 
     def reports(self) -> list[dispatch_pb2.DispatchReport]:
         """Return the latest report of each, oldest first."""
         return sorted(self._reports.values(), key=lambda report: report.sequence)
 
     async def recall(self, uid: str) -> None:
-        """Bring a settled execution back, if its tombstone is there: the headend asks again."""
-        if not self._ledger.may_have_tombstone(uid):
+        """Bring a settled execution back, if its tombstone is there: the headend asks again.
+
+        While the ledger cannot be read that is not known.
+        """
+        if self.failing or not self._ledger.may_have_tombstone(uid):
             return
-        stored = await self._run(self._ledger.tombstone, uid)
+        try:
+            stored = await self._run(self._ledger.tombstone, uid)
+        except sqlite3.Error as error:
+            self.problem = str(error)
+            return
         if stored is not None:
             self._executions[uid] = stored.execution
             self._reports[uid] = stored.report
@@ -95,65 +115,73 @@ class Journal(Mapping[str, Execution]):
         self,
         result: Mapping[str, Execution],
         *,
-        orders: Mapping[str, dispatch_pb2.Dispatch] | None = None,
+        orders: Mapping[str, dispatch_pb2.Dispatch] = MappingProxyType({}),
         asset: dispatch_pb2.Asset | None = None,
         revision: agent_pb2.Revision | None = None,
-        happened: bool = False,
     ) -> None:
         """Store what differs, then let it count and report it.
+
+        Progress needs no disk. Where the ledger takes nothing, what counts unstored does so, and
+        is told once it is stored; of the rest it is as if nobody had asked for it.
 
         Args:
             result: Executions, by uid.
             orders: Those that came with it.
             asset: The configuration that came with it.
             revision: The desired state that it is from.
-            happened: A device did it: it counts also where it cannot be stored, and is told once
-                it can.
-
-        Raises:
-            sqlite3.Error: The ledger takes nothing.
         """
-        orders = orders or {}
+        changed = self._take_progress(result, orders)
+        if not changed and asset is None and revision is None:
+            return
+        if await self._store(changed, orders, asset, revision):
+            return
+        for uid, execution in changed.items():
+            before = self._executions.get(uid)
+            if before is not None and counts_unstored(before, execution):
+                self._unstored.setdefault(uid, before)
+                self._executions[uid] = execution
+
+    async def commit_whole(self, result: Mapping[str, Execution]) -> bool:
+        """Store what differs, as ``commit``, or have none of it count; return whether it does."""
+        changed = self._take_progress(result, {})
+        return not changed or await self._store(changed)
+
+    async def catch_up(self) -> bool:
+        """Store and tell what could not be stored; return whether the ledger takes it again."""
+        if not self.failing:
+            return False
+        self.problem = ""
+        return await self._store({uid: self._executions[uid] for uid in self._unstored})
+
+    def _take_progress(
+        self, result: Mapping[str, Execution], orders: Mapping[str, dispatch_pb2.Dispatch]
+    ) -> dict[str, Execution]:
+        """Let progress count; return what is to be stored: what else differs, and what came."""
+        changed = {}
+        for uid, execution in result.items():
+            before = self._executions.get(uid)
+            if before is not None and execution != before and is_progress(before, execution):
+                before = self._executions[uid] = execution
+            if uid in orders or execution != before:
+                changed[uid] = execution
+        return changed
+
+    async def _store(
+        self,
+        changed: Mapping[str, Execution],
+        orders: Mapping[str, dispatch_pb2.Dispatch] = MappingProxyType({}),
+        asset: dispatch_pb2.Asset | None = None,
+        revision: agent_pb2.Revision | None = None,
+    ) -> bool:
+        """Store all of it and tell it, or do nothing; return which."""
         entries = [
             Entry(execution=execution, order=orders.get(uid), report=self._report(execution))
-            for uid, execution in result.items()
-            if uid in orders or execution != self._executions.get(uid)
+            for uid, execution in changed.items()
         ]
-        if not entries and asset is None and revision is None:
-            return
-        try:
-            await self._save(entries, asset, revision)
-        except sqlite3.Error:
-            if self._outliving or happened:
-                for entry in entries:
-                    self._unstored.setdefault(entry.uid, self._executions[entry.uid])
-                    self._executions[entry.uid] = entry.execution
-            if not self._outliving:
-                raise
-            return
+        if not await self._save(entries, asset, revision):
+            return False
         await self._tell(entries)
-
-    @contextmanager
-    def outliving(self) -> Iterator[None]:
-        """While the block runs, what cannot be stored counts all the same, and is told later."""
-        self._outliving = True
-        try:
-            yield
-        finally:
-            self._outliving = False
-
-    async def catch_up(self) -> None:
-        """Store and tell what could not be stored.
-
-        Raises:
-            sqlite3.Error: The ledger still takes nothing.
-        """
-        entries = [
-            Entry(execution=self._executions[uid], report=self._report(self._executions[uid]))
-            for uid in self._unstored
-        ]
-        await self._save(entries)
-        await self._tell(entries)
+        return True
 
     async def _tell(self, entries: list[Entry]) -> None:
         before = {
@@ -207,26 +235,32 @@ class Journal(Mapping[str, Execution]):
         entries: list[Entry],
         asset: dispatch_pb2.Asset | None = None,
         revision: agent_pb2.Revision | None = None,
-    ) -> None:
+    ) -> bool:
+        """Have the ledger take it, and what can be forgotten with it; return whether it did."""
+        if self.failing:
+            return False
         alive = self.alive
         if self.believes_clock:
             alive = Alive(at_us=self._clock.now_us(), boot_id=self._clock.boot_id())
         self._saved_us = self._clock.monotonic_us()
         settled = self._settled_with({entry.uid for entry in entries})
-        await self._run(
-            lambda: self._ledger.save(
-                entries, alive=alive, asset=asset, revision=revision, settled=settled
+        try:
+            await self._run(
+                lambda: self._ledger.save(
+                    entries, alive=alive, asset=asset, revision=revision, settled=settled
+                )
             )
-        )
+        except sqlite3.Error as error:
+            self.problem = str(error)
+            return False
         for uid in settled:
             del self._executions[uid], self._reports[uid]
         self._absent -= settled.keys()
         self._acknowledged -= settled.keys()
+        return True
 
     def _settled_with(self, changed: set[str]) -> dict[str, int]:
         """Return until when a tombstone is kept of what can be forgotten in the same commit."""
-        if self._outliving:
-            return {}  # what ended meanwhile has yet to be reported
         now_us = self._clock.now_us()
         ends_us = {
             uid: planned.end_us if (planned := self._executions[uid].planned) else now_us

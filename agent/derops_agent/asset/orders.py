@@ -1,6 +1,6 @@
 """What the headend orders of an asset, and withdraws: judged, and taken into the journal."""
 
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Set
 
 import structlog
 
@@ -13,7 +13,7 @@ from derops_agent.asset.site_state import SiteState
 from derops_agent.clock import Clock, moment
 from derops_agent.execution import withdrawal
 from derops_agent.execution.acceptance import judge
-from derops_agent.execution.state import Execution
+from derops_agent.execution.state import Execution, Order
 from derops_agent.execution.wire import read_order
 
 MAX_ORDERS = 20_000
@@ -48,26 +48,18 @@ class Orders:
     ) -> None:
         """Accept or refuse what is new, and fold in what is known; store it with what came.
 
+        What is new is not judged while the ledger takes nothing: it comes again.
+
         Args:
             messages: Dispatches.
             asset: The configuration that came with them.
             revision: The desired state that they are from.
-
-        Raises:
-            sqlite3.Error: The ledger takes nothing.
         """
         result: dict[str, Execution] = {}
         messages = [message for message in messages if self._has_room(message)]
         for message in messages:
-            order, now = read_order(message), moment(self._clock)
-            if order.uid not in self._journal:
-                await self._journal.recall(order.uid)
-            known = self._journal.get(order.uid)
-            result[order.uid] = (
-                judge(order, self._known.now(self._device), now_us=now.wall_us, draw=self._draw())
-                if known is None
-                else withdrawal.order_again(known, order, now)
-            )
+            if (answer := await self._answer(read_order(message))) is not None:
+                result[message.uid] = answer
         self._journal.mark_present(set(result))
         await self._journal.commit(
             result,
@@ -83,34 +75,33 @@ class Orders:
         )
         await self._journal.commit(bound)
 
-    async def drop(self, uids: set[str]) -> None:
-        """End what the headend no longer has; it is forgotten once its last report arrived."""
+    async def drop(self, uids: Set[str]) -> None:
+        """Cancel what the headend no longer has; it is forgotten once its last report arrived."""
         known = uids & self._journal.keys()
         self._journal.mark_absent(known)
-        await self.withdraw(known)
-
-    async def withdraw(self, uids: Set[str]) -> None:
-        """Cancel what the headend has withdrawn."""
         now = moment(self._clock)
         await self._journal.commit(
-            {uid: withdrawal.cancel(self._journal[uid], now) for uid in uids}
+            {uid: withdrawal.cancel(self._journal[uid], now) for uid in known}
         )
 
-    async def take_again(self, messages: Iterable[dispatch_pb2.Dispatch]) -> None:
-        """Fold repeated orders into those that were accepted."""
-        orders = [read_order(message) for message in messages if message.uid in self._journal]
-        await self._journal.commit(
-            {
-                order.uid: withdrawal.order_again(
-                    self._journal[order.uid], order, moment(self._clock)
-                )
-                for order in orders
-            }
-        )
+    async def _answer(self, order: Order) -> Execution | None:
+        """Return what becomes of an order; None = it is not known as long as the ledger fails."""
+        now = moment(self._clock)
+        if order.uid not in self._journal:
+            await self._journal.recall(order.uid)
+        known = self._journal.get(order.uid)
+        if known is not None:
+            return withdrawal.order_again(known, order, now)
+        if self._journal.failing:
+            return None
+        site = self._known.now(self._device)
+        return judge(order, site, now_us=now.wall_us, draw=self._draw())
 
     def _has_room(self, message: dispatch_pb2.Dispatch) -> bool:
         """Tell whether an order can be remembered; no honest headend has so many, or so great."""
         uid, ledger = message.uid, self._ledger
+        if self._journal.failing:
+            return True  # it is asked again
         known = uid in self._journal or ledger.may_have_tombstone(uid)
         full = len(self._journal) + ledger.tombstones >= MAX_ORDERS
         if known or not (full or message.ByteSize() > MAX_ORDER_BYTES):

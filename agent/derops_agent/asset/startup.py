@@ -31,12 +31,18 @@ class Startup:
         """Read what was stored as what is known of it now."""
         await self._journal.load()
         self._rebase(site)
-        for execution in list(self._journal.values()):
-            known = restart.after_restart(execution, self._last_stored(site))
-            self._journal.set_in_memory(known)
+        stored = self._last_stored(site)
+        self._journal.reread(
+            {uid: restart.after_restart(each, stored) for uid, each in self._journal.items()}
+        )
 
     async def resume(self, site: Site) -> bool:
-        """Take up what was stored, once the clock can be believed; return whether it is done."""
+        """Take up what was stored, once the clock can be believed; return whether it is done.
+
+        That is a beginning: where it cannot be stored, it is done later.
+        """
+        if self._journal.failing:
+            return False
         alive = self._journal.alive
         pending = any(e.stage is not Stage.DONE for e in self._journal.values())
         if pending and not self._clock_is_good(moment(self._clock), alive, site):
@@ -44,24 +50,27 @@ class Startup:
         if pending:
             self._rebase(site)
             held = await self._device.read_setpoints()
-            revert = site.asset is not None and site.asset.revert_on_restart
-            whose = {} if held is None else whose_values(self._journal, held, site)
-            await self._journal.commit(
-                {
-                    uid: restart.resume(
-                        execution,
-                        moment(self._clock),
-                        revert=revert,
-                        held=None if held is None else uid in whose.get(execution.order.mode, ()),
-                        another=bool(whose.get(execution.order.mode, frozenset()) - {uid}),
-                        last_held_us=self._last_held(execution, site).wall_us,
-                    )
-                    for uid, execution in self._journal.items()
-                }
-            )
+            if not await self._journal.commit_whole(self._resumed(held, site)):
+                return False
         self.done = True
         self._journal.believes_clock = True
         return True
+
+    def _resumed(self, held: Setpoints | None, site: Site) -> dict[str, Execution]:
+        """Return what was stored as it is taken up from a device that says that it holds that."""
+        revert = site.asset is not None and site.asset.revert_on_restart
+        whose = {} if held is None else whose_values(self._journal, held, site)
+        return {
+            uid: restart.resume(
+                execution,
+                moment(self._clock),
+                revert=revert,
+                held=None if held is None else uid in whose.get(execution.order.mode, ()),
+                another=bool(whose.get(execution.order.mode, frozenset()) - {uid}),
+                last_held_us=self._last_held(execution, site).wall_us,
+            )
+            for uid, execution in self._journal.items()
+        }
 
     async def put_to_fallback(self, site: Site) -> None:
         """Leave nothing on the device before what was stored is taken up; note what it held.
@@ -81,7 +90,7 @@ class Startup:
                 for uid, execution in reverting.items():
                     if not site.holds(held, execution):
                         reverting[uid] = execution.stop_holding(self._last_held(execution, site))
-                        self._journal.set_in_memory(reverting[uid])
+                        self._journal.reread({uid: reverting[uid]})
         await self._writer.hold(reverting, site)
 
     def _last_held(self, execution: Execution, site: Site) -> Moment:
@@ -113,8 +122,9 @@ class Startup:
             now = moment(self._clock)
             if not self._clock_is_good(now, alive, site):
                 now = replace(now, wall_us=alive.at_us)
-            for execution in list(self._journal.values()):
-                self._journal.set_in_memory(restart.rebase(execution, now))
+            self._journal.reread(
+                {uid: restart.rebase(each, now) for uid, each in self._journal.items()}
+            )
 
     def _clock_is_good(self, now: Moment, alive: Alive, site: Site) -> bool:
         offset = site.clock_offset_milliseconds

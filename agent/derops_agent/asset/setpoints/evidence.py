@@ -51,8 +51,7 @@ class ReadBackJudge:
             await self._journal.commit(
                 readback.await_read_back(
                     scope, modes, awaited.wrote, Reason.START_DEADLINE_EXCEEDED, words
-                ),
-                happened=True,
+                )
             )
 
     async def judge(
@@ -141,7 +140,6 @@ class ReadBackJudge:
             shown = held is not None and site.holds(held, execution)
             if shown and execution.held_since and execution.order.mode in wrong:
                 scope = {**scope, uid: replace(execution, confirmed=now)}
-                self._journal.set_in_memory(scope[uid])
         failure = awaited.failure
         words = f"{failure.message}; " if failure else ""
         words += f"{next(iter(wrong.values()))}; {patience.explain_wait(read_back)}"
@@ -279,7 +277,7 @@ class ReadBackJudge:
             self._state.written, self._state.failed = None, awaited.target
         elif not awaits and not unknown:
             self._state.failures = 0
-        await self._journal.commit(after, happened=True)
+        await self._journal.commit(after)
 
     async def note_failure(
         self,
@@ -330,4 +328,4 @@ class ReadBackJudge:
         if held is not None:
             gone = {uid for uid in reverting if not site.holds(held, scope[uid])}
             after |= readback.finish_never_held(after, gone, now, site.rule)
-        await self._journal.commit(after, happened=True)
+        await self._journal.commit(after)

@@ -1,7 +1,7 @@
 """Asking a device what it holds, and what it means for the executions."""
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import structlog
 
@@ -101,7 +101,7 @@ class Looker:
         found = unconfirmed.find_held(scope, held, wanted, site, now)
         if found:
             self._state.written = None
-        await self._journal.commit(found, happened=True)
+        await self._journal.commit(found)
         return found
 
     async def note_looked(self, before: Executions, after: Executions) -> None:
@@ -111,10 +111,6 @@ class Looker:
             self._state.try_now()
         if Mode.ACTIVE_POWER in lost:
             self._state.written = None  # the way back begins where the device is
-        for uid, execution in after.items():
-            # That all is as it was is no news: it is stored with the progress.
-            if execution == replace(before[uid], confirmed=execution.confirmed):
-                self._journal.set_in_memory(execution)
         await self._journal.commit(after)
 
     def look_at_others(

@@ -180,7 +180,7 @@ class DeviceWriter:
         if awaited is None or awaited.is_over:
             return {}
         told = readback.overtaken(scope, awaited.modes, awaited.wrote, awaited.starting)
-        await self._journal.commit(told, happened=True)
+        await self._journal.commit(told)
         return told
 
     async def _release_stray(self, site: Site) -> None:
