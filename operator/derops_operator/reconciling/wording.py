@@ -75,8 +75,7 @@ def describe_unknown_outcome(dispatch: Dispatch, deadline_us: int, *, written: b
         seen = "whether the agent got it is not known"
     return (
         f"the agent sent no final report by {format_second(deadline_us)} "
-        f"({dispatch.report_deadline_seconds} s after the latest end); {seen}: see what the device "
-        f"did"
+        f"({dispatch.report_deadline_seconds} s after the latest end); {seen}: look at the device"
     )
 
 
