@@ -56,7 +56,7 @@ CREDIT_WAITING = Gauge(
 )
 LOG_FILL = Gauge(
     "derops_gateway_log_fill_ratio",
-    "Share of the event log's bound that is taken; from 0.95 on telemetry is refused.",
+    "Share of the event log's bound that is taken; from 0.95 on telemetry waits at the agents.",
 )
 LOG_FAILING = Gauge(
     "derops_gateway_log_failing", "1 while the event log does not take what arrives."
