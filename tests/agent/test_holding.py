@@ -290,7 +290,7 @@ async def test_the_next_setpoint_waits_until_the_device_may_be_written(agent: Ag
     assert agent.powers == [0, 5000]
     await agent.wait(29, step=1)
     assert agent.powers == [0, 5000]
-    assert "20.0 s were left" in agent.report("b").pending_error
+    assert "for another 20.0 s" in agent.report("b").pending_error
     assert "minSecondsBetweenWrites 30 s" in agent.report("b").pending_error
     await agent.wait(2, step=1)
 
