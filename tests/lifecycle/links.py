@@ -98,7 +98,7 @@ class ControlLink:
         self._operator, self._exchange, self._name = operator, gateway.exchange, gateway.name
         self._builder: SnapshotBuilder | None = None
         self._synced = self._welcomed = False
-        self._exchange.attach(self)
+        self._exchange.operator.attach(self)
         hello = control_pb2.ReplicaHello(
             replica=gateway.name, state_since_us=self._exchange.store.state_since_us
         )
@@ -183,7 +183,7 @@ class ControlLink:
     def close(self) -> None:
         """Note the cut on both sides."""
         self._operator.desired.unsubscribe(self._subscription)
-        self._exchange.detach(self)
+        self._exchange.operator.detach(self)
         if self._welcomed:
             self._operator.fleet.lose_replica(self._name, self._exchange.now_us())
 

@@ -131,7 +131,7 @@ class OperatorStream:
             self.end("Closed", "the connection was lost")
             for task in tasks:
                 task.cancel()
-            self._exchange.detach(self)
+            self._exchange.operator.detach(self)
             reason, message = self._ending or ("Closed", "")
             self._log.info("operator.disconnected", reason=reason, why=message)
             for failure in await asyncio.gather(*tasks, return_exceptions=True):
@@ -205,7 +205,7 @@ class OperatorStream:
         if self._ending is not None:  # superseded: it must not take the place back
             raise BadSyncError(*self._ending)
         self._exchange.check_start(begin.era, begin.operator_start_ms)
-        self._exchange.attach(self)
+        self._exchange.operator.attach(self)
         self._builder = SnapshotBuilder(begin.operator_start_ms, begin.era)
         self._takes_batches = begin.takes_batches
 

@@ -223,14 +223,6 @@ class Exchange:
                 "StaleOperator", f"era {era} start {operator_start_ms} is behind {known}"
             )
 
-    def attach(self, operator: OperatorOutlet) -> None:
-        """Listen to this operator and to no earlier one."""
-        self.operator.attach(operator)
-
-    def detach(self, operator: OperatorOutlet) -> None:
-        """Forget an operator's stream that ended."""
-        self.operator.detach(operator)
-
     async def replace(self, operator: OperatorOutlet, snapshot: Snapshot) -> None:
         """Store a complete snapshot, then serve it.
 

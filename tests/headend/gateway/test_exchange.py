@@ -30,8 +30,8 @@ async def test_what_a_superseded_operator_still_says_is_not_taken(tmp_path: Path
     exchange = gateway.exchange
     assert exchange is not None
     old, new = Outlet(), Outlet()
-    exchange.attach(old)
-    exchange.attach(new)
+    exchange.operator.attach(old)
+    exchange.operator.attach(new)
     asset = dispatch_pb2.Asset(id=dispatch_pb2.AssetId(uid="uid-a", namespace="ns", name="a"))
     late = control_pb2.OperatorMessage(version=7, asset=asset)
     end = control_pb2.OperatorMessage(version=7, snapshot_end=control_pb2.SnapshotEnd())

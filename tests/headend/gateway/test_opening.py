@@ -93,7 +93,7 @@ async def _stream(
         admission=Credit(),  # type: ignore[arg-type]
         now_us=lambda: 10,
     )
-    exchange.attach(operator)
+    exchange.operator.attach(operator)
     revision = Revision(operator_start_ms=1, version=1)
     await exchange.replace(
         operator, Snapshot(revision=revision, assets=(ASSET,), dispatches=orders)
