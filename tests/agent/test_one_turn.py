@@ -145,6 +145,61 @@ async def test_no_value_stays_for_a_next_window_that_cannot_begin(agent: Agent, 
     assert agent.outcome("d2") == ("Active", "Applied")
 
 
+@pytest.mark.parametrize("seconds", range(70, 76))
+async def test_what_is_found_on_the_device_is_stored_before_it_is_written_over(
+    agent: Agent, seconds: int
+) -> None:
+    stored = []
+    write = agent.device.write
+
+    async def look_and_write(
+        setpoints: Setpoints, reversion: Reversion | None = None
+    ) -> int | None:
+        if agent.device.held.active_power_watts == 5000:
+            [first] = [e for e in agent.ledger.unsettled() if e.execution.order.uid == "d1"]
+            stored.append((first.execution.applied_us > 0, first.report.applied_us > 0))
+        return await write(setpoints, reversion)
+
+    other = order("d2", mode="LoadLimit", watts=3000, start_us=T0 + seconds * S)
+    await agent.give(order(start_deadline_seconds=5), other)
+    await agent.wait(59, step=1)
+    agent.device.fail = "deaf"
+    await agent.wait(seconds - 60, step=1)
+    assert agent.outcome() == ("Failed", "DeviceOffline")
+    agent.device.fail = ""
+    agent.device.held = Setpoints(active_power_watts=5000)
+    agent.device.write = look_and_write  # type: ignore[method-assign]
+    await agent.wait(5, step=1)
+
+    assert agent.outcome("d2") == ("Active", "Applied")
+    assert agent.device.held.active_power_watts == 0
+    assert stored == [(True, True)]
+
+
+async def test_a_ledger_that_fails_before_a_write_leaves_the_start_to_the_next_turn(
+    agent: Agent, disk: Disk
+) -> None:
+    other = order("d2", mode="LoadLimit", watts=3000, start_us=T0 + 72 * S)
+    await agent.give(order(start_deadline_seconds=5), other)
+    await agent.wait(59, step=1)
+    agent.device.fail = "deaf"
+    await agent.wait(12, step=1)
+    agent.device.fail = ""
+    agent.device.held = Setpoints(active_power_watts=5000)
+    writes, intent = len(agent.device.writes), disk.calls + 1
+    disk.refuses = lambda call: call > intent
+    await steps(agent, 1)
+    assert agent.controller.journal["d2"].stage is Stage.APPLYING
+    assert len(agent.device.writes) == writes
+
+    await steps(agent, 1)
+    assert agent.device.held == Setpoints(active_power_watts=0)
+    disk.refuses = lambda _: False
+    await steps(agent, 2)
+    assert agent.outcome("d2") == ("Active", "Applied")
+    assert agent.report("d1").applied_us > 0
+
+
 async def test_what_is_new_is_not_judged_while_it_cannot_be_stored(
     agent: Agent, disk: Disk
 ) -> None:

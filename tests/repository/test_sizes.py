@@ -26,16 +26,6 @@ REASON = "# Branches: "
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 BRANCHED_FUNCTIONS = {
-    "agent/derops_agent/asset/startup.py:Startup.put_to_fallback",
-    "agent/derops_agent/asset/setpoints/evidence.py:ReadBackJudge._note_not_taken",
-    "agent/derops_agent/asset/setpoints/evidence.py:ReadBackJudge._note_success",
-    "agent/derops_agent/asset/setpoints/evidence.py:ReadBackJudge.judge",
-    "agent/derops_agent/asset/setpoints/evidence.py:ReadBackJudge.note_failure",
-    "agent/derops_agent/asset/setpoints/inquiry.py:Looker.look",
-    "agent/derops_agent/asset/setpoints/state.py:DeviceState.note_write",
-    "agent/derops_agent/asset/setpoints/writer.py:DeviceWriter._write",
-    "agent/derops_agent/asset/setpoints/writer.py:DeviceWriter.due_in_us",
-    "agent/derops_agent/asset/setpoints/writer.py:DeviceWriter.hold",
 }
 """Functions that still have more branches without a reason; one that no longer does leaves."""
 

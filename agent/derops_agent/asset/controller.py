@@ -24,9 +24,11 @@ from derops_agent.asset.ledger import Ledger
 from derops_agent.asset.orders import Orders
 from derops_agent.asset.outlet import Outlet
 from derops_agent.asset.revisions import Revisions
+from derops_agent.asset.setpoints.schedule import due_in_us
 from derops_agent.asset.setpoints.writer import DeviceWriter
 from derops_agent.asset.site_state import SiteState
 from derops_agent.asset.startup import Startup
+from derops_agent.asset.writes import write_what_is_due
 from derops_agent.clock import Clock, Moment, moment
 from derops_agent.execution import (
     reversion,
@@ -68,7 +70,7 @@ class AssetController:
         self.inbox = Inbox()
         self._device, self._ledger, self._clock, self._run = device, ledger, clock, run
         self._outlet = outlet
-        self._writer = DeviceWriter(device, self.journal, clock, str(name))
+        self._writer = DeviceWriter(device, clock, str(name))
         site = Site(
             capability=device.capability,
             local=local,
@@ -197,8 +199,8 @@ class AssetController:
         )
         if not journal.failing:
             self._advanced = self._decided
-        await self._writer.look(journal.scope, self._site)
-        await self._writer.hold(journal.scope, self._site)
+        await journal.commit(await self._writer.look(journal.scope, self._site))
+        await write_what_is_due(journal, self._writer, journal.scope, self._site)
         state = self._writer.state
         await journal.commit(
             silence.mark_silent(journal, state.silence, self._moment(), self._site.rule)
@@ -317,7 +319,7 @@ class AssetController:
         wait_us = (1 if unfinished or self.journal.forgettable else 30) * SECOND_US
         for due_us in (
             windows.next_wakeup_us(unfinished, self._decided, now),
-            self._writer.due_in_us(self.journal, self._site.asset),
+            due_in_us(self._writer.state, self.journal, self._site.asset),
         ):
             if due_us is not None:
                 wait_us = min(wait_us, due_us)

@@ -6,10 +6,12 @@ from derops_agent.asset.device import GuardedDevice
 from derops_agent.asset.journal import Journal
 from derops_agent.asset.ledger import Alive
 from derops_agent.asset.setpoints.writer import DeviceWriter
+from derops_agent.asset.writes import write_what_is_due
 from derops_agent.clock import Clock, Moment, moment
 from derops_agent.execution import restart
 from derops_agent.execution.site import Site, whose_values
 from derops_agent.execution.state import Execution, Stage
+from derops_agent.execution.windows import Executions
 from derops_agent.ports import Setpoints
 
 
@@ -87,11 +89,19 @@ class Startup:
             held = await self._device.read_setpoints()
             if held is not None:
                 self._found = self._found or (moment(self._clock), held)
-                for uid, execution in reverting.items():
-                    if not site.holds(held, execution):
-                        reverting[uid] = execution.stop_holding(self._last_held(execution, site))
-                        self._journal.reread({uid: reverting[uid]})
-        await self._writer.hold(reverting, site)
+                reverting |= self._without_hold(reverting, held, site)
+                self._journal.reread(reverting)
+        await write_what_is_due(self._journal, self._writer, reverting, site)
+
+    def _without_hold(
+        self, executions: Executions, held: Setpoints, site: Site
+    ) -> dict[str, Execution]:
+        """Return those that a device, which says that it holds that, does not hold any more."""
+        return {
+            uid: execution.stop_holding(self._last_held(execution, site))
+            for uid, execution in executions.items()
+            if not site.holds(held, execution)
+        }
 
     def _last_held(self, execution: Execution, site: Site) -> Moment:
         """Return when the device, which holds it no more, is last known to have held it.

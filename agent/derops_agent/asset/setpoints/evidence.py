@@ -9,14 +9,12 @@ from derops.lifecycle import Reason
 from derops.schedules import SECOND_US
 from derops_agent import metrics
 from derops_agent.asset.device import GuardedDevice
-from derops_agent.asset.journal import Journal
 from derops_agent.asset.setpoints.inquiry import Looker
 from derops_agent.asset.setpoints.state import LOOK_EVERY_US, SUSPECT_US, DeviceState
 from derops_agent.clock import Clock, moment
 from derops_agent.execution import claims, patience, readback, unconfirmed, windows
 from derops_agent.execution.patience import Awaited
 from derops_agent.execution.site import Site
-from derops_agent.execution.state import Stage
 from derops_agent.execution.windows import Executions
 from derops_agent.ports import Setpoints
 
@@ -27,62 +25,69 @@ class ReadBackJudge:
     def __init__(
         self,
         device: GuardedDevice,
-        journal: Journal,
         clock: Clock,
         state: DeviceState,
         looker: Looker,
         asset: str,
     ) -> None:
-        self._device, self._journal, self._clock = device, journal, clock
+        self._device, self._clock = device, clock
         self._state, self._looker = state, looker
         self._log = structlog.get_logger("read_back").bind(asset=asset)
 
-    async def ask_again(self, scope: Executions, site: Site) -> None:
-        """Ask the device whether it shows what was written, if that is due."""
+    async def ask_again(self, scope: Executions, site: Site) -> Executions:
+        """Ask the device whether it shows what was written, if that is due; return what changed."""
         awaited = self._state.awaited
         if awaited is None:
-            return
+            return {}
         if self._clock.monotonic_us() >= awaited.ask_at_us:
-            await self.judge(awaited, scope, await self._looker.ask(), site)
-        elif not awaited.modes:
-            words = patience.explain_wait(self._device.capability.read_back)
-            modes = {e.order.mode for u, e in scope.items() if u in awaited.wanting}
-            self._state.awaited = replace(awaited, modes=frozenset(modes))
-            await self._journal.commit(
-                readback.await_read_back(
-                    scope, modes, awaited.wrote, Reason.START_DEADLINE_EXCEEDED, words
-                )
-            )
+            return self.judge(awaited, scope, await self._looker.ask(), site)
+        if awaited.modes:
+            return {}
+        words = patience.explain_wait(self._device.capability.read_back)
+        modes = {e.order.mode for u, e in scope.items() if u in awaited.wanting}
+        self._state.awaited = replace(awaited, modes=frozenset(modes))
+        return readback.await_read_back(
+            scope, modes, awaited.wrote, Reason.START_DEADLINE_EXCEEDED, words
+        )
 
-    async def judge(
+    # Branches: each thing that a device may show of a write, one after the other.
+    def judge(
         self, awaited: Awaited, scope: Executions, held: Setpoints | None, site: Site
-    ) -> None:
-        """Decide by what the device shows, or does not say, whether it has taken a write."""
-        read_back, now = self._device.capability.read_back, moment(self._clock)
-        next_us = now.monotonic_us + round(read_back.pace_seconds * SECOND_US)
-        until_us = awaited.wrote.monotonic_us + round(read_back.patience_seconds * SECOND_US)
-        patient = now.monotonic_us < until_us
+    ) -> Executions:
+        """Decide by what the device shows, or does not say, whether it has taken a write.
+
+        Returns:
+            The executions that this changes.
+        """
         wrong = patience.wrong_modes(scope, awaited.step, held, site)
         behind = self._behind(awaited, held, site)
         if held is None:
             wrong = dict(awaited.shown)  # it may well show that still
-        elif wrong and await self._looker.find_late(scope, held, site):
-            return  # it was overwritten by what is undone now
+        elif wrong and (found := self._looker.find_late(scope, held, site)):
+            return found  # it was overwritten by what is undone now
         if wrong and awaited.is_over:
-            await self._look_on(awaited, scope, held, wrong, site)
-        elif (wrong or behind) and patient and held is None:
-            self._state.awaited = replace(awaited, ask_at_us=min(next_us, until_us))
-        elif (wrong or behind) and patient:
-            asked = replace(awaited, ask_at_us=min(next_us, until_us), shown=wrong, behind=behind)
-            await self._wait_on(asked, scope, held, {**behind, **wrong}, site)
-        else:
-            self._state.awaited = None
-            if wrong:
-                await self._note_not_taken(awaited, scope, held, wrong, site)
-            elif behind and held is not None and self._may_repeat(awaited, scope, site):
-                self._state.stay(awaited.step, held, behind)
-            else:
-                await self._note_taken(awaited, scope, held, site)
+            return self._look_on(awaited, scope, held, wrong, site)
+        if (wrong or behind) and (ask_at_us := self._ask_again_at_us(awaited)) is not None:
+            awaited = replace(awaited, ask_at_us=ask_at_us)
+            if held is None:
+                self._state.awaited = awaited
+                return {}
+            asked = replace(awaited, shown=wrong, behind=behind)
+            return self._wait_on(asked, scope, held, {**behind, **wrong}, site)
+        self._state.awaited = None
+        if wrong:
+            return self._note_not_taken(awaited, scope, held, wrong, site)
+        if behind and held is not None and self._may_repeat(awaited, scope, site):
+            self._state.stay(awaited.step, held, behind)
+            return {}
+        return self._note_taken(awaited, scope, held, site)
+
+    def _ask_again_at_us(self, awaited: Awaited) -> int | None:
+        """Return when a device is asked again that may show it yet; None = for long enough."""
+        read_back, now_us = self._device.capability.read_back, self._clock.monotonic_us()
+        next_us = now_us + round(read_back.pace_seconds * SECOND_US)
+        until_us = awaited.wrote.monotonic_us + round(read_back.patience_seconds * SECOND_US)
+        return min(next_us, until_us) if now_us < until_us else None
 
     def _behind(self, awaited: Awaited, held: Setpoints | None, site: Site) -> Mapping[str, str]:
         """Return the modes that the device may show as they were before, with the words for it."""
@@ -98,34 +103,36 @@ class ReadBackJudge:
         once = self._state.tries[awaited.target].writes < most_writes
         return once and site.asset is not None and not self._state.pauses(scope, site.asset)
 
-    async def _look_on(
+    def _look_on(
         self,
         awaited: Awaited,
         scope: Executions,
         held: Setpoints | None,
         wrong: Mapping[str, str],
         site: Site,
-    ) -> None:
+    ) -> Executions:
         """Note what a device shows that was waited for long enough, until it is written again."""
         read_back, now = self._device.capability.read_back, moment(self._clock)
         pace_us = round(read_back.pace_seconds * SECOND_US)
         if self._state.tries[awaited.target].writes >= read_back.most_writes:
             pace_us = max(pace_us, LOOK_EVERY_US)
         self._state.awaited = replace(awaited, ask_at_us=now.monotonic_us + pace_us)
-        if held is not None:
-            seen = self._looker.look_at_others(scope, wrong, held, site)
-            gone = {uid for uid, e in scope.items() if not site.holds(held, e)}
-            seen |= readback.finish_never_held({**scope, **seen}, gone, now, site.rule)
-            await self._looker.note_looked(scope, seen)
+        if held is None:
+            return {}
+        seen = self._looker.look_at_others(scope, wrong, held, site)
+        gone = {uid for uid, e in scope.items() if not site.holds(held, e)}
+        seen |= readback.finish_never_held({**scope, **seen}, gone, now, site.rule)
+        self._looker.note_looked(scope, seen)
+        return seen
 
-    async def _wait_on(
+    def _wait_on(
         self,
         awaited: Awaited,
         scope: Executions,
         held: Setpoints | None,
         wrong: Mapping[str, str],
         site: Site,
-    ) -> None:
+    ) -> Executions:
         """Note what the device has taken of a write, and wait for the rest of it."""
         read_back, now = self._device.capability.read_back, moment(self._clock)
         uids = frozenset(u for u in awaited.wanting if u in scope and scope[u].order.mode in wrong)
@@ -148,11 +155,11 @@ class ReadBackJudge:
             **scope,
             **readback.await_read_back(scope, wrong.keys(), awaited.wrote, error, words),
         }
-        await self._note_success(waiting, awaited, held, site, wrong={}, awaits=wrong.keys())
+        return self._note_success(waiting, awaited, held, site, wrong={}, awaits=wrong.keys())
 
-    async def _note_taken(
+    def _note_taken(
         self, awaited: Awaited, scope: Executions, held: Setpoints | None, site: Site
-    ) -> None:
+    ) -> Executions:
         """Note that the device has taken all of a write."""
         writes = self._state.tries[awaited.target].writes
         unknown = patience.not_known_by(awaited, scope)
@@ -172,7 +179,7 @@ class ReadBackJudge:
             self._state.stuck_us = 0
         elif held and not patience.behind(self._state.passed, awaited.step, held, site):
             self._state.stuck_us = 0  # it moves
-        await self._note_success(
+        return self._note_success(
             scope,
             replace(awaited, wrote=since),
             held,
@@ -182,40 +189,32 @@ class ReadBackJudge:
             unknown=unknown.keys(),
         )
 
-    async def _note_not_taken(
+    def _note_not_taken(
         self,
         awaited: Awaited,
         scope: Executions,
         held: Setpoints | None,
         wrong: Mapping[str, str],
         site: Site,
-    ) -> None:
+    ) -> Executions:
         """Note what the device has not taken of a write for long enough."""
         tries = self._state.tries[awaited.target]
         tries.wanting &= frozenset(u for u in scope if scope[u].order.mode in wrong)
         most_writes = self._device.capability.read_back.most_writes
         count = f"written {tries.writes} of at most {most_writes} times"
-        told = {mode: f"{words}; {count}" for mode, words in wrong.items()}
-        failure = awaited.failure
-        if failure is not None:
-            told = {mode: f"{failure.message}; {words}" for mode, words in told.items()}
+        said = f"{awaited.failure.message}; " if awaited.failure else ""
+        told = {mode: f"{said}{words}; {count}" for mode, words in wrong.items()}
         if held is None:
             scope = {
                 **scope,
                 **readback.overtaken(scope, told.keys(), awaited.wrote, awaited.starting),
             }
         self._state.timer_ends_us = awaited.timer_ends_us
-        await self._note_success(scope, awaited, held, site, wrong=told, awaits=())
+        after = self._note_success(scope, awaited, held, site, wrong=told, awaits=())
         for uid in awaited.starting & tries.wanting:
             self._state.not_taken[uid] = self._state.not_taken.get(uid, 0) + 1
         self._state.since = {}
-        self._state.stuck = told
-        self._state.stuck_us = self._state.stuck_us or awaited.wrote.wall_us
-        ordered = windows.owners(scope)
-        unordered = {told[mode]: None for mode in sorted(told) if mode not in ordered}
-        self._state.unheld = "; ".join(unordered)
-        starting = {scope[uid].order.mode for uid in awaited.starting & scope.keys()}
-        self._state.kept |= claims.ending(e for e in scope.values() if e.order.mode not in starting)
+        self._note_stuck(awaited, scope, told)
         now, read_back = moment(self._clock), self._device.capability.read_back
         self._state.retry_at_us = tries.last_us + patience.again_after_us(read_back, tries.writes)
         self._state.awaited = replace(
@@ -227,11 +226,21 @@ class ReadBackJudge:
             ask_at_us=now.monotonic_us + round(read_back.pace_seconds * SECOND_US),
             is_over=True,
         )
-        if tries.writes >= most_writes:
-            known = {uid: self._journal[uid] for uid in scope}
-            await self._journal.commit(readback.wear_out(known, now, tries.writes, most_writes))
+        if tries.writes < most_writes:
+            return after
+        return {**after, **readback.wear_out(after, now, tries.writes, most_writes)}
 
-    async def _note_success(
+    def _note_stuck(self, awaited: Awaited, scope: Executions, told: Mapping[str, str]) -> None:
+        """Note what the device says of the modes that it does not let go, and of whose."""
+        self._state.stuck = dict(told)
+        self._state.stuck_us = self._state.stuck_us or awaited.wrote.wall_us
+        ordered = windows.owners(scope)
+        unordered = {told[mode]: None for mode in sorted(told) if mode not in ordered}
+        self._state.unheld = "; ".join(unordered)
+        starting = {scope[uid].order.mode for uid in awaited.starting & scope.keys()}
+        self._state.kept |= claims.ending(e for e in scope.values() if e.order.mode not in starting)
+
+    def _note_success(
         self,
         scope: Executions,
         awaited: Awaited,
@@ -241,7 +250,7 @@ class ReadBackJudge:
         wrong: Mapping[str, str],
         awaits: Collection[str],
         unknown: Collection[str] = (),
-    ) -> None:
+    ) -> Executions:
         now = moment(self._clock)
         self._state.held = held
         gone: set[str] = set()
@@ -265,11 +274,7 @@ class ReadBackJudge:
             guard=self._state.guard,
             timer_ends_us=self._state.timer_ends_at(now),
         )
-        for execution in after.values():
-            fresh = execution.applied_us and not scope[execution.order.uid].applied_us
-            if fresh and execution.planned:
-                late_us = execution.applied_us - execution.planned.start_us
-                metrics.START_LATENESS.observe(late_us / SECOND_US)
+        _count_starts(scope, after)
         if wrong:
             self._log.warning("setpoint.not_held", modes=sorted(wrong), held=str(held))
             metrics.DEVICE_WRITES.labels("ignored").inc()
@@ -277,17 +282,17 @@ class ReadBackJudge:
             self._state.written, self._state.failed = None, awaited.target
         elif not awaits and not unknown:
             self._state.failures = 0
-        await self._journal.commit(after)
+        return after
 
-    async def note_failure(
+    def note_failure(
         self,
         scope: Executions,
         wanted: Setpoints,
         failure: unconfirmed.WriteFailure,
         held: Setpoints | None,
         site: Site,
-    ) -> None:
-        """Note that a write was not confirmed.
+    ) -> Executions:
+        """Note that a write was not confirmed; return what that makes of the executions.
 
         Args:
             scope: All.
@@ -300,32 +305,62 @@ class ReadBackJudge:
         reverting = claims.ending(scope.values())
         if failure.sent:
             self._state.suspect_until_us = now.monotonic_us + SUSPECT_US
-        delay_us = self._state.try_again(scope, wanted)
-        metrics.DEVICE_WRITES.labels("refused" if failure.refused else "timeout").inc()
-        event = "revert.failed" if reverting else "setpoint.write_failed"
-        if reverting:
-            metrics.REVERT_FAILURES.inc()
-        self._log.warning(
-            event,
-            error=failure.message,
-            retry_seconds=delay_us / SECOND_US,
-            dispatch_uids=sorted(reverting),
-        )
-        starting = [e for e in windows.owners(scope).values() if e.stage is Stage.APPLYING]
+        self._tell_failure(failure, reverting, self._state.try_again(scope, wanted))
         self._state.awaited, self._state.since = None, {}
-        several = len(starting) > 1 or (starting and reverting)
+        starts = len(claims.starts(scope))
+        several = starts > 1 or (starts and reverting)
         if failure.refused and several and not self._state.apart:
             self._state.apart, self._state.retry_at_us = True, now.monotonic_us
-            return
-        self._state.stuck = {}
-        if failure.answers:
-            self._state.stuck = {scope[uid].order.mode: failure.message for uid in reverting}
-            self._state.stuck_us = self._state.stuck_us or now.wall_us
-        if not starting:
-            self._state.kept |= reverting
-            self._state.unheld = failure.message if failure.answers else self._state.unheld
+            return {}
+        self._note_kept(failure, scope, reverting, alone=not starts)
         after = unconfirmed.write_failed(scope, now, failure)
         if held is not None:
             gone = {uid for uid in reverting if not site.holds(held, scope[uid])}
             after |= readback.finish_never_held(after, gone, now, site.rule)
-        await self._journal.commit(after)
+        return after
+
+    def _note_kept(
+        self,
+        failure: unconfirmed.WriteFailure,
+        scope: Executions,
+        reverting: set[str],
+        *,
+        alone: bool,
+    ) -> None:
+        """Note what a device keeps that did not confirm the write by which it was to let go.
+
+        Args:
+            failure: What it answered, or did not.
+            scope: All.
+            reverting: Those to be taken off, by uid.
+            alone: Nothing was to be put on the device by the same write.
+        """
+        self._state.stuck = {}
+        if failure.answers:
+            self._state.stuck = {scope[uid].order.mode: failure.message for uid in reverting}
+            self._state.stuck_us = self._state.stuck_us or self._clock.now_us()
+        if alone:
+            self._state.kept |= reverting
+        if alone and failure.answers:
+            self._state.unheld = failure.message
+
+    def _tell_failure(
+        self, failure: unconfirmed.WriteFailure, reverting: Collection[str], delay_us: int
+    ) -> None:
+        metrics.DEVICE_WRITES.labels("refused" if failure.refused else "timeout").inc()
+        if reverting:
+            metrics.REVERT_FAILURES.inc()
+        self._log.warning(
+            "revert.failed" if reverting else "setpoint.write_failed",
+            error=failure.message,
+            retry_seconds=delay_us / SECOND_US,
+            dispatch_uids=sorted(reverting),
+        )
+
+
+def _count_starts(before: Executions, after: Executions) -> None:
+    """Count how late each start was that the device shows now."""
+    for uid, execution in after.items():
+        if execution.applied_us and not before[uid].applied_us and execution.planned:
+            late_us = execution.applied_us - execution.planned.start_us
+            metrics.START_LATENESS.observe(late_us / SECOND_US)

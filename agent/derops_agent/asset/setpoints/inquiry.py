@@ -7,7 +7,6 @@ import structlog
 
 from derops.modes import Mode
 from derops_agent.asset.device import GuardedDevice
-from derops_agent.asset.journal import Journal
 from derops_agent.asset.setpoints.state import LOOK_EVERY_US, DeviceState
 from derops_agent.clock import Clock, moment
 from derops_agent.execution import claims, readback, unconfirmed, windows
@@ -20,40 +19,47 @@ from derops_agent.ports import Setpoints
 class Looker:
     """Asks one device what it holds."""
 
-    def __init__(
-        self, device: GuardedDevice, journal: Journal, clock: Clock, state: DeviceState, asset: str
-    ) -> None:
-        self._device, self._journal, self._clock = device, journal, clock
-        self._state = state
+    def __init__(self, device: GuardedDevice, clock: Clock, state: DeviceState, asset: str) -> None:
+        self._device, self._clock, self._state = device, clock, state
         self._log = structlog.get_logger("looker").bind(asset=asset)
 
-    async def look(self, scope: Executions, site: Site) -> None:
-        """Ask the device whether it still holds what it was told, now and then."""
+    async def look(self, scope: Executions, site: Site) -> Executions:
+        """Ask the device now and then whether it holds what it was told; return what changed."""
         now_us = self._clock.monotonic_us()
         holding = any(e.held_since or e.may_land for e in scope.values())
-        due = now_us >= self._state.look_at_us or self._asks_before_writing(scope)
-        if not due or not (holding or now_us < self._state.suspect_until_us):
-            return
+        if not self._is_due(scope, now_us, holding=holding):
+            return {}
         self._state.look_at_us = now_us + LOOK_EVERY_US
         if self._state.written is None and not holding:
-            return
+            return {}
         held = await self.ask()
         if held is None:
-            await self._journal.commit(unconfirmed.mark_unanswered(scope))
-            return
+            return unconfirmed.mark_unanswered(scope)
         suspect = now_us < self._state.suspect_until_us
-        written, before = self._state.written, self._state.held
-        settled = suspect and self._state.awaited is None and written
-        if settled and before and _is_other(held, before, site):
-            self._log.warning("setpoint.landed_late", held=str(held), wanted=str(written))
-            self._state.written = self._state.held = None
-        scope = {**scope, **await self.find_late(scope, held, site)}
+        if suspect:
+            self._find_landed(held, site)
+        scope = {**scope, **self.find_late(scope, held, site)}
         after = {**scope, **self.look_again(self._without_awaited(scope), held, site)}
         if not suspect:
             after |= unconfirmed.rule_out(after)
-        await self.note_looked(scope, after)
+        self.note_looked(scope, after)
         if self._state.written is None:
             self._state.held = held
+        return after
+
+    def _is_due(self, scope: Executions, now_us: int, *, holding: bool) -> bool:
+        if not (holding or now_us < self._state.suspect_until_us):
+            return False
+        return now_us >= self._state.look_at_us or self._asks_before_writing(scope)
+
+    def _find_landed(self, held: Setpoints, site: Site) -> None:
+        """Note whether something that was sent before has landed over what was written last."""
+        written, before = self._state.written, self._state.held
+        if self._state.awaited is not None or not written or not before:
+            return
+        if _is_other(held, before, site):
+            self._log.warning("setpoint.landed_late", held=str(held), wanted=str(written))
+            self._state.written = self._state.held = None
 
     def _asks_before_writing(self, scope: Executions) -> bool:
         """Tell whether a device that was silent is to be written: before, it may have let go."""
@@ -75,18 +81,19 @@ class Looker:
         return held
 
     async def ask_first(self, scope: Executions, site: Site) -> Executions:
-        """Ask a device what it took of what it left unanswered, before that is written over."""
+        """Ask a device what it took of what it left unanswered; return what changed.
+
+        That is asked, and stored, before it is written over.
+        """
         if not any(e.is_doubtful or e.may_land for e in scope.values()):
-            return scope
+            return {}
         held = await self.ask()
         if held is None:
-            missed = unconfirmed.mark_unanswered(scope)
-            await self._journal.commit(missed)
-            return {**scope, **missed}
-        return {**scope, **await self.find_late(scope, held, site)}
+            return unconfirmed.mark_unanswered(scope)
+        return self.find_late(scope, held, site)
 
-    async def find_late(self, scope: Executions, held: Setpoints, site: Site) -> Executions:
-        """Return, and store, those that the device is found to hold although they had ended."""
+    def find_late(self, scope: Executions, held: Setpoints, site: Site) -> Executions:
+        """Return those that the device is found to hold although they had ended."""
         # A step of a ramp is no late landing, whoever wanted the same.
         on_the_way = self._state.ramping and held == self._state.held
         if site.asset and site.asset.max_ramp_watts_per_second and self._state.awaited:
@@ -101,17 +108,15 @@ class Looker:
         found = unconfirmed.find_held(scope, held, wanted, site, now)
         if found:
             self._state.written = None
-        await self._journal.commit(found)
         return found
 
-    async def note_looked(self, before: Executions, after: Executions) -> None:
-        """Store what looking at the device made of ``before``."""
+    def note_looked(self, before: Executions, after: Executions) -> None:
+        """Note what looking at the device has made of ``before``."""
         lost = {e.order.mode for u, e in after.items() if before[u].held_since and not e.held_since}
         if lost:
             self._state.try_now()
         if Mode.ACTIVE_POWER in lost:
             self._state.written = None  # the way back begins where the device is
-        await self._journal.commit(after)
 
     def look_at_others(
         self, scope: Executions, wrong: Mapping[str, str], held: Setpoints, site: Site

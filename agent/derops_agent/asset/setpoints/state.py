@@ -197,15 +197,27 @@ class DeviceState:
         if pending:
             self.wrote_at_us = now_us
         self.look_at_us = now_us + LOOK_EVERY_US
-        self.refresh_at_us = None
         self.timer_ends_us = now_us + armed_seconds * SECOND_US if armed_seconds else None
-        ends_us = [e.planned.end_us for e in owners.values() if e.planned]
-        if armed_seconds and ends_us:
-            runs_out_us = self.clock.now_us() + armed_seconds * SECOND_US
-            # What ended may have to stay until the next window.
-            if runs_out_us < min(ends_us) + windows.GAP_TOLERANCE_US + SECOND_US:
-                self.refresh_at_us = now_us + armed_seconds * SECOND_US // 2
+        self.refresh_at_us = self._refresh_at_us(owners, armed_seconds or 0)
         self.guard = Guard.DEVICE_TIMER if armed_seconds else Guard.AGENT_TIMER
+
+    def _refresh_at_us(self, owners: Executions, armed_seconds: int) -> int | None:
+        """Return when a timer that was set now is to be set again; None = it runs long enough."""
+        ends_us = [e.planned.end_us for e in owners.values() if e.planned]
+        if not armed_seconds or not ends_us:
+            return None
+        runs_out_us = self.clock.now_us() + armed_seconds * SECOND_US
+        # What ended may have to stay until the next window.
+        if runs_out_us >= min(ends_us) + windows.GAP_TOLERANCE_US + SECOND_US:
+            return None
+        return self.clock.monotonic_us() + armed_seconds * SECOND_US // 2
+
+    def note_starting(self, scope: Executions, wrote: Moment) -> None:
+        """Note when the starts that own a mode were written, unless they were before."""
+        owners = windows.owners(scope)
+        starting = [e for e in owners.values() if e.stage is Stage.APPLYING]
+        keys = {(e.order.uid, e.target_watts) for e in starting}
+        self.since = {key: self.since.get(key, wrote) for key in keys}
 
     def stay(self, told: Setpoints, held: Setpoints, modes: Collection[str]) -> None:
         """Note that the device shows ``modes`` as they were, and not what it was ``told`` last.
