@@ -25,8 +25,7 @@ REASON = "# Branches: "
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
-BRANCHED_FUNCTIONS = {
-}
+BRANCHED_FUNCTIONS = {}
 """Functions that still have more branches without a reason; one that no longer does leaves."""
 
 
