@@ -25,9 +25,6 @@ REASON = "# Branches: "
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
-BRANCHED_FUNCTIONS = {}
-"""Functions that still have more branches without a reason; one that no longer does leaves."""
-
 
 def modules() -> Iterator[Path]:
     for package in PACKAGES:
@@ -115,11 +112,8 @@ def test_no_module_is_long() -> None:
 def test_no_function_has_many_branches_without_a_reason() -> None:
     without_reason = {name for name, reason in find_branched() if not reason}
 
-    assert sorted(without_reason - BRANCHED_FUNCTIONS) == [], (
+    assert sorted(without_reason) == [], (
         f"split these, or say above them why they have over {MOST_BRANCHES}: {REASON}..."
-    )
-    assert sorted(BRANCHED_FUNCTIONS - without_reason) == [], (
-        "these are simple now, or have a reason: take them from BRANCHED_FUNCTIONS"
     )
 
 
