@@ -191,6 +191,23 @@ async def test_a_predecessor_is_replaced_when_its_successor_is_written(agent: Ag
     assert agent.report("d2").applied_us == T0 + 100 * S
 
 
+async def test_an_end_that_others_follow_before_it_is_shown_counts_from_its_write(
+    agent: Agent,
+) -> None:
+    await late(agent, lag_seconds=4.0)
+    await agent.give(order(duration_seconds=20))
+    await agent.wait(80, step=1)
+    await agent.give(order("next", watts=4000, start_us=T0 + 82 * S))
+    await agent.wait(4, step=1)
+    await agent.give(order("other", mode="LoadLimit", watts=3000, start_us=T0 + 84 * S))
+    await agent.wait(10, step=1)
+
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    assert agent.report().reverted_us == T0 + 80 * S
+    assert agent.report().active_milliseconds == 20_000
+    assert agent.report("next").applied_us == T0 + 82 * S
+
+
 async def test_a_chain_of_windows_on_a_late_device_completes(agent: Agent) -> None:
     device = await late(agent)
     for number in range(3):

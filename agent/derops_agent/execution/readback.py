@@ -253,7 +253,7 @@ def overtaken(
         if uid in starting and not execution.applied_us:
             result[uid] = replace(execution, blind=True)
         elif execution.held_since and execution.order.mode in replaced:
-            result[uid] = execution.stop_holding(wrote)
+            result[uid] = execution.stop_holding(execution.letting_go or wrote)
     return result
 
 
