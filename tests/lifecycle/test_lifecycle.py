@@ -192,6 +192,12 @@ class Lifecycle(RuleBasedStateMachine):
         self.apply(mode, start, duration, primacy, late, "Report", 0, 30, 300, None)
         self._do(self.world.advance, wait)
 
+    @rule(mode=MODES, kind=st.sampled_from([Kind.ASSET, Kind.DISPATCH]), wait=st.integers(1, 8))
+    def apply_unheld(self, mode: str, kind: Kind, wait: int) -> None:
+        self.refuse_finalizers(kind)
+        self.apply_soon(mode, 0, 30, 100, "KeepEnd", wait)
+        self.refuse_finalizers(None)
+
     @rule(
         seconds=st.integers(1, 6),
     )
