@@ -562,6 +562,26 @@ async def test_a_revert_that_local_control_refuses_is_over_when_the_device_rever
     assert report.reverted_us - report.applied_us <= 136 * S
 
 
+async def test_a_revert_that_was_refused_and_then_ignored_is_written_again_and_counted(
+    agent: Agent,
+) -> None:
+    agent.device.timer_seconds = 20
+    await agent.give(order(duration_seconds=35))
+    await agent.wait(64, step=1)
+    agent.device.fail = "local"
+    for _ in range(6):
+        agent.clock.pass_seconds(1)
+        await agent.give(Reading(at_us=agent.clock.wall_us, values={}, local_control=True))
+    agent.device.fail = "ignore"
+    await agent.wait(8, step=1)
+    ignored = len(agent.device.writes)
+    agent.device.fail = ""
+    await agent.wait(12, step=1)
+
+    assert ignored == 4, "the fallback, the value, its end, and that again"
+    assert agent.device.held.active_power_watts == 0
+
+
 async def test_a_revert_that_failed_before_its_value_may_stay_does_not_keep_the_agent_busy(
     agent: Agent,
 ) -> None:

@@ -126,11 +126,16 @@ def behind(known: Passed, step: Setpoints, held: Setpoints, site: Site) -> dict[
 
 
 def again_after_us(read_back: ReadBack, writes: int) -> int:
-    """Return how long after the last of ``writes`` writes the same may be written again."""
+    """Return how long after the last of ``writes`` writes the same may be written again.
+
+    Args:
+        read_back: How the device is to be asked.
+        writes: Those that count; 0 as 1, as there was one whose answer nobody knows.
+    """
     if writes >= read_back.most_writes:
         return WORN_RETRY_SECONDS * SECOND_US
     # Longer each time: fewer writes outlast a longer trouble.
-    wait_us = round(read_back.patience_seconds * SECOND_US) << writes - 1
+    wait_us = round(read_back.patience_seconds * SECOND_US) << max(0, writes - 1)
     return min(max(wait_us, LEAST_RETRY_US), WORN_RETRY_SECONDS * SECOND_US)
 
 

@@ -66,7 +66,7 @@ class _Plan:
     """The asset limits how fast its power may change."""
 
     counts: bool
-    """It is not written only to set the device's timer again."""
+    """It was not written before, or not only to set the device's timer again."""
 
     shows_nothing: bool
     """See ``Awaited``."""
@@ -123,7 +123,7 @@ class DeviceWriter:
             wanting=wanting,
             staying=staying,
             ramps=asset.max_ramp_watts_per_second is not None,
-            counts=not (again and refresh),
+            counts=not (again and refresh and state.tries[target].writes),
             shows_nothing=self._shows_nothing(step, target, site),
         )
         found = await self._looker.ask_first(changing, site)
