@@ -326,6 +326,13 @@ def test_a_window_that_ends_before_a_step_of_the_register_is_told_as_not_applied
             ),
             id="a later way passes the value of one that did not arrive",
         ),
+        pytest.param(
+            replace(
+                SLOW_RAMP, step=Fraction(50), watts=(450, 500, 0), gap_seconds=0, ramp=20,
+                troubles=((2, "the device drops a write"), (40, "the agent restarts")),
+            ),
+            id="a way that begins anew after a restart passes the value of one that did not arrive",
+        ),
     ],
 )  # fmt: skip
 def test_what_a_slow_ramp_leaves_or_passes_is_told_truly(scene: Scene) -> None:

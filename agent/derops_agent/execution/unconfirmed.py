@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from derops.lifecycle import Phase, Reason
-from derops.modes import Evidence
+from derops.modes import Evidence, Mode
 from derops_agent.clock import Moment
 from derops_agent.execution.site import Site
 from derops_agent.execution.stages import note_not_taken
@@ -78,7 +78,7 @@ def find_held(
 
     The device left such a write unanswered, or did not take it at once; it landed after the agent
     had ended the execution. It is undone whatever was told before. Of a mode, the one that was
-    written last is found.
+    written last is found. What may be a step of another one's ramp is not found.
 
     Args:
         executions: All.
@@ -92,7 +92,9 @@ def find_held(
     newest_first = sorted(executions.values(), key=_sent_us, reverse=True)
     for execution in newest_first:
         mode = execution.order.mode
-        if mode not in explained and _has_landed(execution, held, wanted, site):
+        if mode in explained or _may_be_a_step(executions, execution, site):
+            continue
+        if _has_landed(execution, held, wanted, site):
             found[execution.order.uid] = _undo(execution, now)
             explained.add(mode)
     return found
@@ -106,6 +108,25 @@ def _has_landed(execution: Execution, held: Setpoints, wanted: Setpoints, site: 
     if site.holds(site.fallback, execution) or not site.holds(held, execution):
         return False
     return not site.holds(site.sent(wanted), execution)
+
+
+def _may_be_a_step(executions: Executions, execution: Execution, site: Site) -> bool:
+    """Tell whether a device that holds the value may be on another one's ramp, or its way back.
+
+    That is told by what is stored, as an agent that restarted knows no step that it wrote.
+    """
+    if site.asset is None or site.asset.max_ramp_watts_per_second is None:
+        return False
+    if execution.order.mode != Mode.ACTIVE_POWER:
+        return False
+    return any(
+        other.order.mode == Mode.ACTIVE_POWER
+        and other.may_be_on_device
+        and not (other.stage is Stage.HOLDING and other.arrived_us)
+        and (other.applied_us or _sent_us(other) > _sent_us(execution))
+        for other in executions.values()
+        if other is not execution
+    )
 
 
 def _sent_us(execution: Execution) -> int:
