@@ -223,6 +223,32 @@ async def test_a_step_of_a_ramp_is_not_taken_for_what_landed_late(agent: Agent) 
     assert agent.report("d1").applied_us == 0
 
 
+async def test_a_step_before_a_restart_is_not_taken_for_what_landed_late(agent: Agent) -> None:
+    await agent.give(asset(max_ramp_watts_per_second=1000))
+    await give_up(agent, watts=1000)
+    await agent.give(order("d2", start_us=agent.clock.wall_us, duration_seconds=20))
+    while agent.device.held.active_power_watts != 1000:
+        await agent.wait(0.5, step=0.5)
+    await agent.restart(down_seconds=3)
+    await agent.wait(40, step=0.5)
+
+    assert agent.outcome("d2") == ("Complete", "WindowEnded")
+    assert agent.report("d1").applied_us == 0
+
+
+async def test_what_lands_over_one_that_has_arrived_on_its_ramp_is_found(agent: Agent) -> None:
+    await agent.give(asset(max_ramp_watts_per_second=1000))
+    await give_up(agent)
+    await agent.give(order("d2", watts=2000, start_us=agent.clock.wall_us))
+    await agent.wait(10, step=1)
+    agent.device.held = LANDED
+    await agent.wait(10, step=1)
+
+    assert agent.device.held.active_power_watts == 2000
+    assert agent.report("d1").reverted_us >= agent.report("d1").applied_us > T0
+    assert agent.outcome("d2") == ("Active", "Applied")
+
+
 async def test_what_lands_between_a_write_and_the_question_after_it_is_found(
     agent: Agent,
 ) -> None:
