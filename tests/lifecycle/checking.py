@@ -34,7 +34,8 @@ AWAKE_SECONDS = 1.0
 
 HARD = frozenset(FAULTS) - BENIGN
 _UNANSWERED = frozenset(SILENT) | {"acts late", "answers the next write not"}
-_UNSEEN = frozenset({"shows late", "shows late each time anew"})
+_SHOWS_ANEW = "shows late each time anew"
+_UNSEEN = frozenset({"shows late", _SHOWS_ANEW})
 
 OF_ITS_OWN = {Reason.AGENT_RESTARTED, Reason.DEVICE_WRITE_FAILED, Reason.LOCAL_OVERRIDE}
 """What can only be of something that befell the dispatch itself."""
@@ -102,8 +103,15 @@ class Known:
     since_us: int = 0
     """Since when the device holds it; 0 = it does not."""
 
+    hidden_us: int = 0
+    """When it was last written to a device that may not have shown it yet."""
+
     unsure_seconds: float = 0.0
     """By how much the agent may be wrong about that, for what befell device and clock."""
+
+    unseen_us: int = 0
+    """For how long it was on a device that shows each write late anew, and was written again before
+    it could show anything."""
 
     landings: int = 0
     """How often a device did late what it was told: it may be over before the agent looks."""
@@ -293,14 +301,41 @@ class Checker:
 
     def _follow(self, known: Known, entry: Entry) -> None:
         holds = self._holds(entry.setpoints, known.dispatch)
+        if holds != bool(known.since_us):
+            known.unsure_seconds += self._count_ignored_us(known, entry) / SECOND_US
         if holds and not known.since_us:
             again = known.over_us and entry.at_us > known.over_us
             assert not again or known.disk_lost, f"{known} was applied after its end"
-            known.since_us = entry.at_us
+            known.since_us = known.hidden_us = entry.at_us
             known.stays += 1
+        elif holds and self._site.fault == _SHOWS_ANEW:
+            if entry.at_us - known.hidden_us <= LOOK_SECONDS * SECOND_US:
+                known.unseen_us += entry.at_us - known.hidden_us
+                known.hidden_us = entry.at_us
         elif not holds and known.since_us:
             known.held_us += entry.at_us - known.since_us
             known.since_us = 0
+
+    def _count_ignored_us(self, known: Known, entry: Entry) -> int:
+        """Return for how long the device had ignored what one write brings or ends now.
+
+        An agent that waits for a write takes it for one that is shown late, also where the next
+        write follows. It cannot tell the two apart. What it writes again is another matter: by then
+        it knows that the device did not take the first.
+        """
+        told, patience = self._site.told, self._site.device.capability.read_back.patience_seconds
+        landed = [each for each in told if each.at_us == entry.at_us and not each.ignored]
+        if not landed:
+            return 0  # its own timer, or somebody at the device
+        holds, first = self._holds(entry.setpoints, known.dispatch), landed[0]
+        for each in reversed(told[: told.index(first)]):
+            again = each.setpoints == first.setpoints
+            late = first.at_us - each.at_us > patience * SECOND_US
+            same = self._holds(each.setpoints, known.dispatch) == holds
+            if again or late or not same or not each.ignored:
+                break
+            first = each
+        return entry.at_us - first.at_us
 
     # At the end
 
@@ -326,7 +361,8 @@ class Checker:
         fog = (known.over_fog_us or self._site.fog_us) - known.expected_fog_us
         allowed = TOLERANCE_SECONDS + known.unsure_seconds + fog / SECOND_US
         if any(_is_unproven(report) for report in known.reports.values()):
-            allowed += LOOK_SECONDS  # written over before the device showed it
+            # Written over before the device showed it.
+            allowed += LOOK_SECONDS + known.unseen_us / SECOND_US
         assert abs(claimed - seconds) <= allowed, (
             f"claims {claimed} s, the device says {seconds} s, allowed are {allowed} s: {known}"
         )

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.agent.fakes import FakeClock, FakeOutlet
 
@@ -94,6 +94,8 @@ class Wired:
         if self._site.fault == "acts late":
             self._site.late.append((self._site.now_us() + LATE_US, setpoints, reversion))
             raise DeviceTimeoutError("no answer yet")
+        told = Told(self._site.now_us(), setpoints, ignored=self._site.fault == "ignores")
+        self._site.told.append(told)
         armed_seconds = await self._device.write(setpoints, reversion)
         self._site.wear.note(setpoints, self._site.wanting(), self._site.now_us())
         self._fuse.burn()
@@ -123,6 +125,15 @@ class Entry:
 
     at_us: int
     setpoints: Setpoints
+
+
+class Told(NamedTuple):
+    """A write of the agent."""
+
+    at_us: int
+    setpoints: Setpoints
+    ignored: bool
+    """The device said yes and did nothing."""
 
 
 class Wear:
@@ -181,6 +192,9 @@ class Site:
 
         self.late: list[tuple[int, Setpoints, Reversion | None]] = []
         """What the device will do yet, and when, by the true time."""
+
+        self.told: list[Told] = []
+        """In the order in which the agent wrote, but for what the device does late."""
 
         self.wear = Wear()
         self.processes = self.ledgers = 0

@@ -2,18 +2,26 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.lifecycle.checking import Known
 from tests.lifecycle.site import Wear
 from tests.lifecycle.world import World
 
 from derops.lifecycle import Phase, Reason
+from derops.modes import Evidence
 from derops.schedules import SECOND_US
 from derops.wire.v1 import dispatch_pb2
+from derops_agent.clock import Moment
+from derops_agent.execution import stages
 from derops_agent.execution.patience import WORN_RETRY_SECONDS
+from derops_agent.execution.state import Execution, Stage
 from derops_agent.ports import Setpoints
 
 SETPOINT = {"mode": "ActivePower", "activePowerWatts": 1000}
+LIMIT = {"mode": "GenerationLimit", "maxGenerationWatts": 2000}
+LOAD = {"mode": "LoadLimit", "maxLoadWatts": 2000}
 
 
 @pytest.fixture
@@ -168,3 +176,134 @@ async def test_a_dispatch_that_is_to_live_so_long_is_deleted_then(world: World) 
     await world.advance(20)
     assert not world.cluster.dispatches
     assert world.cluster.deleted_when_due == 1
+
+
+def _count_sooner(monkeypatch: pytest.MonkeyPatch, seconds: int) -> None:
+    """Have an agent count each start from before the device was written."""
+    hold = stages.hold
+
+    def hold_sooner(execution: Execution, now: Moment, evidence: str) -> Execution:
+        starts = execution.stage is Stage.APPLYING
+        return hold(execution, now.back(seconds * SECOND_US) if starts else now, evidence)
+
+    monkeypatch.setattr(stages, "hold", hold_sooner)
+
+
+async def _apply(world: World, name: str, setpoint: dict[str, Any], *, seconds: int) -> None:
+    """Have a dispatch start now."""
+    world.apply(name, 0, setpoint=setpoint, durationSeconds=seconds)
+    await world.flow()
+
+
+async def _ignore_what_another_start_brings(world: World) -> None:
+    await world.advance(1)
+    world.site.break_device("ignores")
+    await _apply(world, "limit", LIMIT, seconds=30)
+    await world.advance(3)
+    world.site.break_device("none")
+    await _apply(world, "peak", SETPOINT, seconds=30)
+
+
+async def _ignore_what_is_written_again(world: World) -> None:
+    await world.advance(1)
+    world.site.break_device("ignores")
+    await _apply(world, "limit", LIMIT, seconds=30)
+    await world.advance(3)
+    world.site.break_device("none")
+    await world.advance(4)
+
+
+async def test_a_start_that_was_ignored_may_count_if_another_brings_it_while_it_is_awaited(
+    world: World,
+) -> None:
+    await _ignore_what_another_start_brings(world)
+    known = _known(world, "limit")
+    assert known.stays == 1
+    assert known.unsure_seconds == pytest.approx(3, abs=0.1)
+
+    await _conclude(world)
+    (said,) = known.reports.values()
+    assert said.active_milliseconds == pytest.approx(30_000, abs=100)
+    assert known.held_us == pytest.approx(27 * SECOND_US, abs=SECOND_US / 10)
+
+
+async def test_an_end_that_was_ignored_may_count_if_another_write_brings_it_while_it_is_awaited(
+    world: World,
+) -> None:
+    await world.advance(1)
+    await _apply(world, "limit", LIMIT, seconds=10)
+    await world.advance(9)
+    world.site.break_device("ignores")
+    await world.advance(4)
+    world.site.break_device("none")
+    await _apply(world, "peak", SETPOINT, seconds=30)
+
+    assert _known(world, "limit").unsure_seconds == pytest.approx(3, abs=0.1)
+    await _conclude(world)
+
+
+async def test_an_agent_that_counts_more_than_what_was_ignored_is_found_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _count_sooner(monkeypatch, seconds=2)
+    await _ignore_what_another_start_brings(world)
+
+    with pytest.raises(AssertionError, match="claims"):
+        await _conclude(world)
+
+
+async def test_what_was_ignored_does_not_count_once_it_is_written_again(world: World) -> None:
+    await _ignore_what_is_written_again(world)
+    known = _known(world, "limit")
+    assert (known.stays, known.unsure_seconds) == (1, 0)
+
+    await _conclude(world)
+
+
+async def test_an_agent_that_counts_what_was_ignored_and_written_again_is_found_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _count_sooner(monkeypatch, seconds=5)
+    await _ignore_what_is_written_again(world)
+
+    with pytest.raises(AssertionError, match="claims"):
+        await _conclude(world)
+
+
+async def _write_on_before_anything_is_shown(world: World, *, then_seconds: int) -> None:
+    """Have a limit on the device whose write is followed by two others, three seconds apart."""
+    world.site.break_device("shows late each time anew")
+    await world.advance(1)
+    for name, setpoint in {"limit": LIMIT, "load": LOAD, "peak": SETPOINT}.items():
+        await _apply(world, name, setpoint, seconds=60)
+        await world.advance(3)
+    await world.advance(then_seconds)
+    await _apply(world, "next", {**LIMIT, "maxGenerationWatts": 3000}, seconds=60)
+
+
+async def test_what_is_written_over_again_and_again_may_be_unseen_all_the_time(
+    world: World,
+) -> None:
+    await _write_on_before_anything_is_shown(world, then_seconds=0)
+    await _conclude(world)
+
+    (said,) = _known(world, "limit").reports.values()
+    assert (said.active_milliseconds, said.evidence) == (0, Evidence.UNANSWERED)
+    assert _known(world, "limit").held_us == pytest.approx(9 * SECOND_US, abs=SECOND_US / 10)
+
+
+async def test_what_the_device_had_time_to_show_is_not_unseen(world: World) -> None:
+    await _write_on_before_anything_is_shown(world, then_seconds=20)
+    await _conclude(world)
+
+    known = _known(world, "limit")
+    (said,) = known.reports.values()
+    assert said.active_milliseconds == pytest.approx(29_000, abs=100)
+    said.applied_us, said.active_milliseconds, said.evidence = 0, 0, Evidence.UNANSWERED
+    with pytest.raises(AssertionError, match="claims"):
+        world.checker.conclude(world.cluster.dispatches)
+
+
+def _known(world: World, name: str) -> Known:
+    (known,) = (k for k in world.checker.known.values() if k.dispatch.meta.name == name)
+    return known
