@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,8 +33,11 @@ WAITING = {"chart", "e2e", "faults", "kills", "stack_tests", "upgrade"}
 
 _databases = itertools.count(1)
 
-# How long an example takes is a question of what else the machine does.
-settings.register_profile("derops", deadline=None)
+# How long an example takes is a question of what else the machine does. A change is judged by the
+# same examples each time; whoever looks for others, as "make histories" does, says how many.
+settings.register_profile(
+    "derops", deadline=None, derandomize="DEROPS_EXAMPLES" not in os.environ
+)
 settings.load_profile("derops")
 
 

@@ -129,7 +129,7 @@ async def test_a_start_that_cannot_be_stored_waits_and_says_for_how_long_if_it_i
     disk.refuses = lambda _: False
     await steps(agent, 1)
     assert agent.outcome() == ("Failed", "StartDeadlineExceeded")
-    assert "for 61 s the agent could not store anything" in agent.report().message
+    assert "the agent could store nothing for 61 s" in agent.report().message
 
 
 async def test_no_value_stays_for_a_next_window_that_cannot_begin(agent: Agent, disk: Disk) -> None:

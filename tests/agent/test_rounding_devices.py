@@ -1,6 +1,7 @@
 """Devices that round as they said, whatever else befalls them; and others that do not."""
 
 import asyncio
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from derops_agent.ports import Capability, Reading, Resolution
 STEPS = ("1", "10", "50", "100", "123.45", "230", "690", "1500", "0.4", "33.3")
 NEVER = {"ReadBackMismatch", "RevertFailed", "RevertedLate", "SetpointNotHeld"}
 LATE = {("Failed", "RevertFailed"), ("Failed", "RevertedLate")}
-EXAMPLES = 60
+EXAMPLES = int(os.environ.get("DEROPS_EXAMPLES") or 60)
 SLOW_RAMPS = (20, 35, 50, 75, 100, 150)
 """In W/s: longer than a window from value to value, and less a second than a step of a register."""
 

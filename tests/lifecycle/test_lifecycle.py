@@ -426,8 +426,6 @@ TestLifecycle.settings = TestHealthy.settings = settings(
     stateful_step_count=STEPS,
     deadline=None,
     suppress_health_check=list(HealthCheck),
-    # A change is judged by the same histories each time; others are for "make histories".
-    derandomize="DEROPS_EXAMPLES" not in os.environ,
 )
 
 
