@@ -1,5 +1,6 @@
 """A device that falls silent: told while it lasts, and not mistaken for one that has let go."""
 
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -340,3 +341,44 @@ async def test_what_was_confirmed_before_a_reboot_is_what_a_silent_device_is_cre
     await agent.wait(5, step=1)
 
     assert 15_000 <= agent.report().active_milliseconds <= 31_000
+
+
+@pytest.mark.parametrize("second", ["", "acted"])
+async def test_a_start_counts_from_the_write_after_the_one_that_the_device_left_unanswered(
+    agent: Agent, second: str
+) -> None:
+    agent.device.timer_seconds = 20
+    agent.device.capability = replace(agent.device.capability, reversion=True)
+    await agent.give(order())
+    agent.device.fail = "deaf"
+    await agent.wait(64, step=1)
+    assert agent.device.held.active_power_watts == 0
+    agent.device.fail = second
+    await agent.wait(4, step=1)
+    agent.device.fail = ""
+    await agent.wait(93, step=1)
+
+    assert agent.outcome() == ("Complete", "WindowEnded")
+    # Written at 60 s, and at 65 s to be sure of the timer.
+    assert agent.report().applied_us == T0 + 65 * S
+    assert agent.report().active_milliseconds == 95_000
+
+
+async def test_an_end_counts_from_the_write_after_the_one_that_the_device_left_unanswered(
+    agent: Agent,
+) -> None:
+    agent.device.timer_seconds = 20
+    agent.device.capability = replace(agent.device.capability, reversion=True)
+    limit = order("limit", mode="GenerationLimit", watts=2000, duration_seconds=50)
+    await agent.give(order(), limit)
+    await agent.wait(109, step=1)
+    agent.device.fail = "deaf"
+    await agent.wait(5, step=1)
+    assert agent.device.held.max_generation_watts == 2000
+    agent.device.fail = ""
+    await agent.wait(4, step=1)
+
+    assert agent.outcome("limit") == ("Complete", "WindowEnded")
+    # Told at 110 s, and at 115 s to be sure of the timer.
+    assert agent.report("limit").reverted_us == T0 + 115 * S
+    assert agent.report("limit").active_milliseconds == 55_000

@@ -31,6 +31,11 @@ class Awaited:
     step: Setpoints
     target: Setpoints
     wrote: Moment
+    """Since when the device has it, if it took it."""
+
+    first_us: int
+    """When it was first written, by the monotonic clock: patience counts from there."""
+
     wanting: frozenset[str]
     """Uids of those whose start, end or loss it was written for, and the device does not show."""
 
@@ -137,6 +142,22 @@ def again_after_us(read_back: ReadBack, writes: int) -> int:
     # Longer each time: fewer writes outlast a longer trouble.
     wait_us = round(read_back.patience_seconds * SECOND_US) << max(0, writes - 1)
     return min(max(wait_us, LEAST_RETRY_US), WORN_RETRY_SECONDS * SECOND_US)
+
+
+def written_again(before: Awaited, again: Awaited) -> Awaited:
+    """Return a write that only repeats ``before`` as what is waited for.
+
+    What the device did not confirm then it may not have taken: that counts from ``again``.
+    """
+    return replace(
+        again,
+        wrote=before.wrote if before.failure is None else again.wrote,
+        first_us=before.first_us,
+        ask_at_us=before.first_us + again.ask_at_us - again.first_us,
+        modes=before.modes,
+        shown=before.shown,
+        behind=before.behind,
+    )
 
 
 def explained(failure: WriteFailure | None, otherwise: Reason) -> Reason:

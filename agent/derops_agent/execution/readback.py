@@ -214,6 +214,14 @@ def await_read_back(
     return result
 
 
+def forget_letting_go(executions: Executions, wrote: Moment) -> dict[str, Execution]:
+    """Return the executions; none is taken off the device by what was written then."""
+    return {
+        uid: replace(e, letting_go=None) if e.letting_go == wrote else e
+        for uid, e in executions.items()
+    }
+
+
 def judge_anew(executions: Executions, not_taken: Mapping[str, int]) -> dict[str, Execution]:
     """Return the executions as a step of a ramp is written; one lost write is forgiven.
 

@@ -86,7 +86,7 @@ class ReadBackJudge:
         """Return when a device is asked again that may show it yet; None = for long enough."""
         read_back, now_us = self._device.capability.read_back, self._clock.monotonic_us()
         next_us = now_us + round(read_back.pace_seconds * SECOND_US)
-        until_us = awaited.wrote.monotonic_us + round(read_back.patience_seconds * SECOND_US)
+        until_us = awaited.first_us + round(read_back.patience_seconds * SECOND_US)
         return min(next_us, until_us) if now_us < until_us else None
 
     def _behind(self, awaited: Awaited, held: Setpoints | None, site: Site) -> Mapping[str, str]:

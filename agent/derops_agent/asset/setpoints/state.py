@@ -219,6 +219,10 @@ class DeviceState:
         keys = {(e.order.uid, e.target_watts) for e in starting}
         self.since = {key: self.since.get(key, wrote) for key in keys}
 
+    def forget_starting(self, wrote: Moment) -> None:
+        """Note that the starts that were first written then may not have been taken by that."""
+        self.since = {key: at for key, at in self.since.items() if at != wrote}
+
     def stay(self, told: Setpoints, held: Setpoints, modes: Collection[str]) -> None:
         """Note that the device shows ``modes`` as they were, and not what it was ``told`` last.
 

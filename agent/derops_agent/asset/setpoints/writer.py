@@ -317,6 +317,7 @@ class DeviceWriter:
             step=plan.step,
             target=target,
             wrote=wrote,
+            first_us=wrote.monotonic_us,
             wanting=plan.wanting,
             starting=frozenset(e.order.uid for e in claims.starts(scope)),
             ask_at_us=wrote.monotonic_us + round(delay_seconds * SECOND_US),
@@ -327,14 +328,10 @@ class DeviceWriter:
         before = state.awaited
         if before is not None and before.target == target and not before.is_over:
             # Written only to set the device's timer again.
-            awaited = replace(
-                awaited,
-                wrote=before.wrote,
-                ask_at_us=before.wrote.monotonic_us + round(delay_seconds * SECOND_US),
-                modes=before.modes,
-                shown=before.shown,
-                behind=before.behind,
-            )
+            awaited = patience.written_again(before, awaited)
+            if awaited.wrote != before.wrote:
+                state.forget_starting(before.wrote)
+                scope = readback.forget_letting_go(scope, before.wrote)
         state.note_starting(scope, awaited.wrote)
         state.awaited = awaited
         return scope, awaited
