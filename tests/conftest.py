@@ -35,9 +35,7 @@ _databases = itertools.count(1)
 
 # How long an example takes is a question of what else the machine does. A change is judged by the
 # same examples each time; whoever looks for others, as "make histories" does, says how many.
-settings.register_profile(
-    "derops", deadline=None, derandomize="DEROPS_EXAMPLES" not in os.environ
-)
+settings.register_profile("derops", deadline=None, derandomize="DEROPS_EXAMPLES" not in os.environ)
 settings.load_profile("derops")
 
 
