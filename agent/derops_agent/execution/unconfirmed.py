@@ -115,18 +115,18 @@ def _may_be_a_step(executions: Executions, execution: Execution, site: Site) -> 
 
     That is told by what is stored, as an agent that restarted knows no step that it wrote.
     """
-    if site.asset is None or site.asset.max_ramp_watts_per_second is None:
+    ramps = site.asset is not None and site.asset.max_ramp_watts_per_second is not None
+    if not ramps or execution.order.mode != Mode.ACTIVE_POWER:
         return False
-    if execution.order.mode != Mode.ACTIVE_POWER:
-        return False
-    return any(
-        other.order.mode == Mode.ACTIVE_POWER
-        and other.may_be_on_device
-        and not (other.stage is Stage.HOLDING and other.arrived_us)
-        and (other.applied_us or _sent_us(other) > _sent_us(execution))
-        for other in executions.values()
-        if other is not execution
-    )
+    others = (e for e in executions.values() if e is not execution and _is_on_its_ramp(e))
+    return any(e.applied_us or _sent_us(e) > _sent_us(execution) for e in others)
+
+
+def _is_on_its_ramp(execution: Execution) -> bool:
+    """Tell whether a device may be on the way to its active power, or back from it."""
+    has_arrived = execution.stage is Stage.HOLDING and execution.arrived_us
+    is_active_power = execution.order.mode == Mode.ACTIVE_POWER
+    return is_active_power and execution.may_be_on_device and not has_arrived
 
 
 def _sent_us(execution: Execution) -> int:
