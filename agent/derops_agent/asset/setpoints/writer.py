@@ -327,13 +327,19 @@ class DeviceWriter:
         )
         before = state.awaited
         if before is not None and before.target == target and not before.is_over:
-            # Written only to set the device's timer again.
-            awaited = patience.written_again(before, awaited)
-            if awaited.wrote != before.wrote:
-                state.forget_starting(before.wrote)
-                scope = readback.forget_letting_go(scope, before.wrote)
+            scope, awaited = self._repeat(scope, before, awaited)
         state.note_starting(scope, awaited.wrote)
         state.awaited = awaited
+        return scope, awaited
+
+    def _repeat(
+        self, scope: Executions, before: Awaited, again: Awaited
+    ) -> tuple[Executions, Awaited]:
+        """Note that a write only repeats one that is waited for, to set the device's timer."""
+        awaited = patience.written_again(before, again)
+        if awaited.wrote != before.wrote:
+            self.state.forget_starting(before.wrote)
+            scope = readback.forget_letting_go(scope, before.wrote)
         return scope, awaited
 
     async def _prolong(self, site: Site) -> Executions:
