@@ -79,7 +79,7 @@ class AssetController:
         )
         self._known = SiteState(site, clock, str(name))
         self._orders = Orders(
-            self.journal, ledger, self._known, self._writer.state, clock, draw, str(name)
+            self.journal, ledger, self._known, self._writer, clock, draw, str(name)
         )
         self._startup = Startup(self.journal, device, self._writer, clock)
         self._contact = Contact(clock, str(name))
@@ -201,10 +201,8 @@ class AssetController:
             self._advanced = self._decided
         await journal.commit(await self._writer.look(journal.scope, self._site))
         await write_what_is_due(journal, self._writer, journal.scope, self._site)
-        state = self._writer.state
-        await journal.commit(
-            silence.mark_silent(journal, state.silence, self._moment(), self._site.rule)
-        )
+        state, now = self._writer.state, self._moment()
+        await journal.commit(silence.mark_silent(journal, state.silence(now), now, self._site.rule))
         await journal.commit(
             reversion.mark_unreverted(
                 journal, state.stuck, state.stuck_us, self._moment(), self._site.rule
@@ -255,9 +253,7 @@ class AssetController:
 
     async def _observe(self, reading: Reading) -> None:
         left_local_control = self._known.note_sample(reading, self._device.capability)
-        self._writer.state.note_answer()
-        if left_local_control:
-            self._writer.state.try_now()
+        self._writer.note_sample(left_local_control=left_local_control)
         rule, asset = self._site.rule, self._site.asset
         displaced = self._writer.state.displaced(self.journal)  # whose power it is, is not known
         observed = {
@@ -319,7 +315,7 @@ class AssetController:
         wait_us = (1 if unfinished or self.journal.forgettable else 30) * SECOND_US
         for due_us in (
             windows.next_wakeup_us(unfinished, self._decided, now),
-            due_in_us(self._writer.state, self.journal, self._site.asset),
+            due_in_us(self._writer.state, self.journal, self._site.asset, now),
         ):
             if due_us is not None:
                 wait_us = min(wait_us, due_us)

@@ -8,7 +8,7 @@ from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_agent import metrics
 from derops_agent.asset.journal import Journal
 from derops_agent.asset.ledger import Ledger
-from derops_agent.asset.setpoints.state import DeviceState
+from derops_agent.asset.setpoints.writer import DeviceWriter
 from derops_agent.asset.site_state import SiteState
 from derops_agent.clock import Clock, moment
 from derops_agent.execution import withdrawal
@@ -30,13 +30,13 @@ class Orders:
         journal: Journal,
         ledger: Ledger,
         known: SiteState,
-        device: DeviceState,
+        writer: DeviceWriter,
         clock: Clock,
         draw: Callable[[], float],
         asset: str,
     ) -> None:
         self._journal, self._ledger, self._known = journal, ledger, known
-        self._device, self._clock, self._draw = device, clock, draw
+        self._writer, self._clock, self._draw = writer, clock, draw
         self._log = structlog.get_logger("controller").bind(asset=asset)
 
     async def take(
@@ -70,9 +70,9 @@ class Orders:
 
     async def bind(self) -> None:
         """Hold what was accepted to the asset's limits as they are now."""
-        bound = withdrawal.bind(
-            self._journal, self._known.site, moment(self._clock), self._device.silence
-        )
+        now = moment(self._clock)
+        silence = self._writer.state.silence(now)
+        bound = withdrawal.bind(self._journal, self._known.site, now, silence)
         await self._journal.commit(bound)
 
     async def drop(self, uids: Set[str]) -> None:
@@ -94,7 +94,7 @@ class Orders:
             return withdrawal.order_again(known, order, now)
         if self._journal.failing:
             return None
-        site = self._known.now(self._device)
+        site = self._known.now(self._writer.state)
         return judge(order, site, now_us=now.wall_us, draw=self._draw())
 
     def _has_room(self, message: dispatch_pb2.Dispatch) -> bool:

@@ -59,7 +59,7 @@ class SiteState:
     def now(self, device: DeviceState) -> Site:
         """Return the site with what time alone changes."""
         now = moment(self._clock)
-        held_off_us = device.held_off_us(self.site.asset)
+        held_off_us = device.held_off_us(self.site.asset, now)
         offset, measured = self.site.clock_offset_milliseconds, self._measured
         if offset is not None and measured is not None:
             # The clock may have been set since it was compared.

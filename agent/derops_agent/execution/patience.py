@@ -67,7 +67,7 @@ class Awaited:
     """Whether patience ran out; the device is asked on until it is written again."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Tries:
     """How often one setpoint was written for the same executions."""
 

@@ -1,14 +1,12 @@
-"""Asking a device what it holds, and what it means for the executions."""
+"""When a device is asked what it holds, and what its answer means for the executions. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import fields
-
-import structlog
+from dataclasses import fields, replace
 
 from derops.modes import Mode
-from derops_agent.asset.device import GuardedDevice
+from derops_agent.asset.setpoints.decided import Decided, LandedLate
 from derops_agent.asset.setpoints.state import LOOK_EVERY_US, DeviceState
-from derops_agent.clock import Clock, moment
+from derops_agent.clock import Moment
 from derops_agent.execution import claims, readback, unconfirmed, windows
 from derops_agent.execution.site import Site, wanted_setpoints
 from derops_agent.execution.state import Execution
@@ -16,137 +14,145 @@ from derops_agent.execution.windows import Executions
 from derops_agent.ports import Setpoints
 
 
-class Looker:
-    """Asks one device what it holds."""
+def plan_look(state: DeviceState, scope: Executions, now: Moment) -> tuple[DeviceState, bool]:
+    """Return the state by whether it is time for a look, and whether the device is to be asked."""
+    holding = any(e.held_since or e.may_land for e in scope.values())
+    if not (holding or now.monotonic_us < state.suspect_until_us):
+        return state, False
+    if now.monotonic_us < state.look_at_us and not _asks_before_writing(state, scope, now):
+        return state, False
+    looked = replace(state, look_at_us=now.monotonic_us + LOOK_EVERY_US)
+    return looked, state.written is not None or holding
 
-    def __init__(self, device: GuardedDevice, clock: Clock, state: DeviceState, asset: str) -> None:
-        self._device, self._clock, self._state = device, clock, state
-        self._log = structlog.get_logger("looker").bind(asset=asset)
 
-    async def look(self, scope: Executions, site: Site) -> Executions:
-        """Ask the device now and then whether it holds what it was told; return what changed."""
-        now_us = self._clock.monotonic_us()
-        holding = any(e.held_since or e.may_land for e in scope.values())
-        if not self._is_due(scope, now_us, holding=holding):
-            return {}
-        self._state.look_at_us = now_us + LOOK_EVERY_US
-        if self._state.written is None and not holding:
-            return {}
-        held = await self.ask()
-        if held is None:
-            return unconfirmed.mark_unanswered(scope)
-        suspect = now_us < self._state.suspect_until_us
-        if suspect:
-            self._find_landed(held, site)
-        scope = {**scope, **self.find_late(scope, held, site)}
-        after = {**scope, **self.look_again(self._without_awaited(scope), held, site)}
-        if not suspect:
-            after |= unconfirmed.rule_out(after)
-        self.note_looked(scope, after)
-        if self._state.written is None:
-            self._state.held = held
-        return after
+def _asks_before_writing(state: DeviceState, scope: Executions, now: Moment) -> bool:
+    """Tell whether a device that was silent is to be written: before, it may have let go."""
+    if not state.unanswered:
+        return False
+    if state.failed is not None and now.monotonic_us >= state.retry_at_us:
+        return True
+    owners = windows.owners(scope)
+    pending = bool(claims.wanting(scope, owners))
+    return claims.starting(owners) or (state.failed is None and pending)
 
-    def _is_due(self, scope: Executions, now_us: int, *, holding: bool) -> bool:
-        if not (holding or now_us < self._state.suspect_until_us):
-            return False
-        return now_us >= self._state.look_at_us or self._asks_before_writing(scope)
 
-    def _find_landed(self, held: Setpoints, site: Site) -> None:
-        """Note whether something that was sent before has landed over what was written last."""
-        written, before = self._state.written, self._state.held
-        if self._state.awaited is not None or not written or not before:
-            return
-        if _is_other(held, before, site):
-            self._log.warning("setpoint.landed_late", held=str(held), wanted=str(written))
-            self._state.written = self._state.held = None
+def judge_look(
+    state: DeviceState,
+    scope: Executions,
+    held: Setpoints | None,
+    site: Site,
+    *,
+    asked: Moment,
+    now: Moment,
+) -> Decided:
+    """Decide by what a device says that it holds whether it still does what it was told.
 
-    def _asks_before_writing(self, scope: Executions) -> bool:
-        """Tell whether a device that was silent is to be written: before, it may have let go."""
-        if not self._state.unanswered:
-            return False
-        if self._state.failed is not None and self._clock.monotonic_us() >= self._state.retry_at_us:
-            return True
-        owners = windows.owners(scope)
-        pending = bool(claims.wanting(scope, owners))
-        return claims.starting(owners) or (self._state.failed is None and pending)
+    Args:
+        state: Of the device.
+        scope: All.
+        held: What it says that it holds; None = it does not say.
+        site: For how much registers may round.
+        asked: When it was asked.
+        now: When it answered.
+    """
+    if held is None:
+        return Decided(state=state, changed=unconfirmed.mark_unanswered(scope))
+    suspect = asked.monotonic_us < state.suspect_until_us
+    landed = _landed_late(state, held, site) if suspect else ()
+    if landed:
+        state = replace(state, written=None, held=None)
+    state, late = find_late(state, scope, held, site, now)
+    scope = {**scope, **late}
+    after = {**scope, **look_again(state, _without_awaited(state, scope), held, site, now)}
+    if not suspect:
+        after |= unconfirmed.rule_out(after)
+    state = note_looked(state, scope, after)
+    if state.written is None:
+        state = replace(state, held=held)
+    return Decided(state=state, changed=after, to_tell=landed)
 
-    async def ask(self) -> Setpoints | None:
-        """Return what the device says that it holds; None if it does not say, which is noted."""
-        held = await self._device.read_setpoints()
-        if held is None:
-            self._state.unanswered += 1
-        else:
-            self._state.note_answer()
-        return held
 
-    async def ask_first(self, scope: Executions, site: Site) -> Executions:
-        """Ask a device what it took of what it left unanswered; return what changed.
+def _landed_late(state: DeviceState, held: Setpoints, site: Site) -> tuple[LandedLate, ...]:
+    """Return what is to be told if something that was sent before landed over the last write."""
+    if state.awaited is not None or state.written is None or state.held is None:
+        return ()
+    if not _is_other(held, state.held, site):
+        return ()
+    return (LandedLate(held=held, wanted=state.written),)
 
-        That is asked, and stored, before it is written over.
-        """
-        if not any(e.is_doubtful or e.may_land for e in scope.values()):
-            return {}
-        held = await self.ask()
-        if held is None:
-            return unconfirmed.mark_unanswered(scope)
-        return self.find_late(scope, held, site)
 
-    def find_late(self, scope: Executions, held: Setpoints, site: Site) -> Executions:
-        """Return those that the device is found to hold although they had ended."""
-        # A step of a ramp is no late landing, whoever wanted the same.
-        on_the_way = self._state.ramping and held == self._state.held
-        if site.asset and site.asset.max_ramp_watts_per_second and self._state.awaited:
-            # One that shows things late may show a step that was told before, also after the last.
-            told = self._state.passed.get(Mode.ACTIVE_POWER, frozenset())
-            on_the_way |= held.active_power_watts in told
-        if site.asset is None or on_the_way:
-            return {}
-        now = moment(self._clock)
-        keepers = {**windows.staying(scope, now), **windows.owners(scope)}
-        wanted = wanted_setpoints(keepers, site.fallback, site.local)
-        found = unconfirmed.find_held(scope, held, wanted, site, now)
-        if found:
-            self._state.written = None
-        return found
+def is_doubtful(scope: Executions) -> bool:
+    """Tell whether the device may hold what it left unanswered."""
+    return any(e.is_doubtful or e.may_land for e in scope.values())
 
-    def note_looked(self, before: Executions, after: Executions) -> None:
-        """Note what looking at the device has made of ``before``."""
-        lost = {e.order.mode for u, e in after.items() if before[u].held_since and not e.held_since}
-        if lost:
-            self._state.try_now()
-        if Mode.ACTIVE_POWER in lost:
-            self._state.written = None  # the way back begins where the device is
 
-    def look_at_others(
-        self, scope: Executions, wrong: Mapping[str, str], held: Setpoints, site: Site
-    ) -> dict[str, Execution]:
-        """Return those that still hold the device where what was to take their place did not."""
-        owners = windows.owners(scope)
-        others = {
-            uid: execution
-            for uid, execution in scope.items()
-            if execution.order.mode in wrong and uid not in {e.order.uid for e in owners.values()}
-        }
-        return self.look_again(others, held, site)
+def judge_doubtful(
+    state: DeviceState, scope: Executions, held: Setpoints | None, site: Site, now: Moment
+) -> Decided:
+    """Decide by what a device says that it holds what it took of what it left unanswered."""
+    if held is None:
+        return Decided(state=state, changed=unconfirmed.mark_unanswered(scope))
+    state, found = find_late(state, scope, held, site, now)
+    return Decided(state=state, changed=found)
 
-    def look_again(self, scope: Executions, held: Setpoints, site: Site) -> dict[str, Execution]:
-        """Return what ``held`` means for those that the device held."""
-        return readback.look_again(
-            scope,
-            held,
-            site,
-            moment(self._clock),
-            ramping=self._state.ramping,
-            timer_ends_us=self._state.timer_ends_us,
-        )
 
-    def _without_awaited(self, scope: Executions) -> Executions:
-        """Return ``scope`` without those of which the device may show what it held before."""
-        awaited = self._state.awaited
-        if awaited is None or awaited.is_over:
-            return scope
-        return {u: e for u, e in scope.items() if e.order.mode not in awaited.modes}
+def find_late(
+    state: DeviceState, scope: Executions, held: Setpoints, site: Site, now: Moment
+) -> tuple[DeviceState, Executions]:
+    """Return those that the device is found to hold although they had ended, after its state."""
+    # A step of a ramp is no late landing, whoever wanted the same.
+    on_the_way = state.ramping and held == state.held
+    if site.asset and site.asset.max_ramp_watts_per_second and state.awaited:
+        # One that shows things late may show a step that was told before, also after the last.
+        told = state.passed.get(Mode.ACTIVE_POWER, frozenset())
+        on_the_way |= held.active_power_watts in told
+    if site.asset is None or on_the_way:
+        return state, {}
+    keepers = {**windows.staying(scope, now), **windows.owners(scope)}
+    wanted = wanted_setpoints(keepers, site.fallback, site.local)
+    found = unconfirmed.find_held(scope, held, wanted, site, now)
+    return (replace(state, written=None) if found else state), found
+
+
+def note_looked(state: DeviceState, before: Executions, after: Executions) -> DeviceState:
+    """Return the state by what looking at the device has made of ``before``."""
+    lost = {e.order.mode for u, e in after.items() if before[u].held_since and not e.held_since}
+    if lost:
+        state = state.try_now()
+    if Mode.ACTIVE_POWER in lost:
+        state = replace(state, written=None)  # the way back begins where the device is
+    return state
+
+
+def look_at_others(
+    state: DeviceState,
+    scope: Executions,
+    wrong: Mapping[str, str],
+    held: Setpoints,
+    site: Site,
+    now: Moment,
+) -> dict[str, Execution]:
+    """Return those that still hold the device where what was to take their place did not."""
+    owning = {e.order.uid for e in windows.owners(scope).values()}
+    others = {u: e for u, e in scope.items() if e.order.mode in wrong and u not in owning}
+    return look_again(state, others, held, site, now)
+
+
+def look_again(
+    state: DeviceState, scope: Executions, held: Setpoints, site: Site, now: Moment
+) -> dict[str, Execution]:
+    """Return what ``held`` means for those that the device held."""
+    return readback.look_again(
+        scope, held, site, now, ramping=state.ramping, timer_ends_us=state.timer_ends_us
+    )
+
+
+def _without_awaited(state: DeviceState, scope: Executions) -> Executions:
+    """Return ``scope`` without those of which the device may show what it held before."""
+    awaited = state.awaited
+    if awaited is None or awaited.is_over:
+        return scope
+    return {u: e for u, e in scope.items() if e.order.mode not in awaited.modes}
 
 
 def _is_other(held: Setpoints, before: Setpoints, site: Site) -> bool:
