@@ -17,7 +17,7 @@ from derops_agent.execution import claims, patience, readback, windows
 from derops_agent.execution.patience import Awaited
 from derops_agent.execution.site import Site
 from derops_agent.execution.windows import Executions
-from derops_agent.ports import ReadBack, Setpoints
+from derops_agent.ports import Capability, ReadBack, Setpoints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +29,13 @@ class Shown:
 
     now: Moment
     site: Site
-    read_back: ReadBack
-    """How soon the device shows a write, and how often it may be written."""
+    capability: Capability
+    """The device's as it is now; that of the site is as of the last sample."""
+
+    @property
+    def read_back(self) -> ReadBack:
+        """How soon the device shows a write, and how often it may be written."""
+        return self.capability.read_back
 
     @property
     def pace_us(self) -> int:

@@ -2,6 +2,12 @@
 
 from dataclasses import replace
 
+from derops.errors import (
+    DeviceError,
+    DeviceRefusedError,
+    DeviceTimeoutError,
+    DeviceUnreachableError,
+)
 from derops.schedules import SECOND_US
 from derops_agent.asset.setpoints import evidence, inquiry
 from derops_agent.asset.setpoints.decided import Decided, NotConfirmed
@@ -13,7 +19,7 @@ from derops_agent.execution import claims, patience, readback, unconfirmed, wind
 from derops_agent.execution.patience import Awaited
 from derops_agent.execution.unconfirmed import WriteFailure
 from derops_agent.execution.windows import Executions
-from derops_agent.ports import Capability
+from derops_agent.ports import Capability, Setpoints
 
 
 def note_written(
@@ -72,13 +78,24 @@ def note_written(
     return replace(state, awaited=awaited).note_starting(scope, awaited.wrote), scope
 
 
+def read_failure(error: DeviceError, held: Setpoints | None) -> WriteFailure:
+    """Return what a device meant that answered a write with an error, and then showed ``held``."""
+    refused = isinstance(error, DeviceRefusedError)
+    return WriteFailure(
+        message=str(error),
+        refused=refused,
+        sent=not refused and not isinstance(error, DeviceUnreachableError),
+        answers=refused or held is not None,
+        is_silence=isinstance(error, DeviceTimeoutError) and not error.answered,
+    )
+
+
 def judge_unconfirmed(
     state: DeviceState,
     write: PlannedWrite,
     scope: Executions,
     failure: WriteFailure,
     shown: Shown,
-    capability: Capability,
 ) -> Decided:
     """Decide by what a device shows that did not confirm a write what became of it."""
     held, site, now = shown.held, shown.site, shown.now
@@ -95,7 +112,7 @@ def judge_unconfirmed(
         scope,
         armed_seconds=None,
         failure=failure,
-        capability=capability,
+        capability=shown.capability,
         now=now,
     )
     return evidence.judge(state, scope, shown)

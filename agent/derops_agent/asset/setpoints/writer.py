@@ -10,12 +10,7 @@ from functools import partial
 
 import structlog
 
-from derops.errors import (
-    DeviceError,
-    DeviceRefusedError,
-    DeviceTimeoutError,
-    DeviceUnreachableError,
-)
+from derops.errors import DeviceError, DeviceRefusedError
 from derops.schedules import SECOND_US
 from derops_agent import metrics
 from derops_agent.asset.device import GuardedDevice
@@ -31,9 +26,8 @@ from derops_agent.asset.setpoints.evidence import Shown
 from derops_agent.asset.setpoints.plan import PlannedWrite, Prolongation, Question, Release
 from derops_agent.asset.setpoints.state import DeviceState
 from derops_agent.clock import Clock, Moment, moment
-from derops_agent.execution import readback, unconfirmed, windows
+from derops_agent.execution import readback, windows
 from derops_agent.execution.site import Site
-from derops_agent.execution.unconfirmed import WriteFailure
 from derops_agent.execution.windows import Executions
 from derops_agent.ports import Reversion, Setpoints
 
@@ -125,14 +119,10 @@ class DeviceWriter:
         try:
             armed_seconds = await self._device.write(write.step, reversion)
         except DeviceError as error:
-            metrics.DEVICE_WRITES.labels(
-                "refused" if isinstance(error, DeviceRefusedError) else "timeout"
-            ).inc()
-            held, failure = await self._ask_what_it_did(error, owners)
-            shown, capability = self._shown(held, write.site), self._device.capability
-            return self._take(
-                outcome.judge_unconfirmed(self.state, write, scope, failure, shown, capability)
-            )
+            shown = self._shown(await self._ask_after(error, owners), write.site)
+            failure = outcome.read_failure(error, shown.held)
+            metrics.DEVICE_WRITES.labels("refused" if failure.refused else "timeout").inc()
+            return self._take(outcome.judge_unconfirmed(self.state, write, scope, failure, shown))
         metrics.DEVICE_WRITES.labels("ok").inc()
         wrote = self._now()
         self.state, scope = outcome.note_written(
@@ -146,21 +136,14 @@ class DeviceWriter:
         )
         return await self._ask_again(scope, write.site)
 
-    async def _ask_what_it_did(
-        self, error: DeviceError, owners: Executions
-    ) -> tuple[Setpoints | None, WriteFailure]:
+    async def _ask_after(self, error: DeviceError, owners: Executions) -> Setpoints | None:
         """Ask a device that did not confirm a write what it holds now."""
-        refused = isinstance(error, DeviceRefusedError)
-        held = None if refused and owners else await self._ask()
-        if refused:
-            self.state = self.state.note_answer(self._now())
-        return held, unconfirmed.WriteFailure(
-            message=str(error),
-            refused=refused,
-            sent=not refused and not isinstance(error, DeviceUnreachableError),
-            answers=refused or held is not None,
-            is_silence=isinstance(error, DeviceTimeoutError) and not error.answered,
-        )
+        if not isinstance(error, DeviceRefusedError):
+            return await self._ask()
+        # What it refused, it has not taken; but its own timer may have put it to its fallback.
+        held = None if owners else await self._ask()
+        self.state = self.state.note_answer(self._now())
+        return held
 
     async def _release(self, site: Site) -> Executions:
         """Release a setpoint that no ledger owns, however often it takes."""
@@ -229,8 +212,8 @@ class DeviceWriter:
                 )
 
     def _shown(self, held: Setpoints | None, site: Site) -> Shown:
-        read_back = self._device.capability.read_back
-        return Shown(held=held, now=self._now(), site=site, read_back=read_back)
+        capability = self._device.capability
+        return Shown(held=held, now=self._now(), site=site, capability=capability)
 
     def _now(self) -> Moment:
         return moment(self._clock)
