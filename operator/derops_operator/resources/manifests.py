@@ -61,6 +61,8 @@ def identify(kind: Kind, manifest: Mapping[str, Any]) -> tuple[ObjectKey, str, s
         version = manifest["metadata"].get("resourceVersion", "")
         if not all(isinstance(each, str) for each in (*names, version)):
             raise TypeError("a name is no text")
+        for each in (*names, version):
+            each.encode()  # half a surrogate pair is text, and fits into no message
         return ObjectKey(kind, names[0], names[1]), names[2], version
 
     return attempt(look)[0]
