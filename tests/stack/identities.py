@@ -35,6 +35,7 @@ Named = tuple[str, str]
 """Namespace and name."""
 
 _ENFORCED_SECONDS = 30.0
+_UNSERVED = "There can be a delay between when CustomResourceDefinitions are created"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,13 +136,21 @@ def _wait_until_refused(control_plane: ControlPlane, waiting: list[dict[str, Any
 def _dry_run(
     control_plane: ControlPlane, manifest: dict[str, Any], identity: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    created: dict[str, Any] = json.loads(
-        control_plane.kubectl(
-            "create", "--dry-run=server", "-f", "-", "-o", "json", *identity,
-            stdin=json.dumps(manifest),
-        )
-    )  # fmt: skip
-    return created
+    """Create an object, and keep nothing of it; return it as it would be.
+
+    The API server says that a kind is established before all of it serves the kind.
+    """
+    deadline = time.monotonic() + _ENFORCED_SECONDS
+    arguments = ("create", "--dry-run=server", "-f", "-", "-o", "json", *identity)
+    while True:
+        try:
+            answer = control_plane.kubectl(*arguments, stdin=json.dumps(manifest))
+        except StackError as refusal:
+            if _UNSERVED not in str(refusal) or time.monotonic() > deadline:
+                raise
+            continue
+        created: dict[str, Any] = json.loads(answer)
+        return created
 
 
 def _identity_for(manifest: dict[str, Any]) -> tuple[str, ...]:
