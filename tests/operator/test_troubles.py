@@ -198,6 +198,18 @@ async def test_the_start_goes_on_and_gateways_keep_what_could_not_be_read(tmp_pa
         assert "degraded" not in readiness.report()[1]
 
 
+async def test_a_name_that_fits_into_no_message_ends_no_start(tmp_path: Path) -> None:
+    nameless = dispatch("nameless", "half \ud800")
+    nameless["spec"]["setpoint"] = "no object"
+    homeless = asset("homeless")
+    homeless["metadata"]["namespace"] = "half \ud800"
+    kube = HostileKube([(Kind.DISPATCH, nameless), (Kind.ASSET, homeless), *everything()])
+
+    async with operator(kube, tmp_path) as controller:
+        assert unread(controller) == {"uid-nameless": "half ?"}
+        assert {"uid-battery", "uid-peak"} <= held(controller)
+
+
 async def test_an_asset_that_cannot_be_read_takes_its_dispatches_along(tmp_path: Path) -> None:
     bad = asset()
     bad["spec"]["type"] = "Volcano"

@@ -31,7 +31,10 @@ def submit(desired: Desired, dispatch: Dispatch, asset: Asset | None, order: Sub
 
 
 def keep_held(desired: Desired, meta: Meta, asset_name: str) -> None:
-    """Have gateways keep what they hold: a snapshot without it would revert a device."""
-    desired.put_unread(
-        control_pb2.Unread(uid=meta.uid, namespace=meta.namespace, asset_name=asset_name)
-    )
+    """Have gateways keep what they hold: a snapshot without it would revert a device.
+
+    This does not fail whatever the object says: what fits into no message of its asset's name is
+    told as question marks.
+    """
+    known = asset_name.encode(errors="replace").decode()
+    desired.put_unread(control_pb2.Unread(uid=meta.uid, namespace=meta.namespace, asset_name=known))
