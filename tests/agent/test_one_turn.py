@@ -26,18 +26,19 @@ CALLS_OF_A_DISPATCH = 5
 class Disk:
     """Counts what the ledger is asked to store, and refuses what it is told to."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls = 0
         self.refuses: Callable[[int], bool] = lambda _: False
+        self.error: sqlite3.Error = sqlite3.OperationalError("database or disk is full")
         save = agent.ledger.save
 
         def counted(*facts: Any, **more: Any) -> None:
             self.calls += 1
             if self.refuses(self.calls):
-                raise sqlite3.OperationalError("database or disk is full")
+                raise self.error
             save(*facts, **more)
 
-        agent.ledger.save = counted  # type: ignore[method-assign]
+        monkeypatch.setattr(agent.ledger, "save", counted)
 
     @contextmanager
     def counting(self) -> Iterator[Callable[[], int]]:
@@ -47,8 +48,8 @@ class Disk:
 
 
 @pytest.fixture
-def disk(agent: Agent) -> Disk:
-    return Disk(agent)
+def disk(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(agent, monkeypatch)
 
 
 async def steps(agent: Agent, seconds: int) -> None:
@@ -83,10 +84,23 @@ async def test_a_ledger_that_takes_nothing_is_tried_once_a_turn(agent: Agent, di
     assert len(agent.device.writes) == writes + 1, "both ended, at once"
 
 
+async def test_a_ledger_that_does_not_say_why_it_fails_loses_no_order(
+    agent: Agent, disk: Disk
+) -> None:
+    disk.error, disk.refuses = sqlite3.OperationalError(), lambda _: True
+    agent.controller.take(Change(part=order()))
+    await agent.controller.turn()
+    assert agent.ledger_complaints == ["OperationalError"]
+
+    disk.refuses = lambda _: False
+    await agent.controller.turn()
+    assert agent.outcome() == ("Acked", "Accepted")
+
+
 @pytest.mark.parametrize("turns", [1, 3])
 @pytest.mark.parametrize("call", range(1, CALLS_OF_A_DISPATCH + 1))
 async def test_a_dispatch_outlives_each_commit_that_fails(
-    agent: Agent, disk: Disk, call: int, turns: int
+    agent: Agent, disk: Disk, monkeypatch: pytest.MonkeyPatch, call: int, turns: int
 ) -> None:
     write, stored = agent.device.write, []
 
@@ -97,7 +111,7 @@ async def test_a_dispatch_outlives_each_commit_that_fails(
             stored.append(agent.ledger.unsettled()[0].execution.stage)
         return await write(setpoints, reversion)
 
-    agent.device.write = write_and_look  # type: ignore[method-assign]
+    monkeypatch.setattr(agent.device, "write", write_and_look)
     disk.refuses = lambda number: call <= number < call + turns
     agent.controller.take(Change(part=order(start_us=T0 + 2 * S, duration_seconds=5)))
     await agent.controller.turn()
@@ -147,7 +161,7 @@ async def test_no_value_stays_for_a_next_window_that_cannot_begin(agent: Agent, 
 
 @pytest.mark.parametrize("seconds", range(70, 76))
 async def test_what_is_found_on_the_device_is_stored_before_it_is_written_over(
-    agent: Agent, seconds: int
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, seconds: int
 ) -> None:
     stored = []
     write = agent.device.write
@@ -168,7 +182,7 @@ async def test_what_is_found_on_the_device_is_stored_before_it_is_written_over(
     assert agent.outcome() == ("Failed", "DeviceOffline")
     agent.device.fail = ""
     agent.device.held = Setpoints(active_power_watts=5000)
-    agent.device.write = look_and_write  # type: ignore[method-assign]
+    monkeypatch.setattr(agent.device, "write", look_and_write)
     await agent.wait(5, step=1)
 
     assert agent.outcome("d2") == ("Active", "Applied")

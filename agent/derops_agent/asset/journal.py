@@ -104,7 +104,7 @@ class Journal(Mapping[str, Execution]):
         try:
             stored = await self._run(self._ledger.tombstone, uid)
         except sqlite3.Error as error:
-            self.problem = str(error)
+            self._note_failure(error)
             return
         if stored is not None:
             self._executions[uid] = stored.execution
@@ -183,6 +183,9 @@ class Journal(Mapping[str, Execution]):
         await self._tell(entries)
         return True
 
+    def _note_failure(self, error: sqlite3.Error) -> None:
+        self.problem = str(error) or type(error).__name__
+
     async def _tell(self, entries: list[Entry]) -> None:
         before = {
             entry.uid: self._unstored.pop(entry.uid, None) or self._executions.get(entry.uid)
@@ -251,7 +254,7 @@ class Journal(Mapping[str, Execution]):
                 )
             )
         except sqlite3.Error as error:
-            self.problem = str(error)
+            self._note_failure(error)
             return False
         for uid in settled:
             del self._executions[uid], self._reports[uid]
