@@ -45,7 +45,7 @@ install-yaml: setup  ## Render the chart into build/install.yaml; VALUES=file
 	@PYTHONPATH=. $(PYTHON) scripts/chart.py install-yaml build/install.yaml $(VALUES)
 
 test: parts  ## Run all tests, on real parts
-	.venv/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder  # on two processors: a test mostly waits
+	.venv/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder  # three keep two processors busy
 
 e2e: parts  ## Run the end-to-end tests only
 	.venv/bin/pytest tests/e2e

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from tests.stack.stack import Stack
 
 TESTS = Path(__file__).parent
-WAITING = {"chart", "e2e", "faults", "kills", "stack_tests", "upgrade"}
-"""Folders whose tests wait for programs and for time to pass, and compute little."""
+LONGEST = {"chart", "e2e", "faults", "kills", "stack_tests", "upgrade"}
+"""Folders with the files that take longest: they run whole programs."""
 
 _databases = itertools.count(1)
 
@@ -45,8 +45,8 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what waits most, so that the rest computes beside it."""
-    items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] not in WAITING)
+    """Begin with what takes longest, so that no worker is left with it at the end."""
+    items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] not in LONGEST)
 
 
 @pytest.fixture(scope="session")

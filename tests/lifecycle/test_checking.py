@@ -37,6 +37,12 @@ async def _accept(world: World, *, start_seconds: int) -> None:
     await world.advance(2)
 
 
+async def _order_what_is_rejected(world: World) -> None:
+    world.change_asset(operatingState="OutOfService")
+    await world.flow()
+    world.apply("peak", 60, setpoint=SETPOINT, durationSeconds=30)
+
+
 async def _lose_disk(world: World) -> None:
     world.cut_power(lose_disk=True)
     await world.start_agent()
@@ -128,9 +134,7 @@ def test_writes_of_one_value_are_counted_for_the_same_dispatches_only() -> None:
 
 
 async def test_an_end_that_is_decided_again_while_it_is_stored_is_told_once(world: World) -> None:
-    world.change_asset(operatingState="OutOfService")
-    await world.flow()
-    world.apply("peak", 60, setpoint=SETPOINT, durationSeconds=30)
+    await _order_what_is_rejected(world)
     world.hold_api_server(True)
     await world.advance(2)
     world.change_asset(telemetry={"intervalSeconds": 2})
@@ -143,9 +147,7 @@ async def test_an_end_that_is_decided_again_while_it_is_stored_is_told_once(worl
 
 
 async def test_an_end_that_the_api_server_refuses_is_not_told(world: World) -> None:
-    world.change_asset(operatingState="OutOfService")
-    await world.flow()
-    world.apply("peak", 60, setpoint=SETPOINT, durationSeconds=30)
+    await _order_what_is_rejected(world)
     world.hold_api_server(True)
     await world.advance(2)
     world.cancel("peak")
@@ -157,9 +159,7 @@ async def test_an_end_that_the_api_server_refuses_is_not_told(world: World) -> N
 
 
 async def test_an_end_that_was_stored_and_not_told_is_told_at_the_next_start(world: World) -> None:
-    world.change_asset(operatingState="OutOfService")
-    await world.flow()
-    world.apply("peak", 60, setpoint=SETPOINT, durationSeconds=30)
+    await _order_what_is_rejected(world)
     assert world.operator is not None
     world.operator.fuse.left = 1
     await world.flow()
