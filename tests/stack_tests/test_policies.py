@@ -56,6 +56,8 @@ def issued(cluster: Cluster) -> str:
     name = agent_certificate(cluster)
     cluster.approve(f"{name}-1")
     cluster.wait("certificate", name, "condition=Ready")
+    # Ready comes first, from another controller than what takes the condition Issuing away.
+    cluster.wait("certificate", name, "jsonpath={.status.revision}=1")
     return name
 
 
