@@ -182,12 +182,28 @@ class ReportAck(_message.Message):
     def __init__(self, sequence: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("agent_sent_us", "device")
+    __slots__ = ("agent_sent_us", "device", "telemetry")
     AGENT_SENT_US_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    TELEMETRY_FIELD_NUMBER: _ClassVar[int]
     agent_sent_us: int
     device: DeviceFacts
-    def __init__(self, agent_sent_us: _Optional[int] = ..., device: _Optional[_Union[DeviceFacts, _Mapping]] = ...) -> None: ...
+    telemetry: TelemetryFacts
+    def __init__(self, agent_sent_us: _Optional[int] = ..., device: _Optional[_Union[DeviceFacts, _Mapping]] = ..., telemetry: _Optional[_Union[TelemetryFacts, _Mapping]] = ...) -> None: ...
+
+class TelemetryFacts(_message.Message):
+    __slots__ = ("sampled_us", "waiting_samples", "oldest_waiting_us", "problem", "problem_since_us")
+    SAMPLED_US_FIELD_NUMBER: _ClassVar[int]
+    WAITING_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_WAITING_US_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_SINCE_US_FIELD_NUMBER: _ClassVar[int]
+    sampled_us: int
+    waiting_samples: int
+    oldest_waiting_us: int
+    problem: str
+    problem_since_us: int
+    def __init__(self, sampled_us: _Optional[int] = ..., waiting_samples: _Optional[int] = ..., oldest_waiting_us: _Optional[int] = ..., problem: _Optional[str] = ..., problem_since_us: _Optional[int] = ...) -> None: ...
 
 class DeviceFacts(_message.Message):
     __slots__ = ("bad_points", "more_bad_points", "silent_since_us", "silence", "fallback_problem", "fallback_not_taken")

@@ -113,7 +113,7 @@ class HeadendTransition(_message.Message):
     def __init__(self, asset: _Optional[_Union[_dispatch_pb2.AssetId, _Mapping]] = ..., dispatch_uid: _Optional[str] = ..., dispatch_name: _Optional[str] = ..., transition: _Optional[_Union[_dispatch_pb2.Transition, _Mapping]] = ..., created_by: _Optional[str] = ...) -> None: ...
 
 class ReplicaMessage(_message.Message):
-    __slots__ = ("hello", "accepted_version", "session", "delivery", "report", "batch", "device")
+    __slots__ = ("hello", "accepted_version", "session", "delivery", "report", "batch", "device", "headend")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
@@ -121,6 +121,7 @@ class ReplicaMessage(_message.Message):
     REPORT_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    HEADEND_FIELD_NUMBER: _ClassVar[int]
     hello: ReplicaHello
     accepted_version: int
     session: Session
@@ -128,17 +129,40 @@ class ReplicaMessage(_message.Message):
     report: AgentReport
     batch: ReplicaBatch
     device: DeviceState
-    def __init__(self, hello: _Optional[_Union[ReplicaHello, _Mapping]] = ..., accepted_version: _Optional[int] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., delivery: _Optional[_Union[Delivery, _Mapping]] = ..., report: _Optional[_Union[AgentReport, _Mapping]] = ..., batch: _Optional[_Union[ReplicaBatch, _Mapping]] = ..., device: _Optional[_Union[DeviceState, _Mapping]] = ...) -> None: ...
+    headend: HeadendState
+    def __init__(self, hello: _Optional[_Union[ReplicaHello, _Mapping]] = ..., accepted_version: _Optional[int] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., delivery: _Optional[_Union[Delivery, _Mapping]] = ..., report: _Optional[_Union[AgentReport, _Mapping]] = ..., batch: _Optional[_Union[ReplicaBatch, _Mapping]] = ..., device: _Optional[_Union[DeviceState, _Mapping]] = ..., headend: _Optional[_Union[HeadendState, _Mapping]] = ...) -> None: ...
+
+class HeadendState(_message.Message):
+    __slots__ = ("links", "judged_us")
+    LINKS_FIELD_NUMBER: _ClassVar[int]
+    JUDGED_US_FIELD_NUMBER: _ClassVar[int]
+    links: _containers.RepeatedCompositeFieldContainer[LinkState]
+    judged_us: int
+    def __init__(self, links: _Optional[_Iterable[_Union[LinkState, _Mapping]]] = ..., judged_us: _Optional[int] = ...) -> None: ...
+
+class LinkState(_message.Message):
+    __slots__ = ("link", "reason", "message", "since_us")
+    LINK_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    SINCE_US_FIELD_NUMBER: _ClassVar[int]
+    link: str
+    reason: str
+    message: str
+    since_us: int
+    def __init__(self, link: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., since_us: _Optional[int] = ...) -> None: ...
 
 class DeviceState(_message.Message):
-    __slots__ = ("asset_uid", "facts", "received_us")
+    __slots__ = ("asset_uid", "facts", "received_us", "path")
     ASSET_UID_FIELD_NUMBER: _ClassVar[int]
     FACTS_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_US_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
     asset_uid: str
     facts: _agent_pb2.DeviceFacts
     received_us: int
-    def __init__(self, asset_uid: _Optional[str] = ..., facts: _Optional[_Union[_agent_pb2.DeviceFacts, _Mapping]] = ..., received_us: _Optional[int] = ...) -> None: ...
+    path: LinkState
+    def __init__(self, asset_uid: _Optional[str] = ..., facts: _Optional[_Union[_agent_pb2.DeviceFacts, _Mapping]] = ..., received_us: _Optional[int] = ..., path: _Optional[_Union[LinkState, _Mapping]] = ...) -> None: ...
 
 class ReplicaBatch(_message.Message):
     __slots__ = ("messages",)

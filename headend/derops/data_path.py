@@ -1,0 +1,132 @@
+"""The way of one asset's telemetry as a chain of links, and why a link is broken. Pure.
+
+Device, sampling, outbox, stream, event log, writer, database. What is broken for one asset is the
+reason of its condition ``DataFlowing``; what is broken for all is told once, for the installation.
+"""
+
+from enum import StrEnum
+
+CONDITION = "DataFlowing"
+
+LEAST_STALE_SECONDS = 60
+"""How long what comes late is no fault."""
+
+STALE_INTERVALS = 3
+"""How many samples in a row may be missing before that is a fault."""
+
+
+class Link(StrEnum):
+    """A link of the data path, in the order in which a sample passes them."""
+
+    DEVICE = "Device"
+    SAMPLING = "Sampling"
+    OUTBOX = "Outbox"
+    STREAM = "Stream"
+    GATEWAY = "Gateway"
+    """Shared by all: whether the operator hears from the gateways."""
+
+    EVENT_LOG = "EventLog"
+    WRITER = "Writer"
+    DATABASE = "Database"
+
+
+class AssetFault(StrEnum):
+    """Why the data of one asset does not flow; the reason of ``DataFlowing`` where it is False."""
+
+    DEVICE_SILENT = "DeviceSilent"
+    """The device gives its agent no sample."""
+
+    NO_SAMPLES = "NoSamples"
+    """The device answers, and the outbox has taken no sample of it for too long."""
+
+    CLOCK_WRONG = "ClockWrong"
+    """The agent's clock is off by more than what counts as fresh: samples lie in another time."""
+
+    OUTBOX_FAILING = "OutboxFailing"
+    """The agent's disk takes no samples."""
+
+    OUTBOX_BEHIND = "OutboxBehind"
+    """Samples wait at the agent for longer than what counts as fresh, though it is connected."""
+
+    NOT_ENROLLED = "NotEnrolled"
+    """The asset has no certificate yet, so that its agent cannot connect."""
+
+    CERTIFICATE_EXPIRED = "CertificateExpired"
+    """The certificate of the agent is no longer valid."""
+
+    QUARANTINED = "Quarantined"
+    """The identity of the asset is refused."""
+
+    OUT_OF_SERVICE = "OutOfService"
+    """The asset was taken out of service: no agent is served for it."""
+
+    AGENT_OFFLINE = "AgentOffline"
+    """The agent has no stream to a gateway."""
+
+    TELEMETRY_REFUSED = "TelemetryRefused"
+    """What the agent sends breaks a rule; it goes into the quarantine instead of its table."""
+
+
+class SharedFault(StrEnum):
+    """Why the data of all assets does not flow; told once, for the installation."""
+
+    GATEWAY_LOST = "GatewayLost"
+    """The operator has no connection to a gateway replica."""
+
+    LOG_FAILING = "LogFailing"
+    """The event log does not take what arrives."""
+
+    LOG_FULL = "LogFull"
+    """The event log is so full that telemetry waits at the agents."""
+
+    LOG_DAMAGED = "LogDamaged"
+    """The writer met a record that does not match its checksum, and stands there."""
+
+    WRITER_SILENT = "WriterSilent"
+    """No writer has left word for too long."""
+
+    WRITER_BEHIND = "WriterBehind"
+    """What is next to be stored has waited in the event log for too long."""
+
+    DATABASE_UNREACHABLE = "DatabaseUnreachable"
+    """Nobody answers at the database's address."""
+
+    DATABASE_REFUSES = "DatabaseRefuses"
+    """The database refuses the writer: password, right, or a database that is not ours."""
+
+    DATABASE_FULL = "DatabaseFull"
+    """The database has no room."""
+
+    DATABASE_FAILING = "DatabaseFailing"
+    """The database failed in another way."""
+
+
+LINK_OF: dict[AssetFault | SharedFault, Link] = {
+    AssetFault.DEVICE_SILENT: Link.DEVICE,
+    AssetFault.NO_SAMPLES: Link.SAMPLING,
+    AssetFault.CLOCK_WRONG: Link.SAMPLING,
+    AssetFault.OUTBOX_FAILING: Link.OUTBOX,
+    AssetFault.OUTBOX_BEHIND: Link.OUTBOX,
+    AssetFault.NOT_ENROLLED: Link.STREAM,
+    AssetFault.CERTIFICATE_EXPIRED: Link.STREAM,
+    AssetFault.QUARANTINED: Link.STREAM,
+    AssetFault.OUT_OF_SERVICE: Link.STREAM,
+    AssetFault.AGENT_OFFLINE: Link.STREAM,
+    AssetFault.TELEMETRY_REFUSED: Link.EVENT_LOG,
+    SharedFault.GATEWAY_LOST: Link.GATEWAY,
+    SharedFault.LOG_FAILING: Link.EVENT_LOG,
+    SharedFault.LOG_FULL: Link.EVENT_LOG,
+    SharedFault.LOG_DAMAGED: Link.WRITER,
+    SharedFault.WRITER_SILENT: Link.WRITER,
+    SharedFault.WRITER_BEHIND: Link.WRITER,
+    SharedFault.DATABASE_UNREACHABLE: Link.DATABASE,
+    SharedFault.DATABASE_REFUSES: Link.DATABASE,
+    SharedFault.DATABASE_FULL: Link.DATABASE,
+    SharedFault.DATABASE_FAILING: Link.DATABASE,
+}
+"""Which link each fault breaks."""
+
+
+def stale_after_seconds(interval_seconds: int) -> int:
+    """Return how old the newest sample of an asset may be: max(60 s, 3 intervals)."""
+    return max(LEAST_STALE_SECONDS, STALE_INTERVALS * interval_seconds)
