@@ -1,4 +1,4 @@
-"""What an agent says is wrong with its device, held to bounds. Pure.
+"""What an agent says of its device and of its telemetry, held to bounds. Pure.
 
 The agent keeps to them, and nobody behind it relies on that.
 """
@@ -27,9 +27,9 @@ def bounded(facts: agent_pb2.DeviceFacts) -> agent_pb2.DeviceFacts:
     return agent_pb2.DeviceFacts(
         bad_points=[
             agent_pb2.BadPoint(
-                name=_plain(point.name, _MAX_WORD_BYTES),
-                raw=_plain(point.raw, _MAX_WORD_BYTES),
-                problem=_plain(point.problem, _MAX_PROBLEM_BYTES),
+                name=plain(point.name, _MAX_WORD_BYTES),
+                raw=plain(point.raw, _MAX_WORD_BYTES),
+                problem=plain(point.problem, _MAX_PROBLEM_BYTES),
                 since_us=_instant(point.since_us),
                 samples=min(point.samples, _MAX_COUNT),
             )
@@ -37,13 +37,25 @@ def bounded(facts: agent_pb2.DeviceFacts) -> agent_pb2.DeviceFacts:
         ],
         more_bad_points=min(facts.more_bad_points + len(facts.bad_points) - len(named), _MAX_COUNT),
         silent_since_us=_instant(facts.silent_since_us),
-        silence=_plain(facts.silence, _MAX_SENTENCE_BYTES),
-        fallback_problem=_plain(facts.fallback_problem, _MAX_SENTENCE_BYTES),
+        silence=plain(facts.silence, _MAX_SENTENCE_BYTES),
+        fallback_problem=plain(facts.fallback_problem, _MAX_SENTENCE_BYTES),
         fallback_not_taken=facts.fallback_not_taken,
     )
 
 
-def _plain(text: str, most_bytes: int) -> str:
+def bounded_telemetry(facts: agent_pb2.TelemetryFacts) -> agent_pb2.TelemetryFacts:
+    """Return facts with no longer text, later times or greater number than there may be."""
+    return agent_pb2.TelemetryFacts(
+        sampled_us=_instant(facts.sampled_us),
+        waiting_samples=min(facts.waiting_samples, _MAX_COUNT),
+        oldest_waiting_us=_instant(facts.oldest_waiting_us),
+        problem=plain(facts.problem, _MAX_SENTENCE_BYTES),
+        problem_since_us=_instant(facts.problem_since_us),
+    )
+
+
+def plain(text: str, most_bytes: int) -> str:
+    """Return the beginning of a text, with a question mark for what does not print."""
     printable = "".join(each if each.isprintable() else "?" for each in text[:most_bytes])
     return printable.encode()[:most_bytes].decode(errors="ignore")
 

@@ -496,6 +496,20 @@ async def test_the_end_of_the_process_is_said(site: Site) -> None:
     assert (await stream.until("bye")).reason == "Shutdown"
 
 
+async def test_a_heartbeat_says_where_the_telemetry_stands(site: Site) -> None:
+    taken_us = site.clock.wall_us - 3 * S
+    site.outbox.add(Reading(at_us=taken_us, values={1: 5.0}))
+    await site.start()
+    stream = await site.gateway.next_stream()
+    await stream.welcome(heartbeat_seconds=1)
+
+    beat = await stream.until("heartbeat")
+
+    assert beat.telemetry == agent_pb2.TelemetryFacts(
+        sampled_us=taken_us, waiting_samples=1, oldest_waiting_us=taken_us
+    )
+
+
 async def test_the_clock_offset_is_the_median_of_the_heartbeats(site: Site) -> None:
     await site.start()
     stream = await site.gateway.next_stream()

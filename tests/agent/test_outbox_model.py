@@ -110,6 +110,23 @@ class OutboxMachine(RuleBasedStateMachine):
         )
         self._check_samples(kept)
 
+    @invariant()
+    def what_is_told_to_wait_is_there(self) -> None:
+        """After a commit exactly what is there waits, of which the oldest is named."""
+        facts = self.outbox.facts(0)
+        if self.waiting:
+            return
+        if self.acknowledged >= self.outbox.stored_sequence:
+            assert (facts.waiting_samples, facts.oldest_waiting_us) == (0, 0)
+            return
+        kept = [
+            agent_pb2.AgentMessage.FromString(wire).telemetry
+            for _, wire in self.outbox.read(0, 2**60, 10_000)
+        ]
+        times = [batch.t0_us + dt for batch in kept for dt in batch.dt_us]
+        assert facts.waiting_samples == len(times)
+        assert facts.oldest_waiting_us == min(times, default=0)
+
     def _check_samples(self, kept: list[agent_pb2.AgentMessage]) -> None:
         """What is there are the newest that were stored; a gap counts what was dropped."""
         batches = [m.telemetry for m in kept if m.HasField("telemetry")]

@@ -187,8 +187,11 @@ class Stream:
             welcome = await self._welcome
         period = max(1, welcome.heartbeat_seconds)
         while True:
+            now_us = self._clock.now_us()
             heartbeat = agent_pb2.Heartbeat(
-                agent_sent_us=self._clock.now_us(), device=self._controller.device_facts()
+                agent_sent_us=now_us,
+                device=self._controller.device_facts(),
+                telemetry=self._outbox.facts(now_us),
             )
             self._send(agent_pb2.AgentMessage(heartbeat=heartbeat))
             await self._rest(period)

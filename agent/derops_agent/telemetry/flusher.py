@@ -8,6 +8,7 @@ import structlog
 
 from derops.observability import Readiness
 from derops_agent.storage import Threads
+from derops_agent.telemetry.outbox import Trouble
 from derops_agent.telemetry.outbox_store import OutboxStore, is_damaged
 
 FLUSH_SECONDS = 1.0
@@ -23,7 +24,6 @@ class Flusher:
 
         self._threads, self._readiness = threads, readiness
         self._work: list[Any] = []
-        self._failing = False
         self._log = structlog.get_logger("outbox")
 
     async def run(self) -> None:
@@ -40,15 +40,16 @@ class Flusher:
             except sqlite3.Error as error:
                 await self._recover(error)
             else:
-                if self._failing:
-                    self._failing = False
+                if self.store.trouble is not None:
+                    self.store.trouble = None
                     self._readiness.found(_OUTBOX)
                     self._log.info("outbox.commit_recovered")
 
     async def _recover(self, error: sqlite3.Error) -> None:
         self._readiness.degraded(_OUTBOX, str(error))
-        if not self._failing:
-            self._failing = True
+        if self.store.trouble is None:
+            now_seconds = asyncio.get_running_loop().time()
+            self.store.trouble = Trouble(str(error), now_seconds)
             self._log.error("outbox.commit_failed", error=str(error))
         if is_damaged(error):
             ids = await self._threads.run_outbox(self.store.replace, error)

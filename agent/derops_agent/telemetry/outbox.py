@@ -5,12 +5,15 @@ stands at the last dropped sequence. While the disk takes nothing, the newest sa
 memory; once it does again, a Gap is stored for the others.
 """
 
+import asyncio
 import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from derops.devices import bounded_telemetry
+from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2
 from derops_agent import metrics
 from derops_agent.ports import Reading
@@ -39,8 +42,37 @@ class OutboxListener(Protocol):
         """Note that the outbox has a new id: a stream that was told the old one is over."""
 
 
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Samples that wait; what a gap stands for is none of them."""
+
+    samples: int = 0
+    oldest_us: int = 0
+    """When the oldest of them was taken; 0 = none waits."""
+
+
+NOTHING = Backlog()
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why the disk takes nothing now."""
+
+    why: str
+    since_seconds: float
+    """By the clock of the event loop, which nobody can set."""
+
+    def began_us(self, now_us: int) -> int:
+        """Return when it began by the wall clock, which says ``now_us`` now."""
+        elapsed_seconds = asyncio.get_running_loop().time() - self.since_seconds
+        return now_us - round(elapsed_seconds * SECOND_US)
+
+
 class BatchStore(Protocol):
     """The file behind an outbox."""
+
+    trouble: Trouble | None
+    """Why the disk takes nothing; None = it takes what comes."""
 
     def wake(self) -> None:
         """Make the next flush begin at once."""
@@ -72,6 +104,7 @@ class Outbox:
         first: int,
         last: int,
         gap: int,
+        kept: Backlog = NOTHING,
     ) -> None:
         self.outbox_id = outbox_id
         self.last_sequence = last
@@ -87,11 +120,16 @@ class Outbox:
         self._lost: _Lost | None = None
         self._recent: deque[tuple[int, bytes]] = deque(maxlen=_RECENT)
         self._acknowledged = 0
+        self._sampled_us = 0
+        self._storing = NOTHING
+        self._kept = kept
+        """What was on the disk after the last commit."""
 
     def add(self, reading: Reading) -> None:
         """Take a sample; the next flush of the store makes it durable."""
         if not reading.values:
             return
+        self._sampled_us = reading.at_us
         self._pending.append(reading)
         if len(self._pending) > MAX_WAITING:
             self._lose(self._pending.popleft())
@@ -111,6 +149,27 @@ class Outbox:
         self._acknowledged = max(self._acknowledged, min(through, self.stored_sequence))
         self.first_sequence = max(self.first_sequence, self._acknowledged + 1)
 
+    def facts(self, now_us: int) -> agent_pb2.TelemetryFacts:
+        """Return where the telemetry stands, as a heartbeat says it.
+
+        What the gateway acknowledged counts as waiting until the next commit, unless that is all.
+
+        Args:
+            now_us: The wall clock.
+        """
+        kept = NOTHING if self._acknowledged >= self.stored_sequence else self._kept
+        oldest_us = self._pending[0].at_us if self._pending else 0
+        trouble = self._store.trouble
+        return bounded_telemetry(
+            agent_pb2.TelemetryFacts(
+                sampled_us=self._sampled_us,
+                waiting_samples=kept.samples + self._storing.samples + len(self._pending),
+                oldest_waiting_us=kept.oldest_us or self._storing.oldest_us or oldest_us,
+                problem=trouble.why if trouble is not None else "",
+                problem_since_us=trouble.began_us(now_us) if trouble is not None else 0,
+            )
+        )
+
     def recent(self, after: int, through: int) -> list[tuple[int, bytes]] | None:
         """Return the batches that follow ``after`` from memory; None = they are not all there."""
         if not self._recent or self._recent[0][0] > after + 1:
@@ -128,6 +187,7 @@ class Outbox:
             lost, self._lost = self._lost, None
             rows.append(self._gap_row(lost))
         pending, self._pending = list(self._pending), deque()
+        self._storing = Backlog(len(pending), pending[0].at_us) if pending else NOTHING
         for samples in split(pending):
             self.last_sequence += 1
             batch = encode(samples, self.last_sequence, self.outbox_id)
@@ -153,18 +213,21 @@ class Outbox:
         """Take a new identity, with nothing stored; for the store alone."""
         self.outbox_id, self.first_sequence = outbox_id, 1
         self.last_sequence = self.stored_sequence = self.gap_sequence = self._acknowledged = 0
+        self._storing = self._kept = NOTHING
         self._recent.clear()
         self._listener.note_replaced()
 
-    def stored(self, rows: list[Row]) -> None:
-        """Note that ``rows`` are durable; for the store alone."""
+    def stored(self, rows: list[Row], kept: Backlog) -> None:
+        """Note that ``rows`` are durable, and what the disk has now; for the store alone."""
+        self._storing, self._kept = NOTHING, kept
         if rows:
             self._recent.extend((row[0], row[4]) for row in rows)
             self.stored_sequence = rows[-1][0]
             self._listener.note_stored()
 
-    def shortened(self, rows: list[Row], gap_sequence: int) -> None:
-        """Note that old batches became a gap; for the store alone."""
+    def shortened(self, rows: list[Row], kept: Backlog, gap_sequence: int) -> None:
+        """Note that old batches became a gap, and what the disk has now; for the store alone."""
+        self._storing, self._kept = NOTHING, kept
         self.gap_sequence = gap_sequence
         self.first_sequence = max(self.first_sequence, gap_sequence)
         self._recent.clear()

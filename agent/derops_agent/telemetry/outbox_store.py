@@ -17,7 +17,7 @@ from derops.sqlite import transaction
 from derops.wire.v1 import agent_pb2
 from derops_agent import metrics
 from derops_agent.storage import open_database
-from derops_agent.telemetry.outbox import Outbox, OutboxListener, Row
+from derops_agent.telemetry.outbox import Backlog, Outbox, OutboxListener, Row, Trouble
 
 SCHEMA_VERSION = 1
 DEFAULT_MAX_BYTES = 160_000_000
@@ -31,6 +31,14 @@ _ROW_BYTES = 60
 _SIZE = f"length(message) + {_ROW_BYTES}"
 _GAP = bytes([agent_pb2.AgentMessage.GAP_FIELD_NUMBER << 3 | 2])
 """What the message of a gap begins with."""
+
+_MAX_GAP_BYTES = 256
+_SAMPLES = (
+    # A longer message is none of a gap, and is not read for this.
+    f"CASE WHEN length(message) < {_MAX_GAP_BYTES} AND substr(message, 1, 1) = x'{_GAP.hex()}' "
+    "THEN 0 ELSE samples END"
+)
+"""How many samples a row has; a gap has none."""
 
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _SCHEMA = """
@@ -58,8 +66,16 @@ class _OutboxSize:
 
     batches: int = 0
     size: int = 0
-    oldest_us: int | None = None
-    """When the newest sample of its oldest batch was taken; None = not looked up."""
+    samples: int = 0
+    """Those that gaps stand for are not counted."""
+
+    oldest: tuple[int, int] | None = None
+    """When the first and the last sample of its oldest batch were taken; None = not looked up."""
+
+    @property
+    def backlog(self) -> Backlog:
+        """What of it waits to be sent."""
+        return Backlog(self.samples, self.oldest[0] if self.samples and self.oldest else 0)
 
 
 class OutboxStore:
@@ -99,6 +115,10 @@ class OutboxStore:
         self._names: dict[int, AssetName] = {}
         self.awaits_flush = asyncio.Event()
         """Set when an outbox should not wait for the next regular flush."""
+
+        self.trouble: Trouble | None = None
+        """Why the disk takes nothing, as the flusher found; None = it takes what comes."""
+
         try:
             self._open()
         except sqlite3.DatabaseError as error:
@@ -110,9 +130,10 @@ class OutboxStore:
     def _open(self) -> None:
         self._db = open_database(self._path, _SCHEMA, SCHEMA_VERSION)
         self._kept = {
-            key: _OutboxSize(batches, size)
-            for key, batches, size in self._db.execute(
-                f"SELECT key, count(*), sum({_SIZE}) FROM batch GROUP BY key"  # noqa: S608
+            key: _OutboxSize(batches, size, samples)
+            for key, batches, size, samples in self._db.execute(
+                f"SELECT key, count(*), sum({_SIZE}), sum({_SAMPLES}) "  # noqa: S608
+                "FROM batch GROUP BY key"
             )
         }
 
@@ -136,8 +157,17 @@ class OutboxStore:
             first = sequence
             if agent_pb2.AgentMessage.FromString(message).HasField("gap"):
                 gap = sequence
+        stored = self._kept.setdefault(key, _OutboxSize())
+        self._look_up_oldest(key, stored)
         self._outboxes[key] = Outbox(
-            self, listener, key, outbox_id, first=first, last=last, gap=gap
+            self,
+            listener,
+            key,
+            outbox_id,
+            first=first,
+            last=last,
+            gap=gap,
+            kept=stored.backlog,
         )
         self._names[key] = asset
         return self._outboxes[key]
@@ -199,6 +229,7 @@ class OutboxStore:
                         shortened[key] = self._shorten(key, stored, "OutboxFull")
                     elif self._oldest_us(key, stored) < oldest_us:
                         shortened[key] = self._shorten(key, stored, "OutboxTooOld", oldest_us)
+                    self._look_up_oldest(key, stored)
         except BaseException:
             self._kept = kept
             raise
@@ -207,11 +238,11 @@ class OutboxStore:
     def finish(self, work: list[tuple[int, int, list[Row]]], shortened: dict[int, int]) -> None:
         """Tell the outboxes what is durable now; in the event loop's thread."""
         for key, _, rows in work:
-            outbox = self._outboxes[key]
+            outbox, kept = self._outboxes[key], self._kept[key].backlog
             if key in shortened:
-                outbox.shortened(rows, shortened[key])
+                outbox.shortened(rows, kept, shortened[key])
             else:
-                outbox.stored(rows)
+                outbox.stored(rows, kept)
 
     def flush(self) -> None:
         """Collect, commit and tell, all at once; blocks."""
@@ -241,35 +272,41 @@ class OutboxStore:
                 ).rowcount
                 stored.batches += new
                 stored.size += new * (len(row[4]) + _ROW_BYTES)
+                stored.samples += 0 if row[4].startswith(_GAP) else new * row[3]
             self._db.execute(
                 "UPDATE outbox SET last_sequence = ? WHERE key = ?", [rows[-1][0], key]
             )
         if stored.batches:
             gone = self._db.execute(
-                f"DELETE FROM batch WHERE key = ? AND sequence <= ? RETURNING {_SIZE}",  # noqa: S608
+                "DELETE FROM batch WHERE key = ? AND sequence <= ? "  # noqa: S608
+                f"RETURNING {_SIZE}, {_SAMPLES}",
                 [key, acknowledged],
             ).fetchall()
-            self._forget(stored, len(gone), sum(size for (size,) in gone))
+            sizes, samples = zip(*gone, strict=True) if gone else ((), ())
+            self._forget(stored, len(gone), sum(sizes), sum(samples))
 
-    def _forget(self, stored: _OutboxSize, batches: int, size: int) -> None:
+    def _forget(self, stored: _OutboxSize, batches: int, size: int, samples: int) -> None:
         if batches:
             stored.batches -= batches
             stored.size -= size
-            stored.oldest_us = None
+            stored.samples -= samples
+            stored.oldest = None
 
     def _oldest_us(self, key: int, stored: _OutboxSize) -> int:
         """Return when the newest sample of the oldest batch was taken; 2**63 = there is none.
 
         A gap is never too old: nothing could take its place but itself.
         """
-        if stored.batches and stored.oldest_us is None:
-            row = self._db.execute(
-                "SELECT to_us FROM batch WHERE key = ? AND substr(message, 1, 1) <> ? "
+        self._look_up_oldest(key, stored)
+        return 2**63 if stored.oldest is None else stored.oldest[1]
+
+    def _look_up_oldest(self, key: int, stored: _OutboxSize) -> None:
+        if stored.samples and stored.oldest is None:
+            stored.oldest = self._db.execute(
+                "SELECT from_us, to_us FROM batch WHERE key = ? AND substr(message, 1, 1) <> ? "
                 "ORDER BY sequence LIMIT 1",
                 [key, _GAP],
             ).fetchone()
-            stored.oldest_us = row[0] if row else None
-        return 2**63 if stored.oldest_us is None else stored.oldest_us
 
     def _shorten(self, key: int, stored: _OutboxSize, reason: str, oldest_us: int = 0) -> int:
         """Replace the oldest batches by one Gap, which takes the last dropped sequence.
@@ -309,7 +346,7 @@ class OutboxStore:
             "VALUES (?, ?, ?, ?, ?, ?)",
             [key, through, from_us, to_us, samples, message],
         )
-        self._forget(stored, rows, size)
+        self._forget(stored, rows, size, dropped)
         stored.batches += 1
         stored.size += len(message) + _ROW_BYTES
         metrics.SAMPLES_DROPPED.labels(reason).inc(dropped)
