@@ -15,6 +15,7 @@ import psycopg
 import structlog
 
 from derops.backoff import back_off_seconds, spread_seconds
+from derops.data_path import SharedFault
 from derops.errors import LogDamagedError
 from derops.observability import Readiness
 from derops_headend.eventlog.ports import (
@@ -27,6 +28,8 @@ from derops_headend.eventlog.ports import (
 from derops_headend.storage import metrics
 from derops_headend.storage.database import OffsetMovedError, StoredCount
 from derops_headend.storage.explanations import explain
+from derops_headend.storage.faults import classify
+from derops_headend.writing.notes import WriterNotes
 from derops_headend.writing.rows import LogSource
 
 POLL_SECONDS = 0.05
@@ -96,6 +99,8 @@ class Writer:
         shard: int = 0,
         alone: bool = True,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        name: str = "",
+        on_fault: Callable[[], object] = lambda: None,
     ) -> None:
         """Prepare.
 
@@ -107,7 +112,10 @@ class Writer:
             shard: The number of the log's shard, for people.
             alone: Whether this process follows no other shard.
             now_us: The wall clock.
+            name: Of this process, as its word has it.
+            on_fault: Called when ``notes`` have another fault, or none any more.
         """
+        self.notes = WriterNotes(shard, name, now_us, time.monotonic, on_fault)
         self._log_part, self._database_part = (
             part if alone else f"{part} of shard {shard}" for part in (LOG, DATABASE)
         )
@@ -117,6 +125,7 @@ class Writer:
         self._readiness, self._stopping, self._now_us = readiness, stopping, now_us
         self._failures = 0
         self._trimmed_at = 0.0
+        self._last = 0
         self._shard = str(shard)
         self._log = structlog.get_logger("writer").bind(shard=shard)
 
@@ -141,12 +150,13 @@ class Writer:
         try:
             log = self._open_log()
         except (LogMissingError, LogUnavailableError, sqlite3.Error) as error:
-            raise _MissingError(self._log_part, error) from error
+            raise self._note_missing(error) from error
         with closing(log):
             try:
-                database = self._connect(log.log_id)
+                with self.notes.asking():
+                    database = self._connect(log.log_id)
             except psycopg.Error as error:
-                raise _MissingError(self._database_part, error) from error
+                raise self._note_missing(error, log) from error
             with closing(database):
                 self._follow_guarded(log, database)
 
@@ -160,13 +170,31 @@ class Writer:
         except LogDamagedError as error:
             metrics.LOG_DAMAGED.labels(self._shard).set(1)
             self._log.error("log.damaged", log=error.log, offset=error.offset)
-            raise _MissingError(self._log_part, error) from error
+            raise self._note_missing(error) from error
         except (LogMissingError, LogUnavailableError, sqlite3.Error) as error:
-            raise _MissingError(self._log_part, error) from error
+            raise self._note_missing(error) from error
         except psycopg.Error as error:
             metrics.DISCONNECTS.inc()
             self._log.debug("round.failed", why=str(error).strip())
-            raise _MissingError(self._database_part, error) from error
+            raise self._note_missing(error, log) from error
+
+    def _note_missing(self, error: Exception, log: LogReader | None = None) -> _MissingError:
+        """Note what an error says is broken, and what waits in the log if that can be read."""
+        is_database = isinstance(error, psycopg.Error)
+        missing = _MissingError(self._database_part if is_database else self._log_part, error)
+        last, waiting_since_us = self._look_at_waiting(log) if log is not None else (0, 0)
+        self.notes.note_fault(_fault_of(error), str(missing), last, waiting_since_us)
+        return missing
+
+    def _look_at_waiting(self, log: LogReader) -> tuple[int, int]:
+        """Return the last offset, and when the next record to store came; 0 = that is not known."""
+        try:
+            _, last = log.bounds()
+            committed = self.notes.committed
+            records = log.read(committed, 1) if committed is not None else []
+        except (LogDamagedError, LogMissingError, LogUnavailableError, sqlite3.Error):
+            return 0, 0
+        return last, _received_us(records[0]) if records else 0
 
     def _follow(self, log: LogReader, database: Store) -> None:
         after = self._begin(log, database)
@@ -176,19 +204,27 @@ class Writer:
             records = log.read(after)
             metrics.LOG_DAMAGED.labels(self._shard).set(0)
             self._readiness.found(self._log_part, "followed")
-            if records:
-                after = self._write(database, after, records)
-                checked_at = time.monotonic()
-            elif time.monotonic() - checked_at >= CHECK_SECONDS:
-                database.check()
-                checked_at = time.monotonic()
+            with self.notes.asking():
+                if records:
+                    after = self._write(database, after, records)
+                    checked_at = time.monotonic()
+                elif time.monotonic() - checked_at >= CHECK_SECONDS:
+                    database.check()
+                    checked_at = time.monotonic()
             self._failures = 0
+            self._note_place(after, records)
             self._trim(log, after)
             if time.monotonic() - maintained_at >= MAINTAIN_SECONDS:
-                database.maintain()
+                with self.notes.asking():
+                    database.maintain()
                 maintained_at = time.monotonic()
             if not _is_full(records):
                 self._stopping.wait(POLL_SECONDS)
+
+    def _note_place(self, after: int, records: Sequence[StoredRecord]) -> None:
+        """Note that all up to ``after`` is stored; what comes next came after the last of it."""
+        waits = bool(records) and after < self._last
+        self.notes.note_place(after, self._last, _received_us(records[-1]) if waits else 0)
 
     def _stand_by(self, log: LogReader, database: Store, why: str) -> None:
         """Return when nobody else follows this log any more; until then, be ready and wait."""
@@ -205,6 +241,7 @@ class Writer:
 
     def _begin(self, log: LogReader, database: Store) -> int:
         after, (_, last) = database.committed(), log.bounds()
+        self._last = last
         metrics.COMMITTED.labels(self._shard).set(after)
         if after <= last:
             return after
@@ -255,6 +292,7 @@ class Writer:
         if now - self._trimmed_at >= TRIM_SECONDS:
             log.trim(through)
             first, last = log.bounds()
+            self._last = last
             metrics.BACKLOG.labels(self._shard).set(last - through)
             if first >= through:  # else that was a step, and the next round makes the next
                 self._trimmed_at = now
@@ -263,6 +301,19 @@ class Writer:
 def _is_full(records: Sequence[StoredRecord]) -> bool:
     size = sum(len(entry.body) for _, record in records for entry in record.entries)
     return size >= FULL_ROUND_BYTES or len(records) >= MAX_READ_RECORDS
+
+
+def _received_us(stored: StoredRecord) -> int:
+    """Return when a gateway received a record; 0 = there is nothing in it."""
+    entries = stored.record.entries
+    return int(entries[0].received_us) if entries else 0
+
+
+def _fault_of(error: Exception) -> SharedFault:
+    if isinstance(error, psycopg.Error):
+        return classify(error)
+    is_damage = isinstance(error, LogDamagedError)
+    return SharedFault.LOG_DAMAGED if is_damage else SharedFault.LOG_FAILING
 
 
 def missing_ranges(after: int, offsets: Sequence[int]) -> Iterator[tuple[int, int]]:

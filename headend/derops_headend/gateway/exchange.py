@@ -76,6 +76,9 @@ class Exchange:
         self.unread = Shares(total=UNREAD_BYTES, most=UNREAD_OF_ONE, sure=UNREAD_SURE)
         self._on_ready = on_ready
         self._on_clock_ahead = on_clock_ahead
+        self.headend: Callable[[], control_pb2.HeadendState] | None = None
+        """Returns how what lies behind all agents stands, once somebody looks at it."""
+
         self._streams: dict[str, AgentOutlet] = {}
         self._changing = Lock()
         self._log = structlog.get_logger("exchange")
@@ -289,6 +292,8 @@ class Exchange:
             yield Message(session=self.sessions.everything(uid))
         yield from self.deliveries.everything()
         yield from self.reports.everything()
+        if self.headend is not None:
+            yield Message(headend=self.headend())
 
     # Between the two
 

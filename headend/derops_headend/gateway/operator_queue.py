@@ -92,6 +92,8 @@ class OperatorQueue:
                 return kind, message.delivery.dispatch_uid
             case "device":
                 return kind, message.device.asset_uid
+            case "headend":
+                return (kind,)
             case "report":
                 return kind, message.report.asset_uid, message.report.report.dispatch_uid
             case "accepted_version" if self._waiting:

@@ -12,14 +12,16 @@ import grpc
 import structlog
 
 from derops.observability import Readiness
-from derops.wire.v1 import agent_pb2_grpc, control_pb2_grpc
+from derops.wire.v1 import agent_pb2_grpc, control_pb2, control_pb2_grpc
 from derops_headend.eventlog.ports import EventLog
+from derops_headend.eventlog.words import WriterWords
 from derops_headend.gateway import metrics
 from derops_headend.gateway.admission_control import AdmissionControl
 from derops_headend.gateway.agent_link import HELLO_SECONDS, AgentLink
 from derops_headend.gateway.control import Control
 from derops_headend.gateway.desired_store import DesiredStore
 from derops_headend.gateway.exchange import Exchange
+from derops_headend.gateway.headend_watch import HeadendWatch
 from derops_headend.gateway.listener import CredentialFiles, Port
 from derops_headend.gateway.log_appender import LogAppender
 from derops_headend.gateway.operator_identity import OperatorIdentity
@@ -81,13 +83,21 @@ class GatewayOptions:
     max_agent_connections: int
     """The most open connections on the agent port; one more is closed before TLS."""
     hello_seconds: float = HELLO_SECONDS
+    log_shards: int = 1
+    """Of the event log, each with a writer."""
 
 
 class Gateway:
     """One gateway replica: ``start``, then ``stop``."""
 
     def __init__(
-        self, options: GatewayOptions, *, store: DesiredStore, log: EventLog, readiness: Readiness
+        self,
+        options: GatewayOptions,
+        *,
+        store: DesiredStore,
+        log: EventLog,
+        words: WriterWords,
+        readiness: Readiness,
     ) -> None:
         readiness.waiting(_SNAPSHOT, "the operator has not sent one and none is on disk")
         self.agent_port = self.control_port = 0
@@ -103,6 +113,14 @@ class Gateway:
             on_ready=lambda: readiness.found(_SNAPSHOT),
             on_clock_ahead=self._note_clock_ahead,
         )
+        self._watch = HeadendWatch(
+            words,
+            range(options.log_shards),
+            log.fill,
+            _now_us,
+            lambda state: self.exchange.operator.tell(control_pb2.ReplicaMessage(headend=state)),
+        )
+        self.exchange.headend = self._watch.state
         identity = OperatorIdentity(options.operator_certificate_file, store, readiness, _now_us)
         self._control = Control(self.exchange, identity, trust_domain=options.trust_domain)
         self._store = store
@@ -174,6 +192,7 @@ class Gateway:
             self.exchange.admission.run(),
             self._sweep(),
             self._follow_operator(),
+            self._watch.run(),
             agents.follow(),
             control.follow(),
         ):
@@ -186,7 +205,7 @@ class Gateway:
 
     async def stop(self) -> None:
         """Say Bye to all, make durable what has arrived, and close; well below 5 s."""
-        *commits, admission, sweep, operator, agents, control = self._tasks
+        *commits, admission, sweep, operator, watch, agents, control = self._tasks
         for task in (agents, control):
             task.cancel()
         await asyncio.gather(agents, control, return_exceptions=True)
@@ -195,7 +214,7 @@ class Gateway:
         self._journal.close()
         self.exchange.deliveries.writes.close()
         self.exchange.memories.close()
-        for task in (admission, sweep, operator):
+        for task in (admission, sweep, operator, watch):
             task.cancel()
         await asyncio.wait(commits, timeout=1)
         for task in commits:
@@ -213,6 +232,7 @@ class Gateway:
     def _note_log_failure(self, why: str) -> None:
         """Show whether the log takes what arrives; streams stay and dispatches go on anyway."""
         metrics.LOG_FAILING.set(bool(why))
+        self._watch.log_failure = why
         if why:
             metrics.LOG_FAILURES.inc()
             self._readiness.degraded(_EVENT_LOG, why)

@@ -16,8 +16,10 @@ from derops.observability import OpsServer, Readiness, configure_logging
 from derops.settings import load_settings, refuse_to_start
 from derops_headend.eventlog.engines import SQLITE
 from derops_headend.eventlog.jetstream import JetStreamEventLog, JetStreamSettings
+from derops_headend.eventlog.jetstream_words import JetStreamWords
 from derops_headend.eventlog.ports import EventLog, LogMismatchError, LogUnavailableError
 from derops_headend.eventlog.sqlite import SqliteEventLog
+from derops_headend.eventlog.words import FileWords, WriterWords
 from derops_headend.gateway import metrics
 from derops_headend.gateway.desired_store import DesiredStore
 from derops_headend.gateway.listener import CredentialFiles
@@ -59,6 +61,7 @@ async def _serve() -> None:
         operator_certificate_file=settings.operator_certificate_file,
         heartbeat_seconds=settings.heartbeat_seconds,
         max_agent_connections=settings.max_agent_connections,
+        log_shards=1 if settings.event_log == SQLITE else settings.log_shards,
     )
     for files in (options.agent_files, options.control_files):
         files.read()  # a wrong one is reported before anything else begins
@@ -91,7 +94,9 @@ async def _serve() -> None:
             ) from error
         if log is None:
             return
-        gateway = Gateway(options, store=store, log=log, readiness=readiness)
+        words = _make_words(settings)
+        opened.push_async_callback(words.close)
+        gateway = Gateway(options, store=store, log=log, words=words, readiness=readiness)
         await gateway.start()
         # Objects of the start stay: looking through them for garbage would delay the event loop.
         gc.freeze()
@@ -120,11 +125,7 @@ async def _open_log(
         if log is not None:
             opened.callback(log.close)
         return log
-    where = JetStreamSettings(
-        url=settings.event_log,
-        credentials_file=settings.nats_credentials_file,
-        ca_file=settings.nats_ca_file,
-    )
+    where = _where(settings)
     while not stopping.is_set():
         try:
             remote = await JetStreamEventLog.open(
@@ -144,6 +145,21 @@ async def _open_log(
             opened.push_async_callback(remote.close)
             return remote
     return None
+
+
+def _make_words(settings: GatewaySettings) -> WriterWords:
+    """Return where the writers of the log leave word."""
+    if settings.event_log == SQLITE:
+        return FileWords(settings.data_directory)
+    return JetStreamWords(_where(settings), copies=settings.log_replicas)
+
+
+def _where(settings: GatewaySettings) -> JetStreamSettings:
+    return JetStreamSettings(
+        url=settings.event_log,
+        credentials_file=settings.nats_credentials_file,
+        ca_file=settings.nats_ca_file,
+    )
 
 
 async def _when_there_is_room(

@@ -1,6 +1,7 @@
 """``derops-headend writer``: one writer for each shard of the log that it is to follow."""
 
 import random
+import secrets
 import signal
 import sys
 import threading
@@ -23,6 +24,7 @@ from derops_headend.eventlog.engines import (
     parse_shards,
 )
 from derops_headend.eventlog.jetstream import JetStreamLogReader
+from derops_headend.eventlog.jetstream_words import JetStreamWords
 from derops_headend.eventlog.ports import (
     LogMismatchError,
     LogMissingError,
@@ -31,6 +33,8 @@ from derops_headend.eventlog.ports import (
 )
 from derops_headend.eventlog.sqlite import SqliteLogReader
 from derops_headend.eventlog.streams import JetStreamSettings, count_shards
+from derops_headend.eventlog.words import FileWords, WriterWords
+from derops_headend.programs.word_leaver import WordLeaver
 from derops_headend.storage.database import WriterDatabase
 from derops_headend.storage.url import DatabaseUrl, check_url
 from derops_headend.writer import LOG, Writer
@@ -82,6 +86,8 @@ class ShardWriters:
         self.refusal: SchemaTooNewError | SettingError | None = None
         """Why the program cannot run as it was started."""
         self.crashed = False
+        self._name = secrets.token_hex(8)
+        self._news = threading.Event()
         # A clean end takes no longer than this; what is not committed is undone.
         self.thread = threading.Thread(
             target=self._guard, args=(self._run,), name="writer", daemon=True
@@ -103,19 +109,21 @@ class ShardWriters:
 
     def _run(self) -> None:
         shards = self._find_shards()
+        writers = [self._make_writer(shard, alone=len(shards) == 1) for shard in shards]
         threads = [
             threading.Thread(
-                target=self._guard,
-                args=(self._make_writer(shard, alone=len(shards) == 1).run,),
-                name=f"writer-{shard}",
-                daemon=True,
+                target=self._guard, args=(writer.run,), name=f"writer-{shard}", daemon=True
             )
-            for shard in shards
+            for shard, writer in zip(shards, writers, strict=True)
         ]
+        notes = [writer.notes for writer in writers]
+        leaver = WordLeaver(lambda: open_words(self._settings), notes, self._news, self._stopping)
+        leaver.thread.start()
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        leaver.stop()
 
     def _find_shards(self) -> Sequence[int]:
         """Return the shards to follow, once the log is there; none when stopped before."""
@@ -149,6 +157,8 @@ class ShardWriters:
             stopping=self._stopping,
             shard=shard,
             alone=alone,
+            name=self._name,
+            on_fault=self._news.set,
         )
 
 
@@ -177,6 +187,13 @@ def open_log(settings: WriterSettings, shard: int) -> LogReader:
     if settings.event_log == SQLITE:
         return SqliteLogReader(_directory(settings) / "events.db")
     return JetStreamLogReader(_where(settings), shard)
+
+
+def open_words(settings: WriterSettings) -> WriterWords:
+    """Return where a writer of the log that the settings name leaves word."""
+    if settings.event_log == SQLITE:
+        return FileWords(_directory(settings))
+    return JetStreamWords(_where(settings))
 
 
 def check_settings(settings: WriterSettings) -> None:

@@ -20,6 +20,7 @@ from derops.wire.v1 import (
     dispatch_pb2,
     log_pb2,
 )
+from derops_headend.eventlog.words import FileWords
 from derops_headend.gateway.desired_store import DesiredStore
 from derops_headend.gateway.listener import CredentialFiles
 from derops_headend.gateway.server import Gateway, GatewayOptions
@@ -275,7 +276,10 @@ class Rig:
             max_agent_connections=self.max_agent_connections,
         )
         store = DesiredStore(self.directory / "desired.db", now_us())
-        self.gateway = Gateway(options, store=store, log=self.log, readiness=self.readiness)
+        words = FileWords(self.directory)
+        self.gateway = Gateway(
+            options, store=store, log=self.log, words=words, readiness=self.readiness
+        )
         await self.gateway.start()
 
     def renew_ports(self) -> None:

@@ -106,3 +106,14 @@ def test_one_asset_fills_only_its_part_with_dispatches_that_nobody_holds() -> No
     assert queue.has_room_for_stray(report("d", 1, asset="other").report)
     queue.take(1)
     assert queue.has_room_for_stray(report("d", 1, text="x" * 1000).report)
+
+
+def test_how_the_headend_stands_waits_once() -> None:
+    subject = OperatorQueue()
+    for reason in ("LogFull", "LogFailing", ""):
+        link = control_pb2.LinkState(link="EventLog", reason=reason)
+        state = control_pb2.HeadendState(links=[link])
+        assert subject.put(control_pb2.ReplicaMessage(headend=state))
+
+    (told,) = subject.take(10)
+    assert told.headend.links[0].reason == ""

@@ -18,18 +18,23 @@ from tests.headend.storage.conftest import Query
 from tests.headend.writing.making import T0_US, connection, entry, report, telemetry
 from tests.waiting import PATIENCE_SECONDS, eventually
 
+from derops.data_path import SharedFault
 from derops.observability import Readiness
 from derops.wire.v1 import log_pb2
 from derops_headend.eventlog.sqlite import SqliteEventLog, SqliteLogReader
 from derops_headend.storage.database import StoredCount, WriterDatabase
 from derops_headend.writer import Writer, missing_ranges
+from derops_headend.writing.notes import UNANSWERED_SECONDS, WriterNotes
 from derops_headend.writing.rows import LogSource
+from derops_headend.writing.word import WriterWord
 
 PROGRAM = Path(sys.executable).parent / "derops-headend"
 WAITING = (
     "select pid from pg_stat_activity where datname = current_database() "
     "and application_name = 'derops-writer' and wait_event_type = 'Lock'"
 )
+
+WRITERS = WAITING.partition(" and wait_event_type")[0]
 
 
 @pytest.fixture
@@ -434,3 +439,68 @@ def test_a_database_of_a_newer_program_is_refused_with_both_versions(
     last = done.stderr.splitlines()[-1]
     assert last.startswith("cannot start: database has schema version 99, this program knows up to")
     assert "Traceback" not in done.stderr
+
+
+def fault_of(running: Running) -> SharedFault | None:
+    """Return what the writer says is broken."""
+    word = running.writer.notes.take_word()
+    return word.fault if word is not None else None
+
+
+def waiting_word(running: Running) -> WriterWord | None:
+    """Return its word, if it says that something waits."""
+    word = running.writer.notes.take_word()
+    return word if word is not None and word.waiting_since_us else None
+
+
+async def test_its_word_says_what_is_stored_and_which_fault_the_database_has(
+    log: SqliteEventLog, path: Path, database_url: str, query: Query
+) -> None:
+    where = [database_url]
+    with Running(path, lambda log_id: WriterDatabase.connect(where[0], log_id)) as running:
+        await fill(log)
+        eventually(lambda: running.writer.notes.committed == 6, "word of what is stored")
+        assert fault_of(running) is None
+
+        where[0] = "postgresql://127.0.0.1:1/nowhere"
+        query(WRITERS.replace("select pid", "select pg_terminate_backend(pid)"))
+        await log.append([samples(7)])
+        eventually(lambda: fault_of(running) is SharedFault.DATABASE_UNREACHABLE, "its fault")
+        word = eventually(lambda: waiting_word(running), "word of what waits")
+        assert (word.committed, word.last) == (6, 7)
+        assert "refused" in word.message
+        assert word.since_us > 0
+
+        where[0] = database_url
+        eventually(lambda: running.writer.notes.committed == 7, "what came meanwhile")
+        eventually(lambda: fault_of(running) is None, "the end of the fault")
+
+
+async def test_its_word_names_a_damaged_record(
+    log: SqliteEventLog, path: Path, database_url: str, query: Query
+) -> None:
+    await fill(log)
+    alter(path, "UPDATE record SET checksum = 0 WHERE log_offset = 3")
+
+    with Running(path, connector(database_url)) as running:
+        eventually(lambda: fault_of(running) is SharedFault.LOG_DAMAGED, "word of the damage")
+        eventually(lambda: running.writer.notes.committed == 2, "what lies before it")
+
+
+async def test_a_call_that_does_not_return_is_a_fault_of_the_database() -> None:
+    now = [100.0]
+    notes = WriterNotes(0, "w", lambda: 1, lambda: now[0])
+
+    with notes.asking():
+        assert notes.take_word() is None  # nothing is known yet
+        now[0] += UNANSWERED_SECONDS
+        word = notes.take_word()
+        assert word is not None
+        assert word.fault is SharedFault.DATABASE_FAILING
+    notes.note_place(1, 1, 0)
+    word = notes.take_word()
+    assert word is not None
+    assert word.fault is None
+    assert notes.take_word() is None  # nothing new
+    with notes.asking():
+        assert notes.take_word() is not None  # it works, and has not returned yet
