@@ -13,6 +13,7 @@ import structlog
 from derops.command_line import own_version
 from derops.errors import DeviceError, SettingError
 from derops.ids import AssetName
+from derops.metrics import note_program
 from derops.observability import OpsServer, Readiness
 from derops_agent.asset.controller import AssetController
 from derops_agent.asset.device import GuardedDevice
@@ -209,6 +210,7 @@ class Host:
     def _start_ops(self) -> OpsServer | None:
         if not self._settings.ops_port:
             return None
+        note_program("agent")
         try:
             ops = OpsServer(self._settings.ops_address, self._settings.ops_port, self._readiness)
         except OSError as error:

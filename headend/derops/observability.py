@@ -131,6 +131,18 @@ class Readiness:
         if is_news:
             self._log.info("dependency.found", part=part)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether all is there that the program waits for."""
+        with self._lock:
+            return not (self._missing or self._expected)
+
+    @property
+    def is_degraded(self) -> bool:
+        """Whether a part does not do all it should."""
+        with self._lock:
+            return bool(self._degraded)
+
     def report(self) -> tuple[bool, str]:
         """Return whether all is there, and what is missing, degraded or there, a line each.
 
@@ -187,6 +199,8 @@ class OpsServer:
     ) -> None:
         """Bind the port; 0 takes a free one, see ``port``."""
         is_alive = alive or (lambda: True)
+        metrics.READY.set_function(lambda: float(readiness.is_ready))
+        metrics.DEGRADED.set_function(lambda: float(readiness.is_degraded))
 
         class Handler(BaseHTTPRequestHandler):
             timeout = READ_SECONDS

@@ -39,6 +39,9 @@ FULL_ROUND_BYTES = 256 * 1024
 CHECK_SECONDS = 5.0
 TRIM_SECONDS = 1.0
 MAINTAIN_SECONDS = 1.0
+CAUGHT_UP_SECONDS = 1.0
+"""A younger entry is as good as the newest."""
+
 STAND_BY_POLL_SECONDS = 0.5
 TAKE_OVER_SECONDS = 5.0
 """How long another writer may store nothing, though there is something to store."""
@@ -127,6 +130,10 @@ class Writer:
         self._trimmed_at = 0.0
         self._last = 0
         self._shard = str(shard)
+        self._caught_up_at = time.monotonic()
+        metrics.BEHIND_SECONDS.labels(self._shard).set_function(
+            lambda: time.monotonic() - self._caught_up_at
+        )
         self._log = structlog.get_logger("writer").bind(shard=shard)
 
     def run(self) -> None:
@@ -141,6 +148,8 @@ class Writer:
                 self._attempt()
             except _MissingError as missing:
                 self._readiness.waiting(missing.part, str(missing))
+                if missing.part == self._database_part:
+                    metrics.DATABASE_FAILING.labels(self._shard).set(1)
                 self._log.debug("writer.failed", part=missing.part, why=str(missing))
                 pause = back_off_seconds(self._failures, _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS)
                 self._failures += 1
@@ -199,6 +208,7 @@ class Writer:
     def _follow(self, log: LogReader, database: Store) -> None:
         after = self._begin(log, database)
         self._readiness.found(self._database_part, database.engine)
+        metrics.DATABASE_FAILING.labels(self._shard).set(0)
         checked_at = maintained_at = time.monotonic()
         while not self._stopping.is_set():
             records = log.read(after)
@@ -219,6 +229,7 @@ class Writer:
                     database.maintain()
                 maintained_at = time.monotonic()
             if not _is_full(records):
+                self._caught_up_at = time.monotonic()
                 self._stopping.wait(POLL_SECONDS)
 
     def _note_place(self, after: int, records: Sequence[StoredRecord]) -> None:
@@ -233,7 +244,9 @@ class Writer:
         committed, moved_at = database.committed(), time.monotonic()
         while not self._stopping.wait(STAND_BY_POLL_SECONDS):
             before, committed = committed, database.committed()
-            if committed != before or committed >= log.bounds()[1]:
+            if committed >= log.bounds()[1]:
+                moved_at = self._caught_up_at = time.monotonic()
+            elif committed != before:
                 moved_at = time.monotonic()
             elif time.monotonic() - moved_at >= TAKE_OVER_SECONDS:
                 self._log.info("writer.takes_over", committed=committed)
@@ -269,9 +282,10 @@ class Writer:
         metrics.RECORDS_MISSING.inc(sum(last - first + 1 for first, last in missing))
         if sources:
             newest_us = max(source.entry.received_us for source in sources)
-            metrics.DELAY_SECONDS.labels(self._shard).set(
-                max(0.0, (self._now_us() - newest_us) / 1e6)
-            )
+            delay_seconds = max(0.0, (self._now_us() - newest_us) / 1e6)
+            metrics.DELAY_SECONDS.labels(self._shard).set(delay_seconds)
+            if delay_seconds < CAUGHT_UP_SECONDS:  # though there is so much that rounds are full
+                self._caught_up_at = time.monotonic()
         self._count(tally)
         return through
 

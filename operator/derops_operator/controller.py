@@ -17,6 +17,7 @@ from derops.schedules import SECOND_US
 from derops.wire.v1 import control_pb2
 from derops_operator import metrics
 from derops_operator.cluster.client import TRANSIENT, GoneError, Kube
+from derops_operator.cluster.counting import keep_counting
 from derops_operator.cluster.events import EventWriter
 from derops_operator.cluster.resync import Resync
 from derops_operator.cluster.status_writer import BURST, WRITES_PER_SECOND
@@ -120,6 +121,7 @@ class Controller:
                 tasks.create_task(self._distributor.run())
                 tasks.create_task(self._creators.run())
                 tasks.create_task(self._keep_resyncing())
+                tasks.create_task(keep_counting(self.core.cache, _now_us))
                 for _ in range(_WORKERS):
                     tasks.create_task(self._work(self.queue, self.core.reconcile))
                 for _ in range(_STATUS_WORKERS):

@@ -11,6 +11,7 @@ import structlog
 
 from derops.command_line import Parser
 from derops.errors import SettingError
+from derops.metrics import note_program
 from derops.observability import OpsServer, Readiness, configure_logging
 from derops.settings import load_settings, refuse_to_start
 from derops_operator import uninstall
@@ -88,6 +89,7 @@ async def run(settings: OperatorSettings) -> None:
     from derops_operator.controller import Controller
     from derops_operator.trust.cert_manager import Expected, TrustCheck
 
+    note_program("operator")
     readiness = Readiness()
     kube = await Kube.connect()
     controller = Controller(settings, kube, readiness)

@@ -3,6 +3,7 @@
 from prometheus_client import Counter, Gauge, Histogram
 
 from derops.lifecycle import Reason
+from derops.transitions import TRANSITIONS
 
 RECONCILES = Counter(
     "derops_operator_reconciles_total", "Objects looked at, by kind and result", ("kind", "result")
@@ -75,8 +76,59 @@ AUTHORITY_EXPIRY = Gauge(
     "When the certificate of an authority is over",
     ("authority",),
 )
+STAGE_SECONDS = Histogram(
+    "derops_operator_dispatch_stage_seconds",
+    "Seconds that a dispatch took for a stage of its way, by the type of its asset",
+    ("stage", "type"),
+    buckets=(0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
+)
+LATE_REVERTS = Counter(
+    "derops_operator_late_reverts_total",
+    "Devices that were reverted more than ten seconds after the promised end of a dispatch",
+)
+OVERRUN_SECONDS = Counter(
+    "derops_operator_overrun_seconds_total",
+    "Seconds from the promised ends of dispatches until their devices were reverted",
+)
+ASSETS = Gauge(
+    "derops_operator_assets", "Assets, by the reason of their condition DataFlowing", ("reason",)
+)
+ASSETS_WITH_CONDITION = Gauge(
+    "derops_operator_assets_with_condition",
+    "Assets of which a condition that asks for a person is True",
+    ("condition",),
+)
+AGENT_CERTIFICATE_EXPIRY = Gauge(
+    "derops_operator_agent_certificate_expiry_timestamp_seconds",
+    "When the first certificate of an asset in service is over; NaN = none has one",
+)
+AGENT_CERTIFICATES_OVERDUE = Gauge(
+    "derops_operator_agent_certificates_overdue",
+    "Assets in service whose certificate has less than a sixth of its life left",
+)
+DISPATCHES_IN_FLIGHT = Gauge(
+    "derops_operator_dispatches_in_flight",
+    "Dispatches that a gateway may hold, by their phase",
+    ("phase",),
+)
+DISPATCHES_UNREVERTED = Gauge(
+    "derops_operator_unreverted_dispatches",
+    "Dispatches that have ended while their device may still hold their setpoint",
+)
 
 
 def count_ending(phase: str, reason: str) -> None:
     """Count a dispatch that ended; a reason that only a newer agent knows counts as ``Other``."""
     PHASES.labels(phase=phase, reason=reason if reason in set(Reason) else "Other").inc()
+
+
+def _begin_at_zero() -> None:
+    """Show from the start what is alarmed of: a first one would not be seen to be an increase."""
+    for each in TRANSITIONS:
+        if each.end.terminal:
+            for reason in each.reasons:
+                PHASES.labels(phase=str(each.end), reason=str(reason))
+    STRANGE_REPORTS.labels(reason="AnotherAsset")
+
+
+_begin_at_zero()

@@ -40,10 +40,13 @@ async def test_what_a_program_answers_is_taken(
         await pods.until(
             lambda: running.process.poll() is not None or program.says in running.said()
         )
+        ready, _ = ops.ask(program.ops_port)
         status, text = ops.ask(program.ops_port, "metrics")
 
     assert status == 200
     assert f"derops_{make.__name__}_" in text
+    assert f'derops_build_info{{program="{make.__name__}",version="' in text
+    assert f"derops_ready {float(ready == 200)}" in text
     assert complaints(text.encode()) == ""
 
 

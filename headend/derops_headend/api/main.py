@@ -11,6 +11,7 @@ import structlog
 import uvloop
 
 from derops.errors import SchemaTooNewError, SettingError
+from derops.metrics import note_program
 from derops.observability import OpsServer, Readiness, configure_logging
 from derops.settings import load_settings, refuse_to_start
 from derops_headend.api.application import make_application
@@ -111,6 +112,7 @@ async def _open_audit(
 
 
 def _open_ops(settings: ApiSettings, readiness: Readiness, opened: AsyncExitStack) -> None:
+    note_program("api")
     try:
         ops = OpsServer(settings.ops_address, settings.ops_port, readiness)
     except OSError as error:

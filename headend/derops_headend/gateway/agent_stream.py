@@ -121,6 +121,7 @@ class AgentStream:
             clock=self._clock,
             journal=parts.journal,
             admission=parts.admission,
+            now_us=parts.now_us,
         )
         self._reports = StreamReports(
             asset=asset.id,

@@ -1,8 +1,10 @@
 """The telemetry of one stream: batches and gaps go into the log, and the agent gets credit."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, dispatch_pb2, log_pb2
 from derops_headend.fleet.telemetry import (
     BatchVerdict,
@@ -39,6 +41,7 @@ class Intake:
         clock: How far the agent's clock is off.
         journal: The way into the event log.
         admission: Decides who may send, and how much.
+        now_us: The wall clock.
     """
 
     __slots__ = (
@@ -47,6 +50,7 @@ class Intake:
         "_clock",
         "_dropped",
         "_journal",
+        "_now_us",
         "_order",
         "_refused",
     )
@@ -59,9 +63,11 @@ class Intake:
         clock: AgentClock,
         journal: LogAppender,
         admission: AdmissionControl,
+        now_us: Callable[[], int],
     ) -> None:
         self._asset, self._order, self._clock = asset, order, clock
         self._journal, self._admission = journal, admission
+        self._now_us = now_us
         self._dropped = self._refused = 0
 
     def open(self, stream: TelemetryOutlet) -> None:
@@ -95,6 +101,7 @@ class Intake:
             return self._refuse(stream, log_pb2.TELEMETRY, batch.sequence, body, broken)
         metrics.BATCHES.inc()
         metrics.SAMPLES.inc(len(batch.dt_us))
+        metrics.SAMPLE_AGE_SECONDS.observe(self._age_seconds(batch.t0_us))
         return self._store(stream, log_pb2.TELEMETRY, body, batch.sequence)
 
     def take_gap(self, stream: TelemetryOutlet, gap: agent_pb2.Gap) -> Violation | None:
@@ -109,6 +116,11 @@ class Intake:
         metrics.GAPS.inc()
         logger_of(stream).warning("telemetry.lost", samples=gap.samples, reason=gap.reason)
         return self._store(stream, log_pb2.GAP, body, gap.sequence)
+
+    def _age_seconds(self, sampled_us: int) -> float:
+        """Return how long ago a sample was taken, by our clock; 0 = it comes from the future."""
+        offset_us = (self._clock.offset_milliseconds or 0) * 1000
+        return max(0, self._now_us() - sampled_us - offset_us) / SECOND_US
 
     def _place(
         self, stream: TelemetryOutlet, sequence: int, outbox_id: str, *, gap: bool

@@ -41,6 +41,11 @@ UNLOGGED_REPORTS = Counter(
 )
 BATCHES = Counter("derops_gateway_telemetry_batches", "Telemetry batches made durable.")
 SAMPLES = Counter("derops_gateway_telemetry_samples", "Telemetry samples made durable.")
+SAMPLE_AGE_SECONDS = Histogram(
+    "derops_gateway_sample_age_seconds",
+    "Age of the oldest sample of a telemetry batch when the batch came.",
+    buckets=(0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600, 86400),
+)
 DROPPED_BATCHES = Counter(
     "derops_gateway_telemetry_batches_beyond_credit",
     "Batches dropped unacknowledged; the agent still has them.",
@@ -77,3 +82,7 @@ HELD_BYTES = Gauge(
 BOUND_REACHED = Counter(
     "derops_gateway_bound_reached", "Times that a bound on memory refused something.", ["part"]
 )
+
+# Shown from the start, as they are alarmed of: a first one would not be seen to be an increase.
+REFUSED_STREAMS.labels("NotTheOperatorsKey")
+REFUSED_REPORTS.labels("AnotherAsset")

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import TypeVar
 
 from derops.errors import SchemaTooNewError, SettingError
+from derops.metrics import note_program
 from derops.observability import OpsServer, Readiness, configure_logging
 from derops.settings import load_settings, refuse_to_start
 from derops_headend.eventlog.engines import SQLITE
@@ -65,6 +66,7 @@ async def _serve() -> None:
     )
     for files in (options.agent_files, options.control_files):
         files.read()  # a wrong one is reported before anything else begins
+    note_program("gateway")
     readiness = Readiness()
     gateway: Gateway | None = None
     async with AsyncExitStack() as opened:

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field
 from pydantic_settings import SettingsConfigDict
 
 from derops.errors import SchemaTooNewError, SettingError
+from derops.metrics import note_program
 from derops.observability import OpsServer, Readiness, configure_logging
 from derops.settings import GivenPath, Port, ProgramSettings, load_settings, refuse_to_start
 from derops_headend.eventlog.engines import (
@@ -231,6 +232,7 @@ def run_writer(settings: WriterSettings, stopping: threading.Event) -> bool:
         SchemaTooNewError: A newer program wrote the log or the database.
     """
     check_settings(settings)
+    note_program("writer")
     readiness = Readiness()
     writers = ShardWriters(settings, readiness, stopping)
     try:

@@ -54,6 +54,16 @@ DELAY_SECONDS = Gauge(
     "Age of the newest entry of the last round when it was stored.",
     ["shard"],
 )
+BEHIND_SECONDS = Gauge(
+    "derops_writer_behind_seconds",
+    "Time since all that was in the log was in the database.",
+    ["shard"],
+)
+DATABASE_FAILING = Gauge(
+    "derops_writer_database_failing",
+    "1 while the database cannot be reached, refuses or fails.",
+    ["shard"],
+)
 LOG_DAMAGED = Gauge(
     "derops_writer_log_damaged", "1 while a record does not match its checksum.", ["shard"]
 )

@@ -19,6 +19,11 @@ from derops_operator.cluster.events import EventWriter
 from derops_operator.cluster.ports import Api, Queue
 from derops_operator.cluster.token_bucket import TokenBucket
 from derops_operator.reconciling.identity import early_issuance
+from derops_operator.reconciling.stages import (
+    LATE_REVERT_SECONDS,
+    measure_overrun,
+    measure_stages,
+)
 from derops_operator.resources.assets import Asset
 from derops_operator.resources.dispatches import Dispatch
 from derops_operator.resources.objects import Kind, ObjectKey
@@ -192,6 +197,7 @@ class StatusWriter:
         if isinstance(before, Dispatch):
             after = replace(before, status=status)
             self._events.post_transitions(before, after)
+            self._count_stages(before, after)
             if after.phase.terminal and not before.phase.terminal:
                 metrics.count_ending(after.phase, after.reason)
                 _log.info(
@@ -203,6 +209,16 @@ class StatusWriter:
                 )
         else:
             self._tell_asset(before, replace(before, status=status))
+
+    def _count_stages(self, before: Dispatch, after: Dispatch) -> None:
+        asset = self._cache.asset(after.meta.namespace, after.asset_name)
+        kind = asset.type if asset is not None else "Other"
+        for stage, seconds in measure_stages(before.status, after.status).items():
+            metrics.STAGE_SECONDS.labels(stage, kind).observe(seconds)
+        overrun_seconds = measure_overrun(before.status, after.status)
+        if overrun_seconds is not None:
+            metrics.OVERRUN_SECONDS.inc(overrun_seconds)
+            metrics.LATE_REVERTS.inc(overrun_seconds > LATE_REVERT_SECONDS)
 
     def _tell_asset(self, before: Asset, after: Asset) -> None:
         self._events.post_release(before, after)

@@ -5,9 +5,11 @@ from typing import Any
 
 import grpc
 import pytest
+from prometheus_client import REGISTRY
 from tests.headend.gateway.rig import Agent, Operator, Rig, now_us
 from tests.pki import Leaf
 
+from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2, log_pb2
 from derops_headend.fleet.shares import OVERHEAD_BYTES
 from derops_headend.gateway.intake import MAX_REFUSED_BATCHES
@@ -431,6 +433,30 @@ async def test_an_agent_whose_batches_keep_breaking_rules_is_ended(rig: Rig, age
 
     assert message.bye.reason == "BadTelemetry"
     assert refused == MAX_REFUSED_BATCHES
+
+
+@pytest.mark.parametrize(
+    ("changes", "bucket"),
+    [
+        pytest.param({}, "0.5", id="fresh"),
+        pytest.param({"t0_us": now_us() - 20 * SECOND_US}, "300.0", id="waited at the agent"),
+        pytest.param({"t0_us": now_us() + 20 * SECOND_US}, "0.5", id="from the future"),
+    ],
+)
+async def test_how_old_a_batch_is_when_it_comes_is_counted(
+    agent: Agent, changes: dict[str, Any], bucket: str
+) -> None:
+    def count(le: str) -> float:
+        name = "derops_gateway_sample_age_seconds_bucket"
+        return REGISTRY.get_sample_value(name, {"le": le}) or 0.0
+
+    before, younger = count(bucket), count("10.0")
+    await agent.telemetry(1, **changes)
+    while (await agent.read_until("credit")).acknowledged_through < 1:
+        pass
+
+    assert count(bucket) == before + 1
+    assert count("10.0") == younger + (bucket == "0.5")
 
 
 @pytest.mark.parametrize("changes", [{"outbox_id": "another"}, {"sequence": 0}])

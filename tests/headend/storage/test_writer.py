@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from tests.counters import value_of
 from tests.headend.eventlog.engines import alter
 from tests.headend.storage.conftest import Query
 from tests.headend.writing.making import T0_US, connection, entry, report, telemetry
@@ -22,6 +23,7 @@ from derops.data_path import SharedFault
 from derops.observability import Readiness
 from derops.wire.v1 import log_pb2
 from derops_headend.eventlog.sqlite import SqliteEventLog, SqliteLogReader
+from derops_headend.storage import metrics
 from derops_headend.storage.database import StoredCount, WriterDatabase
 from derops_headend.writer import Writer, missing_ranges
 from derops_headend.writing.notes import UNANSWERED_SECONDS, WriterNotes
@@ -144,6 +146,27 @@ async def test_it_follows_the_log_and_trims_it(
     assert query("select committed_offset from log_offset") == [(7,)]
     assert query("select count(*) from connection_event") == [(5,)]
     assert query("select count(*) from quarantine") == [(0,)]
+
+
+async def test_its_metrics_say_since_when_it_is_behind_and_that_the_database_is_to_blame(
+    log: SqliteEventLog, path: Path, database_url: str
+) -> None:
+    behind, failing = metrics.BEHIND_SECONDS.labels("0"), metrics.DATABASE_FAILING.labels("0")
+    away = threading.Event()
+
+    def connect(log_id: str) -> WriterDatabase:
+        if away.is_set():
+            raise psycopg.OperationalError("nobody answers")
+        return WriterDatabase.connect(database_url, log_id)
+
+    away.set()
+    with Running(path, connect):
+        eventually(lambda: value_of(failing) == 1, "the database to blame")
+        eventually(lambda: value_of(behind) > 1, "more than a second behind")
+        away.clear()
+        await fill(log)
+        eventually(lambda: value_of(failing) == 0, "the database back")
+        eventually(lambda: value_of(behind) < 1, "all in the database")
 
 
 class Pausing(threading.Event):

@@ -33,3 +33,7 @@ APPEND_SECONDS = Histogram(
     "Seconds until a group of records was durable in the replica's file.",
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
 )
+
+# Shown from the start, as it is alarmed of: a first one would not be seen to be an increase.
+for _why in ("full", "disk"):
+    NOT_TAKEN.labels(_why)
