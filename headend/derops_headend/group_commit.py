@@ -43,7 +43,13 @@ class GroupCommit(Generic[Item]):
         self._on_failure = on_failure
         self._queue: deque[tuple[Item, Settle]] = deque()
         self._work, self._closing = asyncio.Event(), asyncio.Event()
+        self._begun: float | None = None
         self._log = structlog.get_logger("commit")
+
+    @property
+    def seconds_under_way(self) -> float:
+        """For how long the write that is under way has been tried; 0 = there is none."""
+        return perf_counter() - self._begun if self._begun is not None else 0.0
 
     @property
     def waiting(self) -> int:
@@ -84,12 +90,14 @@ class GroupCommit(Generic[Item]):
                 self._work.clear()
                 await self._work.wait()
                 continue
-            group = self._take_group()
+            group, self._begun = self._take_group(), perf_counter()
             try:
                 await self._write_group(group)
             except asyncio.CancelledError as error:
                 _settle(group, error)
                 raise
+            finally:
+                self._begun = None
 
     def close(self) -> None:
         """Let ``run`` return once all is written; a write that fails then is not tried again."""

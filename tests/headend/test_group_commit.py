@@ -52,3 +52,26 @@ async def test_a_write_that_is_cancelled_settles_its_items_as_never_durable() ->
     await asyncio.wait({running})
 
     assert [type(error) for error in errors] == [asyncio.CancelledError]
+
+
+async def test_a_write_is_under_way_while_it_is_tried_again_and_not_longer() -> None:
+    tries = 0
+
+    async def fail_twice(_: Sequence[str]) -> None:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise OSError("no space left")
+
+    commit = GroupCommit(fail_twice)
+    assert commit.seconds_under_way == 0
+    running = asyncio.create_task(commit.run())
+    settled = commit.put("a")
+    while tries < 2:
+        await asyncio.sleep(0)
+    assert commit.seconds_under_way >= 0.04, "from its first try, before the pause"
+
+    await settled
+    commit.close()
+    await running
+    assert commit.seconds_under_way == 0

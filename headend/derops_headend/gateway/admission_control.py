@@ -9,11 +9,14 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+from derops.schedules import SECOND_US
 from derops_headend.fleet.pace import Pace
 from derops_headend.fleet.telemetry import window_of
 from derops_headend.gateway import metrics
 
 TURN_SECONDS = 0.01
+HELD_UP_SECONDS = 1.0
+"""A gateway keeps up while no stream waits longer for its credit, and no entry for the log."""
 
 
 class Creditor(Protocol):
@@ -36,12 +39,16 @@ class AdmissionControl:
     Args:
         fill: Returns the share of the log's bound that is taken.
         is_crowded: Tells whether so much waits for the log that little more may come.
+        append_seconds: Returns for how long an append to the log has been under way.
     """
 
     def __init__(
-        self, fill: Callable[[], float], is_crowded: Callable[[], bool] = lambda: False
+        self,
+        fill: Callable[[], float],
+        is_crowded: Callable[[], bool] = lambda: False,
+        append_seconds: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        self._fill, self._is_crowded = fill, is_crowded
+        self._fill, self._is_crowded, self._append_seconds = fill, is_crowded, append_seconds
         self._pace = Pace()
         self._asking: dict[Creditor, None] = {}  # ordered sets: first come, first served
         self._waiting: dict[Creditor, None] = {}
@@ -49,6 +56,17 @@ class AdmissionControl:
         self._received = 0
         self._pressed = False
         self._scheduled = False
+        self._kept_up_at: float | None = None
+        """When no stream waited, by the clock of the loop; None = before the first turn."""
+
+        self._free_from: float | None = None
+
+    @property
+    def free_us(self) -> int:
+        """For how long the gateway has taken all telemetry that came; 0 = it does not."""
+        if self._free_from is None:
+            return 0
+        return round((asyncio.get_running_loop().time() - self._free_from) * SECOND_US)
 
     def count(self) -> None:
         """Note that a telemetry message was taken."""
@@ -90,8 +108,24 @@ class AdmissionControl:
                 self._waiting |= dict.fromkeys(self._without_room)
                 self._without_room.clear()
             self._serve()
+            self._note_hold_up(now, has_room=window_of(fill) > 0)
             metrics.LOG_FILL.set(fill)
             metrics.CREDIT_WAITING.set(len(self._waiting))
+
+    def _note_hold_up(self, now: float, *, has_room: bool) -> None:
+        """Note whether all telemetry is taken: a stream that waits for a moment is no hold-up."""
+        if self._kept_up_at is None or not self._waiting:
+            self._kept_up_at = now
+        held_up = (
+            not has_room
+            or self._is_crowded()
+            or now - self._kept_up_at > HELD_UP_SECONDS
+            or self._append_seconds() > HELD_UP_SECONDS
+        )
+        if held_up:
+            self._free_from = None
+        elif self._free_from is None:
+            self._free_from = now
 
     def _serve(self) -> None:
         self._scheduled = False

@@ -11,7 +11,6 @@ from collections.abc import Callable
 import grpc
 from google.protobuf.message import DecodeError
 
-from derops.devices import bounded
 from derops.schedules import SECOND_US
 from derops.wire.streams import EOF
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
@@ -20,6 +19,7 @@ from derops_headend.fleet.sessions import Session
 from derops_headend.fleet.telemetry import OutboxOrder, Violation
 from derops_headend.gateway import metrics
 from derops_headend.gateway.agent_clock import AgentClock
+from derops_headend.gateway.asset_watch import AssetWatch, Surroundings
 from derops_headend.gateway.calls import Context
 from derops_headend.gateway.deliveries import without_identity
 from derops_headend.gateway.intake import Intake
@@ -27,9 +27,6 @@ from derops_headend.gateway.outlets import logger_of
 from derops_headend.gateway.stream_parts import StreamParts
 from derops_headend.gateway.stream_reports import StreamReports
 from derops_headend.gateway.unread_queue import Item, UnreadQueue
-
-DEVICE_EVERY_US = 5 * SECOND_US
-"""How often the gateway looks at what one agent says of its device."""
 
 AGENT_REASONS = frozenset(
     {
@@ -57,17 +54,16 @@ class AgentStream:
     """Serves one call of AgentLink.Connect after its Hello was accepted."""
 
     __slots__ = (
+        "_admission",
         "_clock",
         "_context",
         "_deliveries",
         "_desired",
-        "_device",
         "_ending",
         "_handler",
         "_heard_us",
         "_heartbeat_seconds",
         "_intake",
-        "_look_at_device_us",
         "_monotonic_us",
         "_now_us",
         "_on_end",
@@ -77,6 +73,7 @@ class AgentStream:
         "_reports",
         "_said_bye",
         "_unread",
+        "_watch",
         "_writer",
         "certificate",
         "ledger_id",
@@ -114,6 +111,7 @@ class AgentStream:
         self._desired, self._deliveries = parts.desired, parts.deliveries
         self._operator, self._unread = parts.operator, UnreadQueue(parts.unread, asset.id.uid)
         self._now_us, self._on_end = parts.now_us, parts.on_end
+        self._admission = parts.admission
         self._clock = AgentClock()
         self._intake = Intake(
             asset=asset.id,
@@ -122,6 +120,7 @@ class AgentStream:
             journal=parts.journal,
             admission=parts.admission,
             now_us=parts.now_us,
+            monotonic_us=monotonic_us,
         )
         self._reports = StreamReports(
             asset=asset.id,
@@ -134,10 +133,9 @@ class AgentStream:
         self._heartbeat_seconds = heartbeat_seconds
         self._monotonic_us = monotonic_us
         self._heard_us = monotonic_us()
+        self._watch = AssetWatch(self._heard_us)
         self._handler: asyncio.Task[None] | None = None
         self._writer: asyncio.Task[None] | None = None
-        self._device: tuple[agent_pb2.DeviceFacts, int] | None = None
-        self._look_at_device_us = 0
         self._ending: agent_pb2.Bye | None = None
         self._peer_left = self._said_bye = False
 
@@ -357,35 +355,31 @@ class AgentStream:
     def _take_heartbeat(self, heartbeat: agent_pb2.Heartbeat) -> None:
         received_us = self._now_us()
         self._clock.note(heartbeat.agent_sent_us, received_us)
-        if heartbeat.HasField("device"):
-            self._note_device(heartbeat.device)
+        if self._watch.is_due(self._heard_us):
+            self._look(heartbeat, received_us)
         reply = agent_pb2.HeartbeatReply(
             agent_sent_us=heartbeat.agent_sent_us, gateway_received_us=received_us
         )
         self.send(agent_pb2.GatewayMessage(heartbeat_reply=reply))
 
-    def _note_device(self, facts: agent_pb2.DeviceFacts) -> None:
-        """Keep what is wrong with the device, and tell the operator if it is news.
-
-        Facts that come too soon are skipped: a later heartbeat brings them again.
-        """
-        if self._monotonic_us() < self._look_at_device_us:
+    def _look(self, heartbeat: agent_pb2.Heartbeat, received_us: int) -> None:
+        """Have a look at what a heartbeat says of device and telemetry; tell what is news."""
+        asset = self._desired.asset(self.session.asset_uid)
+        if asset is None:  # removed: this stream is about to end
             return
-        self._look_at_device_us = self._monotonic_us() + DEVICE_EVERY_US
-        held = bounded(facts)
-        for point in held.bad_points:
-            point.ClearField("samples")  # it rises with each sample, which is no news
-        if self._device is None or held != self._device[0]:
+        around = Surroundings(
+            received_us=received_us,
             # A clock that is set back must not give these facts to an earlier stream.
-            self._device = (held, max(self._now_us(), self.session.since_us))
+            at_us=max(received_us, self.session.since_us),
+            monotonic_us=self._heard_us,
+            interval_seconds=asset.telemetry_interval_seconds,
+            refusal=self._intake.refusal,
+            free_us=self._admission.free_us,
+        )
+        if self._watch.take(heartbeat, around):
             self._operator.tell(control_pb2.ReplicaMessage(device=self.device))
 
     @property
     def device(self) -> control_pb2.DeviceState | None:
-        """What its agent last said of the device; None = nothing yet."""
-        if self._device is None:
-            return None
-        facts, received_us = self._device
-        return control_pb2.DeviceState(
-            asset_uid=self.session.asset_uid, facts=facts, received_us=received_us
-        )
+        """What its agent last said of the device, and its path; None = nothing yet."""
+        return self._watch.state_of(self.session.asset_uid)

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, dispatch_pb2, log_pb2
+from derops_headend.fleet.asset_path import Refusal
 from derops_headend.fleet.telemetry import (
     BatchVerdict,
     OutboxOrder,
@@ -42,6 +43,7 @@ class Intake:
         journal: The way into the event log.
         admission: Decides who may send, and how much.
         now_us: The wall clock.
+        monotonic_us: A clock that nobody can set.
     """
 
     __slots__ = (
@@ -50,9 +52,11 @@ class Intake:
         "_clock",
         "_dropped",
         "_journal",
+        "_monotonic_us",
         "_now_us",
         "_order",
         "_refused",
+        "_refused_since",
     )
 
     def __init__(
@@ -64,11 +68,14 @@ class Intake:
         journal: LogAppender,
         admission: AdmissionControl,
         now_us: Callable[[], int],
+        monotonic_us: Callable[[], int],
     ) -> None:
         self._asset, self._order, self._clock = asset, order, clock
         self._journal, self._admission = journal, admission
-        self._now_us = now_us
+        self._now_us, self._monotonic_us = now_us, monotonic_us
         self._dropped = self._refused = 0
+        self._refused_since: tuple[int, str] | None = None
+        """When the first batch after the last good one was refused, and why."""
 
     def open(self, stream: TelemetryOutlet) -> None:
         """Ask for the first credit."""
@@ -82,6 +89,14 @@ class Intake:
     def is_calm(self) -> bool:
         """Whether all that came is durable, and the agent may send more."""
         return self._order.is_calm
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """That each batch which came was refused; None = the last one was good, or none came."""
+        if self._refused_since is None:
+            return None
+        since_us, why = self._refused_since
+        return Refusal(lasts_us=self._monotonic_us() - since_us, why=why)
 
     def credit(self, window: int) -> agent_pb2.TelemetryCredit:
         """Return the acknowledgement, with a credit for ``window`` batches on their way."""
@@ -98,7 +113,9 @@ class Intake:
         broken = check_batch(batch)
         body = batch.SerializeToString()
         if broken is not None:
+            self._refused_since = self._refused_since or (self._monotonic_us(), broken.message)
             return self._refuse(stream, log_pb2.TELEMETRY, batch.sequence, body, broken)
+        self._refused_since = None
         metrics.BATCHES.inc()
         metrics.SAMPLES.inc(len(batch.dt_us))
         metrics.SAMPLE_AGE_SECONDS.observe(self._age_seconds(batch.t0_us))

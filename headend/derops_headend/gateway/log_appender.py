@@ -51,6 +51,11 @@ class LogAppender:
             on_failure=on_failure,
         )
 
+    @property
+    def append_seconds(self) -> float:
+        """For how long the append that is under way has been tried; 0 = there is none."""
+        return self._commit.seconds_under_way
+
     def put(
         self,
         kind: log_pb2.EntryKind,

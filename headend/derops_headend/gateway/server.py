@@ -108,7 +108,11 @@ class Gateway:
             replica=options.replica,
             store=store,
             journal=self._journal,
-            admission=AdmissionControl(log.fill, lambda: self._journal.unstored.is_crowded),
+            admission=AdmissionControl(
+                log.fill,
+                lambda: self._journal.unstored.is_crowded,
+                lambda: self._journal.append_seconds,
+            ),
             now_us=_now_us,
             on_ready=lambda: readiness.found(_SNAPSHOT),
             on_clock_ahead=self._note_clock_ahead,

@@ -8,7 +8,7 @@ from tests.pki import Leaf
 
 from derops.devices import MAX_DEVICE_BYTES
 from derops.wire.v1 import agent_pb2, control_pb2
-from derops_headend.gateway import agent_stream
+from derops_headend.gateway import asset_watch
 
 SILENT = agent_pb2.DeviceFacts(silent_since_us=7, silence="no answer within 2 s")
 WELL = agent_pb2.DeviceFacts()
@@ -40,7 +40,7 @@ async def heard(rig: Rig, operator: Operator) -> list[control_pb2.DeviceState]:
 
 @pytest.fixture
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent_stream, "DEVICE_EVERY_US", 0)
+    monkeypatch.setattr(asset_watch, "LOOK_EVERY_US", 0)
 
 
 @pytest.mark.usefixtures("_no_pause")
@@ -95,10 +95,10 @@ async def test_what_is_said_too_often_is_told_by_a_later_heartbeat(
     await agent.connect()
     for number in range(200):
         await beat(agent, SILENT if number % 2 else bad())
-    monkeypatch.setattr(agent_stream, "DEVICE_EVERY_US", 0)
+    monkeypatch.setattr(asset_watch, "LOOK_EVERY_US", 0)
     assert rig.gateway is not None
     live: Any = rig.gateway.exchange._streams["uid-battery"]
-    live._look_at_device_us = 0
+    live._watch._look_us = 0
     await beat(agent, SILENT)
 
     assert [each.facts for each in await heard(rig, operator)] == [bad(samples=0), SILENT]
