@@ -80,6 +80,7 @@ BOUNDED_MODULES = [
     "derops_headend.api.audit.refusals",
     "derops_headend.eventlog.jetstream",
     "derops_headend.eventlog.sqlite",
+    "derops_headend.fleet.asset_path",
     "derops_headend.gateway.agent_link",
     "derops_headend.gateway.control",
     "derops_headend.gateway.log_appender",
