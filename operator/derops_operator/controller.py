@@ -27,6 +27,7 @@ from derops_operator.core import Core, Ports
 from derops_operator.gateways.replicas import SESSIONS_WITHIN_US
 from derops_operator.gateways.sync import GatewaySync
 from derops_operator.gateways.views import LOST_AFTER_US
+from derops_operator.installation import InstallationTeller
 from derops_operator.reconciling.identity import Realm
 from derops_operator.resources.certificates import Request
 from derops_operator.resources.manifests import describe
@@ -99,6 +100,9 @@ class Controller:
             self.core.distrust,
             knows=self.core.knows,
         )
+        self._installation = InstallationTeller(
+            kube, self.core.fleet, readiness, settings.namespace, _now_us
+        )
         readiness.expecting("kubernetes", "the resources have not been listed yet")
 
     @property
@@ -120,6 +124,7 @@ class Controller:
                 tasks.create_task(self._gateways.run())
                 tasks.create_task(self._distributor.run())
                 tasks.create_task(self._creators.run())
+                tasks.create_task(self._installation.run())
                 tasks.create_task(self._keep_resyncing())
                 tasks.create_task(keep_counting(self.core.cache, _now_us))
                 for _ in range(_WORKERS):

@@ -12,6 +12,7 @@ from tests.stack.controlplane import ControlPlane
 from tests.stack.identities import CHART_FILES, chart_manifests
 from tests.waiting import until
 
+from derops.installation import CONFIG_MAP
 from derops_headend.api.routes.me import ASKED
 
 TENANT, OTHER = "roles-a", "roles-b"
@@ -34,8 +35,12 @@ STOCK = {"view": LOOKS, "edit": LOOKS, "admin": LOOKS}
 """The roles of Kubernetes, which the viewer's is aggregated to."""
 
 
+def roles_of(kind: str) -> list[dict[str, Any]]:
+    return [each for each in chart_manifests("roles.yaml") if each["kind"] == kind]
+
+
 def rules_of(name: str) -> list[dict[str, Any]]:
-    found = {each["metadata"]["name"]: each["rules"] for each in chart_manifests("roles.yaml")}
+    found = {each["metadata"]["name"]: each["rules"] for each in roles_of("ClusterRole")}
     rules: list[dict[str, Any]] = found[name]
     return rules
 
@@ -43,7 +48,7 @@ def rules_of(name: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def roles(kube: ControlPlane) -> Iterator[ControlPlane]:
     """Return a control plane where a user of each role's name has that role in one namespace."""
-    manifests = chart_manifests("roles.yaml")
+    manifests = roles_of("ClusterRole")
     kube.apply(*manifests)
     for namespace in (TENANT, OTHER):
         kube.kubectl("create", "namespace", namespace)
@@ -116,4 +121,13 @@ def test_some_role_opens_each_right_that_the_api_asks_for() -> None:
 
 
 def test_the_chart_has_these_roles_and_no_others() -> None:
-    assert {each["metadata"]["name"] for each in chart_manifests("roles.yaml")} == set(OPENS)
+    assert {each["metadata"]["name"] for each in roles_of("ClusterRole")} == set(OPENS)
+
+
+def test_the_role_for_the_state_of_the_installation_opens_that_alone() -> None:
+    (role,) = roles_of("Role")
+
+    assert role["metadata"]["name"] == "derops-installation-viewer"
+    (rule,) = role["rules"]
+    assert rule["resourceNames"] == [CONFIG_MAP]
+    assert (rule["resources"], rule["verbs"]) == (["configmaps"], ["get", "list", "watch"])

@@ -27,7 +27,9 @@ from tests.stack.uninstalling import (
 )
 from tests.waiting import eventually
 
+from derops.installation import CONFIG_MAP
 from derops_operator.reconciling.agent_authority import TRUST_CERTIFICATE
+from derops_operator.resources.config_maps import own_config_map
 from derops_operator.resources.objects import FINALIZER, Kind
 from derops_operator.trust.config_maps import AGENT_CA, SERVER_CA, wanted_config_map
 from derops_operator.uninstall.cluster import NEEDS, Cluster
@@ -306,6 +308,7 @@ def test_what_the_operator_told_goes_but_where_an_agent_may_have_to_start_again(
         foreign,
         *(wanted_config_map(namespace, SERVER_CA, "pem") for namespace in (TENANT, "told")),
         *(wanted_config_map(NAMESPACE, name, "pem") for name in (SERVER_CA, AGENT_CA)),
+        own_config_map(NAMESPACE, CONFIG_MAP, {"status.json": "{}"}),
     )
     world.kubectl("create", "secret", "generic", TRUST_CERTIFICATE, "-n", NAMESPACE)
     world.dispatch("stuck", FINALIZER, phase="Active")
@@ -317,6 +320,7 @@ def test_what_the_operator_told_goes_but_where_an_agent_may_have_to_start_again(
     assert "still there" not in output
     assert set(world.told(SERVER_CA)) == {TENANT, "anothers", NAMESPACE}
     assert world.told(AGENT_CA) == [NAMESPACE]
+    assert world.told(CONFIG_MAP) == []
     secrets = world.kubectl("get", "secrets", "-n", NAMESPACE, "-o", "name")
     assert TRUST_CERTIFICATE not in secrets
 

@@ -264,7 +264,7 @@ def program_kubeconfig(control_plane: ControlPlane, program: str) -> str:
         control_plane: Where.
         program: ``operator`` or ``api``, as its template is named.
     """
-    rights = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding"}
+    rights = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"}
     manifests = chart_manifests(f"{program}.yaml")
     control_plane.apply(*(each for each in manifests if each["kind"] in rights))
     return control_plane.service_account_kubeconfig(NAMESPACE, f"derops-{program}")

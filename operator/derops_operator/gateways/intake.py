@@ -78,6 +78,8 @@ class ReplicaIntake:
         elif kind == "device":
             self._fleet.note_device(name, message.device)
             self._concerns(message.device.asset_uid)
+        elif kind == "headend":
+            self._fleet.headend.note(name, message.headend)
         elif kind == "delivery":
             self._fleet.note_delivery(name, message.delivery)
             self._concerns(message.delivery.dispatch_uid)

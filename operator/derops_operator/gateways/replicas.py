@@ -13,6 +13,7 @@ from derops.schedules import SECOND_US
 from derops.wire.v1 import control_pb2, dispatch_pb2
 from derops_operator import metrics
 from derops_operator.gateways.devices import DeviceDisplay
+from derops_operator.gateways.headend import HeadendViews
 from derops_operator.gateways.views import (
     CLONE_SUSPECTED,
     LOST_AFTER_US,
@@ -58,6 +59,9 @@ class Fleet:
         self._deliveries: dict[str, dict[str, control_pb2.Delivery]] = defaultdict(dict)
         self._reports: dict[str, dict[str, control_pb2.AgentReport]] = defaultdict(dict)
         self._devices = DeviceDisplay()
+        self.headend = HeadendViews()
+        """What each replica says of the links behind all agents."""
+
         self._newest: dict[str, Rank] = {}
         self._holders = Holders()
 
@@ -68,6 +72,7 @@ class Fleet:
         for deliveries in self._deliveries.values():
             deliveries.pop(name, None)
         self._devices.forget_replica(name)
+        self.headend.forget_replica(name)
         self.replicas[name] = Replica(
             name=name,
             state_since_us=state_since_us,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from derops_operator.cluster.client import GoneError, Kube
+from derops_operator.resources.config_maps import own_config_map
 from derops_operator.resources.objects import MANAGED_BY
 
 SERVER_CA, AGENT_CA = "derops-server-ca", "derops-agent-ca"
@@ -29,22 +30,8 @@ class HeldConfigMap:
 
 
 def wanted_config_map(namespace: str, name: str, pem: str) -> dict[str, Any]:
-    """Return a ConfigMap as it should be; GitOps tools are told that it is none of theirs."""
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {
-            "name": name,
-            "namespace": namespace,
-            "labels": {**MANAGED_BY, "app.kubernetes.io/name": "derops"},
-            "annotations": {
-                "argocd.argoproj.io/compare-options": "IgnoreExtraneous",
-                "argocd.argoproj.io/sync-options": "Prune=false",
-                "kustomize.toolkit.fluxcd.io/prune": "disabled",
-            },
-        },
-        "data": {KEY: pem},
-    }
+    """Return a ConfigMap as it should be."""
+    return own_config_map(namespace, name, {KEY: pem})
 
 
 def read_held(manifest: Mapping[str, Any]) -> HeldConfigMap:

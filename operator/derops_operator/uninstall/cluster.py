@@ -13,6 +13,7 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from derops.backoff import back_off_seconds
 from derops.errors import DeropsError
+from derops.installation import CONFIG_MAP
 from derops_operator.cluster.client import (
     CHUNK,
     ChangedMeanwhileError,
@@ -86,6 +87,7 @@ NEEDS = (
     NeededRight("delete", "", "configmaps", SERVER_CA),
     NeededRight("delete", "cert-manager.io", "certificates", TRUST_CERTIFICATE, in_namespace=True),
     NeededRight("delete", "", "secrets", TRUST_CERTIFICATE, in_namespace=True),
+    NeededRight("delete", "", "configmaps", CONFIG_MAP, in_namespace=True),
 )
 """The same as in charts/derops/files/uninstall-rules.yaml and uninstall-namespace-rules.yaml."""
 
@@ -285,6 +287,14 @@ class Cluster(Kube):
     async def forget_server_ca(self, namespace: str, uid: str) -> None:
         """Delete that ConfigMap of a namespace, if it still is the one with this uid."""
         await self._patiently(lambda: self.delete_config_map(namespace, SERVER_CA, uid))
+
+    async def forget_installation(self, namespace: str) -> None:
+        """Delete what the operator says of the installation; it would grow old for ever."""
+        await self._patiently(
+            lambda: self._call(
+                "delete_namespaced_config_map", CONFIG_MAP, namespace, api=self._core
+            )
+        )
 
     async def forget_trust_certificate(self, namespace: str) -> None:
         """Delete the certificate that tells the operator who the agent CA is, and its Secret."""

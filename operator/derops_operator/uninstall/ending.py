@@ -9,6 +9,7 @@ from typing import Any
 
 from kubernetes.aio.client.exceptions import ApiException
 
+from derops.installation import CONFIG_MAP
 from derops_operator.cluster.client import ChangedMeanwhileError, GoneError, Manifest
 from derops_operator.reconciling.agent_authority import TRUST_CERTIFICATE
 from derops_operator.resources.objects import Kind
@@ -161,7 +162,7 @@ async def release_all(cluster: Cluster) -> dict[str, str]:
 async def remove_written(cluster: Cluster, own: str, spared: Set[str]) -> dict[str, str]:
     """Remove what only the operator writes, and writes again; return what failed and why.
 
-    What is in the namespace of derops stays, as it remembers authorities that no one else tells.
+    What is in the namespace of derops of authorities stays, as no one else remembers them.
 
     Args:
         cluster: Where.
@@ -188,4 +189,5 @@ async def remove_written(cluster: Cluster, own: str, spared: Set[str]) -> dict[s
     await remove(f"configmaps {SERVER_CA}", remove_config_maps())
     certificate = f"certificate and secret {own}/{TRUST_CERTIFICATE}"
     await remove(certificate, cluster.forget_trust_certificate(own))
+    await remove(f"configmap {own}/{CONFIG_MAP}", cluster.forget_installation(own))
     return failed

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Set
 from kubernetes.aio.client.exceptions import ApiException
 
 from derops.errors import DeropsError
+from derops.installation import CONFIG_MAP
 from derops_operator.cluster.client import GoneError
 from derops_operator.cluster.events import event
 from derops_operator.reconciling.actions import REVERT_UNKNOWN
@@ -173,7 +174,8 @@ class Uninstallation:
             _say(f"  ends all dispatches, of which {len(ending.open)} have not ended or are not")
             _say(f"  reverted, and waits for that, at most {self._timeout_seconds:g} s;")
         _say(f"  stops {OPERATOR}; takes the finalizers derops.io/... off all objects;")
-        _say(f"  removes the ConfigMaps {SERVER_CA} of other namespaces; they come again.")
+        _say(f"  removes the ConfigMaps {SERVER_CA} of other namespaces, and {CONFIG_MAP};")
+        _say("  they come again.")
         _say("It deletes no DERAsset, no Dispatch and no history.")
         if self._forced:
             _say("It is forced: it goes on where a device is not known to be reverted.")

@@ -1,7 +1,7 @@
 """What lies behind all agents, told to the operator: after each snapshot, and on a change."""
 
 import asyncio
-from pathlib import Path
+import itertools
 
 import pytest
 from tests.headend.fleet.words import word
@@ -30,13 +30,18 @@ async def wait_for(operator: Operator, **links: str) -> control_pb2.HeadendState
 
 
 async def test_what_a_writer_leaves_is_told_on_a_change_and_after_a_snapshot(
-    rig: Rig, operator: Operator, tmp_path: Path
+    rig: Rig, operator: Operator
 ) -> None:
     words = FileWords(rig.directory)
-    for number in range(2):
-        await words.leave(word(left_us=number))
-        await asyncio.sleep(0.1)  # it is to be seen to change
+
+    async def speak() -> None:
+        for number in itertools.count():  # it counts once it was seen to change
+            await words.leave(word(left_us=number))
+            await asyncio.sleep(0.01)
+
+    speaking = asyncio.create_task(speak())
     await wait_for(operator, EventLog="", Writer="", Database="")
+    speaking.cancel()
 
     fault = SharedFault.DATABASE_REFUSES
     await words.leave(word(fault=fault, message="password", since_us=1, left_us=9))
@@ -53,7 +58,7 @@ async def test_a_log_that_is_full_or_takes_nothing_is_told(rig: Rig, operator: O
     await wait_for(operator, EventLog="LogFull")
     rig.log.taken = 0.0
     rig.log.failure = OSError("input/output error")
-    await operator.say(transition=control_pb2.HeadendTransition(dispatch_uid="d", phase="Failed"))
+    await operator.say(transition=control_pb2.HeadendTransition(dispatch_uid="d"))
     state = await wait_for(operator, EventLog="LogFailing")
     assert "input/output error" in state.links[0].message
     rig.log.failure = None
