@@ -38,7 +38,7 @@ OF_DISPATCHES = [
 ]  # fmt: skip
 OF_ASSETS = [
     "Ready", "Reconciling", "Stalled", "Enrolled", "Connected", "Released", "Quarantined",
-    "TelemetryDegraded", "DeviceSilent", "FallbackNotHeld",
+    "TelemetryDegraded", "DeviceSilent", "FallbackNotHeld", "DataFlowing",
 ]  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings
 
 from derops.checks import MODES_BY_TYPE
+from derops.data_path import CONDITION, LINK_OF, AssetFault, Link, SharedFault
 from derops.lifecycle import Phase, Reason
 from derops.transitions import TRANSITIONS
 from derops_agent.drivers.modbus import profile
@@ -476,3 +477,21 @@ def test_each_problem_of_the_api_has_its_page() -> None:
     text = (REFERENCE / "problems.md").read_text(encoding="utf-8")
     for each in Slug:
         assert f'\n{each.status}, "{each.title}". ' in text
+
+
+def test_the_tables_of_the_data_path_are_those_of_the_code() -> None:
+    page = (REFERENCE / "data-path.md").read_text(encoding="utf-8")
+    sections = page.split("\n## ")
+    tables = {
+        section.partition("\n")[0]: re.findall(r"^\| `(\w+)` \| (\w+) \|", section, re.MULTILINE)
+        for section in sections[1:]
+    }
+    links = re.findall(r"^\| `(\w+)` \|", sections[0], re.MULTILINE)
+
+    assert links == list(Link)
+    for title, faults in (
+        ("What is broken for one asset", AssetFault),
+        ("What is broken for all", SharedFault),
+    ):
+        assert tables[title] == [(str(fault), str(LINK_OF[fault])) for fault in faults]
+    assert CONDITION in rows(REFERENCE / "derasset.md")

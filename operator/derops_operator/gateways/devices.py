@@ -1,10 +1,15 @@
-"""What agents say of their devices, and how often what changes is shown."""
+"""What is told of each asset's device and of its data path, and how often what changes is shown.
+
+Agents say it of their devices; gateways judge, by that and by what arrives, where data stops.
+"""
 
 from collections import defaultdict
+from typing import NamedTuple
 
-from derops.devices import bounded
+from derops.data_path import LINK_OF, AssetFault, Link
+from derops.devices import bounded, plain
 from derops.schedules import SECOND_US
-from derops.wire.v1 import agent_pb2, control_pb2
+from derops.wire.v1 import control_pb2
 
 DEVICE_EVERY_US = 30 * SECOND_US
 """How often what is wrong with one device is shown anew: each time is a write to the API server."""
@@ -12,24 +17,37 @@ DEVICE_EVERY_US = 30 * SECOND_US
 DEVICES_PER_SECOND = 20
 """How many devices are shown anew: the other writes are for what is ordered."""
 
+PATH_WORDS_BYTES = 500
+"""Of what a gateway says of one data path in words."""
+
+
+class Shown(NamedTuple):
+    """What is shown of one device."""
+
+    state: control_pb2.DeviceState
+    at_us: int
+    path_us: int
+    """From when on this judgement of its data path is shown."""
+
 
 class DeviceDisplay:
     """What the replicas tell of each asset's device. Not for several threads."""
 
     def __init__(self) -> None:
         self._told: dict[str, dict[str, control_pb2.DeviceState]] = defaultdict(dict)
-        self._shown: dict[str, tuple[control_pb2.DeviceState, int]] = {}
+        self._shown: dict[str, Shown] = {}
         self._turns: dict[str, int] = {}
         """When newer facts of a device may be shown, where others are shown first."""
 
         self._next_turn_us = 0
 
     def note(self, replica: str, state: control_pb2.DeviceState) -> None:
-        """Keep what an agent says of its device, as a replica tells it."""
+        """Keep what is told of an asset's device, as a replica tells it."""
         self._told[state.asset_uid][replica] = control_pb2.DeviceState(
             asset_uid=state.asset_uid,
-            facts=bounded(state.facts),
+            facts=bounded(state.facts) if state.HasField("facts") else None,
             received_us=state.received_us,
+            path=_bounded_path(state.path) if state.HasField("path") else None,
         )
 
     def forget_replica(self, replica: str) -> None:
@@ -49,7 +67,7 @@ class DeviceDisplay:
 
     def show(
         self, asset_uid: str, replica: str, since_us: int, now_us: int
-    ) -> tuple[agent_pb2.DeviceFacts | None, int | None]:
+    ) -> tuple[Shown | None, int | None]:
         """Return what to show of a device, and when there is something newer to show.
 
         What an earlier stream said is not shown. Anything new is shown some time after what was
@@ -58,17 +76,21 @@ class DeviceDisplay:
         newest = self._told.get(asset_uid, {}).get(replica)
         if newest is None or newest.received_us < since_us:
             return None, None
-        shown, shown_us = self._shown.get(asset_uid, (None, 0))
-        if shown is not None and shown.facts == newest.facts:
-            self._shown[asset_uid] = (newest, shown_us)
-            return newest.facts, None
-        if shown is not None and shown_us <= now_us:  # else a clock was set back
-            again_us = self._turn_us(asset_uid, shown_us, now_us)
-            if now_us < again_us:
-                return (shown.facts if shown.received_us >= since_us else None), again_us
-        self._turns.pop(asset_uid, None)
-        self._shown[asset_uid] = (newest, now_us)
-        return newest.facts, None
+        shown = self._shown.get(asset_uid)
+        if shown is None:
+            shown = Shown(newest, now_us, now_us)
+        elif _is_same(shown.state, newest):
+            shown = shown._replace(state=newest)
+        else:
+            again_us = self._turn_us(asset_uid, shown.at_us, now_us)
+            # Where it was shown in the future, a clock was set back.
+            if shown.at_us <= now_us < again_us:
+                return (shown if shown.state.received_us >= since_us else None), again_us
+            self._turns.pop(asset_uid, None)
+            kept = _has_same_path(shown.state, newest) and shown.path_us <= now_us
+            shown = Shown(newest, now_us, shown.path_us if kept else now_us)
+        self._shown[asset_uid] = shown
+        return shown, None
 
     def _turn_us(self, asset_uid: str, shown_us: int, now_us: int) -> int:
         """Return from when on a device that was shown before may be shown anew."""
@@ -84,3 +106,32 @@ class DeviceDisplay:
         self._turns[asset_uid] = turn_us
         self._next_turn_us = turn_us + SECOND_US // DEVICES_PER_SECOND
         return turn_us
+
+
+def _is_same(shown: control_pb2.DeviceState, told: control_pb2.DeviceState) -> bool:
+    return shown.facts == told.facts and _has_same_path(shown, told)
+
+
+def _has_same_path(shown: control_pb2.DeviceState, told: control_pb2.DeviceState) -> bool:
+    """Tell whether two judgements name the same fault; the words may differ."""
+    known = shown.HasField("path") == told.HasField("path")
+    return known and shown.path.reason == told.path.reason
+
+
+def _bounded_path(path: control_pb2.LinkState) -> control_pb2.LinkState | None:
+    """Return a judgement within its bounds; None = a newer gateway says what we do not know.
+
+    An agent without a stream, and all that keeps it from one, is the operator's to judge.
+    """
+    if not path.link and not path.reason:
+        return control_pb2.LinkState()
+    if path.reason not in set(AssetFault):
+        return None
+    fault = AssetFault(path.reason)
+    if path.link != LINK_OF[fault] or LINK_OF[fault] is Link.STREAM:
+        return None
+    return control_pb2.LinkState(
+        link=path.link,
+        reason=fault,
+        message=plain(path.message, PATH_WORDS_BYTES),
+    )

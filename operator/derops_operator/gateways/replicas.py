@@ -7,18 +7,20 @@ order in which they speak.
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
+from derops.data_path import AssetFault
 from derops.holders import Holders, Rank, digest_of, is_plausible_epoch, outranks
 from derops.lifecycle import Phase, Reason
 from derops.schedules import SECOND_US
-from derops.wire.v1 import control_pb2, dispatch_pb2
+from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
 from derops_operator import metrics
-from derops_operator.gateways.devices import DeviceDisplay
+from derops_operator.gateways.devices import DeviceDisplay, Shown
 from derops_operator.gateways.headend import HeadendViews
 from derops_operator.gateways.views import (
     CLONE_SUSPECTED,
     LOST_AFTER_US,
     Connectivity,
     Holding,
+    PathView,
     ReportedDispatch,
     SessionView,
 )
@@ -61,6 +63,8 @@ class Fleet:
         self._devices = DeviceDisplay()
         self.headend = HeadendViews()
         """What each replica says of the links behind all agents."""
+        self._stopped_us: dict[str, int] = {}
+        """From when on the data of an asset was not known to flow; absent = it flows."""
 
         self._newest: dict[str, Rank] = {}
         self._holders = Holders()
@@ -126,7 +130,7 @@ class Fleet:
         return _seen(uid, newest, news)
 
     def note_device(self, name: str, state: control_pb2.DeviceState) -> None:
-        """Keep what an agent says of its device, as a replica tells it."""
+        """Keep what is told of an asset's device and data path, as a replica tells it."""
         self._devices.note(name, state)
 
     def note_delivery(self, name: str, delivery: control_pb2.Delivery) -> None:
@@ -166,6 +170,7 @@ class Fleet:
         """Forget an asset or a dispatch whose resource is gone."""
         self._sessions.pop(uid, None)
         self._devices.forget(uid)
+        self._stopped_us.pop(uid, None)
         self._newest.pop(uid, None)
         self._holders.forget(uid)
         self._deliveries.pop(uid, None)
@@ -214,6 +219,15 @@ class Fleet:
 
     def session(self, asset_uid: str, now_us: int) -> SessionView:
         """Return the stream of an asset: the connected one of the highest epoch."""
+        view = self._stream(asset_uid, now_us)
+        if view.link is Connectivity.UNHEARD:
+            return view
+        if view.path is not None and view.path.fault is None:
+            self._stopped_us.pop(asset_uid, None)
+            return view
+        return replace(view, stopped_us=self._stopped_us.setdefault(asset_uid, now_us))
+
+    def _stream(self, asset_uid: str, now_us: int) -> SessionView:
         sessions = self._sessions.get(asset_uid, {})
         if not sessions:
             return SessionView(link=self._silence(now_us))
@@ -222,13 +236,15 @@ class Fleet:
         link = Connectivity.CONNECTED if session.connected else Connectivity.DISCONNECTED
         if not replica.connected and now_us >= replica.changed_us + LOST_AFTER_US:
             link = Connectivity.UNKNOWN
-        device, again_us = None, None
+        shown, again_us = None, None
         if link is Connectivity.CONNECTED:
-            device, again_us = self._devices.show(asset_uid, name, session.since_us, now_us)
+            shown, again_us = self._devices.show(asset_uid, name, session.since_us, now_us)
         return SessionView(
             link=link,
-            device=device,
+            device=_facts(shown),
             device_again_us=again_us,
+            path=_path(shown),
+            asked_us=max(session.since_us, replica.changed_us, replica.synced_us),
             since_us=session.since_us,
             serial_number=session.serial_number if session.connected else "",
             end_reason=session.end_reason,
@@ -254,6 +270,23 @@ def _seen(
         serial_number=newest.serial_number,
         instance_id=newest.instance,
         instances=instances,
+    )
+
+
+def _facts(shown: Shown | None) -> agent_pb2.DeviceFacts | None:
+    if shown is None or not shown.state.HasField("facts"):
+        return None
+    return shown.state.facts
+
+
+def _path(shown: Shown | None) -> PathView | None:
+    if shown is None or not shown.state.HasField("path"):
+        return None
+    path = shown.state.path
+    return PathView(
+        fault=AssetFault(path.reason) if path.reason else None,
+        message=path.message,
+        shown_us=shown.path_us,
     )
 
 

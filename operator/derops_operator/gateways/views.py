@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from derops.data_path import AssetFault
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 
@@ -26,6 +27,18 @@ class Connectivity(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PathView:
+    """What its gateway judges of the data path of an asset with a stream."""
+
+    fault: AssetFault | None
+    """Why its data stops; None = it reaches the event log."""
+
+    message: str = ""
+    shown_us: int = 0
+    """From when on it is shown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionView:
     """The one stream of an asset, over all replicas."""
 
@@ -43,6 +56,15 @@ class SessionView:
 
     device_again_us: int | None = None
     """When what it has said since may be shown; None = that is shown."""
+
+    path: PathView | None = None
+    """What its gateway judges of its data path; None = nothing, or there is no stream."""
+
+    asked_us: int = 0
+    """From when on its gateway could have told of its data path."""
+
+    stopped_us: int | None = None
+    """From when on nobody has told that its data flows; None = it flows, or nobody was asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from derops_operator.reconciling.certification import (
     next_certificate_look_us,
 )
 from derops_operator.reconciling.conditions import fold, status_of
+from derops_operator.reconciling.data_path import data_flowing
 from derops_operator.reconciling.devices import device_conditions
 from derops_operator.reconciling.identity import Realm
 from derops_operator.reconciling.quarantine import (
@@ -88,6 +89,7 @@ def reconcile_asset(
         if is_suspected(asset, session):
             ledger["suspectedAt"] = suspected_at(session)
         actions += _warn_of_cut_off(asset, quarantine, holding)
+    flowing, flowing_again_us = data_flowing(asset, ledger, session, now_us)
     status = {
         "observedGeneration": asset.meta.generation,
         "identity": ledger,
@@ -100,6 +102,7 @@ def reconcile_asset(
                 connected(asset, session),
                 *quarantined(asset, ledger),
                 *device_conditions(asset.conditions, session),
+                *flowing,
             ],
             asset.meta.generation,
             now_us,
@@ -110,7 +113,15 @@ def reconcile_asset(
     return AssetDecision(
         actions=tuple(actions),
         status=status,
-        again_us=_next_look(asset, ledger, session, certificate, now_us, releasing=bool(releasing)),
+        again_us=_next_look(
+            asset,
+            ledger,
+            session,
+            certificate,
+            now_us,
+            releasing=bool(releasing),
+            flowing_again_us=flowing_again_us,
+        ),
     )
 
 
@@ -180,8 +191,9 @@ def _next_look(
     now_us: int,
     *,
     releasing: bool,
+    flowing_again_us: int | None,
 ) -> int | None:
-    looks = []
+    looks = [each for each in (session.device_again_us, flowing_again_us) if each is not None]
     if "previous" in ledger:
         looks.append(parse_instant(ledger["previous"]["acceptedUntil"]))
     if "current" in ledger:
@@ -190,8 +202,6 @@ def _next_look(
         looks.append(next_certificate_look_us(certificate, now_us))
     if session.link is Connectivity.UNHEARD:
         looks.append(now_us + LOST_AFTER_US)
-    if session.device_again_us is not None:
-        looks.append(session.device_again_us)
     if releasing:
         looks += release_looks_us(asset, now_us)
     return min((look + SECOND_US // 100 for look in looks if look >= now_us), default=None)
