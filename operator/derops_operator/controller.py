@@ -1,6 +1,7 @@
 """The operator's tasks: what runs the core, how often, and how many at once.
 
-Submission never waits for a status write: the two have their own queues and workers.
+Submission never waits for a status write: the two have their own queues and workers. Nor do
+dispatches wait for assets, whose links may all change at once.
 """
 
 import asyncio
@@ -35,10 +36,12 @@ from derops_operator.resources.objects import Kind, ObjectKey
 from derops_operator.settings import OperatorSettings
 from derops_operator.trust.creators import Creators
 from derops_operator.trust.distribution import Distributor
-from derops_operator.workqueue import WorkQueue
+from derops_operator.workqueue import Lanes, WorkQueue
 
 _WORKERS = 16
+_ASSET_WORKERS = 8
 _STATUS_WORKERS = 8
+_ASSET_STATUS_WORKERS = 4
 _STUCK_SECONDS = 30.0
 _FIRST_LIST_SECONDS = 300.0
 _FIRST_RESYNC_SECONDS = 60.0
@@ -58,8 +61,8 @@ class Controller:
             requester=settings.cert_manager_user,
         )
         self._creators = Creators(kube, readiness)
-        self.queue: WorkQueue[ObjectKey] = WorkQueue()
-        self._publishing: WorkQueue[ObjectKey] = WorkQueue()
+        self.queue: Lanes[ObjectKey] = Lanes(_is_order)
+        self._publishing: Lanes[ObjectKey] = Lanes(_is_order)
         self._beat = time.monotonic()
         self.loaded = asyncio.Event()
         """Set when all resources were listed; what watches tell is worth hearing from then on."""
@@ -127,10 +130,14 @@ class Controller:
                 tasks.create_task(self._installation.run())
                 tasks.create_task(self._keep_resyncing())
                 tasks.create_task(keep_counting(self.core.cache, _now_us))
-                for _ in range(_WORKERS):
-                    tasks.create_task(self._work(self.queue, self.core.reconcile))
-                for _ in range(_STATUS_WORKERS):
-                    tasks.create_task(self._work(self._publishing, self.core.publish))
+                for queue, step, workers in (
+                    (self.queue.urgent, self.core.reconcile, _WORKERS),
+                    (self.queue.other, self.core.reconcile, _ASSET_WORKERS),
+                    (self._publishing.urgent, self.core.publish, _STATUS_WORKERS),
+                    (self._publishing.other, self.core.publish, _ASSET_STATUS_WORKERS),
+                ):
+                    for _ in range(workers):
+                        tasks.create_task(self._work(queue, step))
         finally:
             self.queue.close()
             self._publishing.close()
@@ -222,6 +229,10 @@ class Controller:
     ) -> None:
         while True:
             await self.core.work(queue, await queue.get(), step)
+
+
+def _is_order(key: ObjectKey) -> bool:
+    return key.kind is Kind.DISPATCH
 
 
 def _now_us() -> int:

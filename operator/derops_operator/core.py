@@ -16,7 +16,7 @@ from derops_operator.cluster.cache import Cache
 from derops_operator.cluster.client import TRANSIENT, ChangedMeanwhileError, GoneError
 from derops_operator.cluster.events import EventWriter
 from derops_operator.cluster.executor import Executor
-from derops_operator.cluster.ports import Api, Guard, Listener, Queue
+from derops_operator.cluster.ports import Api, Guard, Listener, Queue, Worked
 from derops_operator.cluster.status_writer import StatusWriter
 from derops_operator.cluster.token_bucket import TokenBucket
 from derops_operator.cluster.troubles import Troubles
@@ -257,7 +257,7 @@ class Core:
     # One object at a time
 
     async def work(
-        self, queue: Queue, key: ObjectKey, step: Callable[[ObjectKey], Awaitable[None]]
+        self, queue: Worked, key: ObjectKey, step: Callable[[ObjectKey], Awaitable[None]]
     ) -> None:
         """Do one step for a key that ``queue`` gave; where that fails, have it given again."""
         result = "done"

@@ -39,6 +39,7 @@ class WorkQueue(Generic[Key]):
         self._count = 0
         self._timer: asyncio.TimerHandle | None = None
         self._some = asyncio.Event()
+        self._turn = asyncio.Lock()
 
     def __len__(self) -> int:
         return len(self._ready)
@@ -87,12 +88,16 @@ class WorkQueue(Generic[Key]):
         self._failures.pop(key, None)
 
     async def get(self) -> Key:
-        """Wait for a key, at least one turn of the loop; the caller must say ``done`` with it."""
-        await asyncio.sleep(0)  # thousands of ready keys would keep all else waiting
-        while not self._ready:
-            self._some.clear()
-            await self._some.wait()
-        key = self._ready.popleft()
+        """Wait for a key; the caller must say ``done`` with it.
+
+        In one turn of the loop one worker gets one: thousands of keys would keep all else waiting.
+        """
+        async with self._turn:
+            await asyncio.sleep(0)
+            while not self._ready:
+                self._some.clear()
+                await self._some.wait()
+            key = self._ready.popleft()
         self._dirty.discard(key)
         self._working.add(key)
         return key
@@ -128,3 +133,35 @@ class WorkQueue(Generic[Key]):
                 del self._due[key]
                 self.add(key)
         self._arm()
+
+
+class Lanes(Generic[Key]):
+    """Two queues, each with its own workers: no key of the first waits behind those of the other.
+
+    Args:
+        is_urgent: Tells whether a key belongs to the first.
+    """
+
+    def __init__(self, is_urgent: Callable[[Key], bool]) -> None:
+        self._is_urgent = is_urgent
+        self.urgent: WorkQueue[Key] = WorkQueue()
+        self.other: WorkQueue[Key] = WorkQueue()
+
+    def __len__(self) -> int:
+        return len(self.urgent) + len(self.other)
+
+    def add(self, key: Key) -> None:
+        """Queue ``key`` now in its lane."""
+        self._lane(key).add(key)
+
+    def add_after(self, key: Key, seconds: float) -> None:
+        """Queue ``key`` after a delay in its lane."""
+        self._lane(key).add_after(key, seconds)
+
+    def close(self) -> None:
+        """Stop the timers; what was delayed is dropped."""
+        self.urgent.close()
+        self.other.close()
+
+    def _lane(self, key: Key) -> WorkQueue[Key]:
+        return self.urgent if self._is_urgent(key) else self.other

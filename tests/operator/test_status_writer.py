@@ -1,5 +1,6 @@
 """Status writes: what goes over the wire, and what does not."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -94,7 +95,12 @@ def _pruned(value: Any) -> Any:
 class Rig:
     """One object, its status writer, and what is stored."""
 
-    def __init__(self, kube: FakeKube | SlowKube, subject: Asset | Dispatch) -> None:
+    def __init__(
+        self,
+        kube: FakeKube | SlowKube,
+        subject: Asset | Dispatch,
+        bucket: TokenBucket | None = None,
+    ) -> None:
         self.cache = Cache()
         kind = Kind.ASSET if isinstance(subject, Asset) else Kind.DISPATCH
         self.key = ObjectKey(kind, subject.meta.namespace, subject.meta.name)
@@ -102,7 +108,7 @@ class Rig:
         self.events = EventWriter(kube)  # type: ignore[arg-type]
         self.writer = StatusWriter(
             kube,  # type: ignore[arg-type]
-            TokenBucket(1000, 1000),
+            bucket or TokenBucket(1000, 1000),
             self.cache,
             self.events,
             self.take,
@@ -228,6 +234,67 @@ def test_the_bucket_lets_a_burst_through_and_then_the_rate() -> None:
     assert [bucket.reserve() for _ in range(4)] == pytest.approx([0, 0, 0.02, 0.04])
     now[0] = 1.0
     assert bucket.reserve() == 0
+
+
+def test_what_is_to_spare_leaves_a_burst_to_others() -> None:
+    now = [0.0]
+    bucket = TokenBucket(50, 100, clock=lambda: now[0])
+
+    taken = [bucket.reserve_spare(50, 10) for _ in range(60)]
+    assert taken[:50] == [0] * 50
+    assert min(taken[50:]) > 0
+    assert [bucket.reserve() for _ in range(50)] == [0] * 50
+
+
+def spared_in(seconds: int, others_a_second: int) -> tuple[int, float]:
+    """Return how many spare tokens are had, and how long others wait at most at the end."""
+    now, spared, waits = [0.0], 0, [0.0]
+    bucket = TokenBucket(50, 100, clock=lambda: now[0])
+    for step in range(seconds * 1000):
+        now[0] = step / 1000
+        if others_a_second and step % (1000 // others_a_second) == 0:
+            waits.append(bucket.reserve())
+        while bucket.reserve_spare(50, 10) == 0:
+            spared += 1
+    return spared, max(waits)
+
+
+def test_what_is_to_spare_is_all_that_others_leave() -> None:
+    spared, waits = spared_in(60, others_a_second=0)
+    assert 3000 <= spared <= 3051
+    assert waits == 0
+
+    spared, waits = spared_in(60, others_a_second=20)
+    assert 1800 <= spared <= 1851
+    assert waits == 0
+
+
+def test_a_promised_few_are_had_however_many_others_take() -> None:
+    spared, waits = spared_in(60, others_a_second=100)
+
+    assert 590 <= spared <= 652
+    assert waits > 10, "and the others wait: that is what it is about"
+
+
+async def test_statuses_of_assets_leave_those_of_dispatches_a_burst() -> None:
+    kube = FakeKube()
+    frozen = TokenBucket(50, 100, clock=lambda: 0.0)
+    rig = Rig(kube, asset(), frozen)
+    for number in range(50):
+        rig.cache.put(Kind.ASSET, asset())
+        await rig.write({"odd": number})
+    waiting = asyncio.create_task(rig.write({"odd": 50}))
+    await asyncio.sleep(0)
+    assert len(kube.patches) == 50
+
+    other = Rig(kube, dispatch(submitted=True), frozen)
+    for number in range(50):
+        other.cache.put(Kind.DISPATCH, dispatch(submitted=True))
+        await asyncio.wait_for(other.write({"phase": "Submitted", "odd": number}), 5)
+    assert len(kube.patches) == 100
+    assert not waiting.done()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
 
 
 def test_running_counters_alone_are_not_worth_a_write() -> None:

@@ -1,9 +1,9 @@
 """The queue's contract."""
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 
-from derops_operator.workqueue import WorkQueue
+from derops_operator.workqueue import Lanes, WorkQueue
 
 
 def queue(**options: float) -> WorkQueue[str]:
@@ -45,6 +45,54 @@ async def test_ready_keys_do_not_keep_the_loop_from_all_else() -> None:
         await subject.get()
 
         assert turns[-1] == key
+
+
+async def test_in_a_turn_of_the_loop_one_of_many_workers_gets_a_key() -> None:
+    subject, turns = queue(), 0
+    got: list[tuple[int, str]] = []
+    for number in range(20):
+        subject.add(f"{number}")
+
+    async def work() -> None:
+        while True:
+            key = await subject.get()
+            got.append((turns, key))
+
+    workers = [asyncio.create_task(work()) for _ in range(8)]
+    while len(got) < 20:
+        turns += 1
+        await asyncio.sleep(0)
+    for worker in workers:
+        worker.cancel()
+    await asyncio.gather(*workers, return_exceptions=True)
+
+    assert [key for _, key in got] == [f"{number}" for number in range(20)]
+    assert max(Counter(turn for turn, _ in got).values()) == 1
+
+
+async def test_a_worker_that_is_ended_leaves_the_others_their_keys() -> None:
+    subject = queue()
+    workers = [asyncio.create_task(subject.get()) for _ in range(3)]
+    await asyncio.sleep(0)
+    workers[0].cancel()
+    await asyncio.gather(workers[0], return_exceptions=True)
+    subject.add("a")
+    subject.add("b")
+
+    assert await asyncio.gather(*workers[1:]) == ["a", "b"]
+
+
+async def test_what_is_urgent_does_not_wait_behind_what_is_not() -> None:
+    subject: Lanes[str] = Lanes(str.isupper)
+    for number in range(1000):
+        subject.add(f"asset-{number}")
+    subject.add("DISPATCH")
+    subject.add_after("LATER", 0.001)
+
+    assert len(subject) == 1001
+    assert [await subject.urgent.get(), await subject.urgent.get()] == ["DISPATCH", "LATER"]
+    assert await subject.other.get() == "asset-0"
+    subject.close()
 
 
 async def test_many_workers_never_work_on_one_key_together() -> None:

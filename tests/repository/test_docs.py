@@ -92,6 +92,7 @@ BOUNDED_MODULES = [
     "derops_operator.trust.bundles",
     "derops_operator.gateways.desired",
     "derops_operator.cluster.events",
+    "derops_operator.cluster.status_writer",
     "derops_operator.gateways.intake",
     "derops_operator.gateways.devices",
     "derops_operator.gateways.replicas",

@@ -29,7 +29,7 @@ class Api(Protocol):
 
 
 class Queue(Protocol):
-    """Keys to work on; ``WorkQueue`` says what each call promises."""
+    """Keys to work on; ``WorkQueue`` says what each call of this and the next promises."""
 
     def __len__(self) -> int:
         """Return how many keys are ready."""
@@ -39,6 +39,10 @@ class Queue(Protocol):
 
     def add_after(self, key: ObjectKey, seconds: float) -> None:
         """Queue a key after a delay."""
+
+
+class Worked(Protocol):
+    """A queue as one of its workers sees it."""
 
     def add_failed(self, key: ObjectKey) -> float:
         """Queue a key again after a back-off; return its seconds."""

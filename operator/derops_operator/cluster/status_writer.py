@@ -1,8 +1,9 @@
 """Writing status: only what changed, only where it matters, never faster than allowed.
 
-Submission never waits here: status has its own queue and workers. Transitions that land together
-become one write. What was written is remembered with the version that it made, so that a field
-which the API server drops is not written for ever.
+Submission never waits here: status has its own queue and workers. Those of assets, which links and
+devices change as often as they like, take only what those of dispatches leave of the rate.
+Transitions that land together become one write. What was written is remembered with the version
+that it made, so that a field which the API server drops is not written for ever.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,6 +34,12 @@ COALESCE_SECONDS = 0.08
 
 WRITES_PER_SECOND = 50.0
 BURST = 100.0
+
+DISPATCH_BURST = 50.0
+"""Writes that dispatches may have at once, however many assets wait for theirs."""
+
+ASSETS_PER_SECOND = 10.0
+"""Writes that assets have however many dispatches wait for theirs."""
 
 _PASSING = {
     "timeline": {"reportedAt", "clockOffsetMilliseconds"},
@@ -177,7 +184,10 @@ class StatusWriter:
     async def _write(
         self, kind: Kind, fact: Asset | Dispatch, patch: Mapping[str, Any]
     ) -> Manifest:
-        await self._bucket.take()
+        if kind is Kind.DISPATCH:
+            await self._bucket.take()
+        else:
+            await self._bucket.take_spare(DISPATCH_BURST, ASSETS_PER_SECOND)
         result = "failed"
         try:
             manifest = await self._api.patch_status(kind, fact.meta, patch)
