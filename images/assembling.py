@@ -136,7 +136,7 @@ def _extras(program: str) -> list[str]:
 
 def remove_surplus(library: Path, program: str) -> None:
     """Remove other programs, and what nothing runs; what lists the files says so then."""
-    others = {"operator", "headend", "agent"} - {program}
+    others = {"operator", "headend", "agent", "cli"} - {program}
     patterns = [*_SURPLUS, *(f"derops_{other}" for other in others)]
     for path in {path for pattern in patterns for path in library.glob(pattern)}:
         if path.is_dir():
@@ -159,7 +159,10 @@ def remove_surplus(library: Path, program: str) -> None:
 
 
 def _names(line: str, programs: set[str]) -> bool:
-    return any(line.startswith(f"derops-{program} ") for program in programs)
+    return any(
+        line.startswith(f"derops-{program} ") or f"= derops_{program}." in line
+        for program in programs
+    )
 
 
 def _recorded(line: str) -> str:
@@ -186,7 +189,7 @@ def fingerprint(repository: Path) -> str:
 
 
 INPUTS = (
-    "operator", "headend", "agent", "images", "pyproject.toml", "uv.lock", "LICENSE",
+    "operator", "headend", "agent", "cli", "images", "pyproject.toml", "uv.lock", "LICENSE",
 )  # fmt: skip
 
 

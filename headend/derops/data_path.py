@@ -101,6 +101,19 @@ class SharedFault(StrEnum):
     """The database failed in another way."""
 
 
+class SeenFault(StrEnum):
+    """What shows only to who looks from outside; no program says it of itself."""
+
+    OPERATOR_SILENT = "OperatorSilent"
+    """The operator has left no word for too long: all that it wrote may be old."""
+
+    NOTHING_STORED = "NothingStored"
+    """Each link says that it holds, and the database has nothing new of the asset."""
+
+    OLD_SAMPLES = "OldSamples"
+    """The database gets samples of the asset, and they were measured long ago."""
+
+
 LINK_OF: dict[AssetFault | SharedFault, Link] = {
     AssetFault.DEVICE_SILENT: Link.DEVICE,
     AssetFault.NO_SAMPLES: Link.SAMPLING,

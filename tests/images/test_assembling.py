@@ -16,6 +16,7 @@ def library(tmp_path: Path) -> Path:
         "derops_agent/main.py",
         "derops_operator/main.py",
         "derops_headend/main.py",
+        "derops_cli/main.py",
         "numpy/tests/test_it.py",
         "numpy/core.pyx",
         "numpy/core.py",
@@ -32,6 +33,7 @@ def library(tmp_path: Path) -> Path:
     (tmp_path / "derops-0.1.0.dist-info/entry_points.txt").write_text(
         "[console_scripts]\nderops-agent = derops_agent.main:main\n"
         "derops-operator = derops_operator.main:main\n"
+        "kubectl-derops = derops_cli.main:main\n"
     )
     (tmp_path / "derops-0.1.0.dist-info/METADATA").write_text("Name: derops\n\n# derops\n")
     (tmp_path / "derops-0.1.0.dist-info/RECORD").write_text(

@@ -7,7 +7,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TEXT = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
 MAKEFILE = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
 ROOTS = ["agent/derops_agent", "operator/derops_operator", "headend/derops_headend"]
-ROOTS += ["headend/derops"]
+ROOTS += ["headend/derops", "cli/derops_cli"]
 NAMES = re.compile(r"`([\w.-]+(?:/[\w.-]+)*/?)`")
 
 

@@ -43,7 +43,7 @@ PAGES = sorted(
         *(REPOSITORY / "examples").rglob("*.md"),
     ]
 )
-IMPORT_ROOTS = ["operator", "headend", "agent"]
+IMPORT_ROOTS = ["operator", "headend", "agent", "cli"]
 METRIC_MODULES = [
     "derops.metrics",
     "derops_headend.eventlog.metrics",

@@ -16,6 +16,7 @@ PACKAGES = (
     "headend/derops",
     "headend/derops_headend",
     "agent/derops_agent",
+    "cli/derops_cli",
 )
 GENERATED = ("_pb2.py", "_pb2_grpc.py")
 MOST_LINES = 400
