@@ -113,7 +113,9 @@ def look_at_events(
     return found if isinstance(found, Missing) else reading.read_events(items_of(found))
 
 
-def look_at_certificate(cluster: Cluster, namespace: str, asset: str) -> CertificateSeen | Missing:
+def look_at_certificate(
+    cluster: Cluster, namespace: str, asset: str
+) -> CertificateSeen | Missing | None:
     """Look at the Certificate of an asset."""
     found = cluster.kubectl.get(
         f"/apis/cert-manager.io/v1/namespaces/{namespace}/certificates",

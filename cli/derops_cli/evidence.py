@@ -158,7 +158,7 @@ class Evidence:
     surroundings: Surroundings
     events: tuple[EventSeen, ...] | Missing = ()
     certificate: CertificateSeen | Missing | None = None
-    """None = it was not looked for."""
+    """None = there is none, or it was not looked for."""
 
     stored: Stored | Missing | None = None
     """None = no access to the API was asked for."""

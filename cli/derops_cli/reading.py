@@ -97,8 +97,8 @@ def read_moment(value: object) -> datetime | None:
         return None
 
 
-def read_certificate(items: Iterable[Mapping[str, Any]]) -> CertificateSeen | Missing:
-    """Read the first of an asset's Certificates; there is one, or none yet."""
+def read_certificate(items: Iterable[Mapping[str, Any]]) -> CertificateSeen | None:
+    """Read the first of an asset's Certificates; None = there is none."""
     for item in items:
         conditions = (item.get("status") or {}).get("conditions") or ()
         ready: Mapping[str, Any] = next(
@@ -110,7 +110,7 @@ def read_certificate(items: Iterable[Mapping[str, Any]]) -> CertificateSeen | Mi
             reason=str(ready.get("reason", "")),
             message=str(ready.get("message", "")),
         )
-    return Missing("Certificate", "cert-manager has no Certificate of this asset", absent=True)
+    return None
 
 
 def read_workload(kind: str, item: Mapping[str, Any]) -> Workload:
