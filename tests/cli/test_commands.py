@@ -5,6 +5,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.cli import clusters
@@ -95,7 +96,7 @@ def test_the_json_has_the_shape_that_is_promised(admin: str) -> None:
     ],
 )  # fmt: skip
 def test_what_is_broken_for_all_is_named_for_the_installation(
-    plane: ControlPlane, admin: str, faults: dict[str, str], link: str, reason: str
+    plane: ControlPlane, admin: str, faults: dict[str, Any], link: str, reason: str
 ) -> None:
     plane.apply(clusters.fresh_config_map(**faults))
 
