@@ -14,7 +14,7 @@ from tests.stack.chart import NAMESPACE, documents, rendered
 from tests.stack.controlplane import ControlPlane
 
 HOOKS = "helm.sh/hook"
-CLUSTER_HAS_NOT = {"PodMonitor"}
+CLUSTER_HAS_NOT = {"PodMonitor", "PrometheusRule"}
 
 
 def namespace(name: str, **labels: str) -> dict[str, Any]:
