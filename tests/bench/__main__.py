@@ -28,6 +28,7 @@ from tests.bench import (
     operator_scale,
     reading,
     rest,
+    scraping,
     starting,
 )
 from tests.bench.results import Result
@@ -77,6 +78,7 @@ BENCHES: dict[str, Callable[[], Iterator[Result]]] = {
     "stack": _on_the_stack,
     "reading": reading.measure,
     "rest": rest.measure,
+    "scraping": scraping.measure,
     "scale": operator_scale.measure,
 }
 
