@@ -65,6 +65,19 @@ def test_silence_means_no_stream_only_after_everybody_could_speak() -> None:
     assert nobody.session("a", at(31)).link is Connectivity.UNKNOWN
 
 
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_what_was_known_stays_while_the_only_replica_begins_a_new_stream(is_lost: bool) -> None:
+    subject = fleet("one")
+    note(subject, "one", session())
+    if is_lost:
+        subject.lose_replica("one", at(100))
+
+    subject.add_replica("one", at(-100), 5, at(101))
+
+    assert subject.session("a", at(102)).link is Connectivity.UNHEARD
+    assert subject.session("a", at(132)).link is Connectivity.UNKNOWN
+
+
 def test_a_returning_replica_starts_with_a_clean_slate() -> None:
     subject = fleet("one")
     note(subject, "one", session())

@@ -72,7 +72,7 @@ class ReplicaLink:
         self._fleet = fleet
         self._intake = intake
         self._listener = listener
-        self._stopping = asyncio.Event()
+        self._stopping, self._welcomed = asyncio.Event(), asyncio.Event()
 
     async def run(self) -> None:
         """Write and read until either ends.
@@ -108,6 +108,8 @@ class ReplicaLink:
         self.stop()
 
     async def _write(self) -> None:
+        # A snapshot ends the stream before this one: that has to be retired by then.
+        await self._welcomed.wait()
         while messages := await self.subscription.get():
             if self.replica is not None:
                 self._fleet.note_sent(self.replica, messages[-1].version)
@@ -142,6 +144,7 @@ class ReplicaLink:
         if hello.takes_batches:
             self.subscription.most = MAX_BATCH
         self._intake.add_replica(hello, self.subscription)
+        self._welcomed.set()
         _log.info("gateway.connected", address=self.address, replica=hello.replica)
 
     def _take(self, message: control_pb2.ReplicaMessage) -> None:

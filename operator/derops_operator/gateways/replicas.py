@@ -52,7 +52,7 @@ class Fleet:
     """The folded knowledge of all replicas. Not for several threads."""
 
     def __init__(self, start_us: int) -> None:
-        self._start_us = start_us
+        self._served_us = start_us
         self.replicas: dict[str, Replica] = {}
         self.expected: int | None = None
         """How many replicas the configuration resolves to; None = that is not known."""
@@ -77,6 +77,7 @@ class Fleet:
             deliveries.pop(name, None)
         self._devices.forget_replica(name)
         self.headend.forget_replica(name)
+        self._note_served(name, now_us)
         self.replicas[name] = Replica(
             name=name,
             state_since_us=state_since_us,
@@ -87,8 +88,14 @@ class Fleet:
 
     def lose_replica(self, name: str, now_us: int) -> None:
         """Note that the stream to a replica ended; what it may have done stays possible."""
-        known = self.replicas[name]
-        self.replicas[name] = replace(known, connected=False, changed_us=now_us)
+        self._note_served(name, now_us)
+        self.replicas[name] = replace(self.replicas[name], connected=False, changed_us=now_us)
+
+    def _note_served(self, name: str, now_us: int) -> None:
+        """Note that until now a stream told all that its replica knew."""
+        known = self.replicas.get(name)
+        if known is not None and known.connected and known.synced_us:
+            self._served_us = now_us
 
     def note_sent(self, name: str, version: int) -> None:
         """Note that everything up to ``version`` may have reached the replica."""
@@ -256,7 +263,7 @@ class Fleet:
         synced = [each.synced_us for each in self.replicas.values() if each.connected]
         if synced and all(synced) and now_us >= max(synced) + SESSIONS_WITHIN_US:
             return Connectivity.DISCONNECTED
-        if not any(synced) and now_us >= self._start_us + LOST_AFTER_US:
+        if not any(synced) and now_us >= self._served_us + LOST_AFTER_US:
             return Connectivity.UNKNOWN
         return Connectivity.UNHEARD
 
