@@ -67,6 +67,11 @@ class Gateway:
             self.exchange.deliveries.writes.run(), self.exchange.memories.run()
         )
 
+    @property
+    def state_since_us(self) -> int:
+        """When its memory begins."""
+        return self._store.state_since_us
+
     async def kill(self, *, lose_disk: bool = False) -> None:
         """End the process."""
         if self.exchange is None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.lifecycle.checking import Known
 from tests.lifecycle.site import Wear
-from tests.lifecycle.world import World
+from tests.lifecycle.world import GATEWAYS, World
 
 from derops.lifecycle import Phase, Reason
 from derops.modes import Evidence
@@ -117,6 +117,95 @@ async def test_what_a_lost_ledger_wrote_unheard_is_not_told_as_never_applied(
     assert status["reason"] == Reason.LEDGER_LOST
     (applied,) = [each for each in status["conditions"] if each["type"] == "Applied"]
     assert applied["status"] == "Unknown"
+
+
+def _told(world: World) -> tuple[str, str, str]:
+    """Return phase, reason and ``Applied`` of the one that is asked about."""
+    status = world.cluster.dispatches["peak"].status
+    told = {each["type"]: each["status"] for each in status["conditions"]}
+    return (status["phase"], status["reason"], told["Applied"])
+
+
+async def _end(world: World, *, gateway: int, lose_disk: bool) -> None:
+    """End the operator and a gateway; the other one stays."""
+    await world.kill_operator()
+    await world.kill_gateway(gateway, lose_disk=lose_disk)
+
+
+async def test_what_a_lost_ledger_ran_and_no_gateway_remembers_is_not_told_as_never_applied(
+    world: World,
+) -> None:
+    assert world.stream is not None
+    served = world.gateways.index(world.stream.gateway)
+    world.ways.control[served].holds_up = True
+    await _accept(world, start_seconds=0)
+    assert world.site.held == Setpoints(active_power_watts=1000)
+    await _end(world, gateway=served, lose_disk=True)
+    world.cut_power(lose_disk=True)
+    await world.advance(70)
+    world.mend_links()
+    await world.start_operator()
+    await world.start_agent()
+    await world.advance(5)
+
+    # The gateway that is away may have given it to an earlier ledger.
+    assert _told(world)[0] == Phase.SENT
+    assert "has yet to be heard" in world.cluster.dispatches["peak"].status["message"]
+    await _conclude(world)
+    assert _told(world) == (Phase.FAILED, Reason.LEDGER_LOST, "Unknown")
+
+
+async def test_a_refusal_waits_for_a_gateway_and_is_believed_once_that_remembers(
+    world: World,
+) -> None:
+    assert world.stream is not None
+    away = world.gateways.index(world.stream.gateway)
+    world.cut_power()
+    world.apply("peak", 0, setpoint=SETPOINT, durationSeconds=30)
+    await world.advance(1)
+    await _end(world, gateway=away, lose_disk=False)
+    await world.advance(70)
+    await world.start_operator()
+    await world.start_agent()
+    await world.advance(5)
+
+    assert _told(world)[0] == Phase.SENT
+    await _conclude(world)
+    assert _told(world) == (Phase.EXPIRED, Reason.START_DEADLINE_EXCEEDED, "False")
+
+
+async def test_the_refusal_of_a_ledger_that_is_older_than_the_order_needs_no_memory(
+    world: World,
+) -> None:
+    world.apply("before", 0, setpoint=LIMIT, durationSeconds=2)
+    await world.advance(10)
+    assert world.cluster.dispatches["before"].status["phase"] == Phase.COMPLETE
+    world.cut_power()
+    world.apply("peak", 0, setpoint=SETPOINT, durationSeconds=30)
+    await world.advance(1)
+    for number in range(GATEWAYS):
+        await world.kill_gateway(number, lose_disk=True)
+    await world.advance(70)
+
+    await _conclude(world)
+    assert _told(world) == (Phase.EXPIRED, Reason.START_DEADLINE_EXCEEDED, "False")
+
+
+async def test_an_agent_that_was_away_for_the_whole_window_is_believed_at_once(
+    world: World,
+) -> None:
+    world.cut_power()
+    world.apply("peak", 0, setpoint=SETPOINT, durationSeconds=30)
+    await world.advance(1)
+    await world.kill_operator()
+    await world.advance(100)
+    await world.start_agent()
+    await world.advance(5)  # a gateway gives it that, as no operator has withdrawn it
+    await world.start_operator()
+    await world.advance(1)
+
+    assert _told(world) == (Phase.EXPIRED, Reason.START_DEADLINE_EXCEEDED, "False")
+    await _conclude(world)
 
 
 def test_writes_of_one_value_are_counted_for_the_same_dispatches_only() -> None:

@@ -67,7 +67,7 @@ class World:
     async def begin(self) -> None:
         """Start all parts and connect them."""
         for gateway in self.gateways:
-            await gateway.start()
+            await self._start_gateway(gateway)
         await self.start_operator()
         await self.start_agent()
         await self.advance(2)
@@ -148,7 +148,11 @@ class World:
             await self.start_operator()
         for gateway in self.gateways:
             if gateway.exchange is None:
-                await gateway.start()
+                await self._start_gateway(gateway)
+
+    async def _start_gateway(self, gateway: Gateway) -> None:
+        await gateway.start()
+        self.checker.forget_before(gateway.state_since_us)
 
     async def start_agent(self) -> None:
         """Start the agent; the power may go again meanwhile."""

@@ -36,6 +36,12 @@ def test_any_order_and_repetition_of_reports_folds_to_the_same_ending(
     fleet.expected = 1
     fleet.add_replica("gateway-0", at(-3600), 5, at(-50))
     fleet.note_accepted("gateway-0", 5, at(-49))
+    fleet.note_delivery(
+        "gateway-0",
+        control_pb2.Delivery(
+            dispatch_uid="uid-peak", generation=1, written_us=at(0.5), ledger_id="ledger"
+        ),
+    )
     phases = []
 
     for step, each in enumerate(order):

@@ -52,7 +52,7 @@ class Fleet:
     """The folded knowledge of all replicas. Not for several threads."""
 
     def __init__(self, start_us: int) -> None:
-        self._served_us = start_us
+        self._start_us = self._served_us = start_us
         self.replicas: dict[str, Replica] = {}
         self.expected: int | None = None
         """How many replicas the configuration resolves to; None = that is not known."""
@@ -60,6 +60,9 @@ class Fleet:
         self._sessions: dict[str, dict[str, control_pb2.Session]] = defaultdict(dict)
         self._deliveries: dict[str, dict[str, control_pb2.Delivery]] = defaultdict(dict)
         self._reports: dict[str, dict[str, control_pb2.AgentReport]] = defaultdict(dict)
+        self._ledgers: dict[str, dict[str, int]] = defaultdict(dict)
+        """When each ledger of an asset was first heard of."""
+
         self._devices = DeviceDisplay()
         self.headend = HeadendViews()
         """What each replica says of the links behind all agents."""
@@ -147,6 +150,7 @@ class Fleet:
     def note_report(self, message: control_pb2.AgentReport) -> bool:
         """Keep a report unless a later one of its ledger is known; tell whether it is new."""
         report = message.report
+        self._note_ledger(message)
         ledgers = self._reports[report.dispatch_uid]
         known = ledgers.get(report.ledger_id)
         if known is not None and known.report.sequence >= report.sequence:
@@ -160,6 +164,13 @@ class Fleet:
             del ledgers[oldest.report.ledger_id]
             metrics.LEDGERS_FORGOTTEN.inc()
         return True
+
+    def _note_ledger(self, message: control_pb2.AgentReport) -> None:
+        heard = self._ledgers[message.asset_uid]
+        ledger_id, received_us = message.report.ledger_id, message.received_us
+        heard[ledger_id] = min(received_us, heard.get(ledger_id, received_us))
+        if len(heard) > MAX_LEDGERS:
+            del heard[min(heard, key=lambda each: heard[each])]
 
     def ledger_ids(self, dispatch_uid: str) -> set[str]:
         """Return the ledgers that gateways say they wrote a dispatch to."""
@@ -182,10 +193,17 @@ class Fleet:
         self._holders.forget(uid)
         self._deliveries.pop(uid, None)
         self._reports.pop(uid, None)
+        self._ledgers.pop(uid, None)
 
     def known_uids(self) -> set[str]:
         """Return the uids of all assets and dispatches that anything is known of."""
-        known = (self._sessions, self._newest, self._deliveries, self._reports)
+        known = (
+            self._sessions,
+            self._newest,
+            self._deliveries,
+            self._reports,
+            self._ledgers,
+        )
         return self._holders.uids().union(self._devices.uids(), *known)
 
     def accepted_version(self) -> int:
@@ -209,6 +227,8 @@ class Fleet:
         connected = sum(each.connected for each in self.replicas.values())
         reports = list(self._reports.get(uid, {}).values())
         best = _fold_reports(reports)
+        ledgers = self._ledgers.get(best.asset_uid, {}) if best else {}
+        heard_all = self.expected is not None and len(self.replicas) >= self.expected > 0
         return ReportedDispatch(
             holdings=tuple(
                 _holding(each, deliveries.get(each.name), version)
@@ -219,6 +239,8 @@ class Fleet:
             cancelled=cancelled,
             report=best.report if best else None,
             received_us=best.received_us if best else 0,
+            ledger_since_us=ledgers.get(best.report.ledger_id) if best else None,
+            strangers_until_us=0 if heard_all else self._start_us,
             disk_lost=any(
                 each.report.reason == Reason.LEDGER_LOST and each is not best for each in reports
             ),

@@ -1,9 +1,10 @@
 """What is known of one asset's stream, and of one dispatch, over all gateway replicas."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from derops.data_path import AssetFault
+from derops.lifecycle import Phase, Reason
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 
@@ -67,6 +68,17 @@ class SessionView:
     """From when on nobody has told that its data flows; None = it flows, or nobody was asked."""
 
 
+class Doubt(StrEnum):
+    """Whether a ledger before the one that refuses a dispatch may have run it."""
+
+    NONE = ""
+    OPEN = "Open"
+    """A gateway that may have given it to an earlier ledger has yet to be heard."""
+
+    LASTING = "Lasting"
+    """A gateway does not remember back to its creation, and the ledger may be younger, too."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holding:
     """Where one replica stands with one dispatch."""
@@ -83,6 +95,13 @@ class Holding:
     written_us: int
     ledger_id: str = ""
     """Of the agent that it first wrote it to."""
+
+    def doubt(self, created_us: int) -> Doubt:
+        """Tell what this replica leaves open of the ledgers that a dispatch was written to."""
+        if self.state_since_us > created_us:
+            return Doubt.LASTING
+        may_write = not self.connected and not self.written_us
+        return Doubt.OPEN if self.generation is None or may_write else Doubt.NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +120,15 @@ class ReportedDispatch:
     disk_lost: bool = False
     """Whether a new ledger said that it does not know the dispatch: the ledger of ``report`` is
     lost, and says no more."""
+
+    ledger_since_us: int | None = None
+    """When the ledger of ``report`` was first heard of; None = with this dispatch."""
+
+    strangers_until_us: int = 0
+    """A replica that this process never heard may hold what was created before this."""
+
+    withheld: dispatch_pb2.DispatchReport | None = None
+    """A refusal that does not count yet."""
 
     @property
     def written_us(self) -> int:
@@ -127,6 +155,27 @@ class ReportedDispatch:
             ),
             default="",
         )
+
+    def doubt(self, created_us: int) -> Doubt:
+        """Tell whether an earlier ledger may have had what the one that reports refuses at sight.
+
+        A ledger that was there before the dispatch is the only one; else each replica that may
+        have written it must rule out that it did so to another.
+        """
+        if self.report is None or not _is_refusal(self.report):
+            return Doubt.NONE
+        if self.ledger_since_us is not None and self.ledger_since_us <= created_us:
+            return Doubt.NONE
+        doubts = {each.doubt(created_us) for each in self.holdings}
+        if created_us < self.strangers_until_us:
+            doubts.add(Doubt.OPEN)
+        return next((each for each in (Doubt.LASTING, Doubt.OPEN) if each in doubts), Doubt.NONE)
+
+    def without_open_doubt(self, created_us: int) -> "ReportedDispatch":
+        """Return what counts: not a refusal that a replica may yet contradict."""
+        if self.doubt(created_us) is not Doubt.OPEN:
+            return self
+        return replace(self, report=None, received_us=0, withheld=self.report)
 
     def is_unsent(self, created_us: int) -> bool:
         """Tell whether it is known that no agent got this dispatch so far.
@@ -161,3 +210,10 @@ class ReportedDispatch:
                 for each in self.holdings
             )
         )
+
+
+def _is_refusal(report: dispatch_pb2.DispatchReport) -> bool:
+    """Tell whether a ledger refuses what it never had; one that lost its forerunner says so."""
+    ended = bool(report.phase) and Phase(report.phase).terminal
+    had = max(report.accepted_us, report.applied_us) > 0
+    return ended and not had and report.reason != Reason.LEDGER_LOST

@@ -7,7 +7,7 @@ from derops.lifecycle import MESSAGE_LIMIT, Phase, Reason
 from derops.schedules import SECOND_US
 from derops.transitions import Actor
 from derops.wire.v1 import dispatch_pb2
-from derops_operator.gateways.views import ReportedDispatch
+from derops_operator.gateways.views import Doubt, ReportedDispatch
 from derops_operator.reconciling import conditions, dispatch_status
 from derops_operator.reconciling.actions import (
     Delete,
@@ -129,7 +129,9 @@ def _what_was_missing(dispatch: Dispatch, view: ReportedDispatch, now_us: int) -
         news = describe_news(dispatch, report, unreverted=unreverted)
         message = dispatch.message[: MESSAGE_LIMIT - len(news)] + news
         return _with_report(dispatch, view, report, message, now_us)
-    if dispatch.reason == Reason.OUTCOME_UNKNOWN and Phase(report.phase).terminal:
+    forerun = bool(view.lost_ledger_id) and report.reason != Reason.LEDGER_LOST
+    proves = not forerun and view.doubt(dispatch.meta.created_us) is Doubt.NONE
+    if dispatch.reason == Reason.OUTCOME_UNKNOWN and Phase(report.phase).terminal and proves:
         return _with_report(dispatch, view, report, dispatch.message, now_us, kinds=_PROVEN_LATE)
     return {}
 

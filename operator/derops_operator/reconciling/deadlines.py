@@ -17,7 +17,7 @@ WITHDRAW_AFTER_US = SECOND_US
 REPORT_GRACE_US = 30 * SECOND_US
 """How long after the end a report may take to come; then status says that it is missing."""
 
-_PROOF_LOOK_US = 10 * SECOND_US
+PROOF_LOOK_US = 10 * SECOND_US
 """How often a proof is looked for that depends on which replicas there are."""
 
 
@@ -43,6 +43,6 @@ def next_look_us(dispatch: Dispatch, now_us: int) -> int | None:
     if dispatch.meta.deleting_us is not None:
         looks.append(dispatch.meta.deleting_us + DELETION_GRACE_US)
     if dispatch.phase is Phase.SUBMITTED and now_us > dispatch.accept_by_us + WITHDRAW_AFTER_US:
-        looks.append(now_us + _PROOF_LOOK_US)
+        looks.append(now_us + PROOF_LOOK_US)
     # A hundredth of a second later, as each of these bounds must have passed.
     return min((look + SECOND_US // 100 for look in looks if look >= now_us), default=None)

@@ -21,6 +21,7 @@ from derops_operator.reconciling.aftermath import tidy_up
 from derops_operator.reconciling.deadlines import (
     ASSET_GRACE_US,
     DELETION_GRACE_US,
+    PROOF_LOOK_US,
     latest_end_us,
     next_look_us,
 )
@@ -50,6 +51,7 @@ def reconcile_dispatch(
         asset_grace_us: How long after its creation it waits for its asset.
         guarded_since_us: Since when nobody can forge who ordered it; None = anybody can.
     """
+    view = view.without_open_doubt(dispatch.meta.created_us)
     if dispatch.phase.terminal:
         return tidy_up(dispatch, asset, view, now_us)
     if not dispatch.in_flight and dispatch.meta.deleting_us is not None:
@@ -110,8 +112,8 @@ def _follow(
         end_us = latest_end_us(dispatch, view)
         warning = describe_unknown_at_deletion(dispatch, outcome.phase, end_us)
         actions.append(RemoveFinalizer(warning=warning))
-    return DispatchDecision(
-        actions=tuple(actions),
-        status=status,
-        again_us=next_look_us(replace(dispatch, status=status), now_us),
-    )
+    again_us = next_look_us(replace(dispatch, status=status), now_us)
+    if view.withheld is not None and not outcome.phase.terminal:
+        proof_us = now_us + PROOF_LOOK_US
+        again_us = proof_us if again_us is None else min(again_us, proof_us)
+    return DispatchDecision(actions=tuple(actions), status=status, again_us=again_us)

@@ -6,7 +6,7 @@ from derops.lifecycle import Phase, Reason
 from derops.schedules import SECOND_US
 from derops.transitions import Actor, fold
 from derops.wire.v1 import dispatch_pb2
-from derops_operator.gateways.views import ReportedDispatch
+from derops_operator.gateways.views import Doubt, ReportedDispatch
 from derops_operator.reconciling.deadlines import REPORT_GRACE_US, latest_end_us, report_deadline_us
 from derops_operator.reconciling.reports import is_silent
 from derops_operator.reconciling.withdrawal import Withdrawal, is_unsent
@@ -16,6 +16,7 @@ from derops_operator.reconciling.wording import (
     describe_early,
     describe_report,
     describe_unknown_outcome,
+    describe_withheld,
 )
 from derops_operator.resources.dispatches import Dispatch
 from derops_operator.resources.instants import format_second
@@ -61,11 +62,14 @@ def find_outcome(
         return Outcome(
             phase=Phase.FAILED,
             reason=Reason.OUTCOME_UNKNOWN,
-            message=describe_unknown_outcome(dispatch, deadline_us, written=bool(view.written_us)),
+            message=_describe_unknown(dispatch, view, deadline_us),
             actor=Actor.OPERATOR,
             at_us=now_us,
         )
     on_its_way = _on_its_way(dispatch, view, reported, withdrawal, now_us)
+    if view.withheld is not None:
+        refused = describe_withheld(view.withheld, deadline_us)
+        return replace(on_its_way, message=f"{on_its_way.message}; {refused}")
     end_us = latest_end_us(dispatch, view)
     ended = report is not None and report.ended_us
     if ended or now_us <= end_us + REPORT_GRACE_US:
@@ -75,6 +79,12 @@ def find_outcome(
         f"reported it: the operator waits for that until {format_second(deadline_us)}"
     )
     return replace(on_its_way, message=overdue)
+
+
+def _describe_unknown(dispatch: Dispatch, view: ReportedDispatch, deadline_us: int) -> str:
+    if view.withheld is not None:
+        return f"{describe_withheld(view.withheld, deadline_us)}, and that has passed"
+    return describe_unknown_outcome(dispatch, deadline_us, written=bool(view.written_us))
 
 
 def _reported_end(
@@ -87,12 +97,19 @@ def _reported_end(
     at_us = report.transitions[-1].at_us if report.transitions else view.received_us
     message = describe_report(report, withdrawal)
     if view.lost_ledger_id and report.reason != Reason.LEDGER_LOST:
+        earlier = f"a gateway gave it to ledger {view.lost_ledger_id} first, and the agent of that"
+    elif view.doubt(dispatch.meta.created_us) is not Doubt.NONE:
+        earlier = (
+            "a gateway does not remember back to its creation, and an earlier ledger of the agent"
+        )
+    else:
+        earlier = ""
+    if earlier:
         return Outcome(
             phase=Phase.FAILED,
             reason=Reason.LEDGER_LOST,
-            message=f"a gateway gave it to ledger {view.lost_ledger_id} first, and the agent of "
-            f"that may have run it; the agent has ledger {report.ledger_id} now, and says: "
-            f"{message}",
+            message=f"{earlier} may have run it; the agent has ledger {report.ledger_id} now, and "
+            f"says: {message}",
             actor=Actor.OPERATOR,
             at_us=at_us,
         )

@@ -79,6 +79,15 @@ def describe_unknown_outcome(dispatch: Dispatch, deadline_us: int, *, written: b
     )
 
 
+def describe_withheld(report: dispatch_pb2.DispatchReport, deadline_us: int) -> str:
+    """Return what an agent refuses while a gateway may contradict that."""
+    return (
+        f"ledger {report.ledger_id} of the agent refuses it ({report.reason}), and a gateway that "
+        f"may have given it to an earlier one has yet to be heard: the operator waits for that "
+        f"until {format_second(deadline_us)}"
+    )
+
+
 def describe_unknown_at_deletion(dispatch: Dispatch, phase: Phase, latest_end_us: int) -> str:
     """Return what is not known of one that is let go before its agent confirmed."""
     return (
