@@ -22,7 +22,7 @@ from derops_operator.cluster.token_bucket import TokenBucket
 from derops_operator.cluster.troubles import Troubles
 from derops_operator.gateways.assignment import give_asset, keep_held, submit
 from derops_operator.gateways.desired import Awaiting, Desired
-from derops_operator.gateways.history import history_messages, may_be_untold
+from derops_operator.gateways.history import history_messages, last_end_us, may_be_untold
 from derops_operator.gateways.replicas import Fleet
 from derops_operator.reconciling.actions import DispatchDecision, RemoveFinalizer, Settle, Submit
 from derops_operator.reconciling.assets import reconcile_asset
@@ -220,16 +220,17 @@ class Core:
             asset = self.cache.asset(key.namespace, key.name)
             if asset is not None:
                 self._load_asset(asset)
-        for key in self.cache.keys(Kind.DISPATCH):
-            dispatch = self.cache.dispatch(key.namespace, key.name)
-            if dispatch is not None:
-                self._load_dispatch(dispatch)
+        stored = (self.cache.fact(key) for key in self.cache.keys(Kind.DISPATCH))
+        dispatches = [each for each in stored if isinstance(each, Dispatch)]
+        last_us = last_end_us(dispatches, self._now_us())
+        for dispatch in dispatches:
+            self._load_dispatch(dispatch, last_us)
 
     def _load_asset(self, asset: Asset) -> None:
         if not self._can(Kind.ASSET, asset.meta, lambda: give_asset(self.desired, asset)):
             keep_held(self.desired, asset.meta, asset.meta.name)
 
-    def _load_dispatch(self, dispatch: Dispatch) -> None:
+    def _load_dispatch(self, dispatch: Dispatch, last_us: int) -> None:
         asset = self.cache.asset(dispatch.meta.namespace, dispatch.asset_name)
 
         def submit_again() -> None:
@@ -238,7 +239,7 @@ class Core:
                     submit(self.desired, dispatch, asset, action)
 
         def tell_again() -> None:
-            if may_be_untold(dispatch, self._now_us()):
+            if may_be_untold(dispatch, last_us):
                 self._tell_history(dispatch)
 
         if dispatch.in_flight or dispatch.is_unreverted:

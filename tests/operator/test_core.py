@@ -32,11 +32,13 @@ class Rig:
         self.operator = Operator(self.cluster, 1, lambda: self.now_us, self.told.append)
         return self.operator
 
-    def apply(self, annotations: Mapping[str, str] | None = None, **spec: Any) -> None:
+    def apply(
+        self, annotations: Mapping[str, str] | None = None, name: str = "peak", **spec: Any
+    ) -> None:
         """Create a dispatch that begins in a minute."""
         start = format_second(self.now_us + 60 * SECOND_US)
         wanted = {"startTime": start, "durationSeconds": 30, "setpoint": SETPOINT, **spec}
-        self.cluster.create("peak", annotations=annotations, **wanted)
+        self.cluster.create(name, annotations=annotations, **wanted)
 
     async def wait(self, seconds: float) -> None:
         """Let time pass in steps that are shorter than any pause of the operator."""
@@ -152,21 +154,41 @@ async def test_an_end_whose_answer_was_lost_is_told_when_it_is_heard_of(rig: Rig
 @pytest.mark.parametrize(
     ("start", "days", "told"),
     [
-        pytest.param("2027-01-15T08:02:00Z", 0.9, True, id="within a day of its end"),
-        pytest.param("2027-01-15T08:02:00Z", 1.1, False, id="a day after its end"),
+        pytest.param("2027-01-15T08:02:00Z", 0.9, True, id="within a day of the last end"),
+        pytest.param("2027-01-15T08:02:00Z", 1.1, False, id="a day before the last end"),
         pytest.param("2026-12-01T00:00:00Z", 0.9, True, id="its window was long over"),
         pytest.param("2027-01-18T08:02:00Z", 1.1, True, id="its window is to come"),
     ],
 )
-async def test_what_ended_within_a_day_is_told_at_each_start(
+async def test_what_ended_within_a_day_of_the_last_end_is_told_at_each_start(
     rig: Rig, start: str, days: float, told: bool
 ) -> None:
     rig.cluster.change_asset(operatingState="OutOfService")
     rig.apply(startTime=start)
     await rig.wait(0.5)
     assert rig.phases == ["Rejected"]
+    rig.now_us += round(days * DAY_SECONDS * SECOND_US)
+    rig.apply(name="last")
+    await rig.wait(0.5)
+    assert rig.phases == ["Rejected", "Rejected"]
     rig.told.clear()
 
-    rig.now_us += round(days * DAY_SECONDS * SECOND_US)
     rig.start()
-    assert rig.phases == ["Rejected"] * told
+    assert [each.dispatch_uid for each in rig.told].count("uid-peak") == told
+    assert [each.dispatch_uid for each in rig.told].count("uid-last") == 1
+
+
+async def test_what_was_stored_and_not_told_is_told_however_long_the_operator_was_down(
+    rig: Rig,
+) -> None:
+    rig.cluster.change_asset(operatingState="OutOfService")
+    rig.apply()
+    rig.operator.way.loses_answers = True
+    await rig.wait(0.05)
+    await rig.operator.kill()
+    assert rig.stored == ["Rejected"]
+    rig.told.clear()
+
+    rig.now_us += 9 * DAY_SECONDS * SECOND_US
+    rig.start()
+    assert rig.phases == ["Rejected"]

@@ -3,7 +3,8 @@
 Agents send their own.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from derops.lifecycle import Phase
@@ -16,16 +17,33 @@ from derops_operator.resources.dispatches import Dispatch
 from derops_operator.resources.instants import parse_instant
 
 _AGAIN_US = 24 * 3600 * SECOND_US
-"""For how long after its end a dispatch is told again at each start."""
+"""For how long before the last end that was stored dispatches are told again at each start."""
 
 
-def may_be_untold(dispatch: Dispatch, now_us: int) -> bool:
+def last_end_us(dispatches: Iterable[Dispatch], now_us: int) -> int:
+    """Return when a dispatch last ended by what is stored; ``now_us`` where none says that.
+
+    No process was there since: that would have told again what was stored before.
+    """
+    ends_us = []
+    for dispatch in dispatches:
+        if dispatch.phase.terminal:
+            with suppress(KeyError, ValueError):  # a status that was made up
+                ends_us.append(dispatch.completed_us)
+    return min(now_us, max(ends_us, default=now_us))
+
+
+def may_be_untold(dispatch: Dispatch, last_us: int) -> bool:
     """Tell whether the process before this one may have stored what it did not tell.
+
+    Args:
+        dispatch: As it is stored.
+        last_us: When the last of all dispatches ended.
 
     Raises:
         KeyError: It has ended, and its status does not say when.
     """
-    since_us = now_us - _AGAIN_US
+    since_us = last_us - _AGAIN_US
     if not dispatch.phase.terminal:
         return True
     return dispatch.latest_end_us > since_us or dispatch.completed_us > since_us
