@@ -8,11 +8,13 @@ import pytest
 from tests.api.reading import reading_site
 from tests.headend.writing.making import DISPATCH, report, sources, transition
 
-from derops.wire.v1 import dispatch_pb2, log_pb2
+from derops.wire.v1 import control_pb2, dispatch_pb2, log_pb2
 from derops_headend.api.routes import history
 from derops_headend.storage.database import WriterDatabase
 from derops_headend.storage.dispatches import MOST_STEPS
 from derops_headend.storage.history import DispatchFilter, find
+from derops_operator.gateways.history import WaitingHistory
+from derops_operator.gateways.sync import HISTORY_LIMIT
 
 THIEF = dispatch_pb2.AssetId(uid="t", namespace="other", name="thief")
 IN_A_REPORT = 64
@@ -32,6 +34,29 @@ def many_steps(sequence: int) -> log_pb2.LogEntry:
         step.at_us += 1_000_000 * IN_A_REPORT * sequence
     told.body = body.SerializeToString()
     return told
+
+
+def test_made_up_lines_push_no_other_tenants_out() -> None:
+    """R200: who may write statuses of a namespace makes up lines while no gateway is there."""
+    waiting = WaitingHistory(HISTORY_LIMIT)
+    genuine = [
+        control_pb2.HeadendTransition(
+            asset=dispatch_pb2.AssetId(namespace="site", name="battery"), dispatch_uid=f"d-{n}"
+        )
+        for n in range(100)
+    ]
+    dropped = []
+    for n in range(2 * HISTORY_LIMIT):
+        if n % 400 == 0:
+            dropped.append(waiting.put(genuine[n // 400]))
+        dropped.append(
+            waiting.put(control_pb2.HeadendTransition(asset=THIEF, dispatch_uid="made up"))
+        )
+
+    assert len(waiting) == HISTORY_LIMIT
+    assert {each.asset.name for each in dropped if each is not None} == {"thief"}
+    left = [waiting.pop() for _ in range(HISTORY_LIMIT)]
+    assert [each for each in left if each.asset != THIEF] == genuine
 
 
 def test_endless_steps_make_no_writer_slow(database_url: str) -> None:

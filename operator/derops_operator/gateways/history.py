@@ -3,6 +3,7 @@
 Agents send their own.
 """
 
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -18,6 +19,46 @@ from derops_operator.resources.instants import parse_instant
 
 _AGAIN_US = 24 * 3600 * SECOND_US
 """For how long before the last end that was stored dispatches are told again at each start."""
+
+
+class WaitingHistory:
+    """Transitions that wait for a gateway, a bounded number of them: each namespace has a share.
+
+    Whoever may write the status of Dispatches makes transitions, as many as they like.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._count = limit, 0
+        self._waiting: OrderedDict[str, deque[control_pb2.HeadendTransition]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def put(
+        self, transition: control_pb2.HeadendTransition
+    ) -> control_pb2.HeadendTransition | None:
+        """Keep a transition; return the oldest of the namespace that has most, if it has to go."""
+        self._waiting.setdefault(transition.asset.namespace, deque()).append(transition)
+        self._count += 1
+        if self._count <= self._limit:
+            return None
+        return self._take(max(self._waiting, key=lambda each: len(self._waiting[each])))
+
+    def first(self) -> control_pb2.HeadendTransition | None:
+        """Return the one that is to be told next; those of a namespace are in their order."""
+        return next((each[0] for each in self._waiting.values()), None)
+
+    def pop(self) -> control_pb2.HeadendTransition:
+        """Let go of the one that was to be told next; there must be one."""
+        return self._take(next(iter(self._waiting)))
+
+    def _take(self, namespace: str) -> control_pb2.HeadendTransition:
+        own = self._waiting[namespace]
+        taken = own.popleft()
+        if not own:
+            del self._waiting[namespace]
+        self._count -= 1
+        return taken
 
 
 def last_end_us(dispatches: Iterable[Dispatch], now_us: int) -> int:

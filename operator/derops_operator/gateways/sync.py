@@ -7,7 +7,6 @@ of what a replica says in ``intake``.
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 
 import grpc
@@ -21,6 +20,7 @@ from derops_operator import metrics
 from derops_operator.gateways.addresses import resolve_addresses
 from derops_operator.gateways.desired import Desired, Subscription
 from derops_operator.gateways.eras import Start
+from derops_operator.gateways.history import WaitingHistory
 from derops_operator.gateways.intake import ReplicaIntake
 from derops_operator.gateways.link import ReplicaLink
 from derops_operator.gateways.refusals import MAX_WORDS, GatewayRefusals
@@ -34,7 +34,7 @@ IDENTITY_SECONDS = 5.0
 """How often the files are looked at while a stream lives; a renewed key needs a new stream."""
 
 HISTORY_LIMIT = 20_000
-"""Transitions that wait for any gateway; then the oldest go."""
+"""Transitions that wait for any gateway; then the oldest go, of the namespace that has most."""
 
 _BACKOFF_SECONDS = (0.1, 5.0)
 _CHANNEL_OPTIONS = (
@@ -86,7 +86,7 @@ class GatewaySync:
         self._accepted = accepted
         self._intake = ReplicaIntake(desired, fleet, concerns, distrust, knows, _now_us)
         self._links: dict[str, asyncio.Task[None]] = {}
-        self._history: deque[control_pb2.HeadendTransition] = deque(maxlen=HISTORY_LIMIT)
+        self._history = WaitingHistory(HISTORY_LIMIT)
         readiness.expecting("gateways", f"{_NOBODY} yet")
         start = Start(era=desired.era, start_ms=desired.operator_start_ms)
         self._refusals = GatewayRefusals(start, readiness, _now_us)
@@ -103,10 +103,10 @@ class GatewaySync:
     def record(self, transition: control_pb2.HeadendTransition) -> None:
         """Send a transition to the history, by any replica; kept until there is one."""
         if not self._desired.tell_any(control_pb2.OperatorMessage(transition=transition)):
-            if len(self._history) == HISTORY_LIMIT:
+            dropped = self._history.put(transition)
+            if dropped is not None:
                 metrics.HISTORY_DROPPED.inc()
-                _log.error("history.dropped", dispatch_uid=self._history[0].dispatch_uid)
-            self._history.append(transition)
+                _log.error("history.dropped", dispatch_uid=dropped.dispatch_uid)
 
     async def run(self) -> None:
         """Keep a stream to every replica, until cancelled."""
@@ -293,11 +293,11 @@ class GatewaySync:
                 link.stop()
 
     def _drain_history(self) -> None:
-        while self._history:
-            message = control_pb2.OperatorMessage(transition=self._history[0])
+        while (transition := self._history.first()) is not None:
+            message = control_pb2.OperatorMessage(transition=transition)
             if not self._desired.tell_any(message):
                 return
-            self._history.popleft()
+            self._history.pop()
 
     def _note_readiness(self) -> None:
         replicas = self._fleet.replicas.values()
