@@ -326,15 +326,13 @@ async def test_it_is_written_with_the_charts_rights_and_mended_whatever_somebody
     assert [each["status"] for each in json.loads(first["data"][KEY])["conditions"]] == WELL
     assert len(first["data"][KEY]) < 8192
 
-    for number, patch in enumerate(
-        (
-            {"data": {KEY: "nonsense"}},
-            {"data": {"more": "x" * 100_000}},
-            {"data": {KEY: None}, "metadata": {"labels": None}},
-            {"data": {KEY: "frozen"}, "immutable": True},
-        ),
-        start=1,
-    ):
+    patches: tuple[dict[str, Any], ...] = (
+        {"data": {KEY: "nonsense"}},
+        {"data": {"more": "x" * 100_000}},
+        {"data": {KEY: None}, "metadata": {"labels": None}},
+        {"data": {KEY: "frozen"}, "immutable": True},
+    )
+    for number, patch in enumerate(patches, start=1):
         change(kube, patch)
         assert await real.turn(1000 + number * RENEWED_EVERY_SECONDS)
         mended = shown(kube)
