@@ -34,19 +34,25 @@ class AssetFault(StrEnum):
     """Why the data of one asset does not flow; the reason of ``DataFlowing`` where it is False."""
 
     DEVICE_SILENT = "DeviceSilent"
-    """The device gives its agent no sample."""
+    """The device is silent, and its last sample is older than what counts as fresh."""
 
     NO_SAMPLES = "NoSamples"
-    """The device answers, and the outbox has taken no sample of it for too long."""
+    """The device answers, and the newest sample that the outbox took is older than that.
+
+    The device refuses to be measured, or sends no value that is one; or the agent's loop hangs.
+    """
 
     CLOCK_WRONG = "ClockWrong"
-    """The agent's clock is off by more than what counts as fresh: samples lie in another time."""
+    """The agent's clock is off by ``LEAST_STALE_SECONDS`` or more: samples lie in another time."""
 
     OUTBOX_FAILING = "OutboxFailing"
-    """The agent's disk takes no samples."""
+    """The agent's disk has taken no samples for longer than that: they wait in memory."""
 
     OUTBOX_BEHIND = "OutboxBehind"
-    """Samples wait at the agent for longer than what counts as fresh, though it is connected."""
+    """Samples wait at the agent for longer than that, though the gateway takes all that comes.
+
+    Its link is too slow, or it catches up after an outage and has not done so in the time allowed.
+    """
 
     NOT_ENROLLED = "NotEnrolled"
     """The asset has no certificate yet, so that its agent cannot connect."""
@@ -64,7 +70,7 @@ class AssetFault(StrEnum):
     """The agent has no stream to a gateway."""
 
     TELEMETRY_REFUSED = "TelemetryRefused"
-    """What the agent sends breaks a rule; it goes into the quarantine instead of its table."""
+    """Each batch for longer than that broke a rule; it is in the quarantine, not in its table."""
 
 
 class SharedFault(StrEnum):

@@ -23,7 +23,8 @@ from tests.pki import Authority
 from tests.stack import places
 from tests.waiting import until
 
-from derops.wire.v1 import dispatch_pb2
+from derops.schedules import SECOND_US
+from derops.wire.v1 import agent_pb2, dispatch_pb2
 
 LIMIT, FREE = 6, 32
 """Amperes per phase in the register of the charger: with the dispatch, and at its fallback."""
@@ -85,9 +86,11 @@ class Agent:
         }
 
 
-async def welcomed(gateway: Gateway, counter: int, *orders: Any) -> Stream:
+async def welcomed(
+    gateway: Gateway, counter: int, *orders: Any, heartbeat_seconds: int = 60
+) -> Stream:
     stream = await gateway.next_stream()
-    await stream.welcome(now_us=time.time_ns() // 1000)
+    await stream.welcome(heartbeat_seconds, now_us=time.time_ns() // 1000)
     config = asset(
         id=dispatch_pb2.AssetId(uid="asset-1", namespace="ns", name="charger-0"),
         type="EVCharger",
@@ -97,6 +100,13 @@ async def welcomed(gateway: Gateway, counter: int, *orders: Any) -> Stream:
     )
     await stream.snapshot(config, *orders, counter=counter)
     return stream
+
+
+async def give_no_credit(stream: Stream) -> None:
+    """Speak once a second, so that the agent stays, and let no telemetry come."""
+    while True:
+        await stream.send(credit=agent_pb2.TelemetryCredit())
+        await asyncio.sleep(1)
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
@@ -139,3 +149,33 @@ async def test_an_agent_that_starts_on_a_full_disk_looks_after_its_device_and_go
                     await stream.until("report", lambda r: r.interruptions == 1)
                     await gateway.next_stream()
                     assert await agent.says("ok")
+
+
+async def test_heartbeats_say_that_the_disk_is_full_and_when_it_is_no_more(tmp_path: Path) -> None:
+    server_ca, agent_ca = Authority("server"), Authority("agent")
+    (tmp_path / "ca.crt").write_bytes(server_ca.pem)
+    agent_ca.agent("charger").write(tmp_path / "certificates")
+    with small_disk(tmp_path) as disk:
+        async with serve(server_ca, agent_ca) as gateway, GoLine({1: charger()}) as line:
+            agent = Agent(tmp_path, disk, gateway.port, [line.address[1]])
+            async with agent.running(1, signal.SIGTERM):
+                stream = await welcomed(gateway, 1, heartbeat_seconds=1)
+                speaking = asyncio.create_task(give_no_credit(stream))
+                await stream.until("heartbeat", lambda beat: beat.telemetry.waiting_samples > 1)
+                with filled(disk):
+                    begun_us = time.time_ns() // 1000
+                    full = await stream.until("heartbeat", lambda beat: beat.telemetry.problem)
+                mended = await stream.until(
+                    "heartbeat",
+                    lambda beat: (
+                        beat.agent_sent_us > full.agent_sent_us and not beat.telemetry.problem
+                    ),
+                )
+                speaking.cancel()
+
+    told = full.telemetry
+    assert told.problem == "database or disk is full"
+    assert begun_us - SECOND_US < told.problem_since_us <= full.agent_sent_us
+    assert full.agent_sent_us - told.sampled_us < 5 * SECOND_US, "sampling goes on"
+    assert mended.telemetry.waiting_samples > told.waiting_samples
+    assert mended.telemetry.oldest_waiting_us == told.oldest_waiting_us, "nothing was lost"

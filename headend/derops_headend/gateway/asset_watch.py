@@ -120,7 +120,7 @@ class AssetWatch:
         )
         if verdict is None or (self._path and verdict.reason is self._path[0].reason):
             return False
-        if self._path is not None:
+        if self._path is not None or verdict.reason is not None:
             self._accuse_from_us = around.monotonic_us + settling
         self._path = verdict, around.at_us
         return True

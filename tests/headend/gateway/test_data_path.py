@@ -281,9 +281,8 @@ async def test_one_fault_after_another_is_told_once_a_minute(site: Site) -> None
 
     reasons = await site.reasons()
 
-    # The first change is free; then one in a minute at most.
-    assert set(reasons) <= {"OutboxFailing", "NoSamples"}
-    assert 2 <= len(reasons) <= 2 + seconds / LIMIT
+    assert set(reasons) == {"OutboxFailing", "NoSamples"}
+    assert 2 <= len(reasons) <= 1 + seconds / LIMIT
 
 
 async def test_what_all_agents_wait_for_is_no_backlog_of_one(
