@@ -1,4 +1,4 @@
-"""A device that gives no sample is known for it."""
+"""When a device is asked for a sample; and that one which gives none is known for it."""
 
 import asyncio
 from typing import Any
@@ -26,6 +26,26 @@ class Sampled(FakeDevice):
             raise self.failure
         self.given.set()
         return await super().sample()
+
+
+async def test_the_first_sample_is_stored_at_once_also_just_after_the_machine_s_boot(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler, "PERIOD_SECONDS", 0.001)
+    agent.clock.mono_us = 20_000_000  # since the boot; the interval is an hour
+    monkeypatch.setattr(type(agent.controller), "telemetry_interval_seconds", 3600)
+    taken: asyncio.Queue[Reading] = asyncio.Queue()
+
+    class Outbox:
+        add = staticmethod(taken.put_nowait)
+
+    device = GuardedDevice(FakeDevice())
+    running = asyncio.create_task(
+        sampler.sample_for_ever(device, agent.controller, Outbox(), agent.clock)  # type: ignore[arg-type]
+    )
+    await asyncio.wait_for(taken.get(), 10)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,13 @@ async def sample_for_ever(
     """Measure once a second while it is needed, else at the telemetry interval."""
     # Assets of one process spread over the second.
     due = asyncio.get_running_loop().time() + random.uniform(0, PERIOD_SECONDS)
-    stored_us = 0
+    stored_us: int | None = None
     while True:
         await asyncio.sleep(max(0.0, due - asyncio.get_running_loop().time()))
         due = max(due + PERIOD_SECONDS, asyncio.get_running_loop().time())
         interval_us = controller.telemetry_interval_seconds * 1_000_000
         # Half a period of slack: a tick that comes a little early still counts.
-        wanted = clock.monotonic_us() - stored_us >= interval_us - 500_000
+        wanted = stored_us is None or clock.monotonic_us() - stored_us >= interval_us - 500_000
         if not wanted and not controller.holding:
             continue
         reading = await device.sample()
