@@ -139,19 +139,21 @@ def _judge_device(evidence: Evidence) -> Verdict | None:
     """Judge a device that is silent now, by how long its samples are missing."""
     if not evidence.device.silent_since_us:
         return None
-    missing_us = max(_silent_us(evidence), _sample_age_us(evidence) or 0)
-    if missing_us <= evidence.limit_us:
+    age_us = _sample_age_us(evidence)
+    missing_us = max(_silent_us(evidence), age_us or 0)
+    if age_us is not None and missing_us <= evidence.limit_us:
         return None
     silence = f": {evidence.device.silence}" if evidence.device.silence else ""
-    return _broken(
-        AssetFault.DEVICE_SILENT,
-        f"no sample of the device for {_seconds(missing_us)}, {_allowed(evidence)}{silence}",
-    )
+    missing = f"no sample of the device for {_seconds(missing_us)}, {_allowed(evidence)}"
+    if age_us is None:
+        missing = (
+            "no sample of the device since its agent started, and no answer for "
+            f"{_seconds(missing_us)}"
+        )
+    return _broken(AssetFault.DEVICE_SILENT, f"{missing}{silence}")
 
 
 def _judge_sampling(evidence: Evidence) -> Verdict | None:
-    if evidence.device.silent_since_us:
-        return None  # not for long yet; and why there is no sample is known
     age_us = _sample_age_us(evidence)
     if age_us is None:
         return _broken(

@@ -78,6 +78,12 @@ REFUSED = Refusal(lasts_us=95 * S, why="0 samples; 1 to 1000 are allowed")
             id="silent for less than its samples are missing",
         ),
         pytest.param(
+            {"device": device(silent_since_us=ago(40)), "telemetry": telemetry(sampled_us=0)},
+            AssetFault.DEVICE_SILENT,
+            "no sample of the device since its agent started, and no answer for 40 s",
+            id="silent from the agent's start on",
+        ),
+        pytest.param(
             {"telemetry": STALE},
             AssetFault.NO_SAMPLES,
             "the newest sample in the outbox is 95 s old, 60 s are allowed",
