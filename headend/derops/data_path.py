@@ -95,7 +95,7 @@ class SharedFault(StrEnum):
     """What is next to be stored has waited in the event log for too long."""
 
     DATABASE_UNREACHABLE = "DatabaseUnreachable"
-    """Nobody answers at the database's address."""
+    """Nobody answers at the database's address, or it starts or stops."""
 
     DATABASE_REFUSES = "DatabaseRefuses"
     """The database refuses the writer: password, right, or a database that is not ours."""

@@ -399,3 +399,21 @@ async def test_when_our_certificate_is_over_is_told(bench: Bench) -> None:
     await sync._read_identity()
 
     assert "degraded certificate of the operator: over since" in bench.readiness.report()[1]
+
+
+async def test_what_only_a_newer_operator_knows_is_passed_over(bench: Bench) -> None:
+    """So did an operator that did not know yet what gateways say of log, writer and database."""
+    gateway = await bench.add_gateway("one")
+    unknown = Message.FromString(b"\xc2\x0c\x02\x08\x01")  # field 200
+    assert unknown.ByteSize()
+    link = control_pb2.LinkState(link="Writer", reason="WriterBehind", message="61 s")
+
+    async with Running(bench.sync()):
+        await until(lambda: bench.readiness.report()[0])
+        await gateway.say(unknown)
+        await gateway.say(Message(headend=control_pb2.HeadendState(links=[link])))
+        await until(lambda: bench.fleet.headend.of("one"))
+
+    (told,) = bench.fleet.headend.of("one").values()
+    assert (told.fault, told.message) == ("WriterBehind", "61 s")
+    assert gateway.streams == 1

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings
 
 from derops.checks import MODES_BY_TYPE
 from derops.data_path import CONDITION, LINK_OF, AssetFault, Link, SharedFault
+from derops.installation import HOLDS, LINKS, NOT_TOLD
 from derops.lifecycle import Phase, Reason
 from derops.transitions import TRANSITIONS
 from derops_agent.drivers.modbus import profile
@@ -61,6 +62,9 @@ BOUNDED_MODULES = [
     "derops.ops_server",
     "derops.rates",
     "derops_agent.asset.inbox",
+    "derops_headend.eventlog.jetstream_words",
+    "derops_headend.writing.word",
+    "derops_operator.gateways.headend",
     "derops_agent.asset.orders",
     "derops_agent.drivers.modbus_connection",
     "derops_agent.drivers.modbus_line",
@@ -471,6 +475,15 @@ def test_every_attack_is_in_the_threat_model_and_has_a_number_of_its_own() -> No
     assert len(tried) > 60
     assert sorted(tried) == sorted(set(tried)), "two attacks have one number"
     assert set(re.findall(r"\b[A-Z]\d+\b", told)) == set(tried)
+
+
+def test_the_page_of_the_installation_has_each_condition_and_each_reason() -> None:
+    found = rows(REFERENCE / "installation.md")
+
+    assert {*LINKS, *SharedFault, HOLDS, NOT_TOLD} == set(found)
+    for fault in SharedFault:
+        conditions = {each for each, link in LINKS.items() if link is LINK_OF[fault]}
+        assert conditions & set(re.findall(r"\w+", found[fault].split("|")[2])), fault
 
 
 def test_each_problem_of_the_api_has_its_page() -> None:
