@@ -143,7 +143,7 @@ class InstallationTeller:
             return False
         self._tried_at = now_seconds
         content = {"observedAt": format_second(now_us), "conditions": self._conditions}
-        await self._config_map.write(json.dumps(content, indent=1))
+        await self._config_map.write(json.dumps(content, indent=1, ensure_ascii=False))
         self._written, self._written_at = news, now_seconds
         return True
 

@@ -39,8 +39,8 @@ async def test_nonsense_does_not_grow_what_is_told(character: str) -> None:
         for link in (*Link, text)
     ]
     for name in world.fleet.replicas:
-        heard(world, name, control_pb2.HeadendState(links=links[:60]))
-        heard(world, name, control_pb2.HeadendState(links=links[-60:]))
+        heard(world, name, control_pb2.HeadendState(links=links[:8]))
+        heard(world, name, control_pb2.HeadendState(links=links[-8:]))
         world.say(name, ALL | {Link.WRITER: "WriterBehind"}, text)
     await world.wait(2 * RENEWED_EVERY_SECONDS)
 

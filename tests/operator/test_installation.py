@@ -255,6 +255,8 @@ async def test_after_a_failure_it_tries_again_and_not_at_once() -> None:
           "lastTransitionTime": "9999-01-01T00:00:00Z"}],
         [{"type": "DatabaseStores", "status": "True", "reason": "r", "message": "m",
           "lastTransitionTime": "yesterday"}],
+        [{"type": "DatabaseStores", "status": "True", "reason": "r", "message": "\ud800",
+          "lastTransitionTime": "2020-01-01T00:00:00Z"}],
     ],
 )  # fmt: skip
 def test_what_somebody_wrote_there_is_not_believed(found: object) -> None:

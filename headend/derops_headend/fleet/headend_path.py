@@ -99,34 +99,45 @@ def judge_log(failure: str, fill: float, words: Mapping[int, WriterWord]) -> Lin
 
 def judge_writer(heard: WordsHeard, now_seconds: float, now_us: int) -> LinkJudgement | None:
     """Judge the writers, by the worst shard; None = it is too early."""
-    link, words = Link.WRITER, heard.fresh(now_seconds)
+    words = heard.fresh(now_seconds)
+    broken = _find_silent(heard, now_seconds)
+    damaged = _first_with(words, Link.WRITER)
+    if broken is None and damaged is not None:
+        message = f"{damaged.message}; the writer stands there"
+        broken = LinkJudgement(link=Link.WRITER, fault=damaged.fault, message=message)
+    broken = broken or _find_behind(words, now_us)
+    if broken is not None or len(words) < len(heard.shards):
+        return broken
+    records = sum(_waiting(word) for word in words.values())
+    return LinkJudgement(link=Link.WRITER, message=f"{records} records wait to be stored")
+
+
+def _find_silent(heard: WordsHeard, now_seconds: float) -> LinkJudgement | None:
     for shard in heard.shards:
         silent_seconds = heard.silent_seconds(shard, now_seconds)
-        if shard not in words and silent_seconds >= SILENT_SECONDS:
+        if silent_seconds >= SILENT_SECONDS:
             message = (
                 f"no word of the writer{_of_shard(shard, heard.shards)} for "
                 f"{silent_seconds:.0f} s, {SILENT_SECONDS:.0f} s are allowed"
             )
-            return LinkJudgement(link=link, fault=SharedFault.WRITER_SILENT, message=message)
-    damaged = _first_with(words, Link.WRITER)
-    if damaged is not None:
-        message = f"{damaged.message}; the writer stands there"
-        return LinkJudgement(link=link, fault=damaged.fault, message=message)
+            return LinkJudgement(link=Link.WRITER, fault=SharedFault.WRITER_SILENT, message=message)
+    return None
+
+
+def _find_behind(words: Mapping[int, WriterWord], now_us: int) -> LinkJudgement | None:
+    """Return that of the oldest record; a writer that waits for the database is not behind."""
     behind = [word for word in words.values() if word.fault is None and word.waiting_since_us]
-    if behind:
-        oldest = min(behind, key=lambda word: word.waiting_since_us)
-        waiting_seconds = (now_us - oldest.waiting_since_us) // SECOND_US
-        if waiting_seconds > BEHIND_SECONDS:
-            message = (
-                f"what is next to be stored{_of_shard(oldest.shard, heard.shards)} has waited for "
-                f"{waiting_seconds} s, {BEHIND_SECONDS} s are allowed; "
-                f"{_waiting(oldest)} records wait"
-            )
-            return LinkJudgement(link=link, fault=SharedFault.WRITER_BEHIND, message=message)
-    if len(words) < len(heard.shards):
+    oldest = min(behind, key=lambda word: word.waiting_since_us, default=None)
+    if oldest is None:
         return None
-    records = sum(_waiting(word) for word in words.values())
-    return LinkJudgement(link=link, message=f"{records} records wait to be stored")
+    waiting_seconds = (now_us - oldest.waiting_since_us) // SECOND_US
+    if waiting_seconds <= BEHIND_SECONDS:
+        return None
+    message = (
+        f"what is next to be stored{_of_shard(oldest.shard, words)} has waited for "
+        f"{waiting_seconds} s, {BEHIND_SECONDS} s are allowed; {_waiting(oldest)} records wait"
+    )
+    return LinkJudgement(link=Link.WRITER, fault=SharedFault.WRITER_BEHIND, message=message)
 
 
 def judge_database(words: Mapping[int, WriterWord], now_us: int) -> LinkJudgement | None:

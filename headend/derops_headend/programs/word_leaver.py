@@ -97,13 +97,14 @@ class WordLeaver:
         if not taken:
             return
         try:
-            present = await words.read([word.shard for word in taken])
-            for word in taken:
-                if self._turns.may_speak(word, present.get(word.shard), time.monotonic()):
-                    await words.leave(word)
-        except WordUnavailableError as error:
+            await self._speak(words, taken)
+        except Exception as error:  # whatever it is, data is stored without it
             if self._lines.admit("word", time.monotonic()) is not None:
-                self._log.warning("word.not_left", why=str(error))
-        except Exception:  # whatever it is, data is stored without it
-            if self._lines.admit("word", time.monotonic()) is not None:
-                self._log.exception("word.not_left")
+                is_foreseen = isinstance(error, WordUnavailableError)
+                self._log.warning("word.not_left", why=str(error), exc_info=not is_foreseen)
+
+    async def _speak(self, words: WriterWords, taken: Sequence[WriterWord]) -> None:
+        present = await words.read([word.shard for word in taken])
+        for word in taken:
+            if self._turns.may_speak(word, present.get(word.shard), time.monotonic()):
+                await words.leave(word)

@@ -34,12 +34,15 @@ def read_links(state: control_pb2.HeadendState) -> dict[Link, ToldLink]:
     found: dict[Link, ToldLink] = {}
     for each in state.links[:MAX_LINKS]:
         link = next((known for known in JUDGED if known == each.link), None)
-        fault = next((known for known in SharedFault if known == each.reason), None)
-        is_broken = fault is not None and LINK_OF[fault] is link
-        if link is None or link in found or not (is_broken or not each.reason):
-            continue
-        found[link] = ToldLink(fault=fault, message=clean(each.message))
+        if link is not None and link not in found and (told := _read_link(link, each)):
+            found[link] = told
     return found
+
+
+def _read_link(link: Link, state: control_pb2.LinkState) -> ToldLink | None:
+    fault = next((known for known in SharedFault if known == state.reason), None)
+    is_its_own = LINK_OF[fault] is link if fault is not None else not state.reason
+    return ToldLink(fault=fault, message=clean(state.message)) if is_its_own else None
 
 
 def clean(text: str) -> str:

@@ -117,27 +117,33 @@ def _judge_link(condition: Condition, gateways: Gateways, now_us: int) -> Wanted
     link = LINKS[condition]
     counting = [each for each in gateways.replicas if _counts(each, now_us)]
     told = [(each, each.links[link]) for each in counting if link in each.links]
-    order = list(SharedFault)
-    broken = [(order.index(said.fault), each.name, said) for each, said in told if said.fault]
+    broken = [(said.fault, each.name, said) for each, said in told if said.fault is not None]
     if broken:
-        _, name, said = min(broken, key=lambda each: each[:2])
+        order = list(SharedFault)
+        fault, name, said = min(broken, key=lambda each: (order.index(each[0]), each[1]))
         message = f"{name[:63]}: {said.message}"
-        return WantedCondition(condition, "False", str(said.fault), message)
+        return WantedCondition(condition, "False", fault, message)
     untold = [each for each in counting if link not in each.links]
-    may_speak = [each for each in untold if now_us < each.changed_us + SETTLING_US]
-    starting = now_us < gateways.start_us + LOST_AFTER_US
-    if may_speak or (not counting and starting):
+    if untold or not counting:
+        return _judge_untold(condition, untold, gateways, now_us)
+    message = told[0][1].message if len(told) == 1 else f"all {len(told)} gateway replicas say so"
+    return WantedCondition(condition, "True", HOLDS, message)
+
+
+def _judge_untold(
+    condition: Condition, untold: Sequence[ReplicaView], gateways: Gateways, now_us: int
+) -> WantedCondition | None:
+    """Judge a link of which some replicas, or all, say nothing; None = they may still speak."""
+    if any(now_us < each.changed_us + SETTLING_US for each in untold):
         return None
-    if not counting:
-        message = "no gateway replica is connected, and nobody else can say it"
-        return WantedCondition(condition, "Unknown", SharedFault.GATEWAY_LOST, message)
     if untold:
         names = ", ".join(sorted(each.name[:63] for each in untold)[:MAX_NAMED])
         message = f"not told by {names}: a gateway of an earlier version, or its writer is silent"
         return WantedCondition(condition, "Unknown", NOT_TOLD, message)
-    words = {said.message for _, said in told}
-    message = words.pop() if len(words) == 1 else f"all {len(told)} gateway replicas say so"
-    return WantedCondition(condition, "True", HOLDS, message)
+    if now_us < gateways.start_us + LOST_AFTER_US:
+        return None
+    message = "no gateway replica is connected, and nobody else can say it"
+    return WantedCondition(condition, "Unknown", SharedFault.GATEWAY_LOST, message)
 
 
 def _counts(replica: ReplicaView, now_us: int) -> bool:
@@ -168,7 +174,8 @@ def read_conditions(found: object, now_us: int) -> list[dict[str, Any]]:
 
 def _is_whole(condition: Mapping[str, Any], now_us: int) -> bool:
     names = ("status", "reason", "message", "lastTransitionTime")
-    if not all(isinstance(condition.get(name), str) for name in names):
+    words = [condition.get(name) for name in names]
+    if not all(isinstance(each, str) and each.isprintable() for each in words):
         return False
     if condition["status"] not in {"True", "False", "Unknown"} or len(condition["reason"]) > 63:
         return False
