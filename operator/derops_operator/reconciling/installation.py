@@ -116,18 +116,24 @@ def _judge_link(condition: Condition, gateways: Gateways, now_us: int) -> Wanted
     """Judge a link by the worst that a replica says; None = some may still speak."""
     link = LINKS[condition]
     counting = [each for each in gateways.replicas if _counts(each, now_us)]
-    told = [(each, each.links[link]) for each in counting if link in each.links]
-    broken = [(said.fault, each.name, said) for each, said in told if said.fault is not None]
-    if broken:
-        order = list(SharedFault)
-        fault, name, said = min(broken, key=lambda each: (order.index(each[0]), each[1]))
-        message = f"{name[:63]}: {said.message}"
+    told = {each.name: each.links[link] for each in counting if link in each.links}
+    worst = _worst_of(told)
+    if worst is not None:
+        fault, name = worst
+        message = f"{name[:63]}: {told[name].message}"
         return WantedCondition(condition, "False", fault, message)
-    untold = [each for each in counting if link not in each.links]
-    if untold or not counting:
+    if len(told) < len(counting) or not counting:
+        untold = [each for each in counting if each.name not in told]
         return _judge_untold(condition, untold, gateways, now_us)
-    message = told[0][1].message if len(told) == 1 else f"all {len(told)} gateway replicas say so"
-    return WantedCondition(condition, "True", HOLDS, message)
+    first = min(told)
+    return WantedCondition(condition, "True", HOLDS, f"{first[:63]}: {told[first].message}")
+
+
+def _worst_of(told: Mapping[str, ToldLink]) -> tuple[SharedFault, str] | None:
+    """Return the first fault in the order of ``SharedFault``, and the replica that says it."""
+    order = list(SharedFault)
+    broken = [(each.fault, name) for name, each in told.items() if each.fault is not None]
+    return min(broken, key=lambda each: (order.index(each[0]), each[1]), default=None)
 
 
 def _judge_untold(
