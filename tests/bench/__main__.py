@@ -24,6 +24,7 @@ from tests.bench import (
     gateway,
     history,
     ingest,
+    links,
     log,
     operator_scale,
     reading,
@@ -80,6 +81,7 @@ BENCHES: dict[str, Callable[[], Iterator[Result]]] = {
     "rest": rest.measure,
     "scraping": scraping.measure,
     "scale": operator_scale.measure,
+    "links": links.measure,
 }
 
 

@@ -41,10 +41,12 @@ def measure() -> Iterator[Result]:
         pilot.create_namespace()
         begun = time.monotonic()
         names = [f"battery-{number}" for number in range(_ASSETS)]
-        _create(stack, pilot, "derassets", [battery_manifest(n, with_agent=False) for n in names])
-        _create(stack, pilot, "dispatches", [_dispatch(n) for n in range(_DISPATCHES)])
+        create_objects(
+            stack, pilot, "derassets", [battery_manifest(n, with_agent=False) for n in names]
+        )
+        create_objects(stack, pilot, "dispatches", [_dispatch(n) for n in range(_DISPATCHES)])
         # Created, certificate and status of each; created and status.
-        _settle(lambda: _writes(stack), more_than=3 * _ASSETS + 2 * _DISPATCHES)
+        settle(lambda: _writes(stack), more_than=3 * _ASSETS + 2 * _DISPATCHES)
         settled_seconds = time.monotonic() - begun
         stack.parts["operator"].terminate()
         before = _writes(stack)
@@ -53,7 +55,7 @@ def measure() -> Iterator[Result]:
         url = f"http://127.0.0.1:{stack.ops_ports['operator']}"
         stack.parts["operator"].wait_until(http_ok(f"{url}/readyz"), _PATIENCE_SECONDS)
         ready_seconds = time.monotonic() - begun
-        _settle(lambda: _looked_at(url), more_than=_ASSETS + _DISPATCHES)
+        settle(lambda: _looked_at(url), more_than=_ASSETS + _DISPATCHES)
         resident = resident_kibibytes(stack.parts["operator"].pid) / 1024
         written = _writes(stack) - before
     yield Result(
@@ -69,7 +71,9 @@ def measure() -> Iterator[Result]:
     yield Result(name="operator_writes_on_restart", value=written, unit="writes", limit=0.0)
 
 
-def _create(stack: Stack, pilot: Pilot, plural: str, manifests: Sequence[dict[str, Any]]) -> None:
+def create_objects(
+    stack: Stack, pilot: Pilot, plural: str, manifests: Sequence[dict[str, Any]]
+) -> None:
     """Create objects in parallel."""
     api = kubernetes.client.CustomObjectsApi(
         kubernetes.config.new_client_from_config(str(stack.kubeconfig))
@@ -98,7 +102,7 @@ def _dispatch(number: int) -> dict[str, Any]:
     )
 
 
-def _settle(look: Callable[[], float], *, more_than: float) -> None:
+def settle(look: Callable[[], float], *, more_than: float) -> None:
     """Wait until a count is at least so high, and rises no more for a while."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     seen, since = look(), time.monotonic()
