@@ -23,6 +23,12 @@ _PERIOD_SECONDS = 30.0
 """Each link goes once in this time, and comes back after half of it: too fast to be told."""
 
 _TURNS_PER_SECOND = 10
+_OPTIONS = (
+    # The operator pings; a server that does not know that ends the stream.
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),
+)
 
 
 class PlayedGateway(control_pb2_grpc.ControlServicer):
@@ -34,6 +40,10 @@ class PlayedGateway(control_pb2_grpc.ControlServicer):
         self._assets: list[str] = []
         self._names: dict[str, dispatch_pb2.AssetId] = {}
         self._context: Any = None
+        self._unanswered: list[dispatch_pb2.Dispatch] = []
+        """Of a snapshot that is not over."""
+
+        self._connected = False
         self._flapping: asyncio.Task[None] | None = None
         self.changes = 0
         """How often a link changed."""
@@ -60,13 +70,9 @@ class PlayedGateway(control_pb2_grpc.ControlServicer):
 
     def connect(self) -> int:
         """Have all agents connect, and their data flow; return how many there are."""
-
-        async def tell() -> int:
-            await self._say([each for uid in self._assets for each in _words(uid, connected=True)])
-            return len(self._assets)
-
-        found: int = self._call(tell())
-        return found
+        self._connected = True
+        self._call(self._tell_all())
+        return len(self._assets)
 
     def begin_flapping(self) -> None:
         """End all streams at once; from then on each comes back, and ends again."""
@@ -78,7 +84,8 @@ class PlayedGateway(control_pb2_grpc.ControlServicer):
         self.connect()
 
     async def _begin(self) -> asyncio.Task[None]:
-        await self._say([each for uid in self._assets for each in _words(uid, connected=False)])
+        self._connected = False
+        await self._tell_all()
         self.changes = len(self._assets)
         return asyncio.create_task(self._flap())
 
@@ -105,7 +112,7 @@ class PlayedGateway(control_pb2_grpc.ControlServicer):
 
     async def _start(self) -> None:
         credentials = grpc.ssl_server_credentials([self._pair])
-        self._server = grpc.aio.server()
+        self._server = grpc.aio.server(options=_OPTIONS)
         add: Any = control_pb2_grpc.add_ControlServicer_to_server
         add(self, self._server)
         self._server.add_secure_port(self._address, credentials)
@@ -116,13 +123,24 @@ class PlayedGateway(control_pb2_grpc.ControlServicer):
         if kind == "asset" and message.asset.id.uid not in self._names:
             self._names[message.asset.id.uid] = message.asset.id
             self._assets.append(message.asset.id.uid)
+        elif kind == "dispatch" and message.dispatch.uid not in self._orders:
+            self._unanswered.append(message.dispatch)
         elif kind == "snapshot_end":
             self._context = context
-        elif kind == "dispatch" and message.dispatch.uid not in self._orders:
-            self._orders.add(message.dispatch.uid)
-            await self._say(self._acceptance(message.dispatch))
-        if self._context is context and message.version:
-            await self._say([control_pb2.ReplicaMessage(accepted_version=message.version)])
+        if self._context is not context or not message.version:
+            return
+        await self._say([control_pb2.ReplicaMessage(accepted_version=message.version)])
+        while self._unanswered:
+            order = self._unanswered.pop()
+            self._orders.add(order.uid)
+            await self._say(self._acceptance(order))
+        if kind == "snapshot_end":
+            await self._tell_all()
+
+    async def _tell_all(self) -> None:
+        """Say of each asset whether its agent is connected."""
+        told = self._connected
+        await self._say([word for uid in self._assets for word in _words(uid, connected=told)])
 
     def _acceptance(self, order: dispatch_pb2.Dispatch) -> list[control_pb2.ReplicaMessage]:
         now_us, asset = time.time_ns() // 1000, self._names[order.asset_uid]

@@ -191,6 +191,25 @@ def test_data_that_flows_again_is_told_at_once() -> None:
     assert world.look(162)["status"] == "True"
 
 
+def test_that_nothing_is_judged_yet_does_not_hold_up_what_is_then() -> None:
+    world = World()
+    world.open(0)
+    world.tell(1, None)
+    world.look(1)
+    world.tell(2, FLOWS)
+    assert world.look(2)["status"] == "True"
+    world.open(10)
+    world.tell(11, None)
+    world.look(11)
+    world.tell(12, broken(AssetFault.NO_SAMPLES))
+    world.look(12)
+    assert world.told["status"] == "True", "another judgement has its time"
+    world.tell(13, FLOWS)
+    world.look(13)
+
+    assert world.fleet.session(UID, at(13)).path == PathView(fault=None, shown_us=at(2))
+
+
 def spec(world: World, **fields: Any) -> None:
     world.asset = replace(world.asset, **fields)
 
@@ -502,6 +521,12 @@ def test_a_clock_that_is_set_back_keeps_no_break_from_being_told() -> None:
     (told,), _ = data_flowing(later, ENROLLED, offline, at(200))
 
     assert told.status == "False"
+    path = PathView(fault=AssetFault.NO_SAMPLES, message="m", shown_us=at(90_000))
+    connected = SessionView(link=Connectivity.CONNECTED, since_us=at(0), path=path)
+    world.tell(200_000, broken(AssetFault.DEVICE_SILENT))
+    world.look(200_000)
+    (told,), _ = data_flowing(world.asset, ENROLLED, connected, at(200))
+    assert told.reason == "NoSamples"
 
 
 def test_while_nobody_was_asked_what_is_stored_stays() -> None:

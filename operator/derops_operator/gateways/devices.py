@@ -26,8 +26,11 @@ class Shown(NamedTuple):
 
     state: control_pb2.DeviceState
     at_us: int
-    path_us: int
-    """From when on this judgement of its data path is shown."""
+    judged: str | None = None
+    """Why its data stops, as was last shown; empty = it flows, None = nothing was shown yet."""
+
+    judged_us: int = 0
+    """From when on that is shown."""
 
 
 class DeviceDisplay:
@@ -78,8 +81,8 @@ class DeviceDisplay:
             return None, None
         shown = self._shown.get(asset_uid)
         if shown is None:
-            shown = Shown(newest, now_us, now_us)
-        elif _is_same(shown.state, newest):
+            shown = Shown(newest, now_us)
+        elif not _is_news(shown, newest):
             shown = shown._replace(state=newest)
         else:
             again_us = self._turn_us(asset_uid, shown.at_us, now_us)
@@ -87,8 +90,9 @@ class DeviceDisplay:
             if shown.at_us <= now_us < again_us:
                 return (shown if shown.state.received_us >= since_us else None), again_us
             self._turns.pop(asset_uid, None)
-            kept = _has_same_path(shown.state, newest) and shown.path_us <= now_us
-            shown = Shown(newest, now_us, shown.path_us if kept else now_us)
+            shown = shown._replace(state=newest, at_us=now_us)
+        if newest.HasField("path") and newest.path.reason != shown.judged:
+            shown = shown._replace(judged=newest.path.reason, judged_us=now_us)
         self._shown[asset_uid] = shown
         return shown, None
 
@@ -108,14 +112,11 @@ class DeviceDisplay:
         return turn_us
 
 
-def _is_same(shown: control_pb2.DeviceState, told: control_pb2.DeviceState) -> bool:
-    return shown.facts == told.facts and _has_same_path(shown, told)
-
-
-def _has_same_path(shown: control_pb2.DeviceState, told: control_pb2.DeviceState) -> bool:
-    """Tell whether two judgements name the same fault; the words may differ."""
-    known = shown.HasField("path") == told.HasField("path")
-    return known and shown.path.reason == told.path.reason
+def _is_news(shown: Shown, told: control_pb2.DeviceState) -> bool:
+    """Tell whether something else is told than is shown; that nothing is judged yet is no news."""
+    if told.facts != shown.state.facts:
+        return True
+    return told.HasField("path") and shown.judged not in {None, told.path.reason}
 
 
 def _bounded_path(path: control_pb2.LinkState) -> control_pb2.LinkState | None:

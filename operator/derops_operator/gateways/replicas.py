@@ -315,7 +315,7 @@ def _path(shown: Shown | None) -> PathView | None:
     return PathView(
         fault=AssetFault(path.reason) if path.reason else None,
         message=path.message,
-        shown_us=shown.path_us,
+        shown_us=shown.judged_us,
     )
 
 

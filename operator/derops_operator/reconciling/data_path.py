@@ -105,7 +105,7 @@ def _judge(
         return _Judgement(WantedCondition(CONDITION, "True", "Flowing", words), now_us)
     # A gateway names no link before the newest sample is stale.
     since_us = now_us - _stale_us(asset)
-    if stored.get("status") == "False":
+    if stored.get("status") == "False" and path.shown_us <= now_us:  # else a clock was set back
         since_us = max(since_us, path.shown_us)
     return _Judgement(WantedCondition(CONDITION, "False", path.fault, path.message), since_us)
 
