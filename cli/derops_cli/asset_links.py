@@ -37,11 +37,27 @@ def status_of(asset: DERAsset, kind: str) -> str:
 def find_fault(asset: DERAsset, at: datetime) -> tuple[AssetFault | None, str]:
     """Return what breaks the path of an asset, and in which words that is said; None = nothing."""
     said = condition_of(asset, CONDITION)
-    if said is not None and said.status == "True":
-        return None, ""
-    if said is not None and said.status == "False" and said.reason in set(AssetFault):
-        return AssetFault(said.reason), said.message
+    if said is not None and not is_overtaken(asset):
+        if said.status == "True":
+            return None, ""
+        if said.status == "False" and said.reason in set(AssetFault):
+            return AssetFault(said.reason), said.message
     return next(_elsewhere_found(asset, at), (None, ""))
+
+
+def is_overtaken(asset: DERAsset) -> bool:
+    """Tell whether other conditions know more than ``DataFlowing``, which is told later.
+
+    A break is told once it has lasted, and a stream that is open again is not judged at once.
+    """
+    said = condition_of(asset, CONDITION)
+    if said is None:
+        return False
+    if said.status == "True":
+        connected, silent = status_of(asset, "Connected"), status_of(asset, "DeviceSilent")
+        return connected == "False" or silent == "True"
+    stream = {str(fault) for fault, link in LINK_OF.items() if link is Link.STREAM}
+    return said.reason in stream and status_of(asset, "Connected") == "True"
 
 
 def unknown_reason(asset: DERAsset) -> str:
@@ -93,7 +109,7 @@ def judge_own(
     """Return what is known of each link that is the asset's own."""
     fault, words = find_fault(asset, at)
     findings = {link: findings_of(asset, link, certificate, at) for link in OWN_LINKS}
-    if fault is None and status_of(asset, CONDITION) == "True":
+    if fault is None and status_of(asset, CONDITION) == "True" and not is_overtaken(asset):
         return [
             _holds(link, "the operator says that data flows", findings[link]) for link in OWN_LINKS
         ]

@@ -13,6 +13,7 @@ from tests.stack.identities import CHART_FILES, chart_manifests
 from tests.waiting import until
 
 from derops.installation import CONFIG_MAP
+from derops_cli.api import AUTHORITY, CLIENT
 from derops_headend.api.routes.me import ASKED
 
 TENANT, OTHER = "roles-a", "roles-b"
@@ -129,5 +130,5 @@ def test_the_role_for_the_state_of_the_installation_opens_that_alone() -> None:
 
     assert role["metadata"]["name"] == "derops-installation-viewer"
     (rule,) = role["rules"]
-    assert rule["resourceNames"] == [CONFIG_MAP]
+    assert rule["resourceNames"] == [CONFIG_MAP, CLIENT, AUTHORITY]
     assert (rule["resources"], rule["verbs"]) == (["configmaps"], ["get", "list", "watch"])

@@ -282,6 +282,32 @@ def test_where_nobody_says_whether_data_flows_the_older_conditions_decide(
     assert found.verdict is (Verdict.BROKEN if reason else Verdict.NOTHING_FOUND)
 
 
+@pytest.mark.parametrize(
+    ("seen", "reason"),
+    [
+        (asset(FLOWING, OFFLINE), AssetFault.AGENT_OFFLINE),
+        (
+            asset(FLOWING, CONNECTED, condition("DeviceSilent", "True", "NoAnswer", "no sample")),
+            AssetFault.DEVICE_SILENT,
+        ),
+    ],
+)
+def test_what_is_told_sooner_than_data_flowing_counts(seen: DERAsset, reason: str) -> None:
+    found = judge(evidence(seen))
+
+    assert (found.verdict, found.reason) == (Verdict.BROKEN, reason)
+
+
+@pytest.mark.parametrize("fault", [AssetFault.AGENT_OFFLINE, AssetFault.CERTIFICATE_EXPIRED])
+def test_a_stream_that_is_open_again_is_not_judged_by_what_was_before(fault: AssetFault) -> None:
+    told = condition("DataFlowing", "False", fault, "before", 300)
+
+    found = judge(evidence(asset(told, CONNECTED)))
+
+    assert found.verdict is Verdict.NOTHING_FOUND
+    assert state(found, Link.STREAM) is Standing.HOLDS
+
+
 def test_a_reason_of_a_newer_operator_is_told_as_it_is() -> None:
     found = judge(evidence(asset(condition("DataFlowing", "False", "Moonstruck"), CONNECTED)))
 
