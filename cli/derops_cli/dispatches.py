@@ -264,7 +264,7 @@ def _findings(dispatch: Dispatch, asset: DERAsset | Missing, at: datetime) -> Se
     found += [
         Finding(
             what=f"condition {each.type}",
-            value=f"{each.status}, {clean(each.reason)}: {clean(each.message)}",
+            value=_words(each),
             age_seconds=(at - each.last_transition_time).total_seconds(),
         )
         for each in status.conditions
@@ -273,9 +273,13 @@ def _findings(dispatch: Dispatch, asset: DERAsset | Missing, at: datetime) -> Se
     for kind in ("Connected", "DataFlowing", "DeviceSilent"):
         seen = None if isinstance(asset, Missing) else condition_of(asset, kind)
         if seen is not None:
-            words = f"{seen.status}, {clean(seen.reason)}: {clean(seen.message)}"
-            found.append(Finding(what=f"asset: condition {kind}", value=words))
+            found.append(Finding(what=f"asset: condition {kind}", value=_words(seen)))
     return found
+
+
+def _words(condition: Condition) -> str:
+    message = f": {clean(condition.message)}" if condition.message else ""
+    return f"{condition.status}, {clean(condition.reason)}{message}"
 
 
 def _causes(dispatch: str, stop: Stop | None, place: Place) -> tuple[Cause, ...]:

@@ -1,16 +1,14 @@
 """Which page says what to do about a fault of the data path. Alerts and the plugin name the same.
 
-Pages are paths in the repository. What is wrong with one asset has one page, with a heading for
-each reason.
+Pages are paths in the repository. What is wrong with one asset has one page, for all its reasons.
 """
 
 from derops.data_path import AssetFault, SeenFault, SharedFault
 
 _RUNBOOKS = "docs/runbooks"
-_ASSETS = f"{_RUNBOOKS}/derops-assets-without-data.md"
 
 RUNBOOK_OF: dict[AssetFault | SharedFault | SeenFault, str] = {
-    **{fault: f"{_ASSETS}#{fault.lower()}" for fault in AssetFault},
+    **dict.fromkeys(AssetFault, f"{_RUNBOOKS}/derops-assets-without-data.md"),
     AssetFault.TELEMETRY_REFUSED: f"{_RUNBOOKS}/derops-data-quarantined.md",
     SharedFault.GATEWAY_LOST: f"{_RUNBOOKS}/derops-gateway-not-connected.md",
     SharedFault.LOG_FAILING: f"{_RUNBOOKS}/derops-event-log-failing.md",

@@ -56,7 +56,7 @@ likely causes, in order, and what proves each
 4. the gateway lets nobody in, and others are offline too
    kubectl exec -n derops-system derops-headend-0 -c gateway -- /opt/derops/bin/ready 8081
 
-runbook: docs/runbooks/derops-assets-without-data.md#agentoffline
+runbook: docs/runbooks/derops-assets-without-data.md
 """  # noqa: E501  # as it is printed
 
 
