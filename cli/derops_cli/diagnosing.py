@@ -41,7 +41,7 @@ def diagnose(evidence: Evidence, now: datetime, place: Place) -> Diagnosis:
         place: What the commands are for.
     """
     seen, asset = evidence.surroundings, evidence.asset
-    at = true_now(seen, now)
+    at = true_now(seen.clock_ahead_seconds, now)
     operator = shared_links.judge_operator(seen, at)
     links = [
         *_own_links(evidence, at, operator_silent=operator.broken),
@@ -66,16 +66,22 @@ def diagnose(evidence: Evidence, now: datetime, place: Place) -> Diagnosis:
 
 def diagnose_installation(seen: Surroundings, now: datetime, place: Place) -> Diagnosis:
     """Return what is wrong for all."""
-    at = true_now(seen, now)
+    at = true_now(seen.clock_ahead_seconds, now)
     operator = shared_links.judge_operator(seen, at)
     links = _shared(seen, operator_silent=operator.broken)
     notes = [*_clock_notes(seen), *_waiting_notes(links)]
     return _conclude(operator, links, place, notes, _missing_of(seen))
 
 
-def true_now(seen: Surroundings, now: datetime) -> datetime:
-    """Return now by the API server's clock, as far as it is known."""
-    ahead_seconds = seen.clock_ahead_seconds or 0.0
+def true_now(ahead_seconds: float | None, now: datetime) -> datetime:
+    """Return now by the API server's clock, as far as it is known.
+
+    Args:
+        ahead_seconds: How far the caller's clock is ahead of it; None = not known.
+        now: By the caller's clock.
+    """
+    if ahead_seconds is None or abs(ahead_seconds) <= CLOCK_SECONDS:
+        return now  # the call that told it took time as well
     return now - timedelta(seconds=ahead_seconds)
 
 

@@ -8,11 +8,13 @@ import json
 import re
 import shutil
 import subprocess
+import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from derops_cli.deadline import Deadline
@@ -23,6 +25,7 @@ from derops_cli.words import clean
 MOST_BYTES = 256 * 1024**2
 """The most bytes of one answer that are read; whoever writes objects chooses their size."""
 
+_MOST_SAID = 64 * 1024
 _FORBIDDEN = re.compile(
     r'cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)"(?: in API group "(?P<group>[^"]*)")?'
     r'(?: in the namespace "(?P<namespace>[^"]*)")?'
@@ -50,6 +53,14 @@ class Flags:
             values = (value,) if isinstance(value, str) else value or ()
             found += [f"{name}={each}" for each in values]
         return tuple(found)
+
+
+class _Done(NamedTuple):
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 class Kubectl:
@@ -114,8 +125,6 @@ class Kubectl:
             return done
         if done.returncode:
             return read_failure(done.stderr)
-        if len(done.stdout) > MOST_BYTES:
-            return Missing("", f"the answer has more than {MOST_BYTES} bytes")
         return done.stdout
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
@@ -128,22 +137,39 @@ class Kubectl:
             text=True,
         )
 
-    def _complete(self, arguments: Sequence[str]) -> "subprocess.CompletedProcess[str] | Missing":
+    def _complete(self, arguments: Sequence[str]) -> "_Done | Missing":
+        """Run a command to its end, which is the deadline at the latest."""
         seconds = self._deadline.left()
-        try:
-            return subprocess.run(  # noqa: S603  # kubectl, without a shell
-                [self.program, *self._flags, *arguments],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=seconds,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
+        late = threading.Event()
+        with tempfile.TemporaryFile() as errors:
+            try:
+                process = subprocess.Popen(  # noqa: S603  # kubectl, without a shell
+                    [self.program, *self._flags, *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,  # no pipe: a plugin that outlives kubectl could keep one open
+                )
+            except OSError as error:
+                return Missing("", f"kubectl cannot be run: {error}")
+
+            def end() -> None:
+                late.set()
+                process.kill()
+
+            timer = threading.Timer(seconds, end)
+            timer.start()
+            with process:
+                output = process.stdout.read(MOST_BYTES + 1) if process.stdout else b""
+                if len(output) > MOST_BYTES:
+                    process.kill()
+            timer.cancel()
+            errors.seek(0)
+            said = errors.read(_MOST_SAID).decode(errors="replace")
+        if late.is_set():
             return Missing("", f"kubectl did not answer within {seconds:.1f} s")
-        except OSError as error:
-            return Missing("", f"kubectl cannot be run: {error}")
+        if len(output) > MOST_BYTES:
+            return Missing("", f"the answer has more than {MOST_BYTES} bytes")
+        return _Done(process.returncode, output.decode(errors="replace"), said)
 
 
 def read_failure(said: str) -> Missing:

@@ -16,7 +16,7 @@ from derops_cli.bundle import Seen, broken_first, make_bundle, write_bundle
 from derops_cli.causes import Place
 from derops_cli.collecting import Cluster, side_by_side
 from derops_cli.diagnosing import diagnose as judge
-from derops_cli.diagnosing import diagnose_installation
+from derops_cli.diagnosing import diagnose_installation, true_now
 from derops_cli.diagnosis import Verdict
 from derops_cli.dispatches import diagnose_dispatch
 from derops_cli.errors import CannotLookError, UsageError
@@ -223,7 +223,7 @@ def _diagnose_dispatch(cluster: Cluster, options: Options, name: str) -> None:
     where = Place(
         asset=asset_name, namespace=place, system=options.system, flags=options.flags.words()
     )
-    at = utc_now() - timedelta(seconds=ahead or 0.0)
+    at = true_now(ahead, utc_now())
     found = diagnose_dispatch(dispatch, asset, at, where)
     if options.json:
         _print_json(pages.json_of_dispatch(found))

@@ -3,13 +3,16 @@
 from datetime import datetime
 
 from derops.data_path import Link, SeenFault, SharedFault
-from derops.installation import CONFIG_MAP, LINKS, SILENT_AFTER_SECONDS
+from derops.installation import CONFIG_MAP, LINKS, RENEWED_EVERY_SECONDS, SILENT_AFTER_SECONDS
 from derops_cli.diagnosis import OPERATOR, Finding, LinkJudgement, Standing
 from derops_cli.evidence import Installation, Missing, Surroundings, Workload
 from derops_cli.words import clean, duration, instant
 
 CONDITION_OF = {link: condition for condition, link in LINKS.items()}
 """Which condition of the installation tells of each link."""
+
+LATE_SECONDS = RENEWED_EVERY_SECONDS + 30
+"""How old its word may be where Kubernetes shows that no pod of the operator is ready."""
 
 _PROGRAM_OF = {
     OPERATOR: ("derops-operator",),
@@ -25,13 +28,14 @@ def judge_operator(seen: Surroundings, at: datetime) -> LinkJudgement:
     found = seen.installation
     if isinstance(found, Installation):
         age_seconds = (at - found.observed_at).total_seconds()
+        limit_seconds = LATE_SECONDS if _nothing_runs(seen) else SILENT_AFTER_SECONDS
         word = Finding(
             what=f"ConfigMap {CONFIG_MAP}: observedAt",
             value=instant(found.observed_at),
             age_seconds=age_seconds,
-            limit_seconds=SILENT_AFTER_SECONDS,
+            limit_seconds=limit_seconds,
         )
-        if age_seconds > SILENT_AFTER_SECONDS:
+        if age_seconds > limit_seconds:
             why = f"the operator has said nothing since {instant(found.observed_at)}"
             return LinkJudgement(
                 link=OPERATOR,

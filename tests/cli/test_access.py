@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from tests.cli import clusters
 from tests.waiting import eventually
 
+from derops_cli import kubectl
 from derops_cli.api import forwarded
 from derops_cli.collecting import Cluster
 from derops_cli.credentials import Login
@@ -159,6 +161,35 @@ def test_a_kubectl_that_forwards_nothing_is_not_waited_for(
     with forwarded(cluster, deadline) as port:
         assert isinstance(port, Missing)
         assert "in time" in port.why
+
+
+def test_an_answer_without_end_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(kubectl, "MOST_BYTES", 1000)
+    cluster, _ = stand_in(monkeypatch, tmp_path, "while True: print('x' * 100)")
+
+    found = cluster.kubectl.get("/version", "version")
+
+    assert isinstance(found, Missing)
+    assert "more than 1000 bytes" in found.why
+
+
+def test_a_plugin_that_outlives_kubectl_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cluster, _ = stand_in(
+        monkeypatch, tmp_path,
+        "import subprocess, sys, time\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(20)'], "
+        "stdout=subprocess.DEVNULL)\ntime.sleep(600)\n",
+        0.5,
+    )  # fmt: skip
+    began = time.monotonic()
+
+    found = cluster.kubectl.get("/version", "version")
+
+    assert isinstance(found, Missing)
+    assert "did not answer" in found.why
+    assert time.monotonic() - began < 15
 
 
 @pytest.fixture

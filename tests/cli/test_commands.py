@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from tests.cli.clusters import OTHER, SYSTEM, TENANT, patient
 from tests.cli.seeing import CONNECTED, FLOWING, OFFLINE, condition
 from tests.crds.manifests import dispatch_manifest
 from tests.stack.controlplane import ControlPlane
+
+from derops_cli.deadline import Deadline
+from derops_cli.kubectl import Flags, Kubectl, utc_now
 
 DEVICE = condition("DataFlowing", "False", "DeviceSilent", "no sample since 02:11", 90)
 
@@ -276,6 +280,16 @@ def test_status_counts_and_names_the_worst_namespace(admin: str, tenant: str) ->
     assert "1 of 2" in done.out
     assert own.code == 4  # nothing of the installation
     assert f"2 assets in {TENANT}" in own.out
+
+
+def test_how_far_a_clock_is_off_the_api_servers_is_seen(admin: str) -> None:
+    kubectl = Kubectl(Flags(kubeconfig=admin), Deadline(60))
+    later = utc_now() + timedelta(seconds=600)
+
+    ahead_seconds = kubectl.clock_ahead_seconds(later)
+
+    assert ahead_seconds is not None
+    assert 540 < ahead_seconds < 602
 
 
 def test_it_takes_less_than_five_seconds(admin: str) -> None:

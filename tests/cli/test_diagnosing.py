@@ -231,6 +231,22 @@ def test_an_operator_without_a_ready_pod_is_the_broken_link() -> None:
     assert judge(evidence(surroundings=ready)).verdict is Verdict.NOTHING_FOUND
 
 
+@pytest.mark.parametrize(("age_seconds", "first"), [(90, ""), (91, OPERATOR)])
+def test_an_operator_without_a_ready_pod_is_waited_for_less(age_seconds: float, first: str) -> None:
+    pods = (Workload(kind="Deployment", name="derops-operator", wanted=1, ready=0),)
+    seen = replace(surroundings(shared(observed_seconds=age_seconds)), workloads=pods)
+
+    assert judge(evidence(surroundings=seen)).first_broken == first
+
+
+def test_a_clock_that_is_a_little_off_changes_nothing() -> None:
+    seen = surroundings(shared(observed_seconds=148), clock_ahead_seconds=-4.0)
+
+    found = judge(evidence(surroundings=seen))
+
+    assert (found.verdict, found.notes) == (Verdict.FLOWS, ())
+
+
 OLDER = {
     "connected": (asset(CONNECTED), "", Standing.NOT_LOOKED_AT, Standing.HOLDS),
     "answers": (

@@ -102,6 +102,11 @@ BOUNDED_MODULES = [
     "derops_operator.gateways.replicas",
     "derops_operator.gateways.sync",
     "derops_operator.cluster.client",
+    "derops_cli.bundle",
+    "derops_cli.collecting",
+    "derops_cli.kubectl",
+    "derops_cli.timeline",
+    "derops_cli.words",
 ]
 UNITS = {"KiB": 1024, "MiB": 1024**2}
 KINDS = {"derasset": "derassets", "dispatch": "dispatches"}
