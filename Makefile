@@ -1,6 +1,6 @@
 # Every target does all its own set-up; a second run starts from caches.
 .DEFAULT_GOAL := help
-.PHONY: help setup parts format lint check generate install-yaml test e2e cluster-smoke cluster-test soak faults powerloss kills histories fuzz bench images images-test test-images demo up down status cluster clean
+.PHONY: help setup parts format lint check generate install-yaml test e2e cluster-smoke cluster-test soak alerts faults powerloss kills histories fuzz bench images images-test test-images demo up down status cluster clean
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/derops
 TOOLS := $(CACHE)/tools
@@ -61,6 +61,9 @@ soak: faults powerloss kills histories fuzz  ## Break everything many times over
 
 faults: parts  ## Break the way of the telemetry; DEROPS_SEED, DEROPS_ROUNDS
 	GRPC_ENABLE_FORK_SUPPORT=0 $(PYTHON) -m tests.faults  # else its handlers fail in what we start
+
+alerts: parts  ## Break what alerts are for; DEROPS_CAUSES, DEROPS_QUIET_SECONDS
+	GRPC_ENABLE_FORK_SUPPORT=0 $(PYTHON) -m tests.alerts
 
 powerloss: setup  ## Cut the power while stores write; DEROPS_SEED, DEROPS_CRASHES
 	$(PYTHON) -m tests.powerloss
