@@ -12,7 +12,7 @@ from derops.data_path import AssetFault
 from derops.lifecycle import Phase
 from derops_operator import metrics
 from derops_operator.cluster.cache import Cache
-from derops_operator.cluster.counting import count, show
+from derops_operator.cluster.counting import count, pause_seconds, show
 from derops_operator.reconciling.census import FLOW_REASONS, IN_FLIGHT, Census
 from derops_operator.resources.assets import Asset
 from derops_operator.resources.instants import format_second
@@ -92,6 +92,15 @@ async def test_others_have_their_turn_while_many_are_counted() -> None:
 
     assert census.assets == {"Unjudged": 1000}
     assert turns >= 5
+
+
+@pytest.mark.parametrize(("many", "seconds"), [(0, 15), (20_000, 15), (200_000, 100)])
+def test_many_dispatches_are_counted_less_often(many: int, seconds: float) -> None:
+    census, ended = Census(at(0)), dispatch("done", status={"phase": "Complete"})
+    for _ in range(many):
+        census.add_dispatch(ended)
+
+    assert pause_seconds(census) == seconds
 
 
 @pytest.mark.parametrize("reason", FLOW_REASONS)

@@ -10,7 +10,10 @@ from derops_operator.resources.assets import Asset
 from derops_operator.resources.dispatches import Dispatch
 from derops_operator.resources.objects import Kind
 
-EVERY_SECONDS = 15.0
+LEAST_PAUSE_SECONDS = 15.0
+PAUSE_OF_ONE_SECONDS = 0.0005
+"""To count an object takes 4 us: however many there are, all counting takes 1 % of a core."""
+
 _AT_ONCE = 200
 """How many are counted before others have their turn: about a millisecond."""
 
@@ -18,8 +21,14 @@ _AT_ONCE = 200
 async def keep_counting(cache: Cache, now_us: Callable[[], int]) -> None:
     """Count again and again, until cancelled."""
     while True:
-        show(await count(cache, now_us()))
-        await asyncio.sleep(EVERY_SECONDS)
+        census = await count(cache, now_us())
+        show(census)
+        await asyncio.sleep(pause_seconds(census))
+
+
+def pause_seconds(census: Census) -> float:
+    """Return how long to wait for the next count."""
+    return max(LEAST_PAUSE_SECONDS, census.counted * PAUSE_OF_ONE_SECONDS)
 
 
 async def count(cache: Cache, now_us: int) -> Census:

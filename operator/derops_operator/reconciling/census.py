@@ -44,6 +44,8 @@ class Census:
 
         self.in_flight: Counter[Phase] = Counter()
         self.unreverted = 0
+        self.counted = 0
+        """Assets and dispatches, of whatever phase."""
 
     @property
     def first_expiry_seconds(self) -> float:
@@ -52,6 +54,7 @@ class Census:
 
     def add_asset(self, asset: Asset) -> None:
         """Count an asset."""
+        self.counted += 1
         flow = UNJUDGED
         for each in asset.conditions:
             kind = each["type"]
@@ -66,6 +69,7 @@ class Census:
 
     def add_dispatch(self, dispatch: Dispatch) -> None:
         """Count a dispatch."""
+        self.counted += 1
         if dispatch.in_flight:
             self.in_flight[dispatch.phase] += 1
         elif dispatch.is_unreverted:
