@@ -3,7 +3,8 @@
 import json
 from collections.abc import Callable, Mapping
 
-from tests.alerts.causes import ASSETS, Cause
+from tests.alerts.breaking import ASSETS
+from tests.alerts.causes import Cause
 from tests.alerts.watching import Firing, Watch, look_for
 from tests.e2e.acting import Pilot, battery_manifest
 from tests.stack.stack import PARTS
