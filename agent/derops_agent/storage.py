@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from derops.files import make_directory
-from derops.sqlite import connect, read_version
+from derops.sqlite import Schema, connect, read_version
 
 PRAGMAS = (
     # A sole user of the file needs no index of the log beside it. On a full disk SQLite cannot make
@@ -30,26 +30,28 @@ class Runner(Protocol):
 
 
 def open_database(
-    path: Path, schema: str, version: int, upgrades: Sequence[str] = ()
+    path: Path, tables: str, schema: Schema, upgrades: Sequence[str] = ()
 ) -> sqlite3.Connection:
     """Open a durable SQLite file and make its tables if it is new; no other process may have it.
 
-    The first of ``upgrades`` makes version 2 of a file of version 1, and so on.
+    Args:
+        path: The file.
+        tables: The SQL that makes those of ``schema``.
+        schema: Their version.
+        upgrades: The first makes version 2 of a file of version 1, and so on.
 
     Raises:
-        SchemaTooNewError: A newer program wrote it.
+        SchemaTooNewError: It is for newer programs.
         sqlite3.Error: It cannot be made or read now, or another process has it.
         OSError: The same of its directory.
     """
     make_directory(path.parent)
     connection = connect(path, PRAGMAS)
     try:
-        found = read_version(connection, path, version)
-        if found < version:
-            steps = schema if found == 0 else ";".join(upgrades[found - 1 :])
-            connection.executescript(
-                f"BEGIN IMMEDIATE;{steps};PRAGMA user_version={version};COMMIT;"
-            )
+        found = read_version(connection, path, schema.version)
+        if found < schema.version:
+            steps = tables if found == 0 else ";".join(upgrades[found - 1 :])
+            connection.executescript(";".join(["BEGIN IMMEDIATE", steps, *schema.note(), "COMMIT"]))
     except BaseException:
         connection.close()
         raise

@@ -5,7 +5,7 @@ Those that several programs know are here, the others where they are raised.
 DeropsError
 |-- SettingError                a setting is missing or wrong; ends the program with exit code 2
 |   `-- DriverOptionError       an option of a driver
-|-- SchemaTooNewError           a database or file was written by a newer program
+|-- SchemaTooNewError           a database or file was made for newer programs
 |-- IdentityRefusedError        a peer may not be what it says it is
 |-- DeviceError                 a device did not do what was asked of it
 |   |-- DeviceTimeoutError      it did not answer; trying again may help
@@ -55,14 +55,15 @@ class SettingError(DeropsError):
 
 
 class SchemaTooNewError(DeropsError):
-    """The store was written by a newer program; this one would misread it."""
+    """A newer program wrote the store, and noted that this one would misread it."""
 
-    def __init__(self, store: str, found: int, known: int) -> None:
+    def __init__(self, store: str, readable_from: int, known: int) -> None:
         super().__init__(
-            f"{store} has schema version {found}, this program knows up to {known}: "
-            f"run the newer program, or restore a backup made before the upgrade"
+            f"{store} can be used by programs of schema version {readable_from} or newer, "
+            f"and this one has {known}: run a newer program, or restore a backup made before "
+            "the upgrade"
         )
-        self.found = found
+        self.readable_from = readable_from
         self.known = known
 
 

@@ -4,12 +4,44 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from derops.errors import SchemaTooNewError
 from derops.files import make_private, sync_recovered
 
 BUSY_SECONDS = 5.0
 """For how long a statement waits for another connection's lock; sqlite3's own default."""
+
+_NOTE = "schema_note"
+
+
+class Schema(NamedTuple):
+    """What a program makes of the tables of a file.
+
+    A change that an older program can pass over, such as a further table, or a column with a
+    default, makes a new version that is readable from the same one as before.
+    """
+
+    version: int
+    """Grows with each change."""
+
+    readable_from: int
+    """The oldest version whose programs can use the file; it never goes back."""
+
+    def note(self) -> list[str]:
+        """Return the statements that write both into a file.
+
+        ``user_version`` is what the file is readable from: programs that know no note refuse a
+        file by that number alone.
+        """
+        statements = [f"PRAGMA user_version = {self.readable_from}"]
+        if self.version > self.readable_from:
+            statements += [
+                f"CREATE TABLE IF NOT EXISTS {_NOTE} "
+                "(only INTEGER PRIMARY KEY CHECK (only = 1), version INTEGER NOT NULL) STRICT",
+                f"INSERT OR REPLACE INTO {_NOTE} VALUES (1, {self.version})",  # noqa: S608
+            ]
+        return statements
 
 
 def connect(
@@ -52,13 +84,19 @@ def connect(
 def read_version(connection: sqlite3.Connection, path: Path, known: int) -> int:
     """Return the version of a file's tables, 0 = it has none yet.
 
+    It may be above ``known``: then a newer program wrote the file, and this one can use it.
+
     Raises:
-        SchemaTooNewError: It is above ``known``: a newer program wrote it.
+        SchemaTooNewError: Programs of version ``known`` cannot use it.
     """
-    (found,) = connection.execute("PRAGMA user_version").fetchone()
-    if found > known:
-        raise SchemaTooNewError(str(path), found, known)
-    return int(found)
+    (readable_from,) = connection.execute("PRAGMA user_version").fetchone()
+    if readable_from > known:
+        raise SchemaTooNewError(str(path), readable_from, known)
+    is_noted = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?"
+    if connection.execute(is_noted, (_NOTE,)).fetchone() is None:
+        return int(readable_from)
+    (version,) = connection.execute(f"SELECT version FROM {_NOTE}").fetchone()  # noqa: S608
+    return int(version)
 
 
 @contextmanager

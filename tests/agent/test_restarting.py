@@ -9,6 +9,7 @@ import pytest
 from tests.agent.fakes import T0, Agent, S, asset, order
 
 from derops.errors import SchemaTooNewError
+from derops.sqlite import Schema
 from derops_agent.asset.ledger import Ledger
 from derops_agent.ports import Setpoints
 from derops_agent.storage import open_database
@@ -355,7 +356,8 @@ def test_epochs_rise_across_restarts_and_clocks_that_went_back(tmp_path: Path) -
 
 
 def test_a_ledger_of_a_newer_agent_is_not_read(tmp_path: Path) -> None:
-    open_database(tmp_path / "ledger.db", "CREATE TABLE t (x)", 99).close()
+    later = Schema(99, readable_from=99)
+    open_database(tmp_path / "ledger.db", "CREATE TABLE t (x)", later).close()
 
     with pytest.raises(SchemaTooNewError):
         Ledger(tmp_path / "ledger.db")

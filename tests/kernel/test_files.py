@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from derops.sqlite import Schema
 from derops_agent.storage import open_database
 from derops_headend.eventlog.sqlite import SqliteEventLog
 from derops_headend.gateway.desired_store import DesiredStore
@@ -28,7 +29,7 @@ def close(opened: DesiredStore | SqliteEventLog | sqlite3.Connection) -> None:
 
 
 def open_ledger(path: Path) -> sqlite3.Connection:
-    return open_database(path, "CREATE TABLE t (a INTEGER) STRICT", 1)
+    return open_database(path, "CREATE TABLE t (a INTEGER) STRICT", Schema(1, readable_from=1))
 
 
 OPENERS: list[Callable[[Path], DesiredStore | SqliteEventLog | sqlite3.Connection]] = [

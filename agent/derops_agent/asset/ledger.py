@@ -16,14 +16,14 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from derops.sqlite import transaction
+from derops.sqlite import Schema, transaction
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_agent.execution.state import Execution
 from derops_agent.storage import open_database
 
-SCHEMA_VERSION = 2
+SCHEMA = Schema(2, readable_from=2)
 _UPGRADES = ("ALTER TABLE meta ADD COLUMN revision_era INTEGER NOT NULL DEFAULT 0",)
-_SCHEMA = """
+_TABLES = """
 CREATE TABLE meta (
   only INTEGER PRIMARY KEY CHECK (only = 1),
   ledger_id TEXT NOT NULL,
@@ -89,11 +89,11 @@ class Ledger:
         """Open or make the file.
 
         Raises:
-            SchemaTooNewError: A newer agent wrote it.
+            SchemaTooNewError: It is for newer agents.
             sqlite3.Error: It cannot be made or read now, see ``open_database``.
             OSError: The same of its directory.
         """
-        self._db = open_database(path, _SCHEMA, SCHEMA_VERSION, _UPGRADES)
+        self._db = open_database(path, _TABLES, SCHEMA, _UPGRADES)
         self._lock = threading.Lock()  # a statement of one thread must not join another's commit
         try:
             self._db.execute(

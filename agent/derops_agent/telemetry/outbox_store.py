@@ -13,13 +13,13 @@ from pathlib import Path
 import structlog
 
 from derops.ids import AssetName
-from derops.sqlite import transaction
+from derops.sqlite import Schema, transaction
 from derops.wire.v1 import agent_pb2
 from derops_agent import metrics
 from derops_agent.storage import open_database
 from derops_agent.telemetry.outbox import Backlog, Outbox, OutboxListener, Row, Trouble
 
-SCHEMA_VERSION = 1
+SCHEMA = Schema(1, readable_from=1)
 DEFAULT_MAX_BYTES = 160_000_000
 """For one asset: eight days of one sample of eight quantities a second, at 225 bytes each."""
 
@@ -41,7 +41,7 @@ _SAMPLES = (
 """How many samples a row has; a gap has none."""
 
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_SCHEMA = """
+_TABLES = """
 CREATE TABLE outbox (
   key INTEGER PRIMARY KEY,
   asset TEXT NOT NULL UNIQUE,
@@ -103,7 +103,7 @@ class OutboxStore:
                 would make everything too old.
 
         Raises:
-            SchemaTooNewError: A newer agent wrote it.
+            SchemaTooNewError: It is for newer agents.
             sqlite3.Error: It cannot be made or read now, see ``open_database``.
             OSError: The same of its directory.
         """
@@ -128,7 +128,7 @@ class OutboxStore:
             self._open()
 
     def _open(self) -> None:
-        self._db = open_database(self._path, _SCHEMA, SCHEMA_VERSION)
+        self._db = open_database(self._path, _TABLES, SCHEMA)
         self._kept = {
             key: _OutboxSize(batches, size, samples)
             for key, batches, size, samples in self._db.execute(

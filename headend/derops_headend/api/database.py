@@ -19,7 +19,7 @@ from derops_headend.storage.disconnect import cut
 from derops_headend.storage.engines import detect
 from derops_headend.storage.explanations import explain
 from derops_headend.storage.roles import find_unreadable
-from derops_headend.storage.schema import find_version, migrations
+from derops_headend.storage.schema import find_state, migrations
 
 T = TypeVar("T")
 
@@ -277,7 +277,7 @@ class _Lent:
 
 def look(connection: psycopg.Connection) -> DatabaseState:
     """Return whether this program can read a database."""
-    found, needed = find_version(connection), max(migrations())
+    (found, readable_from), needed = find_state(connection), max(migrations())
     if not found:
         return DatabaseState(
             "no writer of derops has made its tables here: start one, or correct the URL of the API"
@@ -293,8 +293,11 @@ def look(connection: psycopg.Connection) -> DatabaseState:
             f"its role may not read {', '.join(unreadable[:5])}: run what "
             '"derops-headend database roles" prints, as a superuser in that database'
         )
-    if found > needed:
-        worse = f"it has schema version {found}, this program is made for {needed}: upgrade the API"
+    if readable_from > needed:
+        worse = (
+            f"it is for programs of schema version {readable_from} or newer, and this one has "
+            f"{needed}: upgrade the API"
+        )
         return DatabaseState("", worse)
     return DatabaseState("", detail=detect(connection).description)
 

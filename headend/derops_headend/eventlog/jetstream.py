@@ -122,7 +122,7 @@ class JetStreamEventLog:
         Raises:
             LogUnavailableError: The server is away.
             LogMismatchError: It is too old, or the streams were made with other shards.
-            SchemaTooNewError: A newer gateway made the streams.
+            SchemaTooNewError: They are for newer programs.
         """
         connection = await connect(settings)
         try:
@@ -265,7 +265,7 @@ class JetStreamLogReader:
             LogMissingError: No gateway has made the stream yet.
             LogUnavailableError: The server is away.
             LogMismatchError: It is too old, or the stream is not ours.
-            SchemaTooNewError: A newer gateway made the stream.
+            SchemaTooNewError: It is for newer programs.
         """
         self._name = settings.stream(shard)
         self._loop = asyncio.new_event_loop()

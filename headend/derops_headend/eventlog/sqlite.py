@@ -23,7 +23,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from derops.errors import LogDamagedError
-from derops.sqlite import connect, read_version, transaction
+from derops.sqlite import Schema, connect, read_version, transaction
 from derops.wire.v1 import log_pb2
 from derops_headend.eventlog import metrics
 from derops_headend.eventlog.ports import (
@@ -34,7 +34,7 @@ from derops_headend.eventlog.ports import (
 )
 from derops_headend.eventlog.records import pack
 
-SCHEMA_VERSION = 1
+SCHEMA = Schema(1, readable_from=1)
 MAX_READ_BYTES = 1024 * 1024
 MAX_COMMIT_BYTES = 4 * 1024 * 1024
 DEFAULT_MAX_BYTES = 8 * 1024**3
@@ -53,7 +53,7 @@ PRAGMAS = (
 _BUSY_SECONDS = 30
 _MAKER = "a gateway with the same data directory makes it"
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_SCHEMA = (
+_TABLES = (
     "CREATE TABLE meta (log_id TEXT NOT NULL) STRICT",
     """CREATE TABLE record (
          log_offset INTEGER PRIMARY KEY,
@@ -92,13 +92,13 @@ class SqliteLogReader:
 
         Raises:
             LogMissingError: It is not there yet.
-            SchemaTooNewError: A newer program wrote it.
+            SchemaTooNewError: It is for newer programs.
         """
         self._path = path
         self._lock = threading.Lock()
         self._connection = _connect(path, create=False)
         try:
-            if read_version(self._connection, path, SCHEMA_VERSION) == 0:
+            if read_version(self._connection, path, SCHEMA.version) == 0:
                 raise LogMissingError(f"{path} is empty; {_MAKER}")
             # A trim that a crash undoes is made again; the appender's own commits are FULL.
             self._connection.execute("PRAGMA synchronous = NORMAL")
@@ -207,7 +207,7 @@ class SqliteEventLog(SqliteLogReader):
                 instead of refusing what is new.
 
         Raises:
-            SchemaTooNewError: A newer program wrote it.
+            SchemaTooNewError: It is for newer programs.
         """
         self._appending = _connect(path, create=True)
         try:
@@ -336,11 +336,10 @@ def _connect(path: Path, *, create: bool) -> sqlite3.Connection:
 
 
 def _make(connection: sqlite3.Connection, path: Path) -> None:
-    if read_version(connection, path, SCHEMA_VERSION) > 0:
+    if read_version(connection, path, SCHEMA.version) > 0:
         return
     connection.execute("PRAGMA journal_mode = WAL")
     with transaction(connection):
-        for statement in _SCHEMA:
+        for statement in (*_TABLES, *SCHEMA.note()):
             connection.execute(statement)
         connection.execute("INSERT INTO meta VALUES (?)", (secrets.token_hex(16),))
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")

@@ -22,7 +22,8 @@ OLDEST_SERVER = (2, 10, 23)
 """Earlier ones could lose a whole stream in a crash."""
 
 FORMAT = 1
-"""The version of the messages; each stream keeps it."""
+"""The version of the messages. Each stream keeps the oldest one whose programs can use it: where a
+newer one only adds to the messages, the number stays."""
 
 TIMEOUT_SECONDS = 2.0
 
@@ -71,7 +72,7 @@ def read_facts(config: StreamConfig) -> StreamFacts:
 
     Raises:
         LogMismatchError: No gateway made it.
-        SchemaTooNewError: A newer one did.
+        SchemaTooNewError: It is for newer programs.
     """
     notes = config.metadata or {}
     if not notes.get("log_id") or not notes.get("shards", "").isdecimal():
@@ -91,7 +92,7 @@ def count_shards(settings: JetStreamSettings) -> int:
         LogMissingError: No gateway has made the streams yet.
         LogUnavailableError: The server is away.
         LogMismatchError: It is too old, or the stream is not ours.
-        SchemaTooNewError: A newer gateway made the streams.
+        SchemaTooNewError: They are for newer programs.
     """
     return asyncio.run(_count_shards(settings))
 
@@ -155,7 +156,7 @@ async def make_stream(connection: Client, name: str, shards: int, config: Stream
     Raises:
         LogUnavailableError: The server is away, or has no room for the stream.
         LogMismatchError: It was made with another number of shards, or not by a gateway.
-        SchemaTooNewError: A newer gateway made it.
+        SchemaTooNewError: It is for newer programs.
     """
     stream = connection.jetstream(timeout=TIMEOUT_SECONDS)
     config = config.evolve(

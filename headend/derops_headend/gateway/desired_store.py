@@ -12,15 +12,15 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from derops.files import make_directory
-from derops.sqlite import connect, read_version, transaction
+from derops.sqlite import Schema, connect, read_version, transaction
 from derops.wire.v1 import control_pb2, dispatch_pb2
 from derops_headend.access.operator_key import OperatorKeys
 from derops_headend.fleet.desired import Revision, Snapshot, Written
 
-SCHEMA_VERSION = 1
+SCHEMA = Schema(2, readable_from=1)
 PRAGMAS = ("journal_mode = WAL", "synchronous = FULL")
 
-_SCHEMA = """
+_TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 CREATE TABLE asset (uid TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT;
 CREATE TABLE dispatch (uid TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT;
@@ -30,7 +30,7 @@ CREATE TABLE delivery (
   ledger_id TEXT NOT NULL
 ) STRICT;
 """
-_LATER_SCHEMA = """
+_LATER_TABLES = """
 CREATE TABLE IF NOT EXISTS operator_keys (
   only INTEGER PRIMARY KEY CHECK (only = 1),
   current TEXT NOT NULL,
@@ -40,13 +40,17 @@ CREATE TABLE IF NOT EXISTS operator_keys (
 CREATE TABLE IF NOT EXISTS holders (asset_uid TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS unread (uid TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT;
 """
-"""Tables that a file of an earlier version gets too; that version, if it comes back, leaves them.
-"""
+"""Tables of version 2. Files of version 1 may have them: it made them, and did not note it."""
 
-_DELIVERIES = "SELECT * FROM delivery WHERE dispatch_uid IN (SELECT uid FROM dispatch)"
+# Columns are named: a file of a newer version may have more of them.
+_DELIVERIES = (
+    "SELECT dispatch_uid, written_us, ledger_id FROM delivery "
+    "WHERE dispatch_uid IN (SELECT uid FROM dispatch)"
+)
 _LOST_HOLDERS = "DELETE FROM holders WHERE asset_uid NOT IN (SELECT uid FROM asset)"
 _HOLDERS = (
-    "INSERT OR REPLACE INTO holders SELECT ?1, ?2 WHERE EXISTS (SELECT 1 FROM asset WHERE uid = ?1)"
+    "INSERT OR REPLACE INTO holders (asset_uid, body) "
+    "SELECT ?1, ?2 WHERE EXISTS (SELECT 1 FROM asset WHERE uid = ?1)"
 )
 _ORPHANS = "DELETE FROM delivery WHERE dispatch_uid NOT IN (SELECT uid FROM dispatch)"
 
@@ -60,13 +64,12 @@ class DesiredStore:
         """Open or make the file; the memory of a new one begins at ``now_us``.
 
         Raises:
-            SchemaTooNewError: A newer program wrote it.
+            SchemaTooNewError: It is for newer programs.
         """
         make_directory(path.parent)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="desired-store")
         self._connection = connect(path, PRAGMAS)
         self._migrate(path, now_us)
-        self._connection.executescript(_LATER_SCHEMA)
         self.state_since_us = self._meta("state_since_us")
 
     def load(self) -> tuple[Snapshot, dict[str, Written]] | None:
@@ -151,15 +154,15 @@ class DesiredStore:
         for table in ("asset", "dispatch", "unread"):
             self._connection.execute(f"DELETE FROM {table}")  # noqa: S608  # our own words
         self._connection.executemany(
-            "INSERT INTO asset VALUES (?, ?)",
+            "INSERT INTO asset (uid, body) VALUES (?, ?)",
             [(asset.id.uid, asset.SerializeToString()) for asset in snapshot.assets],
         )
         self._connection.executemany(
-            "INSERT INTO dispatch VALUES (?, ?)",
+            "INSERT INTO dispatch (uid, body) VALUES (?, ?)",
             [(dispatch.uid, dispatch.SerializeToString()) for dispatch in snapshot.dispatches],
         )
         self._connection.executemany(
-            "INSERT INTO unread VALUES (?, ?)",
+            "INSERT INTO unread (uid, body) VALUES (?, ?)",
             [(unread.uid, unread.SerializeToString()) for unread in snapshot.unread],
         )
         self._connection.execute(_ORPHANS)
@@ -171,13 +174,15 @@ class DesiredStore:
 
     def _keep_operator_keys(self, keys: OperatorKeys) -> None:
         self._connection.execute(
-            "INSERT OR REPLACE INTO operator_keys VALUES (1, ?, ?, ?)",
+            "INSERT OR REPLACE INTO operator_keys (only, current, previous, previous_until_us) "
+            "VALUES (1, ?, ?, ?)",
             (keys.current, keys.previous, keys.previous_until_us),
         )
 
     def _record(self, writes: Iterable[tuple[str, Written]]) -> None:
         self._connection.executemany(
-            "INSERT OR REPLACE INTO delivery VALUES (?, ?, ?)",
+            "INSERT OR REPLACE INTO delivery (dispatch_uid, written_us, ledger_id) "
+            "VALUES (?, ?, ?)",
             [(uid, write.written_us, write.ledger_id) for uid, write in writes],
         )
 
@@ -190,15 +195,24 @@ class DesiredStore:
             kind = delta.WhichOneof("kind")
             if kind == "unread":
                 body = delta.unread.SerializeToString()
-                query("INSERT OR REPLACE INTO unread VALUES (?, ?)", (delta.unread.uid, body))
+                query(
+                    "INSERT OR REPLACE INTO unread (uid, body) VALUES (?, ?)",
+                    (delta.unread.uid, body),
+                )
             else:  # it was read at last, or it is gone
                 query("DELETE FROM unread WHERE uid = ?", (_uid(delta),))
             if kind == "asset":
                 body = delta.asset.SerializeToString()
-                query("INSERT OR REPLACE INTO asset VALUES (?, ?)", (delta.asset.id.uid, body))
+                query(
+                    "INSERT OR REPLACE INTO asset (uid, body) VALUES (?, ?)",
+                    (delta.asset.id.uid, body),
+                )
             elif kind == "dispatch":
                 body = delta.dispatch.SerializeToString()
-                query("INSERT OR REPLACE INTO dispatch VALUES (?, ?)", (delta.dispatch.uid, body))
+                query(
+                    "INSERT OR REPLACE INTO dispatch (uid, body) VALUES (?, ?)",
+                    (delta.dispatch.uid, body),
+                )
             elif kind == "asset_removed":
                 query("DELETE FROM asset WHERE uid = ?", (delta.asset_removed,))
                 query("DELETE FROM holders WHERE asset_uid = ?", (delta.asset_removed,))
@@ -208,20 +222,24 @@ class DesiredStore:
         self._set_meta("version", max(delta.version for delta in deltas))
 
     def _migrate(self, path: Path, now_us: int) -> None:
-        if read_version(self._connection, path, SCHEMA_VERSION) == 0:
-            # One transaction: a file without this time would claim to remember everything.
-            self._connection.executescript(
-                f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}"
-            )
+        found = read_version(self._connection, path, SCHEMA.version)
+        if found >= SCHEMA.version:
+            return
+        # One transaction: a file without its time would claim to remember everything.
+        first = _TABLES if found == 0 else ""
+        self._connection.executescript(";".join(["BEGIN", first, _LATER_TABLES, *SCHEMA.note()]))
+        if found == 0:
             self._set_meta("state_since_us", now_us)
-            self._connection.execute("COMMIT")
+        self._connection.execute("COMMIT")
 
     def _meta(self, key: str) -> int:
         row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return int(row[0]) if row else 0
 
     def _set_meta(self, key: str, value: int) -> None:
-        self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+        self._connection.execute(
+            "INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (key, value)
+        )
 
 
 def _uid(delta: control_pb2.OperatorMessage) -> str:

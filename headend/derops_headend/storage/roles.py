@@ -11,6 +11,7 @@ API = "derops_api"
 OLDEST_POSTGRES = 14
 TABLES = (
     "schema_version",
+    "schema_applied",
     "asset",
     "telemetry",
     "telemetry_1m",

@@ -218,7 +218,8 @@ async def test_no_caller_is_told_where_the_database_is(readiness: Readiness) -> 
 @pytest.mark.parametrize(
     ("statement", "words"),
     [
-        ("delete from schema_version where version = (select max(version) from schema_version)",
+        ("delete from schema_version where version = (select max(version) from schema_version);"
+         "delete from schema_applied where version = (select max(version) from schema_applied)",
          f"it has schema version {max(migrations()) - 1}, this program needs {max(migrations())}"),
         ("drop table schema_version", "no writer of derops has made its tables here"),
         ("revoke select on telemetry_1m from derops_reader", "its role may not read telemetry_1m"),
@@ -240,7 +241,18 @@ async def test_a_schema_that_is_newer_is_read_and_told_of(
     with server.superuser("history") as superuser:
         superuser.execute("insert into schema_version (version) values (9999)")
     async with ReadingDatabase(url, readiness) as database:
-        await until(lambda: "it has schema version 9999" in readiness.report()[1])
+        words = f"programs of schema version 9999 or newer, and this one has {max(migrations())}"
+        await until(lambda: words in readiness.report()[1])
+        assert await database.read(one) == 1
+
+
+async def test_a_schema_that_is_newer_and_allows_this_version_is_read_like_its_own(
+    server: PostgresServer, url: str, readiness: Readiness
+) -> None:
+    with server.superuser("history") as superuser:
+        superuser.execute("insert into schema_applied values (9999, %s)", [max(migrations())])
+    async with ReadingDatabase(url, readiness) as database:
+        await until(lambda: "database: PostgreSQL" in readiness.report()[1])
         assert await database.read(one) == 1
 
 

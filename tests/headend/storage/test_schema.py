@@ -6,7 +6,14 @@ import psycopg
 import pytest
 
 from derops.errors import SchemaTooNewError
-from derops_headend.storage.schema import migrate, migrations
+from derops_headend.storage.database import WriterDatabase
+from derops_headend.storage.schema import (
+    SchemaState,
+    find_state,
+    migrate,
+    migrations,
+    readable_from,
+)
 from derops_headend.writing.binary_copy import COLUMNS
 
 
@@ -28,7 +35,12 @@ def test_twice_is_once(database_url: str) -> None:
             "select column_name from information_schema.columns "
             "where table_name = 'telemetry' order by ordinal_position"
         ).fetchall()
-    assert [version for (version,) in versions] == list(migrations())
+        applied = connection.execute(
+            "select version, readable_from from schema_applied order by 1"
+        ).fetchall()
+    known = [(version, readable_from(version, text)) for version, text in migrations().items()]
+    assert applied == known
+    assert {version for (version,) in versions} == {oldest for _, oldest in known}
     assert {name for (name,) in columns} == set(COLUMNS)
 
 
@@ -46,6 +58,47 @@ def test_a_newer_database_is_refused_and_left_as_it_is(database_url: str) -> Non
 
         with pytest.raises(SchemaTooNewError, match="99"):
             migrate(connection)
+
+
+def as_newer_programs_leave(url: str, monkeypatch: pytest.MonkeyPatch, note: str) -> int:
+    """Migrate as a program with two more migrations would; return the version of this one."""
+    newest = max(migrations())
+    later = migrations() | {
+        newest + 1: b"-- readable from %d\nalter table asset add column later text" % newest,
+        newest + 2: f"{note}create table later (a int)".encode(),
+    }
+    with monkeypatch.context() as newer:
+        newer.setattr("derops_headend.storage.schema.migrations", lambda: later)
+        assert run(url) == newest + 2
+    return newest
+
+
+def test_a_database_whose_note_allows_this_version_is_used_and_left_as_it_is(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(database_url)
+    newest = as_newer_programs_leave(
+        database_url, monkeypatch, f"-- readable from {max(migrations())}\n"
+    )
+
+    assert run(database_url) == newest + 2
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        assert find_state(connection) == SchemaState(newest + 2, newest)
+        # What programs ask that know no note: they go on too.
+        row = connection.execute("select max(version) from schema_version").fetchone()
+        assert row == (readable_from(newest, migrations()[newest]),)
+    database = WriterDatabase.connect(database_url, "log")
+    database.close()
+
+
+def test_a_database_whose_note_does_not_is_refused_by_the_version_that_can(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = as_newer_programs_leave(database_url, monkeypatch, "")
+
+    words = f"by programs of schema version {newest + 2} or newer, and this one has {newest}: run"
+    with pytest.raises(SchemaTooNewError, match=words):
+        run(database_url)
 
 
 def test_a_failed_migration_leaves_nothing(

@@ -21,11 +21,16 @@ from typing import NamedTuple
 
 import structlog
 
+from derops.errors import SchemaTooNewError
 from derops.files import make_directory, sync
 from derops_headend.storage.chain import ChainedRecord, Head, begin, link, read_stored
 
 CHAIN_IDLE = timedelta(days=30)
 """A chain that rested for longer ends: its records may have been dropped since."""
+
+FORMAT = 1
+"""The version of the files. A later one that this program could not read says so in the first line
+of each segment, as ``readable_from``; what is added there without it is passed over."""
 
 SEGMENT_BYTES = 1024 * 1024
 _READ_BYTES = 512 * 1024
@@ -61,6 +66,7 @@ class AuditFile:
 
         Raises:
             OSError: The directory cannot be used, or another process uses it.
+            SchemaTooNewError: It is for newer programs.
         """
         self._directory, self._replica = directory, replica
         self._log = structlog.get_logger("audit")
@@ -187,8 +193,8 @@ class AuditFile:
             with path.open("rb") as file:
                 line = file.readline(_READ_BYTES)
             try:
-                before = Head(**json.loads(line))
-            except (ValueError, TypeError):
+                before = _read_head(path, line)
+            except (ValueError, TypeError, KeyError):
                 path.rename(path.with_suffix(".damaged"))
                 self._log.error("audit.damaged", file=str(path), why="its first line")
                 continue
@@ -271,6 +277,14 @@ class AuditFile:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _read_head(path: Path, line: bytes) -> Head:
+    facts = json.loads(line)
+    head = Head(facts["chain"], facts["seq"], facts["hash"])
+    if (readable_from := facts.get("readable_from", FORMAT)) > FORMAT:
+        raise SchemaTooNewError(str(path), readable_from, FORMAT)
+    return head
 
 
 def _measure_all(segments: Sequence[_Segment]) -> ChainedRecord | None:
