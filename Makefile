@@ -1,6 +1,6 @@
 # Every target does all its own set-up; a second run starts from caches.
 .DEFAULT_GOAL := help
-.PHONY: help setup parts format lint check generate install-yaml test e2e cluster-smoke cluster-test soak alerts faults powerloss kills histories fuzz bench images images-test test-images demo up down status cluster clean
+.PHONY: help setup parts format lint check generate install-yaml test e2e cluster-smoke cluster-test soak alerts faults powerloss kills rollback histories fuzz bench images images-test test-images demo up down status cluster clean
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/derops
 TOOLS := $(CACHE)/tools
@@ -70,6 +70,9 @@ powerloss: setup  ## Cut the power while stores write; DEROPS_SEED, DEROPS_CRASH
 
 kills: parts  ## kill -9 of parts while dispatches run; DEROPS_SEED, DEROPS_ROUNDS
 	$(PYTHON) -m tests.kills
+
+rollback: parts  ## Upgrade from an earlier release and roll back to it; PREVIOUS=commit
+	GRPC_ENABLE_FORK_SUPPORT=0 PREVIOUS='$(PREVIOUS)' $(PYTHON) -m tests.rollback
 
 histories: setup  ## Dispatches through whatever may befall them; DEROPS_SEED, DEROPS_EXAMPLES
 	DEROPS_EXAMPLES=$(or $(DEROPS_EXAMPLES),10000) .venv/bin/pytest -s tests/lifecycle --timeout=0 \

@@ -45,7 +45,9 @@ def secret_name(asset: str) -> str:
 class Agent:
     """One agent process with the assets that it hosts."""
 
-    def __init__(self, directory: Path, site: Site, assets: Sequence[dict[str, Any]]) -> None:
+    def __init__(
+        self, directory: Path, site: Site, assets: Sequence[dict[str, Any]], programs: Path
+    ) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         (directory / "data").mkdir(mode=0o700, exist_ok=True)
         self.assets = assets
@@ -57,7 +59,7 @@ class Agent:
         file = write_agent_file(directory, site, assets, self.ops_port)
         self.process = Process(
             f"agent/{directory.name}",
-            [str(Path(sys.executable).parent / "derops-agent"), "--config", str(file)],
+            [str(programs / "derops-agent"), "--config", str(file)],
             directory=directory,
         )
         self._mounts = {
@@ -92,6 +94,7 @@ class Fleet:
         directory: Where they live.
         follow: Given all Secrets of certificates, and the ConfigMaps of the authorities, at each
             look, for mounts that are no agent's.
+        programs: Where the command of the agents is; by default of this tree.
     """
 
     def __init__(
@@ -100,8 +103,9 @@ class Fleet:
         site: Site,
         directory: Path,
         follow: Callable[[Contents, Contents], object] = lambda *_: None,
+        programs: Path = Path(sys.executable).parent,
     ) -> None:
-        self._site, self._follow_mounts = site, follow
+        self._site, self._follow_mounts, self._programs = site, follow, programs
         self._directory = directory
         self._agents: dict[AgentName, Agent] = {}
         self._lock = threading.RLock()
@@ -147,7 +151,7 @@ class Fleet:
         """
         wanted = set(names)
         assets = [asset for asset in self._list_assets() if _key(asset["metadata"]) in wanted]
-        agent = Agent(self._directory / label, self._site, assets)
+        agent = Agent(self._directory / label, self._site, assets, self._programs)
         while not agent.mount(self._list_secrets(), self._list_config_maps()):
             if self._stopping.wait(LOOK_SECONDS):
                 raise StackError("the fleet was stopped")
@@ -182,7 +186,8 @@ class Fleet:
         for key, asset in assets.items():
             wants_none = asset["metadata"].get("annotations", {}).get(ANNOTATION) == "none"
             if key not in self._agents and not wants_none:
-                self._agents[key] = Agent(self._directory / "_".join(key), self._site, [asset])
+                directory = self._directory / "_".join(key)
+                self._agents[key] = Agent(directory, self._site, [asset], self._programs)
         for agent in {id(agent): agent for agent in self._agents.values()}.values():
             if agent.mount(secrets, config_maps) and not agent.process.started:
                 agent.process.start()

@@ -49,6 +49,10 @@ class Process:
         logs.mkdir(mode=0o700, exist_ok=True)
         self.log_file = logs / f"{name.replace('/', '_')}.log"
 
+    def use(self, programs: Path) -> None:
+        """Run the program of another release, whose commands are in a folder, from now on."""
+        self._command[0] = str(programs / Path(self._command[0]).name)
+
     @property
     def pid(self) -> int:
         if self._process is None:

@@ -3,9 +3,10 @@
 import json
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from tests.stack import identities, places
@@ -23,6 +24,7 @@ PARTS = ("operator", "gateway", "writer", "api")
 """What ``kill`` and ``restart`` take."""
 
 TRUST_DOMAIN = "derops.test"
+OWN_PROGRAMS = Path(sys.executable).parent
 
 _KEEPER_SECONDS = 1.0
 
@@ -34,11 +36,17 @@ class Stack:
         keep_alive: Start again what died by itself, as a kubelet would. Tests leave it off, so that
             an accident is seen.
         say: Told what is being started.
+        programs: Where the commands of a part, or of ``agent``, are; by default of this tree.
     """
 
     def __init__(
-        self, *, keep_alive: bool = False, say: Callable[[str], None] = lambda _: None
+        self,
+        *,
+        keep_alive: bool = False,
+        say: Callable[[str], None] = lambda _: None,
+        programs: Mapping[str, Path] = MappingProxyType({}),
     ) -> None:
+        self._programs = programs
         self._keep_alive = keep_alive
         self._say = say
         self._cleanup = ExitStack()
@@ -153,6 +161,7 @@ class Stack:
             Site(gateway=self.gateway),
             self.data_directory / "agents",
             follow=self.identities.follow,
+            programs=self._programs.get("agent", OWN_PROGRAMS),
         )
         self.fleet.start()
         self._cleanup.callback(self.fleet.stop)
@@ -219,7 +228,7 @@ class Stack:
         program, *arguments = command.split()
         self.parts[part] = Process(
             part,
-            [str(Path(sys.executable).parent / program), *arguments],
+            [str(self._programs.get(part, OWN_PROGRAMS) / program), *arguments],
             directory=self.data_directory,
             environment={
                 f"DEROPS_{part.upper()}_{name}": str(value) for name, value in settings.items()
