@@ -108,6 +108,7 @@ class AuditTrail:
 
         Raises:
             OSError: The directory cannot be used, or another process uses it.
+            SchemaTooNewError: Its files are for newer programs.
         """
         file = AuditFile(directory, replica=replica, now=now())
         return cls(
