@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from derops.command_line import Parser
-from derops.errors import DeviceError, SettingError
+from derops.errors import DeviceError, SchemaTooNewError, SettingError
 from derops.observability import configure_logging
 from derops.settings import refuse_to_start
 from derops_agent.clock import SystemClock
@@ -34,7 +34,7 @@ def main() -> None:
     except SettingError as error:
         refuse_to_start(error)
     except ExceptionGroup as group:
-        wrong, _ = group.split(SettingError)
+        wrong, _ = group.split((SettingError, SchemaTooNewError))
         if wrong is None:
             raise
         refuse_to_start(_first(wrong))
@@ -95,9 +95,9 @@ async def _look(
     return await probe(parse_options({**options, "baseRegister": base_register}))
 
 
-def _first(group: BaseException) -> SettingError:
+def _first(group: BaseException) -> SettingError | SchemaTooNewError:
     while isinstance(group, BaseExceptionGroup):
         group = group.exceptions[0]
-    if not isinstance(group, SettingError):
+    if not isinstance(group, SettingError | SchemaTooNewError):
         raise group
     return group

@@ -1,8 +1,10 @@
 """What a program cannot start with ends it in one line; what may still come is waited for."""
 
 import dataclasses
+import sqlite3
 import subprocess
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -191,3 +193,45 @@ async def test_a_data_directory_that_is_read_only_is_said(directory: Path) -> No
     assert running.process.returncode == 2
     (line,) = running.said().splitlines()
     assert line.startswith("cannot start: setting DEROPS_GATEWAY_DATA_DIRECTORY (environment): ")
+
+
+def gateway_of_newer(directory: Path) -> Program:
+    return write_newer(pods.gateway(directory), directory / "data" / "desired.db")
+
+
+def agent_of_newer(directory: Path) -> Program:
+    program = pods.agent(directory)
+    return write_newer(program, directory / "data" / "pilot_battery" / "ledger.db")
+
+
+def outbox_of_newer(directory: Path) -> Program:
+    return write_newer(pods.agent(directory), directory / "data" / "outbox.db")
+
+
+def api_of_newer(directory: Path) -> Program:
+    program = pods.api(directory)
+    (directory / "data").mkdir(exist_ok=True)
+    segment = directory / "data" / "audit-000000000001.log"
+    segment.write_text('{"chain":"api-0/x","seq":0,"hash":"0","readable_from":99}\n')
+    return program
+
+
+def write_newer(program: Program, file: Path) -> Program:
+    """Leave a file that is for newer programs."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    return program
+
+
+@pytest.mark.parametrize(
+    "make", [gateway_of_newer, agent_of_newer, outbox_of_newer, api_of_newer],
+    ids=["desired state", "ledger", "outbox", "audit"],
+)  # fmt: skip
+def test_a_store_for_newer_programs_ends_it_in_one_line(make: Make, directory: Path) -> None:
+    result = run(make(directory))
+
+    assert result.returncode == 2, result.stderr
+    (line,) = (each for each in result.stderr.splitlines() if each.startswith("cannot start: "))
+    assert "can be used by programs of schema version 99 or newer" in line
+    assert "Traceback" not in result.stderr
