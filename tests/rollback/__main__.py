@@ -32,7 +32,8 @@ def main() -> int:
         print(
             f"{release.commit}: {report.dispatches} dispatches, {len(report.violations)} untrue; "
             f"{report.samples} samples, {report.lost} lost; not rolled back: "
-            f"{', '.join(report.refused) or 'nothing'}; {time.monotonic() - began:.0f} s"
+            f"{', '.join(report.refused) or 'nothing'}; conditions left behind: "
+            f"{', '.join(sorted(report.left_behind)) or 'none'}; {time.monotonic() - began:.0f} s"
         )
         print(*report.violations, sep="\n", flush=True)
         if set(report.refused) != expected:

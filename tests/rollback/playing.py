@@ -34,6 +34,7 @@ SETTLE_SECONDS = 2.0
 """From the start of the dispatches to the end of a program."""
 
 PATIENCE_SECONDS = 120
+_NEW = "battery-new"
 _REFUSED = "schema version"
 
 
@@ -49,6 +50,8 @@ class Report:
     dispatches: int = 0
     samples: int = 0
     lost: int = 0
+    left_behind: set[str] = field(default_factory=set)
+    """Conditions of assets that the earlier operator does not know: they stand still."""
 
 
 class Releases:
@@ -81,6 +84,7 @@ class Releases:
         for part in reversed(self._parts):
             self._step(f"roll back {part}", part, self._previous.programs)
         self._step("as it is", "", self._previous.programs)
+        self._find_left_behind()
         self._compare_samples()
 
     def _step(self, what: str, part: str, programs: Path) -> None:
@@ -208,6 +212,15 @@ class Releases:
             )
         except AssertionError:
             self._add("history", name, f"{self._pilot.rows(query, name)}, status: {told}")
+
+    def _find_left_behind(self) -> None:
+        """Compare the conditions of the assets with those of one that only this operator knows."""
+        self._pilot.apply(battery_manifest(_NEW))
+        self._pilot.wait_for_condition("derasset", _NEW, "Connected", "True")
+        known = conditions(self._pilot.get("derasset", _NEW)["status"])
+        for name in ASSETS:
+            there = conditions(self._pilot.get("derasset", name)["status"])
+            self.report.left_behind |= there.keys() - known.keys()
 
     def _compare_samples(self) -> None:
         """Wait until what was measured up to the last look is there, and count what is not."""
