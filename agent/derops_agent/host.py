@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import structlog
+from structlog.contextvars import bind_contextvars
 
 from derops.command_line import own_version
 from derops.errors import DeviceError, SettingError
 from derops.ids import AssetName
+from derops.log_fields import asset_fields
 from derops.metrics import note_program
 from derops.observability import OpsServer, Readiness
 from derops_agent.asset.controller import AssetController
@@ -96,10 +98,12 @@ class Host:
         try:
             await flusher.flush()
         except sqlite3.Error as error:
-            self._log.error("outbox.not_flushed", error=str(error))
+            self._log.error("outbox.not_flushed", why=str(error))
 
     async def _serve(self, asset: AssetSettings, opening: asyncio.Future[Flusher]) -> None:
         name = AssetName(asset.namespace, asset.name)
+        # Each line of this task, and of those that it begins, says which asset it is of.
+        bind_contextvars(**asset_fields(name.namespace, name.name))
         folder = self._settings.data_directory / f"{asset.namespace}_{asset.name}"
         part = f"ledger of {name}"
         device = await self._open_device(asset, folder)
@@ -196,7 +200,7 @@ class Host:
             except Exception as error:
                 # One device, or a mistake in its driver, must not end the other assets.
                 if not isinstance(error, DeviceError):
-                    self._log.exception("driver.failed", asset=f"{asset.namespace}/{asset.name}")
+                    self._log.exception("driver.failed", why=str(error))
                 why = str(error) or type(error).__name__
                 self._readiness.waiting(
                     part,

@@ -12,8 +12,12 @@ DEGRADED = Gauge(
     "derops_degraded", "1 while a part of the program does not do all it should, as /readyz says."
 )
 LOG_LINES_LEFT_OUT = Counter(
-    "derops_log_lines_left_out", "Log lines that were left out because there were too many like it."
+    "derops_log_lines_left_out",
+    "Log lines that were left out because there were too many like it.",
+    ["of"],
 )
+for _of in ("dispatches", "others"):
+    LOG_LINES_LEFT_OUT.labels(of=_of)
 OPS_CONNECTIONS_CLOSED = Counter(
     "derops_ops_connections_closed",
     "Connections to the ops port that were closed to make room for newer ones.",

@@ -3,7 +3,8 @@
 Logs are structlog events rendered as JSON, or as text on a terminal; records of the standard
 library's logging go through the same renderer. The ops port serves /livez, /readyz and /metrics.
 
-Who may reach a port can make lines and connections without end: both are bounded.
+Who may reach a port can make lines and connections without end: both are bounded. What happens to a
+dispatch is told all the same, each asset having a share of its own: ``STATIONS``.
 """
 
 import logging
@@ -20,8 +21,40 @@ from derops import metrics
 from derops.ops_server import READ_SECONDS, BoundedServer, keep_first_bytes
 from derops.rates import Rates
 
+EventDict = structlog.typing.EventDict
+
 LINES_PER_SECOND, LINES_AT_ONCE = 10.0, 500.0
 """How often one event is logged. Its next line says how many were left out."""
+
+STATIONS = frozenset(
+    {
+        "dispatch.cancel_asked",
+        "dispatch.created",
+        "dispatch.deleted",
+        "dispatch.ended",
+        "dispatch.moved",
+        "dispatch.recorded",
+        "dispatch.repeated",
+        "dispatch.reverted",
+        "dispatch.stored",
+        "dispatch.submitted",
+        "dispatch.withdrawn",
+        "dispatch.written",
+        "report.taken",
+        "status.stored",
+    }
+)
+"""Events on the way of a dispatch. A fleet that starts at once has thousands of each, and whoever
+looks for one dispatch must find it."""
+
+STATION_LINES_PER_SECOND, STATION_LINES_AT_ONCE = 200.0, 50_000.0
+"""How often each of them is logged, of all assets: twice what an order to each of 10,000 needs."""
+
+ASSET_LINES_PER_SECOND, ASSET_LINES_AT_ONCE = 1.0, 500.0
+"""And how often all of them are of one asset: a day of quarters of an hour, ordered at once."""
+
+FIELD_CHARACTERS = 48 * 1024
+"""The most of one text in a line; the longest that is needed whole is a record of the audit."""
 
 FORGOTTEN_SECONDS, MOST_WORDS = 600.0, 5
 """Words about a part are new again after so long, and no more of one part are told."""
@@ -51,6 +84,8 @@ def configure_logging(level: str = "INFO") -> None:
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,
+                bound_fields,
+                *([make_printable] if sys.stderr.isatty() else []),
                 renderer,
             ],
         )
@@ -61,24 +96,60 @@ def configure_logging(level: str = "INFO") -> None:
     root.setLevel(level)
 
 
+def bound_fields(_: object, __: str, facts: EventDict) -> EventDict:
+    """Cut texts of a line that are longer than any that is needed."""
+    for name, value in facts.items():
+        if isinstance(value, str) and len(value) > FIELD_CHARACTERS:
+            facts[name] = f"{value[:FIELD_CHARACTERS]} ({len(value)} characters)"
+    return facts
+
+
+def make_printable(_: object, __: str, facts: EventDict) -> EventDict:
+    """Escape what a terminal would obey: devices and peers say what they like."""
+    for name, value in facts.items():
+        if isinstance(value, str) and not value.isprintable():
+            lines = value.split("\n") if name == "exception" else [value]
+            facts[name] = "\n    ".join(map(_printable, lines))
+    return facts
+
+
+def _printable(text: str) -> str:
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
 class FloodFilter(logging.Filter):
     """Leaves out lines of an event that comes too often."""
 
     def __init__(self, now_seconds: Callable[[], float]) -> None:
         super().__init__()
         self._now_seconds = now_seconds
-        self._rates = Rates(per_second=LINES_PER_SECOND, burst=LINES_AT_ONCE)
+        self._events = Rates(per_second=LINES_PER_SECOND, burst=LINES_AT_ONCE)
+        self._stations = Rates(per_second=STATION_LINES_PER_SECOND, burst=STATION_LINES_AT_ONCE)
+        self._assets = Rates(per_second=ASSET_LINES_PER_SECOND, burst=ASSET_LINES_AT_ONCE)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Tell whether a line is written."""
         facts = record.msg if isinstance(record.msg, dict) else {}
-        left_out = self._rates.admit(str(facts.get("event", record.name)), self._now_seconds())
+        event = str(facts.get("event", record.name))
+        is_station = event in STATIONS
+        left_out = self._admit_station(event, facts) if is_station else self._admit(event)
         if left_out is None:
-            metrics.LOG_LINES_LEFT_OUT.inc()
+            metrics.LOG_LINES_LEFT_OUT.labels(of="dispatches" if is_station else "others").inc()
             return False
         if left_out and facts:
             facts["left_out"] = left_out
         return True
+
+    def _admit(self, event: str) -> int | None:
+        return self._events.admit(event, self._now_seconds())
+
+    def _admit_station(self, event: str, facts: EventDict) -> int | None:
+        """Admit a line by the share of its asset first: one asset must not use up that of all."""
+        now = self._now_seconds()
+        asset = f"{facts.get('namespace')}/{facts.get('asset')}"
+        of_asset = self._assets.admit(asset, now)
+        of_all = self._stations.admit(event, now) if of_asset is not None else None
+        return None if of_asset is None or of_all is None else of_asset + of_all
 
 
 class Readiness:

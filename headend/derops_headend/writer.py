@@ -17,6 +17,7 @@ import structlog
 from derops.backoff import back_off_seconds, spread_seconds
 from derops.data_path import SharedFault
 from derops.errors import LogDamagedError
+from derops.log_fields import dispatch_fields
 from derops.observability import Readiness
 from derops_headend.eventlog.ports import (
     MAX_READ_RECORDS,
@@ -296,6 +297,15 @@ class Writer:
         metrics.EVENTS.inc(tally.events)
         metrics.CONNECTIONS.inc(tally.connections)
         metrics.GAPS.inc(tally.gaps)
+        for ended in tally.ended:
+            fields = dispatch_fields(
+                namespace=ended.namespace,
+                asset=ended.asset_name,
+                dispatch=ended.dispatch_name or "",
+                uid=ended.dispatch_uid,
+                request_id=ended.request_id or "",
+            )
+            self._log.info("dispatch.recorded", **fields, phase=ended.phase, reason=ended.reason)
         for reason, count in tally.quarantined.items():
             metrics.QUARANTINED.labels(reason).inc(count)
             self._log.warning("entries.quarantined", reason=reason, count=count)

@@ -151,9 +151,9 @@ class Core:
         except GoneError:
             self.drop(key)
         except TRANSIENT as error:
-            _log.warning(
-                "object.not_read", kind=key.kind.value, name=key.name, why=str(error)[:200]
-            )
+            kind, namespace, name = key
+            why = str(error)[:200]
+            _log.warning("object.not_read", kind=kind, namespace=namespace, name=name, why=why)
 
     def _concern(
         self, key: ObjectKey, known: Fact | Unreadable, *, ended_too: bool = False
@@ -284,7 +284,7 @@ class Core:
                 namespace=key.namespace,
                 name=key.name,
                 why=str(error)[:300],
-                again_seconds=round(seconds, 2),
+                retry_seconds=round(seconds, 2),
             )
         except Exception as error:
             result = "failed"

@@ -7,8 +7,17 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
+from tests.counters import value_of
 
-from derops.observability import LINES_AT_ONCE, FloodFilter, OpsServer, Readiness
+from derops import metrics
+from derops.observability import (
+    ASSET_LINES_AT_ONCE,
+    LINES_AT_ONCE,
+    STATION_LINES_AT_ONCE,
+    FloodFilter,
+    OpsServer,
+    Readiness,
+)
 from derops.ops_server import MAX_CONNECTIONS, MAX_REQUEST_BYTES
 from derops.rates import Rates
 
@@ -51,6 +60,44 @@ def test_a_flood_of_one_event_is_summed_up_and_hides_no_other() -> None:
     assert other
     assert flood.filter(after)
     assert after.msg == {"event": "agent.refused", "left_out": 4500}
+
+
+def station(asset: int | str, event: str = "dispatch.moved") -> logging.LogRecord:
+    facts = {"event": event, "namespace": "pilot", "asset": f"a{asset}"}
+    return logging.LogRecord("journal", logging.INFO, "", 0, facts, None, None)
+
+
+def test_each_dispatch_of_a_fleet_that_starts_at_once_is_told() -> None:
+    flood = FloodFilter(lambda: 0.0)
+
+    for event in ("dispatch.written", "report.taken", "report.taken"):
+        assert all(flood.filter(station(number, event)) for number in range(10_000))
+
+
+def test_an_asset_that_floods_hides_no_other() -> None:
+    now = [0.0]
+    flood = FloodFilter(lambda: now[0])
+    told = sum(flood.filter(station("liar")) for _ in range(100_000))
+    now[0] = 1.0
+    after = station("liar")
+
+    assert told == ASSET_LINES_AT_ONCE
+    assert flood.filter(station("honest"))
+    assert flood.filter(after)
+    assert isinstance(after.msg, dict)
+    assert after.msg["left_out"] == 100_000 - told
+
+
+def test_lines_of_dispatches_have_a_bound_for_all_assets() -> None:
+    flood = FloodFilter(lambda: 0.0)
+    many = int(STATION_LINES_AT_ONCE)
+    left_out = metrics.LOG_LINES_LEFT_OUT.labels(of="dispatches")
+    before = value_of(left_out)
+
+    told = sum(flood.filter(station(number)) for number in range(many + 100))
+
+    assert told == many
+    assert value_of(left_out) == before + 100
 
 
 @pytest.fixture

@@ -129,7 +129,7 @@ class AgentLedger:
         self._ledger = Ledger(folder / "agent" / "ns_battery" / "ledger.db")
         self._ledger._db.execute(_CHECKPOINT_OFTEN)
         self._clock = FakeClock(wall_us=time.time_ns() // 1000)
-        self._journal = Journal(self._ledger, self._clock, inline, FakeOutlet(), "ns/battery")
+        self._journal = Journal(self._ledger, self._clock, inline, FakeOutlet())
         self._journal.believes_clock = True
         asyncio.run(self._journal.load())
 

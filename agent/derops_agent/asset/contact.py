@@ -12,13 +12,13 @@ from derops_agent.execution.site import AssetSpec
 class Contact:
     """Contact of one asset with its gateways; lost for too long it is in failsafe."""
 
-    def __init__(self, clock: Clock, asset: str) -> None:
+    def __init__(self, clock: Clock) -> None:
         self.failsafe = False
         """Only a new snapshot ends it."""
 
         self._clock = clock
         self._heard_us = clock.monotonic_us()
-        self._log = structlog.get_logger("controller").bind(asset=asset)
+        self._log = structlog.get_logger("controller")
 
     def note(self) -> None:
         """Note that a gateway was heard."""

@@ -65,31 +65,29 @@ class AssetController:
         draw: Callable[[], float] = random.random,
     ) -> None:
         self.name = name
-        self.journal = Journal(ledger, clock, run, outlet, str(name))
-        self.revisions = Revisions(ledger.revision, clock, str(name))
+        self.journal = Journal(ledger, clock, run, outlet)
+        self.revisions = Revisions(ledger.revision, clock)
         self.inbox = Inbox()
         self._device, self._ledger, self._clock, self._run = device, ledger, clock, run
         self._outlet = outlet
-        self._writer = DeviceWriter(device, clock, str(name))
+        self._writer = DeviceWriter(device, clock)
         site = Site(
             capability=device.capability,
             local=local,
             max_clock_offset_milliseconds=max_clock_offset_milliseconds,
             settle_us=settle_us,
         )
-        self._known = SiteState(site, clock, str(name))
-        self._orders = Orders(
-            self.journal, ledger, self._known, self._writer, clock, draw, str(name)
-        )
+        self._known = SiteState(site, clock)
+        self._orders = Orders(self.journal, ledger, self._known, self._writer, clock, draw)
         self._startup = Startup(self.journal, device, self._writer, clock)
-        self._contact = Contact(clock, str(name))
+        self._contact = Contact(clock)
         self._wakeup = asyncio.Event()
         self._ledger_failing = False
         self._decided = moment(clock)
         self._advanced: Moment | None = None
         """When starts were last looked at; None = not since this process began."""
 
-        self._log = structlog.get_logger("controller").bind(asset=str(name))
+        self._log = structlog.get_logger("controller")
 
     @property
     def holding(self) -> bool:
@@ -156,7 +154,7 @@ class AssetController:
         self._ledger_failing = bool(problem)
         self._outlet.note_ledger(problem)
         if problem:
-            self._log.error("ledger.failed", error=problem)
+            self._log.error("ledger.failed", why=problem)
         else:
             self._log.info("ledger.recovered")
 

@@ -48,7 +48,7 @@ class GuardedDevice:
         try:
             return await self._bounded(self._device.read_setpoints, APPLY_TIMEOUT_SECONDS)
         except DeviceError as error:
-            self._log.warning("setpoints.read_failed", error=str(error))
+            self._log.warning("setpoint.read_failed", why=str(error))
             return None
 
     async def sample(self) -> Reading | None:
@@ -59,7 +59,7 @@ class GuardedDevice:
             metrics.SAMPLE_FAILURES.inc()
             if _is_silence(self.complaint) is not _is_silence(error):
                 # Once, not once a second: each try may ask for something else.
-                self._log.warning("sample.failed", error=str(error))
+                self._log.warning("sample.failed", why=str(error))
             self.complaint = error
             return None
         self.complaint = None
@@ -83,7 +83,7 @@ class GuardedDevice:
             raise kind(problem) from error
         except Exception as error:
             # A driver's own mistake must not stop the loop that will revert the device.
-            self._log.exception("driver.failed", error=str(error))
+            self._log.exception("driver.failed", why=str(error))
             raise DeviceTimeoutError(f"the driver failed: {error}") from error
 
 

@@ -30,9 +30,7 @@ FORGET_AFTER_US = SECOND_US
 class Journal(Mapping[str, Execution]):
     """All executions that are not settled, by uid."""
 
-    def __init__(
-        self, ledger: Ledger, clock: Clock, run: Runner, outlet: Outlet, asset: str
-    ) -> None:
+    def __init__(self, ledger: Ledger, clock: Clock, run: Runner, outlet: Outlet) -> None:
         self.clock_offset_milliseconds: int | None = None
         self.believes_clock = False
         """Whether the wall clock may become the last time that is known to be good."""
@@ -51,7 +49,7 @@ class Journal(Mapping[str, Execution]):
         ``catch_up``."""
         self._unstored: dict[str, Execution] = {}
         """What the ledger has of those that went on without it."""
-        self._log = structlog.get_logger("journal").bind(asset=asset)
+        self._log = structlog.get_logger("journal")
 
     def __getitem__(self, uid: str) -> Execution:
         return self._executions[uid]
@@ -298,8 +296,13 @@ class Journal(Mapping[str, Execution]):
             metrics.count_transition(step.phase, step.reason)
             self._log.info(
                 "dispatch.moved",
-                dispatch_uid=execution.order.uid,
+                **execution.order.log_fields,
                 phase=step.phase,
                 reason=step.reason,
-                message=step.message,
+                why=step.message,
+            )
+        if execution.reverted_us and not (before and before.reverted_us):
+            late_seconds = (execution.reverted_us - execution.ended_us) / SECOND_US
+            self._log.info(
+                "dispatch.reverted", **execution.order.log_fields, late_seconds=late_seconds
             )

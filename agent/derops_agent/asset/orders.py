@@ -33,11 +33,10 @@ class Orders:
         writer: DeviceWriter,
         clock: Clock,
         draw: Callable[[], float],
-        asset: str,
     ) -> None:
         self._journal, self._ledger, self._known = journal, ledger, known
         self._writer, self._clock, self._draw = writer, clock, draw
-        self._log = structlog.get_logger("controller").bind(asset=asset)
+        self._log = structlog.get_logger("controller")
 
     async def take(
         self,
@@ -107,5 +106,5 @@ class Orders:
         if known or not (full or message.ByteSize() > MAX_ORDER_BYTES):
             return True
         metrics.ORDERS_NOT_TAKEN.inc()
-        self._log.error("order.not_taken", dispatch_uid=uid[:64], size=message.ByteSize())
+        self._log.error("order.not_taken", dispatch_uid=uid[:64], bytes=message.ByteSize())
         return False

@@ -33,11 +33,11 @@ class Revisions:
     While the ledger takes nothing, what was heard is ahead.
     """
 
-    def __init__(self, stored: agent_pb2.Revision, clock: Clock, asset: str) -> None:
+    def __init__(self, stored: agent_pb2.Revision, clock: Clock) -> None:
         self.heard = self.handled = stored
         self._clock = clock
         self._not_kept = (0, 0)
-        self._log = structlog.get_logger("controller").bind(asset=asset)
+        self._log = structlog.get_logger("controller")
 
     def note_heard(self, revision: agent_pb2.Revision) -> None:
         """Note a revision that came."""

@@ -18,7 +18,7 @@ from derops_agent.ports import Capability, Reading
 class SiteState:
     """Folds what comes of one site into what orders are judged against."""
 
-    def __init__(self, site: Site, clock: Clock, asset: str) -> None:
+    def __init__(self, site: Site, clock: Clock) -> None:
         self.site = site
         """As it was last configured and measured; ``now`` adds what time alone changes."""
 
@@ -26,7 +26,7 @@ class SiteState:
         self._health = health.Health()
         self._sampled_us = clock.monotonic_us()
         self._measured: Moment | None = None
-        self._log = structlog.get_logger("controller").bind(asset=asset)
+        self._log = structlog.get_logger("controller")
 
     def configure(self, asset: dispatch_pb2.Asset) -> None:
         """Note how the asset is configured."""
@@ -47,9 +47,7 @@ class SiteState:
         self._sampled_us = self._clock.monotonic_us()
         for point in reading.bad_points:
             if point.name not in self._health.bad:
-                self._log.warning(
-                    "point.bad", point=point.name, raw=point.raw, problem=point.problem
-                )
+                self._log.warning("point.bad", point=point.name, raw=point.raw, why=point.problem)
         self._health = health.note_sample(self._health, reading, moment(self._clock))
         metrics.BAD_POINTS.inc(len(reading.bad_points))
         before = self.site.reading

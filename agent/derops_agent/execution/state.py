@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from derops.lifecycle import Phase
+from derops.log_fields import dispatch_fields
 from derops.modes import Guard
 from derops.schedules import Window
 from derops.transitions import fold
@@ -37,6 +38,22 @@ class Order:
     known_phase: str
     created_us: int
     other_ledger_id: str = ""
+    name: str = ""
+    """Of the Dispatch, for people."""
+
+    request_id: str = ""
+    """Of the call that ordered it, for people; empty = none is known."""
+
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """What a line about it says of it; of which asset it is, each line says anyway."""
+        return dispatch_fields(
+            namespace="",
+            asset="",
+            dispatch=self.name,
+            uid=self.uid,
+            request_id=self.request_id,
+        )
 
     @property
     def strength(self) -> tuple[int, int, str]:

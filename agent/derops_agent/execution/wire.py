@@ -1,6 +1,7 @@
 """Wire messages to values of the domain, and back."""
 
 from derops.lifecycle import MESSAGE_LIMIT
+from derops.log_fields import read_request_id
 from derops.modes import Evidence
 from derops.wire.v1 import agent_pb2, dispatch_pb2
 from derops_agent.execution.site import AssetSpec
@@ -33,6 +34,8 @@ def read_order(message: dispatch_pb2.Dispatch) -> Order:
         known_phase=message.known_phase,
         created_us=message.created_us,
         other_ledger_id=message.other_ledger_id,
+        name=message.name,
+        request_id=read_request_id(message.request_id),
     )
 
 

@@ -104,7 +104,7 @@ class Link:
 
         self._failures = 0
         self._started: list[_Running] = []
-        self._log = structlog.get_logger("link").bind(asset=str(name))
+        self._log = structlog.get_logger("link")
 
     async def run(self) -> None:
         """Keep a stream open until cancelled, then end it with a Bye."""
@@ -153,7 +153,7 @@ class Link:
             self._log.info("certificate.renewed")
             await self._close(old, EndReason.CERTIFICATE_RENEWED)
             return new
-        self._log.warning("certificate.not_accepted", hint="the old stream stays")
+        self._log.warning("certificate.not_accepted", why="the old stream stays")
         if new.task.done():
             await self._learn(new.task.result())
         await self._close(new, EndReason.WITHDRAWN)
@@ -239,7 +239,7 @@ class Link:
         self._log.info(
             "stream.ended",
             reason=ended.reason,
-            message=ended.message,
+            why=ended.message,
             retry_seconds=round(delay, 2),
         )
         await asyncio.sleep(delay)

@@ -302,7 +302,7 @@ class Stream:
             "telemetry.refused",
             sequence=refused.sequence,
             reason=refused.reason,
-            message=refused.message,
+            why=refused.message,
         )
 
     def _on_report_ack(self, ack: agent_pb2.ReportAck) -> None:

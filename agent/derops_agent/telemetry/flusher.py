@@ -50,7 +50,7 @@ class Flusher:
         if self.store.trouble is None:
             now_seconds = asyncio.get_running_loop().time()
             self.store.trouble = Trouble(str(error), now_seconds)
-            self._log.error("outbox.commit_failed", error=str(error))
+            self._log.error("outbox.commit_failed", why=str(error))
         if is_damaged(error):
             ids = await self._threads.run_outbox(self.store.replace, error)
             self._work = []

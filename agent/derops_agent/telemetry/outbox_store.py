@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from derops.ids import AssetName
+from derops.log_fields import asset_fields
 from derops.sqlite import Schema, transaction
 from derops.wire.v1 import agent_pb2
 from derops_agent import metrics
@@ -350,9 +351,8 @@ class OutboxStore:
         stored.batches += 1
         stored.size += len(message) + _ROW_BYTES
         metrics.SAMPLES_DROPPED.labels(reason).inc(dropped)
-        self._log.warning(
-            "samples.dropped", asset=str(self._names[key]), reason=reason, samples=dropped
-        )
+        fields = asset_fields(self._names[key].namespace, self._names[key].name)
+        self._log.warning("samples.dropped", **fields, reason=reason, samples=dropped)
         return int(through)
 
 

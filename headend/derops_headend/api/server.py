@@ -235,7 +235,7 @@ class ServerCertificate:
             if found != self._read:
                 self._load()
                 self._read = found
-                structlog.get_logger("api").info("port.certificate_exchanged")
+                structlog.get_logger("api").info("port.certificate_renewed")
         except (OSError, ValueError) as error:
             self._readiness.degraded(_PART, f"what was read before is served: {error}")
         else:

@@ -154,7 +154,7 @@ class Watch(Generic[Kept]):
                 self._version = ""
             except _TROUBLES as error:
                 if not failing:
-                    _log.warning("watch.failed", path=self._path, error=_words(error))
+                    _log.warning("watch.failed", path=self._path, why=_words(error))
                 failing = True
                 self._tell(_words(error))
             # Also after a good end: the API server may end each watch at once.
@@ -234,7 +234,7 @@ class Watch(Generic[Kept]):
         try:
             key, kept = self._keep(manifest)
         except Exception as error:
-            _log.warning("object.unreadable", path=self._path, error=type(error).__name__)
+            _log.warning("object.unreadable", path=self._path, why=type(error).__name__)
             return _key(manifest)
         self._by_namespace.setdefault(key[0], {})[key[1]] = kept
         self._changed.set()
@@ -321,7 +321,7 @@ def _parse_event(line: bytes) -> Mapping[str, Any] | None:
     try:
         return parse(line)
     except (ValueError, RecursionError) as error:
-        _log.warning("event.unreadable", error=type(error).__name__)
+        _log.warning("event.unreadable", why=type(error).__name__)
         return None
 
 

@@ -66,6 +66,9 @@ class Changes:
     assets: set[str] = field(default_factory=set)
     removed_assets: set[str] = field(default_factory=set)
     dispatches: list[dispatch_pb2.Dispatch] = field(default_factory=list)
+    begun: list[dispatch_pb2.Dispatch] = field(default_factory=list)
+    """Of the dispatches, those that were not held before."""
+
     settled: list[dispatch_pb2.Dispatch] = field(default_factory=list)
 
 
@@ -202,6 +205,7 @@ class DesiredState:
             },
             removed_assets=old_assets.keys() - self._assets.keys(),
             dispatches=[d for uid, d in self._dispatches.items() if old_dispatches.get(uid) != d],
+            begun=_missing(self._dispatches.values(), old_dispatches),
             settled=_missing(old_dispatches.values(), self._dispatches),
         )
 
@@ -227,6 +231,8 @@ class DesiredState:
             self._put_asset(message.asset)
             changes.assets.add(message.asset.id.uid)
         elif kind == "dispatch":
+            if message.dispatch.uid not in self._dispatches:
+                changes.begun.append(message.dispatch)
             self._put_dispatch(message.dispatch)
             changes.dispatches.append(message.dispatch)
         elif kind == "asset_removed":

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from derops.errors import IdentityRefusedError
 from derops.ids import AssetName
+from derops.log_fields import asset_fields
 from derops.schedules import SECOND_US
 from derops.wire.streams import EOF
 from derops.wire.v1 import agent_pb2, agent_pb2_grpc
@@ -170,12 +171,13 @@ class AgentLink(agent_pb2_grpc.AgentLinkServicer):
         reason = "NotReady" if isinstance(error, NotReadyError) else error.reason
         message = str(error) if isinstance(error, NotReadyError) else error.message
         metrics.REFUSED_STREAMS.labels(reason).inc()
+        asset = certificate.asset if certificate is not None else None
         self._log.warning(
             "agent.refused",
             reason=reason,
             why=message,
             peer=context.peer(),
-            asset=str(certificate.asset) if certificate else None,
+            **(asset_fields(asset.namespace, asset.name) if asset is not None else {}),
         )
         if certificate is not None:
             self._exchange.note_refusal(certificate, context.peer(), reason, message)

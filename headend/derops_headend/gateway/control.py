@@ -178,7 +178,7 @@ class OperatorStream:
                 await self._take(messages)
             except BadSyncError as error:
                 metrics.REFUSED_STREAMS.labels(error.reason).inc()
-                self._log.error("operator.refused", why=str(error))
+                self._log.error("operator.refused", reason=error.reason, why=str(error))
                 self.end(error.reason, str(error).partition(": ")[2])
                 return
             if None in group:

@@ -7,11 +7,16 @@ from asyncio import Future, shield
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
+import structlog
+
+from derops.log_fields import wire_dispatch_fields
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
-from derops_headend.fleet.desired import DesiredState, Written
+from derops_headend.fleet.desired import NEVER, DesiredState, Written
 from derops_headend.gateway.current_operator import CurrentOperator
 from derops_headend.gateway.desired_store import DesiredStore
 from derops_headend.group_commit import GroupCommit
+
+_log = structlog.get_logger("deliveries")
 
 
 class Deliveries:
@@ -34,6 +39,11 @@ class Deliveries:
         self._desired, self._operator, self._now_us = desired, operator, now_us
         self.writes: GroupCommit[tuple[str, Written]] = GroupCommit(store.record)
         self._noting: dict[str, Future[None]] = {}
+
+    def note_stored(self, dispatches: Iterable[dispatch_pb2.Dispatch]) -> None:
+        """Tell of dispatches that are on the disk, and were not held before."""
+        for dispatch in dispatches:
+            _log.info("dispatch.stored", **wire_dispatch_fields(dispatch))
 
     def revision(self) -> agent_pb2.Revision:
         """Return the revision of the state that is served; there must be one."""
@@ -59,6 +69,7 @@ class Deliveries:
 
     async def claim(self, dispatch_uids: Sequence[str], ledger_id: str) -> None:
         """Note on disk that dispatches are about to be written to a stream."""
+        begun = [uid for uid in dispatch_uids if self._desired.written(uid) is NEVER]
         for uid in dispatch_uids:
             first = self._desired.mark_written(uid, self._now_us(), ledger_id)
             if first is not None:
@@ -67,6 +78,9 @@ class Deliveries:
         # Notes of other streams too. Shielded: others may still wait when this stream ends.
         for noting in [self._noting[uid] for uid in dispatch_uids if uid in self._noting]:
             await shield(noting)
+        for uid in begun:
+            if (dispatch := self._desired.dispatch(uid)) is not None:
+                _say_written(dispatch)
 
     async def claim_offered(
         self, dispatch_uid: str, ledger_id: str
@@ -78,11 +92,14 @@ class Deliveries:
         """
         if not self._desired.may_be_written(dispatch_uid):
             return None
+        is_known = self._desired.written(dispatch_uid) is not NEVER
         await self.claim([dispatch_uid], ledger_id)
         dispatch = self._desired.dispatch(dispatch_uid)
         if dispatch is None:
             return None
         self.tell(dispatch_uid)
+        if is_known and dispatch.cancelled:
+            _say_written(dispatch)
         return self._desired.as_written(dispatch, ledger_id)
 
     def plan_writes(
@@ -156,6 +173,11 @@ class Deliveries:
     def _forget_noting(self, dispatch_uid: str, noting: Future[None]) -> None:
         if self._noting.get(dispatch_uid) is noting:
             del self._noting[dispatch_uid]
+
+
+def _say_written(dispatch: dispatch_pb2.Dispatch) -> None:
+    fields = wire_dispatch_fields(dispatch)
+    _log.info("dispatch.written", **fields, cancelled=dispatch.cancelled)
 
 
 def without_identity(asset: dispatch_pb2.Asset) -> dispatch_pb2.Asset:

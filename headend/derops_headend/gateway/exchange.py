@@ -7,8 +7,6 @@ done. What must survive a restart goes to the store or to the log first.
 from asyncio import Lock, sleep
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import structlog
-
 from derops.errors import DeropsError, IdentityRefusedError
 from derops.revisions import MAX_AHEAD_SECONDS, seconds_ahead
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
@@ -23,7 +21,7 @@ from derops_headend.gateway.current_operator import CurrentOperator
 from derops_headend.gateway.deliveries import Deliveries, without_identity
 from derops_headend.gateway.desired_store import DesiredStore
 from derops_headend.gateway.log_appender import LogAppender
-from derops_headend.gateway.outlets import AgentOutlet, OperatorOutlet
+from derops_headend.gateway.outlets import AgentOutlet, OperatorOutlet, logger_of
 from derops_headend.gateway.report_desk import ReportDesk
 from derops_headend.gateway.session_memory import SessionMemory
 from derops_headend.gateway.unread_queue import UNREAD_BYTES, UNREAD_OF_ONE, UNREAD_SURE
@@ -81,7 +79,6 @@ class Exchange:
 
         self._streams: dict[str, AgentOutlet] = {}
         self._changing = Lock()
-        self._log = structlog.get_logger("exchange")
         if (stored := store.load()) is not None:
             self.desired.restore(*stored)
             on_ready()
@@ -138,7 +135,7 @@ class Exchange:
             changed = self.sessions.open(stream.session, ledger, now_us, alive=alive)
         except CloneSuspectedError as clone:
             metrics.CLONES_SUSPECTED.inc()
-            self._log.error("clone.suspected", asset=str(stream.certificate.asset), why=str(clone))
+            logger_of(stream).error("clone.suspected", why=str(clone))
             if old is not None:
                 old.end("CloneSuspected", str(clone))
             self.sessions.suspect(stream.session, ledger, now_us)
@@ -299,6 +296,7 @@ class Exchange:
 
     def _route(self, changes: Changes) -> None:
         self._route_assets(changes)
+        self.deliveries.note_stored(changes.begun)
         for dispatch in changes.dispatches:
             if dispatch.asset_uid in self._streams:
                 self._streams[dispatch.asset_uid].offer(dispatch.uid)

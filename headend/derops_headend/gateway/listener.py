@@ -156,7 +156,7 @@ class Port:
         await server.start()
         self._server, self._credentials = server, fresh
         self._exchanged = time.monotonic()
-        self._log.info("port.credentials_exchanged", until=fresh.ends.isoformat())
+        self._log.info("port.certificate_renewed", until=fresh.ends.isoformat())
         await self._end_oldest()
 
     def _may_exchange(self) -> bool:

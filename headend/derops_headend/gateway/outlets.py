@@ -4,6 +4,7 @@ from typing import Protocol
 
 import structlog
 
+from derops.log_fields import asset_fields
 from derops.wire.v1 import agent_pb2, control_pb2
 from derops_headend.access.certificates import AgentCertificate
 from derops_headend.fleet.sessions import Session
@@ -55,7 +56,8 @@ class OperatorOutlet(Protocol):
 
 def logger_of(stream: AgentOutlet) -> structlog.stdlib.BoundLogger:
     """Return a logger with the stream's asset and epoch; made when needed, which is seldom."""
+    asset = stream.certificate.asset
     bound: structlog.stdlib.BoundLogger = _log.bind(
-        asset=str(stream.certificate.asset), epoch=stream.session.epoch
+        **asset_fields(asset.namespace, asset.name), epoch=stream.session.epoch
     )
     return bound

@@ -4,6 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import structlog
+
+from derops.log_fields import dispatch_fields, read_request_id
 from derops.rates import Rates
 from derops.schedules import SECOND_US
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2, log_pb2
@@ -14,6 +17,8 @@ from derops_headend.gateway import metrics
 from derops_headend.gateway.current_operator import CurrentOperator
 from derops_headend.gateway.log_appender import LogAppender
 from derops_headend.gateway.outlets import AgentOutlet
+
+_log = structlog.get_logger("reports")
 
 _KIB, _MIB = 1024, 1024**2
 
@@ -88,9 +93,18 @@ class ReportDesk:
         known = dispatch_pb2.DispatchReport(
             dispatch_uid=report.report.dispatch_uid, sequence=report.report.sequence
         )
+        # As it is now: it may be settled before its report is durable.
+        held = self._desired.dispatch(report.report.dispatch_uid)
+        newest = self._newest.get(report.report.dispatch_uid)
+        if newest is None or newest.report.phase != report.report.phase:
+            known.phase, known.reason = report.report.phase, report.report.reason
         self.hear(report)  # first: the operator waits for it, the log does not
         self._journal.bring(
-            stream, log_pb2.AGENT_REPORT, asset, body, partial(self._note_logged, stream, known)
+            stream,
+            log_pb2.AGENT_REPORT,
+            asset,
+            body,
+            partial(self._note_logged, stream, known, held),
         )
         return None
 
@@ -148,9 +162,12 @@ class ReportDesk:
         self,
         stream: AgentOutlet,
         report: dispatch_pb2.DispatchReport,
+        held: dispatch_pb2.Dispatch | None,
         error: BaseException | None,
     ) -> None:
         if error is None:
+            if report.phase:
+                _say_taken(stream, report, held)
             self.acknowledge(stream, report)
         else:
             self._forget_undurable(report.dispatch_uid)
@@ -167,6 +184,21 @@ class ReportDesk:
         if report is not None:
             self.held.add(report.asset_uid, _weight(report))
             self._newest[dispatch_uid] = report
+
+
+def _say_taken(
+    stream: AgentOutlet, report: dispatch_pb2.DispatchReport, held: dispatch_pb2.Dispatch | None
+) -> None:
+    """Tell of a report that says another phase than the one before, and is durable."""
+    asset = stream.certificate.asset
+    fields = dispatch_fields(
+        namespace=asset.namespace,
+        asset=asset.name,
+        dispatch=held.name if held is not None else "",
+        uid=report.dispatch_uid,
+        request_id=read_request_id(held.request_id) if held is not None else "",
+    )
+    _log.info("report.taken", **fields, phase=report.phase, reason=report.reason)
 
 
 def _send_ack(stream: AgentOutlet, report: dispatch_pb2.DispatchReport) -> None:

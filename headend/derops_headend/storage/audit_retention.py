@@ -124,7 +124,9 @@ def _tell(
     }
     body, head = link(_head(connection, at), json.dumps(facts, separators=(",", ":")))
     store(connection, [ChainedRecord(head.chain, head.seq, head.hash, at, body)])
-    structlog.get_logger("audit").info("audit.dropped", month=partition, **head._asdict())
+    structlog.get_logger("audit").info(
+        "audit.dropped", month=partition, chain=head.chain, seq=head.seq, hash=head.hash
+    )
 
 
 def _head(connection: psycopg.Connection, at: datetime) -> Head:

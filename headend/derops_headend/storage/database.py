@@ -13,7 +13,7 @@ from psycopg import errors, sql
 
 from derops.errors import DeropsError
 from derops.instants import moment_of
-from derops_headend.storage.dispatches import MOST_STEPS, find_full
+from derops_headend.storage.dispatches import MOST_STEPS, EndedRow, find_ended, find_full
 from derops_headend.storage.engines import detect
 from derops_headend.storage.history_rows import note_missing, quarantine, record
 from derops_headend.storage.maintenance import STATEMENT_MILLISECONDS, Keeper
@@ -66,6 +66,8 @@ class StoredCount:
     connections: int = 0
     gaps: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
+    ended: tuple[EndedRow, ...] = ()
+    """The dispatches whose end is told by what was stored."""
 
     def __add__(self, other: "StoredCount") -> "StoredCount":
         return StoredCount(
@@ -76,6 +78,7 @@ class StoredCount:
             connections=self.connections + other.connections,
             gaps=self.gaps + other.gaps,
             quarantined=self.quarantined + other.quarantined,
+            ended=self.ended + other.ended,
         )
 
 
@@ -274,6 +277,8 @@ class WriterDatabase:
         differing = self._store_samples(batch, ids, tally)
         differing += self._store_measurements(batch.measurements, ids, tally)
         record(self._connection, self._log_id, batch, ids)
+        if ended := batch.ended():
+            tally.ended = find_ended(self._connection, ended)
         conflicts = [
             Quarantined(
                 source=source,

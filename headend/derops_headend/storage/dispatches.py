@@ -5,9 +5,10 @@ Triggers (migration 8) derive its rows from the events; nothing else writes it.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
+from psycopg.rows import args_row
 
 AT_ONCE = 500
 """Dispatches of one step: some 50 ms."""
@@ -77,6 +78,33 @@ def is_filled(connection: psycopg.Connection) -> bool:
     """Return whether all dispatches have a row: those from before the table, too."""
     row = connection.execute("select done_at is not null from dispatch_backfill").fetchone()
     return row == (True,)
+
+
+class EndedRow(NamedTuple):
+    """A dispatch that has ended, as its row says."""
+
+    namespace: str
+    asset_name: str
+    dispatch_name: str | None
+    dispatch_uid: str
+    request_id: str | None
+    phase: str
+    reason: str
+
+
+def find_ended(
+    connection: psycopg.Connection, keys: Iterable[tuple[str, str]]
+) -> tuple[EndedRow, ...]:
+    """Return the rows of dispatches, by uid and subject."""
+    uids, subjects = zip(*keys, strict=True)
+    with connection.cursor(row_factory=args_row(EndedRow)) as cursor:
+        found = cursor.execute(
+            "select namespace, asset_name, dispatch_name, dispatch_uid, request_id, phase, reason "
+            "from dispatch join unnest(%s::text[], %s::text[]) as asked (dispatch_uid, subject) "
+            "using (dispatch_uid, subject)",
+            (list(uids), list(subjects)),
+        )
+        return tuple(found.fetchall())
 
 
 def find_full(

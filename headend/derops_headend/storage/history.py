@@ -83,6 +83,9 @@ class Dispatched:
     created_by: str | None
     """Who ordered it; None = the operator did not say, unknown = nobody can know."""
 
+    request_id: str | None
+    """Of the call of the API that ordered it; None = it was ordered otherwise, or nobody knows."""
+
     @property
     def place(self) -> DispatchPosition:
         """Where it stands in the order of ``find``."""

@@ -17,11 +17,11 @@ from derops_headend.writing.rows import Batch, EventRow, LogSource, Quarantined
 _EVENT = """
     insert into dispatch_event as old (
       event_id, asset_id, dispatch_uid, dispatch_name, actor, phase, reason, message, at,
-      received_at, subject, created_by,
+      received_at, subject, created_by, request_id,
       report, report_ledger_id, report_sequence, report_received_at
     ) select * from unnest(
       %s::uuid[], %s::int8[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[],
-      %s::text[], %s::timestamptz[], %s::timestamptz[], %s::text[], %s::text[],
+      %s::text[], %s::timestamptz[], %s::timestamptz[], %s::text[], %s::text[], %s::text[],
       %s::jsonb[], %s::text[], %s::numeric[], %s::timestamptz[]
     )
     on conflict (event_id, subject) do update set
@@ -74,6 +74,7 @@ def record(
                     row.event_id, int(ids[row.asset]), row.dispatch_uid, row.dispatch_name,
                     row.actor, row.phase, row.reason, row.message, moment_of(row.at_us),
                     moment_of(row.received_us), subjects[row.asset], row.created_by,
+                    row.request_id,
                     *(
                         (row.report.json, row.report.ledger_id, row.report.sequence,
                          moment_of(row.received_us))

@@ -7,6 +7,7 @@ from uuid import UUID, uuid5
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import DecodeError
 
+from derops.log_fields import read_request_id
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2, log_pb2
 from derops_headend.writing.refusals import (
     MAX_CREATOR,
@@ -149,7 +150,13 @@ def _add_headend_transition(batch: Batch, index: int, asset: int) -> None:
         identity=f"{step.phase}/{step.reason}",
         report=None,
     )
-    batch.events.append(replace(event, created_by=clean(said.created_by)[:MAX_CREATOR] or None))
+    batch.events.append(
+        replace(
+            event,
+            created_by=clean(said.created_by)[:MAX_CREATOR] or None,
+            request_id=read_request_id(said.request_id) or None,
+        )
+    )
 
 
 def _add_connection(batch: Batch, index: int, asset: int) -> None:

@@ -9,6 +9,7 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
+from derops.lifecycle import Phase
 from derops.wire.v1 import agent_pb2, log_pb2
 
 QUANTITIES: dict[int, str] = {
@@ -18,6 +19,8 @@ QUANTITIES: dict[int, str] = {
 
 _EPOCH = date(1970, 1, 1)
 _DAY_US = 86_400_000_000
+
+_TERMINAL = frozenset(phase for phase in Phase if phase.terminal)
 
 CLOCK_OFFSET = "clock_offset_seconds"
 
@@ -135,6 +138,9 @@ class EventRow:
     created_by: str | None = None
     """Who ordered the dispatch; None = it was not told."""
 
+    request_id: str | None = None
+    """Of the call that ordered it; None = none was told."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionRow:
@@ -166,6 +172,13 @@ class Batch:
     events: list[EventRow] = field(default_factory=list)
     connections: list[ConnectionRow] = field(default_factory=list)
     quarantined: list[Quarantined] = field(default_factory=list)
+
+    def ended(self) -> set[tuple[str, str]]:
+        """Return the dispatches whose end is told, by uid and subject."""
+        subjects = [f"{asset.namespace}/{asset.name}" for asset in self.assets]
+        return {
+            (row.dispatch_uid, subjects[row.asset]) for row in self.events if row.phase in _TERMINAL
+        }
 
     def days(self) -> set[date]:
         """Return the days (UTC) that have samples or measurements."""

@@ -63,7 +63,7 @@ class Executor:
             await self.finalize(Kind.DISPATCH, dispatch.meta, action)
         elif isinstance(action, Delete):
             await self._api.delete(Kind.DISPATCH, dispatch.meta)
-            _log.info("dispatch.deleted", namespace=key.namespace, name=key.name, why="ttl")
+            _log.info("dispatch.deleted", **dispatch.log_fields, why="ttl")
         elif not isinstance(action, Settle):
             raise TypeError(f"{type(action).__name__} is not for Kubernetes")
 
@@ -110,10 +110,10 @@ class Executor:
         approval = self._answer_of("Approved", message)
         if await self._patch_conditions(Kind.REQUEST, request, approval):
             _log.info(
-                "request.approved",
+                "certificate_request.approved",
                 namespace=request.meta.namespace,
                 name=request.meta.name,
-                message=message,
+                why=message,
             )
 
     async def reissue(
@@ -136,7 +136,7 @@ class Executor:
             "observedGeneration": certificate.meta.generation,
         }
         if await self._patch_conditions(Kind.CERTIFICATE, certificate, issuing):
-            _log.info("certificate.reissued", namespace=namespace, name=name)
+            _log.info("certificate.reissued", namespace=namespace, name=name, why=message)
 
     async def _answer(self, namespace: str, asset: Asset, action: Approve | Deny) -> None:
         request = self._cache.fact(ObjectKey(Kind.REQUEST, namespace, action.request))
@@ -158,9 +158,9 @@ class Executor:
                 raise
             # It is to an issuer of others: we may not answer it, and nothing waits for an answer.
             why = str(refused.reason)[:300]
-            _log.warning("request.not_denied", namespace=namespace, name=name, why=why)
+            _log.warning("certificate_request.not_denied", namespace=namespace, name=name, why=why)
             return
-        _log.info("request.denied", namespace=namespace, name=name, message=message)
+        _log.info("certificate_request.denied", namespace=namespace, name=name, why=message)
         self._events.post(
             Kind.ASSET, asset.meta, warning=True, reason="CertificateDenied", note=message
         )

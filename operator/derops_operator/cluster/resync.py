@@ -85,7 +85,9 @@ class Resync:
             self._take(key.kind, await self._kube.read(key.kind, key.namespace, key.name))
         except GoneError:
             self._drop(key)
-            _log.info("object.vanished", kind=key.kind.value, name=key.name)
+            _log.info(
+                "object.vanished", kind=key.kind.value, namespace=key.namespace, name=key.name
+            )
 
 
 def _is_answer(error: Exception) -> bool:

@@ -210,10 +210,10 @@ class StatusWriter:
             self._count_stages(before, after)
             if after.phase.terminal and not before.phase.terminal:
                 metrics.count_ending(after.phase, after.reason)
+            if after.phase is not before.phase or not before.status:
                 _log.info(
-                    "dispatch.ended",
-                    namespace=key.namespace,
-                    name=key.name,
+                    "dispatch.ended" if after.phase.terminal else "status.stored",
+                    **after.log_fields,
                     phase=str(after.phase),
                     reason=after.reason,
                 )

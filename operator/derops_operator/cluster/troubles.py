@@ -41,7 +41,7 @@ class Troubles:
         self._counts[kind] += key not in self._told
         self._told[key] = version
         _log.error(
-            "object.not_read" if failure is None else "object.not_worked_on",
+            "object.unreadable" if failure is None else "object.not_worked_on",
             kind=kind.value,
             namespace=meta.namespace,
             name=meta.name,

@@ -130,7 +130,8 @@ class Desired:
     """What every replica is to hold. Each change raises the version by one; equal state does not.
 
     A cancelled dispatch stays cancelled: gateways and agents are told so once, and nobody may build
-    a proof on an order that can come back.
+    a proof on an order that can come back. The request id that came first stands: it is an
+    annotation, and whoever changes that sends nothing anew.
     """
 
     def __init__(self, operator_start_ms: int, era: int = 0) -> None:
@@ -157,6 +158,8 @@ class Desired:
         if known is not None and known.message.cancelled:
             message.cancelled = True
             message.cancel_reason = known.message.cancel_reason
+        if known is not None:
+            message.request_id = known.message.request_id
         if known is not None and known.message == message:
             return
         version = self._publish(control_pb2.OperatorMessage(dispatch=message))

@@ -14,7 +14,7 @@ from derops.transitions import Actor
 from derops.wire.v1 import control_pb2, dispatch_pb2
 from derops_operator.gateways.wire import asset_id
 from derops_operator.resources.assets import Asset
-from derops_operator.resources.dispatches import Dispatch
+from derops_operator.resources.dispatches import UNKNOWN_CREATOR, Dispatch
 from derops_operator.resources.instants import parse_instant
 
 _AGAIN_US = 24 * 3600 * SECOND_US
@@ -117,4 +117,6 @@ def _message(
             at_us=parse_instant(line["at"]),
         ),
         created_by=dispatch.created_by,
+        # If anybody could say who ordered it, anybody could say by which call.
+        request_id=dispatch.request_id if dispatch.created_by != UNKNOWN_CREATOR else "",
     )

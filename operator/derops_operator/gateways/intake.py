@@ -6,6 +6,7 @@ from collections.abc import Callable
 import structlog
 
 from derops.lifecycle import Phase
+from derops.log_fields import asset_fields
 from derops.rates import Rates
 from derops.wire.v1 import control_pb2
 from derops_operator import metrics
@@ -17,6 +18,8 @@ MAX_SAID_BYTES = 256 * 1024
 
 STRANGE_LOG_SECONDS = 10.0
 """How often a report that counts for nothing is worth a line, for each reason."""
+
+_MAX_WORD = 256
 
 _log = structlog.get_logger("headend")
 
@@ -111,7 +114,12 @@ class ReplicaIntake:
     def _take_report(self, message: control_pb2.AgentReport) -> None:
         phase = message.report.phase
         if phase not in set(Phase):
-            _log.error("report.not_understood", phase=phase, uid=message.report.dispatch_uid)
+            _log.error(
+                "report.not_understood",
+                phase=phase[:_MAX_WORD],
+                **asset_fields(message.namespace[:_MAX_WORD], message.asset_name[:_MAX_WORD]),
+                dispatch_uid=message.report.dispatch_uid[:_MAX_WORD],
+            )
             return
         if self._is_strange(message):
             return
@@ -128,9 +136,8 @@ class ReplicaIntake:
             _log.warning(
                 "report.strange",
                 reason=str(reason),
-                dispatch_uid=message.report.dispatch_uid,
-                namespace=message.namespace,
-                asset=message.asset_name,
-                asset_uid=message.asset_uid,
+                **asset_fields(message.namespace[:_MAX_WORD], message.asset_name[:_MAX_WORD]),
+                dispatch_uid=message.report.dispatch_uid[:_MAX_WORD],
+                asset_uid=message.asset_uid[:_MAX_WORD],
             )
         return True

@@ -13,6 +13,7 @@ import grpc
 import structlog
 
 from derops.backoff import back_off_seconds, spread_seconds
+from derops.log_fields import dispatch_fields
 from derops.observability import Readiness
 from derops.pem import IdentityFiles
 from derops.wire.v1 import control_pb2, control_pb2_grpc
@@ -106,7 +107,7 @@ class GatewaySync:
             dropped = self._history.put(transition)
             if dropped is not None:
                 metrics.HISTORY_DROPPED.inc()
-                _log.error("history.dropped", dispatch_uid=dropped.dispatch_uid)
+                _log.error("history.dropped", **_fields_of(dropped))
 
     async def run(self) -> None:
         """Keep a stream to every replica, until cancelled."""
@@ -185,7 +186,7 @@ class GatewaySync:
                 address=address,
                 why=why,
                 held_seconds=round(held, 1),
-                again_seconds=round(seconds, 2),
+                retry_seconds=round(seconds, 2),
             )
             await asyncio.sleep(seconds)
 
@@ -227,10 +228,10 @@ class GatewaySync:
         finally:
             waiting.cancel()
         if taken.is_set():
-            _log.info("identity.renewed", address=address)
+            _log.info("certificate.renewed", address=address)
             return stream
         if (error := stream.exception()) is not None:
-            _log.warning("identity.not_accepted", address=address, why=_describe(error))
+            _log.warning("certificate.not_accepted", address=address, why=_describe(error))
             self._hear_refusal(address, error)
         return None
 
@@ -287,7 +288,7 @@ class GatewaySync:
         self._refusals.hear(address, details)
         before_ms, start_ms = self._desired.operator_start_ms, self._refusals.start_ms
         if start_ms != before_ms:
-            _log.warning("start.renewed", before=before_ms, now=start_ms)
+            _log.warning("start.renewed", before_ms=before_ms, now_ms=start_ms)
             self._desired.operator_start_ms = start_ms
             for link in self._open:  # each replica is to get a snapshot from this start
                 link.stop()
@@ -317,6 +318,16 @@ class GatewaySync:
         self._failures[where] = why
         self._note_readiness()
         return is_new
+
+
+def _fields_of(message: control_pb2.HeadendTransition) -> dict[str, str]:
+    return dispatch_fields(
+        namespace=message.asset.namespace,
+        asset=message.asset.name,
+        dispatch=message.dispatch_name,
+        uid=message.dispatch_uid,
+        request_id=message.request_id,
+    )
 
 
 def _describe(error: BaseException) -> str:

@@ -71,6 +71,7 @@ def dispatch_message(dispatch: Dispatch, asset_uid: str, order: Submit) -> dispa
         cancel_reason=order.cancel_reason,
         known_phase=str(order.known_phase),
         created_us=dispatch.meta.created_us,
+        request_id=dispatch.request_id,
     )
 
 

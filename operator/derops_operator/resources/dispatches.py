@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from derops.lifecycle import Phase
+from derops.log_fields import dispatch_fields, read_request_id
 from derops.modes import LatePolicy
 from derops.resources.dispatches import DispatchSpec
 from derops.schedules import SECOND_US, accept_by_us
@@ -19,6 +20,9 @@ CREATOR_ANNOTATION = "derops.io/created-by"
 
 UNKNOWN_CREATOR = "unknown"
 """Who ordered a Dispatch where nobody can know."""
+
+REQUEST_ID_ANNOTATION = "derops.io/request-id"
+"""On a Dispatch: which call of the API made it."""
 
 CREATOR_LIMIT = 512
 """Characters of who ordered a Dispatch; the CRD allows no more."""
@@ -60,6 +64,9 @@ class Dispatch:
     claimed_creator: str
     """Who ordered it, as its annotation says; empty = it has none. Anybody may have written it."""
 
+    request_id: str = ""
+    """Of the call that ordered it, as its annotation says; empty = none that can be one. A hint."""
+
     status: Mapping[str, Any]
     phase: Phase = field(init=False)
     """The phase its stored status shows."""
@@ -93,6 +100,17 @@ class Dispatch:
         """What its agent said after its end, as its stored status has it; None = nothing."""
         late: Mapping[str, Any] | None = self.status.get("lateReport")
         return late
+
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """What a line about it says of it."""
+        return dispatch_fields(
+            namespace=self.meta.namespace,
+            asset=self.asset_name,
+            dispatch=self.meta.name,
+            uid=self.meta.uid,
+            request_id=self.request_id,
+        )
 
     def status_of(self, condition: DispatchCondition) -> str:
         """Return True, False or Unknown, as the stored status has it; Unknown where it has none."""
@@ -196,6 +214,7 @@ def read_dispatch(manifest: Mapping[str, Any]) -> Dispatch:
         desired_state=spec.desired_state,
         ttl_seconds_after_finished=spec.ttl_seconds_after_finished,
         claimed_creator=_claimed_creator(manifest["metadata"]),
+        request_id=_request_id(manifest["metadata"]),
         status=status_of_manifest(manifest),
     )
     # What others ask of it must not fail in the middle of what they do.
@@ -207,6 +226,10 @@ def read_dispatch(manifest: Mapping[str, Any]) -> Dispatch:
 def _claimed_creator(metadata: Mapping[str, Any]) -> str:
     """Return what the annotation says; where it could not be shown whole, a digest tells it."""
     return sys.intern(readable(str(metadata.get("annotations", {}).get(CREATOR_ANNOTATION, ""))))
+
+
+def _request_id(metadata: Mapping[str, Any]) -> str:
+    return read_request_id(metadata.get("annotations", {}).get(REQUEST_ID_ANNOTATION))
 
 
 def readable(name: str) -> str:

@@ -8,7 +8,11 @@ from typing import Any, TypeVar
 from derops.lifecycle import TERMINAL, Phase
 from derops_operator.resources.assets import read_asset
 from derops_operator.resources.certificates import Request, read_certificate, read_request
-from derops_operator.resources.dispatches import CREATOR_ANNOTATION, read_dispatch
+from derops_operator.resources.dispatches import (
+    CREATOR_ANNOTATION,
+    REQUEST_ID_ANNOTATION,
+    read_dispatch,
+)
 from derops_operator.resources.facts import Fact
 from derops_operator.resources.instants import parse_instant
 from derops_operator.resources.objects import (
@@ -35,7 +39,7 @@ _KEPT_METADATA = (
     "ownerReferences",
 )
 """Managed fields and annotations are the larger half of an object, and grow without bound. Of them
-one annotation is kept."""
+two annotations are read, and a bounded part of each is kept."""
 
 _PROBLEM_LIMIT = 200
 _NAME_LIMIT = 253
@@ -100,8 +104,9 @@ def _read(kind: Kind, manifest: Mapping[str, Any], now_us: int) -> Fact:
     if kind is Kind.ASSET:
         return read_asset(slim)
     if kind is Kind.DISPATCH:
-        claim = (metadata.get("annotations") or {}).get(CREATOR_ANNOTATION, "")
-        slim["metadata"]["annotations"] = {CREATOR_ANNOTATION: claim}
+        said = metadata.get("annotations") or {}
+        kept = (CREATOR_ANNOTATION, REQUEST_ID_ANNOTATION)
+        slim["metadata"]["annotations"] = {name: said[name] for name in kept if name in said}
         return read_dispatch(slim)
     if kind is Kind.CERTIFICATE:
         return read_certificate(slim, now_us)

@@ -177,7 +177,7 @@ class TrustCheck:
             seen = await self._see()
         except Exception as error:  # a check must not end what it checks
             why = " ".join(str(error).split())[:_ERROR_LENGTH]
-            _log.warning("trust.unknown", error=why)
+            _log.warning("trust.unknown", why=why)
             for part in (POLICIES_PART, REQUESTER_PART):
                 self._readiness.degraded(part, f"cannot be looked at: {why}")
             return

@@ -5,6 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 from tests.headend.gateway.rig import Operator, Rig
 from tests.pki import Leaf
 
@@ -135,6 +136,58 @@ async def test_a_delivery_is_held_then_written(rig: Rig, leaf: Leaf, operator: O
     assert held.written_us == 0
     assert written.written_us > 0
     assert written.ledger_id == "ledger-1"
+
+
+async def test_the_way_of_a_dispatch_through_the_gateway_is_told_once(
+    rig: Rig, leaf: Leaf, operator: Operator
+) -> None:
+    agent = rig.agent(leaf)
+    await agent.connect()
+    dispatch = rig.dispatch("d1", name="peak", namespace="ns", request_id="7f0e6a5c")
+    with capture_logs() as lines:
+        for known_phase in ("Submitted", "Acked"):  # it is written again with each phase
+            dispatch.known_phase = known_phase
+            await operator.say(dispatch=dispatch)
+            assert (await agent.read_until("dispatch")).uid == "d1"
+        for sequence, phase in enumerate(("Acked", "Acked", "Active"), start=1):
+            await agent.report("d1", phase, sequence)
+            await agent.read_until("report_ack")
+        dispatch.cancelled = True
+        await operator.say(dispatch=dispatch)
+        await agent.read_until("dispatch")
+
+    told = [line for line in lines if line.get("dispatch_uid") == "d1"]
+    assert [line["event"] for line in told] == [
+        "dispatch.stored",
+        "dispatch.written",
+        "report.taken",
+        "report.taken",
+        "dispatch.written",
+    ]
+    assert [line["phase"] for line in told if "phase" in line] == ["Acked", "Active"]
+    assert [line["cancelled"] for line in told if "cancelled" in line] == [False, True]
+    assert {line["request_id"] for line in told} == {"7f0e6a5c"}
+    assert {line["dispatch"] for line in told} == {"peak"}
+
+
+async def test_a_report_that_is_durable_once_its_dispatch_is_settled_is_told_as_of_it(
+    rig: Rig, leaf: Leaf, operator: Operator
+) -> None:
+    """The operator hears a report before the log has it."""
+    agent = rig.agent(leaf)
+    await agent.connect()
+    await operator.say(dispatch=rig.dispatch("d1", name="peak", request_id="7f0e6a5c"))
+    await agent.read_until("dispatch")
+    rig.log.open.clear()
+    with capture_logs() as lines:
+        await agent.report("d1", "Complete")
+        await operator.read_until("report")
+        await operator.accepted(await operator.say(dispatch_removed="d1"))
+        rig.log.open.set()
+        await agent.read_until("report_ack")
+
+    (told,) = [line for line in lines if line["event"] == "report.taken"]
+    assert (told["dispatch"], told["request_id"]) == ("peak", "7f0e6a5c")
 
 
 async def test_cancelled_and_never_written_is_never_written(

@@ -77,6 +77,47 @@ def test_one_dispatch_answers_the_four_questions(
     assert [step.phase for step in steps[2:]] == ["Active", "Complete"]
 
 
+def test_the_row_says_by_which_request_it_was_ordered(
+    database: WriterDatabase, reader: psycopg.Connection
+) -> None:
+    """What was told first stands: the annotation may have been changed since."""
+    told = [
+        transition("Submitted", request_id="7f0e6a5c"),
+        transition("Sent", request_id="another", at_us=T0_US + 1),
+    ]
+    database.store(sources(*told, offset=1), after=0, through=1)
+
+    (found,) = find(reader, DispatchFilter(dispatch=DISPATCH))
+
+    assert found.request_id == "7f0e6a5c"
+
+
+@pytest.mark.parametrize("said", ["", "x" * 65, "a b", "a\nb", "\x1b[2J"])
+def test_what_is_no_request_id_is_none(
+    database: WriterDatabase, reader: psycopg.Connection, said: str
+) -> None:
+    entry = transition("Submitted", request_id=said)
+
+    database.store(sources(entry, offset=1), after=0, through=1)
+
+    (found,) = find(reader, DispatchFilter(dispatch=DISPATCH))
+    assert found.request_id is None
+
+
+def test_an_end_that_is_stored_is_told_with_what_its_row_says(database: WriterDatabase) -> None:
+    begun = transition("Submitted", request_id="7f0e6a5c")
+    first = database.store(
+        sources(begun, report("Acked", sequence=1), offset=1), after=0, through=1
+    )
+    ends = report("Acked", "Active", "Complete", sequence=3)
+    second = database.store(sources(ends, offset=2), after=1, through=2)
+
+    (ended,) = second.ended
+    assert first.ended == ()
+    assert (ended.dispatch_uid, ended.dispatch_name) == (DISPATCH, "peak")
+    assert (ended.request_id, ended.phase) == ("7f0e6a5c", "Complete")
+
+
 def test_an_unknown_outcome_is_told_as_unknown(
     database: WriterDatabase, reader: psycopg.Connection
 ) -> None:

@@ -74,6 +74,7 @@ def transition(
     at_us: int = T0_US,
     asset: dispatch_pb2.AssetId = ASSET,
     created_by: str = "",
+    request_id: str = "",
     dispatch_uid: str = DISPATCH,
 ) -> log_pb2.LogEntry:
     said = control_pb2.HeadendTransition(
@@ -82,6 +83,7 @@ def transition(
         dispatch_name="peak",
         transition=dispatch_pb2.Transition(phase=phase, reason=reason, at_us=at_us),
         created_by=created_by,
+        request_id=request_id,
     )
     return entry(log_pb2.HEADEND_TRANSITION, said.SerializeToString(), asset)
 

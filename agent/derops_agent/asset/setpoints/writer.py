@@ -46,10 +46,10 @@ class Prepared:
 class DeviceWriter:
     """Asks and writes one device, and keeps what is known of it."""
 
-    def __init__(self, device: GuardedDevice, clock: Clock, asset: str) -> None:
+    def __init__(self, device: GuardedDevice, clock: Clock) -> None:
         self.state = DeviceState.begin(moment(clock))
         self._device, self._clock = device, clock
-        self._log = structlog.get_logger("writer").bind(asset=asset)
+        self._log = structlog.get_logger("writer")
 
     def note_sample(self, *, left_local_control: bool) -> None:
         """Note that the device gave a sample, and whether it left local control with it."""
@@ -162,7 +162,7 @@ class DeviceWriter:
                 self.state = self.state.try_again({}, released, now)
                 retry_seconds = (self.state.retry_at_us - now.monotonic_us) / SECOND_US
                 self._log.warning(
-                    "setpoint.stray_kept", error=str(error), retry_seconds=retry_seconds
+                    "setpoint.stray_kept", why=str(error), retry_seconds=retry_seconds
                 )
                 return {}
             self._log.warning("setpoint.stray_released", watts=held.active_power_watts)
@@ -179,7 +179,7 @@ class DeviceWriter:
         try:
             armed_seconds = await self._device.write(self.state.written, reversion)
         except DeviceError as error:
-            self._log.warning("setpoint.not_prolonged", error=str(error))
+            self._log.warning("setpoint.not_prolonged", why=str(error))
         self.state = self.state.note_prolonged(armed_seconds, self._now())
         return {}
 
@@ -206,7 +206,7 @@ class DeviceWriter:
                     metrics.REVERT_FAILURES.inc()
                 self._log.warning(
                     "revert.failed" if told.reverting else "setpoint.write_failed",
-                    error=told.message,
+                    why=told.message,
                     retry_seconds=told.retry_us / SECOND_US,
                     dispatch_uids=sorted(told.reverting),
                 )

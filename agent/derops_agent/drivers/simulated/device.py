@@ -280,7 +280,7 @@ class SimulatedDevice:
         try:
             await self._save(None, durable=False)
         except OSError as error:
-            self._log.warning("state.save_failed", error=str(error))
+            self._log.warning("state.save_failed", why=str(error))
 
     def _document(self) -> dict[str, Any]:
         return self._memory.document(self._options.model)

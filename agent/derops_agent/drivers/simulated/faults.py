@@ -112,7 +112,7 @@ class FaultSource:
             except (OSError, ValidationError) as error:
                 # Perhaps half written: it is read again at the next use.
                 problem = " ".join(str(error).split())
-                self._log.warning("faults.unreadable", file=str(self._file), error=problem)
+                self._log.warning("faults.unreadable", file=str(self._file), why=problem)
         return self.faults
 
 

@@ -46,7 +46,7 @@ class DeviceFiles:
         """Keep a state that cannot be used under another name; the device begins anew."""
         aside = self.state_file.with_name(self.state_file.name + ".damaged")
         self.state_file.replace(aside)
-        self._log.warning("state.set_aside", file=str(aside), problem=problem)
+        self._log.warning("state.set_aside", file=str(aside), why=problem)
 
     def save(
         self,

@@ -99,18 +99,20 @@ class Instance(_message.Message):
     def __init__(self, id: _Optional[str] = ..., opened_us: _Optional[int] = ..., replaced_us: _Optional[int] = ..., alive: _Optional[bool] = ..., since_us: _Optional[int] = ...) -> None: ...
 
 class HeadendTransition(_message.Message):
-    __slots__ = ("asset", "dispatch_uid", "dispatch_name", "transition", "created_by")
+    __slots__ = ("asset", "dispatch_uid", "dispatch_name", "transition", "created_by", "request_id")
     ASSET_FIELD_NUMBER: _ClassVar[int]
     DISPATCH_UID_FIELD_NUMBER: _ClassVar[int]
     DISPATCH_NAME_FIELD_NUMBER: _ClassVar[int]
     TRANSITION_FIELD_NUMBER: _ClassVar[int]
     CREATED_BY_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     asset: _dispatch_pb2.AssetId
     dispatch_uid: str
     dispatch_name: str
     transition: _dispatch_pb2.Transition
     created_by: str
-    def __init__(self, asset: _Optional[_Union[_dispatch_pb2.AssetId, _Mapping]] = ..., dispatch_uid: _Optional[str] = ..., dispatch_name: _Optional[str] = ..., transition: _Optional[_Union[_dispatch_pb2.Transition, _Mapping]] = ..., created_by: _Optional[str] = ...) -> None: ...
+    request_id: str
+    def __init__(self, asset: _Optional[_Union[_dispatch_pb2.AssetId, _Mapping]] = ..., dispatch_uid: _Optional[str] = ..., dispatch_name: _Optional[str] = ..., transition: _Optional[_Union[_dispatch_pb2.Transition, _Mapping]] = ..., created_by: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class ReplicaMessage(_message.Message):
     __slots__ = ("hello", "accepted_version", "session", "delivery", "report", "batch", "device", "headend")

@@ -105,7 +105,7 @@ class Setpoint(_message.Message):
     def __init__(self, mode: _Optional[str] = ..., watts: _Optional[int] = ...) -> None: ...
 
 class Dispatch(_message.Message):
-    __slots__ = ("uid", "namespace", "name", "asset_uid", "generation", "setpoint", "start_us", "duration_seconds", "start_deadline_seconds", "late_policy", "randomize_start_seconds", "primacy", "verify", "cancelled", "cancel_reason", "known_phase", "created_us", "other_ledger_id", "asset_name")
+    __slots__ = ("uid", "namespace", "name", "asset_uid", "generation", "setpoint", "start_us", "duration_seconds", "start_deadline_seconds", "late_policy", "randomize_start_seconds", "primacy", "verify", "cancelled", "cancel_reason", "known_phase", "created_us", "other_ledger_id", "asset_name", "request_id")
     UID_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -125,6 +125,7 @@ class Dispatch(_message.Message):
     CREATED_US_FIELD_NUMBER: _ClassVar[int]
     OTHER_LEDGER_ID_FIELD_NUMBER: _ClassVar[int]
     ASSET_NAME_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     uid: str
     namespace: str
     name: str
@@ -144,7 +145,8 @@ class Dispatch(_message.Message):
     created_us: int
     other_ledger_id: str
     asset_name: str
-    def __init__(self, uid: _Optional[str] = ..., namespace: _Optional[str] = ..., name: _Optional[str] = ..., asset_uid: _Optional[str] = ..., generation: _Optional[int] = ..., setpoint: _Optional[_Union[Setpoint, _Mapping]] = ..., start_us: _Optional[int] = ..., duration_seconds: _Optional[int] = ..., start_deadline_seconds: _Optional[int] = ..., late_policy: _Optional[str] = ..., randomize_start_seconds: _Optional[int] = ..., primacy: _Optional[int] = ..., verify: _Optional[str] = ..., cancelled: _Optional[bool] = ..., cancel_reason: _Optional[str] = ..., known_phase: _Optional[str] = ..., created_us: _Optional[int] = ..., other_ledger_id: _Optional[str] = ..., asset_name: _Optional[str] = ...) -> None: ...
+    request_id: str
+    def __init__(self, uid: _Optional[str] = ..., namespace: _Optional[str] = ..., name: _Optional[str] = ..., asset_uid: _Optional[str] = ..., generation: _Optional[int] = ..., setpoint: _Optional[_Union[Setpoint, _Mapping]] = ..., start_us: _Optional[int] = ..., duration_seconds: _Optional[int] = ..., start_deadline_seconds: _Optional[int] = ..., late_policy: _Optional[str] = ..., randomize_start_seconds: _Optional[int] = ..., primacy: _Optional[int] = ..., verify: _Optional[str] = ..., cancelled: _Optional[bool] = ..., cancel_reason: _Optional[str] = ..., known_phase: _Optional[str] = ..., created_us: _Optional[int] = ..., other_ledger_id: _Optional[str] = ..., asset_name: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class Transition(_message.Message):
     __slots__ = ("phase", "reason", "message", "at_us")

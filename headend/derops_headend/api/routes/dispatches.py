@@ -3,11 +3,13 @@
 import uuid
 from typing import Annotated
 
+import structlog
 from fastapi import APIRouter, Header, Query, Response
 from starlette.requests import Request
 
 from derops.instants import format_instant
 from derops.lifecycle import Phase
+from derops.log_fields import dispatch_fields
 from derops.resources.dispatches import DispatchSpec
 from derops_headend.api.assets import view_of as asset_view_of
 from derops_headend.api.call import Call, CallOf
@@ -31,6 +33,8 @@ from derops_headend.api.routes.permission import allow, note
 from derops_headend.storage.newest import AssetKey, find_newest
 
 router = APIRouter(tags=["dispatches"])
+
+_log = structlog.get_logger("dispatches")
 
 MOST_ROWS = 500
 _MOST_TRIES = 5
@@ -150,6 +154,9 @@ async def create_dispatch(
     placing: Placing = request.app.state.placing
     placed = await placing.place(Asked(call=call, namespace=namespace, order=order, key=key))
     view = view_of(placed.dispatch)
+    _log.info(
+        "dispatch.repeated" if placed.replayed else "dispatch.created", **_fields_of(call, view)
+    )
     if placed.replayed:
         return _answer(view, 200, {"Idempotency-Replayed": "true"})
     return _answer(view, 201, {"Location": f"/v1/namespaces/{namespace}/dispatches/{view.name}"})
@@ -193,9 +200,11 @@ async def cancel_dispatch(
             call.subject.change = {"desiredState": "Cancelled"}
             await parts.audit.announce(call)
         try:
-            return view_of(
+            view = view_of(
                 await parts.kubernetes.patch_dispatch(manifest, {"desiredState": "Cancelled"})
             )
+            _log.info("dispatch.cancel_asked", **_fields_of(call, view))
+            return view
         except ProblemError as problem:
             if problem.slug is not Slug.CONFLICT:
                 raise
@@ -204,6 +213,17 @@ async def cancel_dispatch(
         Slug.CONFLICT,
         f"the Dispatch changed during each of {_MOST_TRIES} tries: try again",
         retry_after_seconds=1,
+    )
+
+
+def _fields_of(call: Call, view: DispatchView) -> dict[str, str]:
+    """Return what a line about a dispatch says of it, and of the call that is answered."""
+    return dispatch_fields(
+        namespace=view.namespace,
+        asset=view.asset,
+        dispatch=view.name,
+        uid=view.uid,
+        request_id=call.request_id,
     )
 
 

@@ -116,6 +116,9 @@ class HistoryItem(Model):
     created_by: str | None = Field(
         description="Who ordered it; null = nobody said, `unknown` = nobody can know"
     )
+    request_id: str | None = Field(
+        description="`X-Request-Id` of the call that ordered it; null = none, or nobody knows"
+    )
     first_at: datetime
     accepted_at: datetime | None
     planned_start_at: datetime | None
