@@ -60,7 +60,7 @@ def test_a_renewed_certificate_of_the_operator_interrupts_nothing(pilot: Pilot) 
     with watching(stack) as seen:
         renew_operators_certificate(stack)
         log = stack.parts["operator"].log_file
-        eventually(lambda: '"identity.renewed"' in log.read_text(), "the operator's new stream")
+        eventually(lambda: '"certificate.renewed"' in log.read_text(), "the operator's new stream")
         pilot.dispatch("after", setpoint={"mode": "LoadLimit", "maxLoadWatts": 1000})
         pilot.wait_for_phase("after", "Complete")
 

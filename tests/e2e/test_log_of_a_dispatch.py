@@ -1,7 +1,6 @@
 """One search for an id gives the way of a dispatch, through all programs, and back."""
 
 import json
-import secrets
 import ssl
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,26 +22,21 @@ WAY = [
     ("gateway", "report.taken", "Acked"),
     ("agent", "dispatch.moved", "Active"),
     ("gateway", "report.taken", "Active"),
-    ("agent", "dispatch.moved", "Complete"),
     ("agent", "dispatch.reverted", ""),
+    ("agent", "dispatch.moved", "Complete"),
     ("gateway", "report.taken", "Complete"),
     ("operator", "dispatch.ended", "Complete"),
     ("writer", "dispatch.recorded", "Complete"),
 ]
 """The stations: which program says what, and of which phase."""
-
-OF_KUBECTL = WAY[1:]
-BEFORE = [
-    ("dispatch.submitted", ""),
-    ("dispatch.stored", ""),
-    ("dispatch.written", ""),
-    ("dispatch.moved", "Acked"),
-    ("dispatch.moved", "Active"),
-    ("dispatch.reverted", ""),
-    ("dispatch.ended", "Complete"),
+IN_ORDER = [
+    [*WAY[1:5], WAY[6], WAY[8], WAY[9]],
+    [WAY[3], WAY[5], WAY[7], WAY[10]],
+    [WAY[1], WAY[11]],
+    [WAY[3], WAY[12]],
 ]
-"""What one of them cannot say before the one above it. The API tells once Kubernetes has answered:
-the others may be faster."""
+"""Of each, none can be said before the one before it. Whoever waits for a report gets it before the
+agent logs it, and the operator hears of it before the gateway has it on its disk."""
 
 
 def logs_of(pilot: Pilot) -> dict[str, Path]:
@@ -74,81 +68,87 @@ def wait_for_way(pilot: Pilot, word: str, way: list[tuple[str, str, str]]) -> li
     return eventually(look, f"all stations of {word}")
 
 
-def order(pilot: Pilot, token: str) -> httpx.Response:
-    authority = pilot.stack.identities.server_ca
-    body = {
-        "asset": "battery",
-        "setpoint": {"mode": "ActivePower", "activePowerWatts": 3000},
-        "durationSeconds": 3,
-        "startDeadlineSeconds": 60,
-        "latePolicy": "KeepDuration",
-    }
-    trust = ssl.create_default_context(cadata=authority.read_text())
-    with httpx.Client(verify=trust, timeout=60) as client:
-        return client.post(
-            f"{pilot.stack.api_url}/v1/namespaces/{pilot.namespace}/dispatches",
-            json=body,
-            headers={
-                "Authorization": f"Bearer {token}",
-                "Idempotency-Key": secrets.token_hex(8),
-            },
+class Trader:
+    """Somebody who calls the API."""
+
+    def __init__(self, pilot: Pilot) -> None:
+        self.pilot = pilot
+        self.token = make_tenant(pilot.stack.control_plane, pilot.namespace).token("dispatcher")
+        self._trust = ssl.create_default_context(
+            cadata=pilot.stack.identities.server_ca.read_text()
+        )
+
+    def post(self, path: str = "", **order: Any) -> httpx.Response:
+        url = f"{self.pilot.stack.api_url}/v1/namespaces/{self.pilot.namespace}/dispatches{path}"
+        headers = {"Authorization": f"Bearer {self.token}", "Idempotency-Key": "one"}
+        with httpx.Client(verify=self._trust, timeout=60) as client:
+            return client.post(url, json=order or None, headers=headers)
+
+    def order(self, duration_seconds: int) -> httpx.Response:
+        return self.post(
+            asset="battery",
+            setpoint={"mode": "ActivePower", "activePowerWatts": 3000},
+            durationSeconds=duration_seconds,
+            startDeadlineSeconds=60,
+            latePolicy="KeepDuration",
         )
 
 
 @pytest.fixture
-def token(pilot: Pilot) -> str:
-    return make_tenant(pilot.stack.control_plane, pilot.namespace).token("dispatcher")
+def trader(pilot: Pilot) -> Trader:
+    return Trader(pilot)
 
 
 def test_one_search_follows_an_order_by_rest_to_the_device_and_back(
-    pilot: Pilot, token: str
+    pilot: Pilot, trader: Trader
 ) -> None:
     pilot.battery()
     wait_until_believed(pilot)
 
-    answer = order(pilot, token)
+    answer = trader.order(3)
 
     assert answer.status_code == 201, answer.text
     request_id, uid = answer.headers["x-request-id"], answer.json()["uid"]
     of_uid = wait_for_way(pilot, uid, WAY)
     of_request = wait_for_way(pilot, request_id, WAY)
-    assert [line for line in of_uid if "dispatch_uid" in line] == [
-        line for line in of_request if "dispatch_uid" in line
-    ]
-    assert_in_order(of_uid, BEFORE)
+    assert stations(of_uid) == stations(of_request)
+    for chain in IN_ORDER:
+        places = [stations(of_uid).index(station) for station in chain]
+        assert places == sorted(places), stations(of_uid)
     for line in of_uid:
         assert (line["namespace"], line["asset"]) == (pilot.namespace, "battery"), line
         assert (line["dispatch_uid"], line["request_id"]) == (uid, request_id), line
         assert line["level"] == "info", line
-    assert token not in "".join(log.read_text() for log in logs_of(pilot).values())
-    assert "PRIVATE KEY" not in "".join(log.read_text() for log in logs_of(pilot).values())
     assert len(of_uid) <= 25, stations(of_uid)
+    logs = "".join(log.read_text() for log in logs_of(pilot).values())
+    assert trader.token not in logs
+    assert "PRIVATE KEY" not in logs
     (row,) = pilot.rows("select request_id, phase from dispatch where dispatch_uid = %s", uid)
     assert row == (request_id, "Complete")
 
+    again = trader.order(3)
 
-def test_one_search_follows_an_order_by_kubectl_and_its_cancel(pilot: Pilot, token: str) -> None:
+    assert again.headers["idempotency-replayed"] == "true"
+    (repeated,) = lines_with(pilot, again.headers["x-request-id"])
+    assert (repeated["event"], repeated["dispatch_uid"]) == ("dispatch.repeated", uid)
+
+
+def test_one_search_follows_an_order_by_kubectl_and_its_cancel_by_rest(
+    pilot: Pilot, trader: Trader
+) -> None:
     pilot.battery()
     pilot.dispatch("by-kubectl", durationSeconds=600)
     pilot.wait_for_phase("by-kubectl", "Active")
     uid = pilot.get("dispatch", "by-kubectl")["metadata"]["uid"]
 
-    pilot.cancel("by-kubectl")
+    answer = trader.post("/by-kubectl/cancel")
 
-    way = [*OF_KUBECTL[:6], ("operator", "dispatch.withdrawn", "")]
-    way += [
-        (program, event, phase.replace("Complete", "Cancelled"))
-        for program, event, phase in (OF_KUBECTL[7:])
-    ]
+    assert answer.status_code == 200, answer.text
+    way = [*WAY[1:8], ("operator", "dispatch.withdrawn", ""), ("api", "dispatch.cancel_asked", "")]
+    way += [(who, event, phase.replace("Complete", "Cancelled")) for who, event, phase in WAY[8:]]
     lines = wait_for_way(pilot, uid, way)
-    assert "request_id" not in {name for line in lines for name in line}
-    assert [line["cancelled"] for line in lines if line["event"] == "dispatch.written"][:2] == [
-        False,
-        True,
-    ]
-
-
-def assert_in_order(lines: list[dict[str, Any]], way: list[tuple[str, str]]) -> None:
-    told = [(line["event"], line.get("phase", "")) for line in lines]
-    places = [told.index(station) for station in way]
-    assert places == sorted(places), told
+    asked = [line["event"] for line in lines if "request_id" in line]
+    assert asked == ["dispatch.cancel_asked"]
+    assert answer.headers["x-request-id"] in {line.get("request_id") for line in lines}
+    written = [line["cancelled"] for line in lines if line["event"] == "dispatch.written"]
+    assert written[:2] == [False, True]

@@ -292,6 +292,11 @@ class Journal(Mapping[str, Execution]):
         return report
 
     def _note_steps(self, before: Execution | None, execution: Execution) -> None:
+        if execution.reverted_us and not (before and before.reverted_us):
+            late_seconds = (execution.reverted_us - execution.ended_us) / SECOND_US
+            self._log.info(
+                "dispatch.reverted", **execution.order.log_fields, late_seconds=late_seconds
+            )
         for step in execution.steps[len(before.steps) if before else 0 :]:
             metrics.count_transition(step.phase, step.reason)
             self._log.info(
@@ -300,9 +305,4 @@ class Journal(Mapping[str, Execution]):
                 phase=step.phase,
                 reason=step.reason,
                 why=step.message,
-            )
-        if execution.reverted_us and not (before and before.reverted_us):
-            late_seconds = (execution.reverted_us - execution.ended_us) / SECOND_US
-            self._log.info(
-                "dispatch.reverted", **execution.order.log_fields, late_seconds=late_seconds
             )

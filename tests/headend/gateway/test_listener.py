@@ -88,7 +88,7 @@ async def test_without_a_change_nothing_is_exchanged(rig: Rig) -> None:
         rig.renew_ports()
         await take_up(rig)
 
-    exchanged = [each["port"] for each in logs if each["event"] == "port.credentials_exchanged"]
+    exchanged = [each["port"] for each in logs if each["event"] == "port.certificate_renewed"]
     assert exchanged == ["agent", "control"]
 
 

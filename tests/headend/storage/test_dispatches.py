@@ -50,7 +50,12 @@ def entries(draw: st.DrawFn) -> log_pb2.LogEntry:
     """Return what the operator or an agent may say of the one dispatch, heard at some time."""
     if draw(st.booleans()):
         phase, reason = draw(st.sampled_from(HEADEND))
-        made = transition(phase, reason, at_us=T0_US + 1_000_000 * draw(SECONDS))
+        made = transition(
+            phase,
+            reason,
+            at_us=T0_US + 1_000_000 * draw(SECONDS),
+            request_id=draw(st.sampled_from(["", "r-1", "r-2"])),
+        )
         assets = [OWN, OWN, OWN, MADE_ANEW, STRANGER]
     else:
         made = report(
@@ -227,8 +232,8 @@ def test_agents_of_two_assets_do_not_wait_for_each_other(database_url: str, quer
             )
 
 
-def at_version_7(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = {version: text for version, text in migrations().items() if version < 8}
+def at_version(newest: int, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = {version: text for version, text in migrations().items() if version <= newest}
     with monkeypatch.context() as before:
         before.setattr("derops_headend.storage.schema.migrations", lambda: old)
         with psycopg.connect(database_url, autocommit=True) as connection:
@@ -238,7 +243,7 @@ def at_version_7(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_was_there_before_gets_its_rows_while_more_comes_in(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_version_7(database_url, monkeypatch)
+    at_version(7, database_url, monkeypatch)
     with psycopg.connect(database_url, autocommit=True) as connection:
 
         def run(text: str, *facts: object) -> list[tuple[object, ...]]:
@@ -274,7 +279,7 @@ def test_what_was_there_before_gets_its_rows_while_more_comes_in(
 def test_a_step_of_filling_gives_way_to_a_writer(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_version_7(database_url, monkeypatch)
+    at_version(7, database_url, monkeypatch)
     with (
         psycopg.connect(database_url, autocommit=True) as connection,
         psycopg.connect(database_url) as writer,
@@ -298,7 +303,7 @@ def test_a_step_of_filling_gives_way_to_a_writer(
 
 
 def test_the_writer_fills_it_as_upkeep(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    at_version_7(database_url, monkeypatch)
+    at_version(7, database_url, monkeypatch)
     with psycopg.connect(database_url, autocommit=True) as connection:
 
         def run(text: str, *facts: object) -> None:
@@ -341,3 +346,28 @@ def test_what_is_not_so_is_found(database_url: str, query: Query) -> None:
         ("d1", True, True), ("d2", False, True), ("d3", False, True), ("d9", True, False),
     ]  # fmt: skip
     assert (found[0].kept, found[0].told) == ({"phase": "Complete"}, {"phase": "Acked"})
+
+
+def test_rows_from_before_request_ids_stay_and_an_earlier_writer_goes_on(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_version(9, database_url, monkeypatch)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+
+        def run(text: str, *facts: object) -> list[tuple[object, ...]]:
+            cursor = connection.execute(text.encode(), facts or None)
+            return cursor.fetchall() if cursor.description else []
+
+        asset(run)
+        insert(run, "Submitted", uid="before", actor="Headend")
+        migrate(connection)
+        insert(run, "Acked", uid="before")
+        insert(run, "Submitted", uid="after", actor="Headend")
+
+        told = {each.dispatch_uid: each for each in find(connection, DispatchFilter())}
+        assert {uid: each.phase for uid, each in told.items()} == {
+            "before": "Acked",
+            "after": "Submitted",
+        }
+        assert {each.request_id for each in told.values()} == {None}
+        assert compare(connection)[0] == []
