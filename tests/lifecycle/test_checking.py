@@ -208,6 +208,20 @@ async def test_an_agent_that_was_away_for_the_whole_window_is_believed_at_once(
     await _conclude(world)
 
 
+async def test_what_a_late_device_shows_after_it_was_written_over_counts_from_its_own_write(
+    world: World,
+) -> None:
+    world.site.break_device("shows late")  # by three seconds
+    world.apply("peak", 1, setpoint=SETPOINT, durationSeconds=8)
+    short = {"durationSeconds": 1, "startDeadlineSeconds": 1, "primacy": 50}
+    world.apply("short", 4, setpoint={"mode": "ActivePower", "activePowerWatts": 1300}, **short)
+    await world.advance(12)
+    assert world.cluster.dispatches["short"].status["reason"] == Reason.START_DEADLINE_EXCEEDED
+
+    await _conclude(world)
+    assert world.cluster.dispatches["peak"].status["execution"]["activeSeconds"] == 7
+
+
 def test_writes_of_one_value_are_counted_for_the_same_dispatches_only() -> None:
     wear, value = Wear(), Setpoints(active_power_watts=1000)
     for second in range(3):

@@ -214,6 +214,27 @@ def await_read_back(
     return result
 
 
+def find_overtaken(
+    executions: Executions, held: Setpoints, site: Site, now: Moment
+) -> dict[str, Execution]:
+    """Return the starts whose write was followed by another one, and that the device shows now.
+
+    It had taken them, and shows each write late. They count as held from their first write, until
+    the device shows what followed or that is given up.
+    """
+    owning = {owner.order.uid for owner in owners(executions).values()}
+    found = {}
+    for uid, execution in executions.items():
+        sent, waits = execution.sent, execution.stage is Stage.APPLYING and execution.blind
+        if uid in owning or sent is None or not waits or site.holds(site.fallback, execution):
+            continue
+        if site.holds(held, execution):
+            known = shown(replace(execution, confirmed=now), held, site.capability.resolutions)
+            on_device = stages.hold(known, sent, Evidence.READ_BACK)
+            found[uid] = replace(on_device, arrived_us=on_device.steady_us(now))
+    return found
+
+
 def forget_letting_go(executions: Executions, wrote: Moment) -> dict[str, Execution]:
     """Return the executions; none is taken off the device by what was written then."""
     return {

@@ -149,6 +149,8 @@ def _wait_on(
     state = replace(state, awaited=waits).with_tries(
         awaited.target, replace(tries, wanting=tries.wanting & uids)
     )
+    if held is not None and not (site.asset and site.asset.max_ramp_watts_per_second):
+        scope = {**scope, **readback.find_overtaken(scope, held, site, shown.now)}
     for uid, execution in scope.items():
         is_held = held is not None and site.holds(held, execution)
         if is_held and execution.held_since and execution.order.mode in wrong:
