@@ -15,7 +15,7 @@ from tests.waiting import until
 
 from derops.wire.v1 import agent_pb2, control_pb2
 from derops_operator.gateways.devices import DEVICE_EVERY_US
-from derops_operator.reconciling.devices import DEVICE_CONDITIONS, device_conditions
+from derops_operator.reconciling.device_conditions import DEVICE_CONDITIONS, device_conditions
 
 SAYINGS = 2_000
 

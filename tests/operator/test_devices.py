@@ -17,7 +17,7 @@ from derops_operator.cluster.events import EventWriter
 from derops_operator.gateways.devices import DEVICE_EVERY_US, DEVICES_PER_SECOND
 from derops_operator.gateways.replicas import Fleet
 from derops_operator.gateways.views import Connectivity, SessionView
-from derops_operator.reconciling.devices import DEVICE_CONDITIONS
+from derops_operator.reconciling.device_conditions import DEVICE_CONDITIONS
 from derops_operator.resources.assets import Asset
 from derops_operator.resources.instants import format_second
 

@@ -31,7 +31,7 @@ from derops_headend.api.problems import Slug
 from derops_headend.api.settings import ApiSettings
 from derops_headend.gateway.settings import GatewaySettings
 from derops_headend.programs.writer import WriterSettings
-from derops_operator.reconciling.devices import DEVICE_CONDITIONS
+from derops_operator.reconciling.device_conditions import DEVICE_CONDITIONS
 from derops_operator.settings import OperatorSettings
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from derops.errors import DeropsError, IdentityRefusedError
 from derops.revisions import MAX_AHEAD_SECONDS, seconds_ahead
 from derops.wire.v1 import agent_pb2, control_pb2, dispatch_pb2
-from derops_headend.access.admission import admit, check_operating_state
 from derops_headend.access.certificates import AgentCertificate
+from derops_headend.access.identity_ledger import admit, check_operating_state
 from derops_headend.fleet.desired import BadSyncError, Changes, DesiredState, Snapshot
 from derops_headend.fleet.sessions import CloneSuspectedError, SessionTable
 from derops_headend.fleet.shares import Shares

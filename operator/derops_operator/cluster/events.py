@@ -18,7 +18,7 @@ from derops_operator.cluster.client import Kube
 from derops_operator.cluster.token_bucket import TokenBucket
 from derops_operator.reconciling.actions import REVERT_UNKNOWN
 from derops_operator.reconciling.conditions import find
-from derops_operator.reconciling.devices import DEVICE_CONDITIONS, last_known
+from derops_operator.reconciling.device_conditions import DEVICE_CONDITIONS, last_known
 from derops_operator.resources.assets import Asset
 from derops_operator.resources.dispatches import Dispatch, DispatchCondition
 from derops_operator.resources.instants import format_micro

@@ -16,7 +16,7 @@ from derops_operator.reconciling.certification import (
 )
 from derops_operator.reconciling.conditions import fold, status_of
 from derops_operator.reconciling.data_path import data_flowing
-from derops_operator.reconciling.devices import device_conditions
+from derops_operator.reconciling.device_conditions import device_conditions
 from derops_operator.reconciling.identity import Realm
 from derops_operator.reconciling.quarantine import (
     describe_cut_off,

@@ -11,8 +11,8 @@ from tests.pki import TRUST_DOMAIN, Authority, uri_of
 from derops.errors import IdentityRefusedError
 from derops.ids import AssetName
 from derops.wire.v1 import dispatch_pb2
-from derops_headend.access.admission import admit
 from derops_headend.access.certificates import authenticate_agent
+from derops_headend.access.identity_ledger import admit
 
 CA = Authority("agent")
 
