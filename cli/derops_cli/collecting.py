@@ -27,7 +27,7 @@ from derops_cli.kubectl import Kubectl, items_of, utc_now
 T = TypeVar("T")
 
 GROUP = "/apis/derops.io/v1alpha1"
-MOST_PAGES, PAGE_ROWS = 40, 500
+MOST_PAGES, PAGE_ROWS = 10, 2000
 """The most objects of a kind that are read: whoever makes objects chooses how many there are."""
 
 MOST_EVENTS = 500

@@ -23,12 +23,20 @@ from derops_cli.diagnosis import (
     reach_verdict,
     waiting_links,
 )
-from derops_cli.evidence import CertificateSeen, Evidence, Missing, Stored, Surroundings
+from derops_cli.evidence import (
+    CertificateSeen,
+    EventSeen,
+    Evidence,
+    Missing,
+    Stored,
+    Surroundings,
+)
 from derops_cli.words import clean, duration, instant
 
 CLOCK_SECONDS = 5
 """How far the caller's clock may be off before that is said."""
 
+_RECENT, _MOST_NOTES = timedelta(hours=1), 3
 _NOT_ASKED = "no access to the API was asked for: see --as-service-account, --token, --login"
 
 
@@ -249,10 +257,20 @@ def _notes(evidence: Evidence, at: datetime, operator: LinkJudgement) -> Iterato
         yield f"single points are bad, and the others come: {clean(degraded.message)}"
     if asset.status.observed_generation != asset.metadata.generation:
         yield "the status is about an earlier version of the spec"
+    if not isinstance(evidence.events, Missing):
+        yield from _event_notes(evidence.events, at)
     if isinstance(evidence.stored, Stored):
         yield from _stored_notes(evidence.stored)
     if operator.standing is Standing.NOT_LOOKED_AT:
         yield "whether the operator still writes is not known: its conditions are taken as they are"
+
+
+def _event_notes(events: Iterable[EventSeen], at: datetime) -> Iterator[str]:
+    """Yield the newest warnings of the last hour; ``events`` are the newest first."""
+    warnings = [each for each in events if each.warning and at - each.at < _RECENT]
+    for each in warnings[:_MOST_NOTES]:
+        age = duration((at - each.at).total_seconds())
+        yield f"Event {age} ago: {clean(each.reason)}: {clean(each.note)}"
 
 
 def _stored_notes(stored: Stored) -> Iterator[str]:
@@ -262,7 +280,7 @@ def _stored_notes(stored: Stored) -> Iterator[str]:
             f"in the last hour {len(ends)} connections ended or were refused; the newest at "
             f"{instant(ends[0].at)}: {clean(ends[0].reason)}: {clean(ends[0].message)}"
         )
-    for gap in stored.gaps[:3]:
+    for gap in stored.gaps[:_MOST_NOTES]:
         yield (
             f"gap: {gap.samples} samples from {instant(gap.start)} to {instant(gap.end)} were "
             f"dropped by the agent ({clean(gap.reason)})"

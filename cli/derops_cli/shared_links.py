@@ -80,19 +80,21 @@ def judge_shared(link: Link, seen: Surroundings, *, operator_silent: bool) -> Li
         )
     said = Finding(
         what=f"condition {condition.type}",
-        value=f"{condition.status}, {condition.reason}, since "
+        value=f"{condition.status}, {clean(condition.reason)}, since "
         f"{instant(condition.last_transition_time)}",
     )
-    message = clean(condition.message) or condition.reason
+    reason = clean(condition.reason)
+    message = clean(condition.message) or reason
     if operator_silent:
-        why = f"the operator is silent; its last word was {condition.status} ({condition.reason})"
-        standing, reason = Standing.NOT_LOOKED_AT, ""
-    elif condition.status == "False":
-        standing, reason, why = Standing.BROKEN, clean(condition.reason), message
-    elif condition.status == "True":
-        standing, reason, why = Standing.HOLDS, "", message
+        why = f"the operator is silent; its last word was {condition.status} ({reason})"
+        standing = Standing.NOT_LOOKED_AT
+    elif condition.status == "Unknown":
+        standing, why = Standing.NOT_LOOKED_AT, f"{reason}: {message}"
     else:
-        standing, reason, why = Standing.NOT_LOOKED_AT, "", f"{condition.reason}: {message}"
+        holds = condition.status == "True"
+        standing, why = (Standing.HOLDS if holds else Standing.BROKEN), message
+    if standing is not Standing.BROKEN:
+        reason = ""
     return LinkJudgement(
         link=link, standing=standing, reason=reason, why=why, findings=(said, *programs)
     )

@@ -29,6 +29,7 @@ from derops_cli.diagnosing import diagnose, diagnose_installation
 from derops_cli.diagnosis import FRESH, OPERATOR, TAKING, WAITING, Diagnosis, Standing, Verdict
 from derops_cli.evidence import (
     ConnectionSeen,
+    EventSeen,
     Evidence,
     Gap,
     Installation,
@@ -428,6 +429,23 @@ def test_ends_of_connections_gaps_and_bad_points_are_told_beside() -> None:
     assert "UnknownSerial" in told
     assert "7 samples" in told
     assert "single points are bad" in told
+
+
+def test_the_newest_warnings_of_the_last_hour_are_told() -> None:
+    def event(minutes: int, *, warning: bool = True) -> EventSeen:
+        at = NOW - timedelta(minutes=minutes)
+        return EventSeen(
+            at=at, warning=warning, kind="DERAsset", name="battery-7", namespace="pilot-north",
+            reason=f"Reason{minutes}", note="words",
+        )  # fmt: skip
+
+    seen = (event(1, warning=False), event(2), event(3), event(4), event(5), event(90))
+
+    assert judge(evidence(events=seen)).notes == (
+        "Event 2 min ago: Reason2: words",
+        "Event 3 min ago: Reason3: words",
+        "Event 4 min ago: Reason4: words",
+    )
 
 
 @pytest.mark.parametrize("fault", EVERY_FAULT)
