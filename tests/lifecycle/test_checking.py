@@ -222,6 +222,18 @@ async def test_what_a_late_device_shows_after_it_was_written_over_counts_from_it
     assert world.cluster.dispatches["peak"].status["execution"]["activeSeconds"] == 7
 
 
+async def test_nothing_of_what_a_late_device_has_shown_may_land_after_its_end(
+    world: World,
+) -> None:
+    world.site.break_device("shows late")
+    await _accept(world, start_seconds=1)
+    await world.advance(50)
+    (known,) = world.checker.known.values()
+    (said,) = known.reports.values()
+    assert (said.phase, said.pending_error) == (Phase.COMPLETE, "")
+    await _conclude(world)
+
+
 def test_writes_of_one_value_are_counted_for_the_same_dispatches_only() -> None:
     wear, value = Wear(), Setpoints(active_power_watts=1000)
     for second in range(3):

@@ -214,6 +214,21 @@ def await_read_back(
     return result
 
 
+def note_landed(executions: Executions, wrote: Moment, now: Moment) -> dict[str, Execution]:
+    """Return the executions; those that the device shows now may not land a second time.
+
+    Args:
+        executions: All.
+        wrote: When they were written, and the device said yes; one that was also written before
+            may land yet.
+        now: When the device was asked.
+    """
+    return {
+        uid: replace(e, sent=None) if e.confirmed == now and e.sent == wrote else e
+        for uid, e in executions.items()
+    }
+
+
 def find_overtaken(
     executions: Executions, held: Setpoints, site: Site, now: Moment
 ) -> dict[str, Execution]:

@@ -182,8 +182,13 @@ def _note_taken(state: DeviceState, awaited: Awaited, scope: Executions, shown: 
         state = replace(state, passed=passed, stuck_us=0)
     elif held and not patience.behind(state.passed, awaited.step, held, site):
         state = replace(state, stuck_us=0)  # it moves
-    awaited = replace(awaited, wrote=since)
-    return _note_answer(state, scope, awaited, shown, wrong={}, awaits={}, unknown=unknown.keys())
+    wrote, awaited = awaited.wrote, replace(awaited, wrote=since)
+    decided = _note_answer(
+        state, scope, awaited, shown, wrong={}, awaits={}, unknown=unknown.keys()
+    )
+    if held is None or state.ramping or awaited.failure is not None:
+        return decided
+    return replace(decided, changed=readback.note_landed(decided.changed, wrote, shown.now))
 
 
 def _note_not_taken(
