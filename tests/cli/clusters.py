@@ -28,7 +28,6 @@ class Ran:
     code: int
     out: str
     err: str
-    seconds: float = 0.0
 
     @property
     def json(self) -> dict[str, Any]:
@@ -38,7 +37,6 @@ class Ran:
 
 def run(*arguments: str, kubeconfig: str, environment: dict[str, str] | None = None) -> Ran:
     """Run the plugin as a person would, with the kubectl of this machine."""
-    began = datetime.now(UTC)
     done = subprocess.run(
         [PROGRAM, *arguments],
         env={"PATH": "/usr/local/bin:/usr/bin:/bin", "KUBECONFIG": kubeconfig}
@@ -49,8 +47,7 @@ def run(*arguments: str, kubeconfig: str, environment: dict[str, str] | None = N
         timeout=120,
         check=False,
     )
-    seconds = (datetime.now(UTC) - began).total_seconds()
-    return Ran(done.returncode, done.stdout, done.stderr, seconds)
+    return Ran(done.returncode, done.stdout, done.stderr)
 
 
 def patient(*arguments: str, kubeconfig: str) -> Ran:

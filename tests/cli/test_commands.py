@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 from collections.abc import Iterator
 from datetime import timedelta
@@ -292,11 +293,15 @@ def test_how_far_a_clock_is_off_the_api_servers_is_seen(admin: str) -> None:
     assert 540 < ahead_seconds < 602
 
 
-def test_it_takes_less_than_five_seconds(admin: str) -> None:
-    done = clusters.run("diagnose", "battery-8", "-n", TENANT, kubeconfig=admin)
+def test_it_and_its_calls_compute_for_less_than_five_seconds(admin: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
 
-    assert done.seconds < 5
-    assert done.code in (0, 4)
+    done = patient("diagnose", "battery-8", "-n", TENANT, kubeconfig=admin)
+
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert done.code == 0
+    assert 0 < seconds < 5, "what another program does meanwhile is not counted"
 
 
 @pytest.mark.parametrize("command", ["", "diagnose", "status", "timeline", "report"])
