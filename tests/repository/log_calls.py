@@ -28,6 +28,7 @@ PROGRAMS = {
     "headend/derops_headend/storage": "writer",
     "headend/derops_headend/writing": "writer",
     "headend/derops_headend/writer.py": "writer",
+    "headend/derops_headend/programs/word_leaver.py": "writer",
     "headend/derops_headend/programs/writer.py": "writer",
     "headend/derops_headend": "gateway",
     "agent/derops_agent": "agent",

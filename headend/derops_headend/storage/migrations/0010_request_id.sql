@@ -1,3 +1,4 @@
+-- readable from 9
 -- By which request of the API a dispatch was ordered: the X-Request-Id of that call, and the requestId of its records in the audit.
 -- Empty column = it was ordered otherwise, or nobody can know. An earlier program does not write it, and goes on.
 alter table dispatch_event add column request_id text;
