@@ -122,6 +122,7 @@ def test_every_alert_has_words_and_a_page_that_says_what_to_do(alert: dict[str, 
     assert alert["labels"]["severity"] in {"critical", "warning"}
     assert set(notes) == {"summary", "description", "runbook_url"}
     assert "$value" in notes["description"] or "$labels" in notes["description"]
+    assert "humanize " not in notes["description"], "a count that Prometheus extrapolates: 1.03"
     assert notes["runbook_url"] == f"docs/runbooks/{kebab(alert['alert'])}.md"
     assert text.startswith(f"# {alert['alert']}\n")
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == HEADINGS
