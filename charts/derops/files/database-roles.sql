@@ -63,7 +63,8 @@ begin
     select relname from pg_class
     where relnamespace = 'public'::regnamespace and (
       relname in (
-        'schema_version', 'asset', 'telemetry', 'telemetry_1m', 'telemetry_15m', 'roll_up_due', 'retention',
+        'schema_version', 'schema_applied', 'asset', 'telemetry', 'telemetry_1m', 'telemetry_15m',
+        'roll_up_due', 'retention',
         'measurement', 'telemetry_gap', 'dispatch_event', 'dispatch_claim', 'dispatch_history',
         'dispatch_told', 'dispatch', 'dispatch_summary', 'dispatch_backfill',
         'connection_event', 'quarantine', 'log_offset', 'audit_event'
