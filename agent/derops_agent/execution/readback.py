@@ -240,14 +240,20 @@ def find_overtaken(
     owning = {owner.order.uid for owner in owners(executions).values()}
     found = {}
     for uid, execution in executions.items():
-        sent, waits = execution.sent, execution.stage is Stage.APPLYING and execution.blind
-        if uid in owning or sent is None or not waits or site.holds(site.fallback, execution):
+        sent = execution.sent
+        if uid in owning or sent is None or not _is_overtaken(execution, site):
             continue
         if site.holds(held, execution):
             known = shown(replace(execution, confirmed=now), held, site.capability.resolutions)
             on_device = stages.hold(known, sent, Evidence.READ_BACK)
             found[uid] = replace(on_device, arrived_us=on_device.steady_us(now))
     return found
+
+
+def _is_overtaken(execution: Execution, site: Site) -> bool:
+    """Tell whether it waits though it was written, and nothing but itself has its value."""
+    waits = execution.stage is Stage.APPLYING and execution.blind
+    return waits and not site.holds(site.fallback, execution)
 
 
 def forget_letting_go(executions: Executions, wrote: Moment) -> dict[str, Execution]:

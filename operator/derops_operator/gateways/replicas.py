@@ -227,8 +227,6 @@ class Fleet:
         connected = sum(each.connected for each in self.replicas.values())
         reports = list(self._reports.get(uid, {}).values())
         best = _fold_reports(reports)
-        ledgers = self._ledgers.get(best.asset_uid, {}) if best else {}
-        heard_all = self.expected is not None and len(self.replicas) >= self.expected > 0
         return ReportedDispatch(
             holdings=tuple(
                 _holding(each, deliveries.get(each.name), version)
@@ -239,12 +237,23 @@ class Fleet:
             cancelled=cancelled,
             report=best.report if best else None,
             received_us=best.received_us if best else 0,
-            ledger_since_us=ledgers.get(best.report.ledger_id) if best else None,
-            strangers_until_us=0 if heard_all else self._start_us,
+            ledger_since_us=self._ledger_since_us(best),
+            strangers_until_us=self._strangers_until_us(),
             disk_lost=any(
                 each.report.reason == Reason.LEDGER_LOST and each is not best for each in reports
             ),
         )
+
+    def _ledger_since_us(self, message: control_pb2.AgentReport | None) -> int | None:
+        """Return when the ledger of a report was first heard of, of whatever dispatch."""
+        if message is None:
+            return None
+        return self._ledgers.get(message.asset_uid, {}).get(message.report.ledger_id)
+
+    def _strangers_until_us(self) -> int:
+        """Return until when what was created may be held by a replica that was never heard."""
+        heard_all = self.expected is not None and len(self.replicas) >= self.expected > 0
+        return 0 if heard_all else self._start_us
 
     def session(self, asset_uid: str, now_us: int) -> SessionView:
         """Return the stream of an asset: the connected one of the highest epoch."""

@@ -113,7 +113,6 @@ def _follow(
         warning = describe_unknown_at_deletion(dispatch, outcome.phase, end_us)
         actions.append(RemoveFinalizer(warning=warning))
     again_us = next_look_us(replace(dispatch, status=status), now_us)
-    if view.withheld is not None and not outcome.phase.terminal:
-        proof_us = now_us + PROOF_LOOK_US
-        again_us = proof_us if again_us is None else min(again_us, proof_us)
+    if view.withheld is not None:
+        again_us = min(again_us or now_us + PROOF_LOOK_US, now_us + PROOF_LOOK_US)
     return DispatchDecision(actions=tuple(actions), status=status, again_us=again_us)

@@ -67,18 +67,24 @@ def find_outcome(
             at_us=now_us,
         )
     on_its_way = _on_its_way(dispatch, view, reported, withdrawal, now_us)
+    awaited = _describe_awaited(dispatch, view, deadline_us, now_us)
+    return replace(on_its_way, message="; ".join(filter(None, (on_its_way.message, awaited))))
+
+
+def _describe_awaited(
+    dispatch: Dispatch, view: ReportedDispatch, deadline_us: int, now_us: int
+) -> str:
+    """Return for what the operator waits that should be there; empty = nothing."""
     if view.withheld is not None:
-        refused = describe_withheld(view.withheld, deadline_us)
-        return replace(on_its_way, message=f"{on_its_way.message}; {refused}")
+        return describe_withheld(view.withheld, deadline_us)
     end_us = latest_end_us(dispatch, view)
-    ended = report is not None and report.ended_us
+    ended = view.report is not None and view.report.ended_us
     if ended or now_us <= end_us + REPORT_GRACE_US:
-        return on_its_way
-    overdue = (
-        f"{on_its_way.message}; its end {format_second(end_us)} has passed, and the agent has not "
+        return ""
+    return (
+        f"its end {format_second(end_us)} has passed, and the agent has not "
         f"reported it: the operator waits for that until {format_second(deadline_us)}"
     )
-    return replace(on_its_way, message=overdue)
 
 
 def _describe_unknown(dispatch: Dispatch, view: ReportedDispatch, deadline_us: int) -> str:

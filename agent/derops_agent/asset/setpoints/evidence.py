@@ -149,8 +149,7 @@ def _wait_on(
     state = replace(state, awaited=waits).with_tries(
         awaited.target, replace(tries, wanting=tries.wanting & uids)
     )
-    if held is not None and not (site.asset and site.asset.max_ramp_watts_per_second):
-        scope = {**scope, **readback.find_overtaken(scope, held, site, shown.now)}
+    scope = {**scope, **_find_overtaken(scope, shown)}
     for uid, execution in scope.items():
         is_held = held is not None and site.holds(held, execution)
         if is_held and execution.held_since and execution.order.mode in wrong:
@@ -161,6 +160,14 @@ def _wait_on(
     error = patience.explained(failure, Reason.START_DEADLINE_EXCEEDED)
     waiting = readback.await_read_back(scope, wrong.keys(), awaited.wrote, error, words)
     return _note_answer(state, {**scope, **waiting}, awaited, shown, wrong={}, awaits=wrong.keys())
+
+
+def _find_overtaken(scope: Executions, shown: Shown) -> Executions:
+    """Return the starts that are shown as they were written over; no step of a ramp shows one."""
+    asset = shown.site.asset
+    if shown.held is None or (asset is not None and asset.max_ramp_watts_per_second):
+        return {}
+    return readback.find_overtaken(scope, shown.held, shown.site, shown.now)
 
 
 def _note_taken(state: DeviceState, awaited: Awaited, scope: Executions, shown: Shown) -> Decided:
@@ -186,9 +193,15 @@ def _note_taken(state: DeviceState, awaited: Awaited, scope: Executions, shown: 
     decided = _note_answer(
         state, scope, awaited, shown, wrong={}, awaits={}, unknown=unknown.keys()
     )
-    if held is None or state.ramping or awaited.failure is not None:
+    return _note_landed(decided, replace(awaited, wrote=wrote), shown)
+
+
+def _note_landed(decided: Decided, awaited: Awaited, shown: Shown) -> Decided:
+    """Note that what the device has taken, and shows, may not land a second time."""
+    if shown.held is None or decided.state.ramping or awaited.failure is not None:
         return decided
-    return replace(decided, changed=readback.note_landed(decided.changed, wrote, shown.now))
+    landed = readback.note_landed(decided.changed, awaited.wrote, shown.now)
+    return replace(decided, changed=landed)
 
 
 def _note_not_taken(
