@@ -44,6 +44,7 @@ class PlayedGateway(control_pb2_grpc.ControlServicer):
         """Of a snapshot that is not over."""
 
         self._connected = False
+        self._speaking = asyncio.Lock()  # gRPC takes one write at a time
         self._flapping: asyncio.Task[None] | None = None
         self.changes = 0
         """How often a link changed."""
@@ -174,7 +175,8 @@ class PlayedGateway(control_pb2_grpc.ControlServicer):
     async def _say(self, words: list[control_pb2.ReplicaMessage]) -> None:
         for first in range(0, len(words), 50):
             batch = control_pb2.ReplicaBatch(messages=words[first : first + 50])
-            await self._context.write(control_pb2.ReplicaMessage(batch=batch))
+            async with self._speaking:
+                await self._context.write(control_pb2.ReplicaMessage(batch=batch))
 
 
 def _words(uid: str, *, connected: bool) -> list[control_pb2.ReplicaMessage]:
