@@ -133,6 +133,21 @@ def test_who_may_see_only_a_namespace_is_told_which_right_is_missing(tenant: str
     assert writer["state"] == "NotLookedAt"
 
 
+def test_with_the_role_for_it_what_is_broken_for_all_is_seen(
+    plane: ControlPlane,
+) -> None:
+    config = clusters.make_caller(plane, "on-call", ("derops-viewer", TENANT))
+    plane.kubectl(
+        "create", "rolebinding", "on-call", "-n", SYSTEM, "--role=derops-installation-viewer",
+        "--serviceaccount=callers:on-call",
+    )  # fmt: skip
+
+    done = patient("diagnose", "battery-8", "-n", TENANT, kubeconfig=config)
+
+    assert done.code == 0
+    assert done.out.startswith("battery-8 in pilot-north: data flows\n")
+
+
 def test_what_holds_as_far_as_can_be_seen_is_0_and_says_so(tenant: str) -> None:
     done = patient("diagnose", "battery-8", "-n", TENANT, kubeconfig=tenant)
 
