@@ -245,6 +245,8 @@ def _give_api_certificate(pilot: Pilot, spec: dict[str, str | None]) -> None:
         "patch", "certificate", "derops-api", "-n", NAMESPACE, "--type=merge",
         "-p", json.dumps({"spec": spec}),
     )  # fmt: skip
+    # cert-manager does not issue anew for a duration alone.
+    pilot.cluster.kubectl("delete", "secret", "derops-api-tls", "-n", NAMESPACE)
 
 
 @contextmanager
