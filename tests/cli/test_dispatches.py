@@ -13,7 +13,12 @@ from derops_cli.diagnosis import Verdict
 from derops_cli.dispatches import AS_ORDERED, STOP_OF, DispatchDiagnosis, diagnose_dispatch
 from derops_cli.evidence import Missing
 
-ENDS = [(each.end, reason) for each in TRANSITIONS if each.end.terminal for reason in each.reasons]
+ENDS = [
+    (each.end, reason)
+    for each in TRANSITIONS
+    if each.end.terminal
+    for reason in sorted(each.reasons)  # a set: workers would collect it each in its own order
+]
 
 
 def judge(
