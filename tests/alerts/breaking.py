@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.alerts.watching import Watch
+from tests.e2e import failing_database
 from tests.e2e.acting import Pilot, battery_manifest, conditions
 from tests.e2e.modbus import controlled, profiled_bus
 from tests.e2e.test_stolen_key import NAME, Thief
@@ -33,9 +33,9 @@ _BALLAST = 8000
 ASSETS = tuple(f"battery-{number}" for number in range(4))
 
 
-def killed(part: str) -> Callable[[Pilot, Watch], contextlib.AbstractContextManager[None]]:
+def killed(part: str) -> Callable[[Pilot], contextlib.AbstractContextManager[None]]:
     @contextmanager
-    def broken(pilot: Pilot, _: Watch) -> Iterator[None]:
+    def broken(pilot: Pilot) -> Iterator[None]:
         pilot.stack.kill(part)
         yield
         pilot.stack.restart(part)
@@ -61,7 +61,7 @@ def _restarted_with(pilot: Pilot, part: str, name: str, value: str) -> Iterator[
 
 
 @contextmanager
-def a_gateway_too_many(pilot: Pilot, _: Watch) -> Iterator[None]:
+def a_gateway_too_many(pilot: Pilot) -> Iterator[None]:
     name = "DEROPS_OPERATOR_GATEWAYS"
     nobody = f"{pilot.stack.parts['operator'].environment[name]},127.0.0.1:9"
     with _restarted_with(pilot, "operator", name, nobody):
@@ -69,7 +69,7 @@ def a_gateway_too_many(pilot: Pilot, _: Watch) -> Iterator[None]:
 
 
 @contextmanager
-def restarting(pilot: Pilot, _: Watch) -> Iterator[None]:
+def restarting(pilot: Pilot) -> Iterator[None]:
     """Have the API end five times, far enough from each other to be seen."""
     for _each in range(5):
         pilot.stack.kill("api")
@@ -79,14 +79,13 @@ def restarting(pilot: Pilot, _: Watch) -> Iterator[None]:
 
 
 @contextmanager
-def no_database(pilot: Pilot, _: Watch) -> Iterator[None]:
-    pilot.stack.postgres.process.terminate()
-    yield
-    pilot.stack.postgres.start_again()
+def no_database(pilot: Pilot) -> Iterator[None]:
+    with failing_database.stopped(pilot.stack):
+        yield
 
 
 @contextmanager
-def locked_table(pilot: Pilot, _: Watch) -> Iterator[None]:
+def locked_table(pilot: Pilot) -> Iterator[None]:
     """Hold the writer in the middle of storing."""
     with pilot.stack.postgres.superuser("derops") as holder:
         holder.autocommit = False
@@ -96,7 +95,7 @@ def locked_table(pilot: Pilot, _: Watch) -> Iterator[None]:
 
 
 @contextmanager
-def no_database_for_the_api(pilot: Pilot, _: Watch) -> Iterator[None]:
+def no_database_for_the_api(pilot: Pilot) -> Iterator[None]:
     """Shut the API out of the database, and call it, so that there are records to store."""
     done = threading.Event()
     account = "caller"
@@ -126,7 +125,7 @@ def no_database_for_the_api(pilot: Pilot, _: Watch) -> Iterator[None]:
 
 
 @contextmanager
-def full_log(pilot: Pilot, _: Watch) -> Iterator[None]:
+def full_log(pilot: Pilot) -> Iterator[None]:
     """Put more into the log than it may have; nobody empties it."""
     pilot.stack.kill("writer")
     pilot.stack.parts["gateway"].terminate()
@@ -146,7 +145,7 @@ async def _fill(file: Path) -> None:
 
 
 @contextmanager
-def failing_disk(pilot: Pilot, _: Watch) -> Iterator[None]:
+def failing_disk(pilot: Pilot) -> Iterator[None]:
     with failing_syncs(pilot.stack.parts["gateway"].pid, pilot.stack.data_directory):
         yield
     pilot.stack.kill("gateway")
@@ -154,7 +153,7 @@ def failing_disk(pilot: Pilot, _: Watch) -> Iterator[None]:
 
 
 @contextmanager
-def damaged_log(pilot: Pilot, watch: Watch) -> Iterator[None]:
+def damaged_log(pilot: Pilot) -> Iterator[None]:
     stack = pilot.stack
     stack.kill("writer")
     ((committed,),) = pilot.rows("select max(committed_offset) from log_offset")
@@ -169,7 +168,7 @@ def damaged_log(pilot: Pilot, watch: Watch) -> Iterator[None]:
 
 
 @contextmanager
-def no_agents(pilot: Pilot, _: Watch) -> Iterator[None]:
+def no_agents(pilot: Pilot) -> Iterator[None]:
     for name in ASSETS[1:]:
         pilot.stack.kill_agent(pilot.namespace, name)
     yield
@@ -178,7 +177,7 @@ def no_agents(pilot: Pilot, _: Watch) -> Iterator[None]:
 
 
 @contextmanager
-def late_revert(pilot: Pilot, _: Watch) -> Iterator[None]:
+def late_revert(pilot: Pilot) -> Iterator[None]:
     pilot.dispatch("late", ASSETS[0], durationSeconds=4)
     pilot.wait_for_phase("late", "Active")
     pilot.stack.kill_agent(pilot.namespace, ASSETS[0])
@@ -190,7 +189,7 @@ def late_revert(pilot: Pilot, _: Watch) -> Iterator[None]:
 
 
 @contextmanager
-def silent_at_the_end(pilot: Pilot, _: Watch) -> Iterator[None]:
+def silent_at_the_end(pilot: Pilot) -> Iterator[None]:
     name = "unreverted"
     with controlled(pilot, profiled_bus()) as bus:
         pilot.dispatch(name, durationSeconds=20)
@@ -205,7 +204,7 @@ def silent_at_the_end(pilot: Pilot, _: Watch) -> Iterator[None]:
 
 
 @contextmanager
-def stolen_key(pilot: Pilot, _: Watch) -> Iterator[None]:
+def stolen_key(pilot: Pilot) -> Iterator[None]:
     pilot.battery(NAME)
     asyncio.run(Thief(pilot).take_over())
     yield
@@ -213,7 +212,7 @@ def stolen_key(pilot: Pilot, _: Watch) -> Iterator[None]:
 
 
 @contextmanager
-def no_cert_manager(pilot: Pilot, _: Watch) -> Iterator[None]:
+def no_cert_manager(pilot: Pilot) -> Iterator[None]:
     """Ask for a certificate of ten years, of which the present one has too little left."""
     name = "cert-manager"
     processes = pilot.stack.control_plane.processes
@@ -233,7 +232,7 @@ def _set_duration(pilot: Pilot, seconds: int) -> None:
 
 
 @contextmanager
-def short_certificate(pilot: Pilot, _: Watch) -> Iterator[None]:
+def short_certificate(pilot: Pilot) -> Iterator[None]:
     """Have cert-manager give the API a certificate of an hour."""
     _give_api_certificate(pilot, {"duration": "1h", "renewBefore": "20m"})
     yield
@@ -250,7 +249,7 @@ def _give_api_certificate(pilot: Pilot, spec: dict[str, str | None]) -> None:
 
 
 @contextmanager
-def no_trust(pilot: Pilot, _: Watch) -> Iterator[None]:
+def no_trust(pilot: Pilot) -> Iterator[None]:
     """Forbid the ConfigMap with the server CA in a namespace that gets its first asset."""
     other = f"{pilot.namespace}-closed"
     policy = {
@@ -302,7 +301,7 @@ def no_trust(pilot: Pilot, _: Watch) -> Iterator[None]:
 
 
 @contextmanager
-def stopped_writer(pilot: Pilot, _: Watch) -> Iterator[None]:
+def stopped_writer(pilot: Pilot) -> Iterator[None]:
     pid = pilot.stack.parts["writer"].pid
     os.kill(pid, signal.SIGSTOP)
     try:

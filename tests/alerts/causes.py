@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.alerts import breaking
-from tests.alerts.watching import Watch
 from tests.e2e.acting import Pilot
 
 
@@ -18,7 +17,7 @@ class Cause:
     alert: str
     """What must fire."""
 
-    broken: Callable[[Pilot, Watch], contextlib.AbstractContextManager[None]]
+    broken: Callable[[Pilot], contextlib.AbstractContextManager[None]]
     """Breaks it, and mends it at the end of the block."""
 
     may: frozenset[str] = frozenset()

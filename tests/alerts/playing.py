@@ -48,7 +48,7 @@ class Playing:
         """Break something until its alert fires, mend it, and wait until all is quiet."""
         seen: set[Firing] = set()
         fired = None
-        with cause.broken(self._pilot, self._watch):
+        with cause.broken(self._pilot):
             for passed in look_for(FIRES_WITHIN_SECONDS):
                 seen |= self._watch.firing()
                 if cause.alert in {each.name for each in seen}:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from pymodbus.constants import ExcCodes
 from tests.agent.lines import Answer, GoLine, Line, PymodbusLine
 from tests.agent.modbus.registers import battery
 from tests.agent.sunspec.inverter import BATTERY, Inverter
@@ -45,9 +46,14 @@ class Recorded:
     account: list[tuple[float, int]] = field(default_factory=lambda: [(time.time(), 0)])
     """Since when it holds what active power in watts; released counts as 0."""
 
+    is_dead: bool = False
+    """Whether the server has to answer in its place that it does not."""
+
     async def answer(
         self, table: Table, address: int, count: int, values: list[int] | None
     ) -> Answer:
+        if self.is_dead:
+            return ExcCodes.GATEWAY_NO_RESPONSE
         self.look()
         got = await self.unit.answer(table, address, count, values)
         self.look()
@@ -84,15 +90,16 @@ def held_watts(unit: Unit) -> int:
 
 
 class Bus:
-    """One server with one device behind it, on a thread of its own."""
+    """One server with a device behind it, or several, on a thread of its own."""
 
     starved: Starved
 
-    def __init__(self, line: type[Line], unit: Unit, options: dict[str, Any]) -> None:
-        self.device = Recorded(unit)
+    def __init__(self, line: type[Line], options: dict[str, Any], *units: Unit) -> None:
+        self.devices = {number: Recorded(unit) for number, unit in enumerate(units, start=1)}
+        self.device = self.devices[1]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="modbus")
-        self._line, self._options = line({1: self.device}), options
+        self._line, self._options = line(self.devices), options
 
     def __enter__(self) -> "Bus":
         self._thread.start()
@@ -148,12 +155,13 @@ class Bus:
 
 def sunspec_bus() -> Bus:
     """Return a SunSpec battery of 10 kW on pymodbus's server."""
-    return Bus(PymodbusLine, Inverter(BATTERY), {"kind": "sunspec"})
+    return Bus(PymodbusLine, {"kind": "sunspec"}, Inverter(BATTERY))
 
 
-def profiled_bus() -> Bus:
-    """Return the battery of examples/profiles on the other server."""
-    return Bus(GoLine, battery(), {"kind": "modbus", "profile": str(PROFILE)})
+def profiled_bus(units: int = 1) -> Bus:
+    """Return batteries of examples/profiles on the other server; the first is unit 1."""
+    options = {"kind": "modbus", "profile": str(PROFILE)}
+    return Bus(GoLine, options, *(battery() for _ in range(units)))
 
 
 @contextmanager

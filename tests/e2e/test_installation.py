@@ -2,31 +2,21 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from tests.e2e.acting import Pilot
+from tests.e2e.failing_database import full, refusing, stopped
 from tests.stack.identities import NAMESPACE
-from tests.stack.postgres import WRITER
 from tests.stack.stack import Stack
 from tests.waiting import eventually
 
 from derops.installation import CONFIG_MAP, KEY
 from derops.wire.v1 import dispatch_pb2, log_pb2
 from derops_headend.eventlog.sqlite import SqliteEventLog
-from derops_headend.storage.roles import roles_sql
 
 LOG_BYTES = 1024 * 1024
-FULL = """
-    create function no_room() returns trigger language plpgsql as $$ begin
-        raise exception 'could not extend file "base/1/2": No space left on device'
-            using errcode = 'disk_full';
-    end $$;
-    create trigger no_room before update on log_offset execute function no_room();
-"""
-"""What PostgreSQL answers on a full disk, with its code."""
 
 
 def told(stack: Stack) -> dict[str, str]:
@@ -42,39 +32,6 @@ def told(stack: Stack) -> dict[str, str]:
 
 def wait_until_told(stack: Stack, **reasons: str) -> None:
     eventually(lambda: told(stack) == reasons, f"{CONFIG_MAP} to say {reasons or 'all is well'}")
-
-
-@contextmanager
-def stopped(stack: Stack) -> Iterator[None]:
-    stack.postgres.process.terminate()
-    try:
-        yield
-    finally:
-        stack.postgres.start_again()
-
-
-@contextmanager
-def refusing(stack: Stack) -> Iterator[None]:
-    with stack.postgres.superuser("derops") as connection:
-        connection.execute(f"alter role {WRITER} password 'another'".encode())
-        connection.execute(
-            "select pg_terminate_backend(pid) from pg_stat_activity where usename = %s", [WRITER]
-        )
-    try:
-        yield
-    finally:
-        stack.postgres.apply_roles("derops", roles_sql())
-
-
-@contextmanager
-def full(stack: Stack) -> Iterator[None]:
-    with stack.postgres.superuser("derops") as connection:
-        connection.execute(FULL.encode())
-    try:
-        yield
-    finally:
-        with stack.postgres.superuser("derops") as connection:
-            connection.execute(b"drop function no_room cascade")
 
 
 @pytest.mark.parametrize(
