@@ -1,6 +1,6 @@
 # Every target does all its own set-up; a second run starts from caches.
 .DEFAULT_GOAL := help
-.PHONY: help setup parts format lint check generate install-yaml test e2e cluster-smoke cluster-test soak alerts faults powerloss kills rollback histories fuzz bench images images-test test-images demo up down status cluster clean
+.PHONY: help setup parts format lint check generate install-yaml test e2e cluster-smoke cluster-test soak alerts drill faults powerloss kills rollback histories fuzz bench images images-test test-images demo up down status cluster clean
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/derops
 TOOLS := $(CACHE)/tools
@@ -64,6 +64,9 @@ faults: parts  ## Break the way of the telemetry; DEROPS_SEED, DEROPS_ROUNDS
 
 alerts: parts  ## Break what alerts are for; DEROPS_CAUSES, DEROPS_QUIET_SECONDS
 	GRPC_ENABLE_FORK_SUPPORT=0 $(PYTHON) -m tests.alerts
+
+drill: parts  ## Break one thing, say only the symptom, and see whether it is found; DEROPS_FAULTS, DEROPS_ROUNDS, DEROPS_SEED, DEROPS_PLAY
+	@GRPC_ENABLE_FORK_SUPPORT=0 $(PYTHON) -m tests.drill
 
 powerloss: setup  ## Cut the power while stores write; DEROPS_SEED, DEROPS_CRASHES
 	$(PYTHON) -m tests.powerloss
