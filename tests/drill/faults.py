@@ -143,9 +143,10 @@ FAULTS = (
         broken=for_all(shared.killed("writer")),
     ),
     Fault(
-        name="writer held by a lock",
-        truth=SharedFault.WRITER_BEHIND,
-        alert="DeropsWriterBehind",
+        name="table of the database locked",
+        # Of a call that does not return for 20 s the writer says that the database fails.
+        truth=SharedFault.DATABASE_FAILING,
+        alert="DeropsDatabaseFailing",
         broken=for_all(shared.locked_table),
     ),
     Fault(
