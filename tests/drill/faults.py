@@ -146,7 +146,7 @@ FAULTS = (
         name="table of the database locked",
         # Of a call that does not return for 20 s the writer says that the database fails.
         truth=SharedFault.DATABASE_FAILING,
-        alert="DeropsDatabaseFailing",
+        alert="DeropsWriterBehind",
         broken=for_all(shared.locked_table),
     ),
     Fault(
