@@ -66,18 +66,6 @@ def dead_unit(ground: Ground, asset: str) -> Iterator[None]:
 
 
 @contextmanager
-def no_numbers(ground: Ground, asset: str) -> Iterator[None]:
-    """Have the device answer, with nothing in it that is a number."""
-    points = (
-        "activePowerWatts", "reactivePowerVars", "voltageVolts", "frequencyHertz",
-        "stateOfChargePercent", "energyInjectedWattHours", "energyAbsorbedWattHours",
-        "temperatureCelsius", "availablePowerWatts", "localControl",
-    )  # fmt: skip
-    with ground.with_faults(asset, badPoints=points):
-        yield
-
-
-@contextmanager
 def wrong_clock(ground: Ground, asset: str) -> Iterator[None]:
     shifted = {"LD_PRELOAD": str(_shifting()), "SHIFT_SECONDS": str(SHIFT_SECONDS)}
     with ground.surrounded(asset, shifted):

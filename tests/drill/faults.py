@@ -59,13 +59,6 @@ FAULTS = (
         assets=tuple(UNITS),
     ),
     Fault(
-        name="device sends no numbers",
-        truth=AssetFault.NO_SAMPLES,
-        alert=OF_MANY,
-        broken=breaking.no_numbers,
-        assets=SIMULATED,
-    ),
-    Fault(
         name="clock of the agent wrong",
         truth=AssetFault.CLOCK_WRONG,
         alert=OF_MANY,
