@@ -514,3 +514,14 @@ def test_the_tables_of_the_data_path_are_those_of_the_code() -> None:
     ):
         assert tables[title] == [(str(fault), str(LINK_OF[fault])) for fault in faults]
     assert CONDITION in rows(REFERENCE / "derasset.md")
+
+
+def test_the_list_of_runbooks_has_each_page_and_each_alert_once() -> None:
+    folder = REPOSITORY / "docs" / "runbooks"
+    text = (folder / "README.md").read_text()
+    listed = re.findall(r"^\| (?:[^|]+\| )?\[[^]]+\]\(([a-z-]+\.md)\)", text, re.MULTILINE)
+
+    assert sorted(listed) == sorted(p.name for p in folder.glob("*.md") if p.name != "README.md")
+    rules = (REPOSITORY / "charts/derops/files/alerts").glob("*.yaml")
+    alerts = set(re.findall(r"alert: (\w+)", "".join(file.read_text() for file in rules)))
+    assert set(re.findall(r"\[(Derops\w+)\]", text)) == alerts
