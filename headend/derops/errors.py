@@ -35,6 +35,9 @@ DeropsError
 |-- ChangedMeanwhileError       an object is not as it was decided on
 |-- GoneError                   an object does not exist any more
 |-- ListExpiredError            a list of objects is too old to go on with
+|-- WordUnavailableError        word of a writer cannot be left or read now
+|-- UsageError                  the plugin was called in a way that makes no sense
+|-- CannotLookError             the plugin could not look at anything
 |-- BadAuthorityError           a certificate is that of no authority
 `-- ProblemError                the API answers with a problem
 """

@@ -111,7 +111,8 @@ async def test_a_stranger_tells_nothing_of_a_dispatch_that_is_held(both: Tenants
     assert both.rig.log.of(log_pb2.AGENT_REPORT) == []
     assert told(both, "peak") == [("Submitted", "Validated", "Unknown")]
     assert counted(REFUSED, reason="AnotherAsset") == before + 1
-    assert [line["asset"] for line in lines if line["event"] == "report.refused"] == ["other/thief"]
+    refused = [line for line in lines if line["event"] == "report.refused"]
+    assert [(line["namespace"], line["asset"]) for line in refused] == [("other", "thief")]
 
 
 async def test_what_a_stranger_said_before_the_dispatch_was_known_is_in_nobodys_history(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -28,6 +29,7 @@ class Ran:
     code: int
     out: str
     err: str
+    seconds: float = 0.0
 
     @property
     def json(self) -> dict[str, Any]:
@@ -37,6 +39,7 @@ class Ran:
 
 def run(*arguments: str, kubeconfig: str, environment: dict[str, str] | None = None) -> Ran:
     """Run the plugin as a person would, with the kubectl of this machine."""
+    began = time.monotonic()
     done = subprocess.run(
         [PROGRAM, *arguments],
         env={"PATH": "/usr/local/bin:/usr/bin:/bin", "KUBECONFIG": kubeconfig}
@@ -46,8 +49,9 @@ def run(*arguments: str, kubeconfig: str, environment: dict[str, str] | None = N
         text=True,
         timeout=120,
         check=False,
+        umask=0o077,  # it keeps kubectl's cache among the files of the stack
     )
-    return Ran(done.returncode, done.stdout, done.stderr)
+    return Ran(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
 
 
 def patient(*arguments: str, kubeconfig: str) -> Ran:

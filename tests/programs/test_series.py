@@ -38,6 +38,7 @@ _WORDS = 80
 
 MOST_CHILDREN = {
     "derops_build_info": 1,
+    "derops_log_lines_left_out": 2,
     "derops_operator_reconciles": len(Kind) * 4,
     "derops_operator_reconcile_seconds": len(Kind),
     "derops_operator_status_writes": len(Kind) * 4,

@@ -2,12 +2,15 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from derops_operator import metrics
 from derops_operator.cluster.cache import Cache
 from derops_operator.reconciling.census import CONDITIONS, FLOW_REASONS, IN_FLIGHT, Census
 from derops_operator.resources.assets import Asset
 from derops_operator.resources.dispatches import Dispatch
+from derops_operator.resources.facts import Fact
+from derops_operator.resources.manifests import attempt
 from derops_operator.resources.objects import Kind
 
 LEAST_PAUSE_SECONDS = 15.0
@@ -38,13 +41,17 @@ async def count(cache: Cache, now_us: int) -> Census:
         keys = cache.keys(kind)
         for first in range(0, len(keys), _AT_ONCE):
             for key in keys[first : first + _AT_ONCE]:
-                fact = cache.fact(key)
-                if isinstance(fact, Asset):
-                    census.add_asset(fact)
-                elif isinstance(fact, Dispatch):
-                    census.add_dispatch(fact)
+                _add(census, cache.fact(key))
             await asyncio.sleep(0)
     return census
+
+
+def _add(census: Census, fact: Fact | None) -> None:
+    """Count one object; one that cannot be worked on is told of elsewhere, and ends no count."""
+    if isinstance(fact, Asset):
+        attempt(partial(census.add_asset, fact))
+    elif isinstance(fact, Dispatch):
+        attempt(partial(census.add_dispatch, fact))
 
 
 def show(census: Census) -> None:

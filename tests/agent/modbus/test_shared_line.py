@@ -406,7 +406,7 @@ async def test_a_dead_unit_is_a_line_in_the_log_and_not_one_a_second() -> None:
                 assert await devices[1].sample() is None
                 await asyncio.sleep(0.05)
 
-    assert len({str(each["error"]) for each in lines if each["event"] == "sample.failed"}) == 1
+    assert len({str(each["why"]) for each in lines if each["event"] == "sample.failed"}) == 1
     assert [each["event"] for each in lines].count("sample.failed") == 1
 
 

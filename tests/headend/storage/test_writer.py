@@ -460,7 +460,7 @@ def test_a_database_of_a_newer_program_is_refused_with_both_versions(
 
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("cannot start: database has schema version 99, this program knows up to")
+    assert last.startswith("cannot start: database can be used by programs of schema version 99 or")
     assert "Traceback" not in done.stderr
 
 
