@@ -27,7 +27,10 @@ from derops_headend.storage.chain import Head
 
 @pytest.fixture
 def audited(postgres_server: PostgresServer) -> Iterator[AuditDatabase]:
-    yield from make_database(postgres_server)
+    for database in make_database(postgres_server):
+        with psycopg.connect(database.writer, autocommit=True) as writer:
+            prepare_months(writer, NOW)  # else records of then lie where those without a month do
+        yield database
 
 
 def away() -> psycopg.Connection:
@@ -361,8 +364,6 @@ async def test_records_that_are_to_fill_the_memory_of_who_reads_them(
     trail: AuditTrail, audited: AuditDatabase
 ) -> None:
     """R147: large records, and such that say when or where in words that end no page."""
-    with psycopg.connect(audited.writer, autocommit=True) as writer:
-        prepare_months(writer, NOW)  # else they lie where those without a month do
     await record_calls(trail, 5)
     with audited.connect() as thief:
         for chain, at, size in (
