@@ -5,6 +5,7 @@ github.com/simonvetter/modbus, which has nothing in common with the library of t
 """
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, Self
@@ -128,7 +129,8 @@ class GoLine:
         self._process = self._task = None
         if process is None or task is None:
             return
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):  # Ctrl-C ended it as well
+            process.kill()
         await process.wait()
         await task
 

@@ -96,8 +96,9 @@ def prepared(pilot: Pilot) -> Iterator[tuple[Ground, OnCall]]:
             manifests.append(manifest)
         pilot.apply_all(manifests)
         opened.callback(
-            pilot.cluster.kubectl, "delete", "dispatches,derassets", "--all", "-n", pilot.namespace
-        )
+            pilot.cluster.kubectl, "delete", "dispatches,derassets", "--all", "-n", pilot.namespace,
+            "--timeout=60s",
+        )  # fmt: skip
         for name in (*SIMULATED, *UNITS):
             pilot.wait_for_condition("derasset", name, "Connected", "True")
         yield Ground(pilot, bus), opened.enter_context(_somebody_on_call(pilot))

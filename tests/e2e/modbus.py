@@ -107,10 +107,12 @@ class Bus:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.disconnect()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        try:
+            self.disconnect()
+        finally:  # else this process would never end
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
 
     @property
     def driver(self) -> dict[str, Any]:
