@@ -28,7 +28,17 @@ if TYPE_CHECKING:
     from tests.stack.stack import Stack
 
 TESTS = Path(__file__).parent
-LONGEST = {"alerts", "chart", "dashboards", "drill", "e2e", "faults", "kills", "stack_tests", "upgrade"}
+LONGEST = {
+    "alerts",
+    "chart",
+    "dashboards",
+    "drill",
+    "e2e",
+    "faults",
+    "kills",
+    "stack_tests",
+    "upgrade",
+}
 """Folders with the files that take longest: they run whole programs."""
 
 _databases = itertools.count(1)
