@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,17 +41,16 @@ class Ran:
 def run(*arguments: str, kubeconfig: str, environment: dict[str, str] | None = None) -> Ran:
     """Run the plugin as a person would, with the kubectl of this machine."""
     began = time.monotonic()
-    done = subprocess.run(
-        [PROGRAM, *arguments],
-        env={"PATH": "/usr/local/bin:/usr/bin:/bin", "KUBECONFIG": kubeconfig}
-        | {"HOME": str(Path(kubeconfig).parent)}
-        | (environment or {}),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        umask=0o077,  # it keeps kubectl's cache among the files of the stack
-    )
+    with tempfile.TemporaryDirectory() as home:  # kubectl keeps a cache there
+        done = subprocess.run(
+            [PROGRAM, *arguments],
+            env={"PATH": "/usr/local/bin:/usr/bin:/bin", "KUBECONFIG": kubeconfig, "HOME": home}
+            | (environment or {}),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
     return Ran(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
 
 
