@@ -55,11 +55,11 @@ def renew(stack: Stack, namespace: str, *secrets: str) -> None:
         eventually(lambda name=name: is_new(name), f"{name} to be issued again")  # type: ignore[misc]
 
 
-def shown(stack: Stack) -> x509.Certificate:
-    """Return what the agent port shows now."""
+def shown(address: str) -> x509.Certificate:
+    """Return what a port shows now."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    host, _, port = stack.gateway.rpartition(":")
+    host, _, port = address.rpartition(":")
     with (
         socket.create_connection((host, int(port))) as raw,
         context.wrap_socket(raw) as secure,
@@ -129,7 +129,9 @@ def test_every_certificate_is_renewed_and_the_agent_stays_or_comes_back(battery:
     leaf = x509.load_pem_x509_certificate(
         secret_data(stack.control_plane, NAMESPACE, "derops-gateway-tls")["tls.crt"]
     )
-    eventually(lambda: shown(stack).serial_number == leaf.serial_number, "the new certificate")
+    eventually(
+        lambda: shown(stack.gateway).serial_number == leaf.serial_number, "the new certificate"
+    )
     eventually(lambda: ledger(battery)["current"]["serialNumber"] != before, "the agent's")
     works(battery, "renewed")
     assert stack.parts["gateway"].alive
@@ -148,8 +150,10 @@ def test_a_server_ca_with_a_new_key_is_trusted_before_it_signs(battery: Pilot) -
     assert x509.load_pem_x509_certificates(before.encode())[0] in known
     works(battery, "under-the-old")
 
-    renew(stack, NAMESPACE, "derops-gateway-tls")
-    eventually(lambda: is_signed_by(shown(stack), new), "a leaf of the new authority")
+    renew(stack, NAMESPACE, "derops-gateway-tls", "derops-api-tls")
+    api = stack.api_url.removeprefix("https://")
+    eventually(lambda: is_signed_by(shown(stack.gateway), new), "a leaf of the new authority")
+    eventually(lambda: is_signed_by(shown(api), new), "a leaf of the new authority at the API")
     stack.kill_agent(battery.namespace, "battery")
     stack.restart_agent(battery.namespace, "battery")
     works(battery, "under-the-new")
@@ -206,8 +210,10 @@ def test_a_compromised_authority_is_dropped_with_the_operators_copy(battery: Pil
 
     eventually(lambda: x509.load_pem_x509_certificates(
         told(stack, NAMESPACE).encode())[0].serial_number == new.serial_number, "it")  # fmt: skip
-    renew(stack, NAMESPACE, "derops-gateway-tls")
-    eventually(lambda: is_signed_by(shown(stack), new), "a leaf of the new authority")
+    renew(stack, NAMESPACE, "derops-gateway-tls", "derops-api-tls")
+    api = stack.api_url.removeprefix("https://")
+    eventually(lambda: is_signed_by(shown(stack.gateway), new), "a leaf of the new authority")
+    eventually(lambda: is_signed_by(shown(api), new), "a leaf of the new authority at the API")
 
     stack.kubectl("delete", "configmap", SERVER_CA, "-n", NAMESPACE)
 
