@@ -254,7 +254,7 @@ def _notes(evidence: Evidence, at: datetime, operator: LinkJudgement) -> Iterato
         yield f"the asset is being deleted since {instant(asset.metadata.deletion_timestamp)}"
     degraded = asset_links.condition_of(asset, "TelemetryDegraded")
     if degraded is not None and degraded.status == "True" and not operator.broken:
-        yield f"single points are bad, and the others come: {clean(degraded.message)}"
+        yield f"single points are bad: {clean(degraded.message)}"
     if asset.status.observed_generation != asset.metadata.generation:
         yield "the status is about an earlier version of the spec"
     if not isinstance(evidence.events, Missing):

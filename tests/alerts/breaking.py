@@ -5,12 +5,12 @@ import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from tests.e2e import failing_database
@@ -20,6 +20,7 @@ from tests.e2e.test_stolen_key import NAME, Thief
 from tests.faults.ground import failing_syncs
 from tests.headend.eventlog.engines import alter
 from tests.headend.writing.making import T0_US, telemetry
+from tests.stack.calling import calling
 from tests.stack.chart import NAMESPACE
 from tests.stack.postgres import API
 from tests.waiting import eventually
@@ -97,28 +98,17 @@ def locked_table(pilot: Pilot) -> Iterator[None]:
 @contextmanager
 def no_database_for_the_api(pilot: Pilot) -> Iterator[None]:
     """Shut the API out of the database, and call it, so that there are records to store."""
-    done = threading.Event()
     account = "caller"
     pilot.cluster.kubectl("create", "serviceaccount", account, "-n", pilot.namespace)
-    caller = pilot.stack.caller(pilot.namespace, account)
-
-    def call() -> None:
-        while not done.wait(1):
-            with contextlib.suppress(Exception):
-                caller.get("/v1/me")
-
     with pilot.stack.postgres.superuser() as database:
         database.execute(f"alter role {API} nologin".encode())
         database.execute(
             b"select pg_terminate_backend(pid) from pg_stat_activity where usename = %s", (API,)
         )
-    calling = threading.Thread(target=call)
-    calling.start()
     try:
-        yield
+        with calling(pilot.stack.caller(pilot.namespace, account)):
+            yield
     finally:
-        done.set()
-        calling.join()
         with pilot.stack.postgres.superuser() as database:
             database.execute(f"alter role {API} login".encode())
         pilot.cluster.kubectl("delete", "serviceaccount", account, "-n", pilot.namespace)
@@ -152,13 +142,19 @@ def failing_disk(pilot: Pilot) -> Iterator[None]:
     pilot.stack.restart("gateway")
 
 
+def _last_offset(log: Path) -> int:
+    with closing(sqlite3.connect(log)) as beside:
+        ((last,),) = beside.execute("SELECT max(log_offset) FROM record")
+    return int(last or 0)
+
+
 @contextmanager
 def damaged_log(pilot: Pilot) -> Iterator[None]:
     stack = pilot.stack
     stack.kill("writer")
     ((committed,),) = pilot.rows("select max(committed_offset) from log_offset")
     file = stack.data_directory / "headend" / "events.db"
-    time.sleep(5)  # for records that nobody has stored
+    eventually(lambda: _last_offset(file) > committed, "a record that nobody has stored")
     alter(file, "UPDATE record SET checksum = 0 WHERE log_offset = ?", str(committed + 1))
     stack.parts["writer"].start()
     yield
@@ -181,7 +177,7 @@ def late_revert(pilot: Pilot) -> Iterator[None]:
     pilot.dispatch("late", ASSETS[0], durationSeconds=4)
     pilot.wait_for_phase("late", "Active")
     pilot.stack.kill_agent(pilot.namespace, ASSETS[0])
-    time.sleep(20)
+    time.sleep(20)  # its end, and more than what is still no late revert
     pilot.stack.restart_agent(pilot.namespace, ASSETS[0])
     pilot.wait_for_phase("late", "Failed")
     yield

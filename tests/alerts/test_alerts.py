@@ -17,10 +17,8 @@ pytestmark = pytest.mark.timeout(
 
 @pytest.fixture
 def pilot(stack: Stack) -> Iterator[Pilot]:
-    pilot = Pilot(stack, "alerts")
-    pilot.create_namespace()
-    yield pilot
-    pilot.delete_everything()
+    with Pilot.created(stack, "alerts") as pilot:
+        yield pilot
 
 
 def test_a_dead_writer_is_told_and_nothing_else_is(pilot: Pilot) -> None:

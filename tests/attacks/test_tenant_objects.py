@@ -31,10 +31,8 @@ def tenant(stack: Stack) -> Iterator[Tenant]:
 
 @pytest.fixture
 def neighbour(stack: Stack) -> Iterator[Pilot]:
-    pilot = Pilot(stack, f"neighbour-{next(_numbers)}")
-    pilot.create_namespace()
-    yield pilot
-    pilot.delete_everything()
+    with Pilot.created(stack, f"neighbour-{next(_numbers)}") as pilot:
+        yield pilot
 
 
 def dispatch(name: str, **spec: Any) -> dict[str, Any]:

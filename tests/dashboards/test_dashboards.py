@@ -3,9 +3,7 @@
 import json
 import math
 import re
-import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from tests.alerts.watching import watching
 from tests.e2e.acting import Pilot
 from tests.rules.test_rules import exported, metrics_in
+from tests.stack.calling import calling
 from tests.stack.places import REPOSITORY
 from tests.stack.postgres import READER
 from tests.stack.stack import Stack
@@ -114,37 +113,17 @@ def test_no_panel_asks_for_a_metric_that_nobody_exports() -> None:
     assert asked <= exported()
 
 
-@contextmanager
-def calling(pilot: Pilot) -> Iterator[None]:
-    """Call the API once a second."""
-    done = threading.Event()
-    pilot.cluster.kubectl("create", "serviceaccount", "caller", "-n", pilot.namespace)
-
-    def call() -> None:
-        with closing(pilot.stack.caller(pilot.namespace, "caller")) as caller:
-            while not done.wait(1):
-                caller.get("/v1/me")
-
-    thread = threading.Thread(target=call)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
 @pytest.fixture
 def pilot(stack: Stack) -> Iterator[Pilot]:
-    pilot = Pilot(stack, NAMESPACE)
-    pilot.create_namespace()
-    yield pilot
-    pilot.delete_everything()
+    with Pilot.created(stack, NAMESPACE) as pilot:
+        yield pilot
 
 
 @pytest.mark.timeout(400)  # where it is the first to need the whole product, it starts it
 def test_every_query_answers_on_the_running_product(pilot: Pilot, tmp_path: Path) -> None:
-    with watching(tmp_path, pilot.stack.ops_ports) as watch, calling(pilot):
+    pilot.cluster.kubectl("create", "serviceaccount", "caller", "-n", pilot.namespace)
+    caller = pilot.stack.caller(pilot.namespace, "caller")
+    with watching(tmp_path, pilot.stack.ops_ports) as watch, calling(caller):
         pilot.battery(ASSET)
         pilot.dispatch("evening", ASSET)
         pilot.wait_for_phase("evening", "Complete")

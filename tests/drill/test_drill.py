@@ -21,10 +21,8 @@ pytestmark = pytest.mark.timeout(
 
 @pytest.fixture
 def pilot(stack: Stack) -> Iterator[Pilot]:
-    pilot = Pilot(stack, "drill")
-    pilot.create_namespace()
-    yield pilot
-    pilot.delete_everything()
+    with Pilot.created(stack, "drill") as pilot:
+        yield pilot
 
 
 def test_what_is_broken_is_named_and_nothing_is_where_nothing_is_broken(pilot: Pilot) -> None:

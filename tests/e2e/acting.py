@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import psycopg
 from tests.crds.manifests import asset_manifest, dispatch_manifest
@@ -125,6 +125,15 @@ class Pilot(Namespace):
     def __init__(self, stack: Stack, namespace: str) -> None:
         super().__init__(stack, namespace)
         self.stack = stack
+
+    @classmethod
+    @contextmanager
+    def created(cls, stack: Stack, namespace: str) -> Iterator[Self]:
+        """Create the namespace, and delete everything in it afterwards."""
+        pilot = cls(stack, namespace)
+        pilot.create_namespace()
+        yield pilot
+        pilot.delete_everything()
 
     def battery(
         self, name: str = "battery", *, connected: bool = True, **spec: Any

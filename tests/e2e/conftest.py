@@ -13,7 +13,5 @@ _numbers = itertools.count(1)
 @pytest.fixture
 def pilot(stack: Stack) -> Iterator[Pilot]:
     """Return a namespace of its own on the shared stack; it is deleted afterwards."""
-    pilot = Pilot(stack, f"e2e-{next(_numbers)}")
-    pilot.create_namespace()
-    yield pilot
-    pilot.delete_everything()
+    with Pilot.created(stack, f"e2e-{next(_numbers)}") as pilot:
+        yield pilot

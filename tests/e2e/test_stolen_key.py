@@ -28,10 +28,8 @@ NAME = "battery-7"
 @pytest.fixture
 def north(stack: Stack) -> Iterator[Pilot]:
     """Return the namespace that the page speaks of."""
-    pilot = Pilot(stack, "pilot-north")
-    pilot.create_namespace()
-    yield pilot
-    pilot.delete_everything()
+    with Pilot.created(stack, "pilot-north") as pilot:
+        yield pilot
 
 
 class Thief:

@@ -18,10 +18,8 @@ _numbers = itertools.count(1)
 
 @pytest.fixture
 def pilot(stack: Stack) -> Iterator[Pilot]:
-    pilot = Pilot(stack, f"kills-{next(_numbers)}")
-    pilot.create_namespace()
-    yield pilot
-    pilot.delete_everything()
+    with Pilot.created(stack, f"kills-{next(_numbers)}") as pilot:
+        yield pilot
 
 
 def test_every_dispatch_that_a_kill_meets_ends_true(pilot: Pilot) -> None:
