@@ -217,11 +217,19 @@ class Pods:
                 self.stop()
             self._known.discard(metadata.uid)
             self._core.delete_namespaced_pod(metadata.name, NAMESPACE, grace_period_seconds=0)
-        elif metadata.uid not in self._known:
+            return
+        if metadata.uid not in self._known:
             if is_operator:
                 self._start()
             self._known.add(metadata.uid)
+        # Also again: nobody renews the played node, and what watches nodes calls its pods unready.
+        if not _is_ready(pod):
             self._core.patch_namespaced_pod_status(metadata.name, NAMESPACE, _READY)
+
+
+def _is_ready(pod: Any) -> bool:
+    conditions = pod.status.conditions or []
+    return any(each.type == "Ready" and each.status == "True" for each in conditions)
 
 
 _READY = {
